@@ -1,0 +1,51 @@
+"""Efficient pre-training of encoder language models on one GPU, as an extension of Hugging Face Transformers.
+
+`import hf_effpt` registers the training models with the Auto classes; everything else is loaded when it is first used.
+"""
+
+import importlib
+from importlib.metadata import version as _version
+from typing import Any
+
+__version__ = _version("hf_effpt")
+
+# public name -> the module it is in
+_PUBLIC = {
+    **dict.fromkeys(("Method", "METHODS"), "core.method"),
+    "Clock": "core.clock",
+    "EffptError": "core.errors",
+    **dict.fromkeys(("LayerDrop", "Stacking"), "methods"),
+    **dict.fromkeys(
+        (
+            f"{family}{part}"
+            for family in ("EffptBert", "LayerDropBert", "StackableBert")
+            for part in ("Config", "Model", "ForMaskedLM", "ForSequenceClassification")
+        ),
+        "models",
+    ),
+    **dict.fromkeys(("EffptBertForTokenClassification", "EffptBertForQuestionAnswering"), "models"),
+    "DataCollatorForMaskedLM": "data.masking",
+    "train_tokenizer": "data.tokenizer",
+    "pack": "data.packing",
+    "EffptTrainingArguments": "training.arguments",
+    "EffptTrainer": "training.trainer",
+    **dict.fromkeys(("LayerDropTrainer", "StackingTrainer"), "training.named"),
+    "Recipe": "training.recipe",
+    "export": "hub.export",
+    "push": "hub.push",
+    "pretrain": "pretrain",
+}
+
+__all__ = sorted(_PUBLIC)  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_PUBLIC]

@@ -1,0 +1,1 @@
+"""The contract every method lives by: method, depth, anatomy and clock."""

@@ -1,0 +1,96 @@
+"""The clock: what a run may spend, what it has spent, and so how far it is."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .errors import EffptError
+
+UNITS: dict[str, tuple[str, float]] = {
+    **dict.fromkeys(("step", "steps"), ("steps", 1.0)),
+    **dict.fromkeys(("token", "tokens"), ("tokens", 1.0)),
+    **dict.fromkeys(("flop", "flops"), ("flops", 1.0)),
+    **dict.fromkeys(("s", "sec", "secs", "second", "seconds"), ("seconds", 1.0)),
+    **dict.fromkeys(("min", "mins", "minute", "minutes"), ("seconds", 60.0)),
+    **dict.fromkeys(("h", "hour", "hours"), ("seconds", 3600.0)),
+    **dict.fromkeys(("d", "day", "days"), ("seconds", 86400.0)),
+    **dict.fromkeys(("j", "joule", "joules"), ("joules", 1.0)),
+    "kj": ("joules", 1e3),
+    "mj": ("joules", 1e6),
+    "wh": ("joules", 3600.0),
+    "kwh": ("joules", 3.6e6),
+}
+_BUDGET = re.compile(r"\s*([0-9][0-9_]*\.?[0-9]*(?:e[+-]?[0-9]+)?|\.[0-9]+)\s*([a-z]+)\s*", re.IGNORECASE)
+
+
+@dataclass
+class Clock:
+    """Counts what a run has spent; learning rate, growth and drop schedules are functions of its `fraction`.
+
+    Args:
+        unit (`str`): what the budget is counted in: `steps`, `tokens`, `flops`, `seconds` or `joules`.
+        budget (`float`): how many of them may be spent.
+        steps, tokens, flops, seconds, joules: what has been spent. `joules` is `None` where nothing measures it.
+
+    Raises:
+        EffptError: for an unknown unit or a budget that is not positive and finite.
+    """
+
+    unit: str
+    budget: float
+    steps: int = 0
+    tokens: int = 0
+    flops: float = 0.0
+    seconds: float = 0.0
+    joules: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.unit not in {unit for unit, _ in UNITS.values()}:
+            raise EffptError(f"Unknown clock unit {self.unit!r}; use steps, tokens, flops, seconds or joules.")
+        if not (math.isfinite(self.budget) and self.budget > 0):
+            raise EffptError(f"A budget must be positive and finite, not {self.budget} {self.unit}.")
+        if self.unit == "steps" and self.budget != int(self.budget):
+            raise EffptError(f"A budget in steps must be a whole number, not {self.budget}.")
+
+    @classmethod
+    def parse(cls, budget: str) -> Clock:
+        """Reads a budget: `40steps`, `1e9tokens`, `3e15flops`, `90s`, `10min`, `2h`, `50kJ`."""
+        match = _BUDGET.fullmatch(str(budget))
+        if match is None or match[2].lower() not in UNITS:
+            raise EffptError(
+                f"Cannot read the budget {budget!r}; write a number and a unit, such as "
+                "`40steps`, `1e9tokens`, `3e15flops`, `90s`, `10min`, `2h` or `50kJ`."
+            )
+        unit, factor = UNITS[match[2].lower()]
+        return cls(unit, float(match[1].replace("_", "")) * factor)
+
+    @property
+    def spent(self) -> float:
+        return getattr(self, self.unit) or 0.0
+
+    @property
+    def fraction(self) -> float:
+        """The share of the budget that is spent, from 0 to 1."""
+        return min(1.0, self.spent / self.budget)
+
+    @property
+    def finished(self) -> bool:
+        return self.spent >= self.budget
+
+    def tick(self, *, steps: int = 1, tokens: int = 0, flops: float = 0.0, seconds: float = 0.0) -> None:
+        """Adds what an optimizer step has cost."""
+        self.steps += steps
+        self.tokens += tokens
+        self.flops += flops
+        self.seconds += seconds
+
+    def restore(self, totals: dict[str, Any]) -> None:
+        """Takes over the totals of an earlier part of the run; the budget stays what it is now."""
+        for name in ("steps", "tokens", "flops", "seconds", "joules"):
+            setattr(self, name, totals[name])
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)

@@ -1,0 +1,81 @@
+"""The depth seam: all layers are allocated once, at the target depth; which of them run, and in what order, varies.
+
+So no parameter appears or disappears after the optimizer exists: growth is an in-place copy and a longer order,
+dropping a layer is a shorter one. A layer that does not run has no gradient, costs nothing, and its optimizer state rests.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import nn
+
+from .anatomy import layers_of, replace_layers
+from .errors import EffptError
+
+
+class LayerStack(nn.ModuleList):
+    """Stands in for an encoder's layer list, with the same parameter names.
+
+    Iterating it, as the stock encoder does, yields the layers of `order` that are not in `dropped`. Layers are dropped
+    in training mode only. An empty selection runs nothing; it never means "all".
+    """
+
+    def __init__(self, layers: Iterable[nn.Module]) -> None:
+        super().__init__(layers)
+        self._order = tuple(range(len(self)))
+        self.dropped: frozenset[int] = frozenset()
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """Indices of the layers that run, first to last."""
+        return self._order
+
+    @order.setter
+    def order(self, order: Iterable[int]) -> None:
+        order = tuple(order)
+        if not all(0 <= index < len(self) for index in order):
+            raise EffptError(f"The layer order {list(order)} names layers outside 0..{len(self) - 1}; use allocated layers.")
+        self._order = order
+
+    @property
+    def active(self) -> tuple[int, ...]:
+        """Indices of the layers that the next forward runs."""
+        return tuple(i for i in self._order if i not in self.dropped) if self.training else self._order
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return (self[index] for index in self.active)
+
+    @torch.no_grad()
+    def copy_layer(self, source: int, target: int) -> None:
+        """Copies the weights and buffers of layer `source` into layer `target`, sharing no storage."""
+        copied = self[target].state_dict()
+        for name, tensor in self[source].state_dict().items():
+            copied[name].copy_(tensor)
+
+
+def stack_of(backbone: nn.Module) -> LayerStack:
+    """The `LayerStack` of `backbone`, put in place of its layer list at the first call."""
+    layers = layers_of(backbone)
+    if not isinstance(layers, LayerStack):
+        layers = LayerStack(layers._modules[str(index)] for index in range(len(layers)))
+        saved = getattr(backbone.config, "layer_order", None)
+        if saved is not None:
+            layers.order = saved
+        replace_layers(backbone, layers)
+    return layers
+
+
+def set_order(backbone: nn.Module, order: Iterable[int]) -> None:
+    """Sets which layers run, and writes it into the configuration so that a checkpoint repeats it."""
+    stack = stack_of(backbone)
+    stack.order = order
+    backbone.config.layer_order = list(stack.order)
+
+
+def flatten(backbone: nn.Module) -> None:
+    """Keeps only the layers that run, in the order they run, as a plain `nn.ModuleList`."""
+    layers = layers_of(backbone)
+    if isinstance(layers, LayerStack):
+        replace_layers(backbone, nn.ModuleList(layers[index] for index in layers.order))
+        backbone.config.num_hidden_layers = len(layers.order)
+        backbone.config.layer_order = None

@@ -1,0 +1,144 @@
+"""The contract of an efficiency method, and the registry through which everything else finds one."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from .errors import EffptError
+
+METHODS: dict[str, type[Method]] = {}
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Where a method was published."""
+
+    title: str
+    authors: str
+    year: int
+    bibtex: str
+    arxiv: str | None = None
+
+    @property
+    def url(self) -> str | None:
+        return f"https://arxiv.org/abs/{self.arxiv}" if self.arxiv else None
+
+
+@dataclass
+class Method:
+    """One efficiency technique; a method *is* its settings, so its fields are what a recipe may set.
+
+    What a method learns lives in the model as parameters or buffers. What it decides is a pure function of
+    `(seed, step, fraction)`, or it is written into the model's configuration. So it keeps no state of its own, and
+    a run resumes exactly from what a checkpoint holds anyway.
+
+    Every hook receives the *backbone*: the encoder (`BertModel`-shaped) that will be exported. `fraction` is the
+    share of the clock's budget that is spent, from 0 to 1.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    paper: ClassVar[Paper]
+    conflicts: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def settles_at(self) -> float:
+        """The fraction of the clock from which the method no longer changes the architecture."""
+        return 0.0
+
+    def bind(self, config: Any, others: Mapping[str, Method]) -> None:
+        """Checks the settings against the model's `config` and the run's other methods, before anything is built.
+
+        Raises:
+            EffptError: if the combination is unsound.
+        """
+
+    def inject(self, backbone: nn.Module) -> None:
+        """Rewires `backbone` in place; may add parameters or buffers, never renames one."""
+
+    def schedule(self, backbone: nn.Module, step: int, fraction: float, seed: int) -> None:
+        """Sets what `backbone` runs in optimizer step `step` (from 0); called before each step and on resume."""
+
+    def advance(self, backbone: nn.Module, step: int, fraction: float) -> bool:
+        """Changes weights after `step` steps are done; returns whether the set of parameters changed."""
+        return False
+
+    def penalty(self, backbone: nn.Module) -> Tensor | None:
+        """An extra loss (a scalar), counted once an optimizer step."""
+        return None
+
+    def select(self, model: nn.Module, batches: list) -> list:
+        """Takes the batches of one optimizer step and returns as many, smaller ones to learn from."""
+        return batches
+
+    def wrap_collator(self, collator: Any) -> Any:
+        """Returns the data collator to use in place of `collator`."""
+        return collator
+
+    def eject(self, backbone: nn.Module) -> None:
+        """Undoes `inject`: leaves only the stock architecture, at its present depth."""
+
+    def settings(self) -> dict[str, Any]:
+        """The settings that differ from the defaults: what the ledger in `config.json` keeps."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) != _default(field)
+        }
+
+
+def _default(field: dataclasses.Field) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def register(method: type[Method]) -> type[Method]:
+    """Adds a method class to `METHODS` under its name."""
+    if METHODS.get(method.name, method) is not method:
+        raise EffptError(f"Two methods are called `{method.name}`: {METHODS[method.name]} and {method}; rename one.")
+    METHODS[method.name] = method
+    return method
+
+
+def unregister(name: str) -> None:
+    """Removes a method class from `METHODS`."""
+    METHODS.pop(name, None)
+
+
+def nearest(wrong: str, valid: list[str]) -> str:
+    """A hint that names the valid key nearest to a mistyped one, or all of them."""
+    close = difflib.get_close_matches(wrong, valid, n=1, cutoff=0.5)
+    return f"did you mean `{close[0]}`?" if close else f"valid ones are: {', '.join(sorted(valid)) or 'none'}."
+
+
+def build_methods(ledger: Mapping[str, Mapping[str, Any] | None] | None, config: Any = None) -> list[Method]:
+    """Builds the methods of a run from its ledger and checks that they may run together.
+
+    Args:
+        ledger (`Mapping[str, Mapping]`, *optional*): settings by method name, `{"layerdrop": {"p": 0.2}}`.
+        config (*optional*): the configuration of the model they act on; without it only the settings are checked.
+
+    Raises:
+        EffptError: for an unknown method or setting, an impossible value, or methods that exclude each other.
+    """
+    methods: dict[str, Method] = {}
+    for name, settings in (ledger or {}).items():
+        if name not in METHODS:
+            raise EffptError(f"There is no method `{name}`: {nearest(name, list(METHODS))}")
+        valid = [field.name for field in dataclasses.fields(METHODS[name])]
+        for key in settings or {}:
+            if key not in valid:
+                raise EffptError(f"Method `{name}` has no setting `{key}`: {nearest(key, valid)}")
+        methods[name] = METHODS[name](**(settings or {}))
+    for name, method in methods.items():
+        others = {other: methods[other] for other in methods if other != name}
+        for other, that in others.items():
+            if other in method.conflicts or name in that.conflicts:
+                raise EffptError(f"`{name}` and `{other}` cannot run together; remove one of them from `methods`.")
+        method.bind(config, others)
+    return [methods[name] for name in METHODS if name in methods]  # an order that no JSON file can change

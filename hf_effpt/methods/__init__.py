@@ -1,0 +1,11 @@
+"""The methods; a new one is a folder beside these and its name in the line below."""
+
+from hf_effpt.core.method import register
+
+from .layerdrop import LayerDrop
+from .stacking import Stacking
+
+for _method in (LayerDrop, Stacking):
+    register(_method)
+
+__all__ = ["LayerDrop", "Stacking"]

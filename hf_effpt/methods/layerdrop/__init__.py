@@ -1,0 +1,3 @@
+from .method import LayerDrop
+
+__all__ = ["LayerDrop"]

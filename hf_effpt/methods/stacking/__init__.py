@@ -1,0 +1,3 @@
+from .method import Stacking
+
+__all__ = ["Stacking"]

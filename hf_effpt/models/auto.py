@@ -1,0 +1,34 @@
+"""Registers the training models with the Auto classes, so that `AutoModel…from_pretrained` finds them by `model_type`."""
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
+
+from . import bert, named
+
+HEADS = {
+    AutoModel: "Model",
+    AutoModelForMaskedLM: "ForMaskedLM",
+    AutoModelForSequenceClassification: "ForSequenceClassification",
+    AutoModelForTokenClassification: "ForTokenClassification",
+    AutoModelForQuestionAnswering: "ForQuestionAnswering",
+}
+
+
+def register_auto() -> None:
+    """Registers every configuration with its models; a second call changes nothing."""
+    for module, prefix in ((bert, "EffptBert"), (named, "LayerDropBert"), (named, "StackableBert")):
+        config_class = getattr(module, f"{prefix}Model").config_class
+        AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+        for auto_class, head in HEADS.items():
+            model_class = getattr(module, f"{prefix}{head}", None)
+            if model_class is not None:
+                auto_class.register(config_class, model_class, exist_ok=True)
+
+
+register_auto()

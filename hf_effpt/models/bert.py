@@ -1,0 +1,127 @@
+"""BERT for efficient pre-training: stock modules and parameter names, and a head that sees masked positions only."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    BertForMaskedLM,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    BertModel,
+)
+from transformers.modeling_outputs import MaskedLMOutput
+
+from .base import EffptMixin, isolate_documents
+from .configuration_effpt import EffptBertConfig
+
+
+class EffptBertModel(EffptMixin, BertModel):
+    """The encoder alone."""
+
+    config_class = EffptBertConfig
+    stock_class = BertModel
+
+
+class EffptBertForMaskedLM(EffptMixin, BertForMaskedLM):
+    """BERT with a masked-language-modelling head that computes logits at masked positions only.
+
+    B batch, L row length, D hidden size, M masked positions a row, N masked positions in all, V vocabulary.
+    """
+
+    config_class = EffptBertConfig
+    stock_class = BertForMaskedLM
+    accepts_loss_kwargs = True  # the loss honours `num_items_in_batch`, so accumulation gives the mean over the whole step
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        masked_positions: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> MaskedLMOutput:
+        """Without `labels`, the stock forward with logits everywhere; with them, the loss and no logits.
+
+        Args:
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds: as in `BertForMaskedLM`.
+            labels (`Tensor` of shape `(batch_size, sequence_length)`): original ids at masked positions, -100 elsewhere.
+            masked_positions (`Tensor` of shape `(batch_size, masked)`, *optional*): where the labels are. With them shapes
+                are static and nothing waits for the device; entries whose label is -100 are ignored.
+            document_ids (`Tensor` of shape `(batch_size, sequence_length)`, *optional*): the document of every token within
+                its row, 0 for padding; documents then do not see each other and each has positions from 0.
+            num_items_in_batch (`Tensor` or `int`, *optional*): masked tokens of the whole optimizer step; the loss is the sum
+                over this batch divided by it. By default the mean over this batch.
+        """
+        if document_ids is not None:
+            attention_mask, position_ids = isolate_documents(
+                document_ids, self.config._attn_implementation, self.dtype
+            )
+        outputs = self.bert(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            return_dict=True,
+            **kwargs,
+        )
+        hidden_BLD = outputs.last_hidden_state
+        loss = logits = None
+        if labels is None:
+            logits = self.cls(hidden_BLD)
+        else:
+            hidden_ND, labels_N = gather_masked(hidden_BLD, labels, masked_positions)
+            loss = masked_loss(self.cls(hidden_ND), labels_N, num_items_in_batch)
+        return MaskedLMOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+def gather_masked(hidden_BLD: Tensor, labels_BL: Tensor, positions_BM: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Hidden states and labels at the masked positions, of shapes `(masked, hidden_size)` and `(masked,)`."""
+    if positions_BM is None:
+        masked_BL = labels_BL != -100
+        return hidden_BLD[masked_BL], labels_BL[masked_BL]
+    batch, length, width = hidden_BLD.shape
+    rows_B1 = torch.arange(batch, device=hidden_BLD.device)[:, None] * length
+    index_N = (rows_B1 + positions_BM).flatten()
+    return hidden_BLD.reshape(-1, width).index_select(0, index_N), labels_BL.flatten().index_select(0, index_N)
+
+
+def masked_loss(logits_NV: Tensor, labels_N: Tensor, num_items: Tensor | int | None = None) -> Tensor:
+    """Cross-entropy in fp32, summed over the labels that are not -100 and divided by `num_items` or their number."""
+    total = nn.functional.cross_entropy(logits_NV.float(), labels_N, reduction="sum", ignore_index=-100)
+    if num_items is None:
+        num_items = (labels_N != -100).sum().clamp(min=1)
+    return total / num_items
+
+
+class EffptBertForSequenceClassification(EffptMixin, BertForSequenceClassification):
+    """BERT with a sequence classification head."""
+
+    config_class = EffptBertConfig
+    stock_class = BertForSequenceClassification
+    accepts_loss_kwargs = False  # the stock loss is a micro-batch mean: the Trainer has to divide it by the accumulation
+
+
+class EffptBertForTokenClassification(EffptMixin, BertForTokenClassification):
+    """BERT with a token classification head."""
+
+    config_class = EffptBertConfig
+    stock_class = BertForTokenClassification
+    accepts_loss_kwargs = False
+
+
+class EffptBertForQuestionAnswering(EffptMixin, BertForQuestionAnswering):
+    """BERT with a span-extraction head for question answering."""
+
+    config_class = EffptBertConfig
+    stock_class = BertForQuestionAnswering
+    accepts_loss_kwargs = False

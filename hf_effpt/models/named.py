@@ -1,0 +1,58 @@
+"""The named classes of single methods: the same models with that method switched on."""
+
+from huggingface_hub.dataclasses import strict
+
+from .bert import EffptBertForMaskedLM, EffptBertForSequenceClassification, EffptBertModel
+from .configuration_effpt import EffptBertConfig
+
+
+@strict
+class LayerDropBertConfig(EffptBertConfig):
+    """Configuration of a BERT trained with LayerDrop (Fan et al., 2020)."""
+
+    model_type = "layerdrop_bert"
+    default_methods = {"layerdrop": {}}
+
+
+class LayerDropBertModel(EffptBertModel):
+    """The encoder, trained with LayerDrop."""
+
+    config_class = LayerDropBertConfig
+
+
+class LayerDropBertForMaskedLM(EffptBertForMaskedLM):
+    """BERT with a masked-language-modelling head, trained with LayerDrop."""
+
+    config_class = LayerDropBertConfig
+
+
+class LayerDropBertForSequenceClassification(EffptBertForSequenceClassification):
+    """BERT with a sequence classification head, trained with LayerDrop."""
+
+    config_class = LayerDropBertConfig
+
+
+@strict
+class StackableBertConfig(EffptBertConfig):
+    """Configuration of a BERT that grows by progressive stacking (Gong et al., 2019)."""
+
+    model_type = "stackable_bert"
+    default_methods = {"stacking": {}}
+
+
+class StackableBertModel(EffptBertModel):
+    """The encoder, grown by stacking."""
+
+    config_class = StackableBertConfig
+
+
+class StackableBertForMaskedLM(EffptBertForMaskedLM):
+    """BERT with a masked-language-modelling head, grown by stacking."""
+
+    config_class = StackableBertConfig
+
+
+class StackableBertForSequenceClassification(EffptBertForSequenceClassification):
+    """BERT with a sequence classification head, grown by stacking."""
+
+    config_class = StackableBertConfig

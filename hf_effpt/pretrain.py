@@ -1,0 +1,181 @@
+"""`pretrain`: from a recipe to a stock checkpoint."""
+
+import hashlib
+import json
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from datasets import DatasetDict
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
+
+from hf_effpt.core.clock import Clock
+from hf_effpt.core.errors import EffptError
+from hf_effpt.data.cache import build_once, cache_folder
+from hf_effpt.data.corpus import Corpus, open_corpus
+from hf_effpt.data.masking import DataCollatorForMaskedLM
+from hf_effpt.data.packing import facts, pack
+from hf_effpt.data.tokenizer import train_tokenizer
+from hf_effpt.data.tokenizer_report import tokenizer_report
+from hf_effpt.models import EffptBertConfig, EffptBertForMaskedLM
+from hf_effpt.training.checkpoints import checkpoints_in
+from hf_effpt.training.recipe import Recipe
+from hf_effpt.training.trainer import EffptTrainer
+
+logger = logging.getLogger(__name__)
+# What of a recipe decides what the run *is*; the rest (budget, logging) may change when it is resumed.
+IDENTITY = ("model", "methods", "data")
+
+
+@dataclass
+class RunResult:
+    """What a run came to.
+
+    Args:
+        output_dir (`Path`): the run folder; its root holds the stock model.
+        clock (`Clock`): what was spent.
+        held_out_loss (`float`, *optional*): in nats a masked token, if text was held out.
+        unigram_floor (`float`, *optional*): the same for a model that knows only how frequent tokens are.
+    """
+
+    output_dir: Path
+    clock: Clock
+    held_out_loss: float | None = None
+    unigram_floor: float | None = None
+
+    def summary(self) -> str:
+        """A few lines for people: what was spent, what it gave, what to do next."""
+        clock = self.clock
+        lines = [f"Trained for {clock.steps:,} steps, {clock.tokens:,} tokens, {clock.flops:.3g} FLOPs, {clock.seconds:.0f} s."]
+        if self.held_out_loss is not None and self.unigram_floor is not None:
+            gap = self.unigram_floor - self.held_out_loss
+            verdict = f"{gap:.3f} below" if gap > 0 else f"{-gap:.3f} above; it needs a longer budget than this"
+            lines.append(f"Held-out loss {self.held_out_loss:.3f}, the unigram floor is {self.unigram_floor:.3f} ({verdict}).")
+        return "\n".join([
+            *lines,
+            f"The stock model is in {self.output_dir}. Next:",
+            f"  AutoModelForSequenceClassification.from_pretrained({str(self.output_dir)!r})   # fine-tune it",
+            f"  effpt push {self.output_dir} ORG/NAME",
+        ])  # fmt: skip
+
+
+def pretrain(recipe: Recipe, *, resume: bool = False) -> RunResult:
+    """Trains what a recipe says on its budget and leaves a stock checkpoint in the root of its output folder.
+
+    Args:
+        recipe ([`Recipe`]): what to do.
+        resume (`bool`, *optional*, defaults to `False`): go on from the last checkpoint in the output folder.
+
+    Raises:
+        EffptError: for data, settings or an output folder that cannot be used, before any training.
+    """
+    out = Path(recipe.training.output_dir)
+    claim(out, recipe, resume)
+    corpus = _corpus(recipe, recipe.data.dataset)
+    tokenizer = prepare_tokenizer(recipe, corpus)
+    rows = prepare_rows(recipe, corpus, tokenizer)
+    set_seed(recipe.training.seed)
+    trainer = EffptTrainer(
+        model=build_model(recipe, tokenizer),
+        args=recipe.training,
+        train_dataset=rows["train"],
+        eval_dataset=rows.get("validation"),
+        processing_class=tokenizer,
+        data_collator=DataCollatorForMaskedLM(
+            tokenizer, recipe.data.mlm_probability, recipe.data.whole_word, seed=recipe.training.seed
+        ),
+    )
+    report = tokenizer_report(tokenizer, corpus.texts(), max_bytes=2**20)
+    trainer.facts = {"recipe": recipe.resolved(), "data": facts(rows["train"]), "tokenizer": asdict(report)}
+    if trainer.is_world_process_zero():
+        out.mkdir(parents=True, exist_ok=True)
+        recipe.save(out / "recipe.yaml")
+    logger.info("training %s parameters", f"{trainer.model.num_parameters():,}")
+    trainer.train(resume_from_checkpoint=resume or None)
+    evaluation: dict[str, float] = {}
+    if trainer.eval_dataset is not None:
+        trainer.evaluate()
+        evaluation = trainer.evaluation or {}
+    trainer.save_model()
+    return RunResult(out, trainer.clock, evaluation.get("held_out_loss"), evaluation.get("unigram_floor"))
+
+
+def claim(out: Path, recipe: Recipe, resume: bool) -> None:
+    """Makes sure that the output folder is free, or holds the run to be resumed.
+
+    Raises:
+        EffptError: if it holds something else.
+    """
+    written = [name for name in ("config.json", "run.json", "model.safetensors") if (out / name).exists()]
+    if not resume:
+        if written or checkpoints_in(out):
+            found = ", ".join([*written, *(folder.name for folder in checkpoints_in(out))])
+            raise EffptError(
+                f"The output folder {out} holds another run already ({found}); go on with it by `--resume`, or give "
+                "another `training.output_dir`."
+            )
+        return
+    if not (out / "recipe.yaml").is_file():
+        raise EffptError(f"There is no run in {out} to resume (no recipe.yaml); start without `--resume`.")
+    before = yaml.safe_load((out / "recipe.yaml").read_text(encoding="utf-8"))
+    for section in IDENTITY:
+        old, new = before.get(section) or {}, recipe.resolved()[section]
+        for key in sorted({*old, *new}):
+            if old.get(key) != new.get(key):
+                raise EffptError(
+                    f"The run in {out} has `{section}.{key}: {old.get(key)}`, but the recipe now says {new.get(key)}; "
+                    "resume with the recipe it was started with, or give another `training.output_dir`."
+                )
+
+
+def _corpus(recipe: Recipe, dataset: str) -> Corpus:
+    data = recipe.data
+    return open_corpus(dataset, text_column=data.text_column, split=data.split, streaming=data.streaming)
+
+
+def prepare_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase:
+    """The recipe's tokenizer: loaded if it names one, else trained on the corpus, once for the same text and settings."""
+    data = recipe.data
+    if data.tokenizer is not None:
+        try:
+            return AutoTokenizer.from_pretrained(data.tokenizer)
+        except (OSError, ValueError) as error:
+            raise EffptError(
+                f"`data.tokenizer` {data.tokenizer!r} cannot be loaded ({str(error).splitlines()[0]}); give a folder made "
+                "by `effpt tokenizer`, or leave it out to train one."
+            ) from error
+    settings: dict[str, Any] = {
+        "vocab_size": data.vocab_size,
+        "kind": data.tokenizer_kind,
+        "lowercase": data.lowercase,
+        "model_max_length": recipe.model.max_position_embeddings,
+    }
+    key = hashlib.sha256(json.dumps([corpus.fingerprint, settings]).encode()).hexdigest()[:32]
+    folder = build_once(
+        cache_folder(data.cache_dir) / f"tokenizer-{key}", lambda new: train_tokenizer(corpus, **settings, out=new)
+    )
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def prepare_rows(recipe: Recipe, corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> DatasetDict:
+    """The packed training rows, and those held out."""
+    data = recipe.data
+    held_out = _corpus(recipe, data.held_out) if isinstance(data.held_out, str) else data.held_out
+    return pack(
+        corpus, tokenizer, sequence_length=data.sequence_length, isolate_documents=data.isolate_documents,
+        validation=held_out, cache_dir=data.cache_dir, num_proc=data.num_proc,
+    )  # fmt: skip
+
+
+def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> EffptBertForMaskedLM:
+    """A new training model of the recipe's shape, with a vocabulary that is a multiple of 64."""
+    config = EffptBertConfig(
+        vocab_size=-(-len(tokenizer) // 64) * 64,
+        pad_token_id=tokenizer.pad_token_id,
+        methods=recipe.methods,
+        **recipe.model.config_kwargs(),
+    )
+    config._attn_implementation = recipe.model.attn_implementation
+    return EffptBertForMaskedLM(config)

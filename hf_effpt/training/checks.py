@@ -1,0 +1,62 @@
+"""What is checked about the parts of a run before any training."""
+
+from typing import Any
+
+from torch.utils.data import IterableDataset
+from transformers import PreTrainedModel
+
+from hf_effpt.core.errors import EffptError
+from hf_effpt.data.packing import PackedRows
+from hf_effpt.models.base import EffptMixin
+
+from .arguments import EffptTrainingArguments
+
+
+def check_parts(model: PreTrainedModel, args: Any, datasets: list[Any], tokenizer: Any) -> None:
+    """Checks that model, arguments, data and tokenizer fit each other.
+
+    Raises:
+        EffptError: if they do not.
+    """
+    if not isinstance(model, EffptMixin):
+        raise EffptError(
+            f"`EffptTrainer` trains models of this package, not `{type(model).__name__}`; load the same weights with "
+            "`EffptBertForMaskedLM.from_pretrained(…)`, or use the stock `Trainer`."
+        )
+    if not isinstance(args, EffptTrainingArguments):
+        raise EffptError(f"`args` must be `EffptTrainingArguments`, not `{type(args).__name__}`; it takes the same fields.")
+    vocabulary = model.config.vocab_size
+    if tokenizer is not None and len(tokenizer) > vocabulary:
+        raise EffptError(
+            f"The tokenizer has {len(tokenizer)} tokens but the model only {vocabulary}; set `vocab_size` of the model's "
+            f"configuration to at least {len(tokenizer)}, or use the tokenizer the model was made for."
+        )
+    if tokenizer is not None and tokenizer.pad_token_id != model.config.pad_token_id:
+        raise EffptError(
+            f"The tokenizer pads with id {tokenizer.pad_token_id} but the model with {model.config.pad_token_id}; set "
+            f"`pad_token_id={tokenizer.pad_token_id}` in the model's configuration."
+        )
+    for dataset in datasets:
+        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+            raise EffptError(
+                f"`{type(dataset).__name__}` has no length, so a run on it could not be resumed exactly; pack the "
+                "text first with `pack(…)`, which streams it to disk."
+            )
+        if PackedRows.fits(dataset) and PackedRows(dataset).sequence_length > model.config.max_position_embeddings:
+            raise EffptError(
+                f"Rows of {PackedRows(dataset).sequence_length} tokens do not fit a model of "
+                f"{model.config.max_position_embeddings} positions; raise `max_position_embeddings`, or pack shorter rows."
+            )
+
+
+def check_size(dataset: Any, batch: int) -> None:
+    """Checks that the training data fill one optimizer step.
+
+    Raises:
+        EffptError: if they do not.
+    """
+    if len(dataset) < batch:
+        raise EffptError(
+            f"The training data are {len(dataset)} rows, too few for one step of {batch}; use more text, shorter rows, or "
+            "a smaller `per_device_train_batch_size` or `gradient_accumulation_steps`."
+        )

@@ -1,0 +1,60 @@
+"""Matrix-multiplication FLOPs of a training step, counted by running the model once without data or weights."""
+
+import copy
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel
+
+from hf_effpt.core.anatomy import layers_of
+
+
+def ghost_of(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of `model` whose tensors have shapes but no storage, with eager attention, which the counter sees whole."""
+    memo: dict[int, Any] = {}
+    for tensor in chain(model.parameters(), model.buffers()):
+        empty = torch.empty_like(tensor, device="meta")
+        memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+    ghost = copy.deepcopy(model, memo)
+    for module in ghost.modules():
+        module.__dict__.pop("forward", None)  # what mixed precision wraps around it has no meaning without data
+        module._compiled_call_impl = None
+    ghost.set_attn_implementation("eager")
+    return ghost
+
+
+class FlopCounter:
+    """Counts the FLOPs of forward and backward for one micro-batch; equal shapes on equal layers are counted once."""
+
+    def __init__(self) -> None:
+        self._counted: dict[tuple, int] = {}
+
+    def count(self, model: PreTrainedModel, batch: dict[str, Tensor]) -> int:
+        """FLOPs of a training step of `model` on a batch of the shapes of `batch`, for the layers that run now."""
+        # A collator without positions leaves their number to the labels; rounding it up to whole rows keeps shapes static.
+        if "masked_positions" not in batch and batch.get("labels") is not None and batch["labels"].ndim == 2:
+            masked = int((batch["labels"] != -100).sum())
+            rows = len(batch["labels"])
+            batch = {**batch, "masked_positions": torch.empty(rows, -(-masked // rows), dtype=torch.long, device="meta")}
+        shapes = tuple(sorted((name, tuple(tensor.shape)) for name, tensor in batch.items()))
+        key = (shapes, model.training, self.running(model))
+        if key not in self._counted:
+            self._counted[key] = self._measure(model, batch)
+        return self._counted[key]
+
+    @staticmethod
+    def running(model: PreTrainedModel) -> tuple:
+        """What decides the cost besides the shapes of the batch: the sizes of the layers that run."""
+        return tuple(sorted(sum(p.numel() for p in layer.parameters()) for layer in layers_of(model.backbone)))
+
+    @staticmethod
+    def _measure(model: PreTrainedModel, batch: dict[str, Tensor]) -> int:
+        ghost = ghost_of(model)
+        with FlopCounterMode(display=False) as counter, torch.enable_grad():
+            loss = ghost(**{name: tensor.to("meta") for name, tensor in batch.items()}).loss
+            if loss.requires_grad:
+                loss.backward()
+        return counter.get_total_flops()

@@ -1,0 +1,120 @@
+"""Meters: how fast a run is, how near to what the machine can do, and where its time goes."""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+
+import torch
+
+PARTS = ("data", "forward", "backward", "optimizer")
+
+
+@lru_cache(maxsize=8)
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of large matrix products on `device` in `dtype`, measured once: what utilisation is a share of."""
+    size = 8192 if device.type == "cuda" else 1024
+    left = torch.randn(size, size, device=device, dtype=torch.float32).to(dtype)
+    best = 0.0
+    for _ in range(6):
+        synchronize(device)
+        began = time.perf_counter()
+        for _ in range(4):
+            left @ left
+        synchronize(device)
+        best = max(best, 4 * 2 * size**3 / (time.perf_counter() - began))
+    return best
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until `device` has done all that was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class StepMeter:
+    """Adds up the time of the parts of a step; on a GPU with events, so that no step waits for the device.
+
+    Args:
+        device (`torch.device`): where the model runs.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+        self._open: dict[str, float | torch.cuda.Event] = {}
+        self.reset()
+
+    def reset(self) -> None:
+        """Begins a new window."""
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._events.clear()
+        self.tokens, self.flops, self.seconds = 0, 0.0, 0.0
+
+    def _mark(self) -> "float | torch.cuda.Event":
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def begin(self, part: str) -> None:
+        self._open[part] = self._mark()
+
+    def end(self, part: str) -> None:
+        began, ended = self._open.pop(part, None), self._mark()
+        if isinstance(began, float) and isinstance(ended, float):
+            self._seconds[part] += ended - began
+        elif began is not None:
+            self._events.append((part, began, ended))
+
+    @contextmanager
+    def measure(self, part: str) -> Iterator[None]:
+        """Counts the time of the block as `part`."""
+        self.begin(part)
+        yield
+        self.end(part)
+
+    def add(self, *, tokens: int, flops: float, seconds: float) -> None:
+        """Counts a finished optimizer step."""
+        self.tokens, self.flops, self.seconds = self.tokens + tokens, self.flops + flops, self.seconds + seconds
+
+    def summary(self, dtype: torch.dtype) -> dict[str, float]:
+        """Tokens per second, utilisation, and the share of each part in the window; waits for the device once."""
+        synchronize(self.device)
+        for part, began, ended in self._events:
+            self._seconds[part] += began.elapsed_time(ended) / 1e3
+        self._events.clear()
+        if not self.seconds:
+            return {}
+        # Forward is measured inside the whole training step, so backward is what else the step took.
+        self._seconds["backward"] = max(0.0, self._seconds.pop("training_step", 0.0) - self._seconds["forward"])
+        rates = {"tokens_per_second": self.tokens / self.seconds}
+        rates["mfu"] = self.flops / self.seconds / peak_flops(self.device, dtype)
+        return rates | {f"time_{part}": self._seconds[part] / self.seconds for part in PARTS}
+
+
+class EnergyMeter:
+    """Reads the energy counter of an NVIDIA GPU (Volta and later).
+
+    Args:
+        device (`torch.device`): a CUDA device.
+
+    Raises:
+        ImportError, RuntimeError: where the counter cannot be read.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        import pynvml
+
+        if device.type != "cuda":
+            raise RuntimeError("energy is measured on NVIDIA GPUs only")
+        pynvml.nvmlInit()
+        uuid = str(torch.cuda.get_device_properties(device).uuid)
+        self._nvml, self._handle = pynvml, pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}".encode())
+        self.joules()
+
+    def joules(self) -> float:
+        """Energy in joules since the driver was loaded."""
+        return self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle) / 1e3

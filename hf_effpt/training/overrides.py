@@ -1,0 +1,64 @@
+"""Dotted flags, `--training.budget 10min`: how a command line changes a recipe."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from hf_effpt.core.errors import EffptError
+from hf_effpt.core.method import nearest
+
+from .recipe_file import parse_yaml
+
+SECTIONS = ("model", "methods", "data", "training")
+
+
+def split_flags(flags: Sequence[str]) -> Iterator[tuple[list[str], Any]]:
+    """Yields the path and the value of each flag of a command line.
+
+    A flag without a value is true, several values are a list, and a value in braces or brackets, or `null`, is YAML.
+
+    Raises:
+        EffptError: for a word that belongs to no flag, or a flag of no section.
+    """
+    words = list(flags)
+    while words:
+        flag, equals, attached = words.pop(0).partition("=")
+        if not flag.startswith("--"):
+            raise EffptError(f"{flag!r} belongs to no flag; settings are written `--section.key value`.")
+        values = [attached] if equals else []
+        while words and not words[0].startswith("--"):
+            values.append(words.pop(0))
+        path = flag[2:].replace("-", "_").split(".")
+        if path[0] not in SECTIONS:
+            raise EffptError(
+                f"There is no setting `{flag}`. Settings are written `--section.key value`, such as "
+                f"`--training.budget 10min`; for section `{path[0]}`, {nearest(path[0], list(SECTIONS))}"
+            )
+        read = [_value(flag, value) for value in values]
+        yield path, True if not read else read[0] if len(read) == 1 else read
+
+
+def _value(flag: str, text: str) -> Any:
+    return parse_yaml(text, f"`{flag}`") if text[:1] in ("{", "[") or text in ("null", "~") else text
+
+
+def apply_overrides(sections: Mapping[str, Any], flags: Sequence[str]) -> dict[str, Any]:
+    """The sections of a recipe with dotted flags applied, later ones last.
+
+    Args:
+        sections (`Mapping[str, Any]`): the recipe's plain content; it is left as it is.
+        flags (`Sequence[str]`): command-line words, `["--methods.layerdrop.p", "0.1", "--training.bf16"]`.
+
+    Raises:
+        EffptError: for a word that belongs to no flag, a flag of no section, or one that reaches into a plain value.
+    """
+    changed = dict(sections)
+    for path, value in split_flags(flags):
+        inner = changed
+        for depth, name in enumerate(path[:-1], start=1):
+            below = inner.get(name)
+            if below is not None and not isinstance(below, Mapping):
+                raise EffptError(f"`--{'.'.join(path)}` reaches into `{'.'.join(path[:depth])}`, which is {below!r}.")
+            inner[name] = dict(below or {})
+            inner = inner[name]
+        inner[path[-1]] = value
+    return changed

@@ -1,0 +1,83 @@
+"""The callbacks of a run: one moves clock and methods forward, the other shows how far the clock is."""
+
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState, ProgressCallback
+
+if TYPE_CHECKING:
+    from .trainer import EffptTrainer
+
+
+class ClockCallback(TrainerCallback, ExportableState):
+    """Runs the methods at the two moments at which a model may change, and the clock between them.
+
+    Its state, the totals of the clock, is saved with every checkpoint in `trainer_state.json`.
+    """
+
+    def __init__(self, trainer: "EffptTrainer") -> None:
+        self.trainer = trainer
+
+    def state(self) -> dict[str, Any]:
+        return {"args": {}, "attributes": {**self.trainer.clock.as_dict(), "rows": self.trainer.rows_seen}}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.timekeeper.start()
+        self.trainer.meter.reset()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        trainer = self.trainer
+        for method in trainer.methods:
+            method.schedule(trainer.model.backbone, state.global_step, trainer.clock.fraction, args.seed)
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.meter.begin("optimizer")
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.meter.end("optimizer")
+        self.trainer.charge_step()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        trainer = self.trainer
+        state.epoch = trainer.rows_seen / len(trainer.train_dataset)
+        changed = [
+            method.advance(trainer.model.backbone, state.global_step, trainer.clock.fraction)
+            for method in trainer.methods
+        ]
+        if any(changed):
+            trainer.refresh_optimizer()
+        if trainer.clock.finished:
+            control.should_training_stop = True
+            control.should_save = control.should_save or str(args.save_strategy.value) != "no"
+            control.should_log = True
+
+
+class ClockProgress(ProgressCallback):
+    """A progress bar of the budget, since the number of steps is not known ahead."""
+
+    def __init__(self, trainer: "EffptTrainer") -> None:
+        super().__init__()
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            clock = self.trainer.clock
+            self.training_bar.reset(total=1000)
+            self.training_bar.bar_format = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
+            self.training_bar.set_description(f"training for {clock.budget:g} {clock.unit}")
+            self._show()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._show()
+
+    def _show(self) -> None:
+        if self.training_bar is not None:
+            self.training_bar.update(int(1000 * self.trainer.clock.fraction) - self.training_bar.n)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
+        if self.training_bar is not None and logs and "loss" in logs:
+            shown = {"step": state.global_step, "loss": f"{logs['loss']:.3f}"}
+            if "tokens_per_second" in logs:
+                shown["tokens/s"] = f"{logs['tokens_per_second']:,.0f}"
+            self.training_bar.set_postfix(shown)

@@ -1,0 +1,56 @@
+"""What a run says of itself: the content of `run.json`, from which the model card is written."""
+
+import platform
+import statistics
+import sys
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+
+import hf_effpt
+from hf_effpt.core.ledger import ledger_of
+
+from .meters import PARTS
+
+if TYPE_CHECKING:
+    from .saving import ExportingTrainer
+
+
+def run_record(trainer: "ExportingTrainer") -> dict[str, Any]:
+    """Ledger, clock totals, losses, speed and environment of a run, and what `trainer.facts` adds."""
+    model, history = trainer.model, trainer.state.log_history
+    record = {
+        "ledger": ledger_of(model.config),
+        "clock": trainer.timekeeper.clock.as_dict(),
+        "model": {
+            "training_class": type(model).__name__,
+            "stock_class": model.stock_class.__name__,
+            "parameters": model.num_parameters(),
+        },
+        "throughput": throughput(history),
+        "environment": environment(trainer.args.device),
+        "history": history,
+        "command": " ".join(["effpt", *sys.argv[1:]] if sys.argv[0].endswith("effpt") else ["python", *sys.argv]),
+    }
+    if trainer.evaluation is not None:
+        record["evaluation"] = trainer.evaluation
+    return record | trainer.facts
+
+
+def throughput(history: list[dict[str, Any]]) -> dict[str, float]:
+    """Medians over the log entries of speed, utilisation, and the share of each part of a step."""
+    names = {"tokens_per_second": "tokens_per_second", "mfu": "mfu"} | {f"time_{part}": part for part in PARTS}
+    found = {short: [entry[name] for entry in history if name in entry] for name, short in names.items()}
+    return {name: statistics.median(values) for name, values in found.items() if values}
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """The versions and the device that a figure depends on."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "hf_effpt": hf_effpt.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device} ({platform.machine()})",
+    }

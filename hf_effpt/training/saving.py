@@ -1,0 +1,100 @@
+"""Saving and resuming: checkpoints appear whole or not at all, and the run folder's root is the exported model."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer, TrainerState
+from transformers.trainer_utils import TrainOutput
+
+from hf_effpt.core.errors import EffptError
+from hf_effpt.core.files import STAGING, is_disk_full, replacing_folder_contents
+from hf_effpt.hub.card import model_card
+
+from .checkpoints import STATE, checkpoints_in, choose, load_training_model, progress
+from .record import run_record
+
+
+class ExportingTrainer(Trainer):
+    """A Trainer that resumes into the architecture a checkpoint describes, and exports what it has trained."""
+
+    staging: Path | None = None
+
+    def train(self, resume_from_checkpoint: "str | bool | None" = None, **kwargs: Any) -> TrainOutput:
+        """As in the stock Trainer; resuming builds the model that the checkpoint's configuration describes.
+
+        Raises:
+            EffptError: if the checkpoint to resume from is missing or not whole; the last whole one is named.
+        """
+        totals = checkpoint = None
+        if resume_from_checkpoint:
+            checkpoint = choose(resume_from_checkpoint, Path(self.args.output_dir))
+            totals = progress(checkpoint)["stateful_callbacks"]["ClockCallback"]["attributes"]
+            self.model = self.model_wrapped = load_training_model(self.model, checkpoint).to(self.args.device)
+            resume_from_checkpoint = str(checkpoint)
+            self.optimizer = None
+        self.begin(totals)
+        if self.clock.finished:
+            self.state = TrainerState.load_from_json(str(checkpoint / STATE))
+            return TrainOutput(self.state.global_step, 0.0, {})
+        self.compile_model()
+        return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self.staging or super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Writes to a temporary name and renames, so that a full disk or a kill leaves the earlier checkpoints whole."""
+        run = Path(self.args.output_dir)
+        final = run / f"checkpoint-{self.state.global_step}"
+        with self.timekeeper.paused():
+            if self.args.should_save:
+                shutil.rmtree(run / STAGING, ignore_errors=True)
+            self.accelerator.wait_for_everyone()
+            self.staging = run / STAGING
+            try:
+                super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()
+                if self.args.should_save:
+                    shutil.rmtree(final, ignore_errors=True)
+                    os.replace(self.staging / final.name, final)
+            except Exception as error:
+                if is_disk_full(error):
+                    kept = [str(folder) for folder in checkpoints_in(run)]
+                    raise EffptError(
+                        f"The disk is full and {final} could not be saved; free some space and resume from "
+                        f"{kept[-1] if kept else 'the beginning'}, which is whole."
+                    ) from error
+                raise
+            finally:
+                self.staging = None
+                if self.args.should_save:
+                    shutil.rmtree(run / STAGING, ignore_errors=True)
+            if self.args.should_save and self.args.save_total_limit:
+                for old in checkpoints_in(run)[: -self.args.save_total_limit]:
+                    shutil.rmtree(old)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Exports the stock model, with tokenizer, card and `run.json`; only checkpoints keep the training model."""
+        if self.staging is not None:
+            super().save_model(output_dir, _internal_call)
+            return
+        out = output_dir or self.args.output_dir
+        if self.args.should_save:
+            record = run_record(self)
+            with self.timekeeper.paused(), replacing_folder_contents(out) as folder:
+                self.accelerator.unwrap_model(self.model).export().save_pretrained(folder)
+                if self.processing_class is not None:
+                    self.processing_class.save_pretrained(folder)
+                (folder / "run.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
+                model_card(record, self.hub_model_id).save(folder / "README.md")
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Writes the package's own card, from what the run has measured."""
+        if self.is_world_process_zero():
+            card = model_card(run_record(self), self.hub_model_id)
+            card.save(Path(self.args.output_dir) / "README.md")

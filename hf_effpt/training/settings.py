@@ -1,0 +1,157 @@
+"""The `model` and `data` sections of a recipe: what is trained, and on what."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from hf_effpt.core.errors import EffptError
+
+# layers, hidden size, heads: the BERT miniatures of Turc et al. (2019), and BERT itself
+SIZES: dict[str, tuple[int, int, int]] = {
+    "tiny": (2, 128, 2),
+    "mini": (4, 256, 4),
+    "small": (4, 512, 8),
+    "medium": (8, 512, 8),
+    "base": (12, 768, 12),
+    "large": (24, 1024, 16),
+}
+
+
+def require(condition: bool, key: str, value: Any, needed: str) -> None:
+    """Raises an `EffptError` that names the recipe key, what it was given and what it needs."""
+    if not condition:
+        raise EffptError(f"`{key}` is {value!r}, but must be {needed}.")
+
+
+@dataclass
+class ModelSettings:
+    """Which encoder is trained, and for which objective.
+
+    Args:
+        size (`str`, *optional*, defaults to `"small"`):
+            A BERT shape: `tiny` (2 layers of 128), `mini` (4 of 256), `small` (4 of 512), `medium` (8 of 512),
+            `base` (12 of 768) or `large` (24 of 1024).
+        objective (`str`, *optional*, defaults to `"mlm"`): The pre-training objective.
+        num_hidden_layers, hidden_size, num_attention_heads (`int`, *optional*): Each overrides the size's own.
+        intermediate_size (`int`, *optional*): Width of the feed-forward layers; by default 4 times the hidden size.
+        max_position_embeddings (`int`, *optional*, defaults to 512): The longest sequence the model can read.
+        dropout (`float`, *optional*, defaults to 0.0):
+            Dropout of hidden states and attention while pre-training. BERT has 0.1; with a small budget each
+            token is seen about once, and none is better (Geiping and Goldstein, 2022).
+        attn_implementation (`str`, *optional*, defaults to `"sdpa"`): Which attention kernel transformers uses.
+
+    Raises:
+        EffptError: for an impossible shape.
+    """
+
+    size: Literal["tiny", "mini", "small", "medium", "base", "large"] = "small"
+    objective: Literal["mlm"] = "mlm"
+    num_hidden_layers: int | None = None
+    hidden_size: int | None = None
+    num_attention_heads: int | None = None
+    intermediate_size: int | None = None
+    max_position_embeddings: int = 512
+    dropout: float = 0.0
+    attn_implementation: str = "sdpa"
+
+    def __post_init__(self) -> None:
+        require(self.size in SIZES, "model.size", self.size, f"one of {', '.join(SIZES)}")
+        require(self.objective == "mlm", "model.objective", self.objective, "mlm")
+        require(0.0 <= self.dropout < 1.0, "model.dropout", self.dropout, "at least 0 and below 1")
+        shape = self.config_kwargs()
+        for key in (
+            "num_hidden_layers",
+            "hidden_size",
+            "num_attention_heads",
+            "intermediate_size",
+            "max_position_embeddings",
+        ):
+            require(shape[key] >= 1, f"model.{key}", shape[key], "at least 1")
+        require(
+            shape["hidden_size"] % shape["num_attention_heads"] == 0,
+            "model.hidden_size",
+            shape["hidden_size"],
+            f"a multiple of `model.num_attention_heads`, {shape['num_attention_heads']}",
+        )
+
+    def config_kwargs(self) -> dict[str, Any]:
+        """The shape and dropout as the keyword arguments of a `BertConfig`."""
+        layers, hidden, heads = SIZES[self.size]
+        hidden = hidden if self.hidden_size is None else self.hidden_size
+        return {
+            "num_hidden_layers": layers if self.num_hidden_layers is None else self.num_hidden_layers,
+            "hidden_size": hidden,
+            "num_attention_heads": heads if self.num_attention_heads is None else self.num_attention_heads,
+            "intermediate_size": 4 * hidden if self.intermediate_size is None else self.intermediate_size,
+            "max_position_embeddings": self.max_position_embeddings,
+            "hidden_dropout_prob": self.dropout,
+            "attention_probs_dropout_prob": self.dropout,
+        }
+
+
+@dataclass
+class DataSettings:
+    """Which text is learned from, and how it becomes rows of tokens.
+
+    Args:
+        dataset (`str`):
+            A folder or file of `.txt`, `.jsonl` or `.parquet`, a dataset on the Hub, a folder of
+            `Dataset.save_to_disk`, or `builtin:pydoc`, the documentation strings of the installed Python packages.
+        text_column (`str`, *optional*, defaults to `"text"`): The column that holds the text.
+        split (`str`, *optional*, defaults to `"train"`): The split of a Hub dataset to train on.
+        streaming (`bool`, *optional*, defaults to `False`): Reads the dataset once, without storing its text.
+        validation (`str`, *optional*, defaults to `"0.01"`):
+            The share of documents that is held out, from 0 to below 1, or a dataset of its own like `dataset`.
+        sequence_length (`int`, *optional*, defaults to 128): Tokens in a row.
+        isolate_documents (`bool`, *optional*, defaults to `False`):
+            Keeps the documents packed in one row from attending to each other.
+        mlm_probability (`float`, *optional*, defaults to 0.15): The share of a row's tokens to predict.
+        whole_word (`bool`, *optional*, defaults to `False`): Masks whole words rather than single tokens.
+        tokenizer (`str`, *optional*): A folder or Hub id; by default one is trained on the dataset.
+        vocab_size (`int`, *optional*, defaults to 8192): Size of a trained tokenizer, a multiple of 64.
+        tokenizer_kind (`str`, *optional*, defaults to `"wordpiece"`): `wordpiece` or `bpe`, when one is trained.
+        lowercase (`bool`, *optional*, defaults to `True`): Whether a trained tokenizer folds case.
+        num_proc (`int`, *optional*): Processes that tokenize; by default one a core.
+        cache_dir (`str`, *optional*): Where packed rows are kept; by default `~/.cache/hf_effpt`.
+
+    Raises:
+        EffptError: for an impossible value.
+    """
+
+    dataset: str
+    text_column: str = "text"
+    split: str = "train"
+    streaming: bool = False
+    validation: str = "0.01"
+    sequence_length: int = 128
+    isolate_documents: bool = False
+    mlm_probability: float = 0.15
+    whole_word: bool = False
+    tokenizer: str | None = None
+    vocab_size: int = 8192
+    tokenizer_kind: Literal["wordpiece", "bpe"] = "wordpiece"
+    lowercase: bool = True
+    num_proc: int | None = None
+    cache_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        require(bool(self.dataset), "data.dataset", self.dataset, "a file, folder, Hub dataset or builtin:pydoc")
+        self.validation = str(self.validation)
+        held_out = self.held_out
+        if isinstance(held_out, float):
+            require(0.0 < held_out < 1.0, "data.validation", held_out, "a share from 0 to below 1, or a dataset")
+        require(self.sequence_length >= 8, "data.sequence_length", self.sequence_length, "at least 8")
+        require(0.0 < self.mlm_probability < 1.0, "data.mlm_probability", self.mlm_probability, "between 0 and 1")
+        require(
+            self.tokenizer_kind in ("wordpiece", "bpe"), "data.tokenizer_kind", self.tokenizer_kind, "wordpiece or bpe"
+        )
+        require(self.num_proc is None or self.num_proc >= 1, "data.num_proc", self.num_proc, "at least 1")
+        nearest = max(64, (self.vocab_size + 32) // 64 * 64)
+        require(self.vocab_size == nearest, "data.vocab_size", self.vocab_size, f"a multiple of 64, such as {nearest}")
+
+    @property
+    def held_out(self) -> float | str | None:
+        """`validation` as what it says: a share, a dataset, or `None` where nothing is held out."""
+        try:
+            return float(self.validation) or None
+        except ValueError:
+            return self.validation

@@ -1,0 +1,21 @@
+import os
+
+import pytest
+import torch
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_and_no_leftovers(monkeypatch, tmp_path):
+    """Equal results on every machine, and no test sees another's cache."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    monkeypatch.setenv("HF_EFFPT_CACHE", str(tmp_path / "cache"))
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

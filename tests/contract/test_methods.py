@@ -1,0 +1,99 @@
+"""What every method owes, by registry: a new method is tested here without a new test."""
+
+import dataclasses
+import json
+from importlib.resources import files
+
+import pytest
+import torch
+
+from hf_effpt.core.anatomy import layers_of
+from hf_effpt.core.depth import LayerStack
+from hf_effpt.core.errors import EffptError
+from hf_effpt.core.method import METHODS, build_methods
+from hf_effpt.training.recipe import Recipe
+from tests import tiny
+
+from .settings import SETTINGS
+
+methods = pytest.mark.parametrize("name", list(METHODS))
+
+
+def test_every_method_has_contract_settings():
+    assert set(SETTINGS) == set(METHODS)
+
+
+@methods
+def test_is_documented(name):
+    method = METHODS[name]
+    card = files("hf_effpt.methods").joinpath(name, "README.md").read_text(encoding="utf-8")
+    assert method.paper.title in card
+    assert method.summary.endswith(".")
+    for field in dataclasses.fields(method):
+        assert f"{field.name}" in method.__doc__, f"{name}.{field.name} is not in the docstring"
+        assert f"`{field.name}`" in card, f"{name}.{field.name} is not in the method card"
+
+
+@methods
+def test_settings_survive_json(name):
+    (method,) = build_methods({name: SETTINGS[name]}, tiny.config())
+    (again,) = build_methods(json.loads(json.dumps({name: method.settings()})), tiny.config())
+    assert again == method
+
+
+@methods
+def test_unknown_setting_names_the_nearest(name):
+    field = dataclasses.fields(METHODS[name])[0].name
+    with pytest.raises(EffptError, match=f"`{name}` has no setting `{field}x`: did you mean `{field}`"):
+        build_methods({name: {field + "x": 1}})
+
+
+@methods
+def test_recipe_knows_it(name):
+    recipe = Recipe.load({"data": {"dataset": "d"}, "training": {"output_dir": "o"}, "model": {"num_hidden_layers": 4},
+                          "methods": {name: SETTINGS[name]}})  # fmt: skip
+    assert recipe.methods[name] == SETTINGS[name]
+
+
+@methods
+def test_injecting_renames_nothing_and_ejecting_undoes_it(name):
+    torch.manual_seed(1)
+    plain = tiny.model()
+    torch.manual_seed(1)
+    with_method = tiny.model({name: SETTINGS[name]})
+    names = set(plain.state_dict())
+    assert names <= set(with_method.state_dict())
+    for key, value in plain.state_dict().items():
+        assert torch.equal(value, with_method.state_dict()[key])
+    for method in with_method.methods:
+        method.eject(with_method.backbone)
+    left = layers_of(with_method.backbone)
+    assert not isinstance(left, LayerStack)
+    assert set(with_method.state_dict()) <= names
+    assert with_method.config.num_hidden_layers == len(left)
+
+
+@methods
+def test_scheduling_leaves_the_global_generators_alone(name):
+    model = tiny.model({name: SETTINGS[name]})
+    before = torch.get_rng_state()
+    for step in range(8):
+        for method in model.methods:
+            method.schedule(model.backbone, step, step / 8, seed=7)
+            method.advance(model.backbone, step + 1, (step + 1) / 8)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@methods
+def test_schedule_is_a_pure_function(name):
+    """The same step gives the same sub-network, whatever was scheduled before."""
+    model = tiny.model({name: SETTINGS[name]})
+    (method,) = model.methods
+
+    def active(step):
+        method.schedule(model.backbone, step, step / 8, seed=7)
+        return layers_of(model.backbone).active
+
+    forwards = [active(step) for step in range(8)]
+    backwards = [active(step) for step in reversed(range(8))]
+    assert forwards == backwards[::-1]

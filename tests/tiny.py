@@ -1,0 +1,104 @@
+"""The small world of the tests: a text, its tokenizer and rows, a model, and a run of a few steps."""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, Features, Sequence, Value
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast, TrainerCallback, set_seed
+
+from hf_effpt.models import EffptBertConfig, EffptBertForMaskedLM
+from hf_effpt.training.arguments import EffptTrainingArguments
+from hf_effpt.training.trainer import EffptTrainer
+
+VOCAB, LENGTH = 128, 16
+SHAPE = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 32,
+}
+
+
+@lru_cache
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A word-level tokenizer with BERT's special tokens and 123 words."""
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary = {token: index for index, token in enumerate([*specials, *(f"w{i}" for i in range(VOCAB - 5))])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), specials, strict=True))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=32, **names)
+
+
+def rows(number: int = 48, seed: int = 0) -> Dataset:
+    """Packed rows of words in which each word tends to be followed by the next one, so that there is something to learn."""
+    generator = np.random.default_rng(seed)
+    start = generator.integers(0, VOCAB - 5, size=(number, 1))
+    words = 5 + (start + np.arange(LENGTH - 2)) % (VOCAB - 5)
+    ids = np.concatenate([np.full((number, 1), 2), words, np.full((number, 1), 3)], axis=1).astype(np.uint16)
+    return Dataset.from_dict(
+        {"input_ids": ids}, features=Features({"input_ids": Sequence(Value("uint16"), length=LENGTH)})
+    )
+
+
+def config(methods: dict | None = None, **changes: Any) -> EffptBertConfig:
+    return EffptBertConfig(**{**SHAPE, "methods": methods, **changes})
+
+
+def model(methods: dict | None = None, **changes: Any) -> EffptBertForMaskedLM:
+    return EffptBertForMaskedLM(config(methods, **changes))
+
+
+def arguments(out: Path, **changes: Any) -> EffptTrainingArguments:
+    settings: dict[str, Any] = {
+        "output_dir": str(out),
+        "budget": "8steps",
+        "per_device_train_batch_size": 4,
+        "warmup_steps": 0.25,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "seed": 7,
+    }
+    return EffptTrainingArguments(**{**settings, **changes})
+
+
+def trainer(
+    out: Path, methods: dict | None = None, cls: type[EffptTrainer] = EffptTrainer, dropout: float = 0.0, **changes: Any
+) -> EffptTrainer:
+    """A trainer of a freshly initialised model; equal arguments give equal weights."""
+    args = arguments(out, **changes)
+    set_seed(args.seed)
+    return cls(
+        model=model(methods, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout),
+        args=args,
+        train_dataset=rows(),
+        eval_dataset=rows(12, seed=1),
+        processing_class=tokenizer(),
+    )
+
+
+def weights(of: Any) -> dict[str, Any]:
+    """A copy of all parameters by name."""
+    return {name: parameter.detach().clone() for name, parameter in of.named_parameters()}
+
+
+class StopAfter(TrainerCallback):
+    """Stops a run after so many steps, as a user would, with the schedules of the whole budget."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= self.steps:
+            control.should_training_stop = True
