@@ -74,13 +74,23 @@ def arguments(out: Path, **changes: Any) -> EffptTrainingArguments:
 
 
 def trainer(
-    out: Path, methods: dict | None = None, cls: type[EffptTrainer] = EffptTrainer, dropout: float = 0.0, **changes: Any
+    out: Path,
+    methods: dict | None = None,
+    cls: type[EffptTrainer] = EffptTrainer,
+    dropout: float = 0.0,
+    layers: int = 4,
+    **changes: Any,
 ) -> EffptTrainer:
     """A trainer of a freshly initialised model; equal arguments give equal weights."""
     args = arguments(out, **changes)
     set_seed(args.seed)
     return cls(
-        model=model(methods, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout),
+        model=model(
+            methods,
+            num_hidden_layers=layers,
+            hidden_dropout_prob=dropout,
+            attention_probs_dropout_prob=dropout,
+        ),
         args=args,
         train_dataset=rows(),
         eval_dataset=rows(12, seed=1),

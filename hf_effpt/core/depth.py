@@ -4,7 +4,9 @@ So no parameter appears or disappears after the optimizer exists: growth is an i
 dropping a layer is a shorter one. A layer that does not run has no gradient, costs nothing, and its optimizer state rests.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,6 +26,9 @@ class LayerStack(nn.ModuleList):
         super().__init__(layers)
         self._order = tuple(range(len(self)))
         self.dropped: frozenset[int] = frozenset()
+        # Called in place of the last layer that runs, with it as first argument: a head that needs few of its outputs
+        # can have it compute no others.
+        self.last: Callable[..., torch.Tensor] | None = None
 
     @property
     def order(self) -> tuple[int, ...]:
@@ -42,8 +47,11 @@ class LayerStack(nn.ModuleList):
         """Indices of the layers that the next forward runs."""
         return tuple(i for i in self._order if i not in self.dropped) if self.training else self._order
 
-    def __iter__(self) -> Iterator[nn.Module]:
-        return (self[index] for index in self.active)
+    def __iter__(self) -> Iterator[Any]:
+        layers: list[Any] = [self[index] for index in self.active]
+        if self.last is not None and layers:
+            layers[-1] = partial(self.last, layers[-1])
+        return iter(layers)
 
     @torch.no_grad()
     def copy_layer(self, source: int, target: int) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import hf_effpt.methods  # noqa: F401  a saved ledger names methods, so they must be registered before a model is built
+from hf_effpt.core.depth import flatten
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.method import Method, build_methods
 
@@ -50,6 +51,7 @@ class EffptMixin:
         plain = copy.deepcopy(self)
         for method in plain.methods:
             method.eject(plain.backbone)
+        flatten(plain.backbone)
         with torch.device("meta"):
             stock = self.stock_class(plain.config.stock())
         stock.load_state_dict(plain.state_dict(), strict=True, assign=True)

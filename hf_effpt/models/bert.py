@@ -1,8 +1,8 @@
 """BERT for efficient pre-training: stock modules and parameter names, and a head that sees masked positions only."""
 
+from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import (
     BertForMaskedLM,
@@ -13,8 +13,11 @@ from transformers import (
 )
 from transformers.modeling_outputs import MaskedLMOutput
 
+from hf_effpt.core.depth import stack_of
+
 from .base import EffptMixin, isolate_documents
 from .configuration_effpt import EffptBertConfig
+from .sparse_layer import gather_rows, layer_at
 
 
 class EffptBertModel(EffptMixin, BertModel):
@@ -33,6 +36,17 @@ class EffptBertForMaskedLM(EffptMixin, BertForMaskedLM):
     config_class = EffptBertConfig
     stock_class = BertForMaskedLM
     accepts_loss_kwargs = True  # the loss honours `num_items_in_batch`, so accumulation gives the mean over the whole step
+
+    def __init__(self, config: EffptBertConfig) -> None:
+        super().__init__(config)
+        stack_of(self.bert)
+
+    def _may_be_sparse(self, asked: dict[str, Any]) -> bool:
+        """Whether the last layer may leave out positions: nobody else reads them, and no dropout would be drawn otherwise."""
+        config = self.config
+        drawn = self.training and (config.hidden_dropout_prob > 0 or config.attention_probs_dropout_prob > 0)
+        read = any(asked.get(name, getattr(config, name)) for name in ("output_hidden_states", "output_attentions"))
+        return not drawn and not read and config._attn_implementation in ("eager", "sdpa")
 
     def forward(
         self,
@@ -63,36 +77,31 @@ class EffptBertForMaskedLM(EffptMixin, BertForMaskedLM):
             attention_mask, position_ids = isolate_documents(
                 document_ids, self.config._attn_implementation, self.dtype
             )
-        outputs = self.bert(
-            input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            return_dict=True,
-            **kwargs,
-        )
+        stack = stack_of(self.bert)
+        sparse = masked_positions is not None and labels is not None and self._may_be_sparse(kwargs)
+        stack.last = partial(layer_at, masked_positions) if sparse else None
+        try:
+            outputs = self.bert(
+                input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids, position_ids=position_ids,
+                inputs_embeds=inputs_embeds, return_dict=True, **kwargs,
+            )  # fmt: skip
+        finally:
+            stack.last = None
         hidden_BLD = outputs.last_hidden_state
         loss = logits = None
         if labels is None:
             logits = self.cls(hidden_BLD)
         else:
-            hidden_ND, labels_N = gather_masked(hidden_BLD, labels, masked_positions)
+            if masked_positions is None:
+                masked_BL = labels != -100
+                hidden_ND, labels_N = hidden_BLD[masked_BL], labels[masked_BL]
+            else:
+                hidden_BMD = hidden_BLD if sparse and stack.active else gather_rows(hidden_BLD, masked_positions)
+                hidden_ND, labels_N = hidden_BMD.flatten(0, 1), labels.gather(1, masked_positions).flatten()
             loss = masked_loss(self.cls(hidden_ND), labels_N, num_items_in_batch)
         return MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
-
-
-def gather_masked(hidden_BLD: Tensor, labels_BL: Tensor, positions_BM: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Hidden states and labels at the masked positions, of shapes `(masked, hidden_size)` and `(masked,)`."""
-    if positions_BM is None:
-        masked_BL = labels_BL != -100
-        return hidden_BLD[masked_BL], labels_BL[masked_BL]
-    batch, length, width = hidden_BLD.shape
-    rows_B1 = torch.arange(batch, device=hidden_BLD.device)[:, None] * length
-    index_N = (rows_B1 + positions_BM).flatten()
-    return hidden_BLD.reshape(-1, width).index_select(0, index_N), labels_BL.flatten().index_select(0, index_N)
 
 
 def masked_loss(logits_NV: Tensor, labels_N: Tensor, num_items: Tensor | int | None = None) -> Tensor:

@@ -22,6 +22,8 @@ def ghost_of(model: PreTrainedModel) -> PreTrainedModel:
     for module in ghost.modules():
         module.__dict__.pop("forward", None)  # what mixed precision wraps around it has no meaning without data
         module._compiled_call_impl = None
+        module._forward_hooks.clear()  # whoever watches the model shall not see the copy run
+        module._forward_pre_hooks.clear()
     ghost.set_attn_implementation("eager")
     return ghost
 
@@ -53,6 +55,7 @@ class FlopCounter:
     @staticmethod
     def _measure(model: PreTrainedModel, batch: dict[str, Tensor]) -> int:
         ghost = ghost_of(model)
+        batch = {name: tensor for name, tensor in batch.items() if name != "attention_mask"}  # its values cost nothing
         with FlopCounterMode(display=False) as counter, torch.enable_grad():
             loss = ghost(**{name: tensor.to("meta") for name, tensor in batch.items()}).loss
             if loss.requires_grad:

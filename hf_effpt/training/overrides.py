@@ -1,12 +1,15 @@
 """Dotted flags, `--training.budget 10min`: how a command line changes a recipe."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.method import nearest
 
+from .arguments import EffptTrainingArguments
 from .recipe_file import parse_yaml
+from .settings import DataSettings, ModelSettings
 
 SECTIONS = ("model", "methods", "data", "training")
 
@@ -30,11 +33,18 @@ def split_flags(flags: Sequence[str]) -> Iterator[tuple[list[str], Any]]:
         path = flag[2:].replace("-", "_").split(".")
         if path[0] not in SECTIONS:
             raise EffptError(
-                f"There is no setting `{flag}`. Settings are written `--section.key value`, such as "
-                f"`--training.budget 10min`; for section `{path[0]}`, {nearest(path[0], list(SECTIONS))}"
+                f"There is no setting `{flag}`; settings are written `--section.key value`. {_hint(path)}"
             )
         read = [_value(flag, value) for value in values]
         yield path, True if not read else read[0] if len(read) == 1 else read
+
+
+def _hint(path: list[str]) -> str:
+    """What a flag of no section may have meant: a key whose section was left out, or a section mistyped."""
+    for section, kind in (("training", EffptTrainingArguments), ("data", DataSettings), ("model", ModelSettings)):
+        if path[0] in {field.name for field in fields(kind)}:
+            return f"Did you mean `--{section}.{path[0]}`?"
+    return f"For section `{path[0]}`, {nearest(path[0], list(SECTIONS))}"
 
 
 def _value(flag: str, text: str) -> Any:

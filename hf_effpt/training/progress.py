@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from tqdm.auto import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState, ProgressCallback
 
@@ -60,12 +61,12 @@ class ClockProgress(ProgressCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        super().on_train_begin(args, state, control, **kwargs)
-        if self.training_bar is not None:
+        if state.is_world_process_zero:
             clock = self.trainer.clock
-            self.training_bar.reset(total=1000)
-            self.training_bar.bar_format = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
-            self.training_bar.set_description(f"training for {clock.budget:g} {clock.unit}")
+            self.training_bar = tqdm(
+                total=1000, dynamic_ncols=True, mininterval=1.0, desc=f"training for {clock.budget:g} {clock.unit}",
+                bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}",
+            )  # fmt: skip
             self._show()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from enum import Enum
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,7 @@ class Recipe:
     training: EffptTrainingArguments
 
     def __post_init__(self) -> None:
+        _default_arguments()  # now, before a Trainer exists that could be disturbed
         self.methods = {name: _method_settings(name, values) for name, values in self.methods.items()}
         build_methods(self.methods, BertConfig(**self.model.config_kwargs()))
         if self.data.sequence_length > self.model.max_position_embeddings:
@@ -94,7 +96,9 @@ class Recipe:
                 raise EffptError(f"A recipe has no section `{name}`: {nearest(str(name), list(SECTIONS))}")
         methods = sections.get("methods") or {}
         if not isinstance(methods, Mapping):
-            raise EffptError(f"Section `methods` is {methods!r}, but must be a mapping, such as `{{layerdrop: {{}}}}`.")
+            raise EffptError(
+                f"Section `methods` is {methods!r}, but must be a mapping, such as `{{layerdrop: {{}}}}`."
+            )
         return cls(
             model=parse_section("model", ModelSettings, sections.get("model")),
             methods=dict(methods),
@@ -127,8 +131,14 @@ def _method_settings(name: str, values: Any) -> dict[str, Any]:
     return parse_section(f"methods.{name}", METHODS[name], values).settings()
 
 
+@lru_cache
+def _default_arguments() -> EffptTrainingArguments:
+    """The defaults, as the class completes them; made once, since making them resets what Accelerate knows."""
+    return EffptTrainingArguments()
+
+
 def _changed(arguments: EffptTrainingArguments) -> dict[str, Any]:
-    default = type(arguments)(output_dir=arguments.output_dir)
+    default = _default_arguments()
     return {
         field.name: _plain(value)
         for field in fields(arguments)

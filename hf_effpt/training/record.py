@@ -1,8 +1,10 @@
 """What a run says of itself: the content of `run.json`, from which the model card is written."""
 
 import platform
+import shlex
 import statistics
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 def run_record(trainer: "ExportingTrainer") -> dict[str, Any]:
     """Ledger, clock totals, losses, speed and environment of a run, and what `trainer.facts` adds."""
+    tool = Path(sys.argv[0]).name
     model, history = trainer.model, trainer.state.log_history
     record = {
         "ledger": ledger_of(model.config),
@@ -31,7 +34,7 @@ def run_record(trainer: "ExportingTrainer") -> dict[str, Any]:
         "throughput": throughput(history),
         "environment": environment(trainer.args.device),
         "history": history,
-        "command": " ".join(["effpt", *sys.argv[1:]] if sys.argv[0].endswith("effpt") else ["python", *sys.argv]),
+        "command": shlex.join([*([] if tool == "effpt" else ["python"]), tool, *sys.argv[1:]]),
     }
     if trainer.evaluation is not None:
         record["evaluation"] = trainer.evaluation

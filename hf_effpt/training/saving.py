@@ -93,8 +93,9 @@ class ExportingTrainer(Trainer):
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Writes the package's own card, from what the run has measured."""
+    def create_model_card(self, language: Any = None, license: str | None = None, tags: Any = None, **kwargs: Any) -> None:
+        """Writes the package's own card, from what the run has measured; the stock Trainer's other facts are in it."""
         if self.is_world_process_zero():
-            card = model_card(run_record(self), self.hub_model_id)
-            card.save(Path(self.args.output_dir) / "README.md")
+            given = {"language": language, "license": license, "tags": tags}
+            record = run_record(self) | {name: value for name, value in given.items() if value is not None}
+            model_card(record, self.hub_model_id).save(Path(self.args.output_dir) / "README.md")

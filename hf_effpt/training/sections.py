@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from transformers import HfArgumentParser
 
@@ -43,11 +43,11 @@ def parse_section(name: str, kind: type[Section], values: Any) -> Section:
         else:
             argv.append(f"--{key}={value}")
     try:
-        parser = HfArgumentParser(kind, allow_abbrev=False, add_help=False, exit_on_error=False)
+        parser = HfArgumentParser(cast(Any, kind), allow_abbrev=False, add_help=False, exit_on_error=False)
         parsed = vars(parser.parse_args(argv))
     except argparse.ArgumentError as error:
         key = (error.argument_name or "").split("/")[0].lstrip("-")
-        raise EffptError(f"`{name}.{key}` is {given[key]!r}: {error.message}.") from None
+        raise EffptError(f"`{name}.{key}` is {given[key]!r}: {error.message.rstrip('.')}.") from None
     ready |= {key: parsed[key] for key in given if key not in ready}
     try:
         return kind(**ready)
@@ -69,7 +69,9 @@ def check_keys(name: str, kind: type, values: Any) -> dict[str, Any]:
     given = {key: value for key, value in (values or {}).items() if value is not None}
     for field in settable:
         if field.default is MISSING and field.default_factory is MISSING and field.name not in given:
-            raise EffptError(f"Section `{name}` needs `{field.name}`; set it in the recipe or by `--{name}.{field.name}`.")
+            raise EffptError(
+                f"Section `{name}` needs `{field.name}`; set it in the recipe or by `--{name}.{field.name}`."
+            )
     return given
 
 

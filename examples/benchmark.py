@@ -1,0 +1,152 @@
+"""Measures this package's masked-LM pre-training against the stock one, the way `run_mlm.py` does it.
+
+    python examples/benchmark.py --suite cpu --out model_cards/results/benchmark_cpu.json
+
+Both sides get the same weights, rows, batch and precision. Every measurement is a process of its own, and the sides take
+turns (A B A B), so that neither a busy machine nor the allocator's history favours one. Two comparisons a model: at equal
+dropout, and each side with its own default (stock 0.1, this package 0).
+"""
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+# layers, hidden size, heads, vocabulary, rows a batch, optimizer steps a measurement, precision
+SUITES = {
+    "cpu": {
+        "2x128, vocabulary 8,192": (2, 128, 2, 8192, 32, 24, "fp32"),
+        "4x256, vocabulary 30,522": (4, 256, 4, 30522, 32, 10, "fp32"),
+    },
+    "gpu": {
+        "4x512 (small), vocabulary 30,522": (4, 512, 8, 30522, 512, 60, "bf16"),
+        "12x768 (base), vocabulary 30,522": (12, 768, 12, 30522, 128, 40, "bf16"),
+    },
+}
+LENGTH, WARM_UP = 128, 4
+DROPOUT = {"equal dropout (0.1)": (0.1, 0.1), "own defaults (0.1 against 0)": (0.1, 0.0)}
+
+
+def measure(side: str, shape: tuple, dropout: float, dataset: str) -> dict:
+    """Runs one side for some steps in this process; tokens per second of the steps after the warm-up, and peak memory."""
+    import torch
+    from transformers import (
+        BertConfig,
+        BertForMaskedLM,
+        DataCollatorForLanguageModeling,
+        Trainer,
+        TrainerCallback,
+        TrainingArguments,
+        set_seed,
+    )
+
+    from hf_effpt import EffptBertConfig, EffptBertForMaskedLM, EffptTrainer, EffptTrainingArguments
+    from hf_effpt.pretrain import prepare_rows, prepare_tokenizer
+    from hf_effpt.data.corpus import open_corpus
+    from hf_effpt.training.recipe import Recipe
+
+    layers, hidden, heads, vocabulary, batch, steps, precision = shape
+    recipe = Recipe.load({"data": {"dataset": dataset, "sequence_length": LENGTH}})
+    corpus = open_corpus(dataset)
+    tokenizer = prepare_tokenizer(recipe, corpus)
+    rows = prepare_rows(recipe, corpus, tokenizer)["train"].select(range(batch * (steps + 1)))
+    sizes = {"vocab_size": vocabulary, "num_hidden_layers": layers, "hidden_size": hidden, "num_attention_heads": heads,
+             "intermediate_size": 4 * hidden, "hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}  # fmt: skip
+    common = {"max_steps": steps, "per_device_train_batch_size": batch, "learning_rate": 1e-4, "report_to": "none",
+              "disable_tqdm": True, "save_strategy": "no", "logging_steps": 10, "bf16": precision == "bf16", "seed": 0}  # fmt: skip
+    cuda = torch.cuda.is_available()
+    ticks = []
+
+    class Tick(TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            if cuda:
+                torch.cuda.synchronize()
+            ticks.append(time.perf_counter())
+
+    set_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        if side == "stock":
+            # As run_mlm.py prepares its data: lists with all the columns that the tokenizer returns.
+            columns = [{"input_ids": ids, "token_type_ids": [0] * LENGTH, "attention_mask": [1] * LENGTH,
+                        "special_tokens_mask": tokenizer.get_special_tokens_mask(ids, already_has_special_tokens=True)}
+                       for ids in rows["input_ids"]]  # fmt: skip
+            trainer = Trainer(
+                BertForMaskedLM(BertConfig(**sizes)), TrainingArguments(folder, **common),
+                train_dataset=type(rows).from_list(columns),
+                data_collator=DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15),
+            )  # fmt: skip
+        else:
+            trainer = EffptTrainer(
+                EffptBertForMaskedLM(EffptBertConfig(**sizes)), EffptTrainingArguments(folder, **common),
+                train_dataset=rows, processing_class=tokenizer,
+            )  # fmt: skip
+        trainer.add_callback(Tick())
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        trainer.train()
+    seconds = statistics.median(after - begun for begun, after in zip(ticks[WARM_UP:], ticks[WARM_UP + 1 :], strict=False))
+    peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "tokens_per_second": batch * LENGTH / seconds,
+        "peak_memory_mb": peak / 2**20,
+        "training_memory_mb": None if cuda else peak / 2**20 - before / 1024,
+        "device": torch.cuda.get_device_name() if cuda else f"cpu, {torch.get_num_threads()} threads",
+    }
+
+
+def compare(shape: tuple, dropouts: tuple[float, float], dataset: str, rounds: int) -> dict:
+    """Lets the sides take turns and compares them round by round."""
+    found = {"stock": [], "hf_effpt": []}
+    for _ in range(rounds):
+        for side, dropout in zip(found, dropouts, strict=True):
+            command = [sys.executable, __file__, "--measure", json.dumps([side, shape, dropout, dataset])]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode != 0:
+                sys.exit(done.stderr)
+            found[side].append(json.loads(done.stdout.splitlines()[-1]))
+    speed = {side: [run["tokens_per_second"] for run in runs] for side, runs in found.items()}
+    memory = {side: max(run["peak_memory_mb"] for run in runs) for side, runs in found.items()}
+    ratios = [ours / stock for stock, ours in zip(speed["stock"], speed["hf_effpt"], strict=True)]
+    return {
+        "tokens_per_second": {side: statistics.median(values) for side, values in speed.items()},
+        "peak_memory_mb": memory,
+        "ratio": {"median": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios)},
+        "runs": found,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suite", choices=SUITES, default="cpu")
+    parser.add_argument("--dataset", default="builtin:pydoc", help="what `data.dataset` takes (default builtin:pydoc)")
+    parser.add_argument("--rounds", type=int, default=3, help="how often the sides take turns (default 3)")
+    parser.add_argument("--out", type=Path, help="a JSON file for the results")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        side, shape, dropout, dataset = json.loads(args.measure)
+        print(json.dumps(measure(side, tuple(shape), dropout, dataset)))
+        return
+    results = {}
+    print(f"{'':32} {'stock':>12} {'hf_effpt':>12}   {'ratio (lowest-highest)':24} peak memory, MB")
+    for model, shape in SUITES[args.suite].items():
+        for name, dropouts in DROPOUT.items():
+            found = results.setdefault(model, {})[name] = compare(shape, dropouts, args.dataset, args.rounds)
+            speed, ratio, memory = found["tokens_per_second"], found["ratio"], found["peak_memory_mb"]
+            spread = f"{ratio['median']:.2f}x ({ratio['lowest']:.2f}-{ratio['highest']:.2f})"
+            print(f"{model}\n  {name:30} {speed['stock']:>10,.0f}/s {speed['hf_effpt']:>10,.0f}/s   {spread:24} "
+                  f"{memory['stock']:.0f} against {memory['hf_effpt']:.0f}", flush=True)  # fmt: skip
+    if args.out:
+        command = f"python examples/benchmark.py --suite {args.suite} --dataset {args.dataset} --rounds {args.rounds}"
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        machine = {"machine": platform.machine(), "python": platform.python_version()}
+        args.out.write_text(json.dumps({"command": command, **machine, "results": results}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

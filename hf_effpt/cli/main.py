@@ -1,0 +1,90 @@
+"""The entry point of `effpt`: finds the subcommand, runs it, and turns what went wrong into one clear message."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import errno
+import shlex
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from hf_effpt.core.errors import EffptError
+
+from . import export, methods, pretrain, push, tokenizer
+
+# In the order of use. A command is a module with HELP, EXAMPLE, add_arguments(parser) and run(args, extra).
+COMMANDS = {
+    "tokenizer": tokenizer,
+    "pretrain": pretrain,
+    "export": export,
+    "push": push,
+    "methods": methods,
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all subcommands; words that a subcommand does not declare are left over for its `run`."""
+    parser = argparse.ArgumentParser(
+        prog="effpt",
+        description="Pre-trains encoder language models efficiently and leaves stock Transformers checkpoints.",
+        epilog="example:\n  effpt pretrain tiny --training.budget 90s\n\nAn example of each: effpt COMMAND --help",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"effpt {version('hf_effpt')}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    for name, module in COMMANDS.items():
+        subparser = subparsers.add_parser(
+            name,
+            help=module.HELP,
+            description=module.HELP,
+            epilog=f"example:\n  {module.EXAMPLE}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        module.add_arguments(subparser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `effpt` and returns its exit code: 0, 2 for bad input, 1 for a full disk, 130 when interrupted.
+
+    Args:
+        argv (`Sequence[str]`, *optional*): the words after `effpt`; by default those of this process.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = build_parser()
+    if not words:
+        parser.print_help()
+        return 0
+    try:
+        if not words[0].startswith("-") and words[0] not in COMMANDS:
+            close = difflib.get_close_matches(words[0], COMMANDS, n=1)
+            hint = f"did you mean `{close[0]}`?" if close else f"the commands are {', '.join(COMMANDS)}."
+            raise EffptError(f"There is no command `{words[0]}`; {hint}")
+        args, extra = parser.parse_known_args(words)
+        COMMANDS[args.command].run(args, extra)
+    except EffptError as error:
+        return _fail(2, str(error))
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        where = f" while writing {error.filename}" if error.filename else ""
+        return _fail(1, f"The disk is full{where}. Free some space and run it again.{_resume(words)}")
+    except KeyboardInterrupt:
+        return _fail(130, f"Interrupted.{_resume(words)}")
+    return 0
+
+
+def _fail(code: int, message: str) -> int:
+    print(f"effpt: {message}", file=sys.stderr)
+    return code
+
+
+def _resume(words: list[str]) -> str:
+    if words[0] != "pretrain":
+        return ""
+    again = words if "--resume" in words else [*words, "--resume"]
+    return f" To go on from the last checkpoint: {shlex.join(['effpt', *again])}"

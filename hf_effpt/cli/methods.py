@@ -1,0 +1,65 @@
+"""`effpt methods`: what the efficiency methods are, and what can be set."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+from typing import TYPE_CHECKING
+
+from hf_effpt.core.errors import EffptError
+
+from .words import refuse
+
+if TYPE_CHECKING:
+    from hf_effpt.core.method import Method
+
+HELP = "List the efficiency methods, or show what one does and what can be set."
+EXAMPLE = "effpt methods layerdrop"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="?", metavar="NAME", help="the method to show; by default all are listed")
+
+
+def run(args: argparse.Namespace, extra: list[str]) -> None:
+    refuse("methods", extra)
+    import hf_effpt.methods  # noqa: F401  fills METHODS
+    from hf_effpt.core.method import METHODS, nearest
+
+    if args.name is None:
+        print("\n\n".join(summarize(METHODS[name]) for name in sorted(METHODS)))
+    elif args.name in METHODS:
+        print(describe(METHODS[args.name]))
+    else:
+        raise EffptError(f"There is no method `{args.name}`: {nearest(args.name, list(METHODS))}")
+
+
+def defaults(method: type[Method]) -> str:
+    """The settings with their defaults, as a recipe writes them: `p: 0.2, after: null`."""
+    values = {
+        field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        for field in dataclasses.fields(method)
+    }
+    return ", ".join(f"{key}: {'null' if value is None else value}" for key, value in values.items())
+
+
+def summarize(method: type[Method]) -> str:
+    """A method in three lines: purpose, settings, paper."""
+    paper = method.paper
+    where = f" {paper.url}" if paper.url else ""
+    return (
+        f"{method.name}: {method.summary}\n"
+        f"  settings  {{{defaults(method)}}}\n"
+        f"  paper     {paper.title} ({paper.authors.split(', ')[0]} et al., {paper.year}){where}"
+    )
+
+
+def describe(method: type[Method]) -> str:
+    """A method's summary, what each of its settings means, and how to switch it on."""
+    lines = [summarize(method), "", inspect.getdoc(method) or "", ""]
+    if method.conflicts:
+        lines.append(f"Cannot run together with {', '.join(sorted(method.conflicts))}.\n")
+    lines.append(f"In a recipe:          methods: {{{method.name}: {{{defaults(method)}}}}}")
+    lines.append(f"On the command line:  --methods.{method.name} '{{{defaults(method)}}}'")
+    return "\n".join(lines)

@@ -1,0 +1,24 @@
+"""`effpt pretrain`: runs a recipe and leaves a stock checkpoint."""
+
+import argparse
+
+HELP = "Pre-train a model by a recipe; the folder that results holds a stock Transformers checkpoint."
+EXAMPLE = "effpt pretrain tiny --training.budget 10min --training.output_dir out --methods.layerdrop.p 0.1"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "effpt pretrain RECIPE [--section.key VALUE ...] [--resume]"
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a built-in recipe such as tiny")
+    parser.add_argument("--resume", action="store_true", help="go on from the last whole checkpoint of the run")
+    parser.add_argument_group(
+        "settings",
+        "  --section.key VALUE changes any setting of the recipe: --model.size, --data.dataset, --training.budget,\n"
+        "  --methods.layerdrop.p and so on; `--methods {}` switches all methods off.",
+    )
+
+
+def run(args: argparse.Namespace, extra: list[str]) -> None:
+    from hf_effpt.pretrain import pretrain
+    from hf_effpt.training.recipe import Recipe
+
+    print(pretrain(Recipe.load(args.recipe, extra), resume=args.resume).summary())

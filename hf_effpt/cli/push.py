@@ -1,0 +1,22 @@
+"""`effpt push`: uploads a run's exported model to the Hub."""
+
+import argparse
+
+from .words import refuse
+
+HELP = "Upload an exported model, with its tokenizer and model card, to the Hugging Face Hub."
+EXAMPLE = "effpt push out/ my-org/my-bert --private"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="OUT", help="the folder of a run, or of an export")
+    parser.add_argument("repo_id", metavar="ORG/NAME", help="the model repository; it is made if there is none")
+    parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    parser.add_argument("--revision", metavar="BRANCH", help="branch to push to (default: main)")
+
+
+def run(args: argparse.Namespace, extra: list[str]) -> None:
+    refuse("push", extra)
+    from hf_effpt.hub.push import push
+
+    print(push(args.folder, args.repo_id, private=args.private, revision=args.revision))

@@ -1,0 +1,32 @@
+"""`effpt tokenizer`: trains a tokenizer on a corpus."""
+
+import argparse
+
+from .words import refuse
+
+HELP = "Train a tokenizer on a corpus and save it as a stock fast tokenizer."
+EXAMPLE = "effpt tokenizer corpus/ --vocab_size 30528 --out tok/"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "corpus",
+        metavar="CORPUS",
+        help="file or folder of .txt, .jsonl or .parquet, a dataset on the Hub, or builtin:pydoc",
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to save the tokenizer in")
+    parser.add_argument("--vocab_size", type=int, default=8192, help="a multiple of 64 (default: %(default)s)")
+    parser.add_argument(
+        "--kind", choices=("wordpiece", "bpe"), default="wordpiece", help="its algorithm (default: %(default)s)"
+    )
+    parser.add_argument("--cased", action="store_true", help="keep upper case; by default text is lowercased")
+
+
+def run(args: argparse.Namespace, extra: list[str]) -> None:
+    refuse("tokenizer", extra)
+    from hf_effpt.data.tokenizer import train_tokenizer
+
+    tokenizer = train_tokenizer(
+        args.corpus, vocab_size=args.vocab_size, kind=args.kind, lowercase=not args.cased, out=args.out
+    )
+    print(f"Saved a {args.kind} tokenizer of {len(tokenizer)} tokens in {args.out}.")

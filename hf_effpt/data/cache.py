@@ -1,0 +1,95 @@
+"""Where prepared data is kept, and how it gets there whole or not at all."""
+
+import errno
+import hashlib
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from huggingface_hub.utils import WeakFileLock
+
+from hf_effpt.core.errors import EffptError
+
+# A file changed within this many seconds may change again without its time stamp showing it.
+SETTLED_SECONDS = 2.0
+
+
+def cache_folder(cache_dir: str | os.PathLike | None = None) -> Path:
+    """The folder for prepared data: `cache_dir`, else `$HF_EFFPT_CACHE`, else `~/.cache/hf_effpt`."""
+    return Path(cache_dir or os.environ.get("HF_EFFPT_CACHE") or "~/.cache/hf_effpt").expanduser()
+
+
+def build_once(target: Path, build: Callable[[Path], None]) -> Path:
+    """
+    Returns the folder `target`, calling `build` to fill it if it is not there yet.
+
+    `build` writes into a temporary sibling that is renamed when it is complete, so a reader never sees half a folder;
+    of several processes asking at once, one builds and the others wait.
+
+    Args:
+        target (`Path`): The folder wanted.
+        build (`Callable[[Path], None]`): Fills the empty folder it is given.
+
+    Raises:
+        EffptError: the cache folder cannot be written to, or the disk is full.
+    """
+    if target.exists():
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with WeakFileLock(f"{target}.lock"):
+            if not target.exists():
+                _build(target, build)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise EffptError(
+                f"The disk is full: {target.parent} has no room for the prepared data (nothing half-written was "
+                "kept). Free some space or put the cache elsewhere with cache_dir or $HF_EFFPT_CACHE."
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            raise EffptError(
+                f"The cache folder {target.parent} cannot be written to ({error.strerror}). "
+                "Choose another one with cache_dir or $HF_EFFPT_CACHE."
+            ) from error
+        raise
+    return target
+
+
+def _build(target: Path, build: Callable[[Path], None]) -> None:
+    """Fills `target` by way of a temporary folder; the caller holds the lock, so leftovers of killed builds may go."""
+    for leftover in target.parent.glob(f".{target.name}-*"):
+        shutil.rmtree(leftover)
+    temporary = target.parent / f".{target.name}-{uuid.uuid4().hex[:8]}"
+    temporary.mkdir()
+    try:
+        build(temporary)
+        temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def content_hash(paths: Sequence[Path]) -> str:
+    """
+    Hash of what the files hold and of their kinds, in the order given; independent of where they lie.
+
+    The result is remembered per (path, size, modification time), so an unchanged corpus is not read again.
+    """
+    stats = [path.stat() for path in paths]
+    seen = [(str(path.resolve()), stat.st_size, stat.st_mtime_ns) for path, stat in zip(paths, stats, strict=True)]
+    memo = cache_folder() / "fingerprints" / hashlib.sha256(repr(seen).encode()).hexdigest()[:32]
+    if memo.exists():
+        return memo.read_text()
+    total = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            total.update(path.suffix.lower().encode() + hashlib.file_digest(file, "sha256").digest())
+    fingerprint = total.hexdigest()[:32]
+    if all(time.time() - stat.st_mtime > SETTLED_SECONDS for stat in stats):
+        memo.parent.mkdir(parents=True, exist_ok=True)
+        temporary = memo.with_suffix(f".{uuid.uuid4().hex[:8]}")
+        temporary.write_text(fingerprint)
+        temporary.replace(memo)
+    return fingerprint

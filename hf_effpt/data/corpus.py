@@ -1,0 +1,220 @@
+"""Any source of text, as documents that can be read again and again."""
+
+import glob
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+
+from hf_effpt.core.errors import EffptError
+from hf_effpt.data.cache import content_hash
+from hf_effpt.data.hosted import open_hub, open_saved
+from hf_effpt.data.pydoc import open_pydoc
+from hf_effpt.data.readers import READERS, parquet_text_bytes, read_txt_paragraphs
+
+SUPPORTED = ", ".join(READERS)
+# Spellings of a split in file names, as `datasets` reads them.
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+}
+
+
+class Corpus:
+    """
+    Documents from one source.
+
+    Args:
+        name (`str`): What to call the corpus in reports and errors.
+        read (`Callable[[], Iterator[str]]`): Starts a new pass over the documents; blank ones are skipped.
+        fingerprint (`Callable[[], str]`): Hash of the contents, computed when first asked for.
+        num_bytes (`int`, *optional*): UTF-8 bytes of text, as far as known without reading (an estimate).
+        text_column (`str`, *optional*, defaults to `"text"`): The column that holds the text, where there are columns.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        read: Callable[[], Iterator[str]],
+        fingerprint: Callable[[], str],
+        num_bytes: int | None = None,
+        text_column: str = "text",
+    ):
+        self.name = name
+        self.num_bytes = num_bytes
+        self.text_column = text_column
+        self._read = read
+        self._fingerprint = fingerprint
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the contents: equal contents, equal fingerprint."""
+        return self._fingerprint()
+
+    def texts(self) -> Iterator[str]:
+        """
+        Starts a new pass over the documents that are not blank.
+
+        Raises:
+            EffptError: at the end, if there was none.
+        """
+        empty = True
+        for text in self._read():
+            if text and not text.isspace():
+                empty = False
+                yield text
+        if empty:
+            raise EffptError(
+                f"The dataset {self.name!r} is empty: it holds no document with text in it. "
+                "Point data.dataset at files with text, or use builtin:pydoc to try things out."
+            )
+
+    def __repr__(self) -> str:
+        return f"Corpus({self.name!r})"
+
+
+def corpus_of(texts: Sequence[str], name: str = "texts in memory") -> Corpus:
+    """A corpus of documents that are already in memory."""
+    documents = list(texts)
+
+    def fingerprint() -> str:
+        total = hashlib.sha256()
+        for text in documents:
+            total.update(hashlib.sha256(text.encode()).digest())
+        return total.hexdigest()[:32]
+
+    return Corpus(name, lambda: iter(documents), fingerprint, sum(len(text.encode()) for text in documents))
+
+
+def open_corpus(dataset: str, *, text_column: str = "text", split: str = "train", streaming: bool = False) -> Corpus:
+    """
+    Opens a source of text.
+
+    `dataset` may be
+
+    - a folder of `.txt` (one document a file), `.jsonl` and `.parquet` files, sub-folders included, read in sorted
+      order; where every file name carries the word of a split (`train-00000.parquet`, `validation.jsonl`), only the
+      files of `split` are read;
+    - one such file, or a pattern (`corpus/train-*.parquet`); in a single `.txt` file blank lines separate documents;
+    - a folder written by `Dataset.save_to_disk` or `DatasetDict.save_to_disk`;
+    - `builtin:pydoc`, the English documentation of the Python packages installed on this machine;
+    - a dataset on the Hub, `organisation/name`, or `organisation/name:configuration` where it has several.
+
+    Args:
+        dataset (`str`): The source.
+        text_column (`str`, *optional*, defaults to `"text"`): The column that holds the text.
+        split (`str`, *optional*, defaults to `"train"`): The split to read, where the source has splits.
+        streaming (`bool`, *optional*, defaults to `False`): Read a Hub dataset while it is downloaded, without
+            keeping it; local sources are always read piece by piece.
+
+    Raises:
+        EffptError: the source does not exist, cannot be reached, or has no such column.
+    """
+    dataset = str(dataset)
+    if dataset == "builtin:pydoc":
+        read, fingerprint, num_bytes = open_pydoc()
+        return Corpus(dataset, read, fingerprint, num_bytes)
+    if dataset.startswith("builtin:"):
+        raise EffptError(f"There is no dataset {dataset!r}; the only one built in is builtin:pydoc.")
+    path = Path(dataset).expanduser()
+    if path.is_dir() and ((path / "state.json").exists() or (path / "dataset_dict.json").exists()):
+        source = open_saved(path, text_column, split)
+    elif path.is_dir():
+        source = _open_files(_files_of_folder(path, split), text_column)
+    elif path.exists():
+        source = _open_files([path], text_column, single=True)
+    elif glob.has_magic(dataset):
+        source = _open_files(_files_of_pattern(path), text_column)
+    elif _looks_like_path(dataset):
+        raise EffptError(
+            f"There is no file or folder {dataset!r} (looked for {path.absolute()}). data.dataset takes a file or "
+            f"folder of {SUPPORTED}, a saved datasets folder, a Hub dataset `organisation/name`, or builtin:pydoc."
+        )
+    else:
+        source = open_hub(dataset, text_column, split, streaming)
+    read, fingerprint, num_bytes = source
+    return Corpus(dataset, read, fingerprint, num_bytes, text_column)
+
+
+def _looks_like_path(dataset: str) -> bool:
+    """Whether the name cannot be a Hub id: `name` or `organisation/name`, with an optional `:configuration`."""
+    is_id = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(:[\w.-]+)?", dataset)
+    return not is_id or Path(dataset).suffix in READERS
+
+
+def _files_of_pattern(pattern: Path) -> list[Path]:
+    files = sorted(Path(name) for name in glob.glob(str(pattern), recursive=True) if Path(name).is_file())
+    if not files:
+        raise EffptError(f"No file matches {str(pattern)!r} (seen from {Path.cwd()}).")
+    return files
+
+
+def _files_of_folder(folder: Path, split: str) -> list[Path]:
+    """The supported files below `folder` in sorted order; those of `split` if all are named after splits."""
+    found = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    files = [path for path in found if path.suffix.lower() in READERS]
+    if not files:
+        kinds = Counter(path.suffix or path.name for path in found)
+        listing = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5)) or "nothing"
+        raise EffptError(
+            f"The folder {folder} has no file of text that can be read: it holds {listing}, needed is one of "
+            f"{SUPPORTED} (unpacked, with this ending)."
+        )
+    splits = [_split_of(path) for path in files]
+    if None in splits:
+        return files
+    chosen = [path for path, of in zip(files, splits, strict=True) if of == SPLITS.get(split, split)]
+    if not chosen:
+        raise EffptError(
+            f"The files in {folder} are named after the splits {sorted(set(splits))}, none of them {split!r}. "
+            f"Set data.split, or name the files themselves: {folder}/*{files[0].suffix}"
+        )
+    return chosen
+
+
+def _split_of(path: Path) -> str | None:
+    words = re.split(r"[^a-z]+", path.stem.lower())
+    return next((SPLITS[word] for word in words if word in SPLITS), None)
+
+
+def _open_files(files: list[Path], text_column: str, single: bool = False):
+    """Reader, fingerprint and size of a list of files; the first one with columns is checked at once."""
+    for path in files:
+        if path.suffix.lower() not in READERS:
+            raise EffptError(
+                f"{path} is a {path.suffix or 'file without an ending'}; the text must be in {SUPPORTED} files."
+            )
+    readers = [partial(READERS[path.suffix.lower()], path, text_column) for path in files]
+    paragraphs = single and files[0].suffix.lower() == ".txt"
+    if paragraphs:
+        readers = [partial(read_txt_paragraphs, files[0])]
+    num_bytes = sum(
+        parquet_text_bytes(path, text_column) if path.suffix.lower() == ".parquet" else path.stat().st_size
+        for path in files
+    )
+    for path, reader in zip(files, readers, strict=True):
+        if path.suffix.lower() == ".jsonl":
+            next(reader(), None)
+            break
+
+    def read() -> Iterator[str]:
+        for reader in readers:
+            yield from reader()
+
+    def fingerprint() -> str:
+        rule = f"{content_hash(files)}-{text_column}-{paragraphs}"
+        return hashlib.sha256(rule.encode()).hexdigest()[:32]
+
+    return read, fingerprint, num_bytes

@@ -1,0 +1,81 @@
+"""Docstrings of a source file, found without running it, and the English prose in them."""
+
+import ast
+import inspect
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+# A docstring is kept if this many characters of prose are left of it.
+MIN_CHARACTERS = 200
+# Share of ASCII letters and spaces from which text counts as prose: below it is code, tables, formulas.
+MIN_LETTERS = 0.7
+ENGLISH = frozenset("a an and are as be by for from if in is it not of on or that the this to which will with".split())
+# At least this share of the words are among the above in English; identifiers and other languages have fewer.
+MIN_ENGLISH = 0.15
+
+_NOT_LETTERS = re.compile(r"[^A-Za-z\s]")
+_WORD = re.compile(r"[a-z]+")
+
+
+def module_docstrings(path: Path) -> list[str]:
+    """The long docstrings of the module, its classes and methods, and its functions, in the order of the source."""
+    source = path.read_bytes()
+    if b'"""' not in source and b"'''" not in source:
+        return []
+    try:
+        with warnings.catch_warnings():
+            # Invalid escape sequences and the like are the packages' own affair.
+            warnings.simplefilter("ignore")
+            tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        # Templates, Python 2 and files made to break parsers are found among installed packages.
+        return []
+    return [inspect.cleandoc(text) for text in _docstrings(tree)]
+
+
+def _docstrings(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[str]:
+    text = ast.get_docstring(node, clean=False)
+    if text and len(text) >= MIN_CHARACTERS:
+        yield text
+    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        for child in node.body:
+            if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                yield from _docstrings(child)
+
+
+class Prose:
+    """Keeps of each text the paragraphs of English prose that have not been seen before."""
+
+    def __init__(self):
+        self._seen: set[int] = set()
+
+    def clean(self, text: str) -> str | None:
+        """The prose of one docstring, or None if too little is left."""
+        # Lone surrogates can be written in Python source, but not in UTF-8.
+        text = text.encode("utf-8", "ignore").decode("utf-8")
+        kept = [paragraph for paragraph in re.split(r"\n\s*\n", text) if self._wanted(paragraph)]
+        cleaned = "\n\n".join(kept)
+        return cleaned if len(cleaned) >= MIN_CHARACTERS and _is_english(cleaned) else None
+
+    def _wanted(self, paragraph: str) -> bool:
+        letters = _NOT_LETTERS.sub("", paragraph)
+        if ">>>" in paragraph or len(letters) < MIN_LETTERS * len(paragraph):
+            return False
+        # Punctuation, digits and line breaks aside, so that re-wrapped copies and other sizes are known again.
+        key = _words_hash(letters)
+        if key in self._seen:
+            return False
+        self._seen.add(key)
+        return True
+
+
+def _words_hash(letters: str) -> int:
+    """Equal for texts of the same words."""
+    return hash(tuple(letters.lower().split()))
+
+
+def _is_english(text: str) -> bool:
+    words = _WORD.findall(text.lower())
+    return sum(word in ENGLISH for word in words) >= MIN_ENGLISH * len(words)

@@ -1,0 +1,178 @@
+"""Masked-language-model batches whose masks depend on nothing but the seed, the epoch and the example."""
+
+import json
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from hf_effpt.core.errors import EffptError
+from hf_effpt.data.counter import fold, mix
+from hf_effpt.data.specials import special_ids
+
+# The low bits of a sort key hold the position, so that keys in a row never tie.
+POSITION_BITS = 16
+UNMASKABLE = np.uint64(1 << 63)
+# A row with less than this share of tokens to mask (padding, a short text) is masked at the rate, not to the count.
+FULL_SHARE = 0.75
+
+
+class DataCollatorForMaskedLM:
+    """
+    Masks tokens as BERT does (Devlin et al., 2019), a fixed count in each row: 80 % become the mask token, 10 % a
+    random one and 10 % stay.
+
+    What is masked, and with what, is a pure function of `seed`, the example's epoch and id, and the position: the same
+    in every batch, order, worker and resumed run. Special tokens and padding are never masked.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerFast`): Has a pad, cls, sep and mask token.
+        mlm_probability (`float`, *optional*, defaults to 0.15): Share of the row that is masked.
+        whole_word (`bool`, *optional*, defaults to `False`): Mask all tokens of a word together; only the last word
+            chosen is cut if the count asks for it.
+        seed (`int`, *optional*, defaults to 0): Chooses the masks.
+
+    Raises:
+        EffptError: the tokenizer lacks a special token, `mlm_probability` is no share, or whole words cannot be told.
+    """
+
+    def __init__(self, tokenizer, mlm_probability: float = 0.15, whole_word: bool = False, seed: int = 0):
+        if not 0 < mlm_probability < 1:
+            raise EffptError(f"mlm_probability={mlm_probability} must be a share between 0 and 1, such as 0.15.")
+        self.tokenizer = tokenizer
+        self.mlm_probability = mlm_probability
+        self.whole_word = whole_word
+        self.seed = seed
+        self._ids = special_ids(tokenizer)
+        self._special = np.zeros(len(tokenizer), bool)
+        self._special[tokenizer.all_special_ids] = True
+        self._ordinary = np.flatnonzero(~self._special)
+        self._continues = _continuations(tokenizer) if whole_word else None
+
+    def masked_count(self, sequence_length: int) -> int:
+        """How many positions `masked_positions` names in rows of this length."""
+        return max(1, round(self.mlm_probability * sequence_length))
+
+    def __call__(self, examples: Mapping[str, np.ndarray] | Sequence[Mapping]) -> dict[str, torch.Tensor]:
+        """
+        Builds a batch.
+
+        Args:
+            examples: Either arrays `input_ids` and, optionally, `document_ids` of shape
+                `(batch_size, sequence_length)`, `example_id` and `epoch` of shape `(batch_size,)`; or a list of one
+                dict an example with `input_ids` and, optionally, the others and `attention_mask`, padded here to the
+                longest. Without an id, an example is known by its tokens; without an epoch, it is 0.
+
+        Returns:
+            int64 tensors: `input_ids` with masks and `labels` (-100 where nothing is predicted) of shape
+            `(batch_size, sequence_length)`; `masked_positions` of shape `(batch_size, masked_count)`, ascending in
+            each row, which holds all positions with a label and, if those are fewer, others; `document_ids` if given;
+            `attention_mask` if there is padding in a list of examples.
+
+        Raises:
+            EffptError: a token id is not in the tokenizer's vocabulary.
+        """
+        extra = {}
+        if isinstance(examples, Mapping):
+            batch = {name: np.asarray(values) for name, values in examples.items()}
+            lengths = np.full(len(batch["input_ids"]), batch["input_ids"].shape[1])
+        else:
+            batch, lengths = self._padded(examples)
+            if "attention_mask" in batch:
+                extra["attention_mask"] = batch["attention_mask"]
+        if "document_ids" in batch:
+            extra["document_ids"] = batch["document_ids"].astype(np.int64)
+        masked = self._mask(batch, lengths) | extra
+        return {name: torch.from_numpy(values) for name, values in masked.items()}
+
+    def _mask(self, batch: dict[str, np.ndarray], lengths: np.ndarray) -> dict[str, np.ndarray]:
+        original = batch["input_ids"].astype(np.int64)
+        size, length = original.shape
+        if original.min() < 0 or original.max() >= len(self._special):
+            raise EffptError(
+                f"The batch holds token ids {original.min()}..{original.max()}, but the tokenizer's vocabulary has "
+                f"{len(self._special)} tokens. Pack the text with the tokenizer that masks it."
+            )
+        maskable = ~self._special[original]
+        if "attention_mask" in batch:
+            maskable &= batch["attention_mask"] != 0
+        key = self._example_keys(batch, original, lengths)
+        noise = fold(key[:, None], np.arange(length))
+        order = self._order(noise, original, maskable)
+
+        count = self.masked_count(length)
+        chosen = np.argpartition(order, count - 1, axis=1)[:, :count]
+        chosen.sort(axis=1)
+        rank = np.take_along_axis(order, chosen, axis=1).argsort(axis=1).argsort(axis=1)
+        labelled = rank < self._quota(maskable, lengths)[:, None]
+
+        labels = np.full((size, length), -100)
+        tokens = np.take_along_axis(original, chosen, axis=1)
+        np.put_along_axis(labels, chosen, np.where(labelled, tokens, -100), axis=1)
+        draw = mix(np.take_along_axis(noise, chosen, axis=1))
+        tenth = (draw >> np.uint64(32)) % np.uint64(10)
+        other = self._ordinary[draw % np.uint64(len(self._ordinary))]
+        replaced = np.where(tenth < 8, self._ids.mask, np.where(tenth < 9, other, tokens))
+        corrupted = original.copy()
+        np.put_along_axis(corrupted, chosen, np.where(labelled, replaced, tokens), axis=1)
+        return {"input_ids": corrupted, "labels": labels, "masked_positions": chosen}
+
+    def _quota(self, maskable: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """How many tokens of each row to mask: the fixed count, but no more than the rate in a row of little text."""
+        available = maskable.sum(axis=1)
+        basis = np.where(available >= FULL_SHARE * lengths, lengths, available)
+        return np.minimum(np.maximum(np.rint(self.mlm_probability * basis).astype(np.int64), 1), available)
+
+    def _example_keys(self, batch: dict[str, np.ndarray], original: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """One uint64 an example, of the seed, its epoch and its id."""
+        position = np.arange(original.shape[1])
+        example = batch.get("example_id")
+        if example is None:
+            words = np.where(position < lengths[:, None], fold(original, position), np.uint64(0))
+            example = words.sum(axis=1, dtype=np.uint64)
+        return fold(self.seed, batch.get("epoch", 0), example)
+
+    def _order(self, noise: np.ndarray, original: np.ndarray, maskable: np.ndarray) -> np.ndarray:
+        """Sort keys of the positions, all different: those to mask first have the smallest."""
+        position = np.arange(original.shape[1])
+        if self._continues is not None:
+            inside = self._continues[original] & maskable
+            word_start = np.maximum.accumulate(np.where(inside, 0, position), axis=1)
+            noise = np.take_along_axis(noise, word_start, axis=1)
+        order = (noise >> np.uint64(1)) & ~np.uint64((1 << POSITION_BITS) - 1)
+        order |= position.astype(np.uint64)
+        return np.where(maskable, order, order | UNMASKABLE)
+
+    def _padded(self, examples: Sequence[Mapping]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Lists of tokens as arrays, padded on the right, and the lengths they had."""
+        lengths = np.array([len(example["input_ids"]) for example in examples])
+        inside = np.arange(lengths.max()) < lengths[:, None]
+        batch = {}
+        for name, filler in (("input_ids", self._ids.pad), ("document_ids", 0), ("attention_mask", 0)):
+            if name in examples[0]:
+                batch[name] = np.full(inside.shape, filler, np.int64)
+                batch[name][inside] = np.concatenate([np.asarray(example[name]) for example in examples])
+        attention = batch.pop("attention_mask", inside.astype(np.int64))
+        if not attention.all():
+            batch["attention_mask"] = attention
+        for name in ("example_id", "epoch"):
+            if name in examples[0]:
+                batch[name] = np.array([int(example[name]) for example in examples])
+        return batch, lengths
+
+
+def _continuations(tokenizer) -> np.ndarray:
+    """For each token of the vocabulary, whether it goes on with the word of the token before."""
+    tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    prefix = model.get("continuing_subword_prefix")
+    if prefix:
+        return np.array([token.startswith(prefix) for token in tokens])
+    # Byte-level tokens spell a space as Ġ and a line break as Ċ; SentencePiece spells a space as ▁.
+    starts = ("Ġ", "Ċ", "▁")
+    if not any(token.startswith(starts) for token in tokens):
+        raise EffptError(
+            f"whole_word=True needs a tokenizer that marks words (## of WordPiece, Ġ of byte-level BPE, ▁ of "
+            f"SentencePiece), which {type(tokenizer).__name__} does not. Set whole_word to False."
+        )
+    return np.array([not token.startswith(starts) for token in tokens])

@@ -1,0 +1,98 @@
+"""Reading packed datasets without copies and without a step per row."""
+
+import json
+
+import numpy as np
+from datasets import Dataset
+
+from hf_effpt.core.errors import EffptError
+
+COLUMNS = ("input_ids", "document_ids")
+
+
+class PackedRows:
+    """
+    View of a dataset of fixed-length rows: memory-mapped, and read a batch at a time.
+
+    Args:
+        dataset (`Dataset`): Packed rows, possibly selected or shuffled.
+
+    Raises:
+        EffptError: the dataset has other columns, or rows of changing length.
+    """
+
+    def __init__(self, dataset: Dataset):
+        if not self.fits(dataset):
+            raise EffptError(
+                "These rows cannot be read as packed ones: needed is a datasets.Dataset with a fixed-length column "
+                "`input_ids` (and `document_ids`) and no other, as hf_effpt.pack makes it; got "
+                f"{getattr(dataset, 'features', type(dataset).__name__)}."
+            )
+        self.columns = tuple(name for name in COLUMNS if name in dataset.column_names)
+        self.sequence_length = dataset.features["input_ids"].length
+        self._blocks = {name: self._views(dataset, name) for name in self.columns}
+        ends = np.cumsum([len(block) for block in self._blocks["input_ids"]])
+        self._starts = np.concatenate([[0], ends]).astype(np.int64)
+        self._order = None if dataset._indices is None else dataset._indices.column(0).to_numpy()
+        self._count = len(dataset)
+
+    @staticmethod
+    def fits(dataset) -> bool:
+        """Whether this is a `datasets.Dataset` of fixed-length token rows and nothing else."""
+        if not isinstance(dataset, Dataset) or "input_ids" not in dataset.column_names:
+            return False
+        if not set(dataset.column_names) <= set(COLUMNS) or dataset.format["type"] == "custom":
+            return False
+        lengths = {getattr(dataset.features[name], "length", -1) for name in dataset.column_names}
+        return len(lengths) == 1 and lengths.pop() > 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def rows(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """
+        The rows of these numbers.
+
+        Args:
+            indices (`np.ndarray` of shape `(batch_size,)`): Row numbers, in any order.
+
+        Returns:
+            `input_ids`, and `document_ids` if the rows have them: int64 of shape `(batch_size, sequence_length)`.
+        """
+        indices = np.asarray(indices, np.int64)
+        if len(indices) and not (0 <= indices.min() and indices.max() < self._count):
+            raise IndexError(f"Row numbers must be in 0..{self._count - 1}, got {indices.min()}..{indices.max()}.")
+        if self._order is not None:
+            indices = self._order[indices].astype(np.int64)
+        block = np.searchsorted(self._starts, indices, side="right") - 1
+        rows = {name: np.empty((len(indices), self.sequence_length), np.int64) for name in self.columns}
+        for number in np.unique(block):
+            here = np.flatnonzero(block == number)
+            within = indices[here] - self._starts[number]
+            for name in self.columns:
+                rows[name][here] = self._blocks[name][number][within]
+        return rows
+
+    def _views(self, dataset: Dataset, name: str) -> list[np.ndarray]:
+        """The column's blocks as arrays of shape (rows, sequence_length) over the memory-mapped file."""
+        return [
+            chunk.flatten().to_numpy(zero_copy_only=True).reshape(-1, self.sequence_length)
+            for chunk in dataset.data.column(name).chunks
+        ]
+
+
+def facts(dataset: Dataset) -> dict:
+    """
+    What is known of a packed dataset: `fingerprint`, `dataset` (its name), `documents` and `bytes` of text it was made
+    of, `rows`, `tokens` (padding aside), `sequence_length`, `isolated` and `fill` (share of the row not padding).
+
+    Args:
+        dataset (`Dataset`): Rows packed by `pack`.
+
+    Raises:
+        EffptError: the dataset was not made by `pack`.
+    """
+    try:
+        return json.loads(dataset.info.description)["hf_effpt"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise EffptError("This dataset does not say how it was packed: it was not made by hf_effpt.pack.") from error

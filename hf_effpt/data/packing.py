@@ -1,0 +1,197 @@
+"""Text to fixed-length token rows on disk, once, in one pass."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset, DatasetDict, DatasetInfo, NamedSplit
+from datasets.table import MemoryMappedTable
+from datasets.utils import tqdm
+
+from hf_effpt.core.errors import EffptError
+from hf_effpt.data.cache import build_once, cache_folder
+from hf_effpt.data.corpus import Corpus, open_corpus
+from hf_effpt.data.counter import uniform
+from hf_effpt.data.encoding import TextEncoder
+from hf_effpt.data.packed_rows import PackedRows, facts
+from hf_effpt.data.row_writer import RowWriter
+from hf_effpt.data.rows import IsolatedRows, StreamRows
+from hf_effpt.data.specials import special_ids
+
+__all__ = ["PackedRows", "facts", "pack"]
+
+# Raise when the rows made of the same text change.
+FORMAT = 1
+# Text read before it is tokenised together.
+BATCH_BYTES = 4 * 2**20
+
+
+def pack(
+    corpus: Corpus | str,
+    tokenizer,
+    *,
+    sequence_length: int = 128,
+    isolate_documents: bool = False,
+    validation: float | Corpus | str | None = 0.01,
+    cache_dir: str | os.PathLike | None = None,
+    num_proc: int | None = None,
+    seed: int = 0,
+) -> DatasetDict:
+    """
+    Tokenises a corpus and packs it into rows of equal length, memory-mapped from a cache that is keyed by content.
+
+    Documents follow one another in one stream, separated by `[SEP]`, and every row is `[CLS]`, `sequence_length - 2`
+    tokens, `[SEP]`; there is no padding, and a last incomplete row is dropped. With `isolate_documents` a row holds
+    whole pieces `[CLS] ... [SEP]` of one document each, padded at the end, and `document_ids` (1, 2, ...; 0 for
+    padding) tell them apart.
+
+    Args:
+        corpus (`Corpus` or `str`): The text, or what `open_corpus` takes.
+        tokenizer (`PreTrainedTokenizerFast`): Has a pad, cls, sep and mask token.
+        sequence_length (`int`, *optional*, defaults to 128): Tokens of a row, at least 8.
+        isolate_documents (`bool`, *optional*, defaults to `False`): Keep documents apart in a row.
+        validation (`float`, `Corpus` or `str`, *optional*, defaults to 0.01): Share of the documents held out, chosen
+            by `seed` and the document's number (more of them if that makes no whole row); or a corpus of its own (of
+            a source with splits, its validation split); or `None`.
+        cache_dir (`str`, *optional*): Where rows are kept, by default `$HF_EFFPT_CACHE` or `~/.cache/hf_effpt`.
+        num_proc (`int`, *optional*): 1 for one thread; by default the tokenizer uses every core.
+        seed (`int`, *optional*, defaults to 0): Chooses the documents held out.
+
+    Returns:
+        `DatasetDict` with `"train"` and, unless `validation` is `None`, `"validation"`; column `input_ids`, fixed-size
+        lists of uint16 (int32 for a vocabulary over 65,536), and `document_ids` with isolation.
+
+    Raises:
+        EffptError: the corpus is missing, empty, unreadable or too small for one row, the tokenizer lacks a special
+            token or the fast backend, or an argument cannot be.
+    """
+    if sequence_length < 8:
+        raise EffptError(f"sequence_length={sequence_length} leaves no room for text; it must be at least 8.")
+    if num_proc is not None and num_proc < 1:
+        raise EffptError(f"num_proc={num_proc} must be at least 1, or None for every core.")
+    share = validation if isinstance(validation, int | float) else None
+    if share is not None and not 0 < share < 1:
+        raise EffptError(
+            f"validation={share} must be a share between 0 and 1 (as 0.01 for one document in a hundred), a dataset "
+            "of its own, or None for no validation."
+        )
+    corpus = open_corpus(corpus) if isinstance(corpus, str) else corpus
+    if isinstance(validation, str):
+        validation = open_corpus(validation, text_column=corpus.text_column, split="validation")
+    settings = _Settings(tokenizer, sequence_length, isolate_documents, cache_folder(cache_dir), num_proc)
+    if validation is None or share is not None:
+        return _packed(corpus, settings, share, seed)
+    held_out = _packed(validation, settings, None, seed)
+    return DatasetDict({"train": _packed(corpus, settings, None, seed)["train"], "validation": held_out["train"]})
+
+
+class _Settings:
+    """Everything the rows of a text depend on, but the text and what is held out of it."""
+
+    def __init__(self, tokenizer, sequence_length: int, isolated: bool, cache: Path, num_proc: int | None):
+        self.ids = special_ids(tokenizer)
+        self.dtype = np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.int32)
+        self.encoder = TextEncoder(tokenizer, self.dtype, num_proc)
+        self.sequence_length = sequence_length
+        self.isolated = isolated
+        self.cache = cache
+        self.key = [FORMAT, self.encoder.fingerprint, vars(self.ids), sequence_length, isolated]
+
+    def builder(self) -> StreamRows | IsolatedRows:
+        return (IsolatedRows if self.isolated else StreamRows)(self.sequence_length, self.ids, self.dtype)
+
+
+def _packed(corpus: Corpus, settings: _Settings, share: float | None, seed: int) -> DatasetDict:
+    """The splits of one corpus, from the cache or built."""
+    held_out = None if share is None else [share, seed]
+    key = hashlib.sha256(json.dumps([corpus.fingerprint, settings.key, held_out]).encode()).hexdigest()[:32]
+    folder = build_once(
+        settings.cache / "packed" / key, lambda target: _build(corpus, settings, share, seed, target, key)
+    )
+    splits = ["train"] if share is None else ["train", "validation"]
+    return DatasetDict({split: _load(folder, split, f"{key}-{split}") for split in splits})
+
+
+def _load(folder: Path, split: str, fingerprint: str) -> Dataset:
+    """A split as a memory-mapped dataset that knows its facts."""
+    info = DatasetInfo(description=(folder / f"{split}.json").read_text())
+    table = MemoryMappedTable.from_file(str(folder / f"{split}.arrow"))
+    return Dataset(table, info=info, split=NamedSplit(split), fingerprint=fingerprint)
+
+
+def _build(corpus: Corpus, settings: _Settings, share: float | None, seed: int, target: Path, key: str) -> None:
+    """Packs the corpus into `target`, holding out more documents than asked for if those make no row."""
+    splits = ("train", "validation")
+    while True:
+        writers = {split: RowWriter(target / f"{split}.arrow", settings.builder()) for split in splits}
+        documents = _write(corpus, settings, share, seed, writers)
+        if not writers["train"].rows:
+            raise EffptError(
+                f"The dataset {corpus.name!r} is too small: the {writers['train'].text_bytes:,} bytes of text to "
+                f"train on do not fill one row of {settings.sequence_length} tokens. Add text or lower "
+                "data.sequence_length."
+            )
+        if share is None or writers["validation"].rows:
+            break
+        share = _larger_share(corpus, documents, share, seed)
+    for split, writer in writers.items():
+        known = {
+            "fingerprint": f"{key}-{split}",
+            "dataset": corpus.name,
+            "documents": writer.documents,
+            "bytes": writer.text_bytes,
+            "rows": writer.rows,
+            "tokens": writer.tokens,
+            "sequence_length": settings.sequence_length,
+            "isolated": settings.isolated,
+            "fill": writer.tokens / max(1, writer.rows * settings.sequence_length),
+        }
+        (target / f"{split}.json").write_text(json.dumps({"hf_effpt": known}))
+
+
+def _write(corpus: Corpus, settings: _Settings, share: float | None, seed: int, writers: dict) -> int:
+    """One pass over the corpus; returns how many documents it has."""
+    documents = 0
+    bar = tqdm(total=corpus.num_bytes, desc=f"Packing {corpus.name}", unit="B", unit_scale=True, disable=None)
+    with bar, writers["train"], writers["validation"]:
+        for texts, size in _batches(corpus):
+            encoded = settings.encoder.encode(texts)
+            aside = np.zeros(len(texts), bool)
+            if share is not None:
+                aside = uniform(np.arange(documents, documents + len(texts)), seed) < share
+            for split, chosen in (("train", ~aside), ("validation", aside)):
+                picked = np.flatnonzero(chosen)
+                writers[split].add([encoded[index] for index in picked], [texts[index] for index in picked])
+            documents += len(texts)
+            bar.update(size)
+    return documents
+
+
+def _larger_share(corpus: Corpus, documents: int, share: float, seed: int) -> float:
+    """The share that holds out twice as many documents, and at least one."""
+    drawn = np.sort(uniform(np.arange(documents), seed))
+    wanted = max(1, 2 * np.count_nonzero(drawn < share))
+    if wanted > documents // 2:
+        raise EffptError(
+            f"The dataset {corpus.name!r} is too small to hold out validation={share:.3g} of it: its "
+            f"{documents} documents leave no whole row aside. Add text, give a validation dataset of its own, or set "
+            "validation to None."
+        )
+    return float(np.nextafter(drawn[wanted - 1], 1))
+
+
+def _batches(corpus: Corpus) -> Iterator[tuple[list[str], int]]:
+    """Documents in groups of about `BATCH_BYTES`, with their size in bytes."""
+    texts: list[str] = []
+    size = 0
+    for text in corpus.texts():
+        texts.append(text)
+        size += len(text.encode())
+        if size >= BATCH_BYTES:
+            yield texts, size
+            texts, size = [], 0
+    if texts:
+        yield texts, size

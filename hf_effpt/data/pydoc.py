@@ -1,0 +1,111 @@
+"""The corpus every machine has: the English documentation of the installed Python packages, `builtin:pydoc`."""
+
+import gc
+import hashlib
+import os
+import sys
+import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import distributions
+from itertools import groupby
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets.utils import tqdm
+
+from hf_effpt.core.errors import EffptError
+from hf_effpt.data.cache import build_once, cache_folder, content_hash
+from hf_effpt.data.docstrings import Prose, module_docstrings
+
+# Raise when what is extracted from the same files changes.
+FORMAT = 1
+# Test suites hold little prose, vendored copies and caches none that is not found elsewhere.
+SKIPPED = {"test", "tests", "__pycache__", "_vendor", "vendored", "site-packages", "dist-packages", "idlelib"}
+SCHEMA = pa.schema([("package", pa.string()), ("module", pa.string()), ("text", pa.string())])
+
+
+def open_pydoc(cache_dir: str | os.PathLike | None = None):
+    """Reader, fingerprint and size of the corpus: a document is one module's docstrings, joined by blank lines."""
+    path = _extracted(cache_dir)
+
+    def read() -> Iterator[str]:
+        for _, rows in groupby(_rows(path), key=lambda row: row["module"]):
+            yield "\n\n".join(row["text"] for row in rows)
+
+    num_bytes = sum(len(row["text"].encode()) for row in _rows(path))
+    return read, lambda: content_hash([path]), num_bytes
+
+
+def labelled_docstrings(cache_dir: str | os.PathLike | None = None) -> Iterator[tuple[str, str]]:
+    """
+    The docstrings of `builtin:pydoc` one by one, each with the name of the top-level package it was written for.
+
+    Args:
+        cache_dir (`str`, *optional*): Where the extracted text is kept, by default as for packed data.
+    """
+    for row in _rows(_extracted(cache_dir)):
+        yield row["text"], row["package"]
+
+
+def _rows(path: Path) -> Iterator[dict[str, str]]:
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=4096):
+            yield from batch.to_pylist()
+
+
+def _extracted(cache_dir: str | os.PathLike | None) -> Path:
+    """The cached table of docstrings; its key is what is installed, and how many source files that is."""
+    sources = _sources()
+    installed = sorted({f"{distribution.name}=={distribution.version}" for distribution in distributions()})
+    key = hashlib.sha256(repr((FORMAT, sys.version, installed, len(sources))).encode()).hexdigest()[:16]
+    folder = build_once(cache_folder(cache_dir) / "pydoc" / key, lambda target: _extract(sources, target))
+    return folder / "docstrings.parquet"
+
+
+def _extract(sources: list[tuple[str, str, Path]], target: Path) -> None:
+    prose = Prose()
+    rows = []
+    bar = tqdm(sources, desc="Reading installed documentation", unit=" files", disable=None)
+    with _no_garbage_collection():
+        for package, module, path in bar:
+            for docstring in module_docstrings(path):
+                text = prose.clean(docstring)
+                if text:
+                    rows.append({"package": package, "module": module, "text": text})
+    if not rows:
+        raise EffptError(
+            "builtin:pydoc found no English docstring in the installed packages (sources stripped?). "
+            "Pass your own text as data.dataset."
+        )
+    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), target / "docstrings.parquet", compression="zstd")
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Syntax trees are millions of objects without cycles: looking for some takes longer than parsing."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _sources() -> list[tuple[str, str, Path]]:
+    """(top-level package, module, file) of every installed source file, in the order of the module names."""
+    roots = [sysconfig.get_path("stdlib")]
+    roots += [entry for entry in sys.path if Path(entry).name in ("site-packages", "dist-packages")]
+    found: dict[str, tuple[str, str, Path]] = {}
+    for root in dict.fromkeys(os.path.realpath(root) for root in roots):
+        for folder, subfolders, files in os.walk(root):
+            subfolders[:] = sorted(name for name in subfolders if name.isidentifier() and name not in SKIPPED)
+            for file in files:
+                if not file.endswith(".py"):
+                    continue
+                parts = Path(folder, file[:-3]).relative_to(root).parts
+                module = ".".join(parts)
+                found.setdefault(module, (parts[0], module, Path(folder, file)))
+    return [found[module] for module in sorted(found)]

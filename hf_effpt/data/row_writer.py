@@ -1,0 +1,73 @@
+"""Packed rows to an Arrow file, counted on the way."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from datasets import Features, List, Value
+
+from hf_effpt.data.rows import IsolatedRows, StreamRows
+
+# Rows are written in blocks of about this size: few enough of them that looking one up costs nothing.
+BLOCK_BYTES = 32 * 2**20
+
+
+class RowWriter:
+    """
+    Writes the rows of the documents it is given, as `datasets` stores them.
+
+    Args:
+        path (`Path`): The Arrow file.
+        builder (`StreamRows` or `IsolatedRows`): Makes rows of documents.
+    """
+
+    def __init__(self, path: Path, builder: StreamRows | IsolatedRows):
+        self.documents = self.text_bytes = self.rows = self.tokens = 0
+        self._builder = builder
+        self._path = path
+        self._waiting: list[dict[str, np.ndarray]] = []
+        self._waiting_bytes = 0
+
+    def __enter__(self) -> "RowWriter":
+        columns = self._builder.finish()
+        self._schema = Features(
+            {name: List(Value(str(rows.dtype)), length=self._builder.length) for name, rows in columns.items()}
+        ).arrow_schema
+        self._file = pa.OSFile(str(self._path), "wb")
+        self._stream = pa.ipc.new_stream(self._file, self._schema)
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if exception[0] is None:
+            self._keep(self._builder.finish())
+            self._flush()
+            self._stream.close()
+        self._file.close()
+
+    def add(self, documents: list[np.ndarray], texts: list[str]) -> None:
+        """Takes documents as token ids and as the text they were made of."""
+        # Text of control characters alone has no tokens.
+        full = [(ids, text) for ids, text in zip(documents, texts, strict=True) if len(ids)]
+        if not full:
+            return
+        self.documents += len(full)
+        self.text_bytes += sum(len(text.encode()) for _, text in full)
+        self._keep(self._builder.add([ids for ids, _ in full]))
+        if self._waiting_bytes >= BLOCK_BYTES:
+            self._flush()
+
+    def _keep(self, columns: dict[str, np.ndarray]) -> None:
+        input_ids = columns["input_ids"]
+        self.rows += len(input_ids)
+        self.tokens += int(np.count_nonzero(columns["document_ids"])) if "document_ids" in columns else input_ids.size
+        self._waiting.append(columns)
+        self._waiting_bytes += input_ids.nbytes
+
+    def _flush(self) -> None:
+        if self._waiting_bytes:
+            arrays = []
+            for field in self._schema:
+                values = np.concatenate([columns[field.name] for columns in self._waiting]).reshape(-1)
+                arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(values), type=field.type))
+            self._stream.write_batch(pa.record_batch(arrays, schema=self._schema))
+        self._waiting, self._waiting_bytes = [], 0

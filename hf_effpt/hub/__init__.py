@@ -1,0 +1,1 @@
+"""Leaving the package: export to stock Transformers, the model card, the Hugging Face Hub."""

@@ -1,0 +1,190 @@
+"""The model card: everything `run.json` records about a run, as a README the Hub understands."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+import hf_effpt.methods  # noqa: F401  (fills METHODS)
+from hf_effpt.core.method import METHODS
+
+TEMPLATE = Path(__file__).with_name("template.md")
+Rows = list[tuple[str, str]]
+
+
+def model_card(run: Mapping[str, Any], repo_id: str | None = None) -> ModelCard:
+    """Writes the model card of a run; the same record gives the same card, and what it lacks is left out.
+
+    Args:
+        run (`Mapping`): the content of `run.json`. Besides what a run records there, `license`, `language` and `tags`
+            are taken into the metadata when it has them; none of them is ever guessed.
+        repo_id (`str`, *optional*): `ORG/NAME` on the Hub, for the title and the code that loads the model.
+    """
+    recipe, model, evaluation = _part(run, "recipe"), _part(run, "model"), _part(run, "evaluation")
+    ledger, data, environment = _part(run, "ledger"), _part(run, "data"), _part(run, "environment")
+    stock_class = model.get("stock_class", "BertModel")
+    fills_masks = stock_class.endswith("ForMaskedLM")
+    used = _part(ledger, "methods")
+    output_dir = _part(recipe, "training").get("output_dir")
+    name = (repo_id or Path(output_dir or "").name or stock_class).split("/")[-1]
+    results = _results(evaluation, data)
+    methods = [_method(key, settings or {}) for key, settings in used.items()]
+    metadata = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="fill-mask" if fills_masks else None,
+        tags=list(dict.fromkeys(["hf_effpt", "pretraining", *used, *(run.get("tags") or ())])),
+        license=run.get("license"),
+        language=run.get("language"),
+        model_name=name if results else None,  # the index of results is listed under a name
+        eval_results=results,
+    )
+    return ModelCard.from_template(
+        metadata,
+        template_path=str(TEMPLATE),
+        title=name,
+        intro=_intro(run, stock_class),
+        auto_class="AutoModelForMaskedLM" if fills_masks else "AutoModel",
+        address=repo_id or "path/to/this/folder",
+        verdict=_verdict(evaluation),
+        losses=_losses(evaluation),
+        methods=methods,
+        events=[{key: _cell(value) for key, value in event.items()} for event in ledger.get("events") or ()],
+        costs=_costs(_part(run, "clock"), _part(run, "throughput")),
+        data=_data(data, _part(run, "tokenizer")),
+        recipe=yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True).strip() if recipe else None,
+        command=run.get("command"),
+        environment=[(key, _cell(value)) for key, value in environment.items() if value is not None],
+        bibtex="\n".join(method["bibtex"] for method in methods if method["bibtex"]),
+    )
+
+
+def _part(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    return record.get(key) or {}
+
+
+def _cell(value: Any) -> str:
+    """`value` as the text of one cell of a Markdown table."""
+    return " ".join(str(value).split()).replace("|", "\\|")
+
+
+def _rows(rows: Iterable[tuple[str, Any, str]]) -> Rows:
+    """Formats (name, value, format) and leaves out those without a value."""
+    return [(name, _cell(form.format(value))) for name, value, form in rows if value is not None]
+
+
+def _intro(run: Mapping[str, Any], stock_class: str) -> str:
+    parameters, clock = _part(run, "model").get("parameters"), _part(run, "clock")
+    tokens, seconds = clock.get("tokens"), clock.get("seconds")
+    size = f", {parameters:,} parameters" if parameters else ""
+    length = f" for {duration(seconds)}" if seconds else ""
+    amount = f" on {tokens:,} tokens" if tokens else ""
+    source = f" and exported from `{run['exported_from']}`" if run.get("exported_from") else ""
+    return (
+        f"An encoder (`{stock_class}`{size}), pre-trained{length}{amount} with `hf_effpt`{source}. It is an ordinary "
+        "Transformers checkpoint: to use it, `transformers` is all you need."
+    )
+
+
+def _method(name: str, settings: Mapping[str, Any]) -> dict[str, str]:
+    given = {key: value for key, value in settings.items() if value is not None}
+    text = {"name": name, "settings": ", ".join(f"{key}: {value}" for key, value in given.items())}
+    if name not in METHODS:  # a method of somebody else's package, which need not be imported here
+        return text | {"summary": "", "citation": "", "bibtex": ""}
+    paper = METHODS[name].paper
+    title = f"[{paper.title}]({paper.url})" if paper.url else paper.title
+    citation = f"{title} ({paper.authors}, {paper.year})"
+    return text | {"summary": METHODS[name].summary, "citation": citation, "bibtex": paper.bibtex}
+
+
+def _results(evaluation: Mapping[str, Any], data: Mapping[str, Any]) -> list[EvalResult] | None:
+    loss = evaluation.get("held_out_loss")
+    if loss is None or not math.isfinite(loss):  # the Hub reads the metadata as JSON, which has no NaN
+        return None
+    dataset = data.get("dataset") or "unnamed"
+    return [
+        EvalResult(
+            task_type="fill-mask",
+            task_name="Masked language modeling",
+            dataset_type=dataset,
+            dataset_name=dataset,
+            dataset_split="validation",
+            metric_type="loss",
+            metric_name="Held-out loss (nats per masked token)",
+            metric_value=round(loss, 4),
+        )
+    ]
+
+
+def _losses(evaluation: Mapping[str, Any]) -> Rows:
+    return _rows(
+        [
+            ("Held-out loss (nats per masked token)", evaluation.get("held_out_loss"), "{:.4f}"),
+            ("Unigram floor", evaluation.get("unigram_floor"), "{:.4f}"),
+            ("Masked tokens evaluated", evaluation.get("masked_tokens"), "{:,}"),
+        ]
+    )
+
+
+def _verdict(evaluation: Mapping[str, Any]) -> str:
+    loss, floor = evaluation.get("held_out_loss"), evaluation.get("unigram_floor")
+    if loss is None:
+        return "The loss on held-out text was not measured."
+    if not math.isfinite(loss):
+        return "**The held-out loss is not finite: training diverged.** Do not use this model."
+    if floor is None:
+        return "The unigram floor was not measured, so this loss alone does not say whether anything was learned."
+    if loss < floor:
+        return f"The held-out loss is {floor - loss:.4f} nats below the unigram floor."
+    return (
+        f"**This model is no better than guessing by token frequency**: its held-out loss is {loss - floor:.4f} nats "
+        "above the unigram floor. It can test a pipeline, but it has not learned language; train it longer."
+    )
+
+
+def _costs(clock: Mapping[str, Any], throughput: Mapping[str, Any]) -> Rows:
+    seconds, joules, budget = clock.get("seconds"), clock.get("joules"), clock.get("budget")
+    return _rows(
+        [
+            ("Budget", None if budget is None else f"{budget:,.15g} {clock['unit']}", "{}"),
+            ("Optimizer steps", clock.get("steps"), "{:,}"),
+            ("Tokens", clock.get("tokens"), "{:,}"),
+            ("FLOPs", clock.get("flops"), "{:.3g}"),
+            ("Time", None if seconds is None else duration(seconds), "{}"),
+            ("Energy", None if joules is None else joules / 1e3, "{:,.3f} kJ"),
+            ("Tokens per second", throughput.get("tokens_per_second"), "{:,.0f}"),
+            ("Model FLOPs utilization", throughput.get("mfu"), "{:.1%}"),
+        ]
+    )
+
+
+def _data(data: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> Rows:
+    size, isolated = data.get("bytes"), data.get("isolated")
+    return _rows(
+        [
+            ("Corpus", data.get("dataset"), "`{}`"),
+            ("Fingerprint", data.get("fingerprint"), "`{}`"),
+            ("Documents", data.get("documents"), "{:,}"),
+            ("Raw text", None if size is None else size / 1e6, "{:,.2f} MB"),
+            ("Tokens, packed", data.get("tokens"), "{:,}"),
+            ("Sequence length", data.get("sequence_length"), "{}"),
+            ("Documents isolated", None if isolated is None else ("yes" if isolated else "no"), "{}"),
+            ("Tokenizer", tokenizer.get("kind"), "{}"),
+            ("Vocabulary", tokenizer.get("vocab_size"), "{:,}"),
+            ("Unknown tokens", tokenizer.get("unknown_rate"), "{:.3%}"),
+            ("Tokens per word", tokenizer.get("fertility"), "{:.2f}"),
+        ]
+    )
+
+
+def duration(seconds: float) -> str:
+    """`seconds` as people say it: `42.0 s`, `12 min 5 s`, `3 h 20 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes} min" if hours else f"{minutes} min {rest} s"

@@ -1,0 +1,83 @@
+"""The folders this layer reads and writes: which files count, whether a saved model is whole, whose folder it is."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from hf_effpt.core.errors import EffptError
+
+MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+)
+RECORD_FILES = ("README.md", "recipe.yaml", "run.json")
+
+
+def check_whole(folder: Path) -> None:
+    """Checks that `folder` holds a model that can be read to its last byte.
+
+    Raises:
+        EffptError: if it does not; the message offers the last whole checkpoint beside it.
+    """
+    if fault := _fault(folder):
+        beside = [*folder.glob("checkpoint-*"), *folder.parent.glob("checkpoint-*")]
+        whole = [path for path in beside if path != folder and _step(path) is not None and not _fault(path)]
+        last = max(whole, key=lambda path: _step(path) or 0, default=None)
+        fix = f"the last whole checkpoint is {str(last)!r}" if last else "name a folder such as OUT/checkpoint-900"
+        raise EffptError(f"{str(folder)!r} {fault}; {fix}.")
+
+
+def _fault(folder: Path) -> str | None:
+    if not folder.is_dir():
+        return "is not a folder"
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            return f"has no {name}, so it holds no saved model"
+    try:
+        read_json(folder / "config.json")
+        with safe_open(folder / "model.safetensors", framework="pt"):  # compares the header with the file's length
+            return None
+    except (ValueError, SafetensorError) as error:
+        return f"is corrupt or half-written ({error})"
+
+
+def _step(folder: Path) -> int | None:
+    match = re.fullmatch(r"checkpoint-(\d+)", folder.name)
+    return int(match[1]) if match else None
+
+
+def check_free(checkpoint: Path, out: Path) -> None:
+    """Refuses an `out` whose files are not ours to replace: another run, or anything that is no export."""
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    record = out / "run.json"
+    if record.is_file():
+        if "exported_from" in read_json(record):
+            return
+        what = "holds a finished run, which an export would overwrite"
+    elif out.resolve() == checkpoint.resolve().parent:
+        return
+    else:
+        what = "is not empty and holds no earlier export"
+    raise EffptError(f"{str(out)!r} {what}; name a new or empty folder.")
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes `content` to the file `path`, for people to read too."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in the file `path`."""
+    return json.loads(path.read_text(encoding="utf-8"))

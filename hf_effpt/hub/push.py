@@ -1,0 +1,109 @@
+"""Publishing a finished run on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, get_token
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,  # of the HTTP library the installed huggingface_hub rides on
+    OfflineModeIsEnabled,
+)
+
+from hf_effpt.core.errors import EffptError
+
+from .card import model_card
+from .folders import MODEL_FILES, RECORD_FILES, TOKENIZER_FILES, check_whole, read_json
+
+
+def push(
+    folder: str | os.PathLike,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+) -> str:
+    """Uploads the exported model at the root of a run folder, with tokenizer, card and run record, in one commit.
+
+    Only these files go out: no checkpoints, no optimizer states, nothing else that lies in the folder. A card that has
+    not been edited since the run wrote it is published with `repo_id` filled in.
+
+    Args:
+        folder (`str` or `os.PathLike`): the folder of a finished run, or one written by `export`.
+        repo_id (`str`): `ORG/NAME`; the repository is created if need be.
+        private (`bool`, *optional*): whether a new repository is private; by default as the namespace has it.
+        revision (`str`, *optional*, defaults to `"main"`): the branch to commit to, created if need be.
+        token (`str`, *optional*): a token with write access; by default the one of `hf auth login` or `HF_TOKEN`.
+
+    Returns:
+        `str`: the address of the commit.
+
+    Raises:
+        EffptError: if the folder holds no exported model, or the Hub cannot be reached or refuses.
+    """
+    folder = Path(folder)
+    _check_exported(folder)
+    token = token or get_token()
+    if token is None:
+        raise EffptError("No token for the Hugging Face Hub: run `hf auth login`, or set HF_TOKEN, and push again.")
+    api = HfApi(token=token)
+    card = _card(folder, repo_id)
+    names = [name for name in (*MODEL_FILES, *TOKENIZER_FILES, *RECORD_FILES) if (folder / name).is_file()]
+    operations = [CommitOperationAdd(name, folder / name) for name in names if name != "README.md"]
+    operations.append(CommitOperationAdd("README.md", str(card).encode()))
+    try:
+        created = api.create_repo(repo_id, private=private, exist_ok=True)
+        if revision and revision != "main" and not revision.startswith("refs/"):
+            api.create_branch(created.repo_id, branch=revision, exist_ok=True)
+        commit = api.create_commit(created.repo_id, operations, commit_message="Upload model", revision=revision)
+        return commit.commit_url
+    except HFValidationError as error:
+        raise EffptError(f"{repo_id!r} is not a name the Hub accepts, such as `ORG/NAME`: {error}") from error
+    except HfHubHTTPError as error:
+        raise EffptError(_refusal(error, repo_id, api.endpoint)) from error
+    except (HTTPError, OfflineModeIsEnabled) as error:
+        raise EffptError(
+            f"{api.endpoint} cannot be reached ({error}). Check the network and proxy, that HF_ENDPOINT (if set) is "
+            f"right, and that HF_HUB_OFFLINE is not set; then push again. {str(folder)!r} is complete and unchanged."
+        ) from error
+
+
+def _check_exported(folder: Path) -> None:
+    check_whole(folder)
+    if "methods" in read_json(folder / "config.json"):  # the ledger, which no stock configuration has
+        raise EffptError(
+            f"{str(folder)!r} is a training checkpoint, which only hf_effpt can load. Export it first: "
+            f"`effpt export {folder} --out DIR`, then `effpt push DIR ORG/NAME`."
+        )
+    if not (folder / "run.json").is_file():
+        raise EffptError(
+            f"{str(folder)!r} has no run.json, so no finished run or export wrote it; pass the folder of a run (OUT), "
+            "or one written by `effpt export`."
+        )
+
+
+def _card(folder: Path, repo_id: str) -> ModelCard:
+    """The card to publish: the folder's own if somebody edited it, or else one that knows where it is published."""
+    run = read_json(folder / "run.json")
+    if (folder / "README.md").is_file():
+        text = (folder / "README.md").read_text(encoding="utf-8")
+        address = re.search(r'from_pretrained\("([^"]+)"', text)  # the run may have named another repository
+        if text not in (str(model_card(run)), str(model_card(run, address[1] if address else None))):
+            return ModelCard(text)
+    return model_card(run, repo_id)
+
+
+def _refusal(error: HfHubHTTPError, repo_id: str, endpoint: str) -> str:
+    status = error.response.status_code
+    if status in (401, 403):
+        fix = f"The token lacks write access to `{repo_id}`: make one at {endpoint}/settings/tokens."
+    elif status == 404:
+        fix = f"Check that `{repo_id.split('/')[0]}` exists and that the token may write there."
+    else:
+        fix = "Nothing was published; push again later."
+    return f"{endpoint} refused the upload to `{repo_id}` (HTTP {status}: {error.server_message or error}). {fix}"

@@ -1,0 +1,50 @@
+"""A transformer layer that computes only the outputs someone will read.
+
+Above the last layer a masked-language-modelling head looks at masked positions alone, so queries, the attention's output
+projection and the feed-forward block are needed there only; keys and values are needed everywhere.
+B batch, L row length, M positions wanted in a row, D hidden size, H heads, K head size.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.bert.modeling_bert import eager_attention_forward
+
+
+def gather_rows(hidden_BLD: Tensor, positions_BM: Tensor) -> Tensor:
+    """The hidden states at some positions of every row, of shape `(batch_size, wanted, hidden_size)`."""
+    return hidden_BLD.gather(1, positions_BM[:, :, None].expand(-1, -1, hidden_BLD.shape[-1]))
+
+
+def layer_at(positions_BM: Tensor, layer: nn.Module, hidden_BLD: Tensor, attention_mask: Tensor | None, *args: Any,
+             **kwargs: Any) -> Tensor:  # fmt: skip
+    """The outputs of a BERT layer at some positions of every row, of shape `(batch_size, wanted, hidden_size)`.
+
+    Args:
+        positions_BM (`Tensor` of shape `(batch_size, wanted)`): where outputs are wanted.
+        layer: the stock layer.
+        hidden_BLD (`Tensor` of shape `(batch_size, sequence_length, hidden_size)`): its inputs.
+        attention_mask (`Tensor` of shape `(batch_size, 1, sequence_length or 1, sequence_length)`, *optional*).
+    """
+    attention = layer.attention.self
+    wanted_BMD = gather_rows(hidden_BLD, positions_BM)
+
+    def heads(projected: Tensor) -> Tensor:
+        return projected.unflatten(-1, (-1, attention.attention_head_size)).transpose(1, 2)
+
+    if attention_mask is not None and attention_mask.shape[2] > 1:
+        rows = positions_BM[:, None, :, None].expand(-1, -1, -1, attention_mask.shape[3])
+        attention_mask = attention_mask.expand(len(positions_BM), -1, -1, -1).gather(2, rows)
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager_attention_forward)
+    mixed_BMHK, _ = attend(
+        attention,
+        heads(attention.query(wanted_BMD)),
+        heads(attention.key(hidden_BLD)),
+        heads(attention.value(hidden_BLD)),
+        attention_mask,
+        dropout=attention.dropout.p if attention.training else 0.0,
+        scaling=attention.scaling,
+    )
+    attended_BMD = layer.attention.output(mixed_BMHK.flatten(2), wanted_BMD)
+    return layer.feed_forward_chunk(attended_BMD)

@@ -1,0 +1,1 @@
+"""Training: the Trainer, its arguments, recipes, meters, and how runs are saved and resumed."""

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Runs the tests in a virtual environment of their own; arguments go to pytest: tests/run.sh tests/unit -k recipe
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source tests/setup_venv.sh
+setup_venv .venv constraints.txt dev,plot
+# two workers with one thread each are quicker here than threads that share two cores
+OMP_NUM_THREADS=1 exec .venv/bin/python -m pytest -n 2 "$@"

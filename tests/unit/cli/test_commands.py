@@ -1,0 +1,78 @@
+"""Each subcommand hands its words to the function of the same name, and nothing else."""
+
+import importlib
+from types import SimpleNamespace
+
+import pytest
+
+from hf_effpt.cli.main import main
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Replaces a function by one that keeps what it is called with."""
+
+    def replace(module, name, result=None):
+        kept = SimpleNamespace()
+
+        def stand_in(*args, **kwargs):
+            kept.args, kept.kwargs = args, kwargs
+            return result
+
+        monkeypatch.setattr(importlib.import_module(module), name, stand_in)
+        return kept
+
+    return replace
+
+
+def test_tokenizer(calls, capsys):
+    kept = calls("hf_effpt.data.tokenizer", "train_tokenizer", result=range(64))
+    assert main(["tokenizer", "corpus/", "--vocab_size", "64", "--kind", "bpe", "--cased", "--out", "tok/"]) == 0
+    assert kept.args == ("corpus/",)
+    assert kept.kwargs == {"vocab_size": 64, "kind": "bpe", "lowercase": False, "out": "tok/"}
+    assert capsys.readouterr().out == "Saved a bpe tokenizer of 64 tokens in tok/.\n"
+
+
+def test_tokenizer_refuses_a_vocabulary_that_is_no_multiple_of_64(tmp_path, capsys):
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("one two three four five six seven eight nine ten\n" * 20)
+    assert main(["tokenizer", str(corpus), "--vocab_size", "30522", "--out", str(tmp_path / "tok")]) == 2
+    assert "30528" in capsys.readouterr().err
+    assert not (tmp_path / "tok").exists()
+
+
+def test_pretrain_passes_the_recipe_with_its_flags(calls, tmp_path, capsys):
+    kept = calls("hf_effpt.pretrain", "pretrain", result=SimpleNamespace(summary=lambda: "Trained."))
+    out = str(tmp_path / "out")
+    flags = ["--training.output_dir", out, "--methods.layerdrop.p", "0.1", "--resume", "--training.budget", "3steps"]
+    assert main(["pretrain", "tiny", *flags]) == 0
+    (recipe,) = kept.args
+    assert kept.kwargs == {"resume": True}
+    assert (recipe.training.output_dir, recipe.training.budget) == (out, "3steps")
+    assert recipe.methods == {"layerdrop": {"p": 0.1}}
+    assert capsys.readouterr().out == "Trained.\n"
+
+
+def test_pretrain_refuses_a_flag_of_no_section(capsys):
+    assert main(["pretrain", "tiny", "--budget", "10min"]) == 2
+    assert "There is no setting `--budget`" in capsys.readouterr().err
+
+
+def test_export(calls):
+    kept = calls("hf_effpt.hub.export", "export")
+    assert main(["export", "out/checkpoint-9", "--out", "exported"]) == 0
+    assert kept.args == ("out/checkpoint-9", "exported")
+
+
+def test_push_leaves_the_visibility_to_the_hub_unless_told(calls):
+    kept = calls("hf_effpt.hub.push", "push")
+    assert main(["push", "out", "org/name"]) == 0
+    assert kept.kwargs == {"private": None, "revision": None}
+
+
+def test_push(calls, capsys):
+    kept = calls("hf_effpt.hub.push", "push", result="https://huggingface.co/org/name")
+    assert main(["push", "out", "org/name", "--private", "--revision", "draft"]) == 0
+    assert kept.args == ("out", "org/name")
+    assert kept.kwargs == {"private": True, "revision": "draft"}
+    assert capsys.readouterr().out == "https://huggingface.co/org/name\n"

@@ -1,0 +1,68 @@
+import pytest
+import torch
+from torch import nn
+
+from hf_effpt.core.anatomy import layers_of
+from hf_effpt.core.depth import LayerStack, flatten, set_order, stack_of
+from hf_effpt.core.errors import EffptError
+from tests import tiny
+
+
+def test_iterates_the_order_and_leaves_out_what_is_dropped_in_training():
+    stack = LayerStack(nn.Linear(2, 2) for _ in range(4))
+    stack.order = (0, 2, 1)
+    stack.dropped = frozenset({2})
+    assert stack.train().active == (0, 1)
+    assert list(stack) == [stack[0], stack[1]]
+    assert stack.eval().active == (0, 2, 1)
+    assert len(stack) == 4
+
+
+def test_empty_never_means_all():
+    stack = LayerStack(nn.Linear(2, 2) for _ in range(3)).train()
+    stack.dropped = frozenset(range(3))
+    assert list(stack) == []
+    stack.dropped, stack.order = frozenset(), ()
+    assert list(stack) == []
+    model = tiny.model(layer_order=[])
+    ids = torch.randint(5, tiny.VOCAB, (2, 6))
+    assert torch.equal(model.eval().bert(ids).last_hidden_state, model.bert.embeddings(ids))
+
+
+def test_refuses_layers_that_do_not_exist():
+    with pytest.raises(EffptError, match=r"0\.\.3"):
+        stack_of(tiny.model().bert).order = (0, 4)
+
+
+def test_refuses_what_is_no_bert():
+    with pytest.raises(EffptError, match="Linear"):
+        stack_of(nn.Linear(2, 2))
+
+
+def test_copied_layers_share_no_storage():
+    stack = stack_of(tiny.model().bert)
+    stack.copy_layer(0, 3)
+    for ours, theirs in zip(stack[0].parameters(), stack[3].parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+        assert ours.data_ptr() != theirs.data_ptr()
+
+
+def test_parameter_names_stay_and_the_order_is_saved(tmp_path):
+    model = tiny.model()
+    names = list(model.state_dict())
+    set_order(model.bert, [0, 2])
+    assert list(model.state_dict()) == names
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    assert layers_of(again.bert).order == (0, 2)
+
+
+def test_flatten_keeps_what_runs_in_the_order_it_runs():
+    model = tiny.model().eval()
+    set_order(model.bert, [3, 1])
+    ids = torch.randint(5, tiny.VOCAB, (2, 6))
+    before = model(ids).logits
+    flatten(model.bert)
+    assert type(model.bert.encoder.layer) is nn.ModuleList
+    assert model.config.num_hidden_layers == 2
+    assert torch.equal(model(ids).logits, before)

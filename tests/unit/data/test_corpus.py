@@ -1,0 +1,177 @@
+import json
+
+import huggingface_hub
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset, DatasetDict, IterableDataset
+
+from hf_effpt.core.errors import EffptError
+from hf_effpt.data import corpus_of, hosted, open_corpus
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder of every kind of file, and some that are none."""
+    root = tmp_path / "corpus"
+    (root / "sub").mkdir(parents=True)
+    (root / ".hidden").mkdir()
+    (root / ".hidden" / "x.txt").write_text("hidden")
+    (root / "README.md").write_text("not text")
+    (root / "b.txt").write_text("b one\n\nb still one")
+    (root / "a.jsonl").write_text('{"text": "a one"}\n{"text": " "}\n{"text": "a two"}\n')
+    pq.write_table(pa.table({"text": ["c one", None, "c two"]}), root / "sub" / "c.parquet")
+    (root / "d.txt").write_text(" \n\n")
+    return root
+
+
+def test_folder_reads_all_kinds_in_order(folder):
+    corpus = open_corpus(str(folder))
+    assert list(corpus.texts()) == ["a one", "a two", "b one\n\nb still one", "c one", "c two"]
+    assert list(corpus.texts()) == list(corpus.texts())
+    assert corpus.name == str(folder)
+    assert corpus.num_bytes > 0
+
+
+def test_single_file_and_pattern(folder):
+    assert list(open_corpus(str(folder / "b.txt")).texts()) == ["b one", "b still one"]
+    assert list(open_corpus(str(folder / "a.jsonl")).texts()) == ["a one", "a two"]
+    assert list(open_corpus(str(folder / "*.txt")).texts()) == ["b one\n\nb still one"]
+
+
+def test_fingerprint_is_of_the_contents(folder, tmp_path):
+    before = open_corpus(str(folder)).fingerprint
+    moved = folder.rename(tmp_path / "elsewhere")
+    assert open_corpus(str(moved)).fingerprint == before
+    assert open_corpus(str(moved / "b.txt")).fingerprint != open_corpus(str(moved / "b*.txt")).fingerprint
+    (moved / "b.txt").write_text("b one\n\nb still two")
+    assert open_corpus(str(moved)).fingerprint != before
+    (moved / "a.jsonl").write_text('{"text": "a", "other": "b"}')
+    by_text, by_other = (open_corpus(str(moved / "a.jsonl"), text_column=column) for column in ("text", "other"))
+    assert by_text.fingerprint != by_other.fingerprint
+
+
+def test_files_named_after_splits_are_read_by_split(tmp_path):
+    for name in ("train-00001", "train-00000", "wiki.dev", "my_test"):
+        (tmp_path / f"{name}.txt").write_text(name)
+    assert list(open_corpus(str(tmp_path)).texts()) == ["train-00000", "train-00001"]
+    assert list(open_corpus(str(tmp_path), split="validation").texts()) == ["wiki.dev"]
+    (tmp_path / "my_test.txt").unlink()
+    with pytest.raises(EffptError, match=r"named after the splits \['train', 'validation'\], none of them 'test'"):
+        open_corpus(str(tmp_path), split="test")
+    # One file that is of no split, and the names mean nothing.
+    (tmp_path / "retraining.txt").write_text("retraining")
+    assert len(list(open_corpus(str(tmp_path)).texts())) == 4
+
+
+@pytest.mark.parametrize("name", ["./missing", "missing/", "missing/a/b", "a.txt", "dir/a.parquet", "~/no such/"])
+def test_missing_path(name):
+    with pytest.raises(EffptError, match=r"There is no file or folder .*looked for /.*builtin:pydoc"):
+        open_corpus(name)
+
+
+def test_pattern_without_match(tmp_path):
+    with pytest.raises(EffptError, match="No file matches"):
+        open_corpus(f"{tmp_path}/*.txt")
+
+
+def test_folder_without_text_lists_what_it_holds(tmp_path):
+    with pytest.raises(EffptError, match=r"holds nothing, needed is one of \.txt, \.jsonl, \.parquet"):
+        open_corpus(str(tmp_path))
+    for name in ("a.csv", "b.csv", "c.txt.gz"):
+        (tmp_path / name).write_text("x")
+    with pytest.raises(EffptError, match=r"it holds 2 \.csv, 1 \.gz"):
+        open_corpus(str(tmp_path))
+    with pytest.raises(EffptError, match=r"a\.csv is a \.csv"):
+        open_corpus(str(tmp_path / "a.csv"))
+
+
+@pytest.mark.parametrize("text", ["", " \n\n\t\n"])
+def test_empty_dataset(tmp_path, text):
+    (tmp_path / "a.txt").write_text(text)
+    with pytest.raises(EffptError, match=r"is empty: it holds no document"):
+        list(open_corpus(str(tmp_path / "a.txt")).texts())
+
+
+def test_columns_are_checked_when_opened(folder):
+    (folder / "a.jsonl").write_text('{"body": "x"}\n')
+    with pytest.raises(EffptError, match="no column 'text'; the columns are 'body'"):
+        open_corpus(str(folder))
+    with pytest.raises(EffptError, match="no column 'body'; the columns are 'text'"):
+        open_corpus(str(folder), text_column="body")
+
+
+def test_saved_datasets(tmp_path):
+    data = Dataset.from_dict({"text": ["one", "", "two"], "id": [1, 2, 3]})
+    data.save_to_disk(tmp_path / "flat")
+    DatasetDict(train=data, validation=data.select([2])).save_to_disk(tmp_path / "split")
+    flat = open_corpus(str(tmp_path / "flat"))
+    assert list(flat.texts()) == list(flat.texts()) == ["one", "two"]
+    assert flat.fingerprint == open_corpus(str(tmp_path / "flat")).fingerprint
+    assert flat.fingerprint != open_corpus(str(tmp_path / "split"), split="validation").fingerprint
+    assert list(open_corpus(str(tmp_path / "split"), split="validation").texts()) == ["two"]
+    with pytest.raises(EffptError, match=r"has no split 'test', only \['train', 'validation'\]"):
+        open_corpus(str(tmp_path / "split"), split="test")
+    with pytest.raises(EffptError, match="no column 'body'; the columns are 'text', 'id'"):
+        open_corpus(str(tmp_path / "flat"), text_column="body")
+    with pytest.raises(EffptError, match="the column 'id' holds int64"):
+        open_corpus(str(tmp_path / "flat"), text_column="id")
+    (tmp_path / "flat" / "state.json").write_text(json.dumps({}))
+    with pytest.raises(EffptError, match="cannot be loaded"):
+        open_corpus(str(tmp_path / "flat"))
+
+
+def test_hub_that_cannot_be_reached_names_local_ways(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(EffptError, match=r"'nobody/nothing' is neither .* nor can it be had from the Hub.*\.jsonl"):
+        open_corpus("nobody/nothing")
+
+
+def test_hub_dataset_with_configuration_and_split(monkeypatch):
+    asked = []
+
+    class Builder:
+        hash = "abc"
+
+    def load(name, configuration, split, streaming):
+        asked.append((name, configuration, split))
+        if split not in ("train", "validation"):
+            raise ValueError(f"Unknown split \"{split}\". Should be one of ['train', 'validation'].")
+        data = Dataset.from_dict({"text": ["hub one", None, "hub two"]})
+        return data.to_iterable_dataset() if streaming else data
+
+    monkeypatch.setattr(hosted.datasets, "load_dataset_builder", lambda name, configuration: Builder)
+    monkeypatch.setattr(hosted.datasets, "load_dataset", load)
+    for streaming in (False, True):
+        corpus = open_corpus("org/name:config", split="validation", streaming=streaming)
+        assert asked[-1] == ("org/name", "config", "validation")
+        assert list(corpus.texts()) == list(corpus.texts()) == ["hub one", "hub two"]
+        assert (
+            corpus.fingerprint == open_corpus("org/name:config", split="validation", streaming=streaming).fingerprint
+        )
+        with pytest.raises(EffptError, match="no column 'body'; the columns are 'text'"):
+            open_corpus("org/name:config", streaming=streaming, text_column="body")
+    with pytest.raises(EffptError, match=r"has no split 'tset': Unknown split.*data\.split"):
+        open_corpus("org/name", split="tset")
+
+
+def test_streamed_dataset_that_does_not_know_its_columns(monkeypatch):
+    rows = IterableDataset.from_generator(lambda: iter([{"text": "x", "other": 1}]))
+    monkeypatch.setattr(hosted.datasets, "load_dataset_builder", lambda *_: type("Builder", (), {"hash": "abc"}))
+    monkeypatch.setattr(hosted.datasets, "load_dataset", lambda *_, **__: rows)
+    assert list(open_corpus("org/name", streaming=True).texts()) == ["x"]
+    with pytest.raises(EffptError, match="the columns are 'text', 'other'"):
+        open_corpus("org/name", streaming=True, text_column="body")
+
+
+def test_unknown_builtin():
+    with pytest.raises(EffptError, match="the only one built in is builtin:pydoc"):
+        open_corpus("builtin:books")
+
+
+def test_corpus_in_memory():
+    corpus = corpus_of(["one", " ", "zwö"], name="mine")
+    assert list(corpus.texts()) == ["one", "zwö"]
+    assert corpus.num_bytes == 8
+    assert corpus.fingerprint == corpus_of(["one", " ", "zwö"]).fingerprint
+    assert corpus.fingerprint != corpus_of(["one ", "zwö"]).fingerprint

@@ -1,0 +1,246 @@
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from hf_effpt.core.errors import EffptError
+from hf_effpt.data import DataCollatorForMaskedLM, PackedRows, corpus_of, pack
+
+VOCAB = 60
+SPECIAL = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}
+ROLES = {f"{role}_token": f"[{role.upper()}]" for role in ("pad", "unk", "cls", "sep", "mask")}
+
+
+def small_tokenizer() -> PreTrainedTokenizerFast:
+    """Ids 5..29 begin a word, 30..59 go on with one."""
+    words = {f"w{index}" if index < 30 else f"##c{index}": index for index in range(5, VOCAB)}
+    backend = Tokenizer(models.WordPiece(SPECIAL | words, unk_token="[UNK]"))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **ROLES)
+
+
+TOKENIZER = small_tokenizer()
+# Rows of any tokens, special ones too.
+BATCHES = st.tuples(st.integers(1, 8), st.integers(8, 40), st.integers(0, 10**6))
+COLLATORS = st.builds(
+    DataCollatorForMaskedLM,
+    st.just(TOKENIZER),
+    mlm_probability=st.sampled_from([0.05, 0.15, 0.4, 0.8]),
+    whole_word=st.booleans(),
+    seed=st.integers(0, 5),
+)
+
+
+def make_batch(size: int, length: int, seed: int, epoch: int = 0) -> dict[str, np.ndarray]:
+    draw = np.random.default_rng(seed)
+    input_ids = draw.integers(5, VOCAB, (size, length))
+    # From none to nearly all of a row is special.
+    input_ids[draw.random((size, length)) < draw.choice([0, 0.05, 0.9], (size, 1))] = draw.integers(0, 5)
+    return {"input_ids": input_ids, "example_id": draw.permutation(10**6)[:size], "epoch": np.full(size, epoch)}
+
+
+def packed_batch(size: int, length: int = 128) -> dict[str, np.ndarray]:
+    """Rows as packing makes them, without padding."""
+    draw = np.random.default_rng(0)
+    input_ids = draw.integers(5, VOCAB, (size, length))
+    input_ids[:, 0], input_ids[:, -1] = 2, 3
+    return {"input_ids": input_ids, "example_id": np.arange(size), "epoch": np.zeros(size, int)}
+
+
+def assert_equal(first: dict, second: dict) -> None:
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+@settings(deadline=None)
+@given(COLLATORS, BATCHES)
+def test_batch_is_well_formed(collator, shape):
+    batch = make_batch(*shape)
+    original = torch.from_numpy(batch["input_ids"].copy())
+    out = collator(batch)
+    size, length = original.shape
+    count = max(1, round(collator.mlm_probability * length))
+    assert out["masked_positions"].shape == (size, count)
+    assert {tensor.dtype for tensor in out.values()} == {torch.int64}
+    # Ascending and so distinct.
+    assert (out["masked_positions"].diff(dim=1) > 0).all()
+    labelled = out["labels"] != -100
+    assert (out["labels"][labelled] == original[labelled]).all()
+    assert (original[labelled] >= 5).all(), "a special token was masked"
+    assert (out["input_ids"][~labelled] == original[~labelled]).all()
+    named = torch.zeros_like(labelled).scatter(1, out["masked_positions"], True)
+    assert (labelled <= named).all()
+    changed = out["input_ids"][labelled]
+    assert ((changed == 4) | (changed >= 5)).all()
+    maskable = (original >= 5).sum(1)
+    for masked, available in zip(labelled.sum(1).tolist(), maskable.tolist(), strict=True):
+        if available >= 0.75 * length:
+            assert masked == min(count, available)
+        else:
+            assert masked == min(available, max(1, round(collator.mlm_probability * available)))
+    assert torch.equal(torch.from_numpy(batch["input_ids"]), original), "the input was changed"
+
+
+@settings(deadline=None)
+@given(COLLATORS, BATCHES, st.integers(0, 3))
+def test_masks_depend_on_the_example_alone(collator, shape, epoch):
+    batch = make_batch(*shape, epoch=epoch)
+    whole = collator(batch)
+    worker = pickle.loads(pickle.dumps(collator))
+    order = np.random.default_rng(1).permutation(len(batch["epoch"]))
+    shuffled = worker({name: values[order] for name, values in batch.items()})
+    assert_equal({name: tensor[order] for name, tensor in whole.items()}, shuffled)
+    for row in range(len(order)):
+        alone = worker({name: values[row : row + 1] for name, values in batch.items()})
+        assert_equal({name: tensor[row : row + 1] for name, tensor in whole.items()}, alone)
+
+
+def test_masks_change_with_seed_epoch_and_id():
+    batch = packed_batch(8)
+    base = DataCollatorForMaskedLM(TOKENIZER)(batch)["masked_positions"]
+    others = [
+        DataCollatorForMaskedLM(TOKENIZER, seed=1)(batch),
+        DataCollatorForMaskedLM(TOKENIZER)({**batch, "epoch": batch["epoch"] + 1}),
+        DataCollatorForMaskedLM(TOKENIZER)({**batch, "example_id": batch["example_id"] + 8}),
+    ]
+    for other in others:
+        assert (other["masked_positions"] != base).any(dim=1).all()
+
+
+@pytest.mark.parametrize("whole_word", [False, True])
+def test_proportions(whole_word):
+    batch = packed_batch(2000)
+    out = DataCollatorForMaskedLM(TOKENIZER, whole_word=whole_word)(batch)
+    labelled = out["labels"] != -100
+    assert (labelled.sum(1) == 19).all()
+    new, old = out["input_ids"][labelled], out["labels"][labelled]
+    total = len(old)
+    assert (new == 4).sum() / total == pytest.approx(0.8, abs=0.01)
+    # One in 55 random tokens is the old one.
+    assert (new == old).sum() / total == pytest.approx(0.1 + 0.1 / 55, abs=0.008)
+    drawn = torch.bincount(new[(new != 4) & (new != old)], minlength=VOCAB)
+    assert (drawn[:5] == 0).all()
+    assert drawn[5:].min() > 0.4 * drawn[5:].float().mean()
+    # Every position that can be masked is masked about as often as any other.
+    often = labelled.float().mean(0)[1:-1]
+    assert often.mean() == pytest.approx(19 / 126, abs=1e-6)
+    assert often.min() > 0.11
+    assert often.max() < 0.19
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([0.15, 0.4]))
+def test_whole_words_are_masked_whole(seed, probability):
+    draw = np.random.default_rng(seed)
+    # Half of the tokens go on with a word, so words of several tokens abound.
+    input_ids = draw.integers(5, VOCAB, (4, 48))
+    input_ids[:, 0], input_ids[:, -1], input_ids[0, 20] = 2, 3, 3
+    out = DataCollatorForMaskedLM(TOKENIZER, probability, whole_word=True)({"input_ids": input_ids})
+    masked = (out["labels"] != -100).numpy()
+    for row in range(4):
+        words: list[list[int]] = []
+        for position, token in enumerate(input_ids[row]):
+            if token < 5:
+                words.append([])
+            elif token >= 30 and words and words[-1]:
+                words[-1].append(position)
+            else:
+                words.append([position])
+        parts = [masked[row, word] for word in words if word]
+        # One word at most is cut to make the count exact, and then its beginning is masked.
+        cut = [part for part in parts if part.any() and not part.all()]
+        assert len(cut) <= 1
+        for part in cut:
+            assert (np.diff(part.astype(int)) <= 0).all()
+        assert masked[row].sum() == round(probability * 48)
+
+
+def test_whole_words_of_byte_level_bpe(byte_tokenizer, documents):
+    input_ids = np.array([byte_tokenizer(documents[0])["input_ids"][:64]])
+    out = DataCollatorForMaskedLM(byte_tokenizer, 0.3, whole_word=True)({"input_ids": input_ids})
+    masked = (out["labels"][0] != -100).numpy()
+    tokens = byte_tokenizer.convert_ids_to_tokens(input_ids[0])
+    starts = np.array([token.startswith(("Ġ", "[")) for token in tokens])
+    words = np.split(masked, np.flatnonzero(starts)[1:])
+    assert max(map(len, words)) > 1
+    assert sum(word.any() and not word.all() for word in words) <= 1
+
+
+def test_list_of_examples_is_the_array(tokenizer, documents):
+    train = pack(corpus_of(documents), tokenizer, isolate_documents=True, sequence_length=32, validation=None)["train"]
+    numbers = np.array([3, 0, 7])
+    arrays = PackedRows(train).rows(numbers) | {"example_id": numbers, "epoch": np.full(3, 2)}
+    examples = [train[int(number)] | {"example_id": int(number), "epoch": 2} for number in numbers]
+    collator = DataCollatorForMaskedLM(tokenizer, whole_word=True)
+    assert set(collator(arrays)) == {"input_ids", "labels", "masked_positions", "document_ids"}
+    assert_equal(collator(arrays), collator(examples))
+
+
+def test_examples_of_different_length_are_padded():
+    collator = DataCollatorForMaskedLM(TOKENIZER)
+    draw = np.random.default_rng(0)
+    texts = [[2, *draw.integers(5, VOCAB, size).tolist(), 3] for size in (10, 100, 38)]
+    out = collator([{"input_ids": text, "document_ids": [1] * len(text)} for text in texts])
+    assert out["input_ids"].shape == (3, 102)
+    assert out["masked_positions"].shape == (3, 15)
+    assert out["attention_mask"].sum(1).tolist() == [12, 102, 40]
+    assert out["document_ids"].tolist() == out["attention_mask"].tolist()
+    assert (out["input_ids"][0, 12:] == 0).all()
+    # Each row at the rate of its own length, and as if it were alone.
+    assert (out["labels"] != -100).sum(1).tolist() == [2, 15, 6]
+    for row, text in enumerate(texts):
+        alone = collator([{"input_ids": torch.tensor(text)}])
+        assert torch.equal(alone["labels"][0], out["labels"][row, : len(text)])
+        assert torch.equal(alone["input_ids"][0], out["input_ids"][row, : len(text)])
+        assert "attention_mask" not in alone
+
+
+def test_padding_made_elsewhere_is_kept():
+    padded = {"input_ids": [2, 9, 8, 7, 3, 9], "attention_mask": [1, 1, 1, 1, 1, 0]}
+    out = DataCollatorForMaskedLM(TOKENIZER, 0.8)([padded])
+    assert out["attention_mask"].tolist() == [[1, 1, 1, 1, 1, 0]]
+    assert out["labels"][0, 5] == -100
+    full = DataCollatorForMaskedLM(TOKENIZER, 0.8)([{"input_ids": [2, 9, 3], "attention_mask": [1, 1, 1]}])
+    assert "attention_mask" not in full
+
+
+def test_example_without_id_is_known_by_its_tokens():
+    collator = DataCollatorForMaskedLM(TOKENIZER)
+    rows = packed_batch(3)["input_ids"]
+    rows[1] = rows[0]
+    positions = collator({"input_ids": rows})["masked_positions"]
+    assert torch.equal(positions[0], positions[1])
+    assert not torch.equal(positions[0], positions[2])
+
+
+def test_row_without_text_is_left_alone():
+    out = DataCollatorForMaskedLM(TOKENIZER)({"input_ids": np.full((1, 16), 3)})
+    assert (out["labels"] == -100).all()
+    assert (out["input_ids"] == 3).all()
+    assert out["masked_positions"].shape == (1, 2)
+
+
+@pytest.mark.parametrize("probability", [0, 1, -0.1, 15])
+def test_impossible_rate(probability):
+    with pytest.raises(EffptError, match=r"mlm_probability=.* must be a share"):
+        DataCollatorForMaskedLM(TOKENIZER, probability)
+
+
+def test_tokenizer_must_fit():
+    vocab = {"[PAD]": 0, "a": 1}
+    bare = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(vocab, unk_token="a")), pad_token="[PAD]"
+    )
+    with pytest.raises(EffptError, match="has no cls_token, sep_token, mask_token"):
+        DataCollatorForMaskedLM(bare)
+    wordless = Tokenizer(models.WordLevel(SPECIAL | {"a": 5}, unk_token="[UNK]"))
+    wordless.pre_tokenizer = pre_tokenizers.Whitespace()
+    with pytest.raises(EffptError, match="whole_word=True needs a tokenizer that marks words"):
+        DataCollatorForMaskedLM(PreTrainedTokenizerFast(tokenizer_object=wordless, **ROLES), whole_word=True)
+    with pytest.raises(EffptError, match=r"token ids 5\.\.60, but the tokenizer's vocabulary has 60"):
+        DataCollatorForMaskedLM(TOKENIZER)({"input_ids": np.array([[5, VOCAB]])})

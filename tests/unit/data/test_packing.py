@@ -1,0 +1,253 @@
+import json
+import os
+import pickle
+
+import datasets
+import numpy as np
+import pytest
+from datasets import Dataset
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from hf_effpt.core.errors import EffptError
+from hf_effpt.data import Corpus, PackedRows, corpus_of, facts, pack, packing, train_tokenizer
+from hf_effpt.data.encoding import TextEncoder
+
+
+def reference_ids(tokenizer, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("length", [8, 33, 128])
+def test_rows_are_the_stream_of_documents(tokenizer, documents, length):
+    packed = pack(corpus_of(documents), tokenizer, sequence_length=length, validation=None)
+    assert list(packed) == ["train"]
+    rows = np.array(packed["train"]["input_ids"])
+    stream = [token for text in documents for token in [*reference_ids(tokenizer, text), tokenizer.sep_token_id]]
+    inner = length - 2
+    assert rows.shape == (len(stream) // inner, length)
+    assert (rows[:, 0] == tokenizer.cls_token_id).all()
+    assert (rows[:, -1] == tokenizer.sep_token_id).all()
+    assert rows[:, 1:-1].reshape(-1).tolist() == stream[: len(rows) * inner]
+    assert packed["train"].features["input_ids"] == datasets.List(datasets.Value("uint16"), length=length)
+
+
+def test_isolated_rows_hold_every_document(byte_tokenizer, documents):
+    train = pack(corpus_of(documents), byte_tokenizer, sequence_length=64, isolate_documents=True, validation=None)[
+        "train"
+    ]
+    assert train.features["document_ids"].length == 64
+    packed = PackedRows(train).rows(np.arange(len(train)))
+    kept = [
+        packed["input_ids"][row][packed["document_ids"][row] == number][1:-1].tolist()
+        for row in range(len(train))
+        for number in range(1, packed["document_ids"][row].max() + 1)
+    ]
+    wanted = []
+    for text in documents:
+        ids = reference_ids(byte_tokenizer, text)
+        wanted += [ids[start : start + 62] for start in range(0, len(ids), 62)]
+    assert sorted(kept) == sorted(wanted)
+
+
+def test_special_tokens_in_the_text_are_text(tokenizer):
+    text = "a [MASK] b [SEP] c [PAD] " * 20
+    rows = np.array(pack(corpus_of([text]), tokenizer, sequence_length=16, validation=None)["train"]["input_ids"])
+    assert not np.isin(rows[:, 1:-1], [tokenizer.mask_token_id, tokenizer.pad_token_id, tokenizer.sep_token_id]).any()
+
+
+def test_truncation_and_padding_of_the_tokenizer_are_ignored(tokenizer, documents):
+    strict = pickle.loads(pickle.dumps(tokenizer))
+    strict.backend_tokenizer.enable_truncation(4)
+    strict.backend_tokenizer.enable_padding(length=512)
+    expected, got = (pack(corpus_of(documents), one, validation=None)["train"] for one in (tokenizer, strict))
+    assert got["input_ids"][:] == expected["input_ids"][:]
+
+
+def test_held_out_documents_are_a_function_of_seed_and_number(tokenizer, documents):
+    def lengths(texts, **settings):
+        packed = pack(corpus_of(texts), tokenizer, sequence_length=8, isolate_documents=True, **settings)
+        assert facts(packed["train"])["documents"] + facts(packed["validation"])["documents"] == len(texts)
+        return packed
+
+    def held_out(packed):
+        rows = PackedRows(packed["validation"])
+        return {tuple(row) for row in rows.rows(np.arange(len(rows)))["input_ids"].tolist()}
+
+    fifth = lengths(documents, validation=0.2, seed=1)
+    assert 4 <= facts(fifth["validation"])["documents"] <= 22
+    assert held_out(lengths(documents, validation=0.2, seed=2)) != held_out(fifth)
+    # What follows a document has no say in whether it is held out.
+    assert held_out(lengths(documents[:40], validation=0.2, seed=1)) <= held_out(
+        lengths(documents, validation=0.2, seed=1)
+    )
+
+
+def test_share_that_holds_out_nothing_is_raised_to_a_row(tokenizer, documents):
+    packed = pack(corpus_of(documents[:5]), tokenizer, sequence_length=32, validation=0.0001)
+    assert 1 <= facts(packed["validation"])["documents"] <= 2
+    assert len(packed["validation"]) >= 1
+    assert len(packed["train"]) >= 1
+    with pytest.raises(EffptError, match=r"too small to hold out .* its 1 documents leave no whole row"):
+        pack(corpus_of(documents[:1]), tokenizer, sequence_length=32, validation=0.0001)
+
+
+def test_validation_of_its_own(tokenizer, documents, tmp_path):
+    for split, texts in (("train", documents[:50]), ("validation", documents[50:])):
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(json.dumps({"body": text}) for text in texts))
+    corpus = packing.open_corpus(str(tmp_path), text_column="body")
+    by_name = pack(corpus, tokenizer, sequence_length=16, validation=str(tmp_path))
+    by_corpus = pack(corpus_of(documents[:50]), tokenizer, sequence_length=16, validation=corpus_of(documents[50:]))
+    for split in ("train", "validation"):
+        assert by_name[split]["input_ids"][:] == by_corpus[split]["input_ids"][:]
+    assert facts(by_name["train"])["documents"] == 50
+    assert facts(by_name["validation"])["documents"] == 10
+
+
+def test_second_call_reads_nothing(tokenizer, documents, tmp_path):
+    reads = []
+
+    def read():
+        reads.append(1)
+        return iter(documents)
+
+    def again(fingerprint="f", **settings):
+        corpus = Corpus("counted", read, lambda: fingerprint)
+        return pack(corpus, tokenizer, **{"cache_dir": tmp_path, "validation": 0.2, **settings})
+
+    first = again()
+    assert len(reads) == 1
+    assert again()["train"]["input_ids"][:] == first["train"]["input_ids"][:]
+    assert again()["train"]._fingerprint == first["train"]._fingerprint
+    assert len(reads) == 1
+    for number, change in enumerate(
+        [{"fingerprint": "g"}, {"sequence_length": 64}, {"isolate_documents": True}, {"validation": 0.3}, {"seed": 1}]
+    ):
+        again(**change)
+        assert len(reads) == number + 2
+    again(validation=None, seed=3)
+    again(validation=None, seed=4)
+    assert len(reads) == 7
+
+
+def test_cache_knows_the_tokenizer_by_its_content(tokenizer, documents, tmp_path):
+    tokenizer.save_pretrained(tmp_path / "saved")
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    other = train_tokenizer(corpus_of(documents), vocab_size=256)
+    prints = [facts(pack(corpus_of(documents), one)["train"])["fingerprint"] for one in (tokenizer, loaded, other)]
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_one_thread_gives_the_same_and_leaves_no_trace(tokenizer, documents, tmp_path, monkeypatch):
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+    one = pack(corpus_of(documents), tokenizer, num_proc=1, cache_dir=tmp_path / "one")
+    assert "TOKENIZERS_PARALLELISM" not in os.environ
+    several = pack(corpus_of(documents), tokenizer, num_proc=2, cache_dir=tmp_path / "two")
+    assert one["train"]["input_ids"][:] == several["train"]["input_ids"][:]
+
+
+def test_batches_and_blocks_do_not_show(tokenizer, documents, tmp_path, monkeypatch):
+    whole = pack(corpus_of(documents), tokenizer, cache_dir=tmp_path / "whole")
+    monkeypatch.setattr(packing, "BATCH_BYTES", 500)
+    monkeypatch.setattr("hf_effpt.data.row_writer.BLOCK_BYTES", 1000)
+    parts = pack(corpus_of(documents), tokenizer, cache_dir=tmp_path / "parts")
+    for split in ("train", "validation"):
+        assert parts[split]["input_ids"][:] == whole[split]["input_ids"][:]
+        assert facts(parts[split]) == facts(whole[split])
+    assert len(parts["train"].data.column("input_ids").chunks) > 1
+    every = np.arange(len(whole["train"]))
+    several, single = PackedRows(parts["train"]), PackedRows(whole["train"])
+    assert (several.rows(every[::-1])["input_ids"] == single.rows(every[::-1])["input_ids"]).all()
+
+
+def test_long_documents_are_cut_without_effect(tokenizer, documents, monkeypatch):
+    spaced = corpus_of([*documents, "three   spaces   are   a   token " * 50])
+    byte_tokenizer = train_tokenizer(spaced, vocab_size=512, kind="bpe")
+    assert "ĠĠ" in byte_tokenizer.get_vocab()
+    text = "  Two  spaces\n\nand lines\t" + "\n".join(documents[:20])
+    text += documents[20].replace(" ", "   ") + documents[21]
+    monkeypatch.setattr("hf_effpt.data.encoding.CUT_CHARACTERS", 10)
+    for one in (tokenizer, byte_tokenizer):
+        encoder = TextEncoder(one, np.dtype(np.int64))
+        assert len(encoder._cut(text)) > 100
+        assert encoder.encode([text, "x"])[0].tolist() == reference_ids(one, text)
+        assert len(encoder._cut("x" * 100)) == 1
+
+
+def test_tokenizer_that_marks_beginnings_is_given_whole_documents(monkeypatch):
+    monkeypatch.setattr("hf_effpt.data.encoding.CUT_CHARACTERS", 10)
+    vocab = {token: index for index, token in enumerate(["?", "▁so", "▁be", "▁it", "▁"])}
+    backend = Tokenizer(models.WordLevel(vocab, unk_token="?"))
+    # As in Llama's tokenizer: every piece would begin with a space of its own.
+    backend.normalizer = normalizers.Prepend("▁")
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    one = PreTrainedTokenizerFast(tokenizer_object=backend)
+    text = "so be it " * 10
+    assert TextEncoder(one, np.dtype(np.int64)).encode([text])[0].tolist() == reference_ids(one, text)
+
+
+def test_facts(tokenizer, documents):
+    texts = [*documents, "\x00\x01"]
+    packed = pack(
+        corpus_of(texts, name="mine"), tokenizer, sequence_length=32, isolate_documents=True, validation=None
+    )
+    known = facts(packed["train"])
+    document_ids = np.array(packed["train"]["document_ids"])
+    assert known == {
+        "fingerprint": packed["train"]._fingerprint,
+        "dataset": "mine",
+        "documents": len(documents),
+        "bytes": sum(len(text.encode()) for text in documents),
+        "rows": len(packed["train"]),
+        "tokens": np.count_nonzero(document_ids),
+        "sequence_length": 32,
+        "isolated": True,
+        "fill": np.count_nonzero(document_ids) / document_ids.size,
+    }
+    assert known["fill"] > 0.9
+    assert facts(packed["train"].shuffle(seed=0).select(range(2))) == known
+    with pytest.raises(EffptError, match=r"not made by hf_effpt\.pack"):
+        facts(Dataset.from_dict({"input_ids": [[1]]}))
+
+
+def test_large_vocabulary_is_stored_wider(tokenizer, documents):
+    large = pickle.loads(pickle.dumps(tokenizer))
+    large.add_tokens([f"extra{index}x" for index in range(2**16)])
+    train = pack(corpus_of([*documents, "extra65000x " * 100]), large, validation=None)["train"]
+    assert train.features["input_ids"].feature.dtype == "int32"
+    assert np.array(train["input_ids"]).max() == len(tokenizer) + 65000
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sequence_length": 7}, "sequence_length=7 leaves no room"),
+        ({"num_proc": 0}, "num_proc=0 must be at least 1"),
+        ({"validation": 0.0}, "validation=0.0 must be a share between 0 and 1"),
+        ({"validation": 1}, "validation=1 must be a share"),
+        ({"validation": "./missing.txt"}, r"no file or folder './missing\.txt'"),
+    ],
+)
+def test_impossible_settings(tokenizer, documents, settings, message):
+    with pytest.raises(EffptError, match=message):
+        pack(corpus_of(documents), tokenizer, **settings)
+
+
+def test_corpus_without_a_row(tokenizer):
+    with pytest.raises(EffptError, match=r"'few words' is too small: the 7 bytes .* one row of 128 tokens"):
+        pack(corpus_of(["a b c d"], name="few words"), tokenizer, validation=None)
+    with pytest.raises(EffptError, match="is empty"):
+        pack(corpus_of([]), tokenizer)
+
+
+def test_tokenizer_without_special_tokens(tokenizer, documents):
+    bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, pad_token="[PAD]", cls_token="[CLS]")
+    with pytest.raises(EffptError, match="has no sep_token, mask_token, which masked pre-training needs"):
+        pack(corpus_of(documents), bare)
+
+
+def test_bad_text_leaves_no_cache(tokenizer, tmp_path):
+    (tmp_path / "bad.txt").write_bytes(b"good\n\n" * 100 + b"\xff")
+    with pytest.raises(EffptError, match="at offset 600"):
+        pack(str(tmp_path / "bad.txt"), tokenizer, cache_dir=tmp_path / "cache")
+    assert not [path for path in (tmp_path / "cache" / "packed").iterdir() if path.is_dir()]

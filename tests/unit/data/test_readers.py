@@ -1,0 +1,104 @@
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from hf_effpt.core.errors import EffptError
+from hf_effpt.data.readers import (
+    parquet_text_bytes,
+    read_jsonl,
+    read_parquet,
+    read_txt,
+    read_txt_paragraphs,
+)
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Writes bytes under a name and returns the path."""
+
+    def write(name: str, data: bytes):
+        path = tmp_path / name
+        path.write_bytes(data)
+        return path
+
+    return write
+
+
+def test_txt_is_one_document_without_mark_and_carriage_returns(file):
+    path = file("a.txt", b"\xef\xbb\xbffirst\r\n\r\nsecond \xc3\xa9")
+    assert list(read_txt(path)) == ["first\n\nsecond é"]
+
+
+def test_paragraphs_are_separated_by_blank_lines(file):
+    path = file("a.txt", b"\xef\xbb\xbf\n one\r\ntwo\r\n \t\n\n\nthree\n")
+    assert list(read_txt_paragraphs(path)) == [" one\ntwo", "three"]
+
+
+@pytest.mark.parametrize("reader", [read_txt, read_txt_paragraphs])
+def test_wrong_encoding_names_file_and_byte(file, reader):
+    path = file("latin.txt", b"\xef\xbb\xbfgood line\ncaf\xe9 noir\n")
+    with pytest.raises(EffptError, match=r"latin\.txt is not UTF-8 text: byte 0xe9 at offset 16.*iconv -f WINDOWS"):
+        list(reader(path))
+
+
+def test_byte_order_mark_counts_in_offsets(file):
+    with pytest.raises(EffptError, match="byte 0xe9 at offset 6"):
+        list(read_txt_paragraphs(file("latin.txt", b"\xef\xbb\xbfcaf\xe9\n")))
+
+
+def test_utf_16_is_recognised(file):
+    with pytest.raises(EffptError, match=r"byte 0xff at offset 0.*iconv -f UTF-16"):
+        list(read_txt(file("wide.txt", "text".encode("utf-16"))))
+
+
+def test_jsonl_reads_the_column(file):
+    path = file("a.jsonl", b'\xef\xbb\xbf{"body": "one", "n": 1}\n\n{"body": null}\n{"body": "tw\\u00f6 \\ud800"}')
+    assert list(read_jsonl(path, "body")) == ["one", "", "twö \ufffd"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"text": "cut', r"a\.jsonl, line 2: not valid JSON"),
+        (b'["text"]', r"a\.jsonl, line 2: this is a JSON list"),
+        (b'{"body": "x", "id": 3}', r"line 2: there is no column 'text'; the columns are 'body', 'id'.*text_column"),
+        (b'{"text": 3}', r"line 2: the column 'text' holds int"),
+        (b'{"text": "\xff"}', r"a\.jsonl is not UTF-8 text: byte 0xff at offset 27"),
+    ],
+)
+def test_bad_json_line_is_named(file, line, message):
+    path = file("a.jsonl", b'{"text": "good"}' + b"\n" + line + b"\n")
+    with pytest.raises(EffptError, match=message):
+        list(read_jsonl(path, "text"))
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_parquet_reads_the_column(tmp_path, kind):
+    texts = ["one", None, "three"] * 1000
+    table = pa.table({"nested": [{"a": 1, "b": 2}] * 3000, "text": pa.array(texts).cast(kind)})
+    pq.write_table(table, tmp_path / "a.parquet", use_dictionary=False)
+    assert list(read_parquet(tmp_path / "a.parquet", "text")) == [text or "" for text in texts]
+
+
+def test_parquet_size_is_that_of_the_text(tmp_path):
+    texts = [f"text number {index} " * 50 for index in range(500)]
+    pq.write_table(pa.table({"id": range(500), "text": texts}), tmp_path / "a.parquet", use_dictionary=False)
+    size = sum(map(len, texts))
+    assert size <= parquet_text_bytes(tmp_path / "a.parquet", "text") < 1.1 * size
+
+
+def test_parquet_without_text_column_lists_the_columns(tmp_path):
+    pq.write_table(pa.table({"body": ["x"], "id": [1]}), tmp_path / "a.parquet")
+    with pytest.raises(EffptError, match=r"no column 'text'; the columns are 'body', 'id'.*data\.text_column"):
+        list(read_parquet(tmp_path / "a.parquet", "text"))
+    with pytest.raises(EffptError, match="'id' holds int64"):
+        list(read_parquet(tmp_path / "a.parquet", "id"))
+
+
+def test_damaged_parquet_is_named(file, tmp_path):
+    pq.write_table(pa.table({"text": ["x" * 1000]}), tmp_path / "whole.parquet")
+    path = file("cut.parquet", (tmp_path / "whole.parquet").read_bytes()[:200])
+    with pytest.raises(EffptError, match=r"cut\.parquet cannot be read as Parquet"):
+        list(read_parquet(path, "text"))
+    with pytest.raises(EffptError, match=r"none\.parquet cannot be read as Parquet"):
+        list(read_parquet(file("none.parquet", b""), "text"))

@@ -1,0 +1,113 @@
+import copy
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from hf_effpt.core.method import METHODS
+from hf_effpt.hub.card import duration, model_card
+
+
+def metadata(card: ModelCard) -> dict:
+    return yaml.safe_load(str(card).split("---\n")[1])
+
+
+def test_metadata_is_what_the_hub_reads(record):
+    data = metadata(model_card(record, "org/name"))
+    assert data["library_name"] == "transformers"
+    assert data["pipeline_tag"] == "fill-mask"
+    assert data["tags"] == ["hf_effpt", "pretraining", "stacking", "layerdrop"]
+    assert data["model-index"][0]["name"] == "name"
+    result = data["model-index"][0]["results"][0]
+    assert result["metrics"][0]["value"] == 3.5
+    assert result["dataset"] == {"name": "corpus/", "type": "corpus/", "split": "validation"}
+
+
+def test_license_and_language_are_taken_but_never_guessed(record):
+    assert not {"license", "language"} & metadata(model_card(record)).keys()
+    data = metadata(model_card(record | {"license": "apache-2.0", "language": "en", "tags": ["hf_effpt", "mine"]}))
+    assert (data["license"], data["language"]) == ("apache-2.0", "en")
+    assert data["tags"].count("hf_effpt") == 1
+    assert "mine" in data["tags"]
+
+
+def test_the_card_says_how_the_model_was_made(record):
+    text = model_card(record, "org/name").text
+    assert 'AutoModelForMaskedLM.from_pretrained("org/name")' in text
+    for name in ("stacking", "layerdrop"):
+        assert METHODS[name].paper.title in text
+        assert METHODS[name].paper.bibtex in text
+    assert "| 2 | stacking | grew from 2 to 4 layers |" in text
+    assert yaml.safe_load(text.split("```yaml\n")[1].split("```")[0]) == record["recipe"]
+    for fact in ("`f00d`", "4,096", "1.5e+09", "3.2 s", "0.03 MB", "effpt pretrain tiny", "2.13.0", "0.5000 nats"):
+        assert fact in text
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "says"),
+    [
+        ({"held_out_loss": 4.0, "unigram_floor": 4.0}, "no better than guessing"),
+        ({"held_out_loss": 5.0, "unigram_floor": 4.0}, "1.0000 nats above the unigram floor"),
+        ({"held_out_loss": float("nan"), "unigram_floor": 4.0}, "training diverged"),
+        ({"held_out_loss": 5.0}, "was not measured"),
+    ],
+)
+def test_the_card_is_honest_about_a_loss_that_proves_nothing(record, evaluation, says):
+    card = model_card(record | {"evaluation": evaluation})
+    assert says in card.text
+    assert "nats below" not in card.text
+    assert ".nan" not in str(card)
+
+
+def test_energy_is_there_only_when_measured(record):
+    assert "Energy" not in model_card(record).text
+    record["clock"]["joules"] = 1500.0
+    assert "1.500 kJ" in model_card(record).text
+
+
+def test_whatever_is_missing_is_left_out(record):
+    def leaves(part, path=()):
+        for key, value in part.items():
+            yield (*path, key)
+            if isinstance(value, dict):
+                yield from leaves(value, (*path, key))
+
+    for path in [(), *leaves(record)]:
+        if path == ("clock", "unit"):  # a budget always has its unit
+            continue
+        for blank in ("absent", None):
+            poorer = copy.deepcopy(record) if path else {}
+            part = poorer
+            for key in path[:-1]:
+                part = part[key]
+            if path and blank == "absent":
+                del part[path[-1]]
+            elif path:
+                part[path[-1]] = None
+            if path == ("model", "stock_class") and blank is None:
+                continue
+            card = model_card(poorer, "org/name")
+            body = card.text.split("## Recipe")[0] + card.text.split("```bash")[-1]
+            assert "None" not in body, f"{path} {blank}"
+            assert "None" not in str(metadata(card)), f"{path} {blank}"
+            assert "\n\n\n\n" not in card.text
+
+
+def test_a_card_is_deterministic_and_survives_a_round_trip(record, tmp_path):
+    card = model_card(record, "org/name")
+    assert str(card) == str(model_card(copy.deepcopy(record), "org/name"))
+    card.save(tmp_path / "README.md")
+    assert str(ModelCard.load(tmp_path / "README.md")) == str(card)
+
+
+def test_values_cannot_break_a_table(record):
+    record["ledger"]["events"][0]["what"] = "a | b\nc"
+    record["ledger"]["methods"] = {"foreign": {"x": 1}}
+    text = model_card(record).text
+    assert "| a \\| b c |" in text
+    assert "**foreign** (`x: 1`)" in text
+
+
+def test_duration():
+    said = {0.04: "0.0 s", 59.9: "59.9 s", 60: "1 min 0 s", 3599.6: "1 h 0 min", 7260: "2 h 1 min"}
+    assert {seconds: duration(seconds) for seconds in said} == said

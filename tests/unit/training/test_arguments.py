@@ -1,0 +1,34 @@
+import pytest
+
+from hf_effpt.core.errors import EffptError
+from tests import tiny
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"budget": "10min", "max_steps": 5}, "Both `budget`"),
+        ({"budget": "ten"}, "Cannot read the budget"),
+        ({"learning_rate": 0.0}, "`training.learning_rate` must be above 0"),
+        ({"per_device_train_batch_size": 0}, "`training.per_device_train_batch_size` must be above 0"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps"),
+        ({"budget": "10min", "warmup_steps": 100}, "must be a share of the budget"),
+        ({"budget": "10steps", "warmup_steps": 10}, "leaves nothing"),
+        ({"warmup_steps": -1}, "share of the budget"),
+        ({"budget": "10min", "logging_steps": 0.1}, "leaves open"),
+        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "cannot follow a budget"),
+        ({"load_best_model_at_end": True}, "whose shape has changed"),
+        ({"hub_strategy": "every_save"}, "would publish the training model"),
+        ({"torch_compile": True}, "use `compile_layers`"),
+        ({"auto_find_batch_size": True}, "entered by position"),
+    ],
+)
+def test_what_cannot_work_is_refused_at_construction(tmp_path, changes, words):
+    with pytest.raises(EffptError, match=words):
+        tiny.arguments(tmp_path, **changes)
+
+
+def test_clock_is_the_budget_or_the_number_of_steps(tmp_path):
+    assert tiny.arguments(tmp_path, budget="2h").clock.budget == 7200
+    assert tiny.arguments(tmp_path, budget=None, max_steps=9).clock.unit == "steps"
+    assert tiny.arguments(tmp_path, budget=None, num_train_epochs=2).clock is None
