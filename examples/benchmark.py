@@ -2,9 +2,9 @@
 
     python examples/benchmark.py --suite cpu --out model_cards/results/benchmark_cpu.json
 
-Both sides get the same weights, rows, batch and precision. Every measurement is a process of its own, and the sides take
-turns (A B A B), so that neither a busy machine nor the allocator's history favours one. Two comparisons a model: at equal
-dropout, and each side with its own default (stock 0.1, this package 0).
+Both sides get the same weights, rows, batch and precision. Every measurement is a process of its own, and the sides
+take turns (A B A B), so that neither a busy machine nor the allocator's history favours one. Two comparisons a model:
+at equal dropout, and each side with its own default (stock 0.1, this package 0).
 """
 
 import argparse
@@ -34,7 +34,7 @@ DROPOUT = {"equal dropout (0.1)": (0.1, 0.1), "own defaults (0.1 against 0)": (0
 
 
 def measure(side: str, shape: tuple, dropout: float, dataset: str) -> dict:
-    """Runs one side for some steps in this process; tokens per second of the steps after the warm-up, and peak memory."""
+    """Runs one side for some steps in this process; tokens per second after the warm-up steps, and peak memory."""
     import torch
     from transformers import (
         BertConfig,
@@ -47,8 +47,8 @@ def measure(side: str, shape: tuple, dropout: float, dataset: str) -> dict:
     )
 
     from hf_effpt import EffptBertConfig, EffptBertForMaskedLM, EffptTrainer, EffptTrainingArguments
-    from hf_effpt.pretrain import prepare_rows, prepare_tokenizer
     from hf_effpt.data.corpus import open_corpus
+    from hf_effpt.pretrain import prepare_rows, prepare_tokenizer
     from hf_effpt.training.recipe import Recipe
 
     layers, hidden, heads, vocabulary, batch, steps, precision = shape
@@ -56,10 +56,26 @@ def measure(side: str, shape: tuple, dropout: float, dataset: str) -> dict:
     corpus = open_corpus(dataset)
     tokenizer = prepare_tokenizer(recipe, corpus)
     rows = prepare_rows(recipe, corpus, tokenizer)["train"].select(range(batch * (steps + 1)))
-    sizes = {"vocab_size": vocabulary, "num_hidden_layers": layers, "hidden_size": hidden, "num_attention_heads": heads,
-             "intermediate_size": 4 * hidden, "hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}  # fmt: skip
-    common = {"max_steps": steps, "per_device_train_batch_size": batch, "learning_rate": 1e-4, "report_to": "none",
-              "disable_tqdm": True, "save_strategy": "no", "logging_steps": 10, "bf16": precision == "bf16", "seed": 0}  # fmt: skip
+    sizes = {
+        "vocab_size": vocabulary,
+        "num_hidden_layers": layers,
+        "hidden_size": hidden,
+        "num_attention_heads": heads,
+        "intermediate_size": 4 * hidden,
+        "hidden_dropout_prob": dropout,
+        "attention_probs_dropout_prob": dropout,
+    }
+    common = {
+        "max_steps": steps,
+        "per_device_train_batch_size": batch,
+        "learning_rate": 1e-4,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "logging_steps": 10,
+        "bf16": precision == "bf16",
+        "seed": 0,
+    }
     cuda = torch.cuda.is_available()
     ticks = []
 
@@ -73,23 +89,34 @@ def measure(side: str, shape: tuple, dropout: float, dataset: str) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         if side == "stock":
             # As run_mlm.py prepares its data: lists with all the columns that the tokenizer returns.
-            columns = [{"input_ids": ids, "token_type_ids": [0] * LENGTH, "attention_mask": [1] * LENGTH,
-                        "special_tokens_mask": tokenizer.get_special_tokens_mask(ids, already_has_special_tokens=True)}
-                       for ids in rows["input_ids"]]  # fmt: skip
+            columns = [
+                {
+                    "input_ids": ids,
+                    "token_type_ids": [0] * LENGTH,
+                    "attention_mask": [1] * LENGTH,
+                    "special_tokens_mask": tokenizer.get_special_tokens_mask(ids, already_has_special_tokens=True),
+                }
+                for ids in rows["input_ids"]
+            ]
             trainer = Trainer(
-                BertForMaskedLM(BertConfig(**sizes)), TrainingArguments(folder, **common),
+                BertForMaskedLM(BertConfig(**sizes)),
+                TrainingArguments(folder, **common),
                 train_dataset=type(rows).from_list(columns),
                 data_collator=DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15),
-            )  # fmt: skip
+            )
         else:
             trainer = EffptTrainer(
-                EffptBertForMaskedLM(EffptBertConfig(**sizes)), EffptTrainingArguments(folder, **common),
-                train_dataset=rows, processing_class=tokenizer,
-            )  # fmt: skip
+                EffptBertForMaskedLM(EffptBertConfig(**sizes)),
+                EffptTrainingArguments(folder, **common),
+                train_dataset=rows,
+                processing_class=tokenizer,
+            )
         trainer.add_callback(Tick())
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         trainer.train()
-    seconds = statistics.median(after - begun for begun, after in zip(ticks[WARM_UP:], ticks[WARM_UP + 1 :], strict=False))
+    seconds = statistics.median(
+        after - begun for begun, after in zip(ticks[WARM_UP:], ticks[WARM_UP + 1 :], strict=False)
+    )
     peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
         "tokens_per_second": batch * LENGTH / seconds,
@@ -139,8 +166,11 @@ def main() -> None:
             found = results.setdefault(model, {})[name] = compare(shape, dropouts, args.dataset, args.rounds)
             speed, ratio, memory = found["tokens_per_second"], found["ratio"], found["peak_memory_mb"]
             spread = f"{ratio['median']:.2f}x ({ratio['lowest']:.2f}-{ratio['highest']:.2f})"
-            print(f"{model}\n  {name:30} {speed['stock']:>10,.0f}/s {speed['hf_effpt']:>10,.0f}/s   {spread:24} "
-                  f"{memory['stock']:.0f} against {memory['hf_effpt']:.0f}", flush=True)  # fmt: skip
+            print(
+                f"{model}\n  {name:30} {speed['stock']:>10,.0f}/s {speed['hf_effpt']:>10,.0f}/s   {spread:24} "
+                f"{memory['stock']:.0f} against {memory['hf_effpt']:.0f}",
+                flush=True,
+            )
     if args.out:
         command = f"python examples/benchmark.py --suite {args.suite} --dataset {args.dataset} --rounds {args.rounds}"
         args.out.parent.mkdir(parents=True, exist_ok=True)

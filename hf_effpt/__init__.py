@@ -4,7 +4,9 @@
 """
 
 import importlib
+import sys
 from importlib.metadata import version as _version
+from pathlib import Path
 from typing import Any
 
 __version__ = _version("hf_effpt")
@@ -36,7 +38,7 @@ _PUBLIC = {
     "pretrain": "pretrain",
 }
 
-__all__ = sorted(_PUBLIC)  # noqa: PLE0604
+__all__ = sorted(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:
@@ -49,3 +51,8 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return [*globals(), *_PUBLIC]
+
+
+# The command line answers `--help` without waiting for torch; each of its commands imports what it needs.
+if Path(sys.argv[0]).stem != "effpt":
+    importlib.import_module(f"{__name__}.models.auto")

@@ -48,17 +48,24 @@ class RunResult:
     def summary(self) -> str:
         """A few lines for people: what was spent, what it gave, what to do next."""
         clock = self.clock
-        lines = [f"Trained for {clock.steps:,} steps, {clock.tokens:,} tokens, {clock.flops:.3g} FLOPs, {clock.seconds:.0f} s."]
+        lines = [
+            f"Trained for {clock.steps:,} steps, {clock.tokens:,} tokens, {clock.flops:.3g} FLOPs, "
+            f"{clock.seconds:.0f} s."
+        ]
         if self.held_out_loss is not None and self.unigram_floor is not None:
             gap = self.unigram_floor - self.held_out_loss
             verdict = f"{gap:.3f} below" if gap > 0 else f"{-gap:.3f} above; it needs a longer budget than this"
-            lines.append(f"Held-out loss {self.held_out_loss:.3f}, the unigram floor is {self.unigram_floor:.3f} ({verdict}).")
-        return "\n".join([
-            *lines,
-            f"The stock model is in {self.output_dir}. Next:",
-            f"  AutoModelForSequenceClassification.from_pretrained({str(self.output_dir)!r})   # fine-tune it",
-            f"  effpt push {self.output_dir} ORG/NAME",
-        ])  # fmt: skip
+            lines.append(
+                f"Held-out loss {self.held_out_loss:.3f}, the unigram floor is {self.unigram_floor:.3f} ({verdict})."
+            )
+        return "\n".join(
+            [
+                *lines,
+                f"The stock model is in {self.output_dir}. Next:",
+                f"  AutoModelForSequenceClassification.from_pretrained({str(self.output_dir)!r})   # fine-tune it",
+                f"  effpt push {self.output_dir} ORG/NAME",
+            ]
+        )
 
 
 def pretrain(recipe: Recipe, *, resume: bool = False) -> RunResult:
@@ -136,15 +143,15 @@ def _corpus(recipe: Recipe, dataset: str) -> Corpus:
 
 
 def prepare_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase:
-    """The recipe's tokenizer: loaded if it names one, else trained on the corpus, once for the same text and settings."""
+    """The recipe's tokenizer: loaded if it names one, else trained on the corpus, once for equal text and settings."""
     data = recipe.data
     if data.tokenizer is not None:
         try:
             return AutoTokenizer.from_pretrained(data.tokenizer)
         except (OSError, ValueError) as error:
             raise EffptError(
-                f"`data.tokenizer` {data.tokenizer!r} cannot be loaded ({str(error).splitlines()[0]}); give a folder made "
-                "by `effpt tokenizer`, or leave it out to train one."
+                f"`data.tokenizer` {data.tokenizer!r} cannot be loaded ({str(error).splitlines()[0]}); give a folder "
+                "made by `effpt tokenizer`, or leave it out to train one."
             ) from error
     settings: dict[str, Any] = {
         "vocab_size": data.vocab_size,
@@ -164,9 +171,14 @@ def prepare_rows(recipe: Recipe, corpus: Corpus, tokenizer: PreTrainedTokenizerB
     data = recipe.data
     held_out = _corpus(recipe, data.held_out) if isinstance(data.held_out, str) else data.held_out
     return pack(
-        corpus, tokenizer, sequence_length=data.sequence_length, isolate_documents=data.isolate_documents,
-        validation=held_out, cache_dir=data.cache_dir, num_proc=data.num_proc,
-    )  # fmt: skip
+        corpus,
+        tokenizer,
+        sequence_length=data.sequence_length,
+        isolate_documents=data.isolate_documents,
+        validation=held_out,
+        cache_dir=data.cache_dir,
+        num_proc=data.num_proc,
+    )
 
 
 def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> EffptBertForMaskedLM:

@@ -2,12 +2,12 @@
 #
 # setup_venv FOLDER CONSTRAINTS EXTRAS: makes FOLDER once, and installs again only when what is asked for has changed.
 setup_venv() {
-    local venv=$1 constraints=$2 extras=$3 wanted
-    wanted=$(cat pyproject.toml "$constraints" <(echo "$extras") | sha256sum)
-    if [[ -f $venv/installed && $(<"$venv/installed") == "$wanted" ]]; then
+    local venv=$1 constraints=$2 extras=$3 stamp=$1/installed-$3 wanted
+    wanted=$(cat pyproject.toml "$constraints" | sha256sum)
+    if [[ -f $stamp && $(<"$stamp") == "$wanted" ]]; then
         return
     fi
     [[ -x $venv/bin/python ]] || python3 -m venv "$venv"
     "$venv/bin/python" -m pip install -qq --constraint "$constraints" --editable ".[$extras]"
-    echo "$wanted" > "$venv/installed"
+    echo "$wanted" > "$stamp"
 }

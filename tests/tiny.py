@@ -39,7 +39,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def rows(number: int = 48, seed: int = 0) -> Dataset:
-    """Packed rows of words in which each word tends to be followed by the next one, so that there is something to learn."""
+    """Packed rows of words in which each word tends to be followed by the next, so that something can be learnt."""
     generator = np.random.default_rng(seed)
     start = generator.integers(0, VOCAB - 5, size=(number, 1))
     words = 5 + (start + np.arange(LENGTH - 2)) % (VOCAB - 5)

@@ -74,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f" while writing {error.filename}" if error.filename else ""
         return _fail(1, f"The disk is full{where}. Free some space and run it again.{_resume(words)}")
     except KeyboardInterrupt:
+        print(file=sys.stderr)  # leaves the line of a progress bar
         return _fail(130, f"Interrupted.{_resume(words)}")
     return 0
 
@@ -87,4 +88,4 @@ def _resume(words: list[str]) -> str:
     if words[0] != "pretrain":
         return ""
     again = words if "--resume" in words else [*words, "--resume"]
-    return f" To go on from the last checkpoint: {shlex.join(['effpt', *again])}"
+    return f" If it has saved a checkpoint, go on from there by: {shlex.join(['effpt', *again])}"

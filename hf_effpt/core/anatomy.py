@@ -1,5 +1,7 @@
 """Where things are in a BERT- or ELECTRA-shaped encoder; the one place that knows the module names."""
 
+from typing import Any
+
 from torch import nn
 
 from .errors import EffptError
@@ -11,13 +13,13 @@ def layers_of(backbone: nn.Module) -> nn.ModuleList:
     layers = getattr(encoder, "layer", None)
     if not isinstance(layers, nn.ModuleList):
         raise EffptError(
-            f"`{type(backbone).__name__}` has no `encoder.layer` list; methods act on BERT- or ELECTRA-shaped encoders. "
-            "Pass such a backbone (for example `EffptBertModel`)."
+            f"`{type(backbone).__name__}` has no `encoder.layer` list; methods act on BERT- or ELECTRA-shaped "
+            "encoders. Pass such a backbone (for example `EffptBertModel`)."
         )
     return layers
 
 
-def replace_layers(backbone: nn.Module, layers: nn.ModuleList) -> None:
+def replace_layers(backbone: Any, layers: nn.ModuleList) -> None:
     """Puts `layers` in the place of the transformer layers of `backbone`."""
     layers_of(backbone)
     backbone.encoder.layer = layers

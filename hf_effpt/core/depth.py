@@ -1,7 +1,8 @@
 """The depth seam: all layers are allocated once, at the target depth; which of them run, and in what order, varies.
 
 So no parameter appears or disappears after the optimizer exists: growth is an in-place copy and a longer order,
-dropping a layer is a shorter one. A layer that does not run has no gradient, costs nothing, and its optimizer state rests.
+dropping a layer is a shorter one. A layer that does not run has no gradient, costs nothing, and its optimizer state
+rests.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -39,7 +40,9 @@ class LayerStack(nn.ModuleList):
     def order(self, order: Iterable[int]) -> None:
         order = tuple(order)
         if not all(0 <= index < len(self) for index in order):
-            raise EffptError(f"The layer order {list(order)} names layers outside 0..{len(self) - 1}; use allocated layers.")
+            raise EffptError(
+                f"The layer order {list(order)} names layers outside 0..{len(self) - 1}; use allocated layers."
+            )
         self._order = order
 
     @property
@@ -61,7 +64,11 @@ class LayerStack(nn.ModuleList):
             copied[name].copy_(tensor)
 
 
-def stack_of(backbone: nn.Module) -> LayerStack:
+# A backbone is a module with a `config`. Below it is `Any`: torch types every attribute of a module as a tensor or a
+# module, and core does without the `PreTrainedModel` of transformers.
+
+
+def stack_of(backbone: Any) -> LayerStack:
     """The `LayerStack` of `backbone`, put in place of its layer list at the first call."""
     layers = layers_of(backbone)
     if not isinstance(layers, LayerStack):
@@ -73,14 +80,14 @@ def stack_of(backbone: nn.Module) -> LayerStack:
     return layers
 
 
-def set_order(backbone: nn.Module, order: Iterable[int]) -> None:
+def set_order(backbone: Any, order: Iterable[int]) -> None:
     """Sets which layers run, and writes it into the configuration so that a checkpoint repeats it."""
     stack = stack_of(backbone)
     stack.order = order
     backbone.config.layer_order = list(stack.order)
 
 
-def flatten(backbone: nn.Module) -> None:
+def flatten(backbone: Any) -> None:
     """Keeps only the layers that run, in the order they run, as a plain `nn.ModuleList`."""
     layers = layers_of(backbone)
     if isinstance(layers, LayerStack):

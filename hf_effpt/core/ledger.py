@@ -1,4 +1,4 @@
-"""The ledger: what a run did to its model, kept in the model's own configuration so that every checkpoint carries it."""
+"""The ledger: what a run did to its model, kept in the model's configuration so that every checkpoint carries it."""
 
 from typing import Any
 

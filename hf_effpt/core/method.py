@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -126,6 +127,7 @@ def build_methods(ledger: Mapping[str, Mapping[str, Any] | None] | None, config:
     Raises:
         EffptError: for an unknown method or setting, an impossible value, or methods that exclude each other.
     """
+    importlib.import_module("hf_effpt.methods")  # fills METHODS; it imports this module, so not before now
     methods: dict[str, Method] = {}
     for name, settings in (ledger or {}).items():
         if name not in METHODS:

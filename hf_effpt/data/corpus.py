@@ -12,7 +12,7 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.data.cache import content_hash
 from hf_effpt.data.hosted import open_hub, open_saved
 from hf_effpt.data.pydoc import open_pydoc
-from hf_effpt.data.readers import READERS, parquet_text_bytes, read_txt_paragraphs
+from hf_effpt.data.readers import READERS, Source, parquet_text_bytes, read_txt_paragraphs
 
 SUPPORTED = ", ".join(READERS)
 # Spellings of a split in file names, as `datasets` reads them.
@@ -189,7 +189,7 @@ def _split_of(path: Path) -> str | None:
     return next((SPLITS[word] for word in words if word in SPLITS), None)
 
 
-def _open_files(files: list[Path], text_column: str, single: bool = False):
+def _open_files(files: list[Path], text_column: str, single: bool = False) -> Source:
     """Reader, fingerprint and size of a list of files; the first one with columns is checked at once."""
     for path in files:
         if path.suffix.lower() not in READERS:

@@ -8,10 +8,10 @@ import datasets
 from datasets import Dataset, DatasetDict, IterableDataset
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.data.readers import check_text_column, missing_column
+from hf_effpt.data.readers import Source, check_text_column, missing_column
 
 
-def open_saved(path: Path, text_column: str, split: str):
+def open_saved(path: Path, text_column: str, split: str) -> Source:
     """Reader, fingerprint and size of a folder written by `save_to_disk`."""
     try:
         dataset = datasets.load_from_disk(str(path))
@@ -26,16 +26,16 @@ def open_saved(path: Path, text_column: str, split: str):
     return _source(dataset, str(path), text_column)
 
 
-def open_hub(dataset: str, text_column: str, split: str, streaming: bool):
+def open_hub(dataset: str, text_column: str, split: str, streaming: bool) -> Source:
     """Reader, fingerprint and size of a dataset on the Hub, `name` or `name:configuration`."""
     name, _, configuration = dataset.partition(":")
     try:
         builder = datasets.load_dataset_builder(name, configuration or None)
         loaded = datasets.load_dataset(name, configuration or None, split=split, streaming=streaming)
     except (OSError, ValueError, RuntimeError) as error:
-        if "onfig name is missing" in str(error) or "BuilderConfig" in str(error):
+        if "Config name is missing" in str(error) or "BuilderConfig" in str(error):
             raise EffptError(f"The dataset {name!r} needs a configuration, as in {name}:NAME. {error}") from error
-        if "split" in str(error):
+        if "Unknown split" in str(error) or "Bad split" in str(error):
             raise EffptError(f"The dataset {name!r} has no split {split!r}: {error}. Set data.split.") from error
         raise EffptError(
             f"The dataset {dataset!r} is neither a file or folder here ({Path(dataset).absolute()}) nor can it be "
@@ -45,7 +45,7 @@ def open_hub(dataset: str, text_column: str, split: str, streaming: bool):
     return _source(loaded, dataset, text_column, version=f"{dataset}-{split}-{builder.hash}")
 
 
-def _source(dataset: Dataset | IterableDataset, name: str, text_column: str, version: str = ""):
+def _source(dataset: Dataset | IterableDataset, name: str, text_column: str, version: str = "") -> Source:
     """`version` identifies the contents of a streamed dataset; one on disk knows its own."""
     num_bytes = None
     if isinstance(dataset, Dataset):

@@ -18,6 +18,7 @@ from datasets.utils import tqdm
 from hf_effpt.core.errors import EffptError
 from hf_effpt.data.cache import build_once, cache_folder, content_hash
 from hf_effpt.data.docstrings import Prose, module_docstrings
+from hf_effpt.data.readers import Source
 
 # Raise when what is extracted from the same files changes.
 FORMAT = 1
@@ -26,7 +27,7 @@ SKIPPED = {"test", "tests", "__pycache__", "_vendor", "vendored", "site-packages
 SCHEMA = pa.schema([("package", pa.string()), ("module", pa.string()), ("text", pa.string())])
 
 
-def open_pydoc(cache_dir: str | os.PathLike | None = None):
+def open_pydoc(cache_dir: str | os.PathLike | None = None) -> Source:
     """Reader, fingerprint and size of the corpus: a document is one module's docstrings, joined by blank lines."""
     path = _extracted(cache_dir)
 

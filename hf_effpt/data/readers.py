@@ -10,6 +10,9 @@ import pyarrow.parquet as pq
 
 from hf_effpt.core.errors import EffptError
 
+# What a corpus is made of: what starts a pass over the documents, what hashes the contents, and bytes if known.
+Source = tuple[Callable[[], Iterator[str]], Callable[[], str], int | None]
+
 
 def read_txt(path: Path) -> Iterator[str]:
     """The whole file as one document."""

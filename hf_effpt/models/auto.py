@@ -1,4 +1,4 @@
-"""Registers the training models with the Auto classes, so that `AutoModel…from_pretrained` finds them by `model_type`."""
+"""Registers the training models with the Auto classes: `AutoModel…from_pretrained` finds them by `model_type`."""
 
 from transformers import (
     AutoConfig,

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-import hf_effpt.methods  # noqa: F401  a saved ledger names methods, so they must be registered before a model is built
 from hf_effpt.core.depth import flatten
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.method import Method, build_methods
@@ -74,15 +73,15 @@ def isolate_documents(document_ids_BL: Tensor, attention: str, dtype: torch.dtyp
     B batch, L row length.
 
     Args:
-        document_ids_BL (`Tensor` of shape `(batch_size, sequence_length)`): number of the document within the row, rising
-            from 1; 0 for padding, which attends to padding only.
+        document_ids_BL (`Tensor` of shape `(batch_size, sequence_length)`): number of the document within the row,
+            rising from 1; 0 for padding, which attends to padding only.
         attention (`str`): the attention implementation; `eager` adds its mask to the scores, the others take booleans.
         dtype (`torch.dtype`): of an additive mask.
 
     Returns:
         The mask of shape `(batch_size, 1, sequence_length, sequence_length)` and position ids from 0 in each document.
     """
-    mask_B1LL = (document_ids_BL[:, None, :, None] == document_ids_BL[:, None, None, :])
+    mask_B1LL = document_ids_BL[:, None, :, None] == document_ids_BL[:, None, None, :]
     if attention == "eager":
         mask_B1LL = torch.zeros_like(mask_B1LL, dtype=dtype).masked_fill_(~mask_B1LL, torch.finfo(dtype).min)
     index_L = torch.arange(document_ids_BL.shape[1], device=document_ids_BL.device)

@@ -35,14 +35,16 @@ class EffptBertForMaskedLM(EffptMixin, BertForMaskedLM):
 
     config_class = EffptBertConfig
     stock_class = BertForMaskedLM
-    accepts_loss_kwargs = True  # the loss honours `num_items_in_batch`, so accumulation gives the mean over the whole step
+    accepts_loss_kwargs = (
+        True  # the loss honours `num_items_in_batch`, so accumulation gives the mean over the whole step
+    )
 
     def __init__(self, config: EffptBertConfig) -> None:
         super().__init__(config)
         stack_of(self.bert)
 
     def _may_be_sparse(self, asked: dict[str, Any]) -> bool:
-        """Whether the last layer may leave out positions: nobody else reads them, and no dropout would be drawn otherwise."""
+        """Whether the last layer may leave out positions: nobody else reads them, and no dropout draw would change."""
         config = self.config
         drawn = self.training and (config.hidden_dropout_prob > 0 or config.attention_probs_dropout_prob > 0)
         read = any(asked.get(name, getattr(config, name)) for name in ("output_hidden_states", "output_attentions"))
@@ -65,13 +67,14 @@ class EffptBertForMaskedLM(EffptMixin, BertForMaskedLM):
 
         Args:
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds: as in `BertForMaskedLM`.
-            labels (`Tensor` of shape `(batch_size, sequence_length)`): original ids at masked positions, -100 elsewhere.
-            masked_positions (`Tensor` of shape `(batch_size, masked)`, *optional*): where the labels are. With them shapes
-                are static and nothing waits for the device; entries whose label is -100 are ignored.
-            document_ids (`Tensor` of shape `(batch_size, sequence_length)`, *optional*): the document of every token within
-                its row, 0 for padding; documents then do not see each other and each has positions from 0.
-            num_items_in_batch (`Tensor` or `int`, *optional*): masked tokens of the whole optimizer step; the loss is the sum
-                over this batch divided by it. By default the mean over this batch.
+            labels (`Tensor` of shape `(batch_size, sequence_length)`): original ids at masked positions, -100
+                elsewhere.
+            masked_positions (`Tensor` of shape `(batch_size, masked)`, *optional*): where the labels are. With them
+                shapes are static and nothing waits for the device; entries whose label is -100 are ignored.
+            document_ids (`Tensor` of shape `(batch_size, sequence_length)`, *optional*): the document of every token
+                within its row, 0 for padding; documents then do not see each other and each has positions from 0.
+            num_items_in_batch (`Tensor` or `int`, *optional*): masked tokens of the whole optimizer step; the loss is
+                the sum over this batch divided by it. By default the mean over this batch.
         """
         if document_ids is not None:
             attention_mask, position_ids = isolate_documents(
@@ -82,9 +85,14 @@ class EffptBertForMaskedLM(EffptMixin, BertForMaskedLM):
         stack.last = partial(layer_at, masked_positions) if sparse else None
         try:
             outputs = self.bert(
-                input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids, position_ids=position_ids,
-                inputs_embeds=inputs_embeds, return_dict=True, **kwargs,
-            )  # fmt: skip
+                input_ids,
+                attention_mask=attention_mask,
+                token_type_ids=token_type_ids,
+                position_ids=position_ids,
+                inputs_embeds=inputs_embeds,
+                return_dict=True,
+                **kwargs,
+            )
         finally:
             stack.last = None
         hidden_BLD = outputs.last_hidden_state
@@ -117,7 +125,9 @@ class EffptBertForSequenceClassification(EffptMixin, BertForSequenceClassificati
 
     config_class = EffptBertConfig
     stock_class = BertForSequenceClassification
-    accepts_loss_kwargs = False  # the stock loss is a micro-batch mean: the Trainer has to divide it by the accumulation
+    accepts_loss_kwargs = (
+        False  # the stock loss is a micro-batch mean: the Trainer has to divide it by the accumulation
+    )
 
 
 class EffptBertForTokenClassification(EffptMixin, BertForTokenClassification):

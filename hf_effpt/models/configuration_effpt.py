@@ -13,8 +13,10 @@ class EffptBertConfig(BertConfig):
     """Configuration of a BERT that trains with methods; `stock()` is the configuration of what it exports to.
 
     Args:
-        methods (`dict[str, dict]`, *optional*): settings of the methods by name, for example `{"layerdrop": {"p": 0.2}}`.
-        layer_order (`list[int]`, *optional*): indices of the layers that run at present, first to last; all by default.
+        methods (`dict[str, dict]`, *optional*): settings of the methods by name, for example
+            `{"layerdrop": {"p": 0.2}}`.
+        layer_order (`list[int]`, *optional*): indices of the layers that run at present, first to last; by default
+            all.
         events (`list[dict]`, *optional*): how methods have changed the model so far, with the step of each change.
     """
 

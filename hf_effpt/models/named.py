@@ -1,5 +1,7 @@
 """The named classes of single methods: the same models with that method switched on."""
 
+from typing import ClassVar
+
 from huggingface_hub.dataclasses import strict
 
 from .bert import EffptBertForMaskedLM, EffptBertForSequenceClassification, EffptBertModel
@@ -11,7 +13,7 @@ class LayerDropBertConfig(EffptBertConfig):
     """Configuration of a BERT trained with LayerDrop (Fan et al., 2020)."""
 
     model_type = "layerdrop_bert"
-    default_methods = {"layerdrop": {}}
+    default_methods: ClassVar[dict[str, dict]] = {"layerdrop": {}}
 
 
 class LayerDropBertModel(EffptBertModel):
@@ -37,7 +39,7 @@ class StackableBertConfig(EffptBertConfig):
     """Configuration of a BERT that grows by progressive stacking (Gong et al., 2019)."""
 
     model_type = "stackable_bert"
-    default_methods = {"stacking": {}}
+    default_methods: ClassVar[dict[str, dict]] = {"stacking": {}}
 
 
 class StackableBertModel(EffptBertModel):

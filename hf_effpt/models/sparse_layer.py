@@ -1,7 +1,7 @@
 """A transformer layer that computes only the outputs someone will read.
 
-Above the last layer a masked-language-modelling head looks at masked positions alone, so queries, the attention's output
-projection and the feed-forward block are needed there only; keys and values are needed everywhere.
+Above the last layer a masked-language-modelling head looks at masked positions alone, so queries, the attention's
+output projection and the feed-forward block are needed there only; keys and values are needed everywhere.
 B batch, L row length, M positions wanted in a row, D hidden size, H heads, K head size.
 """
 
@@ -17,8 +17,14 @@ def gather_rows(hidden_BLD: Tensor, positions_BM: Tensor) -> Tensor:
     return hidden_BLD.gather(1, positions_BM[:, :, None].expand(-1, -1, hidden_BLD.shape[-1]))
 
 
-def layer_at(positions_BM: Tensor, layer: nn.Module, hidden_BLD: Tensor, attention_mask: Tensor | None, *args: Any,
-             **kwargs: Any) -> Tensor:  # fmt: skip
+def layer_at(
+    positions_BM: Tensor,
+    layer: nn.Module,
+    hidden_BLD: Tensor,
+    attention_mask: Tensor | None,
+    *args: Any,
+    **kwargs: Any,
+) -> Tensor:
     """The outputs of a BERT layer at some positions of every row, of shape `(batch_size, wanted, hidden_size)`.
 
     Args:

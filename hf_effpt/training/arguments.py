@@ -31,7 +31,9 @@ class EffptTrainingArguments(TrainingArguments):
     budget: str | None = field(
         default=None, metadata={"help": "What the run may spend: 40steps, 1e9tokens, 3e15flops, 90s, 10min, 2h, 50kJ."}
     )
-    compile_layers: bool = field(default=False, metadata={"help": "Compile each transformer layer with torch.compile."})
+    compile_layers: bool = field(
+        default=False, metadata={"help": "Compile each transformer layer with torch.compile."}
+    )
 
     output_dir: str = field(default="out", metadata={"help": "The run folder; the exported model lies in its root."})
     learning_rate: float = field(default=1e-3, metadata={"help": "The peak learning rate."})
@@ -45,7 +47,9 @@ class EffptTrainingArguments(TrainingArguments):
     logging_steps: float = field(default=50, metadata={"help": "Log every so many optimizer steps."})
     save_total_limit: int | None = field(default=2, metadata={"help": "How many checkpoints are kept."})
     hub_strategy: str = field(default="end", metadata={"help": "Only `end`: the exported model, when it is done."})
-    ignore_data_skip: bool = field(default=True, metadata={"help": "Always on: the data stream is entered by position."})
+    ignore_data_skip: bool = field(
+        default=True, metadata={"help": "Always on: the data stream is entered by position."}
+    )
     # Looking at every loss would make the host wait for the device at each step.
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Leave NaN losses out of the logged mean."})
 
@@ -62,38 +66,56 @@ class EffptTrainingArguments(TrainingArguments):
 
     def _refuse_impossible(self) -> None:
         if self.budget is not None and self.max_steps > 0:
-            raise EffptError(f"Both `budget` ({self.budget}) and `max_steps` ({self.max_steps}) are given; leave one out.")
+            raise EffptError(
+                f"Both `budget` ({self.budget}) and `max_steps` ({self.max_steps}) are given; leave one out."
+            )
         clock = self.clock
         in_steps = clock is None or clock.unit == "steps"
-        for name in ("learning_rate", "per_device_train_batch_size", "per_device_eval_batch_size", "num_train_epochs",
-                     "gradient_accumulation_steps", "logging_steps"):  # fmt: skip
+        for name in (
+            "learning_rate",
+            "per_device_train_batch_size",
+            "per_device_eval_batch_size",
+            "num_train_epochs",
+            "gradient_accumulation_steps",
+            "logging_steps",
+        ):
             if not float(getattr(self, name)) > 0:
                 raise EffptError(f"`training.{name}` must be above 0, not {getattr(self, name)}.")
         if self.warmup_steps < 0 or (self.warmup_steps >= 1 and not in_steps):
             raise EffptError(
-                f"`training.warmup_steps` is {self.warmup_steps}; with the budget {self.budget} it must be a share of the "
-                "budget in [0, 1), for example 0.06."
+                f"`training.warmup_steps` is {self.warmup_steps}; with the budget {self.budget} it must be a share of "
+                "the budget in [0, 1), for example 0.06."
             )
         if in_steps and clock is not None and self.warmup_steps >= clock.budget:
-            raise EffptError(f"A warm-up of {self.warmup_steps} steps leaves nothing of {clock.budget:.0f}; shorten it.")
+            raise EffptError(
+                f"A warm-up of {self.warmup_steps} steps leaves nothing of {clock.budget:.0f}; shorten it."
+            )
         for name in ("logging_steps", "save_steps", "eval_steps"):
             value = getattr(self, name)
             if value is not None and value < 1 and not in_steps:
-                raise EffptError(f"`training.{name}` is {value}, a share of a number of steps that the budget "
-                                 f"{self.budget} leaves open; give whole steps, for example 100.")  # fmt: skip
+                raise EffptError(
+                    f"`training.{name}` is {value}, a share of a number of steps that the budget "
+                    f"{self.budget} leaves open; give whole steps, for example 100."
+                )
         if str(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)) not in CLOCK_SCHEDULES:
             raise EffptError(
                 f"`training.lr_scheduler_type` {self.lr_scheduler_type!r} cannot follow a budget; use one of "
                 f"{', '.join(CLOCK_SCHEDULES)}."
             )
         if self.load_best_model_at_end:
-            raise EffptError("`load_best_model_at_end` would put old weights into a model whose shape has changed since; "
-                             "leave it out and choose a `checkpoint-N` yourself.")  # fmt: skip
+            raise EffptError(
+                "`load_best_model_at_end` would put old weights into a model whose shape has changed since; "
+                "leave it out and choose a `checkpoint-N` yourself."
+            )
         if str(getattr(self.hub_strategy, "value", self.hub_strategy)) != "end":
             raise EffptError(f"`hub_strategy` {self.hub_strategy!r} would publish the training model; use `end`.")
         if self.torch_compile:
-            raise EffptError("`torch_compile` compiles the whole model, once for every set of layers that runs; "
-                             "use `compile_layers` instead.")  # fmt: skip
+            raise EffptError(
+                "`torch_compile` compiles the whole model, once for every set of layers that runs; "
+                "use `compile_layers` instead."
+            )
         if self.auto_find_batch_size or not self.ignore_data_skip:
-            raise EffptError("`auto_find_batch_size` and `ignore_data_skip=False` do not go with a data stream that is "
-                             "entered by position; leave them out.")  # fmt: skip
+            raise EffptError(
+                "`auto_find_batch_size` and `ignore_data_skip=False` do not go with a data stream that is "
+                "entered by position; leave them out."
+            )

@@ -4,10 +4,9 @@ import json
 import re
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedModel
 
 from hf_effpt.core.errors import EffptError
 
@@ -43,7 +42,7 @@ def fault(checkpoint: Path) -> str | None:
     return f"`{cut[0]}` is damaged or cut short" if cut else None
 
 
-def choose(wanted: "str | Path | bool", run: Path) -> Path:
+def choose(wanted: str | Path | Literal[True], run: Path) -> Path:
     """The checkpoint to resume from: `wanted`, or the last one in `run` where it is `True`.
 
     Raises:
@@ -67,7 +66,7 @@ def progress(checkpoint: Path) -> dict[str, Any]:
     return json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
 
 
-def load_training_model(model: PreTrainedModel, checkpoint: Path) -> PreTrainedModel:
+def load_training_model(model: Any, checkpoint: Path) -> Any:
     """A model of the class of `model` with the architecture, ledger and weights of `checkpoint`.
 
     Raises:

@@ -24,12 +24,14 @@ def check_parts(model: PreTrainedModel, args: Any, datasets: list[Any], tokenize
             "`EffptBertForMaskedLM.from_pretrained(…)`, or use the stock `Trainer`."
         )
     if not isinstance(args, EffptTrainingArguments):
-        raise EffptError(f"`args` must be `EffptTrainingArguments`, not `{type(args).__name__}`; it takes the same fields.")
+        raise EffptError(
+            f"`args` must be `EffptTrainingArguments`, not `{type(args).__name__}`; it takes the same fields."
+        )
     vocabulary = model.config.vocab_size
     if tokenizer is not None and len(tokenizer) > vocabulary:
         raise EffptError(
-            f"The tokenizer has {len(tokenizer)} tokens but the model only {vocabulary}; set `vocab_size` of the model's "
-            f"configuration to at least {len(tokenizer)}, or use the tokenizer the model was made for."
+            f"The tokenizer has {len(tokenizer)} tokens but the model only {vocabulary}; set `vocab_size` of the "
+            f"model's configuration to at least {len(tokenizer)}, or use the tokenizer the model was made for."
         )
     if tokenizer is not None and tokenizer.pad_token_id != model.config.pad_token_id:
         raise EffptError(
@@ -45,7 +47,8 @@ def check_parts(model: PreTrainedModel, args: Any, datasets: list[Any], tokenize
         if PackedRows.fits(dataset) and PackedRows(dataset).sequence_length > model.config.max_position_embeddings:
             raise EffptError(
                 f"Rows of {PackedRows(dataset).sequence_length} tokens do not fit a model of "
-                f"{model.config.max_position_embeddings} positions; raise `max_position_embeddings`, or pack shorter rows."
+                f"{model.config.max_position_embeddings} positions; raise `max_position_embeddings`, or pack shorter "
+                "rows."
             )
 
 
@@ -57,6 +60,6 @@ def check_size(dataset: Any, batch: int) -> None:
     """
     if len(dataset) < batch:
         raise EffptError(
-            f"The training data are {len(dataset)} rows, too few for one step of {batch}; use more text, shorter rows, or "
-            "a smaller `per_device_train_batch_size` or `gradient_accumulation_steps`."
+            f"The training data are {len(dataset)} rows, too few for one step of {batch}; use more text, shorter "
+            "rows, or a smaller `per_device_train_batch_size` or `gradient_accumulation_steps`."
         )

@@ -13,7 +13,7 @@ from hf_effpt.core.anatomy import layers_of
 
 
 def ghost_of(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of `model` whose tensors have shapes but no storage, with eager attention, which the counter sees whole."""
+    """A copy of `model` with shapes but no storage, and with eager attention, which the counter sees whole."""
     memo: dict[int, Any] = {}
     for tensor in chain(model.parameters(), model.buffers()):
         empty = torch.empty_like(tensor, device="meta")
@@ -36,11 +36,15 @@ class FlopCounter:
 
     def count(self, model: PreTrainedModel, batch: dict[str, Tensor]) -> int:
         """FLOPs of a training step of `model` on a batch of the shapes of `batch`, for the layers that run now."""
-        # A collator without positions leaves their number to the labels; rounding it up to whole rows keeps shapes static.
+        # A collator without positions leaves their number to the labels; rounding it up to whole rows keeps shapes
+        # static.
         if "masked_positions" not in batch and batch.get("labels") is not None and batch["labels"].ndim == 2:
             masked = int((batch["labels"] != -100).sum())
             rows = len(batch["labels"])
-            batch = {**batch, "masked_positions": torch.empty(rows, -(-masked // rows), dtype=torch.long, device="meta")}
+            batch = {
+                **batch,
+                "masked_positions": torch.empty(rows, -(-masked // rows), dtype=torch.long, device="meta"),
+            }
         shapes = tuple(sorted((name, tuple(tensor.shape)) for name, tensor in batch.items()))
         key = (shapes, model.training, self.running(model))
         if key not in self._counted:
@@ -48,7 +52,7 @@ class FlopCounter:
         return self._counted[key]
 
     @staticmethod
-    def running(model: PreTrainedModel) -> tuple:
+    def running(model: Any) -> tuple:
         """What decides the cost besides the shapes of the batch: the sizes of the layers that run."""
         return tuple(sorted(sum(p.numel() for p in layer.parameters()) for layer in layers_of(model.backbone)))
 

@@ -21,7 +21,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
         synchronize(device)
         began = time.perf_counter()
         for _ in range(4):
-            left @ left
+            torch.matmul(left, left)
         synchronize(device)
         best = max(best, 4 * 2 * size**3 / (time.perf_counter() - began))
     return best
@@ -33,6 +33,13 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def record_event() -> torch.cuda.Event:
+    """A timed event in the present stream."""
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
 class StepMeter:
     """Adds up the time of the parts of a step; on a GPU with events, so that no step waits for the device.
 
@@ -42,8 +49,9 @@ class StepMeter:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self._began: dict[str, float] = {}  # parts under way on a CPU
+        self._recorded: dict[str, torch.cuda.Event] = {}  # parts under way on a GPU
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
-        self._open: dict[str, float | torch.cuda.Event] = {}
         self.reset()
 
     def reset(self) -> None:
@@ -52,22 +60,17 @@ class StepMeter:
         self._events.clear()
         self.tokens, self.flops, self.seconds = 0, 0.0, 0.0
 
-    def _mark(self) -> "float | torch.cuda.Event":
-        if self.device.type != "cuda":
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
     def begin(self, part: str) -> None:
-        self._open[part] = self._mark()
+        if self.device.type == "cuda":
+            self._recorded[part] = record_event()
+        else:
+            self._began[part] = time.perf_counter()
 
     def end(self, part: str) -> None:
-        began, ended = self._open.pop(part, None), self._mark()
-        if isinstance(began, float) and isinstance(ended, float):
-            self._seconds[part] += ended - began
-        elif began is not None:
-            self._events.append((part, began, ended))
+        if part in self._recorded:
+            self._events.append((part, self._recorded.pop(part), record_event()))
+        elif part in self._began:
+            self._seconds[part] += time.perf_counter() - self._began.pop(part)
 
     @contextmanager
     def measure(self, part: str) -> Iterator[None]:

@@ -64,9 +64,12 @@ class ClockProgress(ProgressCallback):
         if state.is_world_process_zero:
             clock = self.trainer.clock
             self.training_bar = tqdm(
-                total=1000, dynamic_ncols=True, mininterval=1.0, desc=f"training for {clock.budget:g} {clock.unit}",
+                total=1000,
+                dynamic_ncols=True,
+                mininterval=1.0,
+                desc=f"training for {clock.budget:g} {clock.unit}",
                 bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}",
-            )  # fmt: skip
+            )
             self._show()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -9,18 +9,44 @@ from typing import Any
 from transformers import Trainer, TrainerState
 from transformers.trainer_utils import TrainOutput
 
+from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import STAGING, is_disk_full, replacing_folder_contents
 from hf_effpt.hub.card import model_card
 
+from .arguments import EffptTrainingArguments
 from .checkpoints import STATE, checkpoints_in, choose, load_training_model, progress
 from .record import run_record
+from .timekeeping import Timekeeper
 
 
 class ExportingTrainer(Trainer):
     """A Trainer that resumes into the architecture a checkpoint describes, and exports what it has trained."""
 
+    # The stock class declares these more widely, as optional or as unions; once a run is made they are all there.
+    args: EffptTrainingArguments
+    accelerator: Any
+    model: Any
+    optimizer: Any
+    lr_scheduler: Any
+    train_dataset: Any
+    eval_dataset: Any
+    timekeeper: Timekeeper
+    facts: dict[str, Any]  # what `run.json` says beyond what the trainer itself knows
+    evaluation: dict[str, float] | None  # the last held-out loss
+
     staging: Path | None = None
+
+    @property
+    def clock(self) -> Clock:
+        return self.timekeeper.clock
+
+    def begin(self, totals: dict[str, Any] | None) -> None:
+        """Sets the clock to zero, or to the totals saved in a checkpoint."""
+        raise NotImplementedError
+
+    def compile_model(self) -> None:
+        """Compiles what is to be compiled, before the first step."""
 
     def train(self, resume_from_checkpoint: "str | bool | None" = None, **kwargs: Any) -> TrainOutput:
         """As in the stock Trainer; resuming builds the model that the checkpoint's configuration describes.
@@ -36,7 +62,7 @@ class ExportingTrainer(Trainer):
             resume_from_checkpoint = str(checkpoint)
             self.optimizer = None
         self.begin(totals)
-        if self.clock.finished:
+        if checkpoint is not None and self.clock.finished:
             self.state = TrainerState.load_from_json(str(checkpoint / STATE))
             return TrainOutput(self.state.global_step, 0.0, {})
         self.compile_model()
@@ -46,7 +72,7 @@ class ExportingTrainer(Trainer):
         return str(self.staging or super()._get_output_dir(trial))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Writes to a temporary name and renames, so that a full disk or a kill leaves the earlier checkpoints whole."""
+        """Writes to a temporary name and renames: a full disk or a kill leaves the earlier checkpoints whole."""
         run = Path(self.args.output_dir)
         final = run / f"checkpoint-{self.state.global_step}"
         with self.timekeeper.paused():
@@ -93,7 +119,9 @@ class ExportingTrainer(Trainer):
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
-    def create_model_card(self, language: Any = None, license: str | None = None, tags: Any = None, **kwargs: Any) -> None:
+    def create_model_card(
+        self, language: Any = None, license: str | None = None, tags: Any = None, **kwargs: Any
+    ) -> None:
         """Writes the package's own card, from what the run has measured; the stock Trainer's other facts are in it."""
         if self.is_world_process_zero():
             given = {"language": language, "license": license, "tags": tags}

@@ -1,4 +1,4 @@
-"""The order of the data: an endless stream of rows that is a pure function of (seed, position), so any point is entered at once."""
+"""The order of the data: an endless stream, a pure function of (seed, position), so any point is entered at once."""
 
 from collections.abc import Iterator
 from functools import lru_cache
@@ -21,8 +21,9 @@ def permutation(num_rows: int, seed: int, epoch: int) -> np.ndarray:
 class BatchStream(Sampler):
     """Yields the micro-batches of one process without end; each is an array of (epoch, row) pairs.
 
-    Every pass over the data is a new permutation, and batches run on over the end of a pass, so that no row is left out.
-    The global batch is cut into equal parts for the processes: two of them see what one with twice the batch would see.
+    Every pass over the data is a new permutation, and batches run on over the end of a pass, so that no row is left
+    out. The global batch is cut into equal parts for the processes: two of them see what one with twice the batch
+    would see.
 
     Args:
         num_rows (`int`): rows of the dataset.

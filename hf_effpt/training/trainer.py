@@ -4,12 +4,11 @@ import math
 import time
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel
 from transformers.optimization import get_scheduler
 from transformers.trainer_callback import ProgressCallback
 
@@ -36,11 +35,12 @@ ENDLESS = 2**31 - 1  # the number of steps where the clock, not a count, ends th
 class EffptTrainer(ExportingTrainer):
     """Trains a model of this package on a budget, with its methods, and exports a stock model.
 
-    Everything not named here is as in [`transformers.Trainer`]. `train(resume_from_checkpoint=…)` continues bit for bit;
-    `save_model()` writes the exported stock model, while `checkpoint-N/` holds the training model.
+    Everything not named here is as in [`transformers.Trainer`]. `train(resume_from_checkpoint=…)` continues bit for
+    bit; `save_model()` writes the exported stock model, while `checkpoint-N/` holds the training model.
 
     Args:
-        model ([`PreTrainedModel`]): a training model, for example `EffptBertForMaskedLM`; its configuration holds the methods.
+        model ([`PreTrainedModel`]): a training model, for example `EffptBertForMaskedLM`; its configuration holds the
+            methods.
         args ([`EffptTrainingArguments`]): with the budget.
         train_dataset: rows from [`pack`], or any map-style dataset of examples.
         data_collator (*optional*): by default [`DataCollatorForMaskedLM`] where a tokenizer is given.
@@ -51,14 +51,23 @@ class EffptTrainer(ExportingTrainer):
 
     method: str | None = None  # the method that a named subclass switches on
 
-    def __init__(self, model: PreTrainedModel, args: EffptTrainingArguments, data_collator: Any = None,
-                 train_dataset: Any = None, eval_dataset: Any = None, processing_class: Any = None,
-                 **kwargs: Any) -> None:  # fmt: skip
+    def __init__(
+        self,
+        model: Any,
+        args: EffptTrainingArguments,
+        data_collator: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        **kwargs: Any,
+    ) -> None:
         given = [dataset for dataset in (train_dataset, eval_dataset) if dataset is not None]
         checks.check_parts(model, args, given, processing_class)
         if kwargs.get("optimizers", (None, None)) != (None, None):
-            raise EffptError("A ready-made optimizer cannot follow a model that resumes in another shape; pass its class "
-                             "and settings as `optimizer_cls_and_kwargs`. The schedule follows the budget.")  # fmt: skip
+            raise EffptError(
+                "A ready-made optimizer cannot follow a model that resumes in another shape; pass its class "
+                "and settings as `optimizer_cls_and_kwargs`. The schedule follows the budget."
+            )
         if self.method is not None and self.method not in model.config.methods:
             model.add_method(self.method)
         if data_collator is None and processing_class is not None:
@@ -68,12 +77,18 @@ class EffptTrainer(ExportingTrainer):
             data_collator = method.wrap_collator(data_collator)
         if model.methods and args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = True  # a layer that does not run has no gradient to wait for
-        super().__init__(model=model, args=args, data_collator=data_collator, train_dataset=train_dataset,
-                         eval_dataset=eval_dataset, processing_class=processing_class, **kwargs)  # fmt: skip
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
         if train_dataset is not None:
             checks.check_size(train_dataset, self.step_rows)
-        self.facts: dict[str, Any] = {}  # what `run.json` says beyond what the trainer itself knows
-        self.evaluation: dict[str, float] | None = None
+        self.facts, self.evaluation = {}, None
         self.meter = StepMeter(self.args.device)
         self.counter = FlopCounter()
         self.begin(None)
@@ -86,10 +101,6 @@ class EffptTrainer(ExportingTrainer):
     @property
     def methods(self) -> list[Method]:
         return self.model.methods
-
-    @property
-    def clock(self) -> Clock:
-        return self.timekeeper.clock
 
     @property
     def step_rows(self) -> int:
@@ -106,8 +117,10 @@ class EffptTrainer(ExportingTrainer):
         self._step_tokens, self._step_flops = 0, 0.0
         self.timekeeper = Timekeeper(clock, self.args.device, self.args.world_size)
         if clock.unit == "joules" and self.timekeeper.energy is None:
-            raise EffptError(f"The budget {self.args.budget} is energy, which is measured on NVIDIA GPUs only, with the "
-                             "extra `energy` installed; give steps, tokens, flops or time.")  # fmt: skip
+            raise EffptError(
+                f"The budget {self.args.budget} is energy, which is measured on NVIDIA GPUs only, with the "
+                "extra `energy` installed; give steps, tokens, flops or time."
+            )
         if totals is not None:
             clock.restore(totals)
             self.rows_seen = totals["rows"]
@@ -129,10 +142,12 @@ class EffptTrainer(ExportingTrainer):
         if self.lr_scheduler is None:
             length = num_training_steps if self.clock.unit == "steps" else 1_000_000
             self.lr_scheduler = get_scheduler(
-                self.args.lr_scheduler_type, optimizer or self.optimizer,
-                num_warmup_steps=self.args.get_warmup_steps(length), num_training_steps=length,
-                scheduler_specific_kwargs=self.args.lr_scheduler_kwargs,
-            )  # fmt: skip
+                self.args.lr_scheduler_type,
+                optimizer or self.optimizer,
+                num_warmup_steps=self.args.get_warmup_steps(length),
+                num_training_steps=length,
+                scheduler_specific_kwargs=cast("dict | None", self.args.lr_scheduler_kwargs),  # no string once parsed
+            )
             schedules = self.lr_scheduler.lr_lambdas
             self.lr_scheduler.lr_lambdas = [
                 lambda _, schedule=schedule: schedule(self.clock.fraction * length) for schedule in schedules
@@ -155,9 +170,13 @@ class EffptTrainer(ExportingTrainer):
     def get_train_dataloader(self) -> DataLoader:
         """An endless stream of batches, entered at the row where the run stands."""
         stream = BatchStream(
-            len(self.train_dataset), self.args.train_batch_size, self.args.data_seed or self.args.seed,
-            start=self.rows_seen, rank=self.args.process_index, world=self.args.world_size,
-        )  # fmt: skip
+            len(self.train_dataset),
+            self.args.train_batch_size,
+            self.args.data_seed or self.args.seed,
+            start=self.rows_seen,
+            rank=self.args.process_index,
+            world=self.args.world_size,
+        )
         return self._loader(self.train_dataset, self.data_collator, stream)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
@@ -175,11 +194,14 @@ class EffptTrainer(ExportingTrainer):
             dataset = self._remove_unused_columns(dataset)
         workers = self.args.dataloader_num_workers
         return DataLoader(
-            KeyedRows(dataset, keyed=self.masking is not None), batch_sampler=batches, collate_fn=collator,
-            num_workers=workers, prefetch_factor=self.args.dataloader_prefetch_factor,
+            KeyedRows(dataset, keyed=self.masking is not None),
+            batch_sampler=batches,
+            collate_fn=collator,
+            num_workers=workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
             generator=torch.Generator(),  # its own: the loader must not draw from the generator that dropout uses
-        )  # fmt: skip
+        )
 
     # A step.
 
@@ -190,7 +212,9 @@ class EffptTrainer(ExportingTrainer):
             self._step_tokens = sum(batch["input_ids"].numel() for batch in batches) * self.args.world_size
             for method in self.methods:
                 batches = method.select(self.model, batches)
-            batches = [{name: value.to(device, non_blocking=True) for name, value in batch.items()} for batch in batches]
+            batches = [
+                {name: value.to(device, non_blocking=True) for name, value in batch.items()} for batch in batches
+            ]
             return batches, self._get_num_items_in_batch(batches, device)
 
     def training_step(self, model: torch.nn.Module, inputs: dict, num_items_in_batch: Any = None) -> torch.Tensor:
@@ -204,11 +228,14 @@ class EffptTrainer(ExportingTrainer):
         """Of the micro-batch just trained on: counted, not estimated from the number of parameters."""
         return self._micro_flops
 
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         with self.meter.measure("forward"):
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if model.training:
-            # The Trainer divides a micro-batch mean by the accumulation steps afterwards, but not a loss scaled already.
+            # The Trainer divides a micro-batch mean by the accumulation steps afterwards, but not a loss scaled
+            # already.
             scaled = self.model_accepts_loss_kwargs and num_items_in_batch is not None
             share = self.current_gradient_accumulation_steps if scaled else 1
             for method in self.methods:
@@ -231,8 +258,12 @@ class EffptTrainer(ExportingTrainer):
             with self.timekeeper.paused():
                 logs |= self.meter.summary(self._matmul_dtype)
             self.meter.reset()
-            logs |= {"clock": self.clock.fraction, "tokens": self.clock.tokens, "flops": self.clock.flops,
-                     "seconds": self.clock.seconds}  # fmt: skip
+            logs |= {
+                "clock": self.clock.fraction,
+                "tokens": self.clock.tokens,
+                "flops": self.clock.flops,
+                "seconds": self.clock.seconds,
+            }
         super().log(logs, start_time)
 
     @property
@@ -240,7 +271,7 @@ class EffptTrainer(ExportingTrainer):
         return torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else torch.float32
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict:
-        """For packed held-out rows the exact mean loss over their masked tokens, and the unigram floor; else as stock."""
+        """For packed held-out rows the exact mean loss over masked tokens, and the unigram floor; else as stock."""
         eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if self.masking is None or eval_dataset is None or isinstance(eval_dataset, dict):
             with self.timekeeper.paused():

@@ -14,8 +14,12 @@ SETTINGS: dict[str, dict] = {
 
 def ledgers() -> list[dict[str, dict]]:
     """Each method alone, and each pair that is allowed."""
-    return [{name: SETTINGS[name] for name in names} for size in (1, 2) for names in combinations(METHODS, size)
-            if allowed({name: SETTINGS[name] for name in names})]  # fmt: skip
+    return [
+        {name: SETTINGS[name] for name in names}
+        for size in (1, 2)
+        for names in combinations(METHODS, size)
+        if allowed({name: SETTINGS[name] for name in names})
+    ]
 
 
 def allowed(ledger: dict[str, dict]) -> bool:

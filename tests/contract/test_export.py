@@ -1,4 +1,4 @@
-"""Invariant 7: what a run leaves is a stock model with the same function, which a process without the package loads."""
+"""Invariant 7: a run leaves a stock model with the same function, which a process without the package loads."""
 
 import subprocess
 import sys

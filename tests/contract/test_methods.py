@@ -50,8 +50,14 @@ def test_unknown_setting_names_the_nearest(name):
 
 @methods
 def test_recipe_knows_it(name):
-    recipe = Recipe.load({"data": {"dataset": "d"}, "training": {"output_dir": "o"}, "model": {"num_hidden_layers": 4},
-                          "methods": {name: SETTINGS[name]}})  # fmt: skip
+    recipe = Recipe.load(
+        {
+            "data": {"dataset": "d"},
+            "training": {"output_dir": "o"},
+            "model": {"num_hidden_layers": 4},
+            "methods": {name: SETTINGS[name]},
+        }
+    )
     assert recipe.methods[name] == SETTINGS[name]
 
 

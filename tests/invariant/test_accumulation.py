@@ -6,10 +6,20 @@ import torch
 from tests import tiny
 
 
-# Plain SGD: Adam would blow up the rounding of gradients that are zero in exact arithmetic, such as those of key biases.
+# Plain SGD: Adam would blow up the rounding of gradients that are zero in exact arithmetic, such as those of key
+# biases.
 def run(folder, rows, accumulation, ledger, **settings):
-    trainer = tiny.trainer(folder, ledger, budget="3steps", per_device_train_batch_size=rows,
-                           gradient_accumulation_steps=accumulation, max_grad_norm=0.05, optim="sgd", learning_rate=0.3, **settings)  # fmt: skip
+    trainer = tiny.trainer(
+        folder,
+        ledger,
+        budget="3steps",
+        per_device_train_batch_size=rows,
+        gradient_accumulation_steps=accumulation,
+        max_grad_norm=0.05,
+        optim="sgd",
+        learning_rate=0.3,
+        **settings,
+    )
     trainer.train()
     return trainer
 

@@ -15,8 +15,8 @@ import torch
 torch.set_num_threads(1)
 from tests import tiny
 out, methods, rows = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
-trainer = tiny.trainer(out, methods, per_device_train_batch_size=rows, gradient_accumulation_steps=2, save_strategy="steps",
-                       save_steps=5, optim="sgd", learning_rate=0.3)
+trainer = tiny.trainer(out, methods, per_device_train_batch_size=rows, gradient_accumulation_steps=2,
+                       save_strategy="steps", save_steps=5, optim="sgd", learning_rate=0.3)
 trainer.train()
 metrics = trainer.evaluate()
 if trainer.is_world_process_zero():
@@ -38,10 +38,29 @@ def launch(out, methods, processes, rows):
     script = out / "script.py"
     script.write_text(SCRIPT)
     # `--multi_gpu` is how accelerate starts several processes; without a GPU they talk through gloo
-    several = ["--multi_gpu", "--num_processes", str(processes)] if processes > 1 else ["--cpu", "--num_processes", "1"]
-    command = [sys.executable, "-m", "accelerate.commands.launch", *several, "--num_machines", "1", "--mixed_precision", "no",
-               "--dynamo_backend", "no", "--main_process_port", str(free_port()), "--num_cpu_threads_per_process", "1",
-               str(script), str(out), json.dumps(methods), str(rows)]  # fmt: skip
+    several = (
+        ["--multi_gpu", "--num_processes", str(processes)] if processes > 1 else ["--cpu", "--num_processes", "1"]
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        *several,
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        str(free_port()),
+        "--num_cpu_threads_per_process",
+        "1",
+        str(script),
+        str(out),
+        json.dumps(methods),
+        str(rows),
+    ]
     env = os.environ | {"PYTHONPATH": os.getcwd(), "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -55,8 +55,8 @@ class LayerDrop(Method):
         settled = max((other.settles_at for other in others.values()), default=0.0)
         if self.after is not None and self.after < settled:
             raise EffptError(
-                f"`layerdrop.after` is {self.after}, but another method changes the architecture until {settled} of the "
-                f"clock; leave `after` out (it then starts by itself) or set it to at least {settled}."
+                f"`layerdrop.after` is {self.after}, but another method changes the architecture until {settled} of "
+                f"the clock; leave `after` out (it then starts by itself) or set it to at least {settled}."
             )
         self._start = settled if self.after is None else self.after
 

@@ -15,14 +15,15 @@ from hf_effpt.core.method import Method, Paper
 
 @dataclass
 class Stacking(Method):
-    """Starts with `depth` layers and grows to the model's full depth by copying the trained layers on top (Gong et al., 2019).
+    """Starts with `depth` layers and grows to the full depth by copying the trained layers on top (Gong et al., 2019).
 
     All layers are allocated from the start; those not yet reached do not run, have no gradient and no optimizer state.
-    After a growth the old layers keep their optimizer state and the new ones begin with an empty one. The learning rate
-    follows the run's clock and is not restarted.
+    After a growth the old layers keep their optimizer state and the new ones begin with an empty one. The learning
+    rate follows the run's clock and is not restarted.
 
     Args:
-        depth (`int`, *optional*): number of layers at the start. By default the full depth divided by two for each growth.
+        depth (`int`, *optional*): number of layers at the start. By default the full depth divided by two for each
+            growth.
         at (`list[float]`, *optional*, defaults to `[0.125, 0.3]`): fractions of the clock at which the model grows,
             rising, in (0, 1). The defaults are those of Kaddour et al. (2023), No Train No Gain.
 
@@ -78,17 +79,17 @@ class Stacking(Method):
             if target - growths < fewest:
                 fix = f"give `stacking.at` fewer fractions, or the model more layers than {target}"
             raise EffptError(
-                f"`stacking` cannot grow from {stages[0]} to {target} layers in {growths} growth(s): each growth adds at "
-                f"least one layer and at most doubles the depth; {fix}."
+                f"`stacking` cannot grow from {stages[0]} to {target} layers in {growths} growth(s): each growth adds "
+                f"at least one layer and at most doubles the depth; {fix}."
             )
         return stages
 
-    def inject(self, backbone: nn.Module) -> None:
+    def inject(self, backbone: Any) -> None:
         stack = stack_of(backbone)
         if backbone.config.layer_order is None:
             set_order(backbone, range(self.depths(len(stack))[0]))
 
-    def advance(self, backbone: nn.Module, step: int, fraction: float) -> bool:
+    def advance(self, backbone: Any, step: int, fraction: float) -> bool:
         stack = stack_of(backbone)
         stages = self.depths(len(stack))
         # A long step may pass two growths at once; then both happen, one after the other.

@@ -13,8 +13,8 @@ from hf_effpt.core.errors import EffptError
 @pytest.mark.parametrize("words", [["--help"], ["methods", "--help"], ["pretrain", "--help"]])
 def test_help_imports_nothing_slow(words):
     script = (
-        "import sys\nfrom hf_effpt.cli.main import main\n"
-        f"try:\n    main({words!r})\nexcept SystemExit as stop:\n    assert stop.code == 0\n"
+        f"import sys\nsys.argv = {['effpt', *words]!r}\nfrom hf_effpt.cli.main import main\n"
+        "try:\n    main()\nexcept SystemExit as stop:\n    assert stop.code == 0\n"
         "print('loaded:', sorted({'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

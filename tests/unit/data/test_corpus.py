@@ -125,6 +125,8 @@ def test_hub_that_cannot_be_reached_names_local_ways(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(EffptError, match=r"'nobody/nothing' is neither .* nor can it be had from the Hub.*\.jsonl"):
         open_corpus("nobody/nothing")
+    with pytest.raises(EffptError, match="'nobody/train_split' is neither"):
+        open_corpus("nobody/train_split")
 
 
 def test_hub_dataset_with_configuration_and_split(monkeypatch):
@@ -153,6 +155,17 @@ def test_hub_dataset_with_configuration_and_split(monkeypatch):
             open_corpus("org/name:config", streaming=streaming, text_column="body")
     with pytest.raises(EffptError, match=r"has no split 'tset': Unknown split.*data\.split"):
         open_corpus("org/name", split="tset")
+
+
+def test_hub_dataset_that_needs_a_configuration(monkeypatch):
+    def refuse(name, configuration):
+        raise ValueError("Config name is missing.\nPlease pick one among the available configs: ['a', 'b']")
+
+    monkeypatch.setattr(hosted.datasets, "load_dataset_builder", refuse)
+    with pytest.raises(
+        EffptError, match=r"'org/my_split' needs a configuration, as in org/my_split:NAME.*\n.*'a', 'b'"
+    ):
+        open_corpus("org/my_split")
 
 
 def test_streamed_dataset_that_does_not_know_its_columns(monkeypatch):

@@ -12,8 +12,10 @@ from tests import tiny
 def ran(model, **inputs):
     """Which layers a forward runs."""
     seen = []
-    hooks = [layer.register_forward_hook(lambda *_, index=index: seen.append(index))
-             for index, layer in stack_of(model.bert)._modules.items()]  # fmt: skip
+    hooks = [
+        layer.register_forward_hook(lambda *_, index=index: seen.append(index))
+        for index, layer in stack_of(model.bert)._modules.items()
+    ]
     model(**inputs)
     for hook in hooks:
         hook.remove()
@@ -65,7 +67,9 @@ def test_skipped_layers_have_no_gradient_and_no_optimizer_state(tmp_path):
     assert 0 < len(dropped) < 4
     for index in range(4):
         names = [name for name in before if f".layer.{index}." in name]
-        touched = {name for name in names if not torch.equal(before[name], dict(trainer.model.named_parameters())[name])}
+        touched = {
+            name for name in names if not torch.equal(before[name], dict(trainer.model.named_parameters())[name])
+        }
         assert bool(touched) == (index not in dropped)
         assert all((grads[name] is None) == (index in dropped) for name in names)
         assert all((p in trainer.optimizer.state) == (index not in dropped) for p in stack[index].parameters())
@@ -97,8 +101,13 @@ def test_flops_fall_with_the_layers(tmp_path):
 
 
 def test_one_draw_serves_all_micro_batches(tmp_path):
-    trainer = tiny.trainer(tmp_path, {"layerdrop": {"p": 0.5}}, budget="6steps", gradient_accumulation_steps=3,
-                           per_device_train_batch_size=2)  # fmt: skip
+    trainer = tiny.trainer(
+        tmp_path,
+        {"layerdrop": {"p": 0.5}},
+        budget="6steps",
+        gradient_accumulation_steps=3,
+        per_device_train_batch_size=2,
+    )
     seen = []
     trainer.model.bert.register_forward_pre_hook(lambda *_: seen.append(stack_of(trainer.model.bert).active))
     trainer.train()
@@ -111,7 +120,9 @@ def test_one_draw_serves_all_micro_batches(tmp_path):
 def test_checkpointed_activations_replay_the_same_draw():
     def gradients(checkpointing):
         torch.manual_seed(2)
-        model = tiny.model({"layerdrop": {"p": 0.5}}, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).train()
+        model = tiny.model(
+            {"layerdrop": {"p": 0.5}}, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+        ).train()
         if checkpointing:
             new_name = getattr(model, "activation_checkpointing_enable", None)
             (new_name or model.gradient_checkpointing_enable)()

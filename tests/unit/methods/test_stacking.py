@@ -156,7 +156,9 @@ def test_impossible_values_are_refused(settings):
         Stacking(**settings)
 
 
-@pytest.mark.parametrize(("depth", "at", "layers"), [(5, [0.5], 4), (4, [0.5], 4), (1, [0.5], 4), (None, [0.1, 0.2], 2)])
+@pytest.mark.parametrize(
+    ("depth", "at", "layers"), [(5, [0.5], 4), (4, [0.5], 4), (1, [0.5], 4), (None, [0.1, 0.2], 2)]
+)
 def test_depths_that_cannot_be_reached_are_refused(depth, at, layers):
     with pytest.raises(EffptError, match=r"cannot grow from .* to \d layers in \d growth"):
         tiny.model({"stacking": {"depth": depth, "at": at}}, num_hidden_layers=layers)

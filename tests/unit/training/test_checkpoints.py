@@ -31,12 +31,16 @@ def truncate(path):
     path.write_bytes(data[: len(data) // 2])
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json", "config.json", "scheduler.pt"])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "optimizer.pt", "trainer_state.json", "config.json", "scheduler.pt"]
+)
 @pytest.mark.parametrize("harm", [truncate, lambda path: path.unlink()], ids=["cut short", "missing"])
 def test_a_damaged_checkpoint_is_refused_and_the_last_whole_one_named(tmp_path, name, harm):
     run(tmp_path)
     harm(tmp_path / "checkpoint-8" / name)
-    with pytest.raises(EffptError, match=rf"checkpoint-8 cannot be used: `{name}` .*resume from the last whole one: .*-6"):
+    with pytest.raises(
+        EffptError, match=rf"checkpoint-8 cannot be used: `{name}` .*resume from the last whole one: .*-6"
+    ):
         tiny.trainer(tmp_path).train(resume_from_checkpoint=True)
     assert fault(tmp_path / "checkpoint-6") is None
 
@@ -75,7 +79,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint_whole(tmp_path, monkeypatch,
     }[failing]
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, full_at_step_6(getattr(owner, name)))
-        with pytest.raises(EffptError, match="disk is full.*resume from .*checkpoint-4, which is whole"):
+        with pytest.raises(EffptError, match=r"disk is full.*resume from .*checkpoint-4, which is whole"):
             trainer.train()
     assert [folder.name for folder in checkpoints_in(tmp_path)] == ["checkpoint-2", "checkpoint-4"]
     assert all(fault(folder) is None for folder in checkpoints_in(tmp_path))
@@ -177,8 +181,12 @@ except Exception as error:
 @pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="the system cannot limit the size of files")
 def test_a_write_that_really_fails_leaves_the_previous_checkpoint_whole(tmp_path):
     """The operating system refuses the second checkpoint's weights in the middle of the file."""
-    done = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path)], env=os.environ | {"PYTHONPATH": os.getcwd()},
-                          capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": os.getcwd()},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 7, done.stderr
     assert [folder.name for folder in checkpoints_in(tmp_path)] == ["checkpoint-4"]
     assert fault(tmp_path / "checkpoint-4") is None

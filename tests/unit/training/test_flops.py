@@ -14,7 +14,7 @@ def batch(rows=2, length=8, masked=3):
 
 
 def analytic(rows, length, masked, *, layers=4, h=32, i=64, v=tiny.VOCAB):
-    """Forward multiply-adds, twice: 8h² + 4hi + 4Lh a token and layer, the last one at masked positions but for K and V."""
+    """Forward multiply-adds, twice: 8h² + 4hi + 4Lh a token and layer; the last at masked positions but for K, V."""
     tokens, wanted = rows * length, rows * masked
     full = tokens * (8 * h * h + 4 * h * i + 4 * length * h)
     last = tokens * 4 * h * h + wanted * (4 * h * h + 4 * h * i + 4 * length * h)
@@ -52,7 +52,11 @@ def test_counting_touches_neither_weights_nor_generators_nor_watchers():
 def test_equal_work_is_counted_once(monkeypatch):
     counter, model, runs = FlopCounter(), tiny.model().train(), []
     monkeypatch.setattr(FlopCounter, "_measure", staticmethod(lambda *_: runs.append(1) or 5))
-    assert [counter.count(model, batch()), counter.count(model, batch()), counter.count(model, batch(rows=3))] == [5, 5, 5]
+    assert [counter.count(model, batch()), counter.count(model, batch()), counter.count(model, batch(rows=3))] == [
+        5,
+        5,
+        5,
+    ]
     assert len(runs) == 2
 
 

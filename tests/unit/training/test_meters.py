@@ -50,7 +50,7 @@ def test_events_measure_on_the_device():
     device = torch.device("cuda")
     meter = StepMeter(device)
     left = torch.randn(4096, 4096, device=device)
-    for part in PARTS[1:2] + ("training_step",):
+    for part in (*PARTS[1:2], "training_step"):
         with meter.measure(part):
             left @ left
     meter.add(tokens=1, flops=1.0, seconds=1.0)

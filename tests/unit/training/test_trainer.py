@@ -18,8 +18,14 @@ def entries(trainer, key="loss"):
 
 
 def test_learns(tmp_path):
-    trainer = tiny.trainer(tmp_path, budget="300steps", learning_rate=3e-3, per_device_train_batch_size=32,
-                           max_grad_norm=1.0, logging_steps=100)  # fmt: skip
+    trainer = tiny.trainer(
+        tmp_path,
+        budget="300steps",
+        learning_rate=3e-3,
+        per_device_train_batch_size=32,
+        max_grad_norm=1.0,
+        logging_steps=100,
+    )
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
     after = trainer.evaluate()["eval_loss"]
@@ -146,8 +152,11 @@ def test_bf16(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch looks at it while it traces
 def test_compiled_layers_train_alike(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: setattr(
-        self, "_compiled_call_impl", torch.compile(self._call_impl, backend="eager")))  # fmt: skip
+    monkeypatch.setattr(
+        torch.nn.Module,
+        "compile",
+        lambda self: setattr(self, "_compiled_call_impl", torch.compile(self._call_impl, backend="eager")),
+    )
     ledger = {"stacking": {"depth": 1, "at": [0.3, 0.6]}}
     plain, compiled = tiny.trainer(tmp_path, ledger), tiny.trainer(tmp_path, ledger, compile_layers=True)
     plain.train()
@@ -169,8 +178,12 @@ def test_stock_collator_and_a_list_of_examples(tmp_path):
     from transformers import DataCollatorForLanguageModeling
 
     rows = [{"input_ids": row["input_ids"]} for row in tiny.rows(8)]
-    trainer = EffptTrainer(tiny.model(), tiny.arguments(tmp_path), train_dataset=rows,
-                           data_collator=DataCollatorForLanguageModeling(tiny.tokenizer()))  # fmt: skip
+    trainer = EffptTrainer(
+        tiny.model(),
+        tiny.arguments(tmp_path),
+        train_dataset=rows,
+        data_collator=DataCollatorForLanguageModeling(tiny.tokenizer()),
+    )
     trainer.train()
     assert len(entries(trainer)) == 8
 
@@ -206,8 +219,11 @@ def test_penalty_counts_once_a_step_and_selection_shrinks_the_batches(tmp_path, 
     trainer = tiny.trainer(tmp_path, {"probe": {}}, gradient_accumulation_steps=accumulation, budget="2steps")
     shapes = []
     trainer.model.bert.register_forward_pre_hook(
-        lambda module, args, kwargs: shapes.append(tuple((kwargs["token_type_ids"] if "token_type_ids" in kwargs else
-                                                          args[2]).shape)), with_kwargs=True)  # fmt: skip
+        lambda module, args, kwargs: shapes.append(
+            tuple((kwargs["token_type_ids"] if "token_type_ids" in kwargs else args[2]).shape)
+        ),
+        with_kwargs=True,
+    )
     trainer.train()
     assert set(shapes) == {(2, tiny.LENGTH)}
     assert len(shapes) == 2 * accumulation
@@ -253,7 +269,11 @@ class Endless(IterableDataset):
     ],
 )
 def test_parts_that_do_not_fit_are_refused_at_construction(tmp_path, parts, words):
-    given = {"model": tiny.model, "args": lambda: tiny.arguments(tmp_path), "train_dataset": tiny.rows,
-             "processing_class": tiny.tokenizer} | parts  # fmt: skip
+    given = {
+        "model": tiny.model,
+        "args": lambda: tiny.arguments(tmp_path),
+        "train_dataset": tiny.rows,
+        "processing_class": tiny.tokenizer,
+    } | parts
     with pytest.raises(EffptError, match=words):
         EffptTrainer(**{name: make() for name, make in given.items()})

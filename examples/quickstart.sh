@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# From raw text to a fine-tuned encoder in a few minutes, in a virtual environment of its own.
+#
+#   bash examples/quickstart.sh                       # on the documentation of the installed Python packages
+#   DATASET=my_texts/ bash examples/quickstart.sh     # on your own .txt, .jsonl or .parquet files
+#   BUDGET=10min OUT=longer bash examples/quickstart.sh
+set -euo pipefail
+DATASET=${DATASET:-builtin:pydoc}
+BUDGET=${BUDGET:-2min}
+[[ -e $DATASET ]] && DATASET=$(realpath "$DATASET")
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+OUT=${OUT:-out/quickstart-$(date +%Y%m%d-%H%M%S)}
+
+echo "== 1/5  Setting up .venv (a few minutes the first time)"
+source tests/setup_venv.sh
+setup_venv .venv constraints.txt plot
+bin=$PWD/.venv/bin
+
+echo "== 2/5  Pre-training on $DATASET for $BUDGET: tokenizer, packing, training, held-out loss, export"
+"$bin/effpt" pretrain tiny --data.dataset "$DATASET" --training.budget "$BUDGET" --training.output_dir "$OUT"
+
+echo "== 3/5  Drawing the loss curve"
+"$bin/python" examples/05_plot_loss.py "$OUT"
+
+echo "== 4/5  Loading it with plain AutoModel, in a process that cannot import this package"
+"$bin/python" - "$OUT" <<'PYTHON'
+import sys
+sys.modules["hf_effpt"] = None
+from transformers import AutoModel, AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+model = AutoModel.from_pretrained(sys.argv[1])
+output = model(**tokenizer("A stock checkpoint, loaded by stock code.", return_tensors="pt"))
+print(f"{type(model).__name__} of {type(model).__module__}: hidden states {tuple(output.last_hidden_state.shape)}")
+PYTHON
+
+echo "== 5/5  Fine-tuning it with the stock Trainer"
+"$bin/python" examples/make_task.py "$OUT/task.jsonl" --dataset "$DATASET"
+"$bin/python" examples/04_finetune.py "$OUT" "$OUT/task.jsonl" --out "$OUT/finetuned"
+
+cat <<END
+
+Done. In $OUT:
+  config.json, model.safetensors, tokenizer.json   a stock checkpoint: AutoModel.from_pretrained("$OUT")
+  README.md, run.json                              its model card, and all that was measured
+  loss.png                                         the loss curve
+  checkpoint-*/                                    the training model, to go on from
+
+Next:
+  train longer     BUDGET=20min bash examples/quickstart.sh
+  your own text    DATASET=my_texts/ bash examples/quickstart.sh
+  a method         .venv/bin/effpt methods
+                   .venv/bin/effpt pretrain tiny --model.num_hidden_layers 4 --methods.stacking '{}' --training.output_dir out/stacked
+  publish          .venv/bin/effpt push $OUT YOUR_NAME/MODEL
+END

@@ -1,0 +1,137 @@
+"""From raw text to a stock checkpoint, through the same doors as a user, and every wrong turn on the way."""
+
+import json
+import random
+
+import pytest
+import torch
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+from hf_effpt import METHODS, Recipe, pretrain
+from hf_effpt.cli.main import main
+from hf_effpt.training.checkpoints import checkpoints_in
+
+WORDS = "a the small large model layer token mask learns reads skips grows stacks drops from to of and with text".split()
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Sixty documents of a few hundred words."""
+    folder = tmp_path_factory.mktemp("corpus")
+    generator = random.Random(0)
+    for number in range(60):
+        text = " ".join(generator.choices(WORDS, k=300)) + "."
+        (folder / f"{number}.txt").write_text(text, encoding="utf-8")
+    return folder
+
+
+def recipe(corpus, out, **sections):
+    settings = {
+        "model": {"size": "tiny", "num_hidden_layers": 4, "hidden_size": 32},
+        "data": {"dataset": str(corpus), "sequence_length": 32, "vocab_size": 256, "validation": 0.1},
+        "training": {"output_dir": str(out), "budget": "6steps", "per_device_train_batch_size": 8, "logging_steps": 2,
+                     "save_steps": 3, "report_to": "none", "disable_tqdm": True, "use_cpu": True},
+    }  # fmt: skip
+    for section, changes in sections.items():
+        settings[section] = {**settings.get(section, {}), **changes}
+    return settings
+
+
+def test_text_becomes_a_stock_checkpoint(corpus, tmp_path):
+    result = pretrain(Recipe.load(recipe(corpus, tmp_path / "out", methods={"stacking": {"at": [0.2, 0.5]}})))
+    out = tmp_path / "out"
+    model = AutoModelForMaskedLM.from_pretrained(out)
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    assert type(model).__module__.startswith("transformers.")
+    assert model(**tokenizer("the model learns", return_tensors="pt")).logits.shape[-1] == 256
+    run = json.loads((out / "run.json").read_text())
+    assert run["evaluation"]["held_out_loss"] == pytest.approx(result.held_out_loss)
+    assert run["evaluation"]["unigram_floor"] < 4
+    assert run["clock"]["steps"] == 6
+    assert run["ledger"]["events"][-1]["what"] == "grew from 2 to 4 layers"
+    assert 40 < run["data"]["documents"] < 60
+    assert run["tokenizer"]["unknown_rate"] < 0.05
+    assert run["recipe"] == Recipe.load(out / "recipe.yaml").resolved()
+    card = (out / "README.md").read_text()
+    assert f"{result.held_out_loss:.4f}" in card
+    assert METHODS["stacking"].paper.title in card
+    assert f"from_pretrained('{out}')" in result.summary()
+
+
+@pytest.mark.parametrize("data", [{"isolate_documents": True}, {"whole_word": True}, {"tokenizer_kind": "bpe",
+                                                                                     "vocab_size": 320}])  # fmt: skip
+def test_data_options(corpus, tmp_path, data):
+    result = pretrain(Recipe.load(recipe(corpus, tmp_path / "out", data=data)))
+    assert 0 < result.held_out_loss < 8
+
+
+def test_a_resumed_run_ends_like_the_straight_one(corpus, tmp_path):
+    pretrain(Recipe.load(recipe(corpus, tmp_path / "straight")))
+    pretrain(Recipe.load(recipe(corpus, tmp_path / "out")))
+    for name in ("config.json", "model.safetensors", "run.json", "checkpoint-6"):
+        path = tmp_path / "out" / name
+        path.rename(tmp_path / f"gone-{name}")
+    pretrain(Recipe.load(recipe(corpus, tmp_path / "out")), resume=True)
+    straight, resumed = (AutoModelForMaskedLM.from_pretrained(tmp_path / name) for name in ("straight", "out"))
+    for (name, left), (_, right) in zip(straight.named_parameters(), resumed.named_parameters(), strict=True):
+        assert torch.equal(left, right), name
+
+
+def command(corpus, out, *flags):
+    settings = recipe(corpus, out)
+    words = [f"--{section}.{key}" for section, keys in settings.items() for key in keys]
+    values = [str(value) for keys in settings.values() for value in keys.values()]
+    pairs = [word for pair in zip(words, values, strict=True) for word in pair]
+    return ["pretrain", "tiny", *pairs, *flags]
+
+
+def test_the_command_does_the_same(corpus, tmp_path, capsys):
+    assert main(command(corpus, tmp_path / "out", "--methods.layerdrop.p", "0.3")) == 0
+    assert "effpt push" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["ledger"]["methods"] == {"layerdrop": {"p": 0.3}}
+
+
+def test_an_output_folder_with_another_run_is_left_alone(corpus, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(command(corpus, out)) == 0
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    assert main(command(corpus, out)) == 2
+    assert "holds another run already" in capsys.readouterr().err
+    assert main(command(corpus, out, "--resume", "--model.hidden_size", "64")) == 2
+    assert "`model.hidden_size: 32`, but the recipe now says 64" in capsys.readouterr().err
+    assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--data.dataset", "nowhere/"], "nowhere"),
+        (["--training.per_device_train_batch_size", "5000"], "too few for one step of 5000"),
+        (["--data.vocab_size", "250"], "multiple of 64"),
+        (["--training.budgte", "10min"], "budget"),
+        (["--training.budget", "ten"], "Cannot read the budget"),
+        (["--training.learning_rate", "-1"], "must be above 0"),
+        (["--methods.layerdrop.p", "1.5"], "must be in [0, 1)"),
+        (["--methods.layerdrop.p", "0.1", "--methods.layerdrop.after", "0.1", "--methods.stacking.depth", "2",
+          "--methods.stacking.at", "0.5"], "leave `after` out"),
+        (["--methods.layerdorp.p", "0.1"], "did you mean `layerdrop`"),
+        (["--resume"], "no run in"),
+        (["--data.tokenizer", "no/such/tokenizer"], "cannot be loaded"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_clear_line_before_any_training(corpus, tmp_path, capsys, flags, words):
+    assert main(command(corpus, tmp_path / "out", *flags)) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert "Traceback" not in error
+    assert not checkpoints_in(tmp_path / "out")
+    assert not (tmp_path / "out" / "config.json").exists()
+
+
+def test_a_damaged_checkpoint_is_named_with_the_last_whole_one(corpus, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(command(corpus, out)) == 0
+    weights = out / "checkpoint-6" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert main(command(corpus, out, "--resume")) == 2
+    assert f"resume from the last whole one: {out / 'checkpoint-3'}" in capsys.readouterr().err
