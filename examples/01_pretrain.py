@@ -1,6 +1,6 @@
 """Pre-trains a small encoder from raw text, step by step in Python.
 
-    python examples/01_pretrain.py corpus/ --budget 10min --out out
+python examples/01_pretrain.py corpus/ --budget 10min --out out
 """
 
 import argparse
@@ -39,4 +39,6 @@ trainer = EffptTrainer(
 trainer.train()
 trainer.evaluate()
 trainer.save_model()  # a stock BertForMaskedLM, its tokenizer, a model card and run.json
-print(f"Held-out loss {trainer.evaluation['held_out_loss']:.3f}, unigram floor {trainer.evaluation['unigram_floor']:.3f}")
+print(
+    f"Held-out loss {trainer.evaluation['held_out_loss']:.3f}, unigram floor {trainer.evaluation['unigram_floor']:.3f}"
+)

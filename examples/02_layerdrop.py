@@ -1,6 +1,6 @@
 """LayerDrop: skips layers at random in training, so that a step costs less, and exports a model of full depth.
 
-    python examples/02_layerdrop.py corpus/ --p 0.2 --out out_layerdrop
+python examples/02_layerdrop.py corpus/ --p 0.2 --out out_layerdrop
 """
 
 import argparse

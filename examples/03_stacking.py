@@ -1,6 +1,6 @@
 """Progressive stacking: starts with one layer and grows to four by stacking copies of what is trained.
 
-    python examples/03_stacking.py corpus/ --out out_stacking
+python examples/03_stacking.py corpus/ --out out_stacking
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Fine-tunes an exported model with the stock Trainer, in a process that cannot import this package.
 
-    python examples/make_task.py task.jsonl && python examples/04_finetune.py out task.jsonl --max_steps 60
+python examples/make_task.py task.jsonl && python examples/04_finetune.py out task.jsonl --max_steps 60
 """
 
 import argparse
@@ -30,13 +30,15 @@ tokenizer = AutoTokenizer.from_pretrained(args.model)
 task = datasets.load_dataset("json", data_files=args.task, split="train").class_encode_column("label")
 names = task.features["label"].names
 columns = [name for name in ("text", "text_pair") if name in task.column_names]
-task = task.map(lambda rows: tokenizer(*(rows[name] for name in columns), truncation=True, max_length=128), batched=True)
+task = task.map(
+    lambda rows: tokenizer(*(rows[name] for name in columns), truncation=True, max_length=128), batched=True
+)
 task = task.train_test_split(0.2, seed=0, stratify_by_column="label")
 model = AutoModelForSequenceClassification.from_pretrained(args.model, num_labels=len(names))
 trainer = Trainer(
     model=model,
     args=TrainingArguments(
-        args.out, max_steps=args.max_steps, per_device_train_batch_size=32, learning_rate=5e-4, lr_scheduler_type="linear",
+        args.out, max_steps=args.max_steps, per_device_train_batch_size=32, learning_rate=5e-4,
         logging_steps=20, save_strategy="no", report_to="none",
     ),
     train_dataset=task["train"],

@@ -1,6 +1,6 @@
 """Draws the loss curve of a run against its clock, with the unigram floor, from its run.json.
 
-    python examples/05_plot_loss.py out --png out/loss.png
+python examples/05_plot_loss.py out --png out/loss.png
 """
 
 import argparse
@@ -10,7 +10,7 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("run", type=Path, help="the folder of a finished run")

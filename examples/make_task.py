@@ -35,7 +35,11 @@ def neighbours(dataset):
     pairs = random.Random(0).sample(pairs, min(CLASSES * EACH, len(pairs)))
     for number, (first, second) in enumerate(pairs):
         other = pairs[number - len(pairs) // 2][1]
-        yield {"text": first, "text_pair": second if number % 2 else other, "label": "follows" if number % 2 else "other"}
+        yield {
+            "text": first,
+            "text_pair": second if number % 2 else other,
+            "label": "follows" if number % 2 else "other",
+        }
 
 
 if __name__ == "__main__":

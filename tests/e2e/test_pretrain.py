@@ -11,7 +11,9 @@ from hf_effpt import METHODS, Recipe, pretrain
 from hf_effpt.cli.main import main
 from hf_effpt.training.checkpoints import checkpoints_in
 
-WORDS = "a the small large model layer token mask learns reads skips grows stacks drops from to of and with text".split()
+WORDS = (
+    "a the small large model layer token mask learns reads skips grows stacks drops from to of and with text".split()
+)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,58 @@
+"""Writes the tables of README.md from the results files; with `--check`, says whether they are up to date.
+
+python model_cards/tables.py
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def benchmark_cpu(results: dict) -> list[str]:
+    rows = []
+    for model, comparisons in results.items():
+        for dropout, found in comparisons.items():
+            speed, ratio, memory = found["tokens_per_second"], found["ratio"], found["peak_memory_mb"]
+            rows.append(
+                f"| {model} | {dropout} | {speed['stock']:,.0f} | {speed['hf_effpt']:,.0f} | "
+                f"{ratio['median']:.2f}x ({ratio['lowest']:.2f} to {ratio['highest']:.2f}) | "
+                f"{memory['stock']:,.0f} against {memory['hf_effpt']:,.0f} |"
+            )
+    return rows
+
+
+def benchmark_data(results: dict) -> list[str]:
+    return [
+        f"| {name} | {row['megabytes']:.1f} MB | {row['megabytes_per_core_second']:.2f} | "
+        f"{row['second_call_seconds']:.2f} s |"
+        for name, row in results.items()
+    ]
+
+
+TABLES = {"benchmark_cpu": benchmark_cpu, "benchmark_data": benchmark_data}
+
+
+def filled(text: str) -> str:
+    """The text with the rows of every marked table written anew."""
+    for name, rows_of in TABLES.items():
+        results = json.loads((ROOT / "model_cards" / "results" / f"{name}.json").read_text(encoding="utf-8"))[
+            "results"
+        ]
+        table = re.compile(rf"(<!-- {name}\.json -->\n\|[^\n]*\n\|[^\n]*\n)(?:\|[^\n]*\n)*(<!-- end -->)")
+        rows = "".join(row + "\n" for row in rows_of(results))
+        text, found = table.subn(lambda match, rows=rows: match[1] + rows + match[2], text)
+        if found != 1:
+            sys.exit(f"README.md has {found} tables marked `{name}.json`, there must be one")
+    return text
+
+
+if __name__ == "__main__":
+    readme = ROOT / "README.md"
+    before = readme.read_text(encoding="utf-8")
+    after = filled(before)
+    if "--check" in sys.argv and before != after:
+        sys.exit("README.md does not say what the results files say; run python model_cards/tables.py")
+    readme.write_text(after, encoding="utf-8")

@@ -1,0 +1,54 @@
+"""Figures in README come from the results files, its examples run, and its tables name what there is."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hf_effpt.core.method import METHODS, build_methods
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_tables_are_those_of_the_results_files():
+    done = subprocess.run(
+        [sys.executable, ROOT / "model_cards" / "tables.py", "--check"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_results_file_names_its_command():
+    for path in (ROOT / "model_cards" / "results").glob("*.json"):
+        assert json.loads(path.read_text())["command"].startswith("python examples/"), path.name
+
+
+def test_every_method_has_its_row():
+    build_methods({})
+    rows = re.findall(r"^\| \[`(\w+)`\]\(hf_effpt/methods/(\w+)/README\.md\)", README, re.MULTILINE)
+    assert {name for name, _ in rows} == {folder for _, folder in rows} == set(METHODS)
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+@pytest.mark.slow
+def test_the_python_example_runs(tmp_path):
+    """As printed, on a little text and for a few steps."""
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for number in range(30):
+        text = " ".join(f"word{(number * 7 + i * i) % 40}" for i in range(600))
+        (corpus / f"{number}.txt").write_text(text)
+    short = code.replace('"10min"', '"8steps"').replace("8192", "256").replace('"out", ', '"out", use_cpu=True, ')
+    assert short.count("8steps") == short.count("use_cpu") == 1
+    validation = short.replace("sequence_length=128)", "sequence_length=128, validation=0.1)")
+    done = subprocess.run([sys.executable, "-c", validation], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["ledger"]["events"]
