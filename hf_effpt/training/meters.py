@@ -15,7 +15,8 @@ PARTS = ("data", "forward", "backward", "optimizer")
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of large matrix products on `device` in `dtype`, measured once: what utilisation is a share of."""
     size = 8192 if device.type == "cuda" else 1024
-    left = torch.randn(size, size, device=device, dtype=torch.float32).to(dtype)
+    # of its own generator: the global ones belong to the run
+    left = torch.rand(size, size, device=device, generator=torch.Generator(device)).to(dtype)
     best = 0.0
     for _ in range(6):
         synchronize(device)

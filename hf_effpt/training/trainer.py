@@ -19,6 +19,7 @@ from hf_effpt.core.method import Method
 from hf_effpt.data.masking import DataCollatorForMaskedLM
 from hf_effpt.data.packing import PackedRows
 from hf_effpt.evaluation.loss import held_out_loss, unigram_floor
+from hf_effpt.models import EffptBertForMaskedLM
 
 from . import checks
 from .arguments import EffptTrainingArguments
@@ -43,7 +44,8 @@ class EffptTrainer(ExportingTrainer):
             methods.
         args ([`EffptTrainingArguments`]): with the budget.
         train_dataset: rows from [`pack`], or any map-style dataset of examples.
-        data_collator (*optional*): by default [`DataCollatorForMaskedLM`] where a tokenizer is given.
+        data_collator (*optional*): by default [`DataCollatorForMaskedLM`] for a masked-language model with a
+            tokenizer, else as in the stock Trainer.
 
     Raises:
         EffptError: for a model, dataset or tokenizer that do not fit each other, before any training.
@@ -70,7 +72,7 @@ class EffptTrainer(ExportingTrainer):
             )
         if self.method is not None and self.method not in model.config.methods:
             model.add_method(self.method)
-        if data_collator is None and processing_class is not None:
+        if data_collator is None and processing_class is not None and isinstance(model, EffptBertForMaskedLM):
             data_collator = DataCollatorForMaskedLM(processing_class, seed=args.seed)
         self.masking = data_collator if isinstance(data_collator, DataCollatorForMaskedLM) else None
         for method in model.methods:
@@ -282,7 +284,11 @@ class EffptTrainer(ExportingTrainer):
             sums = np.concatenate([[held_out.total], held_out.label_counts])
             sums = self.accelerator.reduce(torch.tensor(sums, device=self.args.device)).cpu().numpy()
             masked = int(sums[1:].sum())
-            self.evaluation = {"held_out_loss": float(sums[0] / masked), "masked_tokens": masked}
+            self.evaluation = {
+                "held_out_loss": float(sums[0] / masked),
+                "masked_tokens": masked,
+                "step": self.state.global_step,
+            }
             if self.train_dataset is not None and PackedRows.fits(self.train_dataset):
                 self.evaluation["unigram_floor"] = unigram_floor(PackedRows(self.train_dataset), sums[1:])
             metrics = {f"{metric_key_prefix}_loss": self.evaluation["held_out_loss"]}

@@ -94,7 +94,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint_whole(tmp_path, monkeypatch,
 KILLED = """
 import sys
 from tests import tiny
-trainer = tiny.trainer(sys.argv[1], save_strategy="steps", save_steps=2)
+trainer = tiny.trainer(sys.argv[1], save_strategy="steps", save_steps=2, dropout=0.1)
 save = trainer._save_optimizer_and_scheduler
 def die(folder):
     if trainer.state.global_step == 6:
@@ -110,9 +110,13 @@ def test_a_kill_while_saving_leaves_the_previous_checkpoint_whole(tmp_path):
     done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], env=os.environ | {"PYTHONPATH": os.getcwd()})
     assert done.returncode == -signal.SIGKILL
     assert [folder.name for folder in checkpoints_in(tmp_path)] == ["checkpoint-2", "checkpoint-4"]
-    tiny.trainer(tmp_path, **SAVING).train(resume_from_checkpoint=True)
+    resumed = tiny.trainer(tmp_path, **SAVING, dropout=0.1)
+    resumed.train(resume_from_checkpoint=True)
     assert [folder.name for folder in checkpoints_in(tmp_path)][-1] == "checkpoint-8"
     assert not list(tmp_path.glob(".*"))
+    straight = run(tmp_path / "straight", dropout=0.1)
+    for name, weight in tiny.weights(straight.model).items():
+        assert torch.equal(weight, dict(resumed.model.named_parameters())[name]), name
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path):

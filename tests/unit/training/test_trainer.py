@@ -3,11 +3,13 @@ from typing import ClassVar
 
 import pytest
 import torch
+from datasets import Dataset
 from torch.utils.data import IterableDataset
-from transformers import BertConfig, BertForMaskedLM, TrainingArguments
+from transformers import AutoModelForSequenceClassification, BertConfig, BertForMaskedLM, TrainingArguments
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.method import Method, Paper, register, unregister
+from hf_effpt.models import EffptBertForSequenceClassification
 from hf_effpt.training.named import LayerDropTrainer, StackingTrainer
 from hf_effpt.training.trainer import EffptTrainer
 from tests import tiny
@@ -186,6 +188,42 @@ def test_stock_collator_and_a_list_of_examples(tmp_path):
     )
     trainer.train()
     assert len(entries(trainer)) == 8
+
+
+def test_fine_tuning_masks_nothing(tmp_path):
+    """A head that is no language model gets the stock collator, and labels are learned."""
+    examples = [
+        {"input_ids": [2, 5 + 50 * (i % 2), 7, 3], "attention_mask": [1] * 4, "labels": i % 2} for i in range(32)
+    ]
+    config = tiny.config({"layerdrop": {"p": 0.2}}, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    trainer = EffptTrainer(
+        EffptBertForSequenceClassification(config),
+        tiny.arguments(tmp_path, budget="60steps", learning_rate=3e-3, gradient_accumulation_steps=2),
+        train_dataset=Dataset.from_list(examples),
+        eval_dataset=Dataset.from_list(examples),
+        processing_class=tiny.tokenizer(),
+    )
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] < 0.1
+    assert entries(trainer)[0] == pytest.approx(0.69, abs=0.2)
+    trainer.save_model()
+    assert (
+        type(AutoModelForSequenceClassification.from_pretrained(tmp_path)).__name__ == "BertForSequenceClassification"
+    )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_mixed_precision_on_a_gpu(tmp_path, precision):
+    settings = {"use_cpu": False, precision: True, "budget": "100steps", "learning_rate": 3e-3, "save_strategy": "steps",
+                "save_steps": 50}  # fmt: skip
+    trainer = tiny.trainer(tmp_path, {"stacking": {"depth": 2, "at": [0.3]}}, **settings)
+    trainer.train()
+    assert entries(trainer)[-1] < entries(trainer)[0]
+    assert (trainer.accelerator.scaler is not None) == (precision == "fp16")
+    resumed = tiny.trainer(tmp_path, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-50"))
+    assert entries(resumed)[-1] == pytest.approx(entries(trainer)[-1], abs=1e-2)
 
 
 @dataclass
