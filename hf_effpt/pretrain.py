@@ -106,6 +106,8 @@ def pretrain(recipe: Recipe, *, resume: bool = False) -> RunResult:
         trainer.evaluate()
         evaluation = trainer.evaluation or {}
     trainer.save_model()
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
     return RunResult(out, trainer.clock, evaluation.get("held_out_loss"), evaluation.get("unigram_floor"))
 
 

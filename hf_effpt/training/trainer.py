@@ -77,8 +77,10 @@ class EffptTrainer(ExportingTrainer):
         self.masking = data_collator if isinstance(data_collator, DataCollatorForMaskedLM) else None
         for method in model.methods:
             data_collator = method.wrap_collator(data_collator)
-        if model.methods and args.ddp_find_unused_parameters is None:
-            args.ddp_find_unused_parameters = True  # a layer that does not run has no gradient to wait for
+        if args.ddp_find_unused_parameters is None:
+            args.ddp_find_unused_parameters = bool(
+                model.methods
+            )  # a layer that does not run has no gradient to wait for
         super().__init__(
             model=model,
             args=args,

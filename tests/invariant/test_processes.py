@@ -24,6 +24,8 @@ if trainer.is_world_process_zero():
                 "loss": metrics["eval_loss"], "masked": trainer.evaluation["masked_tokens"],
                 "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
                 "events": trainer.model.config.events}, out + "/result.pt")
+trainer.accelerator.wait_for_everyone()
+trainer.accelerator.end_training()
 """
 
 

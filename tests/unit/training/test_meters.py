@@ -38,9 +38,8 @@ def test_peak_is_measured_once():
     peak_flops.cache_clear()
     generator = torch.get_rng_state()
     first = peak_flops(CPU, torch.float32)
-    assert torch.equal(
-        generator, torch.get_rng_state()
-    )  # or a resumed run, which measures again, would drop out otherwise
+    # or a resumed run, which measures again, would drop other units
+    assert torch.equal(generator, torch.get_rng_state())
     assert first > 1e8
     assert peak_flops(CPU, torch.float32) == first
 

@@ -215,8 +215,8 @@ def test_fine_tuning_masks_nothing(tmp_path):
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_mixed_precision_on_a_gpu(tmp_path, precision):
-    settings = {"use_cpu": False, precision: True, "budget": "100steps", "learning_rate": 3e-3, "save_strategy": "steps",
-                "save_steps": 50}  # fmt: skip
+    settings = {"use_cpu": False, precision: True, "budget": "100steps", "learning_rate": 3e-3}
+    settings |= {"save_strategy": "steps", "save_steps": 50}
     trainer = tiny.trainer(tmp_path, {"stacking": {"depth": 2, "at": [0.3]}}, **settings)
     trainer.train()
     assert entries(trainer)[-1] < entries(trainer)[0]
