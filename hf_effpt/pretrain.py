@@ -99,7 +99,13 @@ def pretrain(recipe: Recipe, *, resume: bool = False) -> RunResult:
     if trainer.is_world_process_zero():
         out.mkdir(parents=True, exist_ok=True)
         recipe.save(out / "recipe.yaml")
-    logger.info("training %s parameters", f"{trainer.model.num_parameters():,}")
+    logger.info(
+        "tokenizer: %s tokens, %.3f %% of the text unknown, %.2f tokens a word",
+        f"{report.vocab_size:,}", 100 * report.unknown_rate, report.fertility,
+    )  # fmt: skip
+    logger.info("data: %s rows of %d tokens", f"{len(rows['train']):,}", recipe.data.sequence_length)
+    methods = ", ".join(method.name for method in trainer.methods) or "none"
+    logger.info("model: %s parameters; methods: %s", f"{trainer.model.num_parameters():,}", methods)
     trainer.train(resume_from_checkpoint=resume or None)
     evaluation: dict[str, float] = {}
     if trainer.eval_dataset is not None:
