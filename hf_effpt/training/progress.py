@@ -40,7 +40,10 @@ class ClockCallback(TrainerCallback, ExportableState):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer
-        state.epoch = trainer.rows_seen / len(trainer.train_dataset)
+        rows = len(trainer.train_dataset)
+        state.epoch = trainer.rows_seen / rows
+        if trainer.rows_seen // rows > (trainer.rows_seen - trainer.step_rows) // rows and not trainer.clock.finished:
+            self.on_pass_end(args, control)
         changed = [
             method.advance(trainer.model.backbone, state.global_step, trainer.clock.fraction)
             for method in trainer.methods
@@ -51,6 +54,13 @@ class ClockCallback(TrainerCallback, ExportableState):
             control.should_training_stop = True
             control.should_save = control.should_save or str(args.save_strategy.value) != "no"
             control.should_log = True
+
+    @staticmethod
+    def on_pass_end(args: Any, control: Any) -> None:
+        """To the stock Trainer the run is one endless epoch; what is due once an epoch is due after each pass."""
+        control.should_log = control.should_log or args.logging_strategy == "epoch"
+        control.should_evaluate = control.should_evaluate or args.eval_strategy == "epoch"
+        control.should_save = control.should_save or args.save_strategy == "epoch"
 
 
 class ClockProgress(ProgressCallback):

@@ -103,6 +103,17 @@ def test_passes_over_the_data_are_a_budget_too(tmp_path):
     assert trainer.state.epoch == pytest.approx(1.5)
 
 
+def test_what_is_due_once_an_epoch_is_due_after_each_pass(tmp_path):
+    """48 rows in steps of 4: a pass is 12 steps."""
+    trainer = tiny.trainer(
+        tmp_path, budget="30steps", eval_strategy="epoch", save_strategy="epoch", save_total_limit=None
+    )
+    trainer.train()
+    evaluated = [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert evaluated == [12, 24, 30]
+    assert sorted(int(folder.name.split("-")[1]) for folder in tmp_path.glob("checkpoint-*")) == [12, 24, 30]
+
+
 def test_logs_say_where_the_time_goes(tmp_path):
     trainer = tiny.trainer(tmp_path)
     trainer.train()
