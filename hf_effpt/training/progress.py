@@ -51,6 +51,7 @@ class ClockCallback(TrainerCallback, ExportableState):
         if any(changed):
             trainer.refresh_optimizer()
         if trainer.clock.finished:
+            trainer.timekeeper.settle()
             control.should_training_stop = True
             control.should_save = control.should_save or str(args.save_strategy.value) != "no"
             control.should_log = True

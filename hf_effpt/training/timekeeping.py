@@ -8,7 +8,7 @@ import torch
 
 from hf_effpt.core.clock import Clock
 
-from .meters import EnergyMeter
+from .meters import EnergyMeter, synchronize
 
 
 class Timekeeper:
@@ -37,13 +37,22 @@ class Timekeeper:
 
     def step(self, *, tokens: int, flops: float) -> float:
         """Charges an optimizer step and returns its seconds."""
+        self.clock.tick(tokens=tokens, flops=flops)
+        return self._charge()
+
+    def settle(self) -> float:
+        """Charges what the device still has to do for the steps so far, and returns the seconds that took."""
+        synchronize(self.device)
+        return self._charge()
+
+    def _charge(self) -> float:
         last, self._last = self._last, self._now()
         seconds, joules = (now - then for now, then in zip(self._last, last, strict=True))
         if self.world > 1 and self.clock.unit in ("seconds", "joules"):
             spent = torch.tensor([seconds, joules], dtype=torch.float64, device=self.device)
             torch.distributed.all_reduce(spent)
-            seconds, joules = (spent / torch.tensor([self.world, 1], device=self.device)).tolist()
-        self.clock.tick(tokens=tokens, flops=flops, seconds=seconds)
+            seconds, joules = spent[0].item() / self.world, spent[1].item()
+        self.clock.tick(steps=0, seconds=seconds)
         if self.energy is not None:
             self.clock.joules = (self.clock.joules or 0.0) + joules
         return seconds
@@ -51,6 +60,7 @@ class Timekeeper:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Charges nothing for the block: measuring and saving are not part of training."""
+        synchronize(self.device)  # what was launched before is still to be charged
         before = self._now()
         yield
         skipped = (now - then for now, then in zip(self._now(), before, strict=True))

@@ -259,6 +259,7 @@ class EffptTrainer(ExportingTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds clock, speed, utilisation and the parts of a step to the entries of training."""
         if "loss" in logs:
+            self.meter.seconds += self.timekeeper.settle()
             with self.timekeeper.paused():
                 logs |= self.meter.summary(self._matmul_dtype)
             self.meter.reset()
