@@ -6,7 +6,7 @@
 #   BUDGET=10min OUT=longer bash examples/quickstart.sh
 set -euo pipefail
 DATASET=${DATASET:-builtin:pydoc}
-BUDGET=${BUDGET:-2min}
+BUDGET=${BUDGET:-$(command -v nvidia-smi > /dev/null && echo 30s || echo 2min)}
 [[ -e $DATASET ]] && DATASET=$(realpath "$DATASET")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 OUT=${OUT:-out/quickstart-$(date +%Y%m%d-%H%M%S)}

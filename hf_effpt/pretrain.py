@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from hf_effpt.training.trainer import EffptTrainer
 logger = logging.getLogger(__name__)
 # What of a recipe decides what the run *is*; the rest (budget, logging) may change when it is resumed.
 IDENTITY = ("model", "methods", "data")
+FREE = {"num_proc", "cache_dir", "attn_implementation"}
 
 
 @dataclass
@@ -55,6 +57,8 @@ class RunResult:
         if self.held_out_loss is not None and self.unigram_floor is not None:
             gap = self.unigram_floor - self.held_out_loss
             verdict = f"{gap:.3f} below" if gap > 0 else f"{-gap:.3f} above; it needs a longer budget than this"
+            if not math.isfinite(gap):
+                verdict = "the run has diverged: lower the learning rate, and use bf16 rather than fp16"
             lines.append(
                 f"Held-out loss {self.held_out_loss:.3f}, the unigram floor is {self.unigram_floor:.3f} ({verdict})."
             )
@@ -68,32 +72,23 @@ class RunResult:
         )
 
 
-def pretrain(recipe: Recipe, *, resume: bool = False) -> RunResult:
+def pretrain(recipe: Recipe, *, resume: bool | str = False) -> RunResult:
     """Trains what a recipe says on its budget and leaves a stock checkpoint in the root of its output folder.
 
     Args:
         recipe ([`Recipe`]): what to do.
-        resume (`bool`, *optional*, defaults to `False`): go on from the last checkpoint in the output folder.
+        resume (`bool` or `str`, *optional*, defaults to `False`): go on from the last checkpoint in the output
+            folder, or from the one that is named.
 
     Raises:
         EffptError: for data, settings or an output folder that cannot be used, before any training.
     """
     out = Path(recipe.training.output_dir)
-    claim(out, recipe, resume)
+    claim(out, recipe, bool(resume))
     corpus = _corpus(recipe, recipe.data.dataset)
     tokenizer = prepare_tokenizer(recipe, corpus)
     rows = prepare_rows(recipe, corpus, tokenizer)
-    set_seed(recipe.training.seed)
-    trainer = EffptTrainer(
-        model=build_model(recipe, tokenizer),
-        args=recipe.training,
-        train_dataset=rows["train"],
-        eval_dataset=rows.get("validation"),
-        processing_class=tokenizer,
-        data_collator=DataCollatorForMaskedLM(
-            tokenizer, recipe.data.mlm_probability, recipe.data.whole_word, seed=recipe.training.seed
-        ),
-    )
+    trainer = build_trainer(recipe, tokenizer, rows)
     report = tokenizer_report(tokenizer, corpus.texts(), max_bytes=2**20)
     trainer.facts = {"recipe": recipe.resolved(), "data": facts(rows["train"]), "tokenizer": asdict(report)}
     if trainer.is_world_process_zero():
@@ -117,6 +112,28 @@ def pretrain(recipe: Recipe, *, resume: bool = False) -> RunResult:
     return RunResult(out, trainer.clock, evaluation.get("held_out_loss"), evaluation.get("unigram_floor"))
 
 
+def build_trainer(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, rows: DatasetDict) -> EffptTrainer:
+    """The trainer of a recipe; what Transformers cannot do here or with these settings is one error."""
+    collator = DataCollatorForMaskedLM(
+        tokenizer, recipe.data.mlm_probability, recipe.data.whole_word, seed=recipe.training.seed
+    )
+    try:
+        set_seed(recipe.training.seed)
+        return EffptTrainer(
+            model=build_model(recipe, tokenizer),
+            args=recipe.training,
+            train_dataset=rows["train"],
+            eval_dataset=rows.get("validation"),
+            processing_class=tokenizer,
+            data_collator=collator,
+        )
+    except EffptError:
+        raise
+    except (ValueError, ImportError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise EffptError(f"Transformers cannot train with these settings: {reason} Change or install that.") from error
+
+
 def claim(out: Path, recipe: Recipe, resume: bool) -> None:
     """Makes sure that the output folder is free, or holds the run to be resumed.
 
@@ -137,7 +154,7 @@ def claim(out: Path, recipe: Recipe, resume: bool) -> None:
     before = yaml.safe_load((out / "recipe.yaml").read_text(encoding="utf-8"))
     for section in IDENTITY:
         old, new = before.get(section) or {}, recipe.resolved()[section]
-        for key in sorted({*old, *new}):
+        for key in sorted({*old, *new} - FREE):
             if old.get(key) != new.get(key):
                 raise EffptError(
                     f"The run in {out} has `{section}.{key}: {old.get(key)}`, but the recipe now says {new.get(key)}; "

@@ -11,7 +11,10 @@ EXAMPLE = "effpt pretrain tiny --training.budget 10min --training.output_dir out
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "effpt pretrain RECIPE [--section.key VALUE ...] [--resume]"
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a built-in recipe such as tiny")
-    parser.add_argument("--resume", action="store_true", help="go on from the last whole checkpoint of the run")
+    parser.add_argument(
+        "--resume", nargs="?", const=True, default=False, metavar="CHECKPOINT",
+        help="go on from the last checkpoint of the run, or from the one that is named",
+    )  # fmt: skip
     parser.add_argument_group(
         "settings",
         "  --section.key VALUE changes any setting of the recipe: --model.size, --data.dataset, --training.budget,\n"

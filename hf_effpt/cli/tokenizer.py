@@ -19,14 +19,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kind", choices=("wordpiece", "bpe"), default="wordpiece", help="its algorithm (default: %(default)s)"
     )
+    parser.add_argument("--text_column", default="text", help="the column of the text (default: %(default)s)")
     parser.add_argument("--cased", action="store_true", help="keep upper case; by default text is lowercased")
 
 
 def run(args: argparse.Namespace, extra: list[str]) -> None:
     refuse("tokenizer", extra)
+    from hf_effpt.data.corpus import open_corpus
     from hf_effpt.data.tokenizer import train_tokenizer
+    from hf_effpt.data.tokenizer_report import tokenizer_report
 
+    corpus = open_corpus(args.corpus, text_column=args.text_column)
     tokenizer = train_tokenizer(
-        args.corpus, vocab_size=args.vocab_size, kind=args.kind, lowercase=not args.cased, out=args.out
+        corpus, vocab_size=args.vocab_size, kind=args.kind, lowercase=not args.cased, out=args.out
     )
-    print(f"Saved a {args.kind} tokenizer of {len(tokenizer)} tokens in {args.out}.")
+    report = tokenizer_report(tokenizer, corpus.texts())
+    print(
+        f"Saved a {args.kind} tokenizer of {len(tokenizer)} tokens in {args.out}: {report.fertility:.2f} tokens a "
+        f"word, {report.unknown_rate:.3%} of the text unknown."
+    )

@@ -7,6 +7,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from huggingface_hub.utils import WeakFileLock
@@ -88,8 +89,9 @@ def content_hash(paths: Sequence[Path]) -> str:
             total.update(path.suffix.lower().encode() + hashlib.file_digest(file, "sha256").digest())
     fingerprint = total.hexdigest()[:32]
     if all(time.time() - stat.st_mtime > SETTLED_SECONDS for stat in stats):
-        memo.parent.mkdir(parents=True, exist_ok=True)
-        temporary = memo.with_suffix(f".{uuid.uuid4().hex[:8]}")
-        temporary.write_text(fingerprint)
-        temporary.replace(memo)
+        with suppress(OSError):  # it only saves reading the files again
+            memo.parent.mkdir(parents=True, exist_ok=True)
+            temporary = memo.with_suffix(f".{uuid.uuid4().hex[:8]}")
+            temporary.write_text(fingerprint)
+            temporary.replace(memo)
     return fingerprint

@@ -1,6 +1,6 @@
 """Held-out masked-language-modelling loss, summed exactly, and the unigram floor it has to get below."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,13 +49,18 @@ def held_out_loss(model: PreTrainedModel, batches: Iterable[dict[str, Tensor]]) 
     return HeldOut(total.item(), counts)
 
 
-def unigram_floor(train: PackedRows, label_counts: np.ndarray, sample: int = 8192) -> float:
+def unigram_floor(
+    train: PackedRows, label_counts: np.ndarray, special_ids: Sequence[int], sample: int = 8192
+) -> float:
     """The loss, in nats a token, of predicting held-out masked tokens from token frequencies alone.
 
     Args:
         train: packed training rows; frequencies are those of up to `sample` of them, spread evenly, plus one each.
         label_counts (`np.ndarray` of shape `(vocab_size,)`): how often each token is to be predicted.
+        special_ids (`Sequence[int]`): tokens that are never to be predicted, and so get no share of the probability.
     """
     rows = np.linspace(0, len(train) - 1, min(sample, len(train))).astype(np.int64)
     seen = 1.0 + np.bincount(train.rows(rows)["input_ids"].ravel(), minlength=len(label_counts))
-    return float(label_counts @ -np.log(seen / seen.sum()) / label_counts.sum())
+    seen[list(special_ids)] = 0.0
+    predicted = label_counts > 0
+    return float(label_counts[predicted] @ -np.log(seen[predicted] / seen.sum()) / label_counts.sum())

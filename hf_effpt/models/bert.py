@@ -80,6 +80,8 @@ class EffptBertForMaskedLM(EffptMixin, BertForMaskedLM):
             attention_mask, position_ids = isolate_documents(
                 document_ids, self.config._attn_implementation, self.dtype
             )
+        return_dict = kwargs.pop("return_dict", None)
+        return_dict = self.config.return_dict if return_dict is None else return_dict
         stack = stack_of(self.bert)
         sparse = masked_positions is not None and labels is not None and self._may_be_sparse(kwargs)
         stack.last = partial(layer_at, masked_positions) if sparse else None
@@ -107,9 +109,10 @@ class EffptBertForMaskedLM(EffptMixin, BertForMaskedLM):
                 hidden_BMD = hidden_BLD if sparse and stack.active else gather_rows(hidden_BLD, masked_positions)
                 hidden_ND, labels_N = hidden_BMD.flatten(0, 1), labels.gather(1, masked_positions).flatten()
             loss = masked_loss(self.cls(hidden_ND), labels_N, num_items_in_batch)
-        return MaskedLMOutput(
+        output = MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
+        return output if return_dict else output.to_tuple()
 
 
 def masked_loss(logits_NV: Tensor, labels_N: Tensor, num_items: Tensor | int | None = None) -> Tensor:

@@ -10,6 +10,23 @@ from hf_effpt.core.errors import EffptError
 # Schedules that are functions of the share of training done, so that they can follow any clock.
 CLOCK_SCHEDULES = ("linear", "cosine", "cosine_with_min_lr", "polynomial", "constant", "constant_with_warmup")
 
+# Beyond these, training fails late, or goes on and means nothing.
+RANGES = {
+    "learning_rate": (0, 1e3),
+    "weight_decay": (0, 1e3),
+    "max_grad_norm": (0, 1e9),
+    "adam_beta1": (0, 1 - 1e-9),
+    "adam_beta2": (0, 1 - 1e-9),
+    "adam_epsilon": (0, 1),
+    "label_smoothing_factor": (0, 1 - 1e-9),
+    "warmup_steps": (0, 1e12),
+    "seed": (0, 2**32 - 1),
+    "data_seed": (0, 2**32 - 1),
+    "dataloader_num_workers": (0, 1e4),
+    "save_steps": (1e-9, 1e12),
+    "save_total_limit": (1, 1e9),
+}
+
 
 @dataclass
 class EffptTrainingArguments(TrainingArguments):
@@ -81,6 +98,10 @@ class EffptTrainingArguments(TrainingArguments):
         ):
             if not float(getattr(self, name)) > 0:
                 raise EffptError(f"`training.{name}` must be above 0, not {getattr(self, name)}.")
+        for name, (low, high) in RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not low <= float(value) <= high:  # which NaN is not, either
+                raise EffptError(f"`training.{name}` must be between {low:g} and {high:g}, not {value}.")
         if self.warmup_steps < 0 or (self.warmup_steps >= 1 and not in_steps):
             raise EffptError(
                 f"`training.warmup_steps` is {self.warmup_steps}; with the budget {self.budget} it must be a share of "
@@ -113,6 +134,10 @@ class EffptTrainingArguments(TrainingArguments):
             raise EffptError(
                 "`torch_compile` compiles the whole model, once for every set of layers that runs; "
                 "use `compile_layers` instead."
+            )
+        if self.resume_from_checkpoint is not None:
+            raise EffptError(
+                "`resume_from_checkpoint` is an argument of `train()`; on the command line use `--resume`."
             )
         if self.auto_find_batch_size or not self.ignore_data_skip:
             raise EffptError(

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from safetensors import SafetensorError, safe_open
 
 from hf_effpt.core.errors import EffptError
+from hf_effpt.data.packing import facts
 
 TENSORS = "model.safetensors"
 STATE = "trainer_state.json"
@@ -38,8 +39,19 @@ def fault(checkpoint: Path) -> str | None:
             pass
     except (SafetensorError, OSError):
         return f"`{TENSORS}` is damaged or cut short"
-    cut = [name for name in ("optimizer.pt", "scheduler.pt") if not zipfile.is_zipfile(checkpoint / name)]
-    return f"`{cut[0]}` is damaged or cut short" if cut else None
+    if not list(checkpoint.glob("rng_state*.pth")):
+        return "`rng_state.pth` is missing"
+    for archive in sorted(
+        [*checkpoint.glob("rng_state*.pth"), checkpoint / "optimizer.pt", checkpoint / "scheduler.pt"]
+    ):
+        try:
+            with zipfile.ZipFile(archive) as file:
+                whole = file.testzip() is None
+        except zipfile.BadZipFile:
+            whole = False
+        if not whole:
+            return f"`{archive.name}` is damaged or cut short"
+    return None
 
 
 def choose(wanted: str | Path | Literal[True], run: Path) -> Path:
@@ -61,9 +73,41 @@ def choose(wanted: str | Path | Literal[True], run: Path) -> Path:
     return checkpoint
 
 
-def progress(checkpoint: Path) -> dict[str, Any]:
-    """The trainer state saved in a checkpoint."""
-    return json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+def totals(checkpoint: Path) -> dict[str, Any]:
+    """What the run had spent, and the rows it had seen, at a checkpoint.
+
+    Raises:
+        EffptError: if another Trainer saved it.
+    """
+    callbacks = json.loads((checkpoint / STATE).read_text(encoding="utf-8")).get("stateful_callbacks", {})
+    if "ClockCallback" not in callbacks:
+        raise EffptError(
+            f"The checkpoint {checkpoint} says nothing of a clock, so another Trainer has saved it; load its weights "
+            "with `from_pretrained` and start a new run."
+        )
+    return callbacks["ClockCallback"]["attributes"]
+
+
+def identity_of(dataset: Any) -> str | None:
+    """What tells packed rows from others: the fingerprint of corpus, tokenizer and packing; `None` for other data."""
+    try:
+        return f"{facts(dataset)['fingerprint']}, {len(dataset)} rows"
+    except (EffptError, AttributeError):
+        return None
+
+
+def check_data(checkpoint: Path, dataset: Any) -> None:
+    """Checks that the run goes on with the rows it was started with.
+
+    Raises:
+        EffptError: if they are others: token ids would mean something else, and rows would be seen twice or never.
+    """
+    before, now = totals(checkpoint).get("data"), identity_of(dataset)
+    if before is not None and now is not None and before != now:
+        raise EffptError(
+            f"The text or the tokenizer has changed since {checkpoint} was saved (fingerprint {before}, now {now}); "
+            "resume with the data the run was started with, or start a new run."
+        )
 
 
 def load_training_model(model: Any, checkpoint: Path) -> Any:

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import Any
 
 import torch
 
@@ -84,7 +85,7 @@ class StepMeter:
         """Counts a finished optimizer step."""
         self.tokens, self.flops, self.seconds = self.tokens + tokens, self.flops + flops, self.seconds + seconds
 
-    def summary(self, dtype: torch.dtype) -> dict[str, float]:
+    def summary(self, dtype: torch.dtype, devices: int = 1) -> dict[str, float]:
         """Tokens per second, utilisation, and the share of each part in the window; waits for the device once."""
         synchronize(self.device)
         for part, began, ended in self._events:
@@ -95,7 +96,7 @@ class StepMeter:
         # Forward is measured inside the whole training step, so backward is what else the step took.
         self._seconds["backward"] = max(0.0, self._seconds.pop("training_step", 0.0) - self._seconds["forward"])
         rates = {"tokens_per_second": self.tokens / self.seconds}
-        rates["mfu"] = self.flops / self.seconds / peak_flops(self.device, dtype)
+        rates["mfu"] = self.flops / self.seconds / (devices * peak_flops(self.device, dtype))
         return rates | {f"time_{part}": self._seconds[part] / self.seconds for part in PARTS}
 
 
@@ -114,6 +115,12 @@ class EnergyMeter:
 
         if device.type != "cuda":
             raise RuntimeError("energy is measured on NVIDIA GPUs only")
+        try:
+            self._open(pynvml, device)
+        except pynvml.NVMLError as error:  # no driver, no permission, or a GPU or a part of one without the counter
+            raise RuntimeError(f"the energy counter cannot be read: {error}") from error
+
+    def _open(self, pynvml: Any, device: torch.device) -> None:
         pynvml.nvmlInit()
         uuid = str(torch.cuda.get_device_properties(device).uuid)
         self._nvml, self._handle = pynvml, pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}".encode())

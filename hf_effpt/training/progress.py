@@ -6,6 +6,8 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState, ProgressCallback
 
+from .checkpoints import identity_of
+
 if TYPE_CHECKING:
     from .trainer import EffptTrainer
 
@@ -20,7 +22,8 @@ class ClockCallback(TrainerCallback, ExportableState):
         self.trainer = trainer
 
     def state(self) -> dict[str, Any]:
-        return {"args": {}, "attributes": {**self.trainer.clock.as_dict(), "rows": self.trainer.rows_seen}}
+        own = {"rows": self.trainer.rows_seen, "data": identity_of(self.trainer.train_dataset)}
+        return {"args": {}, "attributes": self.trainer.clock.as_dict() | own}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.timekeeper.start()

@@ -1,4 +1,4 @@
-"""Saving and resuming: checkpoints appear whole or not at all, and the run folder's root is the exported model."""
+"""Saving: checkpoints appear whole or not at all, and the run folder's root is the exported model."""
 
 import json
 import os
@@ -6,8 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from transformers import Trainer, TrainerState
-from transformers.trainer_utils import TrainOutput
+from transformers import Trainer
 
 from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
@@ -15,13 +14,13 @@ from hf_effpt.core.files import STAGING, is_disk_full, replacing_folder_contents
 from hf_effpt.hub.card import model_card
 
 from .arguments import EffptTrainingArguments
-from .checkpoints import STATE, checkpoints_in, choose, load_training_model, progress
+from .checkpoints import checkpoints_in, fault
 from .record import run_record
 from .timekeeping import Timekeeper
 
 
 class ExportingTrainer(Trainer):
-    """A Trainer that resumes into the architecture a checkpoint describes, and exports what it has trained."""
+    """A Trainer that saves checkpoints in one go and exports what it has trained."""
 
     # The stock class declares these more widely, as optional or as unions; once a run is made they are all there.
     args: EffptTrainingArguments
@@ -41,33 +40,6 @@ class ExportingTrainer(Trainer):
     def clock(self) -> Clock:
         return self.timekeeper.clock
 
-    def begin(self, totals: dict[str, Any] | None) -> None:
-        """Sets the clock to zero, or to the totals saved in a checkpoint."""
-        raise NotImplementedError
-
-    def compile_model(self) -> None:
-        """Compiles what is to be compiled, before the first step."""
-
-    def train(self, resume_from_checkpoint: "str | bool | None" = None, **kwargs: Any) -> TrainOutput:
-        """As in the stock Trainer; resuming builds the model that the checkpoint's configuration describes.
-
-        Raises:
-            EffptError: if the checkpoint to resume from is missing or not whole; the last whole one is named.
-        """
-        totals = checkpoint = None
-        if resume_from_checkpoint:
-            checkpoint = choose(resume_from_checkpoint, Path(self.args.output_dir))
-            totals = progress(checkpoint)["stateful_callbacks"]["ClockCallback"]["attributes"]
-            self.model = self.model_wrapped = load_training_model(self.model, checkpoint).to(self.args.device)
-            resume_from_checkpoint = str(checkpoint)
-            self.optimizer = None
-        self.begin(totals)
-        if checkpoint is not None and self.clock.finished:
-            self.state = TrainerState.load_from_json(str(checkpoint / STATE))
-            return TrainOutput(self.state.global_step, 0.0, {})
-        self.compile_model()
-        return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
-
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.staging or super()._get_output_dir(trial))
 
@@ -75,6 +47,7 @@ class ExportingTrainer(Trainer):
         """Writes to a temporary name and renames: a full disk or a kill leaves the earlier checkpoints whole."""
         run = Path(self.args.output_dir)
         final = run / f"checkpoint-{self.state.global_step}"
+        self.timekeeper.settle()
         with self.timekeeper.paused():
             if self.args.should_save:
                 shutil.rmtree(run / STAGING, ignore_errors=True)
@@ -99,7 +72,9 @@ class ExportingTrainer(Trainer):
                 if self.args.should_save:
                     shutil.rmtree(run / STAGING, ignore_errors=True)
             if self.args.should_save and self.args.save_total_limit:
-                for old in checkpoints_in(run)[: -self.args.save_total_limit]:
+                # A checkpoint that cannot be resumed from takes no other's place, and the one just written stays.
+                whole = [folder for folder in checkpoints_in(run) if folder != final and fault(folder) is None]
+                for old in whole[: max(0, len(whole) + 1 - self.args.save_total_limit)]:
                     shutil.rmtree(old)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

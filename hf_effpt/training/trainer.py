@@ -4,13 +4,16 @@ import math
 import time
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
+from transformers import TrainerState
 from transformers.optimization import get_scheduler
 from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_utils import TrainOutput
 
 from hf_effpt.core.anatomy import layers_of
 from hf_effpt.core.clock import Clock
@@ -21,7 +24,7 @@ from hf_effpt.data.packing import PackedRows
 from hf_effpt.evaluation.loss import held_out_loss, unigram_floor
 from hf_effpt.models import EffptBertForMaskedLM
 
-from . import checks
+from . import checkpoints, checks
 from .arguments import EffptTrainingArguments
 from .flops import FlopCounter
 from .meters import StepMeter
@@ -111,6 +114,28 @@ class EffptTrainer(ExportingTrainer):
         """Rows of an optimizer step, over all micro-batches and processes."""
         return self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
 
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
+        """As in the stock Trainer; resuming builds the model that the checkpoint's configuration describes.
+
+        Raises:
+            EffptError: if the checkpoint to resume from is missing or not whole; the last whole one is named.
+        """
+        if resume_from_checkpoint:
+            checkpoint = checkpoints.choose(resume_from_checkpoint, Path(self.args.output_dir))
+            self.begin(checkpoints.totals(checkpoint))
+            checkpoints.check_data(checkpoint, self.train_dataset)
+            self.model = checkpoints.load_training_model(self.model, checkpoint).to(self.args.device)
+            self.model_wrapped = self.model
+            self.optimizer = None
+            if self.clock.finished:
+                self.state = TrainerState.load_from_json(str(checkpoint / checkpoints.STATE))
+                return TrainOutput(self.state.global_step, 0.0, {})
+            resume_from_checkpoint = str(checkpoint)
+        else:
+            self.begin(None)
+        self.compile_model()
+        return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+
     def begin(self, totals: dict[str, Any] | None) -> None:
         """Sets the clock to zero, or to the totals saved in a checkpoint."""
         clock = self.args.clock
@@ -176,7 +201,7 @@ class EffptTrainer(ExportingTrainer):
         stream = BatchStream(
             len(self.train_dataset),
             self.args.train_batch_size,
-            self.args.data_seed or self.args.seed,
+            self.args.seed if self.args.data_seed is None else self.args.data_seed,
             start=self.rows_seen,
             rank=self.args.process_index,
             world=self.args.world_size,
@@ -261,7 +286,7 @@ class EffptTrainer(ExportingTrainer):
         if "loss" in logs:
             self.meter.seconds += self.timekeeper.settle()
             with self.timekeeper.paused():
-                logs |= self.meter.summary(self._matmul_dtype)
+                logs |= self.meter.summary(self._matmul_dtype, devices=self.args.world_size)
             self.meter.reset()
             logs |= {
                 "clock": self.clock.fraction,
@@ -293,7 +318,9 @@ class EffptTrainer(ExportingTrainer):
                 "step": self.state.global_step,
             }
             if self.train_dataset is not None and PackedRows.fits(self.train_dataset):
-                self.evaluation["unigram_floor"] = unigram_floor(PackedRows(self.train_dataset), sums[1:])
+                self.evaluation["unigram_floor"] = unigram_floor(
+                    PackedRows(self.train_dataset), sums[1:], self.masking.tokenizer.all_special_ids
+                )
             metrics = {f"{metric_key_prefix}_loss": self.evaluation["held_out_loss"]}
             metrics[f"{metric_key_prefix}_runtime"] = time.perf_counter() - began
             self.log(metrics)

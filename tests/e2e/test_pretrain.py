@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from hf_effpt import METHODS, Recipe, pretrain
 from hf_effpt.cli.main import main
+from hf_effpt.core.clock import Clock
+from hf_effpt.pretrain import RunResult
 from hf_effpt.training.checkpoints import checkpoints_in
 
 WORDS = (
@@ -118,6 +121,8 @@ def test_an_output_folder_with_another_run_is_left_alone(corpus, tmp_path, capsy
           "--methods.stacking.at", "0.5"], "leave `after` out"),
         (["--methods.layerdorp.p", "0.1"], "did you mean `layerdrop`"),
         (["--resume"], "no run in"),
+        (["--model.attn_implementation", "foo"], "Transformers cannot train with these settings"),
+        (["--training.report_to", "comet_ml"], "Transformers cannot train with these settings"),
         (["--data.tokenizer", "no/such/tokenizer"], "cannot be loaded"),
     ],
 )  # fmt: skip
@@ -137,3 +142,21 @@ def test_a_damaged_checkpoint_is_named_with_the_last_whole_one(corpus, tmp_path,
     weights.write_bytes(weights.read_bytes()[:1000])
     assert main(command(corpus, out, "--resume")) == 2
     assert f"resume from the last whole one: {out / 'checkpoint-3'}" in capsys.readouterr().err
+    assert main(command(corpus, out, "--resume", str(out / "checkpoint-3"))) == 0
+    assert AutoModelForMaskedLM.from_pretrained(out).config.num_hidden_layers == 4
+
+
+def test_a_text_that_has_changed_is_not_resumed_on(corpus, tmp_path, capsys):
+    copied = tmp_path / "corpus"
+    shutil.copytree(corpus, copied)
+    out = tmp_path / "out"
+    assert main(command(copied, out)) == 0
+    (copied / "more.txt").write_text("more " * 400)
+    assert main(command(copied, out, "--resume", str(out / "checkpoint-3"))) == 2
+    assert "The text or the tokenizer has changed since" in capsys.readouterr().err
+
+
+def test_a_run_that_has_diverged_says_so(tmp_path):
+    result = RunResult(tmp_path, Clock("steps", 1), held_out_loss=float("nan"), unigram_floor=5.0)
+    assert "diverged" in result.summary()
+    assert "longer budget" not in result.summary()

@@ -25,12 +25,15 @@ def calls(monkeypatch):
     return replace
 
 
-def test_tokenizer(calls, capsys):
-    kept = calls("hf_effpt.data.tokenizer", "train_tokenizer", result=range(64))
-    assert main(["tokenizer", "corpus/", "--vocab_size", "64", "--kind", "bpe", "--cased", "--out", "tok/"]) == 0
-    assert kept.args == ("corpus/",)
-    assert kept.kwargs == {"vocab_size": 64, "kind": "bpe", "lowercase": False, "out": "tok/"}
-    assert capsys.readouterr().out == "Saved a bpe tokenizer of 64 tokens in tok/.\n"
+def test_tokenizer(tmp_path, capsys):
+    (tmp_path / "text.jsonl").write_text('{"body": "one two three"}\n' * 50)
+    words = ["tokenizer", str(tmp_path / "text.jsonl"), "--vocab_size", "320", "--kind", "bpe", "--cased"]
+    assert main([*words, "--text_column", "body", "--out", str(tmp_path / "tok")]) == 0
+    assert "bpe tokenizer of 320 tokens" in (shown := capsys.readouterr().out)
+    assert "tokens a word, 0.000% of the text unknown" in shown
+    assert (tmp_path / "tok" / "tokenizer.json").is_file()
+    assert main([*words, "--out", str(tmp_path / "other")]) == 2
+    assert "there is no column 'text'; the columns are 'body'" in capsys.readouterr().err
 
 
 def test_tokenizer_refuses_a_vocabulary_that_is_no_multiple_of_64(tmp_path, capsys):

@@ -92,3 +92,11 @@ def test_public_names_all_exist():
     assert all(getattr(hf_effpt, name) is not None for name in hf_effpt.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = hf_effpt.nonsense
+
+
+def test_tuples_where_they_are_asked_for():
+    model = tiny.model().eval()
+    ids = torch.randint(5, tiny.VOCAB, (2, 6))
+    (logits,) = model(ids, return_dict=False)
+    assert torch.equal(logits, model(ids).logits)
+    assert torch.equal(model(ids, labels=ids, return_dict=False)[0], model(ids, labels=ids).loss)

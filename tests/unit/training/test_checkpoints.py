@@ -13,8 +13,11 @@ import torch
 from transformers import TrainerState
 
 from hf_effpt.core.errors import EffptError
+from hf_effpt.data.corpus import corpus_of
+from hf_effpt.data.packing import pack
 from hf_effpt.training.checkpoints import checkpoints_in, fault
 from hf_effpt.training.stream import BatchStream
+from hf_effpt.training.trainer import EffptTrainer
 from tests import tiny
 
 SAVING = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": None}
@@ -32,7 +35,7 @@ def truncate(path):
 
 
 @pytest.mark.parametrize(
-    "name", ["model.safetensors", "optimizer.pt", "trainer_state.json", "config.json", "scheduler.pt"]
+    "name", ["model.safetensors", "optimizer.pt", "trainer_state.json", "config.json", "scheduler.pt", "rng_state.pth"]
 )
 @pytest.mark.parametrize("harm", [truncate, lambda path: path.unlink()], ids=["cut short", "missing"])
 def test_a_damaged_checkpoint_is_refused_and_the_last_whole_one_named(tmp_path, name, harm):
@@ -43,6 +46,46 @@ def test_a_damaged_checkpoint_is_refused_and_the_last_whole_one_named(tmp_path, 
     ):
         tiny.trainer(tmp_path).train(resume_from_checkpoint=True)
     assert fault(tmp_path / "checkpoint-6") is None
+
+
+def test_bytes_changed_inside_an_archive_are_found(tmp_path):
+    run(tmp_path)
+    archive = tmp_path / "checkpoint-8" / "optimizer.pt"
+    data = bytearray(archive.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 64] = bytes(64)[::-1].replace(b"\0", b"\7")
+    archive.write_bytes(data)
+    assert fault(tmp_path / "checkpoint-8") == "`optimizer.pt` is damaged or cut short"
+    (tmp_path / "checkpoint-6" / "rng_state.pth").unlink()
+    assert fault(tmp_path / "checkpoint-6") == "`rng_state.pth` is missing"
+
+
+def test_rotation_keeps_what_was_just_written_and_counts_whole_ones_only(tmp_path):
+    run(tmp_path)
+    truncate(tmp_path / "checkpoint-8" / "model.safetensors")
+    resumed = tiny.trainer(tmp_path, **{**SAVING, "save_total_limit": 1})
+    resumed.add_callback(tiny.StopAfter(7))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    whole = [folder.name for folder in checkpoints_in(tmp_path) if fault(folder) is None]
+    assert whole == ["checkpoint-6"]
+
+
+def test_resuming_with_other_rows_is_refused(tmp_path):
+    def packed(text):
+        return pack(corpus_of([text] * 40), tiny.tokenizer(), sequence_length=16, validation=None)["train"]
+
+    def trainer(rows):
+        given = {
+            "model": tiny.model(),
+            "args": tiny.arguments(tmp_path, **SAVING),
+            "processing_class": tiny.tokenizer(),
+        }
+        return EffptTrainer(**given, train_dataset=rows)
+
+    rows = packed("w1 w2 w3 w4 w5")
+    trainer(rows).train()
+    with pytest.raises(EffptError, match="The text or the tokenizer has changed since"):
+        trainer(packed("w1 w2 w3 w4 w6")).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    trainer(rows).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
 
 
 def test_without_any_checkpoint_there_is_a_way_out(tmp_path):
@@ -57,6 +100,14 @@ def test_weights_that_do_not_fit_their_configuration_are_refused(tmp_path):
     config = tmp_path / "checkpoint-8" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"num_hidden_layers": 5}))
     with pytest.raises(EffptError, match="do not fit its configuration: missing"):
+        tiny.trainer(tmp_path).train(resume_from_checkpoint=True)
+
+
+def test_a_checkpoint_of_another_trainer_is_refused(tmp_path):
+    run(tmp_path)
+    state = tmp_path / "checkpoint-8" / "trainer_state.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"stateful_callbacks": {}}))
+    with pytest.raises(EffptError, match="another Trainer has saved it; load its weights"):
         tiny.trainer(tmp_path).train(resume_from_checkpoint=True)
 
 

@@ -1,4 +1,6 @@
+import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -47,6 +49,20 @@ def test_peak_is_measured_once():
 def test_energy_needs_a_gpu():
     with pytest.raises((ImportError, RuntimeError)):
         EnergyMeter(CPU)
+
+
+def test_a_gpu_without_the_counter_is_no_error(monkeypatch):
+    """NVML's errors are its own; they must not stop a run that has no use for joules."""
+
+    class NVMLError(Exception):
+        pass
+
+    def refuse():
+        raise NVMLError("not supported")
+
+    monkeypatch.setitem(sys.modules, "pynvml", SimpleNamespace(NVMLError=NVMLError, nvmlInit=refuse))
+    with pytest.raises(RuntimeError, match="cannot be read: not supported"):
+        EnergyMeter(torch.device("cuda"))
 
 
 @pytest.mark.gpu
