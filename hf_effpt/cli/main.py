@@ -89,3 +89,7 @@ def _resume(words: list[str]) -> str:
         return ""
     again = words if "--resume" in words else [*words, "--resume"]
     return f" If it has saved a checkpoint, go on from there by: {shlex.join(['effpt', *again])}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -9,7 +9,7 @@ EXAMPLE = "effpt pretrain tiny --training.budget 10min --training.output_dir out
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.usage = "effpt pretrain RECIPE [--section.key VALUE ...] [--resume]"
+    parser.usage = "effpt pretrain RECIPE [--section.key VALUE ...] [--resume [CHECKPOINT]]"
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a built-in recipe such as tiny")
     parser.add_argument(
         "--resume", nargs="?", const=True, default=False, metavar="CHECKPOINT",

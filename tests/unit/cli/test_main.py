@@ -100,3 +100,11 @@ def test_interrupt_says_how_to_resume(monkeypatch, capsys, words):
     failing(monkeypatch, KeyboardInterrupt())
     assert cli.main(["pretrain", *words]) == 130
     assert "effpt pretrain tiny --data.dataset 'my corpus' --resume\n" in capsys.readouterr().err
+
+
+def test_runs_as_a_module():
+    """Which is how `accelerate launch -m hf_effpt.cli.main` starts it."""
+    command = [sys.executable, "-m", "hf_effpt.cli.main", "pretran"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "did you mean `pretrain`" in done.stderr
