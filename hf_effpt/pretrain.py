@@ -26,8 +26,8 @@ from hf_effpt.training.recipe import Recipe
 from hf_effpt.training.trainer import EffptTrainer
 
 logger = logging.getLogger(__name__)
-# What of a recipe decides what the run *is*; the rest (budget, logging) may change when it is resumed.
-IDENTITY = ("model", "methods", "data")
+# What of a recipe decides what the run *is* (of training, the seed); the rest may change when it is resumed.
+IDENTITY = ("model", "methods", "data", "training")
 FREE = {"num_proc", "cache_dir", "attn_implementation"}
 
 
@@ -154,6 +154,8 @@ def claim(out: Path, recipe: Recipe, resume: bool) -> None:
     before = yaml.safe_load((out / "recipe.yaml").read_text(encoding="utf-8"))
     for section in IDENTITY:
         old, new = before.get(section) or {}, recipe.resolved()[section]
+        if section == "training":  # order and masks of the rows come from the seed; the rest may change
+            old, new = ({"seed": values.get("seed")} for values in (old, new))
         for key in sorted({*old, *new} - FREE):
             if old.get(key) != new.get(key):
                 raise EffptError(

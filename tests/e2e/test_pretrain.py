@@ -104,6 +104,8 @@ def test_an_output_folder_with_another_run_is_left_alone(corpus, tmp_path, capsy
     assert "holds another run already" in capsys.readouterr().err
     assert main(command(corpus, out, "--resume", "--model.hidden_size", "64")) == 2
     assert "`model.hidden_size: 32`, but the recipe now says 64" in capsys.readouterr().err
+    assert main(command(corpus, out, "--resume", "--training.seed", "7")) == 2
+    assert "`training.seed: 42`, but the recipe now says 7" in capsys.readouterr().err
     assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*")}
 
 
