@@ -139,6 +139,12 @@ class EffptTrainingArguments(TrainingArguments):
             raise EffptError(
                 "`resume_from_checkpoint` is an argument of `train()`; on the command line use `--resume`."
             )
+        for name in ("metric_for_best_model", "restore_callback_states_from_checkpoint", "save_only_model"):
+            if getattr(self, name):
+                raise EffptError(
+                    f"`training.{name}` is not supported: checkpoints are written under a temporary name, whole, and "
+                    "kept by age; leave it out."
+                )
         if self.auto_find_batch_size or not self.ignore_data_skip:
             raise EffptError(
                 "`auto_find_batch_size` and `ignore_data_skip=False` do not go with a data stream that is "

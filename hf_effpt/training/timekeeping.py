@@ -26,6 +26,7 @@ class Timekeeper:
             self.energy: EnergyMeter | None = EnergyMeter(device)
         except (ImportError, RuntimeError):
             self.energy = None
+        self._is_paused = False
         self.start()
 
     def _now(self) -> tuple[float, float]:
@@ -60,8 +61,14 @@ class Timekeeper:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Charges nothing for the block: measuring and saving are not part of training."""
+        if self._is_paused:  # evaluating several datasets evaluates each of them
+            yield
+            return
         synchronize(self.device)  # what was launched before is still to be charged
-        before = self._now()
-        yield
+        before, self._is_paused = self._now(), True
+        try:
+            yield
+        finally:
+            self._is_paused = False
         skipped = (now - then for now, then in zip(self._now(), before, strict=True))
         self._last = tuple(last + gap for last, gap in zip(self._last, skipped, strict=True))

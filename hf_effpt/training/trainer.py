@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -260,7 +261,7 @@ class EffptTrainer(ExportingTrainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        with self.meter.measure("forward"):
+        with self.meter.measure("forward") if model.training else nullcontext():
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if model.training:
             # The Trainer divides a micro-batch mean by the accumulation steps afterwards, but not a loss scaled

@@ -28,6 +28,9 @@ from tests import tiny
         ({"dataloader_num_workers": -1}, "`training.dataloader_num_workers` must be between"),
         ({"save_steps": 0}, "`training.save_steps` must be between"),
         ({"resume_from_checkpoint": "foo"}, "--resume"),
+        ({"metric_for_best_model": "loss"}, "`training.metric_for_best_model` is not supported"),
+        ({"save_only_model": True}, "`training.save_only_model` is not supported"),
+        ({"restore_callback_states_from_checkpoint": True}, "is not supported"),
         ({"auto_find_batch_size": True}, "entered by position"),
     ],
 )

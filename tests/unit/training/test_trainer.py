@@ -92,6 +92,16 @@ def test_saving_and_evaluating_are_not_charged(tmp_path):
     assert trainer.timekeeper.step(tokens=1, flops=1.0) == 7.0
 
 
+def test_a_pause_within_a_pause_is_skipped_once(tmp_path):
+    trainer = tiny.trainer(tmp_path)
+    clock = iter([0.0, 5.0, 105.0, 107.0])
+    trainer.timekeeper._now = lambda: (next(clock), 0.0)
+    trainer.timekeeper.start()
+    with trainer.timekeeper.paused(), trainer.timekeeper.paused():
+        pass
+    assert trainer.timekeeper.step(tokens=1, flops=1.0) == 7.0
+
+
 def test_budget_in_joules_needs_a_counter(tmp_path):
     with pytest.raises(EffptError, match="measured on NVIDIA GPUs only"):
         tiny.trainer(tmp_path, budget="5kJ")
