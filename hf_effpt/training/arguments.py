@@ -102,7 +102,7 @@ class EffptTrainingArguments(TrainingArguments):
             value = getattr(self, name)
             if value is not None and not low <= float(value) <= high:  # which NaN is not, either
                 raise EffptError(f"`training.{name}` must be between {low:g} and {high:g}, not {value}.")
-        if self.warmup_steps < 0 or (self.warmup_steps >= 1 and not in_steps):
+        if self.warmup_steps >= 1 and not in_steps:
             raise EffptError(
                 f"`training.warmup_steps` is {self.warmup_steps}; with the budget {self.budget} it must be a share of "
                 "the budget in [0, 1), for example 0.06."
