@@ -1,14 +1,22 @@
 """Held-out masked-language-modelling loss, summed exactly, and the unigram floor it has to get below."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import BertModel, ElectraModel, PreTrainedModel, PreTrainedTokenizerFast
 
+from hf_effpt.core.errors import EffptError
+from hf_effpt.data.masking import DataCollatorForMaskedLM
 from hf_effpt.data.packing import PackedRows
+from hf_effpt.models.base import EffptMixin, isolate_documents
+from hf_effpt.models.bert import masked_loss
+
+from .masked_logits import evaluation_mode, masked_logits, predicts_masked_tokens
 
 
 @dataclass
@@ -28,25 +36,83 @@ class HeldOut:
         return int(self.label_counts.sum())
 
 
-@torch.no_grad()
 def held_out_loss(model: PreTrainedModel, batches: Iterable[dict[str, Tensor]]) -> HeldOut:
     """Sums the loss over masked tokens in evaluation mode; every token weighs the same, whatever batch it is in.
 
     Args:
-        model: a model of this package with a masked-language-modelling head.
-        batches: of `input_ids`, `labels` (-100 at positions not masked) and what else the model takes.
+        model ([`PreTrainedModel`]): with a masked-language-modelling head: of this package or a stock class.
+        batches: of `input_ids`, `labels` (-100 at positions not masked) and what else a model of this package takes;
+            [`fixed_mask_batches`] makes them.
+
+    Raises:
+        EffptError: the model does not predict masked tokens, or cannot keep documents apart that the batches number.
     """
-    training = model.training
-    model.eval()
+    if not predicts_masked_tokens(model):
+        raise EffptError(
+            f"`{type(model).__name__}` predicts no masked tokens, so it has no held-out loss; load the weights with "
+            "`AutoModelForMaskedLM.from_pretrained(…)`."
+        )
+    own = isinstance(model, EffptMixin)
     total = torch.zeros((), dtype=torch.float64, device=model.device)  # read once, at the end
     counts = np.zeros(model.config.vocab_size, dtype=np.int64)
-    for batch in batches:
-        labels = batch["labels"]
-        counts += np.bincount(labels[labels != -100].numpy(), minlength=len(counts))
-        inputs = {name: tensor.to(model.device, non_blocking=True) for name, tensor in batch.items()}
-        total += model(**inputs, num_items_in_batch=1).loss
-    model.train(training)
+    with evaluation_mode(model):
+        for batch in batches:
+            labels = batch["labels"]
+            counts += np.bincount(labels[labels != -100].numpy(), minlength=len(counts))
+            inputs = {name: tensor.to(model.device, non_blocking=True) for name, tensor in batch.items()}
+            total += model(**inputs, num_items_in_batch=1).loss if own else _stock_loss(model, **inputs)
     return HeldOut(total.item(), counts)
+
+
+def _stock_loss(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    labels: Tensor,
+    masked_positions: Tensor | None = None,
+    document_ids: Tensor | None = None,
+    **inputs: Any,
+) -> Tensor:
+    """The loss summed over a batch, as a training model computes it, of a stock model."""
+    if masked_positions is None:
+        masked_BL = labels != -100
+        most = max(1, int(masked_BL.sum(dim=1).max()))
+        masked_positions = masked_BL.int().argsort(dim=1, descending=True, stable=True)[:, :most]
+    if document_ids is not None:
+        if not isinstance(model.base_model, (BertModel, ElectraModel)):
+            raise EffptError(
+                f"`{type(model).__name__}` cannot keep the documents of a row apart by `document_ids`, as BERT and "
+                "ELECTRA can; evaluate it on rows packed without `isolate_documents`."
+            )
+        inputs["attention_mask"], inputs["position_ids"] = isolate_documents(
+            document_ids, model.config._attn_implementation, model.dtype
+        )
+    logits_BMV = masked_logits(model, masked_positions, input_ids=input_ids, **inputs)
+    return masked_loss(logits_BMV.flatten(0, 1), labels.gather(1, masked_positions).flatten(), 1)
+
+
+def fixed_mask_batches(
+    rows: Dataset, tokenizer: PreTrainedTokenizerFast, batch_size: int
+) -> Iterator[dict[str, Tensor]]:
+    """Held-out rows in order with the masks of every evaluation, 15 % whatever the rate in training.
+
+    They are the batches that `EffptTrainer.evaluate` sees, so an exported model is measured as in its run.
+
+    Args:
+        rows (`Dataset`): packed rows, as [`pack`] makes them.
+        tokenizer (`PreTrainedTokenizerFast`): the one they were packed with.
+        batch_size (`int`): rows of a batch.
+
+    Raises:
+        EffptError: the rows are not packed, the tokenizer lacks a special token, or `batch_size` is below 1.
+    """
+    if batch_size < 1:
+        raise EffptError(f"batch_size={batch_size} must be at least 1.")
+    packed, collate = PackedRows(rows), DataCollatorForMaskedLM(tokenizer)
+    batches = np.split(np.arange(len(packed)), range(batch_size, len(packed), batch_size))
+    return (
+        collate({**packed.rows(numbers), "example_id": numbers, "epoch": np.zeros_like(numbers)})
+        for numbers in batches
+    )
 
 
 def unigram_floor(

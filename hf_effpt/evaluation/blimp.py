@@ -1,0 +1,234 @@
+"""Minimal pairs (BLiMP; Warstadt et al., 2020): how often a model prefers the sentence that is grammatical.
+
+S sentences of one length L, N their masked copies, B copies in a batch, V vocabulary.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import ElectraForPreTraining, PreTrainedModel, PreTrainedTokenizerFast
+
+from hf_effpt.core.errors import EffptError
+from hf_effpt.data.specials import text_backend
+
+from .masked_logits import evaluation_mode, masked_logits, predicts_masked_tokens
+
+COLUMNS = ("sentence_good", "sentence_bad", "UID", "field")
+# Sentences tokenized at a time: an encoding takes some kilobytes.
+TEXTS = 4096
+
+# Scores of sentences of one length, from their ids and the word each token belongs to (-1: added by the tokenizer).
+Scorer = Callable[[Tensor, Tensor], Tensor]
+
+
+def blimp(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    pairs: Dataset,
+    *,
+    batch_size: int = 256,
+    pairs_per_paradigm: int | None = None,
+) -> dict[str, Any]:
+    """How often the grammatical sentence of a minimal pair scores higher; equal scores count one half.
+
+    Args:
+        model ([`PreTrainedModel`]): a masked-language model, or an ELECTRA discriminator, which is measured otherwise
+            and under another name; see [`sentence_scores`].
+        tokenizer (`PreTrainedTokenizerFast`): the model's own.
+        pairs (`Dataset`): of `sentence_good`, `sentence_bad`, `UID` (the paradigm) and `field`.
+        batch_size (`int`, *optional*, defaults to 256): masked copies, or sentences of a discriminator, in a forward
+            pass.
+        pairs_per_paradigm (`int`, *optional*): only so many pairs of each paradigm, the first; by default all.
+
+    Returns:
+        `metric` (`pll_word_l2r` or `discriminator`); `macro`, the mean over paradigms, from 0 to 1; its
+        `standard_error` from the choice of pairs; `by_field`, the mean over the paradigms of each; `by_paradigm` with
+        `accuracy`, `pairs`, `ties` and `field` of each; and the number of `pairs`, of `ties`, and of pairs `truncated`
+        to the length the model takes.
+
+    Raises:
+        EffptError: pairs, tokenizer or model lack something, do not fit each other, or the scores are not finite.
+    """
+    _check_pairs(pairs, pairs_per_paradigm)
+    metric, _ = _metric_of(model, tokenizer, batch_size)
+    kept = _first_of_each(pairs["UID"][:], pairs_per_paradigm)
+    good, bad, uids, fields = (np.array(pairs[name][:], dtype=object)[kept] for name in COLUMNS)
+    scores, cut = sentence_scores(model, tokenizer, [*good, *bad], batch_size=batch_size)
+    if not np.isfinite(scores).all():
+        raise EffptError(
+            f"{(~np.isfinite(scores)).sum()} of {len(scores)} sentences get a score that is not finite: the weights "
+            "of this model have diverged; use an earlier checkpoint."
+        )
+    scores, cut = scores.reshape(2, -1), cut.reshape(2, -1)
+    ties = scores[0] == scores[1]
+    credit = np.where(ties, 0.5, scores[0] > scores[1])
+
+    by_paradigm, variance = {}, 0.0
+    for uid in sorted(set(uids)):
+        here = uids == uid
+        count = int(here.sum())
+        by_paradigm[uid] = {
+            "accuracy": float(credit[here].mean()),
+            "pairs": count,
+            "ties": int(ties[here].sum()),
+            "field": fields[here][0],
+        }
+        # Of a single pair the variance is unknown; 1/4 is the most it can be.
+        variance += (credit[here].var(ddof=1) if count > 1 else 0.25) / count
+    accuracies = {uid: result["accuracy"] for uid, result in by_paradigm.items()}
+    return {
+        "metric": metric,
+        "macro": float(np.mean(list(accuracies.values()))),
+        "standard_error": float(np.sqrt(variance) / len(by_paradigm)),
+        "by_field": {
+            name: float(np.mean([accuracies[uid] for uid, of in by_paradigm.items() if of["field"] == name]))
+            for name in sorted(set(fields))
+        },
+        "by_paradigm": by_paradigm,
+        "pairs": len(credit),
+        "ties": int(ties.sum()),
+        "truncated": int(cut.any(axis=0).sum()),
+    }
+
+
+def sentence_scores(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, sentences: Sequence[str], *, batch_size: int = 256
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of sentences, comparable between the two of a minimal pair, and which sentences were cut.
+
+    Of a masked-language model, the pseudo-log-likelihood in nats: the sum over tokens of the log-probability of each
+    where it and the tokens to its right in the same word are masked (Kauf & Ivanova, 2023, arXiv 2305.10588,
+    PLL-word-l2r), since otherwise the pieces of a rare word give one another away. Of an ELECTRA discriminator the sum
+    over tokens of the log-probability that each is original, in one pass. Tokens that the tokenizer adds are left out.
+    Sentences of the same tokens are scored once, so their scores are equal to the last bit.
+
+    Args:
+        model, tokenizer, batch_size: as in [`blimp`].
+        sentences (`Sequence[str]`): in any order.
+
+    Returns:
+        Two arrays of shape `(len(sentences),)`: float64 scores, and whether the sentence was too long for the model.
+
+    Raises:
+        EffptError: the tokenizer or model lack something, or do not fit each other.
+    """
+    _, score = _metric_of(model, tokenizer, batch_size)
+    limit = min(tokenizer.model_max_length, model.config.max_position_embeddings)
+    numbers, cut, distinct = _tokenized(sentences, tokenizer, limit)
+    scores = np.zeros(len(distinct))
+    with evaluation_mode(model):
+        for here, ids_SL, words_SL in _by_length(distinct):
+            scores[here] = score(ids_SL, words_SL).numpy()
+    return scores[numbers], cut
+
+
+def _pseudo_log_likelihood(
+    model: PreTrainedModel, mask_id: int, batch_size: int, ids_SL: Tensor, words_SL: Tensor
+) -> Tensor:
+    """For each sentence the sum over its tokens; all copies are of one length, so there is no padding."""
+    rows_N, columns_N = (words_SL >= 0).nonzero(as_tuple=True)
+    ids, words, rows, columns = (part.to(model.device) for part in (ids_SL, words_SL, rows_N, columns_N))
+    position_L = torch.arange(ids.shape[1], device=model.device)
+    parts = []
+    for rows_B, columns_B in zip(rows.split(batch_size), columns.split(batch_size), strict=True):
+        ids_BL, words_BL, at_B1 = ids[rows_B], words[rows_B], columns_B[:, None]
+        hidden_BL = (words_BL == words_BL.gather(1, at_B1)) & (position_L >= at_B1)
+        logits_BV = masked_logits(model, at_B1, input_ids=ids_BL.masked_fill(hidden_BL, mask_id))[:, 0].float()
+        parts.append(logits_BV.gather(1, ids_BL.gather(1, at_B1))[:, 0] - logits_BV.logsumexp(dim=1))
+    log_probability_N = torch.cat(parts).double().cpu()  # the only wait for the device
+    return torch.zeros(len(ids_SL), dtype=torch.float64).index_add_(0, rows_N, log_probability_N)
+
+
+def _original_log_likelihood(model: PreTrainedModel, batch_size: int, ids_SL: Tensor, words_SL: Tensor) -> Tensor:
+    """For each sentence the sum over its tokens of log(1 - sigmoid(score)): that each is no replacement."""
+    scores_SL = torch.cat([model(input_ids=ids.to(model.device)).logits for ids in ids_SL.split(batch_size)])
+    log_probability_SL = torch.nn.functional.logsigmoid(-scores_SL.float()).double().cpu()
+    return (log_probability_SL * (words_SL >= 0)).sum(dim=1)
+
+
+def _metric_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, batch_size: int) -> tuple[str, Scorer]:
+    """The name of the metric a model is measured by and the function that scores by it, once all is checked."""
+    discriminates = isinstance(model, ElectraForPreTraining)
+    if not discriminates and not predicts_masked_tokens(model):
+        raise EffptError(
+            f"`{type(model).__name__}` neither predicts masked tokens nor tells replaced ones; load the weights with "
+            "`AutoModelForMaskedLM.from_pretrained(…)`, or an ELECTRA discriminator with `ElectraForPreTraining`."
+        )
+    text_backend(tokenizer)
+    if len(tokenizer) > model.config.vocab_size:
+        raise EffptError(
+            f"The tokenizer has {len(tokenizer)} tokens but the model only {model.config.vocab_size}; use the "
+            "tokenizer the model was trained with."
+        )
+    if batch_size < 1:
+        raise EffptError(f"batch_size={batch_size} must be at least 1.")
+    if discriminates:
+        return "discriminator", partial(_original_log_likelihood, model, batch_size)
+    if tokenizer.mask_token_id is None:
+        raise EffptError(
+            f"The tokenizer {tokenizer.name_or_path!r} has no mask token, which a masked-language model is measured "
+            "with; use the tokenizer the model was trained with."
+        )
+    return "pll_word_l2r", partial(_pseudo_log_likelihood, model, tokenizer.mask_token_id, batch_size)
+
+
+def _check_pairs(pairs: Dataset, pairs_per_paradigm: int | None) -> None:
+    """Raises an `EffptError` unless there are pairs of texts with their paradigms."""
+    missing = [name for name in COLUMNS if name not in pairs.column_names]
+    if missing:
+        raise EffptError(
+            f"The pairs have the columns {', '.join(pairs.column_names)} but not {', '.join(missing)}; BLiMP has "
+            f"{', '.join(COLUMNS)}. Rename yours with `pairs.rename_column(…)`."
+        )
+    if len(pairs) == 0:
+        raise EffptError("There are no pairs to score; pass a dataset with at least one.")
+    if pairs_per_paradigm is not None and pairs_per_paradigm < 1:
+        raise EffptError(f"pairs_per_paradigm={pairs_per_paradigm} must be at least 1, or None for all pairs.")
+    for name in COLUMNS:
+        odd = [value for value in pairs[name][:] if not isinstance(value, str)]
+        if odd:
+            raise EffptError(f"The column `{name}` holds {odd[0]!r}, which is no text; drop such pairs.")
+
+
+def _first_of_each(uids: Sequence[str], count: int | None) -> np.ndarray:
+    """Where the first `count` pairs of every paradigm are, in order."""
+    _, paradigm = np.unique(np.asarray(uids), return_inverse=True)
+    order = paradigm.argsort(kind="stable")
+    first = np.searchsorted(paradigm[order], paradigm[order])  # where the pair's paradigm begins in this order
+    rank = np.arange(len(order)) - first
+    return np.sort(order if count is None else order[rank < count])
+
+
+def _tokenized(
+    sentences: Sequence[str], tokenizer: PreTrainedTokenizerFast, limit: int
+) -> tuple[np.ndarray, np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
+    """For each sentence the number of its token sequence and whether it was cut; and the distinct sequences, each as
+    ids and the words they belong to, -1 for a token that the tokenizer added.
+    """
+    backend = text_backend(tokenizer)
+    backend.enable_truncation(limit)
+    numbers, cut = np.empty(len(sentences), dtype=np.int64), np.zeros(len(sentences), dtype=bool)
+    known: dict[tuple[int, ...], int] = {}
+    distinct = []
+    for first in range(0, len(sentences), TEXTS):
+        for index, encoding in enumerate(backend.encode_batch(list(sentences[first : first + TEXTS])), first):
+            numbers[index] = known.setdefault(tuple(encoding.ids), len(distinct))
+            cut[index] = bool(encoding.overflowing)
+            if numbers[index] == len(distinct):
+                words = [-1 if word is None else word for word in encoding.word_ids]
+                distinct.append((np.array(encoding.ids), np.array(words)))
+    return numbers, cut, distinct
+
+
+def _by_length(distinct: list[tuple[np.ndarray, np.ndarray]]) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
+    """The sequences of each length, shortest first: their numbers, ids and words."""
+    lengths = np.array([len(ids) for ids, _ in distinct])
+    for length in np.unique(lengths[lengths > 0]):
+        here = np.flatnonzero(lengths == length)
+        ids, words = (np.stack([distinct[number][part] for number in here]) for part in (0, 1))
+        yield here, torch.from_numpy(ids), torch.from_numpy(words)

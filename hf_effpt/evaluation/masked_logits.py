@@ -1,0 +1,87 @@
+"""The logits of a masked-language model at the positions someone will read, and nowhere else.
+
+B batch, L row length, M positions wanted in a row, D hidden size, V vocabulary.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import BertModel, ElectraModel, PreTrainedModel, RobertaModel
+from transformers.modeling_outputs import BaseModelOutput
+
+from hf_effpt.core.anatomy import layers_of, replace_layers
+from hf_effpt.core.depth import LayerStack
+from hf_effpt.models.sparse_layer import gather_rows, layer_at
+
+
+def masked_logits(model: PreTrainedModel, positions_BM: Tensor, **inputs: Any) -> Tensor:
+    """The logits at some positions of every row, of shape `(batch_size, wanted, vocab_size)`.
+
+    The model's own head runs on the hidden states of those positions only, and in evaluation mode the last layer of a
+    BERT-shaped encoder too.
+
+    Args:
+        model ([`PreTrainedModel`]): any stock class with a masked-language-modelling head, or one of this package.
+        positions_BM (`Tensor` of shape `(batch_size, wanted)`): where logits are wanted.
+        **inputs: what the model takes, without labels.
+    """
+    with _outputs_at(model.base_model, positions_BM):
+        return model(**inputs, return_dict=True).logits
+
+
+def predicts_masked_tokens(model: nn.Module) -> bool:
+    """Whether the class of `model`, or one it is made of, is one of the stock `…ForMaskedLM`."""
+    return any(cls.__name__.endswith("ForMaskedLM") for cls in type(model).__mro__)
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Without dropout and gradients; afterwards every module is in the mode it was in."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def _outputs_at(backbone: PreTrainedModel, positions_BM: Tensor) -> Iterator[None]:
+    """Has `backbone` return the hidden states of some positions only."""
+    layers = layers_of(backbone) if _may_skip(backbone) else nn.ModuleList()
+    stack = layers if isinstance(layers, LayerStack) else LayerStack(layers)
+
+    def begin(*_: Any) -> None:
+        # Not sooner: a training model clears `last` before it calls its encoder.
+        stack.last = partial(layer_at, positions_BM)
+
+    def end(module: nn.Module, args: Any, output: Any) -> BaseModelOutput:
+        hidden = output[0] if stack.active else gather_rows(output[0], positions_BM)
+        return BaseModelOutput(last_hidden_state=hidden)
+
+    hooks = [backbone.register_forward_pre_hook(begin), backbone.register_forward_hook(end)]
+    if layers:
+        replace_layers(backbone, stack)
+    try:
+        yield
+    finally:
+        stack.last = None
+        for hook in hooks:
+            hook.remove()
+        if layers:
+            replace_layers(backbone, layers)
+
+
+def _may_skip(backbone: PreTrainedModel) -> bool:
+    """Whether the last layer is one that `layer_at` computes, with no dropout to draw and nobody else to read it."""
+    if backbone.training or not isinstance(backbone, (BertModel, ElectraModel, RobertaModel)):
+        return False
+    config = backbone.config
+    read = config.output_hidden_states or config.output_attentions or config.is_decoder
+    return not read and config._attn_implementation in ("eager", "sdpa")
