@@ -22,8 +22,11 @@ UNITS: dict[str, tuple[str, float]] = {
     "mj": ("joules", 1e6),
     "wh": ("joules", 3600.0),
     "kwh": ("joules", 3.6e6),
+    **dict.fromkeys(("reference_seconds", "s_rst"), ("reference_seconds", 1.0)),
+    "min_rst": ("reference_seconds", 60.0),
+    "h_rst": ("reference_seconds", 3600.0),
 }
-_BUDGET = re.compile(r"\s*([0-9][0-9_]*\.?[0-9]*(?:e[+-]?[0-9]+)?|\.[0-9]+)\s*([a-z]+)\s*", re.IGNORECASE)
+_BUDGET = re.compile(r"\s*([0-9][0-9_]*\.?[0-9]*(?:e[+-]?[0-9]+)?|\.[0-9]+)\s*([a-z][a-z_]*)\s*", re.IGNORECASE)
 
 
 @dataclass
@@ -31,9 +34,12 @@ class Clock:
     """Counts what a run has spent; learning rate, growth and drop schedules are functions of its `fraction`.
 
     Args:
-        unit (`str`): what the budget is counted in: `steps`, `tokens`, `flops`, `seconds` or `joules`.
+        unit (`str`): what the budget is counted in: `steps`, `tokens`, `flops`, `seconds`, `joules`, or
+            `reference_seconds`, the time that the same operations take on a reference system, whatever else this
+            machine has to do (Kaddour et al., 2023, section 2).
         budget (`float`): how many of them may be spent.
-        steps, tokens, flops, seconds, joules: what has been spent. `joules` is `None` where nothing measures it.
+        steps, tokens, flops, seconds, joules, reference_seconds: what has been spent. The last two are `None` where
+            nothing counts them; on a CPU without an energy counter `joules` is an estimate.
 
     Raises:
         EffptError: for an unknown unit or a budget that is not positive and finite.
@@ -46,10 +52,12 @@ class Clock:
     flops: float = 0.0
     seconds: float = 0.0
     joules: float | None = None
+    reference_seconds: float | None = None
 
     def __post_init__(self) -> None:
         if self.unit not in {unit for unit, _ in UNITS.values()}:
-            raise EffptError(f"Unknown clock unit {self.unit!r}; use steps, tokens, flops, seconds or joules.")
+            units = ", ".join(dict.fromkeys(unit for unit, _ in UNITS.values()))
+            raise EffptError(f"Unknown clock unit {self.unit!r}; use one of {units}.")
         if not (math.isfinite(self.budget) and self.budget > 0):
             raise EffptError(f"A budget must be positive and finite, not {self.budget} {self.unit}.")
         if self.unit == "steps" and self.budget != int(self.budget):
@@ -57,15 +65,20 @@ class Clock:
 
     @classmethod
     def parse(cls, budget: str) -> Clock:
-        """Reads a budget: `40steps`, `1e9tokens`, `3e15flops`, `90s`, `10min`, `2h`, `50kJ`."""
+        """Reads a budget: `40steps`, `1e9tokens`, `3e15flops`, `90s`, `10min`, `2h`, `50kJ`, `10min_rst`."""
         match = _BUDGET.fullmatch(str(budget))
         if match is None or match[2].lower() not in UNITS:
             raise EffptError(
                 f"Cannot read the budget {budget!r}; write a number and a unit, such as "
-                "`40steps`, `1e9tokens`, `3e15flops`, `90s`, `10min`, `2h` or `50kJ`."
+                "`40steps`, `1e9tokens`, `3e15flops`, `90s`, `10min`, `2h`, `50kJ`, or `10min_rst` for reference time."
             )
         unit, factor = UNITS[match[2].lower()]
         return cls(unit, float(match[1].replace("_", "")) * factor)
+
+    def share(self, fraction: float) -> str:
+        """A budget of this fraction of it, as `parse` reads it."""
+        part = self.budget * fraction
+        return f"{max(1, round(part)) if self.unit == 'steps' else part!r}{self.unit}"
 
     @property
     def spent(self) -> float:
@@ -80,17 +93,27 @@ class Clock:
     def finished(self) -> bool:
         return self.spent >= self.budget
 
-    def tick(self, *, steps: int = 1, tokens: int = 0, flops: float = 0.0, seconds: float = 0.0) -> None:
+    def tick(
+        self,
+        *,
+        steps: int = 1,
+        tokens: int = 0,
+        flops: float = 0.0,
+        seconds: float = 0.0,
+        reference_seconds: float | None = None,
+    ) -> None:
         """Adds what an optimizer step has cost."""
         self.steps += steps
         self.tokens += tokens
         self.flops += flops
         self.seconds += seconds
+        if reference_seconds is not None:
+            self.reference_seconds = (self.reference_seconds or 0.0) + reference_seconds
 
     def restore(self, totals: dict[str, Any]) -> None:
         """Takes over the totals of an earlier part of the run; the budget stays what it is now."""
-        for name in ("steps", "tokens", "flops", "seconds", "joules"):
-            setattr(self, name, totals[name])
+        for name in ("steps", "tokens", "flops", "seconds", "joules", "reference_seconds"):
+            setattr(self, name, totals.get(name))
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

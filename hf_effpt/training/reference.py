@@ -1,0 +1,124 @@
+"""Reference system time: what a run's operations take on one named machine, whatever else that machine has to do.
+
+Each kind of operation is timed once, stored, and multiplied by how often it ran (Kaddour et al., 2023, No Train No
+Gain, section 2). So two runs with equal work are charged the same, on a busy machine as on an idle one.
+"""
+
+import json
+import platform
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from huggingface_hub.utils import WeakFileLock
+
+from hf_effpt.core.errors import EffptError
+from hf_effpt.data.cache import cache_folder
+
+TOLERANCE = 0.95  # more layers may seem this much quicker before the times are called wrong
+
+
+def this_system(device: torch.device) -> str:
+    """The name of the machine that a time belongs to."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+    threads = "" if device.type == "cuda" else f", {torch.get_num_threads()} threads"
+    return f"{name}{threads}, torch {torch.__version__}"
+
+
+def _cpu_name() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+class ReferenceTimes:
+    """The table of seconds by operation of one system, in a JSON file that runs share.
+
+    Args:
+        path (`Path`): the file; it is made with the first measurement.
+        system (`str`): the machine this process runs on; only times of this one can be added.
+
+    Raises:
+        EffptError: if the file cannot be read as such a table.
+    """
+
+    def __init__(self, path: Path, system: str) -> None:
+        self.path, self.here = path, system
+        self.system, self._seconds = system, {}
+        self._read()
+
+    @classmethod
+    def open(cls, path: str | None, device: torch.device) -> "ReferenceTimes":
+        """The table in the file `path`; by default this machine's own in the cache."""
+        system = this_system(device)
+        name = "".join(letter if letter.isalnum() else "-" for letter in system)
+        return cls(Path(path) if path else cache_folder() / "reference" / f"{name}.json", system)
+
+    def _read(self) -> None:
+        if not self.path.is_file():
+            return
+        try:
+            table = json.loads(self.path.read_text(encoding="utf-8"))
+            self.system, self._seconds = str(table["system"]), {k: float(v) for k, v in table["seconds"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise EffptError(
+                f"{self.path} is no table of reference times ({error}); it must be JSON with `system` and, "
+                "by operation, `seconds`. Name another by `training.reference_times`, or leave it out to measure here."
+            ) from error
+
+    def seconds(self, operation: str, measure: Callable[[], float]) -> float:
+        """The time of one `operation`, measured if the table has none yet.
+
+        Raises:
+            EffptError: if the table is another machine's and lacks the operation.
+        """
+        if operation not in self._seconds:
+            if self.system != self.here:
+                raise EffptError(
+                    f"{self.path} holds the times of {self.system!r}, without `{operation}`, and this machine "
+                    f"({self.here!r}) cannot add to them; measure it there, or leave `reference_times` out."
+                )
+            self._add(operation, measure())
+        return self._seconds[operation]
+
+    def total(self, counts: Mapping[str, int]) -> float:
+        """Reference system time of operations by number, in seconds: the sum of n times t.
+
+        Raises:
+            EffptError: for an operation that the table lacks.
+        """
+        if missing := sorted(set(counts) - set(self._seconds)):
+            raise EffptError(f"{self.path} has no time for {', '.join(missing)}; measure them on {self.system!r}.")
+        return sum(number * self._seconds[operation] for operation, number in counts.items())
+
+    def _add(self, operation: str, seconds: float) -> None:
+        """Adds a time; of two processes that measured the same one, the first is kept, so that both charge it."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with WeakFileLock(f"{self.path}.lock"):
+            self._read()
+            self._seconds.setdefault(operation, seconds)
+            table = {"system": self.system, "seconds": dict(sorted(self._seconds.items()))}
+            temporary = self.path.with_suffix(".incoming")
+            temporary.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+            temporary.replace(self.path)
+
+    def faults(self) -> list[str]:
+        """Operations that take less time with more layers than with fewer: slips, or times that were disturbed."""
+        groups: dict[str, list[tuple[int, float, str]]] = {}
+        for operation, seconds in self._seconds.items():
+            before, mark, rest = operation.partition("|layers ")
+            layers, _, after = rest.partition("|")
+            if mark:
+                size = sum(int(part.split("x")[0]) * int(part.split("x")[1]) for part in layers.split("+") if part)
+                groups.setdefault(f"{before}|{after}", []).append((size, seconds, operation))
+        found = []
+        for entries in groups.values():
+            entries.sort()
+            for (_, fewer, smaller), (_, more, larger) in pairwise(entries):
+                if more < TOLERANCE * fewer:
+                    found.append(f"`{larger}` takes {more:.4g} s, less than `{smaller}` with {fewer:.4g} s")
+        return found

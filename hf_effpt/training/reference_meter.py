@@ -1,0 +1,147 @@
+"""What a run's operations are, for reference system time, and how long each takes here."""
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_effpt.core.anatomy import layers_of
+
+from .meters import synchronize
+from .reference import ReferenceTimes
+
+WARM_UP, LEAST, MOST, SECONDS = 3, 20, 1000, 2.0  # iterations of a measurement, and when it may end
+
+
+class ReferenceMeter:
+    """Adds up the reference system time of an optimizer step.
+
+    Args:
+        times ([`ReferenceTimes`]): the table.
+        dtype (`torch.dtype`): of matrix products.
+        autocast (`Callable`): the context in which the run computes its loss.
+        paused (`Callable`): the context in which a measurement is not charged to the run.
+    """
+
+    def __init__(
+        self,
+        times: ReferenceTimes,
+        dtype: torch.dtype,
+        autocast: Callable[[], AbstractContextManager],
+        paused: Callable[[], AbstractContextManager],
+    ) -> None:
+        self.times, self.dtype, self.autocast, self.paused = times, dtype, autocast, paused
+        self._seconds = 0.0
+
+    def add_training(self, model: Any, batch: Mapping[str, Tensor]) -> None:
+        """Adds forward and backward of a micro-batch."""
+        operation = step_operation("train", model, batch, self.dtype)
+        self._add(operation, lambda: time_step(model, batch, self.autocast))
+
+    def add_optimizer(self, model: Any, optimizer: Any, max_grad_norm: float) -> None:
+        """Adds an optimizer step, while the gradients it uses are there."""
+        optimizer = getattr(optimizer, "optimizer", optimizer)  # Accelerate wraps it
+        operation = optimizer_operation(model, optimizer)
+        self._add(operation, lambda: time_optimizer(model, optimizer, max_grad_norm))
+
+    def _add(self, operation: str, measure: Callable[[], float]) -> None:
+        def uncharged() -> float:
+            with self.paused():
+                return measure()
+
+        self._seconds += self.times.seconds(operation, uncharged)
+
+    def take(self) -> float:
+        """What has been added since the last call, in seconds."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
+
+def step_operation(kind: str, model: Any, batch: Mapping[str, Tensor], dtype: torch.dtype) -> str:
+    """What decides the time of `forward` or `train` (forward and backward) on a batch: shapes, layers that run, head.
+
+    B batch and T length are in the shapes of the inputs, m in that of the masked positions.
+    """
+    shapes = ", ".join(f"{name} {'x'.join(map(str, tensor.shape))}" for name, tensor in sorted(batch.items()))
+    return f"{kind}|{shapes}|{_body(model)}|{str(dtype).removeprefix('torch.')}"
+
+
+def optimizer_operation(model: Any, optimizer: Any) -> str:
+    """What decides the time of an optimizer step: its kind and the parameters that have a gradient."""
+    return f"optimizer {type(optimizer).__name__} {optimizer.defaults.get('fused') or ''}|{_body(model)}"
+
+
+def _body(model: Any) -> str:
+    stack, config = layers_of(model.backbone), model.config
+    sizes = [sum(p.numel() for p in layer.parameters()) for layer in stack]
+    layers = "+".join(f"{sizes.count(size)}x{size}" for size in sorted(set(sizes)))
+    compiled = any(layer._compiled_call_impl is not None for layer in stack.children())
+    drawn = max(config.hidden_dropout_prob, config.attention_probs_dropout_prob) > 0
+    return (
+        f"layers {layers}|{type(model).__name__} hidden {config.hidden_size} vocabulary {config.vocab_size} "
+        f"{config._attn_implementation}{' dropout' if drawn else ''}{' compiled' if compiled else ''}"
+    )
+
+
+def time_of(block: Callable[[], Any], device: torch.device) -> float:
+    """Seconds of one call of `block`: the lower quartile of many, since other work on the machine only ever adds."""
+    times: list[float] = []
+    while len(times) < WARM_UP + LEAST or (sum(times) < SECONDS and len(times) < MOST):
+        synchronize(device)
+        began = time.perf_counter()
+        block()
+        synchronize(device)
+        times.append(time.perf_counter() - began)
+    return statistics.quantiles(times[WARM_UP:], n=4)[0]
+
+
+def time_step(
+    model: Any, batch: Mapping[str, Tensor], autocast: Callable[[], AbstractContextManager], *, backward: bool = True
+) -> float:
+    """Seconds of forward, and backward, of `model` on `batch`, on a copy: weights, gradients and generators stay."""
+    with _standing_in(model) as copied:
+
+        def step() -> None:
+            copied.zero_grad()
+            with autocast(), torch.set_grad_enabled(backward):
+                loss = copied(**batch).loss
+            if backward:
+                loss.backward()
+
+        return time_of(step, next(copied.parameters()).device)
+
+
+def time_optimizer(model: Any, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> float:
+    """Seconds of clipping and an optimizer step on a copy of `model`, with gradients where it has them now."""
+    having = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    with _standing_in(model, optimizer) as (copied, own):
+        parameters = [parameter for name, parameter in copied.named_parameters() if name in having]
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter)
+
+        def step() -> None:
+            torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+            own.step()
+
+        return time_of(step, parameters[0].device)
+
+
+@contextmanager
+def _standing_in(model: Any, optimizer: torch.optim.Optimizer | None = None) -> Iterator[Any]:
+    """A copy of the model, and of an optimizer of its parameters, to time; the random generators are put back."""
+    parameter = next(model.parameters())
+    with torch.random.fork_rng(devices=[parameter.device] if parameter.is_cuda else []):
+        copied, own = copy.deepcopy((model, optimizer))  # together, so that the one holds the other's parameters
+        for module in copied.modules():
+            module.__dict__.pop("forward", None)  # what mixed precision wraps around it is bound to the original
+        for layer, original in zip(
+            layers_of(copied.backbone).children(), layers_of(model.backbone).children(), strict=True
+        ):
+            if original._compiled_call_impl is not None:
+                layer.compile()
+        yield copied if optimizer is None else (copied, own)

@@ -1,0 +1,156 @@
+import json
+
+import pytest
+import torch
+
+from hf_effpt.core.errors import EffptError
+from hf_effpt.training import reference_meter
+from hf_effpt.training.reference import ReferenceTimes
+from hf_effpt.training.reference_meter import optimizer_operation, step_operation, time_optimizer, time_step
+from tests import tiny
+
+NO_TRAIN_NO_GAIN = {"forward": 0.09285, "full step": 0.2253}  # seconds on an RTX 3090, 128 rows, 16 layers
+
+
+def table(path, seconds, system="here"):
+    path.write_text(json.dumps({"system": system, "seconds": seconds}))
+    return ReferenceTimes(path, "here")
+
+
+def never():
+    raise AssertionError("measured again")
+
+
+def batch(rows=2):
+    ids = torch.randint(5, tiny.VOCAB, (rows, 8))
+    positions = torch.arange(3).expand(rows, -1)
+    labels = torch.full_like(ids, -100).scatter(1, positions, 7)
+    return {"input_ids": ids, "labels": labels, "masked_positions": positions}
+
+
+def test_total_of_no_train_no_gain(tmp_path):
+    times = table(tmp_path / "rtx3090.json", NO_TRAIN_NO_GAIN)
+    assert times.total({"full step": 10, "forward": 20}) == pytest.approx(4.110, abs=1e-9)
+    with pytest.raises(EffptError, match="no time for backward"):
+        times.total({"backward": 1})
+
+
+def test_an_operation_is_measured_once_and_kept(tmp_path):
+    path = tmp_path / "cache" / "times.json"
+    times = ReferenceTimes(path, "here")
+    assert times.seconds("train", lambda: 0.5) == 0.5
+    assert times.seconds("train", never) == 0.5
+    assert ReferenceTimes(path, "here").seconds("train", never) == 0.5
+
+
+def test_of_two_processes_the_first_measurement_holds(tmp_path):
+    first, second = (ReferenceTimes(tmp_path / "times.json", "here") for _ in range(2))
+    assert first.seconds("train", lambda: 0.5) == 0.5
+    assert second.seconds("train", lambda: 0.7) == 0.5
+    assert second.seconds("forward", lambda: 0.1) == 0.1
+    assert json.loads((tmp_path / "times.json").read_text())["seconds"] == {"forward": 0.1, "train": 0.5}
+
+
+def test_another_machine_uses_a_table_but_cannot_add_to_it(tmp_path):
+    times = table(tmp_path / "times.json", {"train": 0.5}, system="an RTX 3090")
+    assert times.seconds("train", never) == 0.5
+    with pytest.raises(EffptError, match=r"an RTX 3090.*without `forward`"):
+        times.seconds("forward", never)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"system": "x"}', '{"system": "x", "seconds": {"a": "b"}}'])
+def test_what_is_no_table_is_refused(tmp_path, content):
+    (tmp_path / "times.json").write_text(content)
+    with pytest.raises(EffptError, match="no table of reference times"):
+        ReferenceTimes(tmp_path / "times.json", "here")
+
+
+def test_a_slip_in_the_table_is_found(tmp_path):
+    """The published table has .01052 between .09188 and .1186: more layers cannot take a tenth of the time."""
+    seconds = {f"train|ids|layers {n}x100|head": t for n, t in ((6, 0.09188), (7, 0.01052), (8, 0.1186))}
+    (fault,) = table(tmp_path / "times.json", seconds).faults()
+    assert "7x100" in fault
+    assert "less than" in fault
+    assert not table(tmp_path / "good.json", seconds | {"train|ids|layers 7x100|head": 0.1052}).faults()
+
+
+def test_operations_are_told_apart_by_what_they_cost():
+    model = tiny.model({"layerdrop": {"p": 0.5}}).train()
+    key = step_operation("train", model, batch(), torch.float32)
+    assert key == step_operation("train", model, batch(), torch.float32)
+    others = {
+        step_operation("forward", model, batch(), torch.float32),
+        step_operation("train", model, batch(3), torch.float32),
+        step_operation("train", model, batch(), torch.bfloat16),
+        step_operation(
+            "train", tiny.model(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0), batch(), torch.float32
+        ),
+    }
+    model.methods[0].schedule(model.backbone, 3, 0.0, 0)
+    others.add(step_operation("train", model, batch(), torch.float32))
+    assert len(others | {key}) == 6
+
+
+def test_which_layers_run_does_not_matter_only_how_many():
+    model = tiny.model({"layerdrop": {"p": 0.5}}).train()
+    stack = model.bert.encoder.layer
+    keys = set()
+    for dropped in ({0}, {3}):
+        stack.dropped = frozenset(dropped)
+        keys.add(step_operation("train", model, batch(), torch.float32))
+    assert len(keys) == 1
+
+
+def test_measuring_leaves_the_run_as_it_was():
+    model = tiny.model().train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    inputs = batch()
+    model(**inputs).loss.backward()
+    optimizer.step()
+    weights, state = tiny.weights(model), torch.get_rng_state()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    steps = [value["step"].item() for value in optimizer.state.values()]
+    assert time_step(model, inputs, lambda: torch.autocast("cpu", enabled=False)) > 0
+    assert time_optimizer(model, optimizer, 1.0) > 0
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(weights[name], p) for name, p in model.named_parameters())
+    assert all(torch.equal(gradients[name], p.grad) for name, p in model.named_parameters() if p.grad is not None)
+    assert steps == [value["step"].item() for value in optimizer.state.values()]
+
+
+def test_a_layer_without_gradient_costs_the_optimizer_nothing():
+    model = tiny.model({"layerdrop": {"p": 0.5}}).train()
+    optimizer = torch.optim.AdamW(model.parameters())
+    whole = optimizer_operation(model, optimizer)
+    model.bert.encoder.layer.dropped = frozenset({1})
+    assert optimizer_operation(model, optimizer) != whole
+
+
+def test_a_run_is_charged_what_the_table_says(tmp_path, monkeypatch):
+    monkeypatch.setattr(reference_meter, "time_of", lambda block, device: block() or 0.25)
+    trainer = tiny.trainer(tmp_path / "a", budget="3s_rst", gradient_accumulation_steps=2)
+    trainer.train()
+    assert trainer.state.global_step == 4  # 0.25 s for each of two micro-batches and for the optimizer
+    assert trainer.clock.reference_seconds == 3.0
+    assert trainer.state.log_history[-2]["reference_seconds"] == 3.0
+    assert trainer.lr_scheduler.get_last_lr()[0] == pytest.approx(0, abs=1e-12)
+
+
+def test_fewer_layers_are_charged_less(tmp_path, monkeypatch):
+    times = iter([4.0, 1.0, 1.0, 1.0])  # the whole model first
+    monkeypatch.setattr(reference_meter, "time_of", lambda block, device: next(times, 1.0))
+    trainer = tiny.trainer(tmp_path / "a", {"layerdrop": {"p": 0.5, "after": 0.25}}, budget="20s_rst")
+    trainer.train()
+    assert trainer.state.global_step > 4
+    assert len(json.loads(trainer.reference.times.path.read_text())["seconds"]) > 2
+
+
+def test_a_resumed_run_repeats_the_straight_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(reference_meter, "time_of", lambda block, device: 0.5)
+    settings = {"budget": "6s_rst", "save_strategy": "steps", "save_steps": 3}
+    straight = tiny.trainer(tmp_path / "a", **settings)
+    straight.train()
+    again = tiny.trainer(tmp_path / "a", **settings)
+    again.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-3"))
+    assert again.clock.reference_seconds == straight.clock.reference_seconds == 6.0
+    assert all(torch.equal(p, q) for p, q in zip(straight.model.parameters(), again.model.parameters(), strict=True))
