@@ -36,6 +36,8 @@ _PUBLIC = {
     "export": "hub.export",
     "push": "hub.push",
     "pretrain": "pretrain",
+    "evaluate": "evaluation.suite",
+    "compare": "comparison.compare",
 }
 
 __all__ = sorted(_PUBLIC)

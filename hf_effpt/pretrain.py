@@ -4,13 +4,14 @@ import hashlib
 import json
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from datasets import DatasetDict
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback, set_seed
 
 from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
@@ -72,23 +73,24 @@ class RunResult:
         )
 
 
-def pretrain(recipe: Recipe, *, resume: bool | str = False) -> RunResult:
+def pretrain(recipe: Recipe, *, resume: bool | str = False, callbacks: Sequence[TrainerCallback] = ()) -> RunResult:
     """Trains what a recipe says on its budget and leaves a stock checkpoint in the root of its output folder.
 
     Args:
         recipe ([`Recipe`]): what to do.
         resume (`bool` or `str`, *optional*, defaults to `False`): go on from the last checkpoint in the output
             folder, or from the one that is named.
+        callbacks (`Sequence[TrainerCallback]`, *optional*): that watch the run.
 
     Raises:
         EffptError: for data, settings or an output folder that cannot be used, before any training.
     """
     out = Path(recipe.training.output_dir)
     claim(out, recipe, bool(resume))
-    corpus = _corpus(recipe, recipe.data.dataset)
-    tokenizer = prepare_tokenizer(recipe, corpus)
-    rows = prepare_rows(recipe, corpus, tokenizer)
+    corpus, tokenizer, rows = prepare_data(recipe)
     trainer = build_trainer(recipe, tokenizer, rows)
+    for callback in callbacks:
+        trainer.add_callback(callback)
     report = tokenizer_report(tokenizer, corpus.texts(), max_bytes=2**20)
     trainer.facts = {"recipe": recipe.resolved(), "data": facts(rows["train"]), "tokenizer": asdict(report)}
     if trainer.is_world_process_zero():
@@ -164,9 +166,12 @@ def claim(out: Path, recipe: Recipe, resume: bool) -> None:
                 )
 
 
-def _corpus(recipe: Recipe, dataset: str) -> Corpus:
+def prepare_data(recipe: Recipe) -> tuple[Corpus, PreTrainedTokenizerBase, DatasetDict]:
+    """The recipe's text, tokenizer and packed rows, from the cache where they have been made before."""
     data = recipe.data
-    return open_corpus(dataset, text_column=data.text_column, split=data.split, streaming=data.streaming)
+    corpus = open_corpus(data.dataset, text_column=data.text_column, split=data.split, streaming=data.streaming)
+    tokenizer = prepare_tokenizer(recipe, corpus)
+    return corpus, tokenizer, prepare_rows(recipe, corpus, tokenizer)
 
 
 def prepare_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase:
@@ -196,13 +201,12 @@ def prepare_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase
 def prepare_rows(recipe: Recipe, corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> DatasetDict:
     """The packed training rows, and those held out."""
     data = recipe.data
-    held_out = _corpus(recipe, data.held_out) if isinstance(data.held_out, str) else data.held_out
     return pack(
         corpus,
         tokenizer,
         sequence_length=data.sequence_length,
         isolate_documents=data.isolate_documents,
-        validation=held_out,
+        validation=data.held_out,  # of a source with splits its validation split, whatever is trained on
         cache_dir=data.cache_dir,
         num_proc=data.num_proc,
     )

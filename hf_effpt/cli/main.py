@@ -12,12 +12,14 @@ from importlib.metadata import version
 
 from hf_effpt.core.errors import EffptError
 
-from . import export, methods, pretrain, push, tokenizer
+from . import compare, evaluate, export, methods, pretrain, push, tokenizer
 
 # In the order of use. A command is a module with HELP, EXAMPLE, add_arguments(parser) and run(args, extra).
 COMMANDS = {
     "tokenizer": tokenizer,
     "pretrain": pretrain,
+    "evaluate": evaluate,
+    "compare": compare,
     "export": export,
     "push": push,
     "methods": methods,
@@ -85,6 +87,8 @@ def _fail(code: int, message: str) -> int:
 
 
 def _resume(words: list[str]) -> str:
+    if words[0] == "compare":
+        return f" Finished runs are kept; go on by: {shlex.join(['effpt', *words])}"
     if words[0] != "pretrain":
         return ""
     again = words if "--resume" in words else [*words, "--resume"]

@@ -13,6 +13,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 import hf_effpt.methods  # noqa: F401  (fills METHODS)
 from hf_effpt.core.method import METHODS
 
+from .card_scores import score_results, score_rows
+
 TEMPLATE = Path(__file__).with_name("template.md")
 Rows = list[tuple[str, str]]
 
@@ -32,7 +34,8 @@ def model_card(run: Mapping[str, Any], repo_id: str | None = None) -> ModelCard:
     used = _part(ledger, "methods")
     output_dir = _part(recipe, "training").get("output_dir")
     name = (repo_id or Path(output_dir or "").name or stock_class).split("/")[-1]
-    results = _results(evaluation, data)
+    scores = _part(run, "scores")
+    results = [*_results(evaluation, data), *score_results(scores)]
     methods = [_method(key, settings or {}) for key, settings in used.items()]
     metadata = ModelCardData(
         library_name="transformers",
@@ -41,7 +44,8 @@ def model_card(run: Mapping[str, Any], repo_id: str | None = None) -> ModelCard:
         license=run.get("license"),
         language=run.get("language"),
         model_name=name if results else None,  # the index of results is listed under a name
-        eval_results=results,
+        eval_results=results or None,
+        co2_eq_emissions=_emissions(_part(run, "energy"), environment),
     )
     return ModelCard.from_template(
         metadata,
@@ -52,9 +56,10 @@ def model_card(run: Mapping[str, Any], repo_id: str | None = None) -> ModelCard:
         address=repo_id or "path/to/this/folder",
         verdict=_verdict(evaluation),
         losses=_losses(evaluation),
+        scores=score_rows(scores),
         methods=methods,
         events=[{key: _cell(value) for key, value in event.items()} for event in ledger.get("events") or ()],
-        costs=_costs(_part(run, "clock"), _part(run, "throughput")),
+        costs=_costs(_part(run, "clock"), _part(run, "energy"), _part(run, "throughput")),
         data=_data(data, _part(run, "tokenizer")),
         recipe=yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True).strip() if recipe else None,
         command=run.get("command"),
@@ -101,10 +106,10 @@ def _method(name: str, settings: Mapping[str, Any]) -> dict[str, str]:
     return text | {"summary": METHODS[name].summary, "citation": citation, "bibtex": paper.bibtex}
 
 
-def _results(evaluation: Mapping[str, Any], data: Mapping[str, Any]) -> list[EvalResult] | None:
+def _results(evaluation: Mapping[str, Any], data: Mapping[str, Any]) -> list[EvalResult]:
     loss = evaluation.get("held_out_loss")
     if loss is None or not math.isfinite(loss):  # the Hub reads the metadata as JSON, which has no NaN
-        return None
+        return []
     dataset = data.get("dataset") or "unnamed"
     return [
         EvalResult(
@@ -146,8 +151,14 @@ def _verdict(evaluation: Mapping[str, Any]) -> str:
     )
 
 
-def _costs(clock: Mapping[str, Any], throughput: Mapping[str, Any]) -> Rows:
+def _costs(clock: Mapping[str, Any], energy: Mapping[str, Any], throughput: Mapping[str, Any]) -> Rows:
     seconds, joules, budget = clock.get("seconds"), clock.get("joules"), clock.get("budget")
+    kwh, grams = energy.get("kwh"), energy.get("co2e_grams")
+    if kwh is not None:
+        spent = f"{_figures(kwh)} kWh ({energy.get('source') or 'source unknown'})"
+    else:  # a record of before there was a part on energy
+        spent = None if joules is None else f"{joules / 1e3:,.3f} kJ"
+    carbon = None if grams is None else f"{_figures(grams)} g CO2e{_carbon_source(energy, ' ({})')}"
     return _rows(
         [
             ("Budget", None if budget is None else f"{budget:,.15g} {clock['unit']}", "{}"),
@@ -155,11 +166,47 @@ def _costs(clock: Mapping[str, Any], throughput: Mapping[str, Any]) -> Rows:
             ("Tokens", clock.get("tokens"), "{:,}"),
             ("FLOPs", clock.get("flops"), "{:.3g}"),
             ("Time", None if seconds is None else duration(seconds), "{}"),
-            ("Energy", None if joules is None else joules / 1e3, "{:,.3f} kJ"),
+            ("Energy", spent, "{}"),
+            ("Carbon", carbon, "{}"),
             ("Tokens per second", throughput.get("tokens_per_second"), "{:,.0f}"),
             ("Model FLOPs utilization", throughput.get("mfu"), "{:.1%}"),
         ]
     )
+
+
+def _figures(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def _carbon_source(energy: Mapping[str, Any], form: str) -> str:
+    """How grams came from energy: `475 g/kWh, world average`, or `codecarbon for FRA, which counted 0.04 kWh`."""
+    source, intensity = energy.get("carbon_source"), energy.get("carbon_intensity")
+    if source == "codecarbon":
+        country, kwh = (_part(energy, "codecarbon").get(key) for key in ("country", "kwh"))
+        facts = [f"codecarbon for {country}" if country else source]
+        facts += [] if kwh is None else [f"which counted {_figures(kwh)} kWh"]  # in its way: more than the row above
+    else:
+        facts = [] if intensity is None else [f"{_figures(intensity)} g/kWh"]
+        facts += [source.split(" (")[0]] if source else []
+    said = ", ".join(facts)
+    return form.format(said) if said else ""
+
+
+def _emissions(energy: Mapping[str, Any], environment: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The Hub's own entry on carbon (Hub documentation, "Displaying carbon emissions for your model")."""
+    grams = energy.get("co2e_grams")
+    if grams is None:
+        return None
+    by_codecarbon = energy.get("carbon_source") == "codecarbon"
+    source = "" if by_codecarbon else f"hf_effpt, energy {energy.get('source') or 'from an unknown source'}"
+    entry = {
+        "emissions": grams,
+        "source": source + _carbon_source(energy, "{}" if by_codecarbon else "; {}"),
+        "training_type": "pre-training",
+        "geographical_location": _part(energy, "codecarbon").get("country"),
+        "hardware_used": environment.get("device"),
+    }
+    return {key: value for key, value in entry.items() if value is not None}
 
 
 def _data(data: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> Rows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import yaml
 from transformers import AutoTokenizer, PreTrainedModel
 
 import hf_effpt.models
+from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import replacing_folder_contents
 from hf_effpt.core.ledger import ledger_of
@@ -20,6 +22,8 @@ from hf_effpt.core.ledger import ledger_of
 from .card import model_card
 from .folders import MODEL_FILES, RECORD_FILES, TOKENIZER_FILES, check_free, check_whole, read_json, write_json
 
+# What a finished run's record says that is not true of an earlier point.
+OF_THE_END = ("evaluation", "throughput", "energy", "scores", "costs", "learning_rate")
 MISFITS = ("missing_keys", "unexpected_keys", "mismatched_keys")
 
 
@@ -109,10 +113,11 @@ def _run_so_far(checkpoint: Path) -> dict[str, Any]:
     if (checkpoint / "trainer_state.json").is_file():
         state = read_json(checkpoint / "trainer_state.json")
         totals = state.get("stateful_callbacks", {}).get("ClockCallback", {}).get("attributes", {})
-        clock = {"steps": state["global_step"]} | {key: value for key, value in totals.items() if key != "rows"}
+        names = [field.name for field in fields(Clock)]
+        clock = {"steps": state["global_step"]} | {key: value for key, value in totals.items() if key in names}
         if run.get("clock", {}).get("steps") != clock["steps"]:
             # the totals and the evaluation of the finished run are not those of this earlier point
-            run = {key: value for key, value in run.items() if key not in ("evaluation", "throughput")}
+            run = {key: value for key, value in run.items() if key not in OF_THE_END}
             run |= {"clock": clock, "history": state["log_history"]}
     return run | {"exported_from": f"{root.name}/{checkpoint.name}"}
 

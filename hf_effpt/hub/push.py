@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, get_token
@@ -18,6 +17,7 @@ from hf_effpt.core.errors import EffptError
 
 from .card import model_card
 from .folders import MODEL_FILES, RECORD_FILES, TOKENIZER_FILES, check_whole, read_json
+from .scores import card_of
 
 
 def push(
@@ -90,11 +90,8 @@ def _check_exported(folder: Path) -> None:
 def _card(folder: Path, repo_id: str) -> ModelCard:
     """The card to publish: the folder's own if somebody edited it, or else one that knows where it is published."""
     run = read_json(folder / "run.json")
-    if (folder / "README.md").is_file():
-        text = (folder / "README.md").read_text(encoding="utf-8")
-        address = re.search(r'from_pretrained\("([^"]+)"', text)  # the run may have named another repository
-        if text not in (str(model_card(run)), str(model_card(run, address[1] if address else None))):
-            return ModelCard(text)
+    if not card_of(folder, run)[0]:
+        return ModelCard((folder / "README.md").read_text(encoding="utf-8"))
     return model_card(run, repo_id)
 
 

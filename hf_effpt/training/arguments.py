@@ -7,6 +7,9 @@ from transformers import TrainingArguments
 from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
 
+from . import carbon
+from .energy import WORLD_AVERAGE, check_source, energy_source
+
 # Schedules that are functions of the share of training done, so that they can follow any clock.
 CLOCK_SCHEDULES = ("linear", "cosine", "cosine_with_min_lr", "polynomial", "constant", "constant_with_warmup")
 
@@ -14,6 +17,7 @@ CLOCK_SCHEDULES = ("linear", "cosine", "cosine_with_min_lr", "polynomial", "cons
 RANGES = {
     "learning_rate": (0, 1e3),
     "weight_decay": (0, 1e3),
+    "carbon_intensity": (0, 1e4),
     "max_grad_norm": (0, 1e9),
     "adam_beta1": (0, 1 - 1e-9),
     "adam_beta2": (0, 1 - 1e-9),
@@ -36,20 +40,39 @@ class EffptTrainingArguments(TrainingArguments):
 
     Args:
         budget (`str`, *optional*): what the run may spend: `40steps`, `1e9tokens`, `3e15flops`, `90s`, `10min`, `2h`,
-            `50kJ`. Learning rate and methods follow the share of it that is spent. By default `max_steps`, or
+            `50kJ`, or `10min_rst` (reference system time). Learning rate and methods follow the share of it that is
+            spent. By default `max_steps`, or
             `num_train_epochs` passes over the data.
         compile_layers (`bool`, *optional*, defaults to `False`): compile each transformer layer by itself with
             `torch.compile`, so that neither dropped nor added layers cause a recompilation of the whole model.
+        reference_times (`str`, *optional*): for a budget such as `10min_rst`, a JSON file of seconds by operation on
+            the reference system; by default this machine is measured, once, and its times are kept in the cache.
+        charge_methods (`bool`, *optional*, defaults to `True`): whether the clock pays for what methods do besides
+            training, such as scoring samples. Without it a method looks better than it is: for comparison only.
+        carbon_intensity (`float`, *optional*, defaults to 475.0): grams of CO2e that a kWh of your electricity costs,
+            for the carbon in `run.json` and the card; by default the average of the world (IEA, 2019).
 
     Raises:
         EffptError: for values that cannot work; each is refused here, before anything is loaded.
     """
 
     budget: str | None = field(
-        default=None, metadata={"help": "What the run may spend: 40steps, 1e9tokens, 3e15flops, 90s, 10min, 2h, 50kJ."}
+        default=None,
+        metadata={"help": "What the run may spend: 40steps, 1e9tokens, 3e15flops, 90s, 10min, 2h, 50kJ, 10min_rst."},
     )
     compile_layers: bool = field(
         default=False, metadata={"help": "Compile each transformer layer with torch.compile."}
+    )
+
+    reference_times: str | None = field(
+        default=None, metadata={"help": "JSON file of reference times; by default this machine's own, in the cache."}
+    )
+    charge_methods: bool = field(
+        default=True, metadata={"help": "Whether the clock pays for what methods do besides training."}
+    )
+
+    carbon_intensity: float = field(
+        default=WORLD_AVERAGE, metadata={"help": "Grams of CO2e a kWh; by default the world average."}
     )
 
     output_dir: str = field(default="out", metadata={"help": "The run folder; the exported model lies in its root."})
@@ -73,6 +96,11 @@ class EffptTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         self._refuse_impossible()
         super().__post_init__()
+        # These take the arguments as the stock class completes them, and are still refused before anything is loaded.
+        if carbon.NAME in (self.report_to or ()):
+            carbon.country()
+        if (clock := self.clock) is not None and clock.unit == "joules":
+            check_source(clock, energy_source(self.device))
 
     @property
     def clock(self) -> Clock | None:
@@ -111,13 +139,15 @@ class EffptTrainingArguments(TrainingArguments):
             raise EffptError(
                 f"A warm-up of {self.warmup_steps} steps leaves nothing of {clock.budget:.0f}; shorten it."
             )
-        for name in ("logging_steps", "save_steps", "eval_steps"):
+        for name in ("logging_steps", "save_steps"):
             value = getattr(self, name)
             if value is not None and value < 1 and not in_steps:
                 raise EffptError(
                     f"`training.{name}` is {value}, a share of a number of steps that the budget "
                     f"{self.budget} leaves open; give whole steps, for example 100."
                 )
+        if self.eval_steps is not None and not self.eval_steps > 0:
+            raise EffptError(f"`training.eval_steps` must be above 0, not {self.eval_steps}; below 1 it is a share.")
         if str(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)) not in CLOCK_SCHEDULES:
             raise EffptError(
                 f"`training.lr_scheduler_type` {self.lr_scheduler_type!r} cannot follow a budget; use one of "

@@ -5,7 +5,6 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
 
 import torch
 
@@ -98,34 +97,3 @@ class StepMeter:
         rates = {"tokens_per_second": self.tokens / self.seconds}
         rates["mfu"] = self.flops / self.seconds / (devices * peak_flops(self.device, dtype))
         return rates | {f"time_{part}": self._seconds[part] / self.seconds for part in PARTS}
-
-
-class EnergyMeter:
-    """Reads the energy counter of an NVIDIA GPU (Volta and later).
-
-    Args:
-        device (`torch.device`): a CUDA device.
-
-    Raises:
-        ImportError, RuntimeError: where the counter cannot be read.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        import pynvml
-
-        if device.type != "cuda":
-            raise RuntimeError("energy is measured on NVIDIA GPUs only")
-        try:
-            self._open(pynvml, device)
-        except pynvml.NVMLError as error:  # no driver, no permission, or a GPU or a part of one without the counter
-            raise RuntimeError(f"the energy counter cannot be read: {error}") from error
-
-    def _open(self, pynvml: Any, device: torch.device) -> None:
-        pynvml.nvmlInit()
-        uuid = str(torch.cuda.get_device_properties(device).uuid)
-        self._nvml, self._handle = pynvml, pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}".encode())
-        self.joules()
-
-    def joules(self) -> float:
-        """Energy in joules since the driver was loaded."""
-        return self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle) / 1e3

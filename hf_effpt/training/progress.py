@@ -22,17 +22,20 @@ class ClockCallback(TrainerCallback, ExportableState):
         self.trainer = trainer
 
     def state(self) -> dict[str, Any]:
-        own = {"rows": self.trainer.rows_seen, "data": identity_of(self.trainer.train_dataset)}
-        return {"args": {}, "attributes": self.trainer.clock.as_dict() | own}
+        trainer = self.trainer
+        own = {"rows": trainer.rows_seen, "data": identity_of(trainer.train_dataset), "costs": trainer.costs}
+        return {"args": {}, "attributes": trainer.clock.as_dict() | own}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.timekeeper.start()
         self.trainer.meter.reset()
+        self._fraction = self.trainer.clock.fraction
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer
         for method in trainer.methods:
-            method.schedule(trainer.model.backbone, state.global_step, trainer.clock.fraction, args.seed)
+            with trainer.method_cost(method):
+                method.schedule(trainer.model.backbone, state.global_step, trainer.clock.fraction, args.seed)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.meter.begin("optimizer")
@@ -47,17 +50,27 @@ class ClockCallback(TrainerCallback, ExportableState):
         state.epoch = trainer.rows_seen / rows
         if trainer.rows_seen // rows > (trainer.rows_seen - trainer.step_rows) // rows and not trainer.clock.finished:
             self.on_pass_end(args, control)
-        changed = [
-            method.advance(trainer.model.backbone, state.global_step, trainer.clock.fraction)
-            for method in trainer.methods
-        ]
-        if any(changed):
+        if self._is_due(args.eval_strategy, args.eval_steps):
+            control.should_evaluate = True
+        changed = False
+        for method in trainer.methods:
+            with trainer.method_cost(method):
+                changed |= method.advance(trainer.model.backbone, state.global_step, trainer.clock.fraction)
+        if changed:
             trainer.refresh_optimizer()
         if trainer.clock.finished:
             trainer.timekeeper.settle()
             control.should_training_stop = True
             control.should_save = control.should_save or str(args.save_strategy.value) != "no"
             control.should_log = True
+
+    def _is_due(self, strategy: Any, steps: float | None) -> bool:
+        """Whether one more of these shares of the budget is spent; of a budget in steps, the stock Trainer knows."""
+        clock, before = self.trainer.clock, self._fraction
+        self._fraction = clock.fraction
+        if strategy != "steps" or steps is None or steps >= 1 or clock.unit == "steps" or clock.finished:
+            return False
+        return int(clock.fraction / steps) > int(before / steps)
 
     @staticmethod
     def on_pass_end(args: Any, control: Any) -> None:

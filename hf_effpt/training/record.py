@@ -13,6 +13,7 @@ import transformers
 import hf_effpt
 from hf_effpt.core.ledger import ledger_of
 
+from .energy import energy_entry
 from .meters import PARTS
 
 if TYPE_CHECKING:
@@ -32,10 +33,20 @@ def run_record(trainer: "ExportingTrainer") -> dict[str, Any]:
             "parameters": model.num_parameters(),
         },
         "throughput": throughput(history),
+        "costs": trainer.costs,
         "environment": environment(trainer.args.device),
         "history": history,
         "command": shlex.join([*([] if tool == "effpt" else ["python"]), tool, *sys.argv[1:]]),
     }
+    keeper = trainer.timekeeper
+    if energy := energy_entry(keeper.clock, keeper.energy, trainer.args.carbon_intensity, keeper.emissions):
+        record["energy"] = energy
+    if trainer.lr_scheduler is not None:
+        record["learning_rate"] = {
+            "peak": trainer.args.learning_rate,
+            "final": trainer.lr_scheduler.get_last_lr()[0],
+            "clock": trainer.clock.fraction,
+        }
     if trainer.evaluation is not None:
         record["evaluation"] = trainer.evaluation
     return record | trainer.facts

@@ -31,6 +31,7 @@ class ExportingTrainer(Trainer):
     train_dataset: Any
     eval_dataset: Any
     timekeeper: Timekeeper
+    costs: dict[str, float]  # seconds of each method besides training
     facts: dict[str, Any]  # what `run.json` says beyond what the trainer itself knows
     evaluation: dict[str, float] | None  # the last held-out loss
 

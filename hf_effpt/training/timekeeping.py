@@ -3,12 +3,14 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
 from hf_effpt.core.clock import Clock
 
-from .meters import EnergyMeter, synchronize
+from .energy import energy_source
+from .meters import synchronize
 
 
 class Timekeeper:
@@ -22,10 +24,11 @@ class Timekeeper:
 
     def __init__(self, clock: Clock, device: torch.device, world: int) -> None:
         self.clock, self.device, self.world = clock, device, world
-        try:
-            self.energy: EnergyMeter | None = EnergyMeter(device)
-        except (ImportError, RuntimeError):
-            self.energy = None
+        self.energy = energy_source(device)
+        if self.energy is not None:
+            clock.joules = 0.0
+        self._joules = 0.0  # of this process, not yet added to those of the others
+        self.emissions: dict[str, Any] | None = None  # what codecarbon found, if it was asked
         self._is_paused = False
         self.start()
 
@@ -36,26 +39,31 @@ class Timekeeper:
         """Charges nothing for what was before."""
         self._last = self._now()
 
-    def step(self, *, tokens: int, flops: float) -> float:
+    def step(self, *, tokens: int, flops: float, reference_seconds: float | None = None) -> float:
         """Charges an optimizer step and returns its seconds."""
-        self.clock.tick(tokens=tokens, flops=flops)
+        self.clock.tick(tokens=tokens, flops=flops, reference_seconds=reference_seconds)
         return self._charge()
 
     def settle(self) -> float:
         """Charges what the device still has to do for the steps so far, and returns the seconds that took."""
         synchronize(self.device)
-        return self._charge()
+        return self._charge(settling=True)
 
-    def _charge(self) -> float:
+    def _charge(self, settling: bool = False) -> float:
         last, self._last = self._last, self._now()
         seconds, joules = (now - then for now, then in zip(self._last, last, strict=True))
-        if self.world > 1 and self.clock.unit in ("seconds", "joules"):
-            spent = torch.tensor([seconds, joules], dtype=torch.float64, device=self.device)
+        self._joules += joules
+        # Steps do not wait for one another's sums unless the budget is in them.
+        together = self.world == 1 or settling or self.clock.unit in ("seconds", "joules")
+        if self.world > 1 and together:
+            spent = torch.tensor([seconds, self._joules], dtype=torch.float64, device=self.device)
             torch.distributed.all_reduce(spent)
-            seconds, joules = spent[0].item() / self.world, spent[1].item()
+            seconds, self._joules = spent[0].item() / self.world, spent[1].item()
         self.clock.tick(steps=0, seconds=seconds)
-        if self.energy is not None:
-            self.clock.joules = (self.clock.joules or 0.0) + joules
+        if together:
+            if self.clock.joules is not None:  # `None` where nothing counts, or did not in an earlier part of the run
+                self.clock.joules += self._joules
+            self._joules = 0.0
         return seconds
 
     @contextmanager

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -25,11 +25,14 @@ from hf_effpt.data.packing import PackedRows
 from hf_effpt.evaluation.loss import held_out_loss, unigram_floor
 from hf_effpt.models import EffptBertForMaskedLM
 
-from . import checkpoints, checks
+from . import carbon, checkpoints, checks
 from .arguments import EffptTrainingArguments
+from .energy import check_resumed
 from .flops import FlopCounter
 from .meters import StepMeter
 from .progress import ClockCallback, ClockProgress
+from .reference import ReferenceTimes
+from .reference_meter import ReferenceMeter
 from .saving import ExportingTrainer
 from .stream import BatchStream, KeyedRows
 from .timekeeping import Timekeeper
@@ -85,15 +88,16 @@ class EffptTrainer(ExportingTrainer):
             args.ddp_find_unused_parameters = bool(
                 model.methods
             )  # a layer that does not run has no gradient to wait for
-        super().__init__(
-            model=model,
-            args=args,
-            data_collator=data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            **kwargs,
-        )
+        with carbon.without_stock_tracker(args):
+            super().__init__(
+                model=model,
+                args=args,
+                data_collator=data_collator,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                **kwargs,
+            )
         if train_dataset is not None:
             checks.check_size(train_dataset, self.step_rows)
         self.facts, self.evaluation = {}, None
@@ -135,7 +139,8 @@ class EffptTrainer(ExportingTrainer):
         else:
             self.begin(None)
         self.compile_model()
-        return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+        with carbon.tracking(self.args, self.timekeeper):
+            return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
 
     def begin(self, totals: dict[str, Any] | None) -> None:
         """Sets the clock to zero, or to the totals saved in a checkpoint."""
@@ -145,15 +150,23 @@ class EffptTrainer(ExportingTrainer):
             clock = Clock("steps", max(1, math.ceil(self.args.num_train_epochs * rows / self.step_rows)))
         self.rows_seen = 0
         self._step_tokens, self._step_flops = 0, 0.0
+        self.costs = {}
         self.timekeeper = Timekeeper(clock, self.args.device, self.args.world_size)
-        if clock.unit == "joules" and self.timekeeper.energy is None:
-            raise EffptError(
-                f"The budget {self.args.budget} is energy, which is measured on NVIDIA GPUs only, with the "
-                "extra `energy` installed; give steps, tokens, flops or time."
-            )
+        self.reference = self._reference_meter() if clock.unit == "reference_seconds" else None
         if totals is not None:
             clock.restore(totals)
             self.rows_seen = totals["rows"]
+            self.costs = dict(totals.get("costs") or {})
+            check_resumed(clock)
+
+    def _reference_meter(self) -> ReferenceMeter:
+        if self.args.world_size > 1:
+            raise EffptError(
+                f"The budget {self.args.budget} is reference time, which counts the operations of one process, not of "
+                f"{self.args.world_size}; start one, or give tokens, flops or time."
+            )
+        times = ReferenceTimes.open(self.args.reference_times, self.args.device)
+        return ReferenceMeter(times, self._matmul_dtype, self.accelerator.autocast, lambda: self.timekeeper.paused())
 
     def compile_model(self) -> None:
         """Compiles each layer by itself, if asked for: then neither dropped nor added layers recompile the others."""
@@ -241,7 +254,8 @@ class EffptTrainer(ExportingTrainer):
             batches = list(islice(epoch_iterator, num_batches))
             self._step_tokens = sum(batch["input_ids"].numel() for batch in batches) * self.args.world_size
             for method in self.methods:
-                batches = method.select(self.model, batches)
+                with self.method_cost(method):
+                    batches = method.select(self.model, batches)
             batches = [
                 {name: value.to(device, non_blocking=True) for name, value in batch.items()} for batch in batches
             ]
@@ -252,7 +266,17 @@ class EffptTrainer(ExportingTrainer):
             loss = super().training_step(model, inputs, num_items_in_batch)
         self._micro_flops = self.counter.count(self.model, inputs)
         self._step_flops += self._micro_flops * self.args.world_size
+        if self.reference is not None:
+            self.reference.add_training(self.model, inputs)
         return loss
+
+    @contextmanager
+    def method_cost(self, method: Method) -> Iterator[None]:
+        """Adds up the seconds that a method takes besides training; the clock pays for them unless told not to."""
+        began = time.perf_counter()
+        with nullcontext() if self.args.charge_methods else self.timekeeper.paused():
+            yield
+        self.costs[method.name] = self.costs.get(method.name, 0.0) + time.perf_counter() - began
 
     def floating_point_ops(self, inputs: Any) -> float:
         """Of the micro-batch just trained on: counted, not estimated from the number of parameters."""
@@ -275,7 +299,11 @@ class EffptTrainer(ExportingTrainer):
 
     def charge_step(self) -> None:
         """Charges the clock for the optimizer step just done."""
-        seconds = self.timekeeper.step(tokens=self._step_tokens, flops=self._step_flops)
+        reference = None
+        if self.reference is not None:
+            self.reference.add_optimizer(self.model, self.optimizer, self.args.max_grad_norm)
+            reference = self.reference.take()
+        seconds = self.timekeeper.step(tokens=self._step_tokens, flops=self._step_flops, reference_seconds=reference)
         self.meter.add(tokens=self._step_tokens, flops=self._step_flops, seconds=seconds)
         self.rows_seen += self.step_rows
         self._step_flops = 0.0
@@ -283,18 +311,16 @@ class EffptTrainer(ExportingTrainer):
     # What is measured.
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds clock, speed, utilisation and the parts of a step to the entries of training."""
+        """Adds the clock to each entry; to those of training also speed, utilisation and the parts of a step."""
         if "loss" in logs:
             self.meter.seconds += self.timekeeper.settle()
             with self.timekeeper.paused():
                 logs |= self.meter.summary(self._matmul_dtype, devices=self.args.world_size)
             self.meter.reset()
-            logs |= {
-                "clock": self.clock.fraction,
-                "tokens": self.clock.tokens,
-                "flops": self.clock.flops,
-                "seconds": self.clock.seconds,
-            }
+        if any(name.endswith("loss") for name in logs):  # the stock summary at the end has its own totals
+            totals = self.clock.as_dict() | {"clock": self.clock.fraction}
+            names = ("clock", "tokens", "flops", "seconds", "reference_seconds", "joules")
+            logs |= {name: totals[name] for name in names if totals[name] is not None}
         super().log(logs, start_time)
 
     @property

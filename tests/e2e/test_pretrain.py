@@ -11,7 +11,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 from hf_effpt import METHODS, Recipe, pretrain
 from hf_effpt.cli.main import main
 from hf_effpt.core.clock import Clock
-from hf_effpt.pretrain import RunResult
+from hf_effpt.pretrain import RunResult, prepare_data
 from hf_effpt.training.checkpoints import checkpoints_in
 
 WORDS = (
@@ -162,3 +162,21 @@ def test_a_run_that_has_diverged_says_so(tmp_path):
     result = RunResult(tmp_path, Clock("steps", 1), held_out_loss=float("nan"), unigram_floor=5.0)
     assert "diverged" in result.summary()
     assert "longer budget" not in result.summary()
+
+
+def test_held_out_text_of_its_own_is_the_validation_split(tmp_path):
+    """A folder with both splits may be named twice: what is trained on is not what is held out."""
+    both = tmp_path / "both"
+    both.mkdir()
+    generator = random.Random(0)
+    for name in ("train", "validation"):
+        texts = [" ".join([name, *generator.choices(WORDS, k=100)]) for _ in range(40)]
+        (both / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    settings = recipe(both, tmp_path / "out", data={"dataset": str(both), "validation": str(both)})
+    _, tokenizer, rows = prepare_data(Recipe.load(settings))
+    found = {
+        split: tokenizer.decode([token for row in rows[split]["input_ids"] for token in row]).split().count("train")
+        for split in rows
+    }
+    assert found["train"] > 20
+    assert found["validation"] == 0

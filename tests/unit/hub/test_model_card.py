@@ -59,13 +59,55 @@ def test_the_card_is_honest_about_a_loss_that_proves_nothing(record, evaluation,
     assert ".nan" not in str(card)
 
 
-def test_energy_is_there_only_when_measured(record):
+ENERGY = {
+    "joules": 4320.0,
+    "kwh": 0.0012,
+    "source": "estimated from CPU time",
+    "measured": False,
+    "carbon_intensity": 475.0,
+    "co2e_grams": 0.57,
+    "carbon_source": "world average (IEA 2019)",
+}
+TRACKED = {
+    "carbon_source": "codecarbon",
+    "co2e_grams": 2.5,
+    "codecarbon": {"kwh": 0.04, "co2e_grams": 2.5, "country": "FRA", "since_step": 0},
+}
+
+
+def test_energy_and_carbon_say_where_they_come_from(record):
     assert "Energy" not in model_card(record).text
+    card = model_card(record | {"energy": ENERGY})
+    assert "| Energy | 0.0012 kWh (estimated from CPU time) |" in card.text
+    assert "| Carbon | 0.57 g CO2e (475 g/kWh, world average) |" in card.text
+    assert metadata(card)["co2_eq_emissions"] == {
+        "emissions": 0.57,
+        "source": "hf_effpt, energy estimated from CPU time; 475 g/kWh, world average",
+        "training_type": "pre-training",
+        "hardware_used": "cpu",
+    }
+
+
+def test_carbon_by_codecarbon_is_said_to_be(record):
+    card = model_card(record | {"energy": ENERGY | TRACKED})
+    assert "| Carbon | 2.5 g CO2e (codecarbon for FRA, which counted 0.04 kWh) |" in card.text
+    emissions = metadata(card)["co2_eq_emissions"]
+    assert (emissions["emissions"], emissions["source"]) == (2.5, "codecarbon for FRA, which counted 0.04 kWh")
+    assert emissions["geographical_location"] == "FRA"
+
+
+def test_an_older_record_keeps_its_joules_and_says_nothing_of_carbon(record):
     record["clock"]["joules"] = 1500.0
-    assert "1.500 kJ" in model_card(record).text
+    card = model_card(record)
+    assert "| Energy | 1.500 kJ |" in card.text
+    assert "Carbon" not in card.text
+    assert "co2_eq_emissions" not in metadata(card)
 
 
-def test_whatever_is_missing_is_left_out(record):
+@pytest.mark.parametrize("energy", [None, ENERGY, ENERGY | TRACKED])
+def test_whatever_is_missing_is_left_out(record, energy):
+    record["energy"] = energy
+
     def leaves(part, path=()):
         for key, value in part.items():
             yield (*path, key)
@@ -90,6 +132,7 @@ def test_whatever_is_missing_is_left_out(record):
             body = card.text.split("## Recipe")[0] + card.text.split("```bash")[-1]
             assert "None" not in body, f"{path} {blank}"
             assert "None" not in str(metadata(card)), f"{path} {blank}"
+            assert " ()" not in body, f"{path} {blank}"
             assert "\n\n\n\n" not in card.text
 
 

@@ -1,0 +1,84 @@
+"""`effpt compare`: which recipe pays at one budget."""
+
+import argparse
+import logging
+import shlex
+import sys
+
+from .words import numbers, words
+
+HELP = "Train several recipes on one budget, with paired seeds, and report which of them pays."
+EXAMPLE = (
+    "effpt compare tiny stacking_tiny layerdrop_tiny --budget 10min --seeds 3 --out report/ "
+    "--data.dataset corpus/ --model.num_hidden_layers 4"
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "effpt compare RECIPE RECIPE ... --out DIR [--budget BUDGET] [--seeds N] [--section.key VALUE ...]"
+    parser.add_argument(
+        "recipes", nargs="+", metavar="RECIPE", help="recipe files or built-in names; the first is the baseline"
+    )
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="folder of the runs and the report; a second call goes on"
+    )
+    parser.add_argument(
+        "--budget", help="what each run may spend, such as 10min or 1e9tokens (default: the recipes' own)"
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=3, help="seeds of each arm; a verdict takes 3 (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--fractions", default="0.5,0.7,1", metavar="F,F,...",
+        help="shares of the budget that get runs of their own, for the time to the baseline's loss "
+        "(default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--tasks", default="", metavar="TASK,...", help="also measure blimp, sst2, cola ... (see evaluate)"
+    )
+    parser.add_argument("--data", metavar="DIR", help="folder of BLiMP and the tasks, or hub to download them")
+    parser.add_argument("--protocol", default="default", help="how tasks are fine-tuned (default: %(default)s)")
+    parser.add_argument("--pairs_per_paradigm", type=int, metavar="N", help="only N pairs of each paradigm of BLiMP")
+    parser.add_argument(
+        "--gpus", metavar="N,...", help="one run at a time on each of these GPUs (default: one in all)"
+    )
+    parser.add_argument("--free", action="store_true", help="also run arms whose clock does not pay for their methods")
+    parser.add_argument(
+        "--different_data", action="store_true", help="let arms differ in data; there is no verdict then"
+    )
+    parser.add_argument_group(
+        "settings", "  --section.key VALUE changes a setting of every recipe, as in `effpt pretrain`."
+    )
+
+
+def run(args: argparse.Namespace, extra: list[str]) -> None:
+    from hf_effpt.comparison.compare import compare
+
+    logging.basicConfig(format="%(message)s", stream=sys.stdout, force=True)
+    logging.getLogger("hf_effpt").setLevel(logging.INFO)
+    report = compare(
+        args.recipes,
+        args.out,
+        budget=args.budget,
+        seeds=args.seeds,
+        fractions=numbers("--fractions", args.fractions),
+        overrides=extra,
+        tasks=words(args.tasks),
+        data=args.data,
+        protocol=args.protocol,
+        pairs_per_paradigm=args.pairs_per_paradigm,
+        gpus=args.gpus,
+        free=args.free,
+        different_data=args.different_data,
+        command=shlex.join(["effpt", *sys.argv[1:]]),
+    )
+    print(f"\n{report['title']}")
+    if report["void"]:
+        print(f"VOID: {report['void']}.")
+    for arm in report["arms"]:
+        loss = arm["summary"]["final_loss"]
+        shown = "no finished run" if loss is None else f"{loss['mean']:.4f}"
+        print(f"  {arm['name']}: {shown}. {arm['verdict']['text']}")
+    for note in report["notes"]:
+        print(f"  note: {note}")
+    print(f"The report is in {args.out}: report.html, report.md, report.json.")

@@ -1,0 +1,132 @@
+"""The arms of a comparison: recipes that differ in what is compared, and in nothing else."""
+
+import copy
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hf_effpt.core.clock import Clock
+from hf_effpt.core.errors import EffptError
+from hf_effpt.training.overrides import apply_overrides
+from hf_effpt.training.recipe import Recipe
+from hf_effpt.training.recipe_file import read_recipe_file
+
+# Of the data, what arms may differ in: how tokens are masked in training, and how the rows are made.
+FREE_DATA = {"mlm_probability", "whole_word", "num_proc", "cache_dir"}
+POINTS = 10  # evaluations a run
+NOT_DECAYING = ("constant", "constant_with_warmup")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to spend the budget.
+
+    Args:
+        name (`str`): how the report calls it.
+        sections (`Mapping[str, Any]`): the plain content of its recipe; budget, seed and folder come from the grid.
+    """
+
+    name: str
+    sections: Mapping[str, Any]
+
+    def recipe(self, budget: str, seed: int, output_dir: str) -> Recipe:
+        """The recipe of one run.
+
+        Raises:
+            EffptError: for settings that cannot be, with the name of the arm.
+        """
+        sections = copy.deepcopy(dict(self.sections))
+        training = dict(sections.get("training") or {})
+        training |= {"budget": budget, "seed": seed, "output_dir": output_dir, "save_total_limit": 1}
+        training |= {"eval_strategy": "steps", "eval_steps": 1 / POINTS}  # off the clock: for the curves of the report
+        try:
+            return Recipe.load(sections | {"training": training})
+        except EffptError as error:
+            raise EffptError(f"Arm `{self.name}` at {budget}: {error}") from error
+
+
+def load_arms(sources: Sequence[str | Path | Mapping[str, Any]], overrides: Sequence[str] = ()) -> list[Arm]:
+    """Reads the recipes of the arms, which are called by their file names.
+
+    Args:
+        sources (`Sequence`): recipe files, names of built-in recipes, or `{"name": …}` with a recipe's sections.
+        overrides (`Sequence[str]`, *optional*): command-line flags that change each of them.
+
+    Raises:
+        EffptError: if a recipe cannot be read, or two have the same name.
+    """
+    arms = []
+    for number, source in enumerate(sources, start=1):
+        if isinstance(source, Mapping):
+            content = {key: value for key, value in source.items() if key != "name"}
+            name = str(source.get("name", f"arm {number}"))
+        else:
+            content, name = read_recipe_file(source), Path(source).stem
+        if not isinstance(content, Mapping):
+            raise EffptError(
+                f"Recipe {source} holds {content!r}, but must have sections such as `data` and `training`."
+            )
+        arms.append(Arm(name, apply_overrides(content, overrides)))
+    twice = [name for name, number in Counter(arm.name for arm in arms).items() if number > 1]
+    if twice:
+        raise EffptError(f"Two arms are called {', '.join(map(repr, twice))}: rename one of the recipe files.")
+    return arms
+
+
+def common_budget(arms: Sequence[Arm], budget: str | None) -> Clock:
+    """The budget that every arm gets: `budget`, or the one that all recipes name.
+
+    Raises:
+        EffptError: if none is given and the recipes have none, or several.
+    """
+    if budget is not None:
+        return Clock.parse(budget)
+    named = {arm.name: (arm.sections.get("training") or {}).get("budget") for arm in arms}
+    if None in named.values() or len(set(named.values())) != 1:
+        raise EffptError(f"Every arm must have the same budget, but they have {named}; give one by `--budget`.")
+    return Clock.parse(next(iter(named.values())))
+
+
+def with_free_methods(arms: Sequence[Arm]) -> list[Arm]:
+    """The arms, and each with methods once more, its clock not paying for what they do besides training."""
+    extended = []
+    for arm in arms:
+        extended.append(arm)
+        if arm.sections.get("methods"):
+            training = {**(arm.sections.get("training") or {}), "charge_methods": False}
+            extended.append(Arm(f"{arm.name} (methods free)", {**arm.sections, "training": training}))
+    return extended
+
+
+def check_comparable(arms: Sequence[Arm], recipes: Mapping[str, Recipe], different_data: bool) -> None:
+    """Checks that arms learn from the same rows and that each learning rate is fully decayed.
+
+    Args:
+        arms (`Sequence[Arm]`): the baseline first.
+        recipes (`Mapping[str, Recipe]`): of each arm, by name.
+        different_data (`bool`): whether the arms are meant to differ in data.
+
+    Raises:
+        EffptError: if they do not.
+    """
+    for name, recipe in recipes.items():
+        schedule = str(getattr(recipe.training.lr_scheduler_type, "value", recipe.training.lr_scheduler_type))
+        if schedule in NOT_DECAYING:
+            raise EffptError(
+                f"Arm `{name}` has `training.lr_scheduler_type: {schedule}`, which never decays; only fully decayed "
+                "runs are compared: use linear or cosine."
+            )
+    if different_data:
+        return
+    first = recipes[arms[0].name].resolved()["data"]
+    for arm in arms[1:]:
+        other = recipes[arm.name].resolved()["data"]
+        for key in sorted(set(first) | set(other) - FREE_DATA):
+            if key not in FREE_DATA and first.get(key) != other.get(key):
+                raise EffptError(
+                    f"Arms `{arms[0].name}` and `{arm.name}` differ in `data.{key}`: {first.get(key)!r} and "
+                    f"{other.get(key)!r}. Losses on other data or by another tokenizer cannot be compared; make them "
+                    "equal, or pass `--different_data` if that is what you mean to look at (without a verdict)."
+                )

@@ -1,0 +1,136 @@
+"""The grid of a comparison: which runs there are, in which order they take turns, and which are done."""
+
+import json
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hf_effpt.core.clock import Clock
+from hf_effpt.core.errors import EffptError
+from hf_effpt.hub.folders import write_json
+from hf_effpt.pretrain import FREE
+from hf_effpt.training.checkpoints import checkpoints_in
+from hf_effpt.training.recipe import Recipe
+
+from .arms import Arm
+
+RECORD, SCORES, LOG = "run.json", "evaluation.json", "log.txt"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One cell of the grid.
+
+    Args:
+        arm (`str`): the name of its arm.
+        seed (`int`): of weights, order and masks: runs of equal seed are a pair.
+        fraction (`float`): the share of the whole budget that it has to itself, fully decayed.
+        recipe ([`Recipe`]): what it does; its output folder is the run's.
+    """
+
+    arm: str
+    seed: int
+    fraction: float
+    recipe: Recipe = field(compare=False)
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.recipe.training.output_dir)
+
+    @property
+    def log(self) -> Path:
+        """What the run has printed; beside its folder, which belongs to the run."""
+        return self.folder.with_suffix(f"{self.folder.suffix}.log")
+
+    def record(self) -> dict[str, Any] | None:
+        """The content of `run.json`; `None` while the run is not finished."""
+        return _json(self.folder / RECORD)
+
+    def scores(self) -> dict[str, Any] | None:
+        """The content of `evaluation.json`; `None` while there is none."""
+        return _json(self.folder / SCORES)
+
+    def has_diverged(self) -> bool:
+        loss = ((self.record() or {}).get("evaluation") or {}).get("held_out_loss")
+        return loss is not None and not math.isfinite(loss)
+
+    def clear_unfinished(self) -> bool:
+        """Whether there is a checkpoint to go on from; if not, what a killed run has left is removed."""
+        if checkpoints_in(self.folder):
+            return True
+        shutil.rmtree(self.folder, ignore_errors=True)
+        return False
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def grid(arms: Sequence[Arm], clock: Clock, seeds: Sequence[int], fractions: Sequence[float], out: Path) -> list[Run]:
+    """All runs, in the order in which they are to be made.
+
+    The arms take turns at equal seed and budget, beginning with another one at each seed, so that no arm always has
+    the machine at its best; a seed is complete before the next begins.
+
+    Raises:
+        EffptError: for settings that cannot be at one of the budgets, such as a warm-up longer than it.
+    """
+    runs = []
+    for number, seed in enumerate(seeds):
+        turn = number % len(arms)
+        for fraction in sorted(fractions):
+            for arm in [*arms[turn:], *arms[:turn]]:
+                folder = out / "runs" / file_name(arm.name) / f"seed-{seed}" / f"budget-{fraction:g}"
+                runs.append(Run(arm.name, seed, fraction, arm.recipe(clock.share(fraction), seed, str(folder))))
+    return runs
+
+
+def file_name(name: str) -> str:
+    """A name as a folder can have it."""
+    return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name)
+
+
+def claim(out: Path, runs: Sequence[Run], clock: Clock) -> None:
+    """Makes sure that the folder is free or holds this comparison, which may have got more arms, seeds or tasks.
+
+    Raises:
+        EffptError: if it holds another comparison, or something else.
+    """
+    plan = out / "plan.json"
+    wanted = {"budget": clock.share(1.0), "arms": {run.arm: identity(run.recipe) for run in runs}}
+    if plan.is_file():
+        before = json.loads(plan.read_text(encoding="utf-8"))
+        if before["budget"] != wanted["budget"]:
+            raise EffptError(
+                f"{out} holds a comparison at {before['budget']}, not {wanted['budget']}; name another `--out`."
+            )
+        for name, recipe in before["arms"].items():
+            if name in wanted["arms"] and recipe != wanted["arms"][name]:
+                changed = [
+                    f"{section}.{key}"
+                    for section in recipe
+                    for key in {**recipe[section], **wanted["arms"][name][section]}
+                    if recipe[section].get(key) != wanted["arms"][name][section].get(key)
+                ]
+                raise EffptError(
+                    f"{out} holds runs of arm `{name}` with another recipe ({', '.join(changed)} changed); name "
+                    "another `--out`, or rename the recipe file."
+                )
+        wanted["arms"] = before["arms"] | wanted["arms"]
+    elif out.is_dir() and any(out.iterdir()):
+        raise EffptError(f"{out} is not empty and holds no comparison; name a new folder.")
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(plan, wanted)
+
+
+def identity(recipe: Recipe) -> dict[str, Any]:
+    """What of a recipe makes its runs what they are, whatever their budget, seed and folder."""
+    resolved = recipe.resolved()
+    free = FREE | {"budget", "seed", "output_dir"}
+    return {section: {k: v for k, v in values.items() if k not in free} for section, values in resolved.items()}

@@ -1,0 +1,64 @@
+"""The report of a comparison as GitHub Markdown."""
+
+from __future__ import annotations
+
+import re
+
+import yaml
+
+from .series import DIFFERENCES, axis_title, known_axes
+from .tables import CURVES_NOTE, Cell, Report, Table, finite, held_equal, results_table, runs_table
+
+_SPECIAL = re.compile(r"([\\`*_\[\]#|~$])")
+
+
+def _literal(text: str) -> str:
+    """`text` on one line, with nothing in it that Markdown would act upon."""
+    entities = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _SPECIAL.sub(r"\\\1", entities)
+
+
+def _cell(cell: Cell) -> str:
+    return f"{_literal(cell.text)} ({_literal(cell.note)})" if cell.note else _literal(cell.text)
+
+
+def _table(table: Table) -> list[str]:
+    lines = [map(_literal, table.header), ["---", *["---:"] * (len(table.header) - 1)]]
+    lines += [map(_cell, row) for row in table.rows]
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def _indented(text: str) -> list[str]:
+    """A code block that no text can close."""
+    return [f"    {line}" for line in text.strip().splitlines()]
+
+
+def markdown(report: Report) -> str:
+    """Writes the report: verdicts first, then the figures, with the pictures of `write_plots` beside it.
+
+    Args:
+        report (`Mapping`): the content of `report.json`.
+    """
+    report = finite(report)
+    lines = [f"# {_literal(report['title'])}", "", _literal(held_equal(report)), ""]
+    if report["void"]:
+        lines += [f"> **This comparison says nothing.** {_literal(report['void'])}", ""]
+    lines += ["## Verdicts", "", "| arm | verdict | |", "|---|---|---|"]
+    for arm in report["arms"]:
+        verdict = arm["verdict"]
+        lines.append(f"| {_literal(arm['name'])} | **{_literal(verdict['label'])}** | {_literal(verdict['text'])} |")
+    if report["notes"]:
+        lines += ["", *(f"- {_literal(note)}" for note in report["notes"])]
+    lines += ["", "## Results", "", "Means over the seeds, with 95 % intervals.", ""]
+    lines += _table(results_table(report))
+    lines += ["", "## Curves", "", CURVES_NOTE, ""]
+    lines += [f"![Held-out loss against {axis_title(a, report)}]({a.picture})" for a in known_axes(report)]
+    if len(report["arms"]) > 1:
+        lines += ["", f"![Paired differences to the baseline]({DIFFERENCES})"]
+    lines += ["", "<details><summary>Every run</summary>", "", *_table(runs_table(report)), "", "</details>"]
+    lines += ["", "## To repeat it", "", *_indented(report["command"]), "", "| | |", "|---|---|"]
+    lines += [f"| {_literal(name)} | {_literal(str(value))} |" for name, value in report["environment"].items()]
+    for arm in report["arms"]:
+        recipe = yaml.safe_dump(arm["recipe"], sort_keys=False, allow_unicode=True)
+        lines += ["", f"Recipe of {_literal(arm['name'])}:", "", *_indented(recipe)]
+    return "\n".join(lines) + "\n"

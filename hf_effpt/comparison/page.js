@@ -1,0 +1,250 @@
+// Draws the three charts from the data in the page, and again when a button or the colour scheme asks for it.
+"use strict";
+
+const data = JSON.parse(document.getElementById("data").textContent);
+const view = {
+  // The clock's own axis where there is one, since that is what was held equal.
+  axis: data.axes.find((axis) => axis.key === data.first_axis && !axis.missing) ?? data.axes.find((axis) => !axis.missing) ?? data.axes[0],
+  scale: "linear",
+  shown: new Set(data.arms.keys()),
+};
+
+// Plotly reads tags and entities in every text that it draws; names are to appear as they are.
+const literal = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+const short = (text) => (text.length > 18 ? text.slice(0, 17) + "…" : text);
+const number = (value, digits = 4) => value.toLocaleString("en", { maximumSignificantDigits: digits });
+const nats = (value) => value.toFixed(4).replace("-", "−");
+const along = (value, axis) => `${number(value)} ${axis.unit || axis.name.replace("Tokens", "tokens")}`;
+const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+const shape = (more) => ({ type: "line", line: { color: style("--ink"), width: 1.2 }, ...more });
+
+function layout(more) {
+  const axis = {
+    color: style("--ink"), gridcolor: style("--rule"), linecolor: style("--rule"), zeroline: false, automargin: true,
+  };
+  return {
+    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false, hovermode: "closest",
+    font: { family: getComputedStyle(document.body).fontFamily, size: 13, color: style("--ink") },
+    hoverlabel: { bgcolor: style("--raised"), bordercolor: style("--rule"), font: { color: style("--ink") }, align: "left" },
+    margin: { l: 48, r: 16, t: 16, b: 48 },
+    ...more,
+    xaxis: { ...axis, ...more.xaxis },
+    yaxis: { ...axis, ...more.yaxis },
+  };
+}
+
+// The traces of all arms: `of(arm)` gives an arm's own; a hidden arm keeps its traces, so that zoom and order last.
+function traces(of) {
+  return data.arms.flatMap((arm, index) =>
+    of(arm).map((trace) => ({
+      type: "scatter", hoverinfo: "text", legendgroup: String(index), name: literal(arm.name),
+      visible: view.shown.has(index), ...trace,
+    })),
+  );
+}
+
+function draw(id, list, options) {
+  Plotly.react(id, list, layout(options), {
+    responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
+  });
+}
+
+function drawLosses() {
+  const { axis } = view;
+  const list = traces((arm) => {
+    const found = [];
+    const band = arm.mean?.x[axis.key] && arm.mean.low;
+    if (band) {
+      const x = arm.mean.x[axis.key];
+      found.push({
+        x: [...x, ...[...x].reverse()], y: [...arm.mean.high, ...[...arm.mean.low].reverse()], mode: "lines",
+        fill: "toself", fillcolor: arm.colour, opacity: 0.18, line: { width: 0 }, hoverinfo: "skip",
+      });
+    }
+    for (const curve of arm.curves.filter((curve) => curve.x[axis.key])) {
+      const state = curve.state === "finished" ? "" : `, ${literal(curve.state)}`;
+      found.push({
+        x: curve.x[axis.key], y: curve.loss, mode: "lines", line: { color: arm.colour, width: 1 }, opacity: 0.55,
+        hovertext: curve.loss.map((loss, i) =>
+          `${literal(arm.name)}, seed ${curve.seed}${state}<br>${nats(loss)} nats at ${along(curve.x[axis.key][i], axis)}`),
+      });
+    }
+    if (arm.mean?.x[axis.key]) {
+      found.push({
+        x: arm.mean.x[axis.key], y: arm.mean.loss, mode: "lines", line: { color: arm.colour, width: 3 },
+        hovertext: arm.mean.loss.map((loss, i) =>
+          `${literal(arm.name)}, mean of ${arm.mean.n}<br>${nats(loss)} nats at ${along(arm.mean.x[axis.key][i], axis)}` +
+          (band ? `<br>95 % interval ${nats(arm.mean.low[i])} to ${nats(arm.mean.high[i])}` : "")),
+      });
+    }
+    const ends = arm.ends.filter((end) => end.x[axis.key] !== null);
+    found.push({
+      x: ends.map((end) => end.x[axis.key]), y: ends.map((end) => end.loss), mode: "markers",
+      marker: {
+        color: arm.colour, size: 8, line: { width: 2, color: arm.colour },
+        symbol: ends.map((end) => (end.fraction === 1 ? "circle" : "diamond-open")),
+      },
+      hovertext: ends.map((end) =>
+        `${literal(arm.name)}, seed ${end.seed}, end of ${end.fraction === 1 ? "the whole" : `${number(end.fraction)} of the`} budget` +
+        `<br>${nats(end.loss)} nats at ${along(end.x[axis.key], axis)}` +
+        (end.learning_rate === null ? "" : `<br>learning rate ${end.learning_rate.toExponential(1)}`)),
+    });
+    return found;
+  });
+  const floor = data.floor === null ? {} : {
+    shapes: [shape({ xref: "paper", x0: 0, x1: 1, y0: data.floor, y1: data.floor, line: { color: style("--ink"), width: 1.2, dash: "dash" } })],
+    annotations: [{
+      xref: "paper", x: 1, xanchor: "right", y: data.floor, yanchor: "bottom", showarrow: false,
+      text: `unigram floor ${data.floor.toFixed(2)}`, font: { color: style("--soft"), size: 12 },
+    }],
+  };
+  draw("losses", list, {
+    height: 460, uirevision: axis.key + view.scale, ...floor,
+    xaxis: { title: { text: axis.title }, type: view.scale },
+    yaxis: { title: { text: "Held-out loss, nats" } },
+  });
+}
+
+function drawDifferences() {
+  const others = data.arms.filter((arm) => !arm.baseline);
+  document.getElementById("paired_section").hidden = others.length === 0;
+  if (others.length === 0) return;
+  const list = traces((arm) => {
+    if (arm.baseline) return [];
+    const row = others.indexOf(arm);
+    const found = [{
+      x: arm.pairs.map((pair) => pair.value), y: arm.pairs.map(() => row - 0.2), mode: "markers",
+      marker: { color: arm.colour, size: 9, opacity: 0.65 },
+      hovertext: arm.pairs.map((pair) => `${literal(arm.name)}, seed ${pair.seed}<br>${nats(pair.value)} nats`),
+    }];
+    const mean = arm.difference;
+    if (mean !== null) {
+      const bounds = mean.low !== null && mean.high !== null;
+      found.push({
+        x: [mean.mean], y: [row], mode: "markers", marker: { color: arm.colour, size: 12, symbol: "diamond" },
+        error_x: {
+          visible: bounds, symmetric: false, array: [mean.high - mean.mean], arrayminus: [mean.mean - mean.low],
+          color: arm.colour, thickness: 3, width: 7,
+        },
+        hovertext: [`${literal(arm.name)}, mean of ${mean.n} pairs<br>${nats(mean.mean)} nats` +
+          (bounds ? `<br>95 % interval ${nats(mean.low)} to ${nats(mean.high)}` : "<br>no interval from so few pairs")],
+      });
+    }
+    return found;
+  });
+  const unpaired = others.filter((arm) => arm.difference === null);
+  draw("differences", list, {
+    height: 130 + 64 * others.length,
+    shapes: [shape({ x0: 0, x1: 0, yref: "paper", y0: 0, y1: 1 })],
+    annotations: unpaired.map((arm) => ({
+      xref: "paper", x: 0, xanchor: "left", y: others.indexOf(arm), showarrow: false, bgcolor: style("--ground"),
+      text: "no difference is given: see the verdict", font: { color: style("--soft"), size: 12 },
+    })),
+    xaxis: { title: { text: "Nats (negative is better)" }, tickformat: ".3~f", nticks: innerWidth < 600 ? 4 : 9, tickangle: 0 },
+    yaxis: {
+      tickvals: [...others.keys()], ticktext: others.map((arm) => literal(short(arm.name))),
+      range: [others.length - 0.4, -0.6], showgrid: false,
+    },
+  });
+}
+
+function drawBudgets() {
+  const list = traces((arm) => {
+    const symbol = arm.baseline ? "circle" : "diamond";
+    const found = [
+      {
+        x: arm.by_budget.x, y: arm.by_budget.loss, mode: "lines+markers", line: { color: arm.colour, width: 2.5 },
+        marker: { size: 9, symbol },
+        hovertext: arm.by_budget.x.map((x, i) =>
+          `${literal(arm.name)}, mean of ${arm.by_budget.n[i]}<br>${nats(arm.by_budget.loss[i])} nats at a budget of ${number(x)}`),
+      },
+      {
+        x: arm.ends.map((end) => end.fraction * data.budget), y: arm.ends.map((end) => end.loss), mode: "markers",
+        marker: { color: arm.colour, size: 5, opacity: 0.6 },
+        hovertext: arm.ends.map((end) => `${literal(arm.name)}, seed ${end.seed}<br>${nats(end.loss)} nats`),
+      },
+    ];
+    if (arm.crossing) {
+      found.push({
+        x: [arm.crossing.x], y: [arm.crossing.loss], mode: "markers",
+        marker: { color: arm.colour, size: 16, symbol: "star", line: { color: style("--ground"), width: 1 } },
+        hovertext: [`${literal(arm.name)} reaches the baseline's final loss at ${literal(arm.crossing.text)}`],
+      });
+    }
+    return found;
+  });
+  const target = data.target === null ? [] : [
+    shape({ xref: "paper", x0: 0, x1: 1, y0: data.target, y1: data.target, line: { color: style("--soft"), width: 1.5, dash: "dot" } }),
+  ];
+  // Few budgets are compared, so they are the ticks: a logarithmic axis has none of its own between 60 and 120.
+  const budgets = [...new Set(data.arms.flatMap((arm) => arm.by_budget.x))].sort((a, b) => a - b);
+  draw("by_budget", list, {
+    height: 380, shapes: target,
+    xaxis: { title: { text: data.budget_title }, type: "log", tickvals: budgets, ticktext: budgets.map((x) => number(x)) },
+    yaxis: { title: { text: "Final held-out loss, nats" } },
+  });
+}
+
+function drawAll() {
+  drawLosses();
+  drawDifferences();
+  drawBudgets();
+}
+
+function button(group, text, press, more = {}) {
+  const made = Object.assign(document.createElement("button"), { type: "button", textContent: text, ...more });
+  made.addEventListener("click", () => press(made));
+  document.querySelector(group).append(made);
+  return made;
+}
+
+// Buttons of which one is pressed at a time.
+function choice(group, options, chosen, choose) {
+  const made = options.map(({ text, value, ...more }) => {
+    const press = (pressed) => {
+      made.forEach((other) => other.setAttribute("aria-pressed", String(other === pressed)));
+      choose(value);
+      drawLosses();
+    };
+    const one = button(group, text, press, more);
+    one.setAttribute("aria-pressed", String(value === chosen));
+    return one;
+  });
+}
+
+choice(
+  ".axes",
+  data.axes
+    .filter((axis) => axis.key !== "reference_seconds" || !axis.missing)
+    .map((axis) => ({ text: axis.key === "kwh" ? axis.unit : axis.name, value: axis, disabled: axis.missing !== null, title: axis.missing ?? axis.title })),
+  view.axis,
+  (axis) => (view.axis = axis),
+);
+choice(
+  ".scale",
+  [{ text: "Linear", value: "linear" }, { text: "Log", value: "log" }],
+  view.scale,
+  (scale) => (view.scale = scale),
+);
+data.arms.forEach((arm, index) => {
+  const toggle = (pressed) => {
+    const hidden = view.shown.delete(index);
+    if (!hidden) view.shown.add(index);
+    pressed.setAttribute("aria-pressed", String(!hidden));
+    drawAll();
+  };
+  const entry = button(".legend", arm.name, toggle, { title: "Hide or show this arm" });
+  entry.setAttribute("aria-pressed", "true");
+  const swatch = Object.assign(document.createElement("span"), { className: "swatch" });
+  swatch.style.background = arm.colour;
+  entry.prepend(swatch);
+});
+
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
+for (const [event, printing] of [["beforeprint", true], ["afterprint", false]]) {
+  addEventListener(event, () => {
+    document.documentElement.classList.toggle("printing", printing);
+    drawAll();
+  });
+}
+drawAll();

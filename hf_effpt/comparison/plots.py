@@ -1,0 +1,125 @@
+"""The report's pictures, drawn with matplotlib."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_effpt.core.errors import EffptError
+
+from . import series
+from .tables import CURVES_NOTE, Report
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def require_plotting() -> None:
+    """Refuses to begin where the report could not be drawn in the end.
+
+    Raises:
+        EffptError: where plotly or matplotlib is not installed.
+    """
+    lacking = [name for name in ("plotly", "matplotlib") if importlib.util.find_spec(name) is None]
+    if lacking:
+        raise EffptError(
+            f"A comparison's report is drawn with {' and '.join(lacking)}, which is not installed. "
+            "Install it: `pip install 'hf_effpt[plot]'`."
+        )
+
+
+def write_plots(report: Report, folder: str | os.PathLike) -> list[Path]:
+    """Draws the held-out loss against each axis that is known, and the paired differences.
+
+    Args:
+        report (`Mapping`): the content of `report.json`.
+        folder (`str` or `os.PathLike`): where the pictures go; created if need be.
+
+    Returns:
+        `list[Path]`: the PNG files.
+
+    Raises:
+        EffptError: where matplotlib is not installed.
+    """
+    require_plotting()
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = {axis.picture: _losses(report, axis) for axis in series.known_axes(report)}
+    if len(report["arms"]) > 1:
+        pictures[series.DIFFERENCES] = _differences(report)
+    for name, figure in pictures.items():
+        figure.savefig(folder / name, dpi=150)
+    return [folder / name for name in pictures]
+
+
+def _figure(height: float) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure  # without pyplot, which would keep every figure and choose a window system
+
+    figure = Figure(figsize=(8, height), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25, linewidth=0.6)
+    return figure, axes
+
+
+def _name(text: str) -> str:
+    """An arm's name as it is: a dollar sign would begin a formula, an underscore in front hides a legend entry."""
+    literal = text.replace("$", r"\$")
+    return f" {literal}" if text.startswith("_") else literal
+
+
+def _losses(report: Report, axis: series.Axis) -> Figure:
+    """Thin lines for the seeds, thick ones for means, bands for their intervals, diamonds for shorter runs' ends."""
+    figure, axes = _figure(4.8)
+    for arm, colour in zip(report["arms"], series.colours(report), strict=True):
+        for run in series.full_runs(arm):
+            line = series.lines(run)
+            if line["x"][axis.key] is not None:
+                axes.plot(line["x"][axis.key], line["loss"], color=colour, linewidth=0.7, alpha=0.5)
+        mean = series.mean_line(arm)
+        x = mean and mean["x"][axis.key]
+        if x is not None:
+            axes.plot(x, mean["loss"], color=colour, linewidth=2.2)
+            if mean["low"] is not None:
+                axes.fill_between(x, mean["low"], mean["high"], color=colour, alpha=0.15, linewidth=0)
+        for end in series.ends(arm):
+            if end["x"][axis.key] is not None:
+                shape = {"marker": "o"} if end["fraction"] == 1.0 else {"marker": "D", "markerfacecolor": "white"}
+                axes.plot(end["x"][axis.key], end["loss"], color=colour, markersize=4, zorder=3, **shape)
+        axes.plot([], [], color=colour, linewidth=2.2, label=_name(arm["name"]))
+    if report["unigram_floor"] is not None:
+        axes.axhline(report["unigram_floor"], linestyle="--", color="black", linewidth=1, label="unigram floor")
+    axes.plot([], [], "kD", markersize=4, markerfacecolor="white", label="end of a shorter, fully decayed run")
+    axes.set(xlabel=series.axis_title(axis, report), ylabel="Held-out loss, nats")
+    axes.set_title(CURVES_NOTE.replace(". ", ".\n"), fontsize=8)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    return figure
+
+
+def _differences(report: Report) -> Figure:
+    """A dot for each seed and a bar for the interval of their mean, arm by arm."""
+    arms: list[tuple[dict[str, Any], str]] = [
+        (arm, colour)
+        for arm, colour in zip(report["arms"], series.colours(report), strict=True)
+        if not arm["baseline"]
+    ]
+    figure, axes = _figure(1.6 + 0.6 * len(arms))
+    for row, (arm, colour) in enumerate(arms):
+        values = [pair["value"] for pair in series.paired_differences(arm, report)]
+        axes.plot(values, [row + 0.18] * len(values), "o", color=colour, alpha=0.6, markersize=5)
+        difference = arm["difference"]
+        if difference is None:
+            where = axes.get_yaxis_transform()
+            axes.text(0.01, row, "no difference is given: see the verdict", transform=where, fontsize=8, va="center")
+            continue
+        axes.plot(difference["mean"], row, "D", color=colour, markersize=7)
+        if difference["low"] is not None:
+            axes.plot([difference["low"], difference["high"]], [row, row], color=colour, linewidth=2.5)
+    axes.axvline(0, color="black", linewidth=1)
+    axes.set_yticks(range(len(arms)), [_name(arm["name"]) for arm, _ in arms])
+    axes.set_ylim(len(arms) - 0.5, -0.5)
+    axes.set_xlabel("Held-out loss minus the baseline's, nats, seed by seed (left of zero is better)")
+    return figure

@@ -1,0 +1,134 @@
+"""What a comparison may claim: paired differences with intervals, corrected for the number of arms, and a verdict."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from scipy import stats
+
+LEAST_SEEDS = 3  # fewer pairs give no verdict
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its 95 % confidence interval by Student's t; one value alone has no bounds."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How an arm differs from the baseline, paired by seed: arm minus baseline.
+
+    Args:
+        mean (`float`): the mean difference.
+        low, high (`float`): its 95 % confidence interval.
+        p (`float`): two-sided p-value of the paired t-test.
+        n (`int`): number of pairs.
+        p_holm (`float`, *optional*): `p` corrected for the number of arms, once all of them are known.
+    """
+
+    mean: float
+    low: float
+    high: float
+    p: float
+    n: int
+    p_holm: float | None = None
+
+
+def interval(values: Sequence[float]) -> Interval | None:
+    """Mean and 95 % interval of some values; `None` of none."""
+    n = len(values)
+    if n == 0:
+        return None
+    mean = float(np.mean(values))
+    if n == 1:
+        return Interval(mean, None, None, 1)
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * np.std(values, ddof=1) / math.sqrt(n))
+    return Interval(mean, mean - half, mean + half, n)
+
+
+def paired(arm: Mapping[int, float], baseline: Mapping[int, float]) -> Difference | None:
+    """The paired difference over the seeds that both have; `None` with fewer than three pairs.
+
+    Args:
+        arm, baseline (`Mapping[int, float]`): a figure by seed.
+    """
+    seeds = sorted(set(arm) & set(baseline))
+    if len(seeds) < LEAST_SEEDS:
+        return None
+    gaps = [arm[seed] - baseline[seed] for seed in seeds]
+    found = interval(gaps)
+    assert found is not None
+    assert found.low is not None
+    assert found.high is not None
+    if found.high == found.low:  # no spread at all: the test has no statistic, and equal arms do not differ
+        p = 1.0 if found.mean == 0 else 0.0
+    else:
+        p = float(stats.ttest_1samp(gaps, 0.0).pvalue)
+    return Difference(found.mean, found.low, found.high, p, found.n)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's (1979) step-down correction: adjusted p-values, in the order given."""
+    order = np.argsort(p_values, kind="stable")
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def crossing(losses: Mapping[float, float], target: float) -> tuple[float | None, str | None]:
+    """The budget at which separate, fully decayed runs reach a loss, with loss linear in the logarithm of the budget.
+
+    Args:
+        losses (`Mapping[float, float]`): final loss by budget.
+        target (`float`): the loss to reach.
+
+    Returns:
+        The budget and `None`; or `None` and why there is none. A target that the shortest run already reaches gives
+        that run's budget, with a word that it may be less.
+    """
+    points = sorted(losses.items())
+    if not points:
+        return None, "no finished runs"
+    if points[0][1] <= target:
+        return points[0][0], "reached by the shortest run already: it may need less"
+    for (short, worse), (long, better) in pairwise(points):
+        if better <= target:
+            share = (worse - target) / (worse - better)
+            return short * (long / short) ** share, None
+    return None, "not reached within the budget"
+
+
+def verdict(difference: Difference | None, reason: str | None = None) -> dict[str, str]:
+    """A label, and a sentence with its confidence, on a difference in loss (lower is better).
+
+    Args:
+        difference ([`Difference`], *optional*): with its corrected p-value.
+        reason (`str`, *optional*): why there is no verdict, if there is none.
+    """
+    if reason is not None or difference is None:
+        reason = reason or f"fewer than {LEAST_SEEDS} paired seeds have finished"
+        return {"label": "no verdict", "text": f"No verdict: {reason}."}
+    p = difference.p if difference.p_holm is None else difference.p_holm
+    confidence = (
+        f"95 % interval {difference.low:+.4f} to {difference.high:+.4f}, p = {p:.3g} after Holm's correction, "
+        f"{difference.n} paired seeds"
+    )
+    change = f"{abs(difference.mean):.4f} nats {'lower' if difference.mean < 0 else 'higher'}"
+    if p < 1 - CONFIDENCE:
+        label = "better" if difference.mean < 0 else "worse"
+        word = "pays" if label == "better" else "does not pay"
+        return {"label": label, "text": f"It {word} here: its loss is {change} than the baseline's ({confidence})."}
+    return {
+        "label": "no difference shown",
+        "text": f"No difference to the baseline is shown: its loss is {change} ({confidence}).",
+    }

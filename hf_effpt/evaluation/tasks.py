@@ -1,0 +1,363 @@
+"""Labelled tasks to fine-tune on: GLUE's, AG News and anyone's own, from files or, if asked, from the Hub."""
+
+import logging
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet as pq
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+
+from hf_effpt.core.errors import EffptError
+from hf_effpt.core.method import nearest
+
+logger = logging.getLogger(__name__)
+
+HELD_OUT, HELD_OUT_SEED = 0.1, 0
+
+
+@dataclass(frozen=True)
+class Known:
+    """A public task as the Hub has it."""
+
+    text_columns: tuple[str, ...]
+    label_names: tuple[str, ...] | None  # None for a regression
+    metrics: tuple[str, ...] = ("accuracy",)
+    hub: str = "nyu-mll/glue"
+    validation: tuple[str, ...] = ("validation", "dev")
+
+
+_PAIR, _ENTAILED = ("sentence1", "sentence2"), ("entailment", "not_entailment")
+
+KNOWN: dict[str, Known] = {
+    "cola": Known(("sentence",), ("unacceptable", "acceptable"), ("mcc",)),
+    "sst2": Known(("sentence",), ("negative", "positive")),
+    "mrpc": Known(_PAIR, ("not_equivalent", "equivalent"), ("f1", "accuracy")),
+    "rte": Known(_PAIR, _ENTAILED),
+    "stsb": Known(_PAIR, None, ("pearson", "spearman")),
+    "qnli": Known(("question", "sentence"), _ENTAILED),
+    "qqp": Known(("question1", "question2"), ("not_duplicate", "duplicate"), ("f1", "accuracy")),
+    "mnli": Known(
+        ("premise", "hypothesis"),
+        ("entailment", "neutral", "contradiction"),
+        validation=("validation_matched", "dev_matched", "validation", "dev"),
+    ),
+    "wnli": Known(_PAIR, ("not_entailment", "entailment")),
+    # It has no validation split; published figures are those of its test split.
+    "ag_news": Known(
+        ("text",),
+        ("World", "Sports", "Business", "Sci/Tech"),
+        hub="fancyzhx/ag_news",
+        validation=("validation", "dev", "test"),
+    ),
+}
+
+MISMATCHED = ("validation_mismatched", "dev_mismatched")
+# Where columns are not told, these are looked for first, in this order.
+USUAL_TEXTS = (
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question", "sentence"),
+    ("question1", "question2"),
+    ("text", "text_pair"),
+    ("text",),
+    ("sentence",),
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A labelled task.
+
+    Args:
+        name (`str`): `mnli`, or `mnli_subset` where the data are not the published ones.
+        train (`Dataset`): the text columns, and `label`: a class from 0, or a float.
+        validation (`dict[str, Dataset]`): by what the names of its metrics end in: `""`, and `"_mm"` for MNLI's
+            mismatched examples.
+        text_columns (`tuple[str, ...]`): one or two.
+        label_names (`tuple[str, ...]`, *optional*): of the classes; `None` for a regression.
+        metrics (`tuple[str, ...]`): what it is measured by.
+        notes (`tuple[str, ...]`): what to know about the data.
+    """
+
+    name: str
+    train: Dataset
+    validation: dict[str, Dataset]
+    text_columns: tuple[str, ...]
+    label_names: tuple[str, ...] | None
+    metrics: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    def majority(self) -> float | None:
+        """The validation accuracy of always giving the commonest class of the training examples."""
+        if self.label_names is None:
+            return None
+        commonest = np.bincount(self.train["label"][:]).argmax()
+        return float(np.mean(np.asarray(self.validation[""]["label"][:]) == commonest))
+
+
+def load_task(name: str, data: str | Path | None = None) -> Task:
+    """Loads a task and checks all of it.
+
+    Args:
+        name (`str`): a known task, `cola` `sst2` `mrpc` `rte` `stsb` `qnli` `qqp` `mnli` `wnli` `ag_news`; a folder
+            with `train` and `validation` files, or one file; or a dataset on the Hub, `org/name` or
+            `org/name:configuration`. Files are Parquet, JSON lines, CSV or, without quoting, TSV.
+        data (`str` or `Path`, *optional*): the folder that holds `NAME/` or `tasks/NAME/` (also `NAME_subset`,
+            `NAME_resplit`), or `"hub"` to download known tasks.
+
+    Raises:
+        EffptError: what is needed is not there, or the labels cannot be learned from.
+    """
+    known = KNOWN.get(base_name(name))
+    if known and str(data) == "hub":
+        if name not in KNOWN:
+            raise EffptError(f"The Hub has no `{name}`, only the whole task. Name that, or give a folder that has it.")
+        return _build(name, *_from_hub(known.hub, name if known.hub == "nyu-mll/glue" else None), known)
+    if known or not Path(name).exists():
+        if data is not None and str(data) != "hub" and (folder := _folder_of(name, Path(data), known)):
+            return _build(folder.name, *_from_folder(folder, known), known)
+        if known:
+            raise EffptError(
+                f"The task `{name}` needs data: data=FOLDER, which holds {name}/train.* "
+                f'and {name}/validation.*, or data="hub" to download {known.hub}.'
+            )
+        if re.fullmatch(r"[\w.-]*\w/[\w.-]+(:[\w.-]+)?", name) and not name.endswith(tuple(READERS)):
+            repository, _, configuration = name.partition(":")
+            return _build(name, *_from_hub(repository, configuration or None), None)
+        raise EffptError(
+            f"There is no task `{name}`: it is no known task ({nearest(name, list(KNOWN))}), no file or folder "
+            f"({Path(name).absolute()}) and no dataset on the Hub, org/name."
+        )
+    path = Path(name)
+    if path.is_dir():
+        known = KNOWN.get(base_name(path.resolve().name))
+        return _build(path.resolve().name, *_from_folder(path, known), known)
+    return _build(path.stem, {"train": _read([path])}, str(path), None)
+
+
+def base_name(task: str) -> str:
+    """A task's name without what says that its data are not the published ones."""
+    return task.removesuffix("_subset").removesuffix("_resplit")
+
+
+def _folder_of(name: str, data: Path, known: Known | None) -> Path | None:
+    if not data.is_dir():
+        raise EffptError(f'The data folder {data.absolute()} does not exist. Correct it, or use data="hub".')
+    names = (name, f"{name}_subset", f"{name}_resplit") if known else (name,)
+    tried = [folder / each for folder in (data / "tasks", data) for each in names]
+    found = [folder for folder in tried if folder.is_dir()]
+    if known and not found:
+        raise EffptError(
+            f"The data folder {data.absolute()} has no task `{name}`; looked for {', '.join(map(str, tried))}. Put "
+            f'its files there, leave the task out, or use data="hub" to download {known.hub}.'
+        )
+    return found[0] if found else None
+
+
+def _from_folder(folder: Path, known: Known | None) -> tuple[dict[str, Dataset], str]:
+    """All splits in a folder by name, and where they are from; a split may be in shards, as on the Hub."""
+    files: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix in READERS:
+            files.setdefault(re.sub(r"-\d+-of-\d+$", "", path.stem), []).append(path)
+    if "train" not in files:
+        present = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
+        raise EffptError(
+            f"{folder.absolute()} has no training split: it holds {present}, but needs train.parquet (or "
+            f"{', '.join(suffix for suffix in READERS if suffix != '.parquet')}) and, better, validation.*."
+        )
+    needed = {"train", *(known.validation if known else ("validation", "dev")), *MISMATCHED}
+    return {split: _read(paths) for split, paths in files.items() if split in needed}, str(folder)
+
+
+def _from_hub(repository: str, configuration: str | None) -> tuple[dict[str, Dataset], str]:
+    where = f"{repository}:{configuration}" if configuration else repository
+    logger.warning("Downloading the dataset %s from the Hub", where)
+    try:
+        loaded = datasets.load_dataset(repository, configuration)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [""])[0][:300]
+        raise EffptError(
+            f"{where} is neither a file or folder here nor can it be had from the Hub ({type(error).__name__}: "
+            f"{reason}). Check the spelling and the network, or use local files."
+        ) from error
+    if not isinstance(loaded, DatasetDict) or "train" not in loaded:
+        raise EffptError(f"The dataset {where} has no training split, only {list(loaded)}; use one that has.")
+    return dict(loaded), where
+
+
+def _build(name: str, splits: dict[str, Dataset], where: str, known: Known | None) -> Task:
+    """Finds columns, labels and validation examples, and checks them."""
+    notes = []
+    if known and name not in KNOWN:
+        notes.append(f"{name} is not the published data of the task: its scores compare with no published ones")
+    accepted = known.validation if known else ("validation", "dev")
+    parts = {"train": splits["train"]}
+    if main := next((split for split in accepted if split in splits), None):
+        parts[""] = splits[main]
+        if main == "test":
+            notes.append(f"{name} has no validation split; evaluated on test, as is usual")
+    if main and (mismatched := next((split for split in MISMATCHED if split in splits), None)):
+        parts["_mm"] = splits[mismatched]
+    for split, rows in parts.items():
+        if not len(rows):
+            raise EffptError(f"{where}: the split {split or main} has no examples; it needs at least one.")
+    if not main:
+        if len(splits["train"]) < 2:
+            raise EffptError(f"{where} has 1 example and no validation split; give more, or validation.*.")
+        halves = splits["train"].train_test_split(HELD_OUT, seed=HELD_OUT_SEED)
+        parts = {"train": halves["train"], "": halves["test"]}
+        notes.append(f"no validation split: {HELD_OUT:.0%} of the training examples are held out, always the same")
+    features = parts["train"].features
+    label = next((column for column in ("label", "labels") if column in features), None)
+    if label is None:
+        raise EffptError(
+            f"{where} has the columns {', '.join(map(repr, features))}, but a task needs one named `label` or "
+            "`labels`. Rename it; a CSV or TSV needs a first line with the names."
+        )
+    texts = _text_columns(features, label, where, known)
+    if not known:
+        notes.append(f"text is read from {' and '.join(texts)}")
+    parts = {split: _complete(rows, texts, label, split or "validation", where) for split, rows in parts.items()}
+    kinds = {str(rows.features["label"]) for rows in parts.values()}
+    if len(kinds) > 1:
+        raise EffptError(f"{where}: labels are of different kinds in train and validation, {' and '.join(kinds)}.")
+    train = parts["train"]
+    names, convert = _labels(train.features["label"], train["label"][:], where, known)
+    parts = _numbered(parts, names, convert, where)
+    for note in notes:
+        logger.warning("%s: %s", name, note)
+    metrics = known.metrics if known else (("pearson", "spearman") if names is None else ("accuracy",))
+    return Task(name, parts.pop("train"), parts, texts, names, metrics, tuple(notes))
+
+
+def _text_columns(features: Features, label: str, where: str, known: Known | None) -> tuple[str, ...]:
+    strings = [
+        column
+        for column, feature in features.items()
+        if column != label and isinstance(feature, Value) and feature.dtype in ("string", "large_string")
+    ]
+    for texts in (known.text_columns,) if known else USUAL_TEXTS:
+        if set(texts) <= set(strings):
+            return texts
+    if known or not strings:
+        needed = " and ".join(known.text_columns) if known else "at least one"
+        raise EffptError(
+            f"{where} has the string columns {', '.join(strings) or 'none'}, but needs {needed}. Rename or add them."
+        )
+    return tuple(strings[:2])
+
+
+def _complete(rows: Dataset, texts: tuple[str, ...], label: str, split: str, where: str) -> Dataset:
+    """Only the columns needed, none of them with gaps."""
+    if missing := [column for column in (*texts, label) if column not in rows.features]:
+        raise EffptError(f"{where}: {split} lacks the column {missing[0]!r} that train has; make the splits alike.")
+    rows = rows.select_columns([*texts, label])
+    table = rows.with_format("arrow")[:]
+    for column in (*texts, label):
+        empty = pc.is_null(table[column], nan_is_null=True)
+        if pc.any(empty).as_py():
+            raise EffptError(
+                f"{where}: row {pc.index(empty, True).as_py()} of {split} has no {column!r}; fill it or remove it."
+            )
+    return rows if label == "label" else rows.rename_column(label, "label")
+
+
+def _labels(
+    feature: Any, values: Iterable, where: str, known: Known | None
+) -> tuple[tuple[str, ...] | None, Callable]:
+    """The classes, or `None` for a regression, and what turns a label of a file into the number that is learned."""
+    kind = feature.dtype if isinstance(feature, Value) else ""
+    if known and known.label_names is None:
+        fits = kind.startswith(("float", "int", "uint"))
+    elif known and isinstance(feature, ClassLabel):
+        fits = tuple(feature.names) == known.label_names
+    elif known:
+        fits = kind.endswith("string") or kind.startswith(("int", "uint"))
+    else:
+        fits = isinstance(feature, ClassLabel | Value)
+    if not fits:
+        wanted = ", ".join(known.label_names or ["a number each"]) if known else "a class or a number each"
+        raise EffptError(f"{where}: the labels are {feature}, but the task needs {wanted}. Convert the column.")
+    if kind.startswith("float") or (known and known.label_names is None):
+        return None, float
+    if isinstance(feature, ClassLabel):
+        return tuple(feature.names), int
+    if known:
+        names = known.label_names or ()
+        return names, {name: index for index, name in enumerate(names)}.get if kind.endswith("string") else int
+    order = {value: index for index, value in enumerate(sorted({value for value in values if value != -1}))}
+    return tuple(map(str, order)), {**order, -1: -1}.get
+
+
+def _numbered(
+    parts: dict[str, Dataset], names: tuple[str, ...] | None, convert: Callable, where: str
+) -> dict[str, Dataset]:
+    """The splits with the numbers that are learned as labels, after checking that they can be learned from."""
+    seen: set[int] = set()
+    numbered = {}
+    for part, rows in parts.items():
+        split = part if part == "train" else f"validation{part}"
+        labels = rows["label"][:]
+        numbers = [convert(label) for label in labels]
+        if names is not None:
+            if hidden := numbers.count(-1):
+                raise EffptError(
+                    f"{where}: {hidden} of {len(numbers)} labels in {split} are -1, which is how hidden labels are "
+                    "marked (GLUE's test splits have them). Use a split with labels, or number your classes from 0."
+                )
+            allowed = set(range(len(names))) if part == "train" else seen
+            if strange := {str(label) for label, number in zip(labels, numbers, strict=True) if number not in allowed}:
+                raise EffptError(
+                    f"{where}: {split} has the labels {', '.join(sorted(strange)[:5])}, but "
+                    f"{'the classes are' if part == 'train' else 'train has only'} "
+                    f"{', '.join(names[number] for number in sorted(allowed))}. Correct them, or split the data anew."
+                )
+            if part == "train" and len(seen := set(numbers)) < 2:
+                raise EffptError(
+                    f"{where}: every label in train is {labels[0]!r}, but learning needs two classes. Add examples "
+                    "of another class, or label with floats for a regression."
+                )
+        columns = {name: rows.with_format("arrow")[:][name] for name in rows.column_names}
+        columns["label"] = pa.array(numbers, pa.float32() if names is None else pa.int64())
+        numbered[part] = Dataset(pa.table(columns))
+    return numbered
+
+
+def _read(paths: list[Path]) -> Dataset:
+    """One split out of its files."""
+    if len({path.suffix for path in paths}) > 1 or len({path.name for path in paths if "-of-" not in path.stem}) > 1:
+        raise EffptError(
+            f"{paths[0].parent.absolute()} has {', '.join(path.name for path in paths)} for one split; keep one."
+        )
+    if paths[0].suffix not in READERS:
+        raise EffptError(f"{paths[0]} is no {', '.join(READERS)} file; convert it.")
+    try:
+        return Dataset(pa.concat_tables([READERS[path.suffix](path) for path in paths]))
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
+        raise EffptError(f"{paths[0].absolute()} cannot be read as {paths[0].suffix[1:]}: {error}") from error
+
+
+def _read_separated(separator: str, quote: str | bool) -> Callable[[Path], pa.Table]:
+    return lambda path: pyarrow.csv.read_csv(
+        path,
+        parse_options=pyarrow.csv.ParseOptions(delimiter=separator, quote_char=quote, newlines_in_values=bool(quote)),
+    )
+
+
+READERS: dict[str, Callable[[Path], pa.Table]] = {
+    ".parquet": pq.read_table,
+    ".jsonl": lambda path: pyarrow.json.read_json(path),
+    ".csv": _read_separated(",", '"'),
+    # GLUE's own files have single quotation marks in them, which would swallow lines.
+    ".tsv": _read_separated("\t", False),
+}

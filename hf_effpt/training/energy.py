@@ -1,0 +1,189 @@
+"""Energy of a run in joules: what the hardware counts where that can be read, else an estimate that says so.
+
+Nothing is added that is not counted: on a GPU the CPU is left out, on a CPU the memory. Idle power is neither
+subtracted nor recorded: a device takes seconds to come to rest, and every run would have to wait for that.
+"""
+
+import os
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from hf_effpt.core.clock import Clock
+from hf_effpt.core.errors import EffptError
+
+POWERCAP = Path("/sys/class/powercap")  # where Linux shows the RAPL counters of Intel and AMD processors
+WATTS_A_CORE = 4.0  # of a CPU that codecarbon does not know (codecarbon 3.3.2, core/cpu.py, DEFAULT_POWER_PER_CORE)
+WORLD_AVERAGE = 475.0  # g CO2e a kWh (IEA, Global Energy & CO2 Status Report 2019), the value that codecarbon uses too
+JOULES_A_KWH = 3.6e6
+
+
+class EnergySource(Protocol):
+    """A count of joules that only rises; `measured` says whether hardware counts them."""
+
+    name: str
+    measured: bool
+
+    def joules(self) -> float: ...
+
+
+class NvmlEnergy:
+    """The energy counter of an NVIDIA GPU (Volta and later).
+
+    The driver renews it every 20 to 100 ms, so a short window may read 0; totals over a run are right.
+
+    Args:
+        device (`torch.device`): a CUDA device.
+
+    Raises:
+        ImportError, RuntimeError: where the counter cannot be read.
+    """
+
+    name, measured = "NVML, GPU only", True
+
+    def __init__(self, device: torch.device) -> None:
+        import pynvml
+
+        if device.type != "cuda":
+            raise RuntimeError("NVML knows NVIDIA GPUs only")
+        try:
+            self._open(pynvml, device)
+        except pynvml.NVMLError as error:  # no driver, no permission, or a GPU or a part of one without the counter
+            raise RuntimeError(f"the energy counter cannot be read: {error}") from error
+
+    def _open(self, pynvml: Any, device: torch.device) -> None:
+        pynvml.nvmlInit()
+        uuid = str(torch.cuda.get_device_properties(device).uuid)
+        self._nvml, self._handle = pynvml, pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}".encode())
+        self.joules()
+
+    def joules(self) -> float:
+        """Energy in joules since the driver was loaded."""
+        return self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle) / 1e3
+
+
+class RaplEnergy:
+    """The energy counters of all CPU packages (RAPL): of everything that runs on the machine, without its memory.
+
+    Args:
+        root (`Path`, *optional*): the folder with `intel-rapl:N`, which AMD processors have by that name too.
+
+    Raises:
+        OSError: where there is no counter, or only root may read it.
+    """
+
+    name, measured = "RAPL, CPU packages only", True
+
+    def __init__(self, root: Path = POWERCAP) -> None:
+        self._domains: list[
+            tuple[Path, int]
+        ] = []  # the counter in microjoules, and the value at which it wraps around
+        self._last: list[int] = []
+        seen: dict[str, list[int]] = {}
+        for folder in sorted(root.glob("intel-rapl:*")):
+            label = (folder / "name").read_text().strip()  # package-0, core, dram, psys; package-0-die-1 on some
+            if not label.startswith("package-"):
+                continue
+            value = int((folder / "energy_uj").read_text())
+            dies = seen.setdefault(label.split("-die-")[0], [])
+            # Dies may each show the counter of their whole package: equal but for the moments between the readings.
+            if not any(abs(value - other) < 1_000_000 for other in dies):
+                self._domains.append((folder / "energy_uj", int((folder / "max_energy_range_uj").read_text())))
+                self._last.append(value)
+            dies.append(value)
+        if not self._domains:
+            raise FileNotFoundError(f"no RAPL package counter in {root}")
+        # All processes of a machine see the same counters, and the sum over processes has to have them once.
+        self._counts = int(os.environ.get("LOCAL_RANK", "0")) == 0
+        self._total = 0
+
+    def joules(self) -> float:
+        """Energy in joules since this object was made."""
+        for index, (counter, limit) in enumerate(self._domains):
+            value = int(counter.read_text())
+            gained = value - self._last[index]
+            self._total += gained if gained >= 0 else gained + limit
+            self._last[index] = value
+        return self._total / 1e6 if self._counts else 0.0
+
+
+class CpuTimeEnergy:
+    """An estimate: the CPU seconds of this process, all threads, at a constant power a core.
+
+    Not counted are the memory, idle cores, and other processes, such as the workers of a data loader.
+    """
+
+    name, measured = "estimated from CPU time", False
+
+    def joules(self) -> float:
+        """Estimated energy in joules since the process began."""
+        return WATTS_A_CORE * time.process_time()
+
+
+def energy_source(device: torch.device) -> EnergySource | None:
+    """The best source for `device`; `None` for a GPU that does not tell."""
+    if device.type == "cpu":
+        try:
+            return RaplEnergy()
+        except (OSError, ValueError):
+            return CpuTimeEnergy()
+    try:
+        return NvmlEnergy(device)
+    except (ImportError, RuntimeError):
+        return None
+
+
+def check_source(clock: Clock, source: EnergySource | None) -> None:
+    """Checks that a budget in joules can be measured.
+
+    Raises:
+        EffptError: if it cannot.
+    """
+    if clock.unit != "joules" or (source is not None and source.measured):
+        return
+    found = "not known: its counter cannot be read" if source is None else f"only {source.name}"
+    raise EffptError(
+        f"The budget of {clock.budget:,g} joules needs the energy of the device to be measured, and here it is "
+        f"{found}. NVIDIA GPUs measure it, with the extra `energy` installed, and CPUs whose RAPL counters in "
+        f"{POWERCAP} may be read; give steps, tokens, flops or time."
+    )
+
+
+def check_resumed(clock: Clock) -> None:
+    """Checks that the part of a run before this one counted what a budget in joules is about.
+
+    Raises:
+        EffptError: if it did not.
+    """
+    if clock.unit == "joules" and clock.joules is None:
+        raise EffptError(
+            f"The budget is {clock.budget:,g} joules, but the run to be resumed has not counted its own; resume it "
+            "with a budget in steps, tokens, flops or time."
+        )
+
+
+def energy_entry(
+    clock: Clock, source: EnergySource | None, intensity: float, emissions: dict[str, Any] | None
+) -> dict[str, Any]:
+    """What `run.json` says of energy and carbon; empty where nothing is known.
+
+    Args:
+        clock (`Clock`): of the run.
+        source (`EnergySource`, *optional*): of its joules.
+        intensity (`float`): grams of CO2e a kWh.
+        emissions (`dict`, *optional*): what codecarbon found, which then is what the run has emitted, unless it saw
+            only the last part of a resumed run.
+    """
+    entry: dict[str, Any] = {}
+    if source is not None and clock.joules is not None:
+        kwh = clock.joules / JOULES_A_KWH
+        entry = {"joules": clock.joules, "kwh": kwh, "source": source.name, "measured": source.measured}
+        by = "world average (IEA 2019)" if intensity == WORLD_AVERAGE else "set by carbon_intensity"
+        entry |= {"carbon_intensity": intensity, "co2e_grams": kwh * intensity, "carbon_source": by}
+    if emissions is not None:
+        entry["codecarbon"] = emissions
+        if emissions["since_step"] == 0:
+            entry |= {"co2e_grams": emissions["co2e_grams"], "carbon_source": "codecarbon"}
+    return entry

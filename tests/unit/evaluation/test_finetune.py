@@ -1,0 +1,326 @@
+import builtins
+import json
+import logging
+
+import pytest
+import torch
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    ElectraConfig,
+    ElectraForPreTraining,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    Trainer,
+    TrainingArguments,
+)
+
+from hf_effpt.core.errors import EffptError
+from hf_effpt.evaluation import finetune as module
+from hf_effpt.evaluation.finetune import add_lora, finetune, finetune_suite, make_accumulation_safe
+from hf_effpt.evaluation.metrics import Score
+from hf_effpt.evaluation.protocols import PROTOCOLS, Protocol, Settings
+from hf_effpt.evaluation.tasks import load_task
+from tests import tiny
+
+QUICK = Settings(learning_rate=3e-3, epochs=4, batch_size=8, max_length=16)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A pre-trained checkpoint of a stock class."""
+    return checkpoint(tmp_path / "model", BertForMaskedLM(BertConfig(**tiny.SHAPE)))
+
+
+def checkpoint(path, model):
+    with module._quiet_loading():
+        model.save_pretrained(path)
+    tiny.tokenizer().save_pretrained(path)
+    return path
+
+
+def write(path, split, rows):
+    path.mkdir(parents=True, exist_ok=True)
+    (path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Tasks that a small model learns: the first word tells the class."""
+    words = [f"w{1 + 2 * (i % 2)} w{40 + i % 7}" for i in range(64)]
+    root = tmp_path / "data"
+    for split in ("train", "validation"):
+        write(root / "cola", split, [{"sentence": text, "label": i % 2} for i, text in enumerate(words)])
+        pairs = [{"sentence1": text, "sentence2": "w9", "label": i % 2} for i, text in enumerate(words)]
+        write(root / "rte", split, pairs[:16])
+        numbers = [{**pair, "label": 4.0 * pair["label"] + 0.01 * i} for i, pair in enumerate(pairs)]
+        write(root / "stsb", split, numbers)
+    for split in ("train", "validation_matched", "validation_mismatched"):
+        rows = [{"premise": text, "hypothesis": "w8", "label": i % 3} for i, text in enumerate(words[:24])]
+        write(root / "mnli", split, rows)
+    return root
+
+
+def test_learns_and_reports(folder, data, capsys, caplog):
+    before = sorted(path.name for path in folder.iterdir())
+    result = finetune(folder, load_task("cola", data), QUICK, seed=0)
+    assert result["scores"] == {"mcc": {"value": 1.0, "note": None}}
+    assert (result["seed"], result["steps"], result["truncated"]) == (0, 32, 0)
+    assert (result["train_examples"], result["validation_examples"]) == (64, 64)
+    assert result["majority"] == 0.5
+    assert result["seconds"] > 0
+    assert sorted(path.name for path in folder.iterdir()) == before
+    assert capsys.readouterr() == ("", "")
+    assert caplog.text == ""
+
+
+def test_a_seed_repeats_and_another_differs(folder, data, monkeypatch):
+    seen = []
+    monkeypatch.setattr(module, "score", lambda metric, predicted, labels: seen.append(predicted) or Score(0.0))
+    for seed in (0, 0, 1):
+        finetune(folder, load_task("stsb", data), QUICK, seed)
+    assert (seen[0] == seen[2]).all()  # two metrics a run
+    assert (seen[0] != seen[4]).any()
+
+
+def test_regression(folder, data):
+    scores = finetune(folder, load_task("stsb", data), QUICK, seed=0)["scores"]
+    assert scores["pearson"]["value"] > 0.9
+    assert scores["spearman"]["value"] > 0.6
+
+
+@pytest.mark.parametrize(
+    ("config", "architecture"),
+    [(RobertaConfig, RobertaForMaskedLM), (ElectraConfig, ElectraForPreTraining)],
+    ids=["roberta", "electra"],
+)
+def test_other_encoders(tmp_path, data, config, architecture):
+    shape = {**tiny.SHAPE, "pad_token_id": 0, "embedding_size": 16}
+    path = checkpoint(tmp_path / "other", architecture(config(**shape)))
+    for settings in (QUICK, Settings(**{**vars(QUICK), "layer_decay": 0.9})):
+        assert finetune(path, load_task("cola", data), settings, seed=0)["scores"]["mcc"]["value"] == 1.0
+
+
+def test_examples_that_do_not_fit_are_cut_and_counted(folder, tmp_path):
+    rows = [{"text": " ".join(["w5"] * (30 if i < 3 else 6)), "label": i % 2} for i in range(8)]
+    for split in ("train", "validation"):
+        write(tmp_path / "mine", split, rows)
+    task = load_task(str(tmp_path / "mine"))
+    exactly = Settings(epochs=1, max_length=8)  # 6 words and 2 special tokens
+    assert finetune(folder, task, exactly, seed=0)["truncated"] == 6
+    result = finetune(folder, task, Settings(epochs=1, max_length=64), seed=0)  # the model reads 32: 30 and 2
+    assert result["truncated"] == 0
+    assert result["notes"] == ["examples are cut to 32 tokens, all the model can read, not 64"]
+
+
+def test_divergence_is_a_note_not_a_number(folder, data):
+    model = BertForMaskedLM.from_pretrained(folder)
+    model.bert.embeddings.word_embeddings.weight.data.fill_(float("nan"))
+    checkpoint(folder, model)
+    scores = finetune(folder, load_task("cola", data), Settings(epochs=1), seed=0)["scores"]
+    assert scores["mcc"] == {"value": None, "note": "diverged"}
+
+
+def one_step(tmp_path, parts, safe=True):
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(
+        BertConfig(**tiny.SHAPE, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    )
+    if safe:
+        make_accumulation_safe(model)
+    rows = [{**row, "labels": i % 2} for i, row in enumerate(tiny.rows(8).to_list())]
+    args = TrainingArguments(
+        str(tmp_path),
+        max_steps=1,
+        per_device_train_batch_size=8 // parts,
+        gradient_accumulation_steps=parts,
+        optim="sgd",
+        learning_rate=5.0,
+        lr_scheduler_type="constant",
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        dataloader_pin_memory=False,
+    )
+    trainer = Trainer(model, args, train_dataset=rows)
+    trainer.train()
+    return trainer.state.log_history[0]["grad_norm"], tiny.weights(model)
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path, parts):
+    norm, weights = one_step(tmp_path, 1)
+    cut_norm, cut_weights = one_step(tmp_path, parts)
+    assert cut_norm == pytest.approx(norm, rel=1e-5)
+    for name, weight in weights.items():
+        assert torch.allclose(weight, cut_weights[name], atol=1e-6), name
+
+
+def test_the_trainer_heeds_what_makes_accumulation_safe(tmp_path):
+    model = make_accumulation_safe(BertForSequenceClassification(BertConfig(**tiny.SHAPE)))
+    args = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True)
+    assert Trainer(model, args).model_accepts_loss_kwargs is False
+    assert Trainer(add_lora(model, 2), args).model_accepts_loss_kwargs is False
+
+
+@pytest.mark.parametrize("lora", [None, 2])
+def test_finetune_makes_accumulation_safe(folder, data, monkeypatch, lora):
+    seen = []
+    init = Trainer.__init__
+
+    def record(self, *args, **kwargs):
+        init(self, *args, **kwargs)
+        seen.append((self.model_accepts_loss_kwargs, self.args.per_device_train_batch_size))
+
+    monkeypatch.setattr(Trainer, "__init__", record)
+    settings = Settings(epochs=1, batch_size=8, gradient_accumulation_steps=4)
+    assert finetune(folder, load_task("cola", data), settings, 0, lora)["steps"] == 8
+    assert seen == [(False, 2)]
+
+
+def test_layers_learn_slower_the_deeper_they_are():
+    model = BertForSequenceClassification(BertConfig(**tiny.SHAPE))
+    optimizer = module._layerwise(model, Settings(learning_rate=1.0, layer_decay=0.5, weight_decay=0.1))
+    rate, decay = {}, {}
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            rate[names[parameter]], decay[names[parameter]] = group["lr"], group["weight_decay"]
+    assert len(rate) == len(names)
+    assert rate["classifier.weight"] == rate["bert.pooler.dense.bias"] == 1.0
+    assert rate["bert.encoder.layer.3.output.dense.weight"] == 0.5**2
+    assert rate["bert.encoder.layer.0.output.dense.weight"] == 0.5**5
+    assert rate["bert.embeddings.word_embeddings.weight"] == 0.5**6
+    assert decay["classifier.weight"] == decay["bert.embeddings.word_embeddings.weight"] == 0.1
+    assert decay["bert.encoder.layer.0.output.LayerNorm.weight"] == decay["classifier.bias"] == 0.0
+
+
+def test_lora_trains_adapters_and_head_only_and_merges_into_the_same_predictions():
+    model = BertForSequenceClassification(BertConfig(**tiny.SHAPE)).eval()
+    adapted = add_lora(model, 4).eval()
+    trained = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
+    assert all("lora_" in name or "classifier" in name or "pooler" in name for name in trained)
+    assert sum("lora_A" in name for name in trained) == 4 * 4  # query, key, value and output of four layers
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter)
+    ids = torch.randint(5, tiny.VOCAB, (4, 12))
+    with torch.no_grad():
+        before = adapted(ids).logits
+        plain = BertForSequenceClassification(model.config).eval()
+        merged = adapted.merge_and_unload()
+        assert torch.allclose(merged(ids).logits, before, atol=1e-5)
+        assert set(merged.state_dict()) == set(plain.state_dict())
+
+
+def test_lora_learns_and_its_scores_say_so(folder, data):
+    settings = Settings(**{**vars(QUICK), "learning_rate": 1e-2, "epochs": 6})
+    protocol = Protocol("quick", "this test", settings=settings, seeds=1)
+    suite = finetune_suite(folder, ["cola"], protocol, data=data, lora=4)
+    assert suite["lora"] == 4
+    assert suite["tasks"]["cola/mcc@quick+lora4"]["value"] > 0.9
+
+
+def test_lora_without_peft_says_what_to_install(folder, data, monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name == "peft":
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(EffptError, match=r"hf_effpt\[lora\]"):
+        finetune_suite(folder, ["cola"], "default", data=data, lora=4)
+
+
+def test_suite(folder, data):
+    protocol = Protocol("quick", "this test", settings=Settings(epochs=1, max_length=16), statistic="median", seeds=2)
+    seen = []
+    suite = finetune_suite(
+        folder,
+        ["cola", "mnli"],
+        protocol,
+        data=data,
+        on_result=lambda name, result: seen.append((name, result["seed"])),
+    )
+    assert seen == [("mnli", 0), ("mnli", 1), ("cola", 0), ("cola", 1)]
+    assert list(suite["tasks"]) == ["mnli/accuracy@quick", "mnli/accuracy_mm@quick", "cola/mcc@quick"]
+    score = suite["tasks"]["mnli/accuracy@quick"]
+    assert score["value"] == pytest.approx(sum(seed["value"] for seed in score["seeds"]) / 2)
+    assert suite["average"]["value"] is not None
+    json.dumps(suite, allow_nan=False)
+    one = finetune_suite(folder, ["cola"], protocol, data=data, seeds=[5])
+    assert one["tasks"]["cola/mcc@quick"]["notes"][0] == "seeds: 1, where the protocol has 2"
+
+
+def test_tasks_that_start_from_mnli_do(folder, data, monkeypatch):
+    starts, real = [], module._load
+
+    def load(path, task):
+        tokenizer, model = real(path, task)
+        starts.append((task.name, model.base_model.embeddings.word_embeddings.weight.clone(), model.num_labels))
+        return tokenizer, model
+
+    monkeypatch.setattr(module, "_load", load)
+    protocol = Protocol("quick", "this test", settings=QUICK, seeds=1, from_mnli=frozenset({"rte"}))
+    suite = finetune_suite(folder, ["cola", "rte", "mnli"], protocol, data=data)
+    embeddings = {name: weight for name, weight, _ in starts}
+    assert [name for name, *_ in starts] == ["mnli", "cola", "rte"]
+    assert starts[2][2] == 2
+    assert torch.equal(embeddings["mnli"], embeddings["cola"])
+    assert not torch.equal(embeddings["mnli"], embeddings["rte"])
+    assert "started from the encoder fine-tuned on mnli" in suite["tasks"]["rte/accuracy@quick"]["notes"]
+
+
+def test_suite_refuses_before_it_trains(folder, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_finetune", lambda *args: pytest.fail("trained"))
+    (tmp_path / "empty").mkdir()
+    for changes, message in [
+        ({"protocol": "glue8_mosaic", "tasks": ["rte"]}, "rte start from the model fine-tuned on MNLI"),
+        ({"protocol": "glue9_cramming", "tasks": None}, "no task `qqp`"),
+        ({"protocol": "defualt"}, "did you mean `default`"),
+        ({"tasks": None}, "No tasks were named"),
+        ({"seeds": 0}, "`seeds`"),
+        ({"lora": 0}, "rank of LoRA is 0"),
+        ({"model_dir": tmp_path / "empty"}, r"no config\.json"),
+    ]:
+        given = {"model_dir": folder, "tasks": ["cola"], "protocol": "default", **changes}
+        with pytest.raises(EffptError, match=message):
+            finetune_suite(data=data, **given)
+
+
+def test_a_folder_that_is_no_encoder_with_its_tokenizer(folder, data, tmp_path):
+    task = load_task("cola", data)
+    model = BertForMaskedLM(BertConfig(**{**tiny.SHAPE, "num_hidden_layers": 2}))
+    with module._quiet_loading():
+        model.save_pretrained(tmp_path / "bare")
+    with pytest.raises(EffptError, match="has no tokenizer"):
+        finetune(tmp_path / "bare", task, QUICK, 0)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 5}))
+    with pytest.raises(EffptError, match="lacks 16 weights of the encoder"):
+        finetune(folder, task, QUICK, 0)
+
+
+def test_only_the_report_of_new_heads_is_silenced(caplog):
+    reporting = logging.getLogger("transformers.modeling_utils")
+    reporting.propagate = True
+    with module._quiet_loading(), caplog.at_level("WARNING"):
+        reporting.warning("Bert LOAD REPORT from: x")
+        reporting.warning("something else")
+    reporting.warning("Bert LOAD REPORT from: y")
+    assert [record.getMessage() for record in caplog.records] == ["something else", "Bert LOAD REPORT from: y"]
+
+
+def test_protocols_are_stock_arguments(folder, tmp_path):
+    for protocol in PROTOCOLS.values():
+        for settings in (protocol.settings, *protocol.task_settings.values()):
+            if settings is not None:
+                args = module._arguments(settings, 3, str(tmp_path))
+                assert args.seed == 3
+                assert args.get_warmup_steps(1000) == round(1000 * settings.warmup)
+                assert args.lr_scheduler_type == settings.scheduler
