@@ -89,10 +89,10 @@ def compare(
         failed = runner.make(runs)
     except KeyboardInterrupt:
         with suppress(EffptError):  # what there is so far; without a baseline there is nothing to say
-            _write(report(arms, runs, clock, failed={}, command=command), out)
+            write_report(report(arms, runs, clock, failed={}, command=command), out)
         raise
     found = report(arms, runs, clock, failed=failed, command=command)
-    _write(found, out)
+    write_report(found, out)
     return found
 
 
@@ -141,8 +141,8 @@ def _prepare(recipes: Mapping[str, Recipe]) -> None:
         check_size(rows["train"], args.train_batch_size * args.world_size * args.gradient_accumulation_steps)
 
 
-def _write(found: dict[str, Any], out: Path) -> None:
-    """Writes the report in all its forms."""
+def write_report(found: dict[str, Any], out: Path) -> None:
+    """Writes a report in all its forms: JSON, pictures, Markdown, and a page."""
     write_json(out / "report.json", found)
     write_plots(found, out)
     (out / "report.md").write_text(markdown(found), encoding="utf-8")

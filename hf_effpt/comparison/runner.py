@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from pathlib import Path
 from typing import Any
 
 from hf_effpt.core.errors import EffptError
@@ -68,6 +69,10 @@ class Runner:
                 raise
         return failed
 
+    def command(self, run: Run, request: Path) -> list[str]:
+        """The command of a run's process, which finds what it is to do in the file `request`."""
+        return [sys.executable, "-m", "hf_effpt.comparison.worker", str(request)]
+
     def is_done(self, run: Run) -> bool:
         """Whether a run is trained and, where it is to be, evaluated as asked."""
         if run.record() is None:
@@ -94,7 +99,7 @@ class Runner:
             with self._lock:
                 if self._stopping:
                     return None
-                command = [sys.executable, "-m", "hf_effpt.comparison.worker", str(asked)]
+                command = self.command(run, asked)
                 process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
                 self._processes.add(process)
             code = process.wait()

@@ -317,7 +317,7 @@ class EffptTrainer(ExportingTrainer):
             with self.timekeeper.paused():
                 logs |= self.meter.summary(self._matmul_dtype, devices=self.args.world_size)
             self.meter.reset()
-        if any(name.endswith("loss") for name in logs):  # the stock summary at the end has its own totals
+        if any(name.endswith("loss") for name in logs if name != "train_loss"):  # which comes with its own totals
             totals = self.clock.as_dict() | {"clock": self.clock.fraction}
             names = ("clock", "tokens", "flops", "seconds", "reference_seconds", "joules")
             logs |= {name: totals[name] for name in names if totals[name] is not None}

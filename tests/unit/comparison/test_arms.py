@@ -1,0 +1,122 @@
+import pytest
+import yaml
+
+from hf_effpt.comparison.arms import Arm, check_comparable, common_budget, load_arms, with_free_methods
+from hf_effpt.comparison.grid import claim, grid
+from hf_effpt.core.clock import Clock
+from hf_effpt.core.errors import EffptError
+
+BASE = {
+    "model": {"size": "tiny"},
+    "data": {"dataset": "corpus/"},
+    "training": {"output_dir": "out", "budget": "8steps"},
+}
+
+
+def arm(name, **changes):
+    return Arm(
+        name, {section: {**BASE.get(section, {}), **changes.get(section, {})} for section in {**BASE, **changes}}
+    )
+
+
+def recipes(*arms):
+    return {each.name: each.recipe("8steps", 0, "out") for each in arms}
+
+
+def check(*arms, different_data=False):
+    check_comparable(arms, recipes(*arms), different_data)
+
+
+def test_arms_are_called_by_their_files(tmp_path):
+    for name in ("plain", "dropped"):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(BASE))
+    arms = load_arms(
+        [tmp_path / "plain.yaml", tmp_path / "dropped.yaml", "tiny"], ["--training.learning_rate", "1e-4"]
+    )
+    assert [each.name for each in arms] == ["plain", "dropped", "tiny"]
+    assert all(each.recipe("8steps", 0, "x").training.learning_rate == 1e-4 for each in arms)
+
+
+def test_two_arms_of_one_name_are_refused(tmp_path):
+    with pytest.raises(EffptError, match="Two arms are called 'tiny'"):
+        load_arms(["tiny", "tiny"])
+
+
+@pytest.mark.parametrize(
+    ("data", "key"),
+    [
+        ({"dataset": "other/"}, "dataset"),
+        ({"tokenizer": "tok/"}, "tokenizer"),
+        ({"vocab_size": 4096}, "vocab_size"),
+        ({"sequence_length": 64}, "sequence_length"),
+        ({"validation": "held/"}, "validation"),
+    ],
+)
+def test_arms_with_other_data_are_refused_unless_told_otherwise(data, key):
+    with pytest.raises(EffptError, match=rf"`plain` and `other` differ in `data.{key}`.*--different_data"):
+        check(arm("plain"), arm("other", data=data))
+    check(arm("plain"), arm("other", data=data), different_data=True)
+
+
+def test_arms_may_differ_in_masking_and_all_else():
+    check(arm("plain"), arm("other", data={"mlm_probability": 0.3}, model={"num_hidden_layers": 3}))
+
+
+@pytest.mark.parametrize("schedule", ["constant", "constant_with_warmup"])
+def test_a_learning_rate_that_never_decays_is_refused(schedule):
+    with pytest.raises(EffptError, match=r"Arm `hot`.*fully decayed"):
+        check(arm("plain"), arm("hot", training={"lr_scheduler_type": schedule}))
+
+
+def test_a_budget_shorter_than_the_warm_up_is_refused_with_the_arms_name(tmp_path):
+    arms = [arm("plain"), arm("slow", training={"warmup_steps": 5})]
+    grid(arms, Clock.parse("8steps"), [0], [1.0], tmp_path)
+    with pytest.raises(EffptError, match=r"Arm `slow` at 4steps: A warm-up of 5"):  # half the budget is too short
+        grid(arms, Clock.parse("8steps"), [0], [0.5, 1.0], tmp_path)
+
+
+def test_one_budget_for_all():
+    assert common_budget([arm("a"), arm("b")], None).budget == 8
+    assert common_budget([arm("a"), arm("b")], "2min").unit == "seconds"
+    with pytest.raises(EffptError, match=r"same budget.*9steps.*--budget"):
+        common_budget([arm("a"), arm("b", training={"budget": "9steps"})], None)
+
+
+def test_arms_with_methods_run_once_more_for_free():
+    arms = with_free_methods([arm("plain"), arm("dropped", methods={"layerdrop": {"p": 0.2}})])
+    assert [each.name for each in arms] == ["plain", "dropped", "dropped (methods free)"]
+    charged = [each.recipe("8steps", 0, "x").training.charge_methods for each in arms]
+    assert charged == [True, True, False]
+
+
+def test_arms_take_turns_and_each_seed_begins_with_another(tmp_path):
+    runs = grid([arm("a"), arm("b")], Clock.parse("10steps"), [0, 1], [1.0, 0.5], tmp_path)
+    assert [(run.arm, run.seed, run.fraction) for run in runs] == [
+        ("a", 0, 0.5), ("b", 0, 0.5), ("a", 0, 1.0), ("b", 0, 1.0),
+        ("b", 1, 0.5), ("a", 1, 0.5), ("b", 1, 1.0), ("a", 1, 1.0),
+    ]  # fmt: skip
+    assert [run.recipe.training.budget for run in runs[:4]] == ["5steps", "5steps", "10steps", "10steps"]
+    assert {run.recipe.training.seed for run in runs[:4]} == {0}
+    assert len({run.folder for run in runs}) == len(runs)
+
+
+def test_a_comparison_may_grow_but_not_change(tmp_path):
+    def plan(arms, seeds=(0,), budget="8steps", fractions=(1.0,)):
+        clock = Clock.parse(budget)
+        claim(tmp_path, grid(arms, clock, seeds, fractions, tmp_path), clock)
+
+    plan([arm("a")])
+    plan([arm("a"), arm("b")], seeds=(0, 1), fractions=(0.5, 1.0))
+    plan([arm("a")])
+    with pytest.raises(EffptError, match="holds a comparison at 8steps, not 9steps"):
+        plan([arm("a")], budget="9steps")
+    with pytest.raises(EffptError, match=r"arm `b` with another recipe \(model.size changed\)"):
+        plan([arm("a"), arm("b", model={"size": "mini"})])
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    clock = Clock.parse("8steps")
+    with pytest.raises(EffptError, match="holds no comparison"):
+        claim(tmp_path, grid([arm("a")], clock, [0], [1.0], tmp_path), clock)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]

@@ -1,0 +1,158 @@
+"""How runs are made, with a worker that only pretends to train."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hf_effpt.comparison.arms import Arm
+from hf_effpt.comparison.grid import grid
+from hf_effpt.comparison.runner import Runner, gpus_of
+from hf_effpt.core.clock import Clock
+from hf_effpt.core.errors import EffptError
+
+WORKER = """
+import json, os, pathlib, sys, time
+request = json.loads(pathlib.Path(sys.argv[1]).read_text())
+folder = pathlib.Path(request["recipe"]["training"]["output_dir"])
+world = folder.parents[4]
+with (world / "order.txt").open("a") as order:
+    gpu = os.environ.get("CUDA_VISIBLE_DEVICES")
+    order.write(f"{folder.parts[-3]} {folder.parts[-2]} {request['resume']} {gpu}\\n")
+if (world / f"fail-{folder.parts[-3]}").exists():
+    print("it is out of memory")
+    sys.exit(3)
+running = world / f"running-{os.getpid()}"
+running.touch()
+time.sleep(float(os.environ.get("PRETEND", "0")))
+with (world / "together.txt").open("a") as together:
+    together.write(f"{len(list(world.glob('running-*')))}\\n")
+running.unlink()
+folder.mkdir(parents=True, exist_ok=True)
+record = {"evaluation": {"held_out_loss": 5.0}, "clock": {"seconds": 1.0}}
+(folder / "run.json").write_text(json.dumps(record))
+if request["evaluation"]:
+    (folder / "evaluation.json").write_text(json.dumps({"asked": request["evaluation"], "scores": {}}))
+"""
+SECTIONS = {"model": {"size": "tiny"}, "data": {"dataset": "corpus/"}}
+
+
+class Pretending(Runner):
+    def command(self, run, request):
+        return [sys.executable, "-c", WORKER, str(request)]
+
+
+def runs_in(folder, seeds=(0, 1)):
+    return grid([Arm("a", SECTIONS), Arm("b", SECTIONS)], Clock.parse("8steps"), seeds, [1.0], folder / "out")
+
+
+def order(folder):
+    return [line.split()[:2] for line in (folder / "order.txt").read_text().splitlines()]
+
+
+def test_runs_in_order_and_not_twice(tmp_path):
+    runs = runs_in(tmp_path)
+    assert Pretending({}).make(runs) == {}
+    assert order(tmp_path) == [["a", "seed-0"], ["b", "seed-0"], ["b", "seed-1"], ["a", "seed-1"]]
+    assert Pretending({}).make(runs_in(tmp_path, seeds=(0, 1, 2))) == {}  # one more seed
+    assert order(tmp_path)[4:] == [["a", "seed-2"], ["b", "seed-2"]]
+
+
+def test_a_failed_run_is_named_and_tried_again(tmp_path):
+    runs = runs_in(tmp_path)
+    (tmp_path / "fail-b").touch()
+    failed = Pretending({}).make(runs)
+    assert {(run.arm, run.seed) for run in failed} == {("b", 0), ("b", 1)}
+    assert all("it is out of memory" in fault for fault in failed.values())
+    (tmp_path / "fail-b").unlink()
+    assert Pretending({}).make(runs) == {}
+    assert order(tmp_path)[4:] == [["b", "seed-0"], ["b", "seed-1"]]
+
+
+def test_a_run_is_done_when_it_is_evaluated_as_asked(tmp_path):
+    runs = runs_in(tmp_path, seeds=(0,))
+    Pretending({}).make(runs)
+    assert Pretending({"tasks": ["blimp"]}).is_done(runs[0]) is False
+    evaluating = Pretending({"tasks": ["blimp"]})
+    assert evaluating.make(runs) == {}
+    assert evaluating.is_done(runs[0])
+    assert json.loads((runs[0].folder / "evaluation.json").read_text())["asked"] == {"tasks": ["blimp"], "seeds": [0]}
+    assert not Pretending({"tasks": ["blimp", "cola"]}).is_done(runs[0])
+
+
+def test_a_killed_run_goes_on_from_its_checkpoint_and_half_a_run_is_removed(tmp_path):
+    with_checkpoint, without = runs_in(tmp_path, seeds=(0,))
+    (with_checkpoint.folder / "checkpoint-3").mkdir(parents=True)
+    without.folder.mkdir(parents=True)
+    (without.folder / "config.json").touch()
+    Pretending({}).make([with_checkpoint, without])
+    resumed = [line.split()[2] for line in (tmp_path / "order.txt").read_text().splitlines()]
+    assert resumed == ["True", "False"]
+    assert not (without.folder / "config.json").exists()
+
+
+def test_runs_on_several_gpus_at_once_one_on_each(tmp_path, monkeypatch):
+    monkeypatch.setenv("PRETEND", "0.5")
+    Pretending({}, gpus=["0", "3"]).make(runs_in(tmp_path, seeds=(0, 1, 2)))
+    used = {line.split()[3] for line in (tmp_path / "order.txt").read_text().splitlines()}
+    assert used == {"0", "3"}
+    together = [int(line) for line in (tmp_path / "together.txt").read_text().split()]
+    assert max(together) == 2
+    assert len(together) == 6
+
+
+def test_gpus_that_are_not_there_are_refused():
+    assert gpus_of(None) == []
+    with pytest.raises(EffptError, match="no GPU 9"):
+        gpus_of("9")
+    with pytest.raises(EffptError, match="no GPU first"):
+        gpus_of("first")
+
+
+DRIVER = """
+import pathlib, sys
+sys.path.insert(0, sys.argv[2])
+from tests.unit.comparison.test_runner import Pretending, runs_in
+Pretending({}).make(runs_in(pathlib.Path(sys.argv[1])))
+"""
+
+
+def test_a_killed_comparison_keeps_its_finished_runs(tmp_path):
+    root = str(Path(__file__).parents[3])
+    environment = {**os.environ, "PRETEND": "0.3"}
+    process = subprocess.Popen([sys.executable, "-c", DRIVER, str(tmp_path), root], env=environment)
+    first = runs_in(tmp_path)[0].folder / "run.json"
+    deadline = time.monotonic() + 120
+    while not first.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    time.sleep(1.0)  # the run that was under way ends by itself here; a real one sees that its parent is gone
+    before = len(order(tmp_path))
+    assert before < 4
+    finished = sum(run.record() is not None for run in runs_in(tmp_path))
+    assert Pretending({}).make(runs_in(tmp_path)) == {}
+    assert len(order(tmp_path)) == before + 4 - finished
+    assert order(tmp_path).count(["a", "seed-0"]) == 1
+
+
+def test_an_interruption_ends_the_run_under_way(tmp_path):
+    root = str(Path(__file__).parents[3])
+    environment = {**os.environ, "PRETEND": "60"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, str(tmp_path), root], env=environment, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("running-*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    (pid,) = (int(path.name.split("-")[1]) for path in tmp_path.glob("running-*"))
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert "KeyboardInterrupt" in errors
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
