@@ -20,6 +20,9 @@ from hf_effpt.core.errors import EffptError
         ("50kJ", "joules", 50e3),
         ("0.1kWh", "joules", 3.6e5),
         ("1_000 steps", "steps", 1000),
+        ("90s_rst", "reference_seconds", 90),
+        ("10min_rst", "reference_seconds", 600),
+        ("2h_rst", "reference_seconds", 7200),
     ],
 )
 def test_reads_budgets(text, unit, budget):
@@ -65,3 +68,25 @@ def test_refuses_unknown_units_and_infinite_budgets():
         Clock("parsecs", 1)
     with pytest.raises(EffptError, match="finite"):
         Clock("seconds", math.inf)
+
+
+def test_reference_time_is_counted_only_where_it_is_known():
+    clock = Clock("reference_seconds", 4)
+    assert clock.reference_seconds is None
+    clock.tick(reference_seconds=1.0)
+    clock.tick(reference_seconds=1.0)
+    assert clock.fraction == 0.5
+    again = Clock("reference_seconds", 4)
+    again.restore(clock.as_dict())
+    assert again == clock
+    other = Clock("steps", 4)
+    other.tick()
+    assert other.reference_seconds is None
+
+
+@pytest.mark.parametrize("text", ["10steps", "1e9tokens", "90s", "10min_rst", "50kJ"])
+def test_a_share_of_a_budget_can_be_read(text):
+    whole = Clock.parse(text)
+    half = Clock.parse(whole.share(0.5))
+    assert (half.unit, half.budget) == (whole.unit, whole.budget / 2)
+    assert Clock.parse(Clock("steps", 3).share(0.1)).budget == 1

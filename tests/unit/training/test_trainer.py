@@ -1,3 +1,4 @@
+import json
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -332,3 +333,72 @@ def test_parts_that_do_not_fit_are_refused_at_construction(tmp_path, parts, word
     } | parts
     with pytest.raises(EffptError, match=words):
         EffptTrainer(**{name: make() for name, make in given.items()})
+
+
+def test_evaluates_at_shares_of_the_budget_and_off_the_clock(tmp_path):
+    tokens_a_step = 4 * tiny.LENGTH
+    settings = {"budget": f"{20 * tokens_a_step}tokens", "eval_strategy": "steps", "eval_steps": 0.25}
+    trainer = tiny.trainer(tmp_path / "a", **settings)
+    trainer.train()
+    points = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert [entry["step"] for entry in points] == [5, 10, 15]  # what is left to the end is evaluated there
+    assert [entry["clock"] for entry in points] == [0.25, 0.5, 0.75]
+    assert all({"tokens", "flops", "seconds", "joules"} <= set(entry) for entry in points)
+    plain = tiny.trainer(tmp_path / "b", budget=settings["budget"])
+    plain.train()
+    assert all(
+        torch.equal(left, right)
+        for left, right in zip(trainer.model.parameters(), plain.model.parameters(), strict=True)
+    )
+
+
+@dataclass
+class Scoring(Method):
+    """Takes its time to choose."""
+
+    name: ClassVar[str] = "scoring"
+    summary: ClassVar[str] = "For tests."
+    paper: ClassVar[Paper] = Paper("T", "A", 2020, "@misc{x}")
+
+    def select(self, model, batches):
+        SPENT.append(10.0)
+        return batches
+
+
+SPENT: list[float] = []
+
+
+@pytest.mark.parametrize("charged", [True, False])
+def test_a_method_pays_for_choosing_unless_told_otherwise(tmp_path, monkeypatch, charged):
+    register(Scoring)
+    SPENT.clear()
+    try:
+        monkeypatch.setattr("hf_effpt.training.timekeeping.Timekeeper._now", lambda self: (sum(SPENT), 0.0))
+        monkeypatch.setattr("hf_effpt.training.trainer.time.perf_counter", lambda: sum(SPENT))
+        trainer = tiny.trainer(tmp_path, {"scoring": {}}, budget="4steps", charge_methods=charged)
+        trainer.train()
+        assert trainer.clock.seconds == (40.0 if charged else 0.0)
+        assert trainer.costs == {"scoring": 40.0}  # what it took is told in any case
+        trainer.save_model()
+        assert json.loads((tmp_path / "run.json").read_text())["costs"] == {"scoring": 40.0}
+    finally:
+        unregister("scoring")
+
+
+def test_costs_of_methods_survive_a_resumption(tmp_path):
+    settings = {"budget": "6steps", "save_strategy": "steps", "save_steps": 3}
+    trainer = tiny.trainer(tmp_path, {"layerdrop": {"p": 0.5}}, **settings)
+    trainer.train()
+    before = json.loads((tmp_path / "checkpoint-3" / "trainer_state.json").read_text())
+    spent = before["stateful_callbacks"]["ClockCallback"]["attributes"]["costs"]["layerdrop"]
+    again = tiny.trainer(tmp_path, {"layerdrop": {"p": 0.5}}, **settings)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert again.costs["layerdrop"] > spent > 0
+
+
+def test_the_record_says_how_far_the_learning_rate_has_decayed(tmp_path):
+    trainer = tiny.trainer(tmp_path, budget="4steps")
+    trainer.train()
+    trainer.save_model()
+    rate = json.loads((tmp_path / "run.json").read_text())["learning_rate"]
+    assert rate == {"peak": 1e-3, "final": pytest.approx(0, abs=1e-12), "clock": 1.0}

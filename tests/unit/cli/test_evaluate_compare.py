@@ -1,0 +1,89 @@
+import json
+
+import pytest
+
+from hf_effpt.cli.main import main
+from hf_effpt.cli.words import numbers, words
+from hf_effpt.comparison import compare as comparing
+from hf_effpt.core.errors import EffptError
+from hf_effpt.evaluation import suite
+from tests.unit.comparison.example_report import example_report
+
+
+def test_lists_of_words_and_numbers():
+    assert words("blimp, cola,,") == ["blimp", "cola"]
+    assert numbers("--fractions", "0.5,1") == [0.5, 1.0]
+    with pytest.raises(EffptError, match=r"`--fractions` is '0.5,all'"):
+        numbers("--fractions", "0.5,all")
+
+
+def test_evaluate_prints_a_table_and_writes_json(tmp_path, monkeypatch, capsys):
+    result = {"model": "m", "scores": {"blimp/pll_word_l2r": {"value": 0.5, "n": 10, "spread": 0.1, "notes": []}}}
+    asked = {}
+    monkeypatch.setattr(suite, "evaluate", lambda model, tasks, **rest: asked.update(rest, tasks=tasks) or result)
+    assert (
+        main(["evaluate", str(tmp_path), "--tasks", "blimp,cola", "--data", "d", "--seeds", "2", "--lora", "4"]) == 0
+    )
+    assert asked == {"tasks": ["blimp", "cola"], "data": "d", "text": None, "protocol": "default", "seeds": 2,
+                     "lora": 4, "pairs_per_paradigm": None}  # fmt: skip
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == result
+    assert "| blimp/pll_word_l2r | 0.5000 | 0.1000 | 10 |" in capsys.readouterr().out
+
+
+def test_evaluate_refuses_what_it_does_not_know(tmp_path, capsys):
+    assert main(["evaluate", str(tmp_path), "--budget", "1min"]) == 2
+    assert "does not take `--budget 1min`" in capsys.readouterr().err
+    assert main(["evaluate", str(tmp_path / "none")]) == 2
+    assert "config.json" in capsys.readouterr().err
+
+
+def test_compare_prints_the_verdicts(monkeypatch, capsys):
+    asked = {}
+    monkeypatch.setattr(
+        comparing, "compare", lambda recipes, out, **rest: asked.update(rest, recipes=recipes) or example_report()
+    )
+    words = [
+        "compare",
+        "a.yaml",
+        "b.yaml",
+        "--out",
+        "r",
+        "--fractions",
+        "0.5,1",
+        "--tasks",
+        "blimp",
+        "--data.split",
+        "x",
+    ]
+    assert main(words) == 0
+    assert asked["recipes"] == ["a.yaml", "b.yaml"]
+    assert asked["overrides"] == ["--data.split", "x"]
+    assert asked["fractions"] == [0.5, 1.0]
+    out = capsys.readouterr().out
+    for arm in example_report()["arms"]:
+        assert arm["verdict"]["text"] in out
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["tiny", "tiny"], "Two arms are called"),
+        (["tiny", "nowhere.yaml"], "There is no recipe file nowhere.yaml"),
+        (["tiny", "layerdrop_tiny", "--seeds", "0"], "`seeds` is 0"),
+        (["tiny", "layerdrop_tiny", "--fractions", "0,1"], "A fraction is a share"),
+        (["tiny", "layerdrop_tiny", "--budget", "soon"], "Cannot read the budget"),
+        (["tiny", "layerdrop_tiny", "--tasks", "blimp"], "BLiMP needs data"),
+        (["tiny", "layerdrop_tiny", "--gpus", "7"], "There is no GPU 7"),
+        (["tiny", "layerdrop_tiny", "--protocol", "glue"], "There is no protocol `glue`"),
+        (["tiny", "layerdrop_tiny", "--data.dataset", "nowhere/"], "There is no file or folder 'nowhere/'"),
+        (["tiny", "layerdrop_tiny", "--training.lr_scheduler_type", "constant"], "only fully decayed"),
+        (["tiny", "layerdrop_tiny", "--budget", "10steps", "--training.warmup_steps", "20"], "Arm `tiny` at 5steps"),
+    ],
+)
+def test_bad_input_to_compare_is_one_clear_line_before_any_run(words, error, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["compare", *words, "--out", "r"]) == 2
+    message = capsys.readouterr().err
+    assert error in message
+    assert "Traceback" not in message
+    assert not (tmp_path / "r" / "runs").exists()
