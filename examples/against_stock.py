@@ -62,12 +62,15 @@ class Budget(TrainerCallback):
     def on_train_begin(self, *_, **__):
         self.timekeeper.start()
 
-    def on_step_end(self, _, state, control, **__):
-        before = self.clock.fraction
+    def on_optimizer_step(self, *_, **__):
+        """Before the learning rate of the next step is set, as on the other side."""
+        self.before = self.clock.fraction
         self.timekeeper.step(tokens=self.tokens, flops=self.flops)
+
+    def on_step_end(self, _, state, control, **__):
         if self.clock.finished:
             control.should_training_stop = True
-        elif int(self.clock.fraction * POINTS) > int(before * POINTS):
+        elif int(self.clock.fraction * POINTS) > int(self.before * POINTS):
             self.note()
 
     def note(self):
@@ -109,7 +112,7 @@ def train_stock(recipe: Recipe) -> None:
         lambda: held_out_loss(model, fixed_mask_batches(rows["validation"], tokenizer, 64)),
     )
     stock = TrainingArguments(
-        f"{folder}-scratch", max_steps=10**8, per_device_train_batch_size=batch, learning_rate=args.learning_rate,
+        str(folder), max_steps=10**8, per_device_train_batch_size=batch, learning_rate=args.learning_rate,
         adam_beta2=args.adam_beta2, adam_epsilon=args.adam_epsilon, weight_decay=args.weight_decay,
         max_grad_norm=args.max_grad_norm, bf16=args.bf16, seed=args.seed, report_to="none", disable_tqdm=True,
         logging_strategy="no", save_strategy="no", dataloader_pin_memory=torch.cuda.is_available(),

@@ -1,5 +1,6 @@
 """Every example runs as its first lines say, on a little text, and is short enough to read."""
 
+import json
 import os
 import random
 import subprocess
@@ -46,6 +47,53 @@ def test_training_examples(corpus, tmp_path, script):
         tuned = run("04_finetune.py", "run", "task.jsonl", "--max_steps", "2", cwd=tmp_path)
         assert tuned.returncode == 0, tuned.stderr
         assert "accuracy" in tuned.stdout
+        measured = run("06_evaluate.py", "run", "task.jsonl", "--text", corpus, "--seeds", "2", cwd=tmp_path)
+        assert measured.returncode == 0, measured.stderr
+        assert "| held_out_loss |" in measured.stdout
+        assert "| task/accuracy@default |" in measured.stdout
         plotted = run("05_plot_loss.py", "run", cwd=tmp_path)
         assert plotted.returncode == 0, plotted.stderr
         assert (tmp_path / "run" / "loss.png").stat().st_size > 5000
+
+
+@pytest.mark.slow
+def test_comparison_example(corpus, tmp_path):
+    """Three arms, one seed: real runs in processes of their own, and the report of what there is."""
+    words = [corpus, "--budget", "6steps", "--seeds", "1", "--fractions", "1", "--vocab_size", "256", "--out", "r"]
+    done = run("07_compare.py", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "No verdict" in done.stdout  # one seed gives none
+    report = json.loads((tmp_path / "r" / "report.json").read_text())
+    assert [arm["summary"]["final_loss"]["n"] for arm in report["arms"]] == [1, 1, 1]
+    assert all(arm["runs"][0]["final_learning_rate"] < 1e-9 for arm in report["arms"])
+    for name in ("report.html", "report.md", "loss_by_time.png"):
+        assert (tmp_path / "r" / name).stat().st_size > 500, name
+    again = run("07_compare.py", *words, cwd=tmp_path)  # all runs are done: only the report is made
+    assert again.returncode == 0, again.stderr
+    assert json.loads((tmp_path / "r" / "report.json").read_text())["arms"] == report["arms"]
+
+
+@pytest.mark.slow
+def test_against_stock(corpus, tmp_path):
+    recipe = {
+        "model": {"size": "tiny"},
+        "data": {"dataset": str(corpus), "sequence_length": 64, "vocab_size": 256, "validation": 0.05},
+        "training": {"per_device_train_batch_size": 8, "report_to": "none"},
+    }
+    (tmp_path / "mlm.yaml").write_text(json.dumps(recipe))  # JSON is YAML
+    words = ["mlm.yaml", "--budget", "2s", "--seeds", "1", "--fractions", "1", "--out", "r"]
+    done = run("against_stock.py", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    stock, ours = json.loads((tmp_path / "r" / "report.json").read_text())["arms"]
+    assert (stock["name"], ours["name"]) == ("stock", "hf_effpt")
+    for arm in (stock, ours):
+        (entry,) = arm["runs"]
+        assert 2 <= entry["clock"]["seconds"] < 4
+        assert entry["final_learning_rate"] == pytest.approx(0, abs=1e-9)
+        assert len(entry["curve"]) >= 2
+    # dense logits: the stock model spends more on a token
+    assert (
+        stock["summary"]["flops"] / stock["summary"]["tokens"] > ours["summary"]["flops"] / ours["summary"]["tokens"]
+    )
+    assert ours["recipe"]["model"].get("dropout", 0.0) == 0.0
+    assert stock["recipe"]["model"]["dropout"] == 0.1
