@@ -51,5 +51,7 @@ Next:
   your own text    DATASET=my_texts/ bash examples/quickstart.sh
   a method         .venv/bin/effpt methods
                    .venv/bin/effpt pretrain tiny --model.num_hidden_layers 4 --methods.stacking '{}' --training.output_dir out/stacked
+  what it is worth .venv/bin/effpt evaluate $OUT --tasks loss,$OUT/task.jsonl
+  which pays       .venv/bin/effpt compare tiny layerdrop_tiny --model.num_hidden_layers 4 --budget 2min --out out/comparison
   publish          .venv/bin/effpt push $OUT YOUR_NAME/MODEL
 END

@@ -32,15 +32,49 @@ def benchmark_data(results: dict) -> list[str]:
     ]
 
 
-TABLES = {"benchmark_cpu": benchmark_cpu, "benchmark_data": benchmark_data}
+def comparison(report: dict) -> list[str]:
+    """One row an arm: loss, what it gained, and what else was measured."""
+    return [
+        f"| {arm['name']} | {_mean(arm['summary']['final_loss'])} | {_mean(arm['difference'], '+.3f')} | "
+        f"{_speed(arm['summary'])} | "
+        + " | ".join(_mean(arm["summary"]["scores"][name]) for name in _scores(report))
+        + f" | {arm['summary']['kwh'] * 1e3:.3f} | {arm['verdict']['label']} |"
+        for arm in report["arms"]
+    ]
+
+
+def _scores(report: dict) -> list[str]:
+    names = {name for arm in report["arms"] for name in arm["summary"]["scores"]}
+    return sorted(names, key=lambda name: (not name.startswith("blimp"), not name.startswith("sst2"), name))
+
+
+def _mean(found: dict | None, form: str = ".3f") -> str:
+    if found is None or found["mean"] is None:
+        return "" if found is None else f"undefined ({found['note']})"
+    return f"{found['mean']:{form}} ({found['low']:{form}} to {found['high']:{form}})"
+
+
+def _speed(summary: dict) -> str:
+    found, note = summary["speed_up"], summary["speed_up_note"] or ""
+    if found is None:
+        return ""
+    bound = "at least " if note.startswith("at least") else ""
+    interval = "" if found["low"] is None else f" ({found['low']:.2f} to {found['high']:.2f})"
+    return f"{bound}{found['value']:.2f}x{interval}"
+
+
+TABLES = {
+    "benchmark_cpu": lambda found: benchmark_cpu(found["results"]),
+    "benchmark_data": lambda found: benchmark_data(found["results"]),
+    "against_stock": comparison,
+    "methods": comparison,
+}
 
 
 def filled(text: str) -> str:
     """The text with the rows of every marked table written anew."""
     for name, rows_of in TABLES.items():
-        results = json.loads((ROOT / "model_cards" / "results" / f"{name}.json").read_text(encoding="utf-8"))[
-            "results"
-        ]
+        results = json.loads((ROOT / "model_cards" / "results" / f"{name}.json").read_text(encoding="utf-8"))
         table = re.compile(rf"(<!-- {name}\.json -->\n\|[^\n]*\n\|[^\n]*\n)(?:\|[^\n]*\n)*(<!-- end -->)")
         rows = "".join(row + "\n" for row in rows_of(results))
         text, found = table.subn(lambda match, rows=rows: match[1] + rows + match[2], text)

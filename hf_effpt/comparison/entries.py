@@ -45,6 +45,7 @@ def run_entry(run: Run, fault: str | None) -> dict[str, Any]:
         "curve": curve(record.get("history") or []),
         "scores": {name: score["value"] for name, score in scores.items()},
         "score_notes": {name: "; ".join(score["notes"]) for name, score in scores.items() if score.get("notes")},
+        "reference_faults": (record.get("reference") or {}).get("faults") or [],
         "data": data_of(record),
         "energy": {key: energy.get(key) for key in ("source", "measured", "carbon_intensity", "carbon_source")},
         "environment": record.get("environment") or {},

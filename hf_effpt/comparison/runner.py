@@ -52,6 +52,8 @@ class Runner:
         def one(number: int, run: Run) -> None:
             gpu = free.get()
             try:
+                if self.is_done(run):  # by another process that makes the same comparison
+                    return
                 if not self._stopping and (fault := self._run(run, gpu)):
                     failed[run] = fault
                 if not self._stopping:

@@ -124,7 +124,7 @@ def void_reason(baseline: Mapping[int, float], floor: float | None) -> str | Non
         return None
     where = f"only {gain:.3f} nats below" if gain > 0 else f"{-gain:.3f} nats above"
     return (
-        f"the baseline ends {where} the unigram floor ({LEAST_GAIN} below it are needed), so next to nothing was "
+        f"The baseline ends {where} the unigram floor ({LEAST_GAIN} below it are needed), so next to nothing was "
         "learned that arms could differ in; give a longer budget"
     )
 
@@ -142,7 +142,9 @@ def no_verdict(entries: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[
 
 def notes(found: Mapping[str, list[dict[str, Any]]], clock: Clock) -> list[str]:
     """What a reader has to know of runs that are not as they should be."""
-    said = []
+    every = [entry for entries in found.values() for entry in entries]
+    faults = dict.fromkeys(fault for entry in every for fault in entry.get("reference_faults", ()))
+    said = [f"reference times: {fault}" for fault in faults]
     for name, entries in found.items():
         for entry in entries:
             where = f"{name}, seed {entry['seed']}, {entry['fraction']:.0%} of the budget"

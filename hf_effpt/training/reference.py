@@ -5,17 +5,21 @@ Gain, section 2). So two runs with equal work are charged the same, on a busy ma
 """
 
 import json
+import logging
 import platform
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.utils import WeakFileLock
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.data.cache import cache_folder
+
+logger = logging.getLogger(__name__)
 
 TOLERANCE = 0.95  # more layers may seem this much quicker before the times are called wrong
 
@@ -83,7 +87,13 @@ class ReferenceTimes:
                     f"({self.here!r}) cannot add to them; measure it there, or leave `reference_times` out."
                 )
             self._add(operation, measure())
+            for fault in self.faults():
+                logger.warning("reference times: %s; measure them again on an idle machine (%s)", fault, self.path)
         return self._seconds[operation]
+
+    def record(self) -> dict[str, Any]:
+        """What a run says of the times it was charged."""
+        return {"system": self.system, "faults": self.faults()}
 
     def total(self, counts: Mapping[str, int]) -> float:
         """Reference system time of operations by number, in seconds: the sum of n times t.

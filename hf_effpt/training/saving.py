@@ -16,6 +16,7 @@ from hf_effpt.hub.card import model_card
 from .arguments import EffptTrainingArguments
 from .checkpoints import checkpoints_in, fault
 from .record import run_record
+from .reference_meter import ReferenceMeter
 from .timekeeping import Timekeeper
 
 
@@ -31,6 +32,7 @@ class ExportingTrainer(Trainer):
     train_dataset: Any
     eval_dataset: Any
     timekeeper: Timekeeper
+    reference: ReferenceMeter | None  # where the budget is reference system time
     costs: dict[str, float]  # seconds of each method besides training
     facts: dict[str, Any]  # what `run.json` says beyond what the trainer itself knows
     evaluation: dict[str, float] | None  # the last held-out loss

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,9 +22,27 @@ def test_tables_are_those_of_the_results_files():
     assert done.returncode == 0, done.stderr
 
 
+def test_cards_say_what_the_results_say():
+    done = subprocess.run(
+        [sys.executable, ROOT / "model_cards" / "cards.py", "--check"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_wrong_figure_in_a_card_is_found(tmp_path):
+    """On a copy: the check of the cards can fail."""
+    shutil.copytree(ROOT / "model_cards", tmp_path / "model_cards")
+    card = next((tmp_path / "model_cards").glob("*.md"))
+    card.write_text(re.sub(r"\d\.\d{4}", "1.2345", card.read_text(), count=1))
+    check = [sys.executable, tmp_path / "model_cards" / "cards.py", "--check"]
+    done = subprocess.run(check, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert card.name in done.stderr
+
+
 def test_every_results_file_names_its_command():
     for path in (ROOT / "model_cards" / "results").glob("*.json"):
-        assert json.loads(path.read_text())["command"].startswith("python examples/"), path.name
+        assert json.loads(path.read_text())["command"].startswith(("python examples/", "effpt ")), path.name
 
 
 def test_every_method_has_its_row():

@@ -90,6 +90,8 @@ def test_what_is_not_equal_is_noted():
     assert any("seed 1" in note and "ended at 99.0%" in note for note in notes)
     assert any("seed 2" in note and "not fully decayed" in note for note in notes)
     assert not summarize(base=runs(BASE))["notes"]
+    (said,) = summarize(base=runs(BASE, reference_faults=["7 layers take less than 6"]))["notes"]  # once, not by run
+    assert said == "reference times: 7 layers take less than 6"
 
 
 def test_a_score_undefined_for_one_seed_has_no_mean():

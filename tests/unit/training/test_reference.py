@@ -74,6 +74,13 @@ def test_a_slip_in_the_table_is_found(tmp_path):
     assert not table(tmp_path / "good.json", seconds | {"train|ids|layers 7x100|head": 0.1052}).faults()
 
 
+def test_a_disturbed_measurement_is_said(tmp_path, caplog):
+    times = table(tmp_path / "times.json", {"train|ids|layers 6x100|head": 0.09})
+    times.seconds("train|ids|layers 7x100|head", lambda: 0.01)
+    assert "less than" in caplog.text
+    assert len(times.record()["faults"]) == 1
+
+
 def test_operations_are_told_apart_by_what_they_cost():
     model = tiny.model({"layerdrop": {"p": 0.5}}).train()
     key = step_operation("train", model, batch(), torch.float32)

@@ -1,0 +1,102 @@
+"""Writes the card of every recipe that was trained, from the results files; with `--check`, says whether they are right.
+
+python model_cards/cards.py
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import yaml
+
+from hf_effpt.comparison.tables import amount, in_clock_unit, small
+from hf_effpt.hub.card import duration
+
+HERE = Path(__file__).parent
+NOT_OURS = {"stock"}  # what this package is measured against
+
+
+def interval(found: dict | None, digits: int = 4) -> str:
+    if found is None or found["mean"] is None:
+        return "not defined" + (f": {found['note']}" if found and found.get("note") else "")
+    shown = f"{found['mean']:.{digits}f}"
+    return shown if found["low"] is None else f"{shown} ({found['low']:.{digits}f} to {found['high']:.{digits}f})"
+
+
+def speed(summary: dict, unit: str) -> str:
+    found, reached, note = summary["speed_up"], summary["budget_to_baseline_loss"], summary["speed_up_note"]
+    if found is None:
+        return note
+    shown = f"{found['value']:.2f}x"
+    shown += f" ({found['low']:.2f} to {found['high']:.2f})" if found["low"] is not None else ""
+    shown += f", after {in_clock_unit(reached['value'], unit)}" if reached else ""
+    return shown + (f" ({note})" if note else "")
+
+
+def card(name: str, arm: dict, report: dict, results: str) -> str:
+    """The card of one arm of a comparison."""
+    summary, unit, energy = arm["summary"], report["clock"]["unit"], report["energy"]
+    rows = [
+        ("Budget of a run", report["clock"]["text"]),
+        ("Held-out loss (nats a masked token)", interval(summary["final_loss"])),
+        ("Unigram floor", f"{report['unigram_floor']:.4f}"),
+    ]
+    if not arm["baseline"]:
+        rows.append((f"Difference to `{report['baseline']}`, paired by seed", interval(arm["difference"])))
+        rows.append((f"Speed-up to the final loss of `{report['baseline']}`", speed(summary, unit)))
+    rows += [(score, interval(found)) for score, found in summary["scores"].items()]
+    rows += [
+        ("Time of a run", duration(summary["seconds"])),
+        ("Tokens", amount(summary["tokens"])),
+        ("Compute", amount(summary["flops"], "FLOP")),
+        ("Energy", f"{small(summary['kwh'], 'kWh')}, {energy['source']}"),
+        ("Carbon", f"{small(summary['co2e'], 'g CO2e')} at {energy['carbon_intensity']:g} g/kWh, {energy['carbon_source']}"),
+    ]
+    seeds = len(report["seeds"])
+    lines = [
+        f"# {name}",
+        "",
+        f"Means over {seeds} seeds, with 95 % intervals. {arm['verdict']['text']}",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {label} | {value} |" for label, value in rows),
+        "",
+        *([*(f"- {note}" for note in report["notes"] if note.startswith(f"{arm['name']},")), ""]),
+        "```yaml",
+        yaml.safe_dump(arm["recipe"], sort_keys=False, allow_unicode=True).strip(),
+        "```",
+        "",
+        f"From [results/{results}](results/{results}), made by",
+        "",
+        "```bash",
+        report["command"],
+        "```",
+        "",
+        f"on {report['environment']['device']}, torch {report['environment']['torch']}, transformers "
+        f"{report['environment']['transformers']}.",
+    ]
+    return "\n".join(lines).replace("\n\n\n", "\n\n") + "\n"
+
+
+def cards() -> dict[Path, str]:
+    """All cards by the files they belong in."""
+    found = {}
+    for path in sorted((HERE / "results").glob("*.json")):
+        report = json.loads(path.read_text(encoding="utf-8"))
+        for arm in report.get("arms", ()):
+            if arm["name"] not in NOT_OURS:
+                name = f"{path.stem}_{arm['name']}"
+                found[HERE / f"{name}.md"] = card(name, arm, report, path.name)
+    return found
+
+
+if __name__ == "__main__":
+    for path, text in cards().items():
+        if "--check" in sys.argv:
+            if not path.is_file() or path.read_text(encoding="utf-8") != text:
+                sys.exit(f"{path.name} does not say what the results say; run python model_cards/cards.py")
+        else:
+            path.write_text(text, encoding="utf-8")
+    if "--check" in sys.argv and (extra := {*HERE.glob("*.md")} - set(cards())):
+        sys.exit(f"{', '.join(path.name for path in extra)} belong to no result")
