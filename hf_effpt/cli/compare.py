@@ -74,7 +74,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
     )
     print(f"\n{report['title']}")
     if report["void"]:
-        print(f"VOID: {report['void']}.")
+        print(f"VOID: {report['void']}")
     for arm in report["arms"]:
         loss = arm["summary"]["final_loss"]
         shown = "no finished run" if loss is None else f"{loss['mean']:.4f}"

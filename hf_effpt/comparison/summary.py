@@ -125,7 +125,7 @@ def void_reason(baseline: Mapping[int, float], floor: float | None) -> str | Non
     where = f"only {gain:.3f} nats below" if gain > 0 else f"{-gain:.3f} nats above"
     return (
         f"The baseline ends {where} the unigram floor ({LEAST_GAIN} below it are needed), so next to nothing was "
-        "learned that arms could differ in; give a longer budget"
+        "learned that arms could differ in; give a longer budget."
     )
 
 
