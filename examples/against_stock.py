@@ -41,7 +41,15 @@ from hf_effpt.training.recipe import Recipe
 from hf_effpt.training.record import environment
 from hf_effpt.training.timekeeping import Timekeeper
 
-MOST_ROWS = 200_000  # of the training rows: more than a run of some minutes sees
+# What of a recipe the stock side follows; anything else would make the sides differ in more than the way of training.
+FOLLOWED = {
+    "model": {"size", "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size",
+              "max_position_embeddings", "attn_implementation", "objective", "dropout"},
+    "data": {"dataset", "text_column", "split", "streaming", "validation", "sequence_length", "mlm_probability",
+             "tokenizer", "vocab_size", "tokenizer_kind", "lowercase", "num_proc", "cache_dir"},
+    "training": {"output_dir", "budget", "learning_rate", "per_device_train_batch_size", "adam_beta2", "adam_epsilon",
+                 "weight_decay", "max_grad_norm", "bf16", "logging_steps", "report_to", "use_cpu", "disable_tqdm"},
+}  # fmt: skip
 
 
 class Sides(Runner):
@@ -92,9 +100,8 @@ def train_stock(recipe: Recipe) -> None:
     length, batch = recipe.data.sequence_length, args.per_device_train_batch_size
     _, tokenizer, rows = prepare_data(recipe)
     special = [tokenizer.all_special_ids]
-    train = rows["train"].shuffle(args.seed).select(range(min(MOST_ROWS, len(rows["train"]))))
     # run_mlm.py stores all the columns that the tokenizer returns
-    train = train.map(
+    train = rows["train"].map(
         lambda some: {
             "token_type_ids": [[0] * length for _ in some["input_ids"]],
             "attention_mask": [[1] * length for _ in some["input_ids"]],
@@ -179,15 +186,19 @@ def main() -> None:
         parser.error("a recipe and --out are needed")
     began = time.perf_counter()
     (ours,) = load_arms([args.recipe], overrides)
+    for section, keys in ours.sections.items():
+        if other := sorted(set(keys or ()) - FOLLOWED.get(section, set())):
+            parser.error(f"the stock side does not follow `{section}.{other[0]}`; leave it out of the recipe")
     stock = {**ours.sections, "model": {**(ours.sections.get("model") or {}), "dropout": 0.1}}
     arms = [Arm("stock", stock), Arm("hf_effpt", ours.sections)]
     clock = common_budget(arms, args.budget)
     runs = grid(arms, clock, range(args.seeds), [float(share) for share in args.fractions.split(",")], args.out)
     claim(args.out, runs, clock)
     wanted = {"tasks": ["blimp"], "data": args.data, "pairs_per_paradigm": args.pairs_per_paradigm}
-    failed = Sides(wanted if args.data else {}).make(runs)
+    sides = Sides(wanted if args.data else {})
+    failed = sides.make(runs)
     command = shlex.join(["python", "examples/against_stock.py", *sys.argv[1:]])
-    found = report(arms, runs, clock, failed=failed, command=command)
+    found = report(arms, runs, clock, failed=failed, command=command, asked=sides.evaluation_of)
     write_report(found, args.out)
     for arm in found["arms"]:
         print(f"{arm['name']}: {arm['verdict']['text']} Speed-up: {arm['summary']['speed_up']}")

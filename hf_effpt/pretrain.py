@@ -4,14 +4,13 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from datasets import DatasetDict
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback, set_seed
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
 
 from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
@@ -73,14 +72,13 @@ class RunResult:
         )
 
 
-def pretrain(recipe: Recipe, *, resume: bool | str = False, callbacks: Sequence[TrainerCallback] = ()) -> RunResult:
+def pretrain(recipe: Recipe, *, resume: bool | str = False) -> RunResult:
     """Trains what a recipe says on its budget and leaves a stock checkpoint in the root of its output folder.
 
     Args:
         recipe ([`Recipe`]): what to do.
         resume (`bool` or `str`, *optional*, defaults to `False`): go on from the last checkpoint in the output
             folder, or from the one that is named.
-        callbacks (`Sequence[TrainerCallback]`, *optional*): that watch the run.
 
     Raises:
         EffptError: for data, settings or an output folder that cannot be used, before any training.
@@ -89,8 +87,6 @@ def pretrain(recipe: Recipe, *, resume: bool | str = False, callbacks: Sequence[
     claim(out, recipe, bool(resume))
     corpus, tokenizer, rows = prepare_data(recipe)
     trainer = build_trainer(recipe, tokenizer, rows)
-    for callback in callbacks:
-        trainer.add_callback(callback)
     report = tokenizer_report(tokenizer, corpus.texts(), max_bytes=2**20)
     trainer.facts = {"recipe": recipe.resolved(), "data": facts(rows["train"]), "tokenizer": asdict(report)}
     if trainer.is_world_process_zero():

@@ -16,6 +16,14 @@ from hf_effpt.training.recipe_file import read_recipe_file
 # Of the data, what arms may differ in: how tokens are masked in training, and how the rows are made.
 FREE_DATA = {"mlm_probability", "whole_word", "num_proc", "cache_dir"}
 POINTS = 10  # evaluations a run
+# What a comparison sets in each run, and how it is told.
+OF_THE_GRID = {
+    "budget": "give it by --budget",
+    "seed": "give the number of seeds by --seeds",
+    "output_dir": "give its folder by --out",
+    "charge_methods": "--free shows arms whose methods are not charged",
+    **dict.fromkeys(("eval_strategy", "eval_steps", "save_total_limit"), "leave it out"),
+}
 NOT_DECAYING = ("constant", "constant_with_warmup")
 
 
@@ -26,10 +34,13 @@ class Arm:
     Args:
         name (`str`): how the report calls it.
         sections (`Mapping[str, Any]`): the plain content of its recipe; budget, seed and folder come from the grid.
+        free (`bool`, *optional*, defaults to `False`): whether its clock does not pay for what its methods do besides
+            training; shown beside the others, never judged.
     """
 
     name: str
     sections: Mapping[str, Any]
+    free: bool = False
 
     def recipe(self, budget: str, seed: int, output_dir: str) -> Recipe:
         """The recipe of one run.
@@ -41,6 +52,7 @@ class Arm:
         training = dict(sections.get("training") or {})
         training |= {"budget": budget, "seed": seed, "output_dir": output_dir, "save_total_limit": 1}
         training |= {"eval_strategy": "steps", "eval_steps": 1 / POINTS}  # off the clock: for the curves of the report
+        training |= {"charge_methods": not self.free}
         try:
             return Recipe.load(sections | {"training": training})
         except EffptError as error:
@@ -57,6 +69,10 @@ def load_arms(sources: Sequence[str | Path | Mapping[str, Any]], overrides: Sequ
     Raises:
         EffptError: if a recipe cannot be read, or two have the same name.
     """
+    for flag in overrides:
+        name = flag.partition("=")[0].removeprefix("--training.")
+        if flag.startswith("--training.") and name in OF_THE_GRID:
+            raise EffptError(f"`{flag}`: a comparison sets `training.{name}` itself; {OF_THE_GRID[name]}.")
     arms = []
     for number, source in enumerate(sources, start=1):
         if isinstance(source, Mapping):
@@ -69,10 +85,23 @@ def load_arms(sources: Sequence[str | Path | Mapping[str, Any]], overrides: Sequ
                 f"Recipe {source} holds {content!r}, but must have sections such as `data` and `training`."
             )
         arms.append(Arm(name, apply_overrides(content, overrides)))
-    twice = [name for name, number in Counter(arm.name for arm in arms).items() if number > 1]
-    if twice:
-        raise EffptError(f"Two arms are called {', '.join(map(repr, twice))}: rename one of the recipe files.")
+    for folder, number in Counter(file_name(arm.name) for arm in arms).items():
+        if number > 1:
+            alike = [arm.name for arm in arms if file_name(arm.name) == folder]
+            raise EffptError(f"Two arms are called {' and '.join(map(repr, alike))}: rename one of the recipe files.")
     return arms
+
+
+def file_name(name: str) -> str:
+    """A name as a folder has it on any system, so that two arms never share one.
+
+    Raises:
+        EffptError: if nothing is left of it.
+    """
+    folder = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name).lower()
+    if not folder.strip(".-"):
+        raise EffptError(f"An arm cannot be called {name!r}: its name needs a letter or a digit.")
+    return folder
 
 
 def common_budget(arms: Sequence[Arm], budget: str | None) -> Clock:
@@ -84,9 +113,10 @@ def common_budget(arms: Sequence[Arm], budget: str | None) -> Clock:
     if budget is not None:
         return Clock.parse(budget)
     named = {arm.name: (arm.sections.get("training") or {}).get("budget") for arm in arms}
-    if None in named.values() or len(set(named.values())) != 1:
+    clocks = [Clock.parse(each) for each in named.values() if each is not None]
+    if len(clocks) < len(arms) or any(clock != clocks[0] for clock in clocks):
         raise EffptError(f"Every arm must have the same budget, but they have {named}; give one by `--budget`.")
-    return Clock.parse(next(iter(named.values())))
+    return clocks[0]
 
 
 def with_free_methods(arms: Sequence[Arm]) -> list[Arm]:
@@ -95,8 +125,7 @@ def with_free_methods(arms: Sequence[Arm]) -> list[Arm]:
     for arm in arms:
         extended.append(arm)
         if arm.sections.get("methods"):
-            training = {**(arm.sections.get("training") or {}), "charge_methods": False}
-            extended.append(Arm(f"{arm.name} (methods free)", {**arm.sections, "training": training}))
+            extended.append(Arm(f"{arm.name} (methods free)", arm.sections, free=True))
     return extended
 
 
@@ -112,6 +141,11 @@ def check_comparable(arms: Sequence[Arm], recipes: Mapping[str, Recipe], differe
         EffptError: if they do not.
     """
     for name, recipe in recipes.items():
+        if recipe.training.data_seed is not None:
+            raise EffptError(
+                f"Arm `{name}` has `training.data_seed: {recipe.training.data_seed}`, so that its data would not "
+                "follow the seed that pairs it with the other arms; leave it out."
+            )
         schedule = str(getattr(recipe.training.lr_scheduler_type, "value", recipe.training.lr_scheduler_type))
         if schedule in NOT_DECAYING:
             raise EffptError(
@@ -123,8 +157,8 @@ def check_comparable(arms: Sequence[Arm], recipes: Mapping[str, Recipe], differe
     first = recipes[arms[0].name].resolved()["data"]
     for arm in arms[1:]:
         other = recipes[arm.name].resolved()["data"]
-        for key in sorted(set(first) | set(other) - FREE_DATA):
-            if key not in FREE_DATA and first.get(key) != other.get(key):
+        for key in sorted({*first, *other} - FREE_DATA):
+            if first.get(key) != other.get(key):
                 raise EffptError(
                     f"Arms `{arms[0].name}` and `{arm.name}` differ in `data.{key}`: {first.get(key)!r} and "
                     f"{other.get(key)!r}. Losses on other data or by another tokenizer cannot be compared; make them "

@@ -77,21 +77,27 @@ def compare(
     if free:
         arms = with_free_methods(arms)
     clock = common_budget(arms, budget)
+    if free and clock.unit in ("steps", "tokens", "flops"):
+        raise EffptError(
+            f"`--free` shows what arms would come to if their methods took no time, but the budget is "
+            f"{clock.unit}, which time does not move; give one in seconds, or in reference time (10min_rst)."
+        )
     runs = grid(arms, clock, numbers, _fractions(fractions), out)
     firsts = {arm.name: next(run.recipe for run in runs if run.arm == arm.name) for arm in arms}
     check_comparable(arms, firsts, different_data)
     find_protocol(protocol)
     check_tasks(tasks, data)
     runner = Runner(_evaluation(tasks, data, protocol, pairs_per_paradigm), gpus_of(gpus))
-    claim(out, runs, clock)
     _prepare(firsts)
+    planned = claim(out, runs, clock)
+    asked = {"asked": runner.evaluation_of, "planned_seeds": planned}
     try:
         failed = runner.make(runs)
     except KeyboardInterrupt:
         with suppress(EffptError):  # what there is so far; without a baseline there is nothing to say
-            write_report(report(arms, runs, clock, failed={}, command=command), out)
+            write_report(report(arms, runs, clock, command=command, **asked), out)
         raise
-    found = report(arms, runs, clock, failed=failed, command=command)
+    found = report(arms, runs, clock, failed=failed, command=command, **asked)
     write_report(found, out)
     return found
 
@@ -126,13 +132,8 @@ def _prepare(recipes: Mapping[str, Recipe]) -> None:
     Raises:
         EffptError: for text that cannot be used, or of which nothing is held out.
     """
-    made: list[Any] = []
     for name, recipe in recipes.items():
-        settings = recipe.resolved()["data"]
-        if settings in made:
-            continue
-        made.append(settings)
-        _, _, rows = prepare_data(recipe)
+        _, _, rows = prepare_data(recipe)  # from the cache, where another arm has the same
         if "validation" not in rows:
             raise EffptError(
                 f"Arm `{name}` holds out no text, so there is nothing to compare by; set `data.validation`."

@@ -1,6 +1,7 @@
 """What a comparison knows of one run: the plain values of `report.json`."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from hf_effpt.core.errors import EffptError
@@ -11,12 +12,13 @@ KWH = 3.6e6  # joules
 CLOCK = ("steps", "tokens", "flops", "seconds", "reference_seconds", "joules")
 
 
-def run_entry(run: Run, fault: str | None) -> dict[str, Any]:
+def run_entry(run: Run, fault: str | None, asked: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """State, loss, totals, curve and scores of a run.
 
     Args:
         run ([`Run`]): the run.
-        fault (`str`, *optional*): why it failed.
+        fault (`str`, *optional*): why it, or its evaluation, failed.
+        asked (`Mapping`, *optional*): how it was to be evaluated; scores of another evaluation are left out.
     """
     entry: dict[str, Any] = {"seed": run.seed, "fraction": run.fraction, "folder": str(run.folder), "note": fault}
     record = run.record()
@@ -31,7 +33,8 @@ def run_entry(run: Run, fault: str | None) -> dict[str, Any]:
             f"{run.folder} was trained without held-out text, so there is nothing to compare; set `data.validation`."
         )
     diverged = not math.isfinite(loss)
-    scores = (run.scores() or {}).get("scores", {}) if run.fraction == 1.0 else {}
+    evaluated = (run.scores() or {}) if run.fraction == 1.0 else {}
+    scores = evaluated.get("scores", {}) if not asked or evaluated.get("asked") == asked else {}
     return entry | {
         "state": "diverged" if diverged else "finished",
         "note": "its held-out loss is not finite" if diverged else fault,

@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from hf_effpt.pretrain import FREE
 from hf_effpt.training.checkpoints import checkpoints_in
 from hf_effpt.training.recipe import Recipe
 
-from .arms import Arm
+from .arms import OF_THE_GRID, Arm, file_name
 
 RECORD, SCORES, LOG = "run.json", "evaluation.json", "log.txt"
 
@@ -57,19 +56,14 @@ class Run:
         loss = ((self.record() or {}).get("evaluation") or {}).get("held_out_loss")
         return loss is not None and not math.isfinite(loss)
 
-    def clear_unfinished(self) -> bool:
-        """Whether there is a checkpoint to go on from; if not, what a killed run has left is removed."""
-        if checkpoints_in(self.folder):
-            return True
-        shutil.rmtree(self.folder, ignore_errors=True)
-        return False
-
 
 def _json(path: Path) -> dict[str, Any] | None:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except ValueError as error:
+        raise EffptError(f"{path} is damaged ({error}); remove it, and start the comparison again.") from error
 
 
 def grid(arms: Sequence[Arm], clock: Clock, seeds: Sequence[int], fractions: Sequence[float], out: Path) -> list[Run]:
@@ -91,19 +85,18 @@ def grid(arms: Sequence[Arm], clock: Clock, seeds: Sequence[int], fractions: Seq
     return runs
 
 
-def file_name(name: str) -> str:
-    """A name as a folder can have it."""
-    return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name)
-
-
-def claim(out: Path, runs: Sequence[Run], clock: Clock) -> None:
+def claim(out: Path, runs: Sequence[Run], clock: Clock) -> int:
     """Makes sure that the folder is free or holds this comparison, which may have got more arms, seeds or tasks.
+
+    Returns:
+        How many seeds the comparison had when it was first made.
 
     Raises:
         EffptError: if it holds another comparison, or something else.
     """
     plan = out / "plan.json"
-    wanted = {"budget": clock.share(1.0), "arms": {run.arm: identity(run.recipe) for run in runs}}
+    seeds = len({run.seed for run in runs})
+    wanted = {"budget": clock.share(1.0), "seeds": seeds, "arms": {run.arm: identity(run.recipe) for run in runs}}
     if plan.is_file():
         before = json.loads(plan.read_text(encoding="utf-8"))
         if before["budget"] != wanted["budget"]:
@@ -111,7 +104,7 @@ def claim(out: Path, runs: Sequence[Run], clock: Clock) -> None:
                 f"{out} holds a comparison at {before['budget']}, not {wanted['budget']}; name another `--out`."
             )
         for name, recipe in before["arms"].items():
-            if name in wanted["arms"] and recipe != wanted["arms"][name]:
+            if name in wanted["arms"] and recipe != wanted["arms"][name] and _has_begun(out, name):
                 changed = [
                     f"{section}.{key}"
                     for section in recipe
@@ -123,14 +116,22 @@ def claim(out: Path, runs: Sequence[Run], clock: Clock) -> None:
                     "another `--out`, or rename the recipe file."
                 )
         wanted["arms"] = before["arms"] | wanted["arms"]
+        wanted["seeds"] = before.get("seeds", seeds)
     elif out.is_dir() and any(out.iterdir()):
         raise EffptError(f"{out} is not empty and holds no comparison; name a new folder.")
     out.mkdir(parents=True, exist_ok=True)
     write_json(plan, wanted)
+    return wanted["seeds"]
+
+
+def _has_begun(out: Path, arm: str) -> bool:
+    """Whether there are runs, or parts of them, that were made by an arm's recipe."""
+    folders = (out / "runs" / file_name(arm)).glob("seed-*/budget-*")
+    return any((folder / RECORD).is_file() or checkpoints_in(folder) for folder in folders if folder.is_dir())
 
 
 def identity(recipe: Recipe) -> dict[str, Any]:
     """What of a recipe makes its runs what they are, whatever their budget, seed and folder."""
     resolved = recipe.resolved()
-    free = FREE | {"budget", "seed", "output_dir"}
+    free = FREE | set(OF_THE_GRID)
     return {section: {k: v for k, v in values.items() if k not in free} for section, values in resolved.items()}

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ from hf_effpt.hub.card import duration
 from hf_effpt.hub.folders import write_json
 
 from .grid import Run
+from .worker import BUSY
 
 logger = logging.getLogger(__name__)
 
@@ -79,22 +81,21 @@ class Runner:
         """Whether a run is trained and, where it is to be, evaluated as asked."""
         if run.record() is None:
             return False
-        wanted = self._evaluation_of(run)
+        wanted = self.evaluation_of(run)
         scores = run.scores() if wanted else None
         return not wanted or (scores is not None and scores.get("asked") == _asked(wanted))
 
-    def _evaluation_of(self, run: Run) -> dict[str, Any]:
+    def evaluation_of(self, run: Run) -> dict[str, Any]:
+        """The arguments of [`evaluate`] for a run; empty where it is not to be evaluated."""
         if run.fraction != 1.0 or not self.evaluation or run.has_diverged():
             return {}
         return self.evaluation | {"seeds": [run.seed]}
 
     def _run(self, run: Run, gpu: str | None) -> str | None:
         """Runs the worker; what it printed last, if it failed."""
-        resume = run.record() is None and run.clear_unfinished()
-        recipe = run.recipe.resolved()
-        request = {"recipe": recipe, "resume": resume, "evaluation": self._evaluation_of(run)}
+        request = {"recipe": run.recipe.resolved(), "evaluation": self.evaluation_of(run), "parent": os.getpid()}
         run.folder.parent.mkdir(parents=True, exist_ok=True)
-        asked = run.folder.with_name(f"{run.folder.name}.request.json")
+        asked = run.folder.with_name(f"{run.folder.name}.{os.getpid()}.request.json")
         write_json(asked, request)
         environment = os.environ | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
         with run.log.open("ab") as log:
@@ -109,6 +110,10 @@ class Runner:
         asked.unlink(missing_ok=True)
         if code == 0 or self._stopping:
             return None
+        if code == BUSY:
+            return "left to another process that is at work on it; start the comparison again when that is done"
+        if code < 0:
+            return f"failed (killed by {signal.Signals(-code).name}, as when memory runs out; see {run.log})"
         lines = run.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return f"failed ({lines[-1] if lines else f'exit code {code}'}; see {run.log})"
 
@@ -149,5 +154,6 @@ def gpus_of(text: str | None) -> list[str]:
     gpus = [word.strip() for word in text.split(",")]
     there = torch.cuda.device_count()
     if wrong := [gpu for gpu in gpus if not gpu.isdigit() or int(gpu) >= there]:
-        raise EffptError(f"There is no GPU {', '.join(wrong)}: this machine has {there}, numbered from 0.")
-    return gpus
+        raise EffptError(f"There is no GPU {', '.join(wrong)}: {there} can be seen here, numbered from 0.")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [visible.split(",")[int(gpu)].strip() for gpu in gpus] if visible else gpus

@@ -8,6 +8,7 @@ import numpy as np
 
 from .statistics import crossing, interval
 
+NO_SPEED: dict[str, Any] = {"budget_to_baseline_loss": None, "speed_up": None}
 Losses = Mapping[float, Mapping[int, float]]  # final loss by budget and seed
 
 

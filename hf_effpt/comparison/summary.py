@@ -1,6 +1,6 @@
 """From finished runs to the content of `report.json`: what each arm came to, and what may be said of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -10,16 +10,12 @@ from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
 from hf_effpt.hub.card import duration
 
-from .arms import Arm
+from .arms import OF_THE_GRID, Arm
+from .caveats import no_verdict, notes, share_of, void_reason
 from .entries import KWH, run_entry
 from .grid import Run
-from .speed import speed_up
+from .speed import NO_SPEED, speed_up
 from .statistics import holm, interval, paired, verdict
-
-# A comparison says nothing where even the baseline ends this near to the unigram floor, in nats.
-LEAST_GAIN = 0.25
-# How far over the budget the last step may go before it is said; how much of its peak a decayed learning rate has.
-OVERSHOOT, DECAYED = 0.02, 0.02
 
 
 def report(
@@ -27,7 +23,9 @@ def report(
     runs: Sequence[Run],
     clock: Clock,
     *,
-    failed: Mapping[Run, str],
+    failed: Mapping[Run, str] | None = None,
+    asked: Callable[[Run], Mapping[str, Any]] | None = None,
+    planned_seeds: int | None = None,
     command: str = "",
 ) -> dict[str, Any]:
     """The content of `report.json`.
@@ -36,27 +34,50 @@ def report(
         arms (`Sequence[Arm]`): the baseline first.
         runs (`Sequence[Run]`): the grid.
         clock (`Clock`): of the whole budget.
-        failed (`Mapping[Run, str]`): why runs failed.
+        failed (`Mapping[Run, str]`, *optional*): why runs failed.
+        asked (`Callable`, *optional*): how a run was to be evaluated.
+        planned_seeds (`int`, *optional*): how many seeds the comparison began with.
         command (`str`, *optional*): what made the comparison.
 
     Raises:
         EffptError: if no run of the baseline on the whole budget has finished.
     """
-    found = {arm.name: [run_entry(run, failed.get(run)) for run in runs if run.arm == arm.name] for arm in arms}
-    return summarized(found, {arm.name: runs_recipe(runs, arm.name) for arm in arms}, clock, command=command)
+    found = {
+        arm.name: [
+            run_entry(run, (failed or {}).get(run), asked(run) if asked else None)
+            for run in runs
+            if run.arm == arm.name
+        ]
+        for arm in arms
+    }
+    return summarized(
+        found,
+        {arm.name: runs_recipe(runs, arm.name) for arm in arms},
+        clock,
+        free=[arm.name for arm in arms if arm.free],
+        planned_seeds=planned_seeds,
+        command=command,
+    )
 
 
 def runs_recipe(runs: Sequence[Run], name: str) -> dict[str, Any]:
     """The resolved recipe of an arm, without what is each run's own."""
     recipe = next(run.recipe for run in runs if run.arm == name).resolved()
-    own = ("budget", "seed", "output_dir", "eval_strategy", "eval_steps", "save_total_limit")
-    return recipe | {"training": {key: value for key, value in recipe["training"].items() if key not in own}}
+    return recipe | {"training": {key: value for key, value in recipe["training"].items() if key not in OF_THE_GRID}}
 
 
 def summarized(
-    found: Mapping[str, list[dict[str, Any]]], recipes: Mapping[str, Mapping[str, Any]], clock: Clock, *, command: str
+    found: Mapping[str, list[dict[str, Any]]],
+    recipes: Mapping[str, Mapping[str, Any]],
+    clock: Clock,
+    *,
+    free: Sequence[str] = (),
+    planned_seeds: int | None = None,
+    command: str = "",
 ) -> dict[str, Any]:
     """The content of `report.json` from the entries of the runs of each arm, the baseline first.
+
+    Where there can be no verdict on an arm, no difference and no speed-up is given either.
 
     Raises:
         EffptError: if no run of the baseline on the whole budget has finished.
@@ -73,9 +94,16 @@ def summarized(
     floor = float(np.mean(floors)) if floors else None
     void = void_reason(final_losses(found[baseline]), floor)
     unlearned = "the baseline has learned too little" if void else None
-    reasons = {name: unlearned or no_verdict(found[name], found[baseline]) for name in others}
-    differences = {name: paired(final_losses(found[name]), final_losses(found[baseline])) for name in others}
-    judged = [name for name in others if differences[name] is not None and reasons[name] is None]
+    unpaid = "its clock does not pay for its methods; it shows what they would be worth if they cost nothing"
+    reasons = {
+        name: unlearned or no_verdict(found[name], found[baseline], clock.unit) or (unpaid if name in free else None)
+        for name in others
+    }
+    differences = {
+        name: None if reasons[name] else paired(final_losses(found[name]), final_losses(found[baseline]))
+        for name in others
+    }
+    judged = [name for name in others if differences[name] is not None]
     for name, p in zip(judged, holm([differences[name].p for name in judged]), strict=True):
         differences[name] = replace(differences[name], p_holm=p)
     energy = next((entry["energy"] for entry in every if (entry.get("energy") or {}).get("source")), {})
@@ -88,7 +116,7 @@ def summarized(
         "fractions": sorted({entry["fraction"] for entry in every}),
         "unigram_floor": floor,
         "void": void,
-        "notes": notes(found, clock),
+        "notes": notes(found, clock, planned_seeds),
         "environment": next((entry["environment"] for entry in every if entry.get("environment")), {}),
         "energy": {"source": energy.get("source"), "measured": energy.get("measured"),
                    "carbon_intensity": energy.get("carbon_intensity"), "carbon_source": energy.get("carbon_source")},
@@ -100,7 +128,8 @@ def summarized(
                 "summary_of_methods": ", ".join(recipes[name].get("methods") or {}) or "none",
                 "recipe": recipes[name],
                 "runs": entries,
-                "summary": summary(entries, found[baseline], clock),
+                "free": name in free,
+                "summary": summary(entries, found[baseline], clock, reasons.get(name)),
                 "difference": asdict(differences[name]) if differences.get(name) else None,
                 "score_differences": {} if name == baseline else score_differences(entries, found[baseline]),
                 "verdict": {"label": "baseline", "text": "The baseline: every other arm is measured against it."}
@@ -117,56 +146,10 @@ def final_losses(entries: Sequence[Mapping[str, Any]]) -> dict[int, float]:
     return {e["seed"]: e["held_out_loss"] for e in entries if e["fraction"] == 1.0 and e["state"] == "finished"}
 
 
-def void_reason(baseline: Mapping[int, float], floor: float | None) -> str | None:
-    """Why a comparison says nothing at all."""
-    gain = None if floor is None else floor - float(np.mean(list(baseline.values())))
-    if gain is None or gain >= LEAST_GAIN:
-        return None
-    where = f"only {gain:.3f} nats below" if gain > 0 else f"{-gain:.3f} nats above"
-    return (
-        f"The baseline ends {where} the unigram floor ({LEAST_GAIN} below it are needed), so next to nothing was "
-        "learned that arms could differ in; give a longer budget."
-    )
-
-
-def no_verdict(entries: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[str, Any]]) -> str | None:
-    """Why there can be no verdict on an arm."""
-    for entry in [*baseline, *entries]:
-        if entry["fraction"] == 1.0 and entry["state"] == "diverged":
-            return f"seed {entry['seed']} has diverged{' in the baseline' if entry in baseline else ''}"
-    finals = [entry for entry in [*baseline, *entries] if entry["fraction"] == 1.0 and entry["state"] == "finished"]
-    if len({tuple(entry["data"]) for entry in finals}) > 1:
-        return "it was evaluated on other text or tokens than the baseline"
-    return None
-
-
-def notes(found: Mapping[str, list[dict[str, Any]]], clock: Clock) -> list[str]:
-    """What a reader has to know of runs that are not as they should be."""
-    every = [entry for entries in found.values() for entry in entries]
-    faults = dict.fromkeys(fault for entry in every for fault in entry.get("reference_faults", ()))
-    said = [f"reference times: {fault}" for fault in faults]
-    for name, entries in found.items():
-        for entry in entries:
-            where = f"{name}, seed {entry['seed']}, {entry['fraction']:.0%} of the budget"
-            if entry["state"] != "finished":
-                said.append(f"{where}: {entry['state']}" + (f" ({entry['note']})" if entry["note"] else ""))
-                continue
-            over = (entry["clock"].get(clock.unit) or 0.0) / (clock.budget * entry["fraction"]) - 1
-            if over > OVERSHOOT:
-                said.append(f"{where}: its last step ended {over:.1%} over the budget")
-            elif over < -1e-9:
-                said.append(f"{where}: it ended at {1 + over:.1%} of its budget")
-            rate, peak = entry["final_learning_rate"], entry.get("peak_learning_rate")
-            if rate is not None and peak and rate > DECAYED * peak:
-                said.append(f"{where}: its learning rate ended at {rate:.2g}, not fully decayed")
-            said += [f"{where}, {score}: {note}" for score, note in entry["score_notes"].items()]
-    return said
-
-
 def summary(
-    entries: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[str, Any]], clock: Clock
+    entries: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[str, Any]], clock: Clock, reason: str | None
 ) -> dict[str, Any]:
-    """Means and intervals of an arm over its finished runs on the whole budget."""
+    """Means and intervals of an arm over its finished runs on the whole budget; no speed-up if there is a `reason`."""
     finals = [entry for entry in entries if entry["fraction"] == 1.0 and entry["state"] == "finished"]
     loss = interval([entry["held_out_loss"] for entry in finals])
 
@@ -175,7 +158,11 @@ def summary(
 
     return {
         "final_loss": None if loss is None else asdict(loss),
-        **speed_up(losses_by_budget(entries, clock), losses_by_budget(baseline, clock), clock.budget),
+        **(
+            NO_SPEED | {"speed_up_note": f"not given: {reason}"}
+            if reason
+            else speed_up(losses_by_budget(entries, clock), losses_by_budget(baseline, clock), clock.budget)
+        ),
         "scores": {
             name: score_summary(finals, name) for name in dict.fromkeys(n for e in finals for n in e["scores"])
         },
@@ -191,17 +178,20 @@ def losses_by_budget(entries: Sequence[Mapping[str, Any]], clock: Clock) -> dict
     losses: dict[float, dict[int, float]] = {}
     for entry in entries:
         if entry["state"] == "finished":
-            losses.setdefault(entry["fraction"] * clock.budget, {})[entry["seed"]] = entry["held_out_loss"]
+            losses.setdefault(share_of(clock, entry["fraction"]), {})[entry["seed"]] = entry["held_out_loss"]
     return losses
 
 
 def score_summary(finals: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any]:
     """Mean and interval of a score over the runs; without a mean where it is undefined for one of them."""
     values = [entry["scores"].get(name) for entry in finals]
-    undefined = [str(e["seed"]) for e, value in zip(finals, values, strict=True) if value is None]
-    if undefined:
-        note = f"undefined for seed {', '.join(undefined)}"
-        return {"mean": None, "low": None, "high": None, "n": len(values), "note": note}
+    undefined = [str(entry["seed"]) for entry in finals if name in entry["scores"] and entry["scores"][name] is None]
+    absent = [str(entry["seed"]) for entry in finals if name not in entry["scores"]]
+    faults = [
+        f"{word} for seed {', '.join(of)}" for word, of in (("undefined", undefined), ("not evaluated", absent)) if of
+    ]
+    if faults:
+        return {"mean": None, "low": None, "high": None, "n": len(values), "note": "; ".join(faults)}
     found = interval([float(value) for value in values if value is not None])
     assert found is not None
     return asdict(found) | {"note": None}

@@ -104,7 +104,8 @@ def held_equal(report: Report) -> str:
     return (
         f"Held equal: a budget of {clock['text']}, counted as {UNITS[clock['unit']]}; "
         f"{'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}; and a learning rate that decays fully "
-        "within each run's own budget. What a method costs is charged to its arm."
+        "within each run's own budget. What a method costs is charged to its arm"
+        + (", but for those marked free." if any(arm.get("free") for arm in report["arms"]) else ".")
     )
 
 

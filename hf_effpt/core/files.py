@@ -13,6 +13,8 @@ from .errors import EffptError
 
 # Inside the folder itself: a rename is only atomic within one filesystem, and `out` may be a mount point.
 STAGING = ".incoming"
+# A run that has its record is done, so the record is the last file to arrive.
+LAST = "run.json"
 
 
 @contextmanager
@@ -41,7 +43,8 @@ def replacing_folder_contents(out: str | os.PathLike) -> Iterator[Path]:
         raise EffptError(f"No permission to write into {str(out)!r}: name another folder.") from error
     try:
         yield staging
-        for file in sorted(path for path in staging.rglob("*") if path.is_file()):
+        files = [path for path in staging.rglob("*") if path.is_file()]
+        for file in sorted(files, key=lambda path: (path.name == LAST, path)):
             target = out / file.relative_to(staging)
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(file, target)

@@ -74,8 +74,10 @@ def check_free(checkpoint: Path, out: Path) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes `content` to the file `path`, for people to read too."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Writes `content` to the file `path`, for people to read too; meanwhile the old one is there, whole."""
+    temporary = path.with_name(f".{path.name}.incoming")
+    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
 
 
 def read_json(path: Path) -> dict[str, Any]:

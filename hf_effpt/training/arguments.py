@@ -47,8 +47,9 @@ class EffptTrainingArguments(TrainingArguments):
             `torch.compile`, so that neither dropped nor added layers cause a recompilation of the whole model.
         reference_times (`str`, *optional*): for a budget such as `10min_rst`, a JSON file of seconds by operation on
             the reference system; by default this machine is measured, once, and its times are kept in the cache.
-        charge_methods (`bool`, *optional*, defaults to `True`): whether the clock pays for what methods do besides
-            training, such as scoring samples. Without it a method looks better than it is: for comparison only.
+        charge_methods (`bool`, *optional*, defaults to `True`): whether the clock pays, in time, energy or FLOPs, for
+            what methods do besides training, such as scoring samples. Without it a method looks better than it is: for
+            comparison only.
         carbon_intensity (`float`, *optional*, defaults to 475.0): grams of CO2e that a kWh of your electricity costs,
             for the carbon in `run.json` and the card; by default the average of the world (IEA, 2019).
 

@@ -152,15 +152,15 @@ def check_source(clock: Clock, source: EnergySource | None) -> None:
 
 
 def check_resumed(clock: Clock) -> None:
-    """Checks that the part of a run before this one counted what a budget in joules is about.
+    """Checks that the part of a run before this one counted what the budget is about.
 
     Raises:
-        EffptError: if it did not.
+        EffptError: if it did not, as it does not have to for joules and reference time.
     """
-    if clock.unit == "joules" and clock.joules is None:
+    if getattr(clock, clock.unit) is None:
         raise EffptError(
-            f"The budget is {clock.budget:,g} joules, but the run to be resumed has not counted its own; resume it "
-            "with a budget in steps, tokens, flops or time."
+            f"The budget is {clock.budget:,g} {clock.unit}, but the run to be resumed has not counted its own; resume "
+            "it with a budget in steps, tokens, flops or time."
         )
 
 

@@ -42,7 +42,7 @@ def run_record(trainer: "ExportingTrainer") -> dict[str, Any]:
     if energy := energy_entry(keeper.clock, keeper.energy, trainer.args.carbon_intensity, keeper.emissions):
         record["energy"] = energy
     if trainer.reference is not None:
-        record["reference"] = trainer.reference.times.record()
+        record["reference"] = trainer.reference.record()
     if trainer.lr_scheduler is not None:
         record["learning_rate"] = {
             "peak": trainer.args.learning_rate,

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub.utils import WeakFileLock
@@ -88,12 +87,8 @@ class ReferenceTimes:
                 )
             self._add(operation, measure())
             for fault in self.faults():
-                logger.warning("reference times: %s; measure them again on an idle machine (%s)", fault, self.path)
+                logger.warning("reference times: %s; remove %s to measure again, on an idle machine", fault, self.path)
         return self._seconds[operation]
-
-    def record(self) -> dict[str, Any]:
-        """What a run says of the times it was charged."""
-        return {"system": self.system, "faults": self.faults()}
 
     def total(self, counts: Mapping[str, int]) -> float:
         """Reference system time of operations by number, in seconds: the sum of n times t.

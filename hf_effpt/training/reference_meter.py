@@ -3,6 +3,7 @@
 import copy
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -36,7 +37,9 @@ class ReferenceMeter:
         paused: Callable[[], AbstractContextManager],
     ) -> None:
         self.times, self.dtype, self.autocast, self.paused = times, dtype, autocast, paused
-        self._seconds = 0.0
+        self._step: Counter[str] = Counter()
+        self._seconds = 0.0  # of the step, of no operation in the table
+        self.charged: set[str] = set()
 
     def add_training(self, model: Any, batch: Mapping[str, Tensor]) -> None:
         """Adds forward and backward of a micro-batch."""
@@ -54,12 +57,27 @@ class ReferenceMeter:
             with self.paused():
                 return measure()
 
-        self._seconds += self.times.seconds(operation, uncharged)
+        self.times.seconds(operation, uncharged)
+        self._step[operation] += 1
+        self.charged.add(operation)
+
+    def add_seconds(self, seconds: float) -> None:
+        """Adds what is charged as it was measured."""
+        self._seconds += seconds
 
     def take(self) -> float:
         """What has been added since the last call, in seconds."""
-        seconds, self._seconds = self._seconds, 0.0
+        seconds = self.times.total(self._step) + self._seconds
+        self._step.clear()
+        self._seconds = 0.0
         return seconds
+
+    def record(self) -> dict[str, Any]:
+        """What a run says of the times it was charged: whose they are, and which of them cannot be right."""
+        faults = [
+            fault for fault in self.times.faults() if any(f"`{operation}`" in fault for operation in self.charged)
+        ]
+        return {"system": self.times.system, "faults": faults}
 
 
 def step_operation(kind: str, model: Any, batch: Mapping[str, Tensor], dtype: torch.dtype) -> str:

@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainerState
 from transformers.optimization import get_scheduler
 from transformers.trainer_callback import ProgressCallback
@@ -133,6 +134,7 @@ class EffptTrainer(ExportingTrainer):
             self.model_wrapped = self.model
             self.optimizer = None
             if self.clock.finished:
+                self.create_optimizer_and_scheduler(1)  # whose learning rate is that of the end
                 self.state = TrainerState.load_from_json(str(checkpoint / checkpoints.STATE))
                 return TrainOutput(self.state.global_step, 0.0, {})
             resume_from_checkpoint = str(checkpoint)
@@ -254,8 +256,11 @@ class EffptTrainer(ExportingTrainer):
             batches = list(islice(epoch_iterator, num_batches))
             self._step_tokens = sum(batch["input_ids"].numel() for batch in batches) * self.args.world_size
             for method in self.methods:
-                with self.method_cost(method):
+                chooses = type(method).select is not Method.select
+                with self.method_cost(method), FlopCounterMode(display=False) if chooses else nullcontext() as counter:
                     batches = method.select(self.model, batches)
+                if counter is not None and self.args.charge_methods:
+                    self._step_flops += counter.get_total_flops() * self.args.world_size
             batches = [
                 {name: value.to(device, non_blocking=True) for name, value in batch.items()} for batch in batches
             ]
@@ -272,11 +277,17 @@ class EffptTrainer(ExportingTrainer):
 
     @contextmanager
     def method_cost(self, method: Method) -> Iterator[None]:
-        """Adds up the seconds that a method takes besides training; the clock pays for them unless told not to."""
+        """Adds up the seconds that a method takes besides training; the clock pays for them unless told not to.
+
+        Reference time is charged the seconds themselves, since what a method does has no entry in the table.
+        """
         began = time.perf_counter()
         with nullcontext() if self.args.charge_methods else self.timekeeper.paused():
             yield
-        self.costs[method.name] = self.costs.get(method.name, 0.0) + time.perf_counter() - began
+        seconds = time.perf_counter() - began
+        self.costs[method.name] = self.costs.get(method.name, 0.0) + seconds
+        if self.reference is not None and self.args.charge_methods:
+            self.reference.add_seconds(seconds)
 
     def floating_point_ops(self, inputs: Any) -> float:
         """Of the micro-batch just trained on: counted, not estimated from the number of parameters."""

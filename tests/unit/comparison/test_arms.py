@@ -37,9 +37,32 @@ def test_arms_are_called_by_their_files(tmp_path):
     assert all(each.recipe("8steps", 0, "x").training.learning_rate == 1e-4 for each in arms)
 
 
-def test_two_arms_of_one_name_are_refused(tmp_path):
-    with pytest.raises(EffptError, match="Two arms are called 'tiny'"):
-        load_arms(["tiny", "tiny"])
+@pytest.mark.parametrize(("one", "other"), [("tiny", "tiny"), ("drop 0.1", "drop-0.1"), ("Drop", "drop")])
+def test_two_arms_never_share_a_folder(one, other):
+    with pytest.raises(EffptError, match=f"Two arms are called '{one}' and '{other}'"):
+        load_arms([{"name": one, **BASE}, {"name": other, **BASE}])
+
+
+@pytest.mark.parametrize("name", ["..", ".", "-"])
+def test_a_name_that_is_no_folder_is_refused(name):
+    with pytest.raises(EffptError, match="needs a letter"):
+        load_arms([{"name": name, **BASE}])
+
+
+@pytest.mark.parametrize("flag", ["--training.seed", "--training.eval_steps=5", "--training.charge_methods"])
+def test_what_a_comparison_sets_itself_is_refused_as_a_flag(flag):
+    with pytest.raises(EffptError, match="a comparison sets"):
+        load_arms(["tiny"], [flag, "3"])
+
+
+def test_a_data_seed_would_break_the_pairs():
+    with pytest.raises(EffptError, match="data_seed: 7"):
+        check(arm("plain"), arm("other", training={"data_seed": 7}))
+
+
+def test_a_recipe_cannot_free_its_methods_by_itself():
+    sneaky = arm("sneaky", training={"charge_methods": False})
+    assert sneaky.recipe("8steps", 0, "out").training.charge_methods
 
 
 @pytest.mark.parametrize(
@@ -78,6 +101,8 @@ def test_a_budget_shorter_than_the_warm_up_is_refused_with_the_arms_name(tmp_pat
 def test_one_budget_for_all():
     assert common_budget([arm("a"), arm("b")], None).budget == 8
     assert common_budget([arm("a"), arm("b")], "2min").unit == "seconds"
+    minute = [arm("a", training={"budget": "60s"}), arm("b", training={"budget": "1min"})]
+    assert common_budget(minute, None).budget == 60
     with pytest.raises(EffptError, match=r"same budget.*9steps.*--budget"):
         common_budget([arm("a"), arm("b", training={"budget": "9steps"})], None)
 
@@ -110,8 +135,21 @@ def test_a_comparison_may_grow_but_not_change(tmp_path):
     plan([arm("a")])
     with pytest.raises(EffptError, match="holds a comparison at 8steps, not 9steps"):
         plan([arm("a")], budget="9steps")
+    plan([arm("a"), arm("b", model={"size": "mini"})])  # nothing of `b` has been run yet
+    made = tmp_path / "runs" / "b" / "seed-0" / "budget-1"
+    made.mkdir(parents=True)
+    (made / "run.json").write_text("{}")
     with pytest.raises(EffptError, match=r"arm `b` with another recipe \(model.size changed\)"):
-        plan([arm("a"), arm("b", model={"size": "mini"})])
+        plan([arm("a"), arm("b")])
+
+
+def test_seeds_that_are_added_later_are_remembered(tmp_path):
+    def plan(seeds):
+        clock = Clock.parse("8steps")
+        return claim(tmp_path, grid([arm("a")], clock, seeds, [1.0], tmp_path), clock)
+
+    assert plan([0, 1, 2]) == 3
+    assert plan([0, 1, 2, 3, 4]) == 3
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):

@@ -13,6 +13,7 @@ import pytest
 from hf_effpt.comparison.arms import Arm
 from hf_effpt.comparison.grid import grid
 from hf_effpt.comparison.runner import Runner, gpus_of
+from hf_effpt.comparison.worker import BUSY
 from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
 
@@ -23,7 +24,7 @@ folder = pathlib.Path(request["recipe"]["training"]["output_dir"])
 world = folder.parents[4]
 with (world / "order.txt").open("a") as order:
     gpu = os.environ.get("CUDA_VISIBLE_DEVICES")
-    order.write(f"{folder.parts[-3]} {folder.parts[-2]} {request['resume']} {gpu}\\n")
+    order.write(f"{folder.parts[-3]} {folder.parts[-2]} {gpu}\\n")
 if (world / f"fail-{folder.parts[-3]}").exists():
     print("it is out of memory")
     sys.exit(3)
@@ -85,21 +86,38 @@ def test_a_run_is_done_when_it_is_evaluated_as_asked(tmp_path):
     assert not Pretending({"tasks": ["blimp", "cola"]}).is_done(runs[0])
 
 
-def test_a_killed_run_goes_on_from_its_checkpoint_and_half_a_run_is_removed(tmp_path):
-    with_checkpoint, without = runs_in(tmp_path, seeds=(0,))
-    (with_checkpoint.folder / "checkpoint-3").mkdir(parents=True)
-    without.folder.mkdir(parents=True)
-    (without.folder / "config.json").touch()
-    Pretending({}).make([with_checkpoint, without])
-    resumed = [line.split()[2] for line in (tmp_path / "order.txt").read_text().splitlines()]
-    assert resumed == ["True", "False"]
-    assert not (without.folder / "config.json").exists()
+def test_a_run_that_another_process_makes_is_left_to_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        Pretending, "command", lambda self, run, request: [sys.executable, "-c", f"raise SystemExit({BUSY})"]
+    )
+    (first, *_) = runs_in(tmp_path)
+    assert "another process" in Pretending({}).make([first])[first]
+
+
+def test_a_run_that_was_killed_is_said_to_be(tmp_path, monkeypatch):
+    code = "import os, signal; print('training 40%', flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    monkeypatch.setattr(Pretending, "command", lambda self, run, request: [sys.executable, "-c", code])
+    (first, *_) = runs_in(tmp_path)
+    assert "killed by SIGKILL" in Pretending({}).make([first])[first]
+
+
+def test_what_another_process_has_finished_meanwhile_is_not_made_again(tmp_path):
+    runs = runs_in(tmp_path, seeds=(0,))
+
+    class Shared(Pretending):
+        def command(self, run, request):
+            if run is runs[0]:  # while it runs, the other process finishes the next
+                Pretending({}).make(runs[1:])
+            return super().command(run, request)
+
+    Shared({}).make(runs)
+    assert sorted(order(tmp_path)) == [["a", "seed-0"], ["b", "seed-0"]]
 
 
 def test_runs_on_several_gpus_at_once_one_on_each(tmp_path, monkeypatch):
     monkeypatch.setenv("PRETEND", "0.5")
     Pretending({}, gpus=["0", "3"]).make(runs_in(tmp_path, seeds=(0, 1, 2)))
-    used = {line.split()[3] for line in (tmp_path / "order.txt").read_text().splitlines()}
+    used = {line.split()[2] for line in (tmp_path / "order.txt").read_text().splitlines()}
     assert used == {"0", "3"}
     together = [int(line) for line in (tmp_path / "together.txt").read_text().split()]
     assert max(together) == 2
@@ -112,6 +130,14 @@ def test_gpus_that_are_not_there_are_refused():
         gpus_of("9")
     with pytest.raises(EffptError, match="no GPU first"):
         gpus_of("first")
+
+
+def test_gpus_are_counted_among_those_that_can_be_seen(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    assert gpus_of("0,1") == ["2", "5"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert gpus_of("1") == ["1"]
 
 
 DRIVER = """

@@ -12,9 +12,9 @@ from tests.unit.comparison.records import BUDGET, at, entry, runs
 BASE = [6.0, 6.1, 6.2]
 
 
-def summarize(**arms):
+def summarize(settings=None, **arms):
     recipes = {name: {"methods": {}, "data": {}} for name in arms}
-    return summarized(arms, recipes, Clock("seconds", BUDGET), command="effpt compare …")
+    return summarized(arms, recipes, Clock("seconds", BUDGET), command="effpt compare …", **(settings or {}))
 
 
 def arm(report, name):
@@ -119,6 +119,62 @@ def test_a_better_loss_with_a_worse_score_says_both():
     assert "But blimp/pll_word_l2r is lower by 0.0500" in text
 
 
+def test_where_there_is_no_verdict_no_figure_is_compared_either():
+    report = summarize(base=runs(BASE), other=runs([5.0, 5.1, 5.2], data=["beef", 128, 999]))
+    found = arm(report, "other")
+    assert found["difference"] is None
+    assert found["summary"]["speed_up"] is None
+    assert "other text" in found["summary"]["speed_up_note"]
+    assert found["summary"]["final_loss"]["mean"] == pytest.approx(5.1)
+
+
+def test_a_learning_rate_that_has_not_decayed_gives_no_verdict():
+    report = summarize(base=runs(BASE), hot=runs([5.0, 5.1, 5.2], final_learning_rate=9e-4))
+    assert "had not decayed" in arm(report, "hot")["verdict"]["text"]
+
+
+def test_an_arm_that_does_not_pay_is_shown_and_not_judged():
+    good = [5.9, 6.01, 6.09]
+    alone = summarize(base=runs(BASE), good=runs(good))
+    report = summarize({"free": ["free"]}, base=runs(BASE), good=runs(good), free=runs(good))
+    assert "does not pay" in arm(report, "free")["verdict"]["text"]
+    assert arm(report, "good")["difference"] == arm(alone, "good")["difference"]  # it is not one of Holm's family
+    assert arm(report, "free")["free"]
+
+
+def test_runs_of_different_machines():
+    report = summarize(base=runs(BASE), other=runs([5.0, 5.1, 5.2], environment={"device": "another"}))
+    assert "different devices" in arm(report, "other")["verdict"]["text"]
+    assert any("2 different environments" in note for note in report["notes"])
+
+
+def test_an_evaluation_that_failed_is_said_and_not_called_undefined():
+    scored = [entry(seed, 6.0, scores={"cola/mcc@default": 0.1}) for seed in range(2)]
+    report = summarize(base=[*scored, entry(2, 6.0, note="failed (killed by SIGKILL)")])
+    assert arm(report, "base")["summary"]["scores"]["cola/mcc@default"]["note"] == "not evaluated for seed 2"
+    assert any("its evaluation failed (killed by SIGKILL)" in note for note in report["notes"])
+
+
+def test_a_half_run_never_stands_for_a_whole_one():
+    broken = [entry(0, None, state="failed", note="x"), *runs(BASE)[1:], *at({0.5: [1.0, 1.0, 1.0]})]
+    report = summarize(base=runs(BASE), broken=broken)
+    assert arm(report, "broken")["summary"]["final_loss"]["n"] == 2
+    assert arm(report, "broken")["verdict"]["label"] == "no verdict"
+
+
+def test_seeds_that_were_added_after_a_look_are_said():
+    report = summarize({"planned_seeds": 3}, base=runs([*BASE, 6.3]))
+    assert any("began with 3 seeds and now has 4" in note for note in report["notes"])
+    assert not summarize({"planned_seeds": 3}, base=runs(BASE))["notes"]
+
+
+def test_a_budget_in_steps_is_rounded_before_it_is_compared():
+    half = entry(0, 6.0, 0.5, clock={"steps": 8, "tokens": 1, "flops": 1.0, "seconds": 1.0, "joules": None})
+    recipes = {"base": {"methods": {}, "data": {}}}
+    whole = entry(0, 6.0, clock={"steps": 15, "tokens": 1, "flops": 1.0, "seconds": 1.0, "joules": None})
+    assert not summarized({"base": [half, whole]}, recipes, Clock("steps", 15))["notes"]
+
+
 def test_energy_and_costs_are_means_over_runs():
     report = summarize(base=runs(BASE, costs={"selection": 2.0, "tnf": 1.0}))
     found = arm(report, "base")["summary"]
@@ -165,6 +221,13 @@ def test_speed_up_beyond_what_was_run_is_a_bound():
     found = speed_up(losses(at({0.5: [5.9, 6.0, 6.1], 1.0: [5.0, 5.1, 5.2]})), base, BUDGET)
     assert found["speed_up"]["value"] == 2.0
     assert found["speed_up_note"].startswith("at least 2.00x")
+
+
+def test_speed_up_leaves_out_budgets_that_a_seed_lacks():
+    base = losses(at({0.5: [6.6, 6.7, 6.8], 1.0: BASE}))
+    lacking = losses(at({0.5: [6.1, 6.2, 6.3], 1.0: [5.9, 6.0, 6.1]}))
+    del lacking[0.5 * BUDGET][1]
+    assert speed_up(lacking, base, BUDGET)["speed_up"] is None
 
 
 def test_speed_up_needs_shorter_runs():

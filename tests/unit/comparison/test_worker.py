@@ -1,4 +1,8 @@
 import json
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 from filelock import FileLock
@@ -31,7 +35,7 @@ def run(tmp_path):
 
 
 def request(run, **evaluation):
-    return {"recipe": run.recipe.resolved(), "resume": False, "evaluation": evaluation}
+    return {"recipe": run.recipe.resolved(), "evaluation": evaluation}
 
 
 @pytest.mark.slow
@@ -57,22 +61,33 @@ def test_a_run_is_trained_evaluated_and_cleared_once(run, monkeypatch):
     assert run.scores()["asked"]["tasks"] == ["cola"]
 
 
-def test_a_run_that_another_process_is_at_is_left_alone(run):
-    run.folder.parent.mkdir(parents=True)
-    with (
-        FileLock(run.folder.with_name(f".{run.folder.name}.lock")),
-        pytest.raises(EffptError, match="Another process"),
-    ):
-        worker.run(request(run))
+def test_a_run_that_another_process_is_at_is_left_alone(run, tmp_path, monkeypatch):
+    run.folder.mkdir(parents=True)
+    (run.folder / "config.json").touch()  # half a run, which is the other's
+    path = tmp_path / "request.json"
+    path.write_text(json.dumps({**request(run), "parent": os.getppid()}))
+    monkeypatch.setattr("sys.argv", ["worker", str(path)])
+    with FileLock(run.folder.with_name(f".{run.folder.name}.lock")):
+        assert worker.main() == worker.BUSY
+    assert (run.folder / "config.json").exists()
 
 
-def test_a_run_ends_when_its_comparison_is_gone(monkeypatch):
-    watcher = worker.EndWithComparison()
-    watcher.on_step_end(None, None, None)
-    monkeypatch.setattr("os.getppid", lambda: 1)
-    watcher.parent = 12345
-    with pytest.raises(EffptError, match="has ended"):
-        watcher.on_step_end(None, None, None)
+def test_a_killed_run_goes_on_from_its_last_whole_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "fault", lambda checkpoint: "cut short" if checkpoint.name == "checkpoint-9" else None)
+    for name in ("checkpoint-3", "checkpoint-6", "checkpoint-9"):
+        (tmp_path / "run" / name).mkdir(parents=True)
+    (tmp_path / "run" / "recipe.yaml").touch()
+    assert worker.last_whole_checkpoint(tmp_path / "run") == str(tmp_path / "run" / "checkpoint-6")
+    (tmp_path / "run" / "recipe.yaml").unlink()  # with which it could not be resumed
+    assert worker.last_whole_checkpoint(tmp_path / "run") is None
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_ends_when_its_comparison_is_gone():
+    """The watcher's parent is another process than its own: it ends at once, whatever it is doing."""
+    code = "import time; from hf_effpt.comparison.worker import end_with; end_with(1, 0.01); time.sleep(60)"
+    done = subprocess.run([sys.executable, "-c", code], timeout=50, check=False)
+    assert done.returncode == -signal.SIGTERM
 
 
 def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys):

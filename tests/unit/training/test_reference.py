@@ -1,4 +1,5 @@
 import json
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -6,7 +7,13 @@ import torch
 from hf_effpt.core.errors import EffptError
 from hf_effpt.training import reference_meter
 from hf_effpt.training.reference import ReferenceTimes
-from hf_effpt.training.reference_meter import optimizer_operation, step_operation, time_optimizer, time_step
+from hf_effpt.training.reference_meter import (
+    ReferenceMeter,
+    optimizer_operation,
+    step_operation,
+    time_optimizer,
+    time_step,
+)
 from tests import tiny
 
 NO_TRAIN_NO_GAIN = {"forward": 0.09285, "full step": 0.2253}  # seconds on an RTX 3090, 128 rows, 16 layers
@@ -78,7 +85,53 @@ def test_a_disturbed_measurement_is_said(tmp_path, caplog):
     times = table(tmp_path / "times.json", {"train|ids|layers 6x100|head": 0.09})
     times.seconds("train|ids|layers 7x100|head", lambda: 0.01)
     assert "less than" in caplog.text
-    assert len(times.record()["faults"]) == 1
+    meter = ReferenceMeter(times, torch.float32, nullcontext, nullcontext)
+    assert meter.record() == {"system": "here", "faults": []}  # nothing of this run
+    meter.charged.add("train|ids|layers 7x100|head")
+    assert len(meter.record()["faults"]) == 1
+
+
+def test_total_of_no_train_no_gain_as_a_run_is_charged(tmp_path):
+    """The same sum through the meter: ten full steps and twenty forward passes, and what is charged as measured."""
+    meter = ReferenceMeter(table(tmp_path / "t.json", NO_TRAIN_NO_GAIN), torch.float32, nullcontext, nullcontext)
+    for operation in ["full step"] * 10 + ["forward"] * 20:
+        meter._add(operation, never)
+    assert meter.take() == pytest.approx(4.110, abs=1e-9)
+    assert meter.take() == 0.0
+    meter.add_seconds(0.5)
+    assert meter.take() == 0.5
+
+
+def test_measuring_is_not_charged_to_the_run(tmp_path):
+    within = []
+
+    @contextmanager
+    def paused():
+        within.append(True)
+        yield
+        within.pop()
+
+    meter = ReferenceMeter(ReferenceTimes(tmp_path / "t.json", "here"), torch.float32, nullcontext, paused)
+    meter._add("train", lambda: 0.25 if within else pytest.fail("on the clock"))
+    assert meter.take() == 0.25
+
+
+def test_the_time_of_an_operation_is_the_lower_quartile_of_single_calls(monkeypatch):
+    clock, calls = [0.0], []
+
+    def block():
+        calls.append(1)
+        clock[0] += 3.0 if len(calls) % 2 else 1.0  # every other call is disturbed
+
+    monkeypatch.setattr(reference_meter.time, "perf_counter", lambda: clock[0])
+    assert reference_meter.time_of(block, torch.device("cpu")) == 1.0
+
+
+def test_a_resumed_run_must_have_counted_what_its_budget_is_about(tmp_path, monkeypatch):
+    monkeypatch.setattr(reference_meter, "time_of", lambda block, device: 0.5)
+    tiny.trainer(tmp_path, budget="6steps", save_strategy="steps", save_steps=3).train()
+    with pytest.raises(EffptError, match="reference_seconds, but the run to be resumed has not counted"):
+        tiny.trainer(tmp_path, budget="6s_rst").train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
 
 
 def test_operations_are_told_apart_by_what_they_cost():

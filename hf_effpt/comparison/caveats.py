@@ -1,0 +1,106 @@
+"""What stands in the way of a verdict, and what a reader has to know of runs that are not as they should be."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from hf_effpt.core.clock import Clock
+
+Entries = Sequence[Mapping[str, Any]]
+
+# A comparison says nothing where even the baseline ends this near to the unigram floor, in nats.
+LEAST_GAIN = 0.25
+# How far over the budget the last step may go before it is said; how much of its peak a decayed learning rate has.
+OVERSHOOT, DECAYED = 0.02, 0.02
+
+
+def void_reason(baseline: Mapping[int, float], floor: float | None) -> str | None:
+    """Why a comparison says nothing at all."""
+    gain = None if floor is None else floor - float(np.mean(list(baseline.values())))
+    if gain is None or gain >= LEAST_GAIN:
+        return None
+    where = f"only {gain:.3f} nats below" if gain > 0 else f"{-gain:.3f} nats above"
+    return (
+        f"The baseline ends {where} the unigram floor ({LEAST_GAIN} below it are needed), so next to nothing was "
+        "learned that arms could differ in; give a longer budget."
+    )
+
+
+def no_verdict(entries: Entries, baseline: Entries, unit: str) -> str | None:
+    """Why there can be no verdict on an arm.
+
+    Args:
+        entries, baseline (`Sequence`): the runs of the arm and of the baseline.
+        unit (`str`): of the clock.
+    """
+    whole = [entry for entry in [*baseline, *entries] if entry["fraction"] == 1.0]
+    for entry in whole:
+        where = " in the baseline" if entry in baseline else ""
+        if entry["state"] == "diverged":
+            return f"seed {entry['seed']} has diverged{where}"
+        if entry["state"] == "finished" and _is_hot(entry):
+            return f"the learning rate of seed {entry['seed']}{where} had not decayed at the end of its budget"
+    finals = [entry for entry in whole if entry["state"] == "finished"]
+    if len({tuple(entry["data"]) for entry in finals}) > 1:
+        return "it was evaluated on other text or tokens than the baseline"
+    if unit in ("seconds", "joules") and len({_machine(entry) for entry in finals}) > 1:
+        return (
+            f"its runs and the baseline's were made on different devices or versions, which a budget in {unit} feels"
+        )
+    return None
+
+
+def _is_hot(entry: Mapping[str, Any]) -> bool:
+    rate, peak = entry["final_learning_rate"], entry.get("peak_learning_rate")
+    return rate is not None and bool(peak) and rate > DECAYED * peak
+
+
+def _machine(entry: Mapping[str, Any]) -> tuple:
+    return tuple(sorted(entry.get("environment", {}).items()))
+
+
+def share_of(clock: Clock, fraction: float) -> float:
+    """The budget of a run on a fraction of the clock, which in steps is a whole number."""
+    return Clock.parse(clock.share(fraction)).budget
+
+
+def notes(found: Mapping[str, Entries], clock: Clock, planned_seeds: int | None = None) -> list[str]:
+    """What a reader has to know, in sentences.
+
+    Args:
+        found (`Mapping[str, Sequence]`): the runs of each arm.
+        clock (`Clock`): of the whole budget.
+        planned_seeds (`int`, *optional*): how many seeds the comparison began with.
+    """
+    every = [entry for entries in found.values() for entry in entries]
+    said = [
+        f"reference times: {fault}" for fault in dict.fromkeys(f for e in every for f in e.get("reference_faults", ()))
+    ]
+    seeds = len({entry["seed"] for entry in every})
+    if planned_seeds is not None and seeds > planned_seeds:
+        said.append(
+            f"it began with {planned_seeds} seeds and now has {seeds}: where seeds are added after a look at the "
+            "result, p-values are too small"
+        )
+    if len(machines := {_machine(entry) for entry in every if entry["state"] == "finished"}) > 1:
+        said.append(f"its runs were made in {len(machines)} different environments (device or versions)")
+    for name, entries in found.items():
+        for entry in entries:
+            where = f"{name}, seed {entry['seed']}, {entry['fraction']:.0%} of the budget"
+            if entry["state"] != "finished":
+                said.append(f"{where}: {entry['state']}" + (f" ({entry['note']})" if entry["note"] else ""))
+                continue
+            if entry["note"]:
+                said.append(f"{where}: trained, but its evaluation {entry['note']}")
+            over = (entry["clock"].get(clock.unit) or 0.0) / share_of(clock, entry["fraction"]) - 1
+            if over > OVERSHOOT:
+                said.append(f"{where}: its last step ended {over:.1%} over the budget")
+            elif over < -1e-9:
+                said.append(f"{where}: it ended at {1 + over:.1%} of its budget")
+            if _is_hot(entry):
+                said.append(
+                    f"{where}: its learning rate ended at {entry['final_learning_rate']:.2g}, not fully decayed"
+                )
+            said += [f"{where}, {score}: {note}" for score, note in entry["score_notes"].items()]
+    return said
