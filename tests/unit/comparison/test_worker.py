@@ -92,9 +92,8 @@ def test_a_run_ends_when_its_comparison_is_gone():
 
 def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys):
     path = tmp_path / "request.json"
-    path.write_text(
-        json.dumps({"recipe": {"data": {"dataset": "x"}, "models": {}}, "resume": False, "evaluation": {}})
-    )
+    recipe = {"data": {"dataset": "x"}, "models": {}}
+    path.write_text(json.dumps({"recipe": recipe, "evaluation": {}, "parent": os.getppid()}))
     monkeypatch.setattr("sys.argv", ["worker", str(path)])
     assert worker.main() == 2
     assert "has no section `models`" in capsys.readouterr().err
