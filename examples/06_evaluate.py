@@ -4,11 +4,12 @@ python examples/make_task.py task.jsonl && python examples/06_evaluate.py out ta
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from hf_effpt import evaluate
+from hf_effpt.evaluation.record import Record
 from hf_effpt.evaluation.suite import table
+from hf_effpt.hub.folders import write_json
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("model", help="the folder of a finished run")
@@ -21,5 +22,5 @@ args = parser.parse_args()
 result = evaluate(args.model, ["loss", *args.tasks], data=args.data, text=args.text, seeds=args.seeds)
 print(table(result))
 out = Path(args.model) / "evaluation.json"
-out.write_text(json.dumps(result, indent=2), encoding="utf-8")
+Record(out, Path(args.model), write_json).save(result)
 print(f"\nAll of it, each seed too, is in {out}.")

@@ -2,8 +2,11 @@
 
 import argparse
 import logging
+import os
 import sys
 from pathlib import Path
+
+from hf_effpt.core.errors import EffptError
 
 from .words import refuse, words
 
@@ -34,13 +37,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, extra: list[str]) -> None:
     refuse("evaluate", extra)
-    from hf_effpt.evaluation.suite import evaluate, table
+    from hf_effpt.evaluation.record import Record
+    from hf_effpt.evaluation.suite import Measurement, table
     from hf_effpt.hub.folders import write_json
     from hf_effpt.hub.scores import add_scores
 
     logging.basicConfig(format="%(message)s", stream=sys.stdout, force=True)
     logging.getLogger("hf_effpt").setLevel(logging.INFO)
-    result = evaluate(
+    out = Path(args.out) if args.out else Path(args.model) / "evaluation.json"
+    _check_target(out)
+    measurement = Measurement(
         args.model,
         None if args.tasks is None else words(args.tasks),
         data=args.data,
@@ -50,7 +56,20 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
         lora=args.lora,
         pairs_per_paradigm=args.pairs_per_paradigm,
     )
-    out = Path(args.out) if args.out else Path(args.model) / "evaluation.json"
-    write_json(out, result)
+    if args.out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    record = Record(out, Path(args.model), write_json)
+    result = measurement.run(record)
+    print(f"\n{table(result)}\n", flush=True)
+    record.save(result)
     added = add_scores(args.model, result["scores"])
-    print(f"\n{table(result)}\n\nWritten to {out}{' and into the model card' if added else ''}.")
+    print(f"Written to {out}{' and into the model card' if added else ''}.")
+
+
+def _check_target(out: Path) -> None:
+    """Raises an `EffptError` unless the file can be written, or will be once its folder is made."""
+    above = next(folder for folder in out.absolute().parents if folder.exists())
+    if out.is_dir():
+        raise EffptError(f"`--out` is {str(out)!r}, which is a folder; name a file in it.")
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise EffptError(f"{str(out)!r} cannot be written, since {above} is no folder to write in; name another file.")

@@ -16,6 +16,7 @@ from transformers import ElectraForPreTraining, PreTrainedModel, PreTrainedToken
 from hf_effpt.core.errors import EffptError
 from hf_effpt.data.specials import text_backend
 
+from .checkpoint import readable_length
 from .masked_logits import evaluation_mode, masked_logits, predicts_masked_tokens
 
 COLUMNS = ("sentence_good", "sentence_bad", "UID", "field")
@@ -24,6 +25,10 @@ TEXTS = 4096
 
 # Scores of sentences of one length, from their ids and the word each token belongs to (-1: added by the tokenizer).
 Scorer = Callable[[Tensor, Tensor], Tensor]
+
+
+class DivergedError(EffptError):
+    """The scores of a model are not finite."""
 
 
 def blimp(
@@ -52,15 +57,15 @@ def blimp(
         to the length the model takes.
 
     Raises:
-        EffptError: pairs, tokenizer or model lack something, do not fit each other, or the scores are not finite.
+        EffptError: pairs, tokenizer or model lack something, or do not fit each other.
+        DivergedError: the scores are not finite.
     """
-    _check_pairs(pairs, pairs_per_paradigm)
-    metric, _ = _metric_of(model, tokenizer, batch_size)
+    metric = check_blimp(model, tokenizer, pairs, batch_size=batch_size, pairs_per_paradigm=pairs_per_paradigm)
     kept = _first_of_each(pairs["UID"][:], pairs_per_paradigm)
     good, bad, uids, fields = (np.array(pairs[name][:], dtype=object)[kept] for name in COLUMNS)
     scores, cut = sentence_scores(model, tokenizer, [*good, *bad], batch_size=batch_size)
     if not np.isfinite(scores).all():
-        raise EffptError(
+        raise DivergedError(
             f"{(~np.isfinite(scores)).sum()} of {len(scores)} sentences get a score that is not finite: the weights "
             "of this model have diverged; use an earlier checkpoint."
         )
@@ -96,6 +101,30 @@ def blimp(
     }
 
 
+def check_blimp(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    pairs: Dataset,
+    *,
+    batch_size: int = 256,
+    pairs_per_paradigm: int | None = None,
+) -> str:
+    """The name of the metric that [`blimp`] gives for these arguments, once all of them are found to be usable."""
+    _check_pairs(pairs, pairs_per_paradigm)
+    return _metric_of(model, tokenizer, batch_size)[0]
+
+
+def missing_columns(present: Sequence[str]) -> str | None:
+    """What there is to say of columns that pairs lack."""
+    missing = [name for name in COLUMNS if name not in present]
+    if not missing:
+        return None
+    return (
+        f"The pairs have the columns {', '.join(present)} but not {', '.join(missing)}; BLiMP has "
+        f"{', '.join(COLUMNS)}. Rename yours with `pairs.rename_column(…)`."
+    )
+
+
 def sentence_scores(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, sentences: Sequence[str], *, batch_size: int = 256
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -118,8 +147,7 @@ def sentence_scores(
         EffptError: the tokenizer or model lack something, or do not fit each other.
     """
     _, score = _metric_of(model, tokenizer, batch_size)
-    limit = min(tokenizer.model_max_length, model.config.max_position_embeddings)
-    numbers, cut, distinct = _tokenized(sentences, tokenizer, limit)
+    numbers, cut, distinct = _tokenized(sentences, tokenizer, readable_length(model, tokenizer))
     scores = np.zeros(len(distinct))
     with evaluation_mode(model):
         for here, ids_SL, words_SL in _by_length(distinct):
@@ -179,12 +207,8 @@ def _metric_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, batch
 
 def _check_pairs(pairs: Dataset, pairs_per_paradigm: int | None) -> None:
     """Raises an `EffptError` unless there are pairs of texts with their paradigms."""
-    missing = [name for name in COLUMNS if name not in pairs.column_names]
-    if missing:
-        raise EffptError(
-            f"The pairs have the columns {', '.join(pairs.column_names)} but not {', '.join(missing)}; BLiMP has "
-            f"{', '.join(COLUMNS)}. Rename yours with `pairs.rename_column(…)`."
-        )
+    if missing := missing_columns(pairs.column_names):
+        raise EffptError(missing)
     if len(pairs) == 0:
         raise EffptError("There are no pairs to score; pass a dataset with at least one.")
     if pairs_per_paradigm is not None and pairs_per_paradigm < 1:

@@ -1,12 +1,11 @@
-"""Fine-tuning a stock checkpoint with the stock `Trainer`, one seed of one task or a whole protocol."""
+"""Fine-tuning a stock checkpoint with the stock `Trainer`: one seed of one task."""
 
 import logging
 import re
 import sys
 import tempfile
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,9 +28,15 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.evaluation.metrics import score
-from hf_effpt.evaluation.protocols import Protocol, Settings, find_protocol
-from hf_effpt.evaluation.tasks import Task, base_name, load_task
+
+from .checkpoint import check_finetunable, readable_length
+from .lora import add_lora
+from .metrics import score
+from .protocols import Settings
+from .tables import first_line
+from .tasks import Task
+
+DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 
 
 def finetune(
@@ -54,84 +59,7 @@ def finetune(
     Raises:
         EffptError: the folder has no model and tokenizer that can be fine-tuned, or PEFT is needed and missing.
     """
-    return _finetune(model_dir, task, settings, seed, lora, keep=None)
-
-
-def finetune_suite(
-    model_dir: str | Path,
-    tasks: Sequence[str] | None,
-    protocol: str | Protocol,
-    *,
-    data: str | Path | None,
-    seeds: int | Sequence[int] | None = None,
-    lora: int | None = None,
-    on_result: Callable[[str, dict[str, Any]], None] | None = None,
-) -> dict[str, Any]:
-    """Fine-tunes a model on tasks as a protocol has it, over its seeds.
-
-    Args:
-        model_dir (`str` or `Path`): the folder of a stock checkpoint, with its tokenizer.
-        tasks (`Sequence[str]`, *optional*): as `load_task` takes them; by default all of the protocol's.
-        protocol (`str` or [`Protocol`]): `default`, `glue9_cramming`, `glue8_mosaic` or `glue8_electra`.
-        data (`str` or `Path`): where known tasks are, a folder or `"hub"`; `None` if none is named.
-        seeds (`int` or `Sequence[int]`, *optional*): how many, or which; by default the protocol's number.
-        lora (`int`, *optional*): as for [`finetune`]; the scores' names then end in `+loraRANK`.
-        on_result (`Callable`, *optional*): called with the task's name and the result of [`finetune`] of each seed.
-
-    Returns:
-        `protocol`, `lora`, `tasks` (by score name: `value`, `statistic`, `standard_deviation`, `seeds`, `notes`) and
-        `average` (`value` and `note`). A score that one seed lacks has no value, nor has an incomplete average.
-
-    Raises:
-        EffptError: before anything is trained, for a task, protocol or model that cannot be used.
-    """
-    protocol = find_protocol(protocol) if isinstance(protocol, str) else protocol
-    names = list(dict.fromkeys(protocol.reported if tasks is None else tasks))
-    if not names:
-        raise EffptError(f"No tasks were named, and the protocol `{protocol.name}` has none of its own. Name some.")
-    loaded = [load_task(name, data) for name in names]
-    loaded.sort(key=lambda task: base_name(task.name) != "mnli")  # others may start from it
-    waiting = [task.name for task in loaded if base_name(task.name) in protocol.from_mnli]
-    if waiting and base_name(loaded[0].name) != "mnli":
-        raise EffptError(
-            f"In {protocol.name}, {', '.join(waiting)} start from the model fine-tuned on MNLI, which is not among "
-            "the tasks. Add mnli, or use another protocol."
-        )
-    plans = [
-        (task, protocol.settings_of(base_name(task.name)), protocol.choose_seeds(base_name(task.name), seeds))
-        for task in loaded
-    ]
-    _check_start(model_dir, lora)
-    scores: dict[str, dict[str, Any]] = {}
-    values: dict[tuple[str, str], float | None] = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        on_mnli = Path(scratch) / "mnli"
-        for task, settings, numbers in plans:
-            notes = list(task.notes)
-            start = model_dir
-            if task.name in waiting:
-                start = on_mnli
-                notes.append(f"started from the encoder fine-tuned on {loaded[0].name}")
-            if len(numbers) != (usual := protocol.seeds_of(base_name(task.name))):
-                notes.append(f"seeds: {len(numbers)}, where the protocol has {usual}")
-            results = []
-            for seed in numbers:
-                keep = on_mnli if waiting and task is loaded[0] and seed == numbers[0] else None
-                results.append(_finetune(start, task, settings, seed, lora, keep))
-                if on_result:
-                    on_result(task.name, results[-1])
-            own = tuple(f"{metric}{part}" for part in task.validation for metric in task.metrics)
-            for figure in protocol.figures_of(base_name(task.name), own):
-                name = protocol.score_name(task.name, figure) + (f"+lora{lora}" if lora else "")
-                scores[name] = protocol.over_seeds(figure, results, notes)
-                values[task.name, figure] = scores[name]["value"]
-    average, note = protocol.average(values)
-    return {
-        "protocol": protocol.name,
-        "lora": lora,
-        "tasks": scores,
-        "average": {"value": average, "note": note},
-    }
+    return finetune_and_keep(model_dir, task, settings, seed, lora, keep=None)
 
 
 def make_accumulation_safe(model: PreTrainedModel) -> PreTrainedModel:
@@ -146,49 +74,15 @@ def make_accumulation_safe(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def add_lora(model: PreTrainedModel, rank: int) -> Any:
-    """Freezes the model but for its head and pooler, and adds LoRA to the projections of attention.
-
-    Args:
-        model (`PreTrainedModel`): with a classification head.
-        rank (`int`): of the updates; they are scaled by 1 (alpha = rank), as for RoBERTa in Hu et al. (2021).
-
-    Raises:
-        EffptError: PEFT is not installed, the rank is below 1, or no attention is found.
-    """
-    _check_lora(rank)
-    from peft import LoraConfig, TaskType, get_peft_model
-
-    names = [name for name, module in model.base_model.named_modules() if isinstance(module, torch.nn.Linear)]
-    projections = [name for name in names if re.search(r"(^|\.)layers?\.\d+\..*att", name)]
-    if not projections:
-        raise EffptError(f"{type(model).__name__} has no attention projections that LoRA could adapt; train without.")
-    head = [
-        name for name, module in model.named_children() if module is not model.base_model and [*module.parameters()]
-    ]
-    pooler = ["pooler"] if getattr(model.base_model, "pooler", None) is not None else []
-    config = LoraConfig(
-        task_type=TaskType.SEQ_CLS,
-        r=rank,
-        lora_alpha=rank,
-        target_modules=projections,
-        modules_to_save=[*head, *pooler],
-    )
-    with warnings.catch_warnings():  # PEFT asks the model by a name that transformers has deprecated
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        return get_peft_model(model, config)
-
-
-def _finetune(
+def finetune_and_keep(
     model_dir: str | Path, task: Task, settings: Settings, seed: int, lora: int | None, keep: Path | None
 ) -> dict[str, Any]:
     """`finetune`, which also saves the encoder to `keep`, as a place to start from."""
     began = time.perf_counter()
-    _check_start(model_dir, lora)
+    check_finetunable(model_dir)
     set_seed(seed)
-    tokenizer, model = _load(model_dir, task)
-    length = min(settings.max_length, _readable(model, tokenizer))
-    notes = []
+    tokenizer, model, notes = _load(model_dir, task, settings.dropout)
+    length = min(settings.max_length, readable_length(model, tokenizer))
     if length < settings.max_length:
         notes.append(f"examples are cut to {length} tokens, all the model can read, not {settings.max_length}")
     train, truncated = _encode(task.train, task.text_columns, tokenizer, length)
@@ -265,8 +159,18 @@ def _arguments(settings: Settings, seed: int, scratch: str) -> TrainingArguments
     )
 
 
-def _load(model_dir: str | Path, task: Task) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    """The tokenizer, and the encoder with a new head for the task."""
+def _load(
+    model_dir: str | Path, task: Task, dropout: float | None
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel, list[str]]:
+    """The tokenizer, the encoder with a new head for the task, and what to know of it."""
+    notes = []
+    config = AutoConfig.from_pretrained(model_dir, local_files_only=True)
+    if dropout is None:
+        dropouts = {}
+    else:
+        dropouts = {name: dropout for name in DROPOUTS if hasattr(config, name)}
+        if others := [name for name in DROPOUTS if name not in dropouts]:
+            notes.append(f"a `{config.model_type}` has no {', '.join(others)} to set to {dropout}: it keeps its own")
     if task.label_names is None:
         head = {"num_labels": 1, "problem_type": "regression"}
     else:
@@ -280,12 +184,12 @@ def _load(model_dir: str | Path, task: Task) -> tuple[PreTrainedTokenizerBase, P
         tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
         with _quiet_loading():
             model, info = AutoModelForSequenceClassification.from_pretrained(
-                model_dir, local_files_only=True, output_loading_info=True, dtype=torch.float32, **head
+                model_dir, local_files_only=True, output_loading_info=True, dtype=torch.float32, **head, **dropouts
             )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise EffptError(
-            f"{Path(model_dir).absolute()} cannot be fine-tuned ({type(error).__name__}: {error}). It must be the "
-            "folder of a stock encoder with its tokenizer, such as the root of a run's folder."
+            f"{Path(model_dir).absolute()} cannot be fine-tuned ({type(error).__name__}: {first_line(error)}). It "
+            "must be the folder of a stock encoder with its tokenizer, such as the root of a run's folder."
         ) from error
     lost = sorted(
         key for key in info["missing_keys"] if key.startswith(f"{model.base_model_prefix}.") and "pooler" not in key
@@ -295,47 +199,7 @@ def _load(model_dir: str | Path, task: Task) -> tuple[PreTrainedTokenizerBase, P
             f"{Path(model_dir).absolute()} lacks {len(lost)} weights of the encoder ({', '.join(lost[:3])}), which "
             "would be random. Export the model again."
         )
-    return tokenizer, model
-
-
-def _check_start(model_dir: str | Path, lora: int | None) -> None:
-    files = {path.name for path in Path(model_dir).glob("*")}
-    if "config.json" not in files:
-        raise EffptError(
-            f"{Path(model_dir).absolute()} has no config.json, but must be the folder of a stock checkpoint; a model "
-            "on the Hub has to be downloaded first."
-        )
-    # Without one AutoTokenizer makes an empty tokenizer, to which every word is unknown.
-    if not files & {"tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model"}:
-        raise EffptError(
-            f"{Path(model_dir).absolute()} has no tokenizer; save the one that the model was trained with there: "
-            "tokenizer.save_pretrained(...)."
-        )
-    config = AutoConfig.from_pretrained(model_dir, local_files_only=True)
-    if type(config) not in AutoModelForSequenceClassification._model_mapping:
-        raise EffptError(
-            f"{Path(model_dir).absolute()} holds a `{config.model_type}`, for which transformers has no sequence "
-            "classification; use an encoder, such as a BERT."
-        )
-    if lora is not None:
-        _check_lora(lora)
-
-
-def _check_lora(rank: int) -> None:
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        raise EffptError(f"The rank of LoRA is {rank!r}, but must be a whole number of at least 1, such as 8.")
-    try:
-        import peft  # noqa: F401  heavy, and needed for LoRA only
-    except ImportError as error:
-        raise EffptError("LoRA needs PEFT, which is not installed: pip install 'hf_effpt[lora]'") from error
-
-
-def _readable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many tokens of an example the model can read."""
-    positions = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
-    if "roberta" in model.config.model_type:  # its positions count from behind the padding token's id
-        positions -= model.config.pad_token_id + 1
-    return min(positions, tokenizer.model_max_length)
+    return tokenizer, model, notes
 
 
 def _encode(

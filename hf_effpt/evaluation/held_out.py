@@ -1,16 +1,25 @@
 """The held-out rows of an exported model, found again by what its run recorded."""
 
+import glob
 import json
+import logging
+import math
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.data.corpus import open_corpus
-from hf_effpt.data.packing import PackedRows, pack
+from hf_effpt.data.packing import PackedRows, facts, pack
+from hf_effpt.data.readers import READERS
 
 from .loss import fixed_mask_batches, held_out_loss, unigram_floor
+
+logger = logging.getLogger(__name__)
 
 
 def run_of(folder: Path) -> dict[str, Any]:
@@ -19,51 +28,107 @@ def run_of(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
+@dataclass(frozen=True)
+class HeldOutText:
+    """Rows that a model has not been trained on.
+
+    Args:
+        name (`str`): of the text, as `data.dataset` takes it.
+        rows (`Dataset`): packed.
+        train (`Dataset`, *optional*): the rows that the run was trained on, where they are known.
+        notes (`tuple[str, ...]`): what to know of them.
+    """
+
+    name: str
+    rows: Dataset
+    train: Dataset | None
+    notes: tuple[str, ...]
+
+
+def held_out_text(folder: Path, tokenizer: PreTrainedTokenizerFast, text: str | None, readable: int) -> HeldOutText:
+    """The text that the loss of a model is measured on.
+
+    Args:
+        folder (`Path`): of the model, with the `run.json` of its run if `text` is not given.
+        tokenizer: what is in it.
+        text (`str`, *optional*): text to evaluate on, as `data.dataset` takes it, of a source with splits its
+            validation split; by default what the run held out.
+        readable (`int`): tokens that the model can read; rows of `text` are as long as those of the run, or 128
+            tokens, but no longer than this.
+
+    Raises:
+        EffptError: there is no such text, or it is no longer what the run was trained on.
+    """
+    run = run_of(folder)
+    settings = (run.get("recipe") or {}).get("data") or {}
+    packing = {key: settings[key] for key in ("isolate_documents", "cache_dir", "num_proc") if key in settings}
+    length = settings.get("sequence_length", 128)
+    if text is not None:
+        corpus = open_corpus(text, split="validation", text_column=settings.get("text_column", "text"))
+        rows = pack(corpus, tokenizer, validation=None, sequence_length=min(length, readable), **packing)
+        return HeldOutText(text, rows["train"], None, (f"on {text}, not on what a run of the model held out",))
+    if "dataset" not in settings:
+        raise EffptError(
+            f"{folder} does not say what text its run held out (no recipe in run.json); name some by `--text`."
+        )
+    dataset, validation = settings["dataset"], _held_out(settings)
+    for source in (dataset, validation):
+        if isinstance(source, str):
+            _check_source(source, folder)
+    reading = {key: settings[key] for key in ("text_column", "split", "streaming") if key in settings}
+    rows = pack(open_corpus(dataset, **reading), tokenizer, validation=validation, sequence_length=length, **packing)
+    if "validation" not in rows:
+        raise EffptError(f"The run of {folder} held out no text; name some by `--text`.")
+    notes = []
+    before, now = (run.get("data") or {}).get("fingerprint"), facts(rows["train"])["fingerprint"]
+    if before is None:
+        notes.append("the run did not record which text it was trained on, so that none of this is in it is unchecked")
+    elif before != now:
+        raise EffptError(
+            f"{dataset!r} or the tokenizer in {folder} has changed since the run (fingerprint {before}, now {now}): "
+            "what is held out of it now may be what the model was trained on. Restore it, or name text that the run "
+            "has not seen by `--text`."
+        )
+    return HeldOutText(dataset, rows["validation"], rows["train"], tuple(notes))
+
+
 def evaluate_loss(
-    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, text: str | None, batch_size: int = 64
+    text: HeldOutText, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, batch_size: int = 64
 ) -> dict[str, Any]:
     """Held-out loss with the fixed masks, and the unigram floor where the training rows are known.
 
     Args:
-        folder (`Path`): of the model, with the `run.json` of its run if `text` is not given.
-        model, tokenizer: what is in it.
-        text (`str`, *optional*): text to evaluate on, as `data.dataset` takes it; by default what the run held out.
+        text ([`HeldOutText`]): what is measured on.
+        model, tokenizer: of one folder.
 
     Returns:
-        `held_out_loss` (nats a masked token), `masked_tokens`, `text`, and `unigram_floor` or `None`.
-
-    Raises:
-        EffptError: if there is no text to evaluate on.
+        `held_out_loss` (nats a masked token; `None` if the model has diverged), `masked_tokens`, `text`, `notes`, and
+        `unigram_floor` or `None`.
     """
-    settings = (run_of(folder).get("recipe") or {}).get("data") or {}
-    packing = {
-        key: settings[key]
-        for key in ("sequence_length", "isolate_documents", "cache_dir", "num_proc")
-        if key in settings
-    }
-    reading = {key: settings[key] for key in ("text_column", "split", "streaming") if key in settings}
-    if text is not None:
-        rows = pack(open_corpus(text), tokenizer, validation=None, **packing)
-        held_out, train = rows["train"], None
-    else:
-        if "dataset" not in settings:
-            raise EffptError(
-                f"{folder} does not say what text its run held out (no recipe in run.json); name some by `--text`."
-            )
-        rows = pack(open_corpus(settings["dataset"], **reading), tokenizer, validation=_held_out(settings), **packing)
-        if "validation" not in rows:
-            raise EffptError(f"The run of {folder} held out no text; name some by `--text`.")
-        held_out, train = rows["validation"], rows["train"]
-    found = held_out_loss(model, fixed_mask_batches(held_out, tokenizer, batch_size))
+    found = held_out_loss(model, fixed_mask_batches(text.rows, tokenizer, batch_size))
+    finite = math.isfinite(found.total)
     floor = None
-    if train is not None:
-        floor = unigram_floor(PackedRows(train), found.label_counts, tokenizer.all_special_ids)
+    if text.train is not None:
+        floor = unigram_floor(PackedRows(text.train), found.label_counts, tokenizer.all_special_ids)
     return {
-        "held_out_loss": found.total / found.masked,
+        "held_out_loss": found.total / found.masked if finite else None,
         "masked_tokens": found.masked,
-        "text": text or settings["dataset"],
+        "text": text.name,
+        "notes": [*text.notes, *([] if finite else ["diverged"])],
         "unigram_floor": floor,
     }
+
+
+def _check_source(dataset: str, folder: Path) -> None:
+    """Raises an `EffptError` for text of a run that is not here, rather than ask the Hub for the name of a folder."""
+    if dataset.startswith("builtin:") or glob.has_magic(dataset) or Path(dataset).expanduser().exists():
+        return
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?", dataset) or Path(dataset).suffix in READERS:
+        raise EffptError(
+            f"The run of {folder} was made on {dataset!r}, of which nothing is here ({Path(dataset).absolute()}). "
+            "Evaluate from the folder that the run was started in, or name held-out text by `--text`."
+        )
+    logger.warning("%s is no folder here; asking the Hub for a dataset of that name", dataset)
 
 
 def _held_out(settings: dict[str, Any]) -> float | str | None:

@@ -27,6 +27,7 @@ class Settings:
             1e-8): AdamW's.
         max_grad_norm (`float`, *optional*, defaults to 1.0): where gradients are clipped; 0 for not at all.
         layer_decay (`float`, *optional*, defaults to 1.0): what the learning rate is multiplied by a layer down.
+        dropout (`float`, *optional*): of hidden states and attention; by default the checkpoint's own.
 
     Raises:
         EffptError: for an impossible value.
@@ -44,6 +45,7 @@ class Settings:
     eps: float = 1e-8
     max_grad_norm: float = 1.0
     layer_decay: float = 1.0
+    dropout: float | None = None
 
     def __post_init__(self) -> None:
         _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "above 0")
@@ -52,6 +54,7 @@ class Settings:
         _require(self.max_length >= 8, "max_length", self.max_length, "at least 8")
         _require(0 <= self.warmup < 1, "warmup", self.warmup, "a share from 0 to below 1")
         _require(0 < self.layer_decay <= 1, "layer_decay", self.layer_decay, "above 0 and at most 1")
+        _require(self.dropout is None or 0 <= self.dropout < 1, "dropout", self.dropout, "from 0 to below 1, or None")
         parts = self.gradient_accumulation_steps
         _require(
             self.batch_size % parts == 0,
@@ -190,6 +193,8 @@ def _require(condition: bool, name: str, value: object, needed: str) -> None:
         raise EffptError(f"The fine-tuning setting `{name}` is {value!r}, but must be {needed}.")
 
 
+# What BERT and ELECTRA were published with, and so these protocols; models pre-trained without have 0 in their files.
+DROPOUT = 0.1
 # Its validation examples contradict the training ones (GLUE FAQ, 12), so that learning lowers the score.
 NEVER_AVERAGED = frozenset({"wnli"})
 
@@ -208,6 +213,7 @@ _GLUE9 = Protocol(
         betas=(0.9, 0.98),
         eps=1e-6,
         max_grad_norm=0.0,
+        dropout=DROPOUT,
     ),
     reported={
         "mnli": ("accuracy", "accuracy_mm"),
@@ -240,6 +246,7 @@ def _mosaic(learning_rate: float, their_decay: float, epochs: int, batch_size: i
         betas=(0.9, 0.98),
         eps=1e-6,
         max_grad_norm=0.0,
+        dropout=DROPOUT,
     )
 
 
@@ -275,7 +282,7 @@ _MOSAIC = Protocol(
 
 # Weight decay 0 is the paper's (Clark et al., 2020, appendix B); their code's default is 0.01. They also show MRPC and
 # STS-B pairs in both orders, which the stock Trainer does not.
-_ELECTRA_SETTINGS = Settings(layer_decay=0.8, weight_decay=0.0, eps=1e-6)
+_ELECTRA_SETTINGS = Settings(layer_decay=0.8, weight_decay=0.0, eps=1e-6, dropout=DROPOUT)
 
 _ELECTRA = Protocol(
     "glue8_electra",

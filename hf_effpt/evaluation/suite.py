@@ -5,18 +5,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
-from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, ElectraForPreTraining, PreTrainedModel
 
 from hf_effpt.core.errors import EffptError
 
-from .blimp import blimp
-from .finetune import finetune_suite
-from .held_out import evaluate_loss
+from .blimp import DivergedError, blimp, check_blimp
+from .checkpoint import config_of, discriminates, load_pretrained, readable_length
+from .held_out import evaluate_loss, held_out_text
 from .pairs import load_pairs
-from .protocols import find_protocol
-from .tasks import load_task
+from .plans import load_tasks, plan_suite
+from .protocols import Protocol, find_protocol
+from .record import Record
 
 logger = logging.getLogger(__name__)
 
@@ -25,11 +24,11 @@ LOSS, BLIMP = "loss", "blimp"
 
 def evaluate(
     model: str | Path,
-    tasks: Sequence[str] | None = None,
+    tasks: str | Sequence[str] | None = None,
     *,
     data: str | Path | None = None,
     text: str | None = None,
-    protocol: str = "default",
+    protocol: str | Protocol = "default",
     seeds: int | Sequence[int] | None = None,
     lora: int | None = None,
     pairs_per_paradigm: int | None = None,
@@ -38,12 +37,14 @@ def evaluate(
 
     Args:
         model (`str` or `Path`): the folder of a stock checkpoint with its tokenizer, such as the root of a run.
-        tasks (`Sequence[str]`, *optional*): `loss` (held-out loss with fixed masks), `blimp`, known tasks such as
-            `cola`, your own (a file or folder), or Hub ids. By default `loss`, or the tasks of a named protocol.
+        tasks (`str` or `Sequence[str]`, *optional*): `loss` (held-out loss with fixed masks), `blimp`, known tasks
+            such as `cola`, your own (a file or folder), or Hub ids. By default `loss`, or the tasks of a named
+            protocol.
         data (`str` or `Path`, *optional*): the folder that BLiMP and known tasks are in, or `"hub"` to download them.
-        text (`str`, *optional*): held-out text, as `data.dataset` takes it; by default what the run held out.
-        protocol (`str`, *optional*, defaults to `"default"`): how tasks are fine-tuned: `default`, `glue9_cramming`,
-            `glue8_mosaic` or `glue8_electra`.
+        text (`str`, *optional*): held-out text, as `data.dataset` takes it, of a source with splits its validation
+            split; by default what the run held out.
+        protocol (`str` or [`Protocol`], *optional*, defaults to `"default"`): how tasks are fine-tuned: `default`,
+            `glue9_cramming`, `glue8_mosaic` or `glue8_electra`.
         seeds (`int` or `Sequence[int]`, *optional*): of fine-tuning; by default the protocol's number.
         lora (`int`, *optional*): fine-tune LoRA adapters of this rank in place of all weights.
         pairs_per_paradigm (`int`, *optional*): only so many pairs of each paradigm of BLiMP.
@@ -55,38 +56,86 @@ def evaluate(
     Raises:
         EffptError: before anything is measured, for a model, task or data that cannot be used.
     """
-    folder = Path(model)
-    usual = find_protocol(protocol).reported
-    names = list(dict.fromkeys(tasks if tasks is not None else (usual or [LOSS])))
-    finetuned = [name for name in names if name not in (LOSS, BLIMP)]
-    if not (folder / "config.json").is_file():
-        raise EffptError(f"{folder} has no config.json; name the folder of a stock checkpoint, such as a run's.")
-    pairs = check_tasks(names, data)
-    result: dict[str, Any] = {"model": str(model), "scores": {}}
-    if len(finetuned) < len(names):
-        loaded, tokenizer = _load(folder)
-        if LOSS in names:
-            result["loss"] = evaluate_loss(folder, loaded, tokenizer, text)
-            value = result["loss"]["held_out_loss"]
-            result["scores"]["held_out_loss"] = _score(value, result["loss"]["masked_tokens"], None, [])
-        if pairs is not None:
+    return Measurement(model, tasks, data, text, protocol, seeds, lora, pairs_per_paradigm).run()
+
+
+class Measurement:
+    """What [`evaluate`] is asked for, found usable, to be run; its arguments are those."""
+
+    def __init__(
+        self,
+        model: str | Path,
+        tasks: str | Sequence[str] | None,
+        data: str | Path | None,
+        text: str | None,
+        protocol: str | Protocol,
+        seeds: int | Sequence[int] | None,
+        lora: int | None,
+        pairs_per_paradigm: int | None,
+    ) -> None:
+        protocol = find_protocol(protocol) if isinstance(protocol, str) else protocol
+        tasks = [tasks] if isinstance(tasks, str) else tasks
+        names = list(dict.fromkeys(tasks if tasks is not None else (protocol.reported or [LOSS])))
+        if not names:
+            raise EffptError("No tasks were named; name some, as loss, blimp or cola, or leave `tasks` out for loss.")
+        folder = Path(model)
+        config = config_of(folder)
+        if LOSS in names and discriminates(config):
+            raise EffptError(f"{folder}: a discriminator has no masked-token loss; use --tasks blimp.")
+        finetuned = [name for name in names if name not in (LOSS, BLIMP)]
+        self.model, self.pairs_per_paradigm = str(model), pairs_per_paradigm
+        self.plan = None
+        if finetuned:
+            self.plan = plan_suite(folder, finetuned, protocol, data=data, seeds=seeds, lora=lora)
+        self.pairs = load_pairs(data) if BLIMP in names else None
+        self.text = None
+        if len(finetuned) < len(names):
+            self.loaded, self.tokenizer = load_pretrained(folder)
+            if self.pairs is not None:
+                self.metric = check_blimp(
+                    self.loaded, self.tokenizer, self.pairs, pairs_per_paradigm=pairs_per_paradigm
+                )
+            if LOSS in names:
+                self.text = held_out_text(folder, self.tokenizer, text, readable_length(self.loaded, self.tokenizer))
+
+    def run(self, record: Record | None = None) -> dict[str, Any]:
+        """Measures it all; a `record` holds each as soon as it is there, and seeds that it has are not run again."""
+        result: dict[str, Any] = {"model": self.model, "scores": {}}
+        scores = result["scores"]
+
+        def keep(task: str = "", one: dict[str, Any] | None = None) -> None:
+            if one:
+                logger.info("%s, seed %d: %s", task, one["seed"], _shown(one["scores"]))
+            if record:
+                record.save(result, partial=True)
+
+        if self.text is not None:
+            loss = result["loss"] = evaluate_loss(self.text, self.loaded, self.tokenizer)
+            scores["held_out_loss"] = _score(loss["held_out_loss"], loss["masked_tokens"], None, loss["notes"])
+            keep()
+        if self.pairs is not None:
             logger.info("BLiMP …")
-            found = result["blimp"] = blimp(loaded, tokenizer, pairs, pairs_per_paradigm=pairs_per_paradigm)
-            notes = [f"{found['ties']} ties, counted one half"] if found["ties"] else []
-            notes += [f"{found['truncated']} pairs cut"] if found["truncated"] else []
-            name = f"blimp/{found['metric']}" + (f"-{pairs_per_paradigm}" if pairs_per_paradigm else "")
-            result["scores"][name] = _score(found["macro"], found["pairs"], found["standard_error"], notes)
-    if finetuned:
-        found = finetune_suite(
-            folder, finetuned, protocol, data=data, seeds=seeds, lora=lora,
-            on_result=lambda task, one: logger.info("%s, seed %d: %s", task, one["seed"], _shown(one["scores"])),
-        )  # fmt: skip
-        result["finetuning"] = found
-        for name, score in found["tasks"].items():
-            spread = score["standard_deviation"]
-            result["scores"][name] = _score(score["value"], len(score["seeds"]), spread, score["notes"])
-        result["average"] = {"name": f"average@{protocol}", **found["average"]}
-    return result
+            some = self.pairs_per_paradigm
+            name = f"blimp/{self.metric}" + (f"-{some}" if some else "")
+            scores[name], result["blimp"] = self._blimp()
+            keep()
+        if self.plan is not None:
+            found = result["finetuning"] = self.plan.run(keep, record.finished if record else None)
+            for name, score in found["tasks"].items():
+                spread = score["standard_deviation"]
+                scores[name] = _score(score["value"], len(score["seeds"]), spread, score["notes"])
+            result["average"] = found["average"]
+        return result
+
+    def _blimp(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The score, and all that was found."""
+        try:
+            found = blimp(self.loaded, self.tokenizer, self.pairs, pairs_per_paradigm=self.pairs_per_paradigm)
+        except DivergedError:
+            return _score(None, 0, None, ["diverged"]), {"metric": self.metric, "macro": None}
+        notes = [f"{found['ties']} ties, counted one half"] if found["ties"] else []
+        notes += [f"{found['truncated']} pairs cut"] if found["truncated"] else []
+        return _score(found["macro"], found["pairs"], found["standard_error"], notes), found
 
 
 def check_tasks(names: Sequence[str], data: str | Path | None) -> Dataset | None:
@@ -95,9 +144,7 @@ def check_tasks(names: Sequence[str], data: str | Path | None) -> Dataset | None
     Raises:
         EffptError: for a task or data that cannot be used.
     """
-    for name in names:
-        if name not in (LOSS, BLIMP):
-            load_task(name, data)
+    load_tasks([name for name in names if name not in (LOSS, BLIMP)], data)
     return load_pairs(data) if BLIMP in names else None
 
 
@@ -111,26 +158,6 @@ def _shown(scores: dict[str, dict[str, Any]]) -> str:
 
 def _number(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.4f}"
-
-
-def _load(folder: Path) -> tuple[PreTrainedModel, Any]:
-    """The model as what it was pre-trained as, and its tokenizer."""
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        discriminates = "ElectraForPreTraining" in (config.architectures or [])
-        auto = ElectraForPreTraining if discriminates else AutoModelForMaskedLM
-        loaded, report = auto.from_pretrained(folder, local_files_only=True, output_loading_info=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise EffptError(
-            f"{folder} cannot be loaded ({str(error).splitlines()[0]}); name a stock checkpoint."
-        ) from error
-    if report["missing_keys"]:
-        raise EffptError(
-            f"{folder} lacks weights of its pre-training head ({', '.join(sorted(report['missing_keys'])[:3])}), so "
-            "it has neither a loss nor BLiMP scores; only fine-tuning tasks can be measured."
-        )
-    return loaded.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 
 
 def table(result: dict[str, Any]) -> str:

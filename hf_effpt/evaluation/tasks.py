@@ -1,6 +1,7 @@
 """Labelled tasks to fine-tune on: GLUE's, AG News and anyone's own, from files or, if asked, from the Hub."""
 
 import logging
+import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -11,13 +12,12 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.json
-import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.method import nearest
+
+from .tables import READERS, first_line, read_table
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +124,7 @@ def load_task(name: str, data: str | Path | None = None) -> Task:
         return _build(name, *_from_hub(known.hub, name if known.hub == "nyu-mll/glue" else None), known)
     if known or not Path(name).exists():
         if data is not None and str(data) != "hub" and (folder := _folder_of(name, Path(data), known)):
-            return _build(folder.name, *_from_folder(folder, known), known)
+            return _build(folder.name, *_from_folder(folder, known), known) if known else _from_path(folder)
         if known:
             raise EffptError(
                 f"The task `{name}` needs data: data=FOLDER, which holds {name}/train.* "
@@ -137,11 +137,7 @@ def load_task(name: str, data: str | Path | None = None) -> Task:
             f"There is no task `{name}`: it is no known task ({nearest(name, list(KNOWN))}), no file or folder "
             f"({Path(name).absolute()}) and no dataset on the Hub, org/name."
         )
-    path = Path(name)
-    if path.is_dir():
-        known = KNOWN.get(base_name(path.resolve().name))
-        return _build(path.resolve().name, *_from_folder(path, known), known)
-    return _build(path.stem, {"train": _read([path])}, str(path), None)
+    return _from_path(Path(name))
 
 
 def base_name(task: str) -> str:
@@ -161,6 +157,17 @@ def _folder_of(name: str, data: Path, known: Known | None) -> Path | None:
             f'its files there, leave the task out, or use data="hub" to download {known.hub}.'
         )
     return found[0] if found else None
+
+
+def _from_path(path: Path) -> Task:
+    """A task of one's own, which passes as a known one only if it is a folder of that name and has what that has."""
+    name = Path(os.path.abspath(path)).name
+    known = KNOWN.get(base_name(name))
+    if path.is_dir():
+        notes = (f"given by its path, {path}: whether these are the data of {name} is not checked",) if known else ()
+        return _build(name, *_from_folder(path, known), known, notes)
+    clashes = KNOWN.get(base_name(path.stem))
+    return _build(path.name if clashes else path.stem, {"train": _read([path])}, str(path), None)
 
 
 def _from_folder(folder: Path, known: Known | None) -> tuple[dict[str, Dataset], str]:
@@ -185,19 +192,18 @@ def _from_hub(repository: str, configuration: str | None) -> tuple[dict[str, Dat
     try:
         loaded = datasets.load_dataset(repository, configuration)
     except (OSError, ValueError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [""])[0][:300]
         raise EffptError(
             f"{where} is neither a file or folder here nor can it be had from the Hub ({type(error).__name__}: "
-            f"{reason}). Check the spelling and the network, or use local files."
+            f"{first_line(error)}). Check the spelling and the network, or use local files."
         ) from error
     if not isinstance(loaded, DatasetDict) or "train" not in loaded:
         raise EffptError(f"The dataset {where} has no training split, only {list(loaded)}; use one that has.")
     return dict(loaded), where
 
 
-def _build(name: str, splits: dict[str, Dataset], where: str, known: Known | None) -> Task:
+def _build(name: str, splits: dict[str, Dataset], where: str, known: Known | None, said: tuple[str, ...] = ()) -> Task:
     """Finds columns, labels and validation examples, and checks them."""
-    notes = []
+    notes = list(said)
     if known and name not in KNOWN:
         notes.append(f"{name} is not the published data of the task: its scores compare with no published ones")
     accepted = known.validation if known else ("validation", "dev")
@@ -211,12 +217,6 @@ def _build(name: str, splits: dict[str, Dataset], where: str, known: Known | Non
     for split, rows in parts.items():
         if not len(rows):
             raise EffptError(f"{where}: the split {split or main} has no examples; it needs at least one.")
-    if not main:
-        if len(splits["train"]) < 2:
-            raise EffptError(f"{where} has 1 example and no validation split; give more, or validation.*.")
-        halves = splits["train"].train_test_split(HELD_OUT, seed=HELD_OUT_SEED)
-        parts = {"train": halves["train"], "": halves["test"]}
-        notes.append(f"no validation split: {HELD_OUT:.0%} of the training examples are held out, always the same")
     features = parts["train"].features
     label = next((column for column in ("label", "labels") if column in features), None)
     if label is None:
@@ -228,16 +228,44 @@ def _build(name: str, splits: dict[str, Dataset], where: str, known: Known | Non
     if not known:
         notes.append(f"text is read from {' and '.join(texts)}")
     parts = {split: _complete(rows, texts, label, split or "validation", where) for split, rows in parts.items()}
+    if not main:
+        parts = _with_held_out(parts["train"], where, known)
+        notes.append(f"no validation split: {HELD_OUT:.0%} of the training examples are held out, always the same")
     kinds = {str(rows.features["label"]) for rows in parts.values()}
     if len(kinds) > 1:
         raise EffptError(f"{where}: labels are of different kinds in train and validation, {' and '.join(kinds)}.")
     train = parts["train"]
     names, convert = _labels(train.features["label"], train["label"][:], where, known)
+    if names is None and not known and all(float(value).is_integer() for value in train["label"][:]):
+        notes.append("a regression, since the labels are floats, though whole ones; write classes without a point")
     parts = _numbered(parts, names, convert, where)
     for note in notes:
         logger.warning("%s: %s", name, note)
     metrics = known.metrics if known else (("pearson", "spearman") if names is None else ("accuracy",))
     return Task(name, parts.pop("train"), parts, texts, names, metrics, tuple(notes))
+
+
+def _with_held_out(rows: Dataset, where: str, known: Known | None) -> dict[str, Dataset]:
+    """A part of the rows as validation examples, of every class its share; a class of one example is learned only."""
+    kind = str(getattr(rows.features["label"], "dtype", ""))
+    number = (known and known.label_names is None) or kind.startswith("float")
+    classes: dict[Any, list[int]] = {}
+    labels = rows["label"][:]
+    for index in np.random.default_rng(HELD_OUT_SEED).permutation(len(rows)).tolist():
+        classes.setdefault(None if number else labels[index], []).append(index)
+    # One after another, so that every tenth example is the same share of each class, whatever its size.
+    order = [index for _, alike in sorted(classes.items(), key=str) if len(alike) > 1 for index in alike]
+    if not order:
+        raise EffptError(
+            f"{where} has no validation split and no class of two examples, one to learn from and one to hold out; "
+            "give more, or validation.*."
+        )
+    every = round(1 / HELD_OUT)
+    aside = set(order[min(every, len(order)) // 2 :: every])
+    return {
+        "train": rows.select([index for index in range(len(rows)) if index not in aside]),
+        "": rows.select(sorted(aside)),
+    }
 
 
 def _text_columns(features: Features, label: str, where: str, known: Known | None) -> tuple[str, ...]:
@@ -339,25 +367,8 @@ def _read(paths: list[Path]) -> Dataset:
         raise EffptError(
             f"{paths[0].parent.absolute()} has {', '.join(path.name for path in paths)} for one split; keep one."
         )
-    if paths[0].suffix not in READERS:
-        raise EffptError(f"{paths[0]} is no {', '.join(READERS)} file; convert it.")
+    tables = [read_table(path) for path in paths]
     try:
-        return Dataset(pa.concat_tables([READERS[path.suffix](path) for path in paths]))
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
-        raise EffptError(f"{paths[0].absolute()} cannot be read as {paths[0].suffix[1:]}: {error}") from error
-
-
-def _read_separated(separator: str, quote: str | bool) -> Callable[[Path], pa.Table]:
-    return lambda path: pyarrow.csv.read_csv(
-        path,
-        parse_options=pyarrow.csv.ParseOptions(delimiter=separator, quote_char=quote, newlines_in_values=bool(quote)),
-    )
-
-
-READERS: dict[str, Callable[[Path], pa.Table]] = {
-    ".parquet": pq.read_table,
-    ".jsonl": lambda path: pyarrow.json.read_json(path),
-    ".csv": _read_separated(",", '"'),
-    # GLUE's own files have single quotation marks in them, which would swallow lines.
-    ".tsv": _read_separated("\t", False),
-}
+        return Dataset(pa.concat_tables(tables))
+    except pa.ArrowException as error:
+        raise EffptError(f"{paths[0].parent.absolute()}: its shards do not fit each other: {error}") from error

@@ -1,4 +1,5 @@
 import json
+from typing import ClassVar
 
 import pytest
 
@@ -7,6 +8,7 @@ from hf_effpt.cli.words import numbers, words
 from hf_effpt.comparison import compare as comparing
 from hf_effpt.core.errors import EffptError
 from hf_effpt.evaluation import suite
+from hf_effpt.hub import folders
 from tests.unit.comparison.example_report import example_report
 
 
@@ -17,17 +19,44 @@ def test_lists_of_words_and_numbers():
         numbers("--fractions", "0.5,all")
 
 
+class Measured:
+    """In place of a measurement: its arguments, and one score."""
+
+    asked: ClassVar[dict] = {}
+
+    def __init__(self, model, tasks, **rest):
+        Measured.asked = {**rest, "tasks": tasks}
+
+    def run(self, record):
+        assert record.path.parent.is_dir()
+        return {"model": "m", "scores": {"blimp/pll_word_l2r": {"value": 0.5, "n": 10, "spread": 0.1, "notes": []}}}
+
+
 def test_evaluate_prints_a_table_and_writes_json(tmp_path, monkeypatch, capsys):
-    result = {"model": "m", "scores": {"blimp/pll_word_l2r": {"value": 0.5, "n": 10, "spread": 0.1, "notes": []}}}
-    asked = {}
-    monkeypatch.setattr(suite, "evaluate", lambda model, tasks, **rest: asked.update(rest, tasks=tasks) or result)
-    assert (
-        main(["evaluate", str(tmp_path), "--tasks", "blimp,cola", "--data", "d", "--seeds", "2", "--lora", "4"]) == 0
-    )
-    assert asked == {"tasks": ["blimp", "cola"], "data": "d", "text": None, "protocol": "default", "seeds": 2,
-                     "lora": 4, "pairs_per_paradigm": None}  # fmt: skip
-    assert json.loads((tmp_path / "evaluation.json").read_text()) == result
+    monkeypatch.setattr(suite, "Measurement", Measured)
+    (tmp_path / "evaluation.json").write_text(json.dumps({"scores": {"cola/mcc@default": {"value": 0.1}}, "x": 1}))
+    words = ["evaluate", str(tmp_path), "--tasks", "blimp,cola", "--data", "d", "--seeds", "2", "--lora", "4"]
+    assert main(words) == 0
+    assert Measured.asked == {"tasks": ["blimp", "cola"], "data": "d", "text": None, "protocol": "default",
+                              "seeds": 2, "lora": 4, "pairs_per_paradigm": None}  # fmt: skip
+    written = json.loads((tmp_path / "evaluation.json").read_text())
+    assert set(written["scores"]) == {"blimp/pll_word_l2r", "cola/mcc@default"}  # of an earlier call too
+    assert (written["x"], written["partial"]) == (1, False)
     assert "| blimp/pll_word_l2r | 0.5000 | 0.1000 | 10 |" in capsys.readouterr().out
+    assert main([*words, "--out", str(tmp_path / "new" / "folder" / "e.json")]) == 0
+    assert (tmp_path / "new" / "folder" / "e.json").is_file()
+
+
+def test_evaluate_checks_where_the_results_go_and_shows_them_if_they_cannot_be_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(suite, "Measurement", lambda *_, **__: pytest.fail("measured"))
+    (tmp_path / "file").write_text("")
+    for out, message in ((tmp_path, "which is a folder"), (tmp_path / "file" / "e.json", "no folder to write in")):
+        assert main(["evaluate", str(tmp_path), "--out", str(out)]) == 2
+        assert message in capsys.readouterr().err
+    monkeypatch.setattr(suite, "Measurement", Measured)
+    monkeypatch.setattr(folders, "write_json", lambda *_: (_ for _ in ()).throw(EffptError("the disk is full")))
+    assert main(["evaluate", str(tmp_path)]) == 2
+    assert "| blimp/pll_word_l2r | 0.5000" in capsys.readouterr().out
 
 
 def test_evaluate_refuses_what_it_does_not_know(tmp_path, capsys):
@@ -35,6 +64,10 @@ def test_evaluate_refuses_what_it_does_not_know(tmp_path, capsys):
     assert "does not take `--budget 1min`" in capsys.readouterr().err
     assert main(["evaluate", str(tmp_path / "none")]) == 2
     assert "config.json" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+    (tmp_path / "config.json").write_text("{}")
+    assert main(["evaluate", str(tmp_path), "--tasks", ","]) == 2
+    assert "No tasks were named" in capsys.readouterr().err
 
 
 def test_compare_prints_the_verdicts(monkeypatch, capsys):

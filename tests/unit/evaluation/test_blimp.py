@@ -17,6 +17,8 @@ from transformers import (
     ElectraConfig,
     ElectraForPreTraining,
     PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForMaskedLM,
 )
 
 from hf_effpt.core.errors import EffptError
@@ -203,6 +205,14 @@ def test_too_long_sentences_are_cut_and_counted():
     scores, cut = sentence_scores(model, tiny.tokenizer(), [long, words(*range(30)), words(*range(31))])
     assert scores[0] == scores[1] == scores[2]
     assert cut.tolist() == [True, False, True]
+
+
+def test_a_roberta_is_given_no_more_than_it_reads():
+    shape = {**tiny.SHAPE, "max_position_embeddings": 20, "pad_token_id": 0}
+    model = RobertaForMaskedLM(RobertaConfig(**shape)).eval()
+    scores, cut = sentence_scores(model, tiny.tokenizer(), [words(*range(1, 30)), words(*range(1, 18))])
+    assert cut.tolist() == [True, False]  # 19 tokens are read, 17 words and two special ones
+    assert scores[0] == scores[1]
 
 
 def test_a_training_model_and_its_export_score_alike():

@@ -8,6 +8,8 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
     ElectraConfig,
     ElectraForPreTraining,
     RobertaConfig,
@@ -18,8 +20,11 @@ from transformers import (
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.evaluation import finetune as module
-from hf_effpt.evaluation.finetune import add_lora, finetune, finetune_suite, make_accumulation_safe
+from hf_effpt.evaluation import plans
+from hf_effpt.evaluation.finetune import finetune, make_accumulation_safe
+from hf_effpt.evaluation.lora import add_lora
 from hf_effpt.evaluation.metrics import Score
+from hf_effpt.evaluation.plans import finetune_suite
 from hf_effpt.evaluation.protocols import PROTOCOLS, Protocol, Settings
 from hf_effpt.evaluation.tasks import load_task
 from tests import tiny
@@ -102,6 +107,35 @@ def test_other_encoders(tmp_path, data, config, architecture):
         assert finetune(path, load_task("cola", data), settings, seed=0)["scores"]["mcc"]["value"] == 1.0
 
 
+def test_dropout_is_the_protocols_where_it_has_one_and_else_the_checkpoints_own(tmp_path, data):
+    bare = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    path = checkpoint(tmp_path / "bare", BertForMaskedLM(BertConfig(**tiny.SHAPE, **bare)))
+    task = load_task("cola", data)
+    for dropout, expected in ((None, 0.0), (0.1, 0.1)):
+        _, model, notes = module._load(path, task, dropout)
+        found = [part.p for part in model.modules() if isinstance(part, torch.nn.Dropout)]
+        assert len(found) > 3 * 4
+        assert set(found) == {expected}
+        assert model.config.attention_probs_dropout_prob == expected
+        assert notes == []
+    shape = {"vocab_size": tiny.VOCAB, "dim": 32, "n_layers": 1, "n_heads": 2, "hidden_dim": 64, "dropout": 0.0}
+    path = checkpoint(tmp_path / "distil", DistilBertForMaskedLM(DistilBertConfig(**shape)))
+    _, model, notes = module._load(path, task, 0.1)
+    assert model.config.dropout == 0.0
+    assert "has no hidden_dropout_prob, attention_probs_dropout_prob" in notes[0]
+
+
+def test_two_tasks_of_one_name_are_refused(folder, data, tmp_path):
+    for inside in ("a", "b"):
+        write(tmp_path / inside, "mine", [{"text": f"w{i}", "label": i % 2} for i in range(20)])
+    both = [str(tmp_path / inside / "mine.jsonl") for inside in ("a", "b")]
+    with pytest.raises(EffptError, match=r"a/mine\.jsonl` and `.*b/mine\.jsonl` are both called `mine`"):
+        finetune_suite(folder, both, "default", data=None)
+    (data / "mnli").rename(data / "mnli_subset")
+    with pytest.raises(EffptError, match="`mnli` and `mnli_subset` are both called `mnli_subset`"):
+        finetune_suite(folder, ["mnli", "mnli_subset"], "default", data=data)
+
+
 def test_examples_that_do_not_fit_are_cut_and_counted(folder, tmp_path):
     rows = [{"text": " ".join(["w5"] * (30 if i < 3 else 6)), "label": i % 2} for i in range(8)]
     for split in ("train", "validation"):
@@ -122,13 +156,12 @@ def test_divergence_is_a_note_not_a_number(folder, data):
     assert scores["mcc"] == {"value": None, "note": "diverged"}
 
 
-def one_step(tmp_path, parts, safe=True):
+def one_step(tmp_path, parts):
     torch.manual_seed(0)
     model = BertForSequenceClassification(
         BertConfig(**tiny.SHAPE, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     )
-    if safe:
-        make_accumulation_safe(model)
+    make_accumulation_safe(model)
     rows = [{**row, "labels": i % 2} for i, row in enumerate(tiny.rows(8).to_list())]
     args = TrainingArguments(
         str(tmp_path),
@@ -222,6 +255,8 @@ def test_lora_learns_and_its_scores_say_so(folder, data):
     suite = finetune_suite(folder, ["cola"], protocol, data=data, lora=4)
     assert suite["lora"] == 4
     assert suite["tasks"]["cola/mcc@quick+lora4"]["value"] > 0.9
+    assert suite["average"]["name"] == "average@quick+lora4"
+    assert "+lora4" in suite["average"]["note"]
 
 
 def test_lora_without_peft_says_what_to_install(folder, data, monkeypatch):
@@ -255,15 +290,18 @@ def test_suite(folder, data):
     json.dumps(suite, allow_nan=False)
     one = finetune_suite(folder, ["cola"], protocol, data=data, seeds=[5])
     assert one["tasks"]["cola/mcc@quick"]["notes"][0] == "seeds: 1, where the protocol has 2"
+    assert "cola has seeds: 1, where the protocol has 2" in one["average"]["note"]
+    assert suite["average"] == {**suite["average"], "name": "average@quick"}
+    assert "seeds" not in suite["average"]["note"]
 
 
 def test_tasks_that_start_from_mnli_do(folder, data, monkeypatch):
     starts, real = [], module._load
 
-    def load(path, task):
-        tokenizer, model = real(path, task)
+    def load(path, task, dropout):
+        tokenizer, model, notes = real(path, task, dropout)
         starts.append((task.name, model.base_model.embeddings.word_embeddings.weight.clone(), model.num_labels))
-        return tokenizer, model
+        return tokenizer, model, notes
 
     monkeypatch.setattr(module, "_load", load)
     protocol = Protocol("quick", "this test", settings=QUICK, seeds=1, from_mnli=frozenset({"rte"}))
@@ -274,10 +312,18 @@ def test_tasks_that_start_from_mnli_do(folder, data, monkeypatch):
     assert torch.equal(embeddings["mnli"], embeddings["cola"])
     assert not torch.equal(embeddings["mnli"], embeddings["rte"])
     assert "started from the encoder fine-tuned on mnli" in suite["tasks"]["rte/accuracy@quick"]["notes"]
+    plan, finished = plans.plan_suite(folder, ["rte", "mnli"], protocol, data=data), {}
+    first = plan.run(finished=finished)
+    starts.clear()
+    assert plan.run(finished=finished) == first
+    assert starts == []
+    finished.pop(next(key for key in finished if key.startswith("rte")))
+    plan.run(finished=finished)
+    assert [name for name, *_ in starts] == ["mnli", "rte"]  # whose encoder was not kept
 
 
 def test_suite_refuses_before_it_trains(folder, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_finetune", lambda *args: pytest.fail("trained"))
+    monkeypatch.setattr(plans, "finetune_and_keep", lambda *args: pytest.fail("trained"))
     (tmp_path / "empty").mkdir()
     for changes, message in [
         ({"protocol": "glue8_mosaic", "tasks": ["rte"]}, "rte start from the model fine-tuned on MNLI"),
@@ -324,3 +370,6 @@ def test_protocols_are_stock_arguments(folder, tmp_path):
                 assert args.seed == 3
                 assert args.get_warmup_steps(1000) == round(1000 * settings.warmup)
                 assert args.lr_scheduler_type == settings.scheduler
+                assert (args.learning_rate, args.num_train_epochs) == (settings.learning_rate, settings.epochs)
+                assert (args.adam_beta1, args.adam_beta2, args.adam_epsilon) == (*settings.betas, settings.eps)
+                assert (args.weight_decay, args.max_grad_norm) == (settings.weight_decay, settings.max_grad_norm)

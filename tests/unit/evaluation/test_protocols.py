@@ -48,6 +48,29 @@ def test_mosaic_decay_shrinks_by_as_much_a_step_as_theirs():
     assert PROTOCOLS["glue8_mosaic"].settings_of("rte").weight_decay == pytest.approx(1.0)
 
 
+def test_settings_are_the_published_ones():
+    cramming = PROTOCOLS["glue9_cramming"].settings
+    assert (cramming.learning_rate, cramming.epochs, cramming.batch_size) == (4e-5, 5, 16)
+    assert (cramming.scheduler, cramming.warmup, cramming.max_length) == ("cosine", 0.1, 128)
+    assert (cramming.betas, cramming.eps, cramming.weight_decay, cramming.max_grad_norm) == ((0.9, 0.98), 1e-6, 0, 0)
+    mosaic = PROTOCOLS["glue8_mosaic"]
+    theirs = {"mnli": (5e-5, 3, 48), "rte": (1e-5, 3, 16), "qqp": (3e-5, 5, 16), "cola": (5e-5, 10, 32),
+              "mrpc": (8e-5, 10, 32), "qnli": (1e-5, 10, 16), "sst2": (3e-5, 3, 16),
+              "stsb": (3e-5, 10, 32)}  # fmt: skip
+    assert set(mosaic.reported) == set(mosaic.task_settings) == set(theirs)
+    for task, expected in theirs.items():
+        settings = mosaic.settings_of(task)
+        assert (settings.learning_rate, settings.epochs, settings.batch_size) == expected
+        assert (settings.max_length, settings.warmup, settings.scheduler) == (256, 0.06, "linear")
+        assert (settings.betas, settings.eps, settings.max_grad_norm) == ((0.9, 0.98), 1e-6, 0)
+    electra = PROTOCOLS["glue8_electra"].settings
+    assert (electra.learning_rate, electra.batch_size, electra.eps, electra.weight_decay) == (1e-4, 32, 1e-6, 0)
+    for name in ("glue9_cramming", "glue8_mosaic", "glue8_electra"):
+        of = PROTOCOLS[name]
+        assert {of.settings_of(task).dropout for task in of.reported} == {0.1}
+    assert PROTOCOLS["default"].settings.dropout is None
+
+
 def test_settings_differ_by_task_where_the_source_has_them_so():
     electra = PROTOCOLS["glue8_electra"]
     assert [electra.settings_of(task).epochs for task in ("rte", "stsb", "cola")] == [10, 10, 3]
@@ -129,7 +152,7 @@ def test_names_and_mistakes():
             PROTOCOLS["default"].choose_seeds("cola", seeds)
     assert PROTOCOLS["default"].choose_seeds("cola", None) == [0, 1, 2]
     assert PROTOCOLS["default"].choose_seeds("cola", [7]) == [7]
-    for wrong in ({"epochs": 0}, {"learning_rate": 0}, {"warmup": 1}, {"layer_decay": 0}, {"max_length": 2},
-                  {"batch_size": 8, "gradient_accumulation_steps": 3}):  # fmt: skip
+    for wrong in ({"epochs": 0}, {"learning_rate": 0}, {"warmup": 1}, {"layer_decay": 0}, {"dropout": 1.0},
+                  {"max_length": 2}, {"batch_size": 8, "gradient_accumulation_steps": 3}):  # fmt: skip
         with pytest.raises(EffptError, match=next(iter(wrong))):
             Settings(**wrong)

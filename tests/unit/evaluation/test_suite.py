@@ -1,13 +1,26 @@
 import json
+import shutil
 
 import pytest
 import torch
 from datasets import Dataset
-from transformers import BertForMaskedLM, BertModel
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+    ElectraConfig,
+    ElectraForPreTraining,
+    RobertaConfig,
+    RobertaForMaskedLM,
+)
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.evaluation import held_out, suite
+from hf_effpt.evaluation import held_out, pairs, plans, suite
+from hf_effpt.evaluation.checkpoint import load_pretrained, readable_length
 from hf_effpt.evaluation.pairs import load_pairs
+from hf_effpt.evaluation.plans import Plan
+from hf_effpt.evaluation.protocols import PROTOCOLS
+from hf_effpt.evaluation.record import Record
 from hf_effpt.evaluation.suite import evaluate, table
 from tests import tiny
 
@@ -50,6 +63,8 @@ def test_everything_at_once(checkpoint, data):
     assert result["scores"]["blimp/pll_word_l2r-3"]["n"] == 6
     assert result["finetuning"]["tasks"]["cola/mcc@default"]["seeds"][0]["seed"] == 3
     assert result["average"]["name"] == "average@default"
+    score = result["scores"]["blimp/pll_word_l2r-3"]
+    assert score["spread"] == result["blimp"]["standard_error"] > 0
     shown = table(result)
     assert "| blimp/pll_word_l2r-3 | 0." in shown
     assert "average@default:" in shown
@@ -65,8 +80,9 @@ def test_ties_are_said(checkpoint, data):
 def test_an_undefined_score_is_shown_as_such(checkpoint, data, monkeypatch):
     found = {"tasks": {"stsb/pearson@default": {"value": None, "statistic": "mean", "standard_deviation": None,
              "seeds": [{}], "notes": ["undefined for 1 of 1 seeds: constant"]}},
-             "average": {"value": None, "note": "no average: undefined are stsb/pearson"}}  # fmt: skip
-    monkeypatch.setattr(suite, "finetune_suite", lambda *_, **__: found)
+             "average": {"name": "average@default", "value": None,
+                         "note": "no average: undefined are stsb/pearson"}}  # fmt: skip
+    monkeypatch.setattr(Plan, "run", lambda *_, **__: found)
     shown = table(evaluate(checkpoint, ["cola"], data=data))
     assert "| stsb/pearson@default | undefined | - | 1 |" in shown
     assert "undefined for 1 of 1 seeds" in shown
@@ -74,7 +90,9 @@ def test_an_undefined_score_is_shown_as_such(checkpoint, data, monkeypatch):
 
 
 def test_what_is_wrong_is_said_before_anything_is_measured(checkpoint, data, monkeypatch):
-    monkeypatch.setattr(suite, "blimp", lambda *_, **__: pytest.fail("measured"))
+    for name in ("blimp", "evaluate_loss"):
+        monkeypatch.setattr(suite, name, lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr(Plan, "run", lambda *_, **__: pytest.fail("measured"))
     with pytest.raises(EffptError, match=r"no known task \(did you mean `cola`"):
         evaluate(checkpoint, ["blimp", "colla"], data=data)
     with pytest.raises(EffptError, match="BLiMP needs data"):
@@ -83,6 +101,27 @@ def test_what_is_wrong_is_said_before_anything_is_measured(checkpoint, data, mon
         evaluate(checkpoint, ["cola"], data=data, protocol="glue")
     with pytest.raises(EffptError, match=r"config\.json"):
         evaluate(data, ["cola"], data=data)
+    with pytest.raises(EffptError, match="No tasks were named"):
+        evaluate(checkpoint, [])
+    for wrong, message in (({"pairs_per_paradigm": 0}, "pairs_per_paradigm=0"), ({"seeds": 0}, "`seeds`"),
+                           ({"lora": 0}, "rank of LoRA")):  # fmt: skip
+        with pytest.raises(EffptError, match=message):
+            evaluate(checkpoint, ["blimp", "cola"], data=data, **wrong)
+
+
+def test_a_task_is_loaded_once_and_its_notes_said_once(checkpoint, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(Plan, "run", lambda *_, **__: {"tasks": {}, "average": {}})
+    rows = [{"text": f"w{i}", "label": i % 2} for i in range(20)]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    evaluate(checkpoint, str(tmp_path / "mine.jsonl"), protocol=PROTOCOLS["default"])
+    assert caplog.text.count("text is read from text") == 1
+
+
+def test_a_checkpoint_without_its_tokenizer_is_refused_for_any_task(checkpoint, data, tmp_path):
+    BertForMaskedLM.from_pretrained(checkpoint).save_pretrained(tmp_path / "bare")
+    for task in ("loss", "blimp", "cola"):
+        with pytest.raises(EffptError, match="has no tokenizer"):
+            evaluate(tmp_path / "bare", task, data=data)
 
 
 def test_an_encoder_without_its_head_has_no_loss(tmp_path, data):
@@ -92,46 +131,217 @@ def test_an_encoder_without_its_head_has_no_loss(tmp_path, data):
         evaluate(tmp_path / "m", ["blimp"], data=data)
 
 
-def test_pairs_as_they_are_published(tmp_path):
-    (tmp_path / "a.jsonl").write_text(
-        json.dumps({"sentence_good": "x", "sentence_bad": "y", "UID": "u", "field": "f"})
-    )
-    assert load_pairs(tmp_path)[0]["UID"] == "u"
+def test_pairs_as_they_are_published(tmp_path, monkeypatch):
+    pair = {"sentence_good": "x", "sentence_bad": "y", "UID": "u", "field": "f"}
+    (tmp_path / "a.jsonl").write_text(json.dumps({**pair, "one_prefix_prefix": "The", "pairID": "0"}))
+    (tmp_path / "b.jsonl").write_text(json.dumps({"pairID": 0, "UID": "v", **pair, "lexically_identical": True}))
+    found = load_pairs(tmp_path)
+    assert found.column_names == ["sentence_good", "sentence_bad", "UID", "field"]
+    assert len(found) == 2
+    (tmp_path / "c.jsonl").write_text(json.dumps({"UID": "u"}))
+    with pytest.raises(EffptError, match=r"c\.jsonl: The pairs have the columns UID but not"):
+        load_pairs(tmp_path)
+    (tmp_path / "c.jsonl").write_text("no JSON")
+    with pytest.raises(EffptError, match=r"c\.jsonl cannot be read as jsonl"):
+        load_pairs(tmp_path)
+    (tmp_path / "c.jsonl").write_text(json.dumps({**pair, "field": {"of": "x"}}))
+    with pytest.raises(EffptError, match=r"c\.jsonl.*must be texts"):
+        load_pairs(tmp_path)
     with pytest.raises(EffptError, match=r"nowhere has no blimp"):
         load_pairs("nowhere")
     with pytest.raises(EffptError, match="cannot be downloaded"):  # there is no network here
         load_pairs("hub")
+    monkeypatch.setattr(pairs, "get_dataset_config_names", lambda _: (_ for _ in ()).throw(OSError()))
+    with pytest.raises(EffptError, match=r"cannot be downloaded \(OSError\)"):
+        load_pairs("hub")
+
+
+def run_on(tmp_path, corpus, **changes):
+    """A run of three steps on some text, trained at a rate of masks that is not the one of evaluation."""
+    from hf_effpt.pretrain import pretrain
+    from hf_effpt.training.recipe import Recipe
+
+    data = {"dataset": str(corpus), "sequence_length": 32, "vocab_size": 256, "validation": 0.2,
+            "mlm_probability": 0.3, **changes}  # fmt: skip
+    training = {"output_dir": str(tmp_path / "out"), "budget": "3steps", "per_device_train_batch_size": 8,
+                "report_to": "none", "disable_tqdm": True, "use_cpu": True}  # fmt: skip
+    return pretrain(Recipe.load({"model": {"size": "tiny", "hidden_size": 32}, "data": data, "training": training}))
+
+
+def documents(number):
+    return [" ".join(f"word{(at * 7 + i * i) % 40}" for i in range(200)) for at in range(number)]
 
 
 @pytest.mark.parametrize("isolated", [False, True])
 def test_the_loss_of_an_export_is_that_of_its_run(tmp_path, isolated):
-    """Found again through what the run has recorded, at 15 % though the run trained at 30 %."""
-    from hf_effpt.pretrain import pretrain
-    from hf_effpt.training.recipe import Recipe
-
+    """Found again through what the run has recorded: column, split, length and isolation, and 15 % of masks."""
     corpus = tmp_path / "corpus"
     corpus.mkdir()
-    for number in range(30):
-        text = " ".join(f"word{(number * 7 + i * i) % 40}" for i in range(200))
-        (corpus / f"{number}.txt").write_text(text)
-    data = {"dataset": str(corpus), "sequence_length": 32, "vocab_size": 256, "validation": 0.2,
-            "mlm_probability": 0.3, "isolate_documents": isolated}  # fmt: skip
-    training = {"output_dir": str(tmp_path / "out"), "budget": "3steps", "per_device_train_batch_size": 8,
-                "report_to": "none", "disable_tqdm": True, "use_cpu": True}  # fmt: skip
-    result = pretrain(Recipe.load({"model": {"size": "tiny", "hidden_size": 32}, "data": data, "training": training}))
+    for split, texts in (("train", ["word1 " * 300]), ("test", documents(30))):
+        lines = [json.dumps({"text": "something else", "body": text}) for text in texts]
+        (corpus / f"{split}.jsonl").write_text("\n".join(lines))
+    result = run_on(tmp_path, corpus, isolate_documents=isolated, text_column="body", split="test")
     found = evaluate(result.output_dir)
     assert found["scores"]["held_out_loss"]["value"] == pytest.approx(result.held_out_loss, abs=1e-5)
+    assert found["scores"]["held_out_loss"]["notes"] == []
     assert found["loss"]["unigram_floor"] == pytest.approx(result.unigram_floor, abs=1e-9)
     assert "unigram floor of the held-out loss" in table(found)
-    other = tmp_path / "other.txt"
-    other.write_text("\n\n".join(f"word{i % 40} word{i % 7}" for i in range(400)))
-    elsewhere = evaluate(result.output_dir, ["loss"], text=str(other))
-    assert elsewhere["loss"]["unigram_floor"] is None
-    assert elsewhere["scores"]["held_out_loss"]["value"] != found["scores"]["held_out_loss"]["value"]
+
+
+def test_text_that_has_changed_since_the_run_or_is_not_here_is_not_held_out_anew(tmp_path, monkeypatch, caplog):
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for number, text in enumerate(documents(30)):
+        (corpus / f"{number:02}.txt").write_text(text)
+    folder = run_on(tmp_path, corpus).output_dir
+    (corpus / "0.txt").write_text("a document that moves all others by one")
+    with pytest.raises(EffptError, match=r"changed since the run.*--text"):
+        evaluate(folder)
+    (corpus / "0.txt").unlink()
+    record = json.loads((folder / "run.json").read_text())
+    fingerprint = record["data"].pop("fingerprint")
+    (folder / "run.json").write_text(json.dumps(record))
+    assert "did not record which text" in evaluate(folder)["scores"]["held_out_loss"]["notes"][0]
+
+    asked = []
+    monkeypatch.setattr(held_out, "open_corpus", lambda name, **_: asked.append(name))
+    record["data"]["fingerprint"] = fingerprint
+    for missing in ("corpus", "texts/mine.jsonl", "./corpus/part", "/nowhere/corpus"):
+        record["recipe"]["data"]["dataset"] = missing
+        (folder / "run.json").write_text(json.dumps(record))
+        with pytest.raises(EffptError, match=r"nothing is here.*folder that the run was started in.*--text"):
+            evaluate(folder)
+    assert asked == []
+    monkeypatch.setattr(held_out, "open_corpus", lambda name, **_: (_ for _ in ()).throw(EffptError("no network")))
+    record["recipe"]["data"]["dataset"] = "org/name"
+    (folder / "run.json").write_text(json.dumps(record))
+    with pytest.raises(EffptError, match="no network"):
+        evaluate(folder)
+    assert "org/name is no folder here; asking the Hub" in caplog.text
+
+
+def text_of(path, column="text", words="w1 w2 w3 w4 w5"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(json.dumps({column: f"{words} w{i} " * 9}) for i in range(8)))
+    return path
+
+
+def test_other_text_is_read_from_its_validation_split_and_the_column_of_the_run(checkpoint, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint, folder)
+    settings = {"text_column": "body", "sequence_length": 16}
+    (folder / "run.json").write_text(json.dumps({"recipe": {"data": settings}}))
+    text_of(tmp_path / "text" / "train.jsonl", "body", "w9 w9 w9 w9 w9")
+    held = text_of(tmp_path / "text" / "validation.jsonl", "body")
+    by_folder, by_file = (evaluate(folder, text=str(name)) for name in (held.parent, held))
+    assert by_folder["loss"]["held_out_loss"] == by_file["loss"]["held_out_loss"]
+    assert by_folder["loss"]["unigram_floor"] is None
+    assert f"on {held.parent}, not on what a run" in by_folder["scores"]["held_out_loss"]["notes"][0]
+
+
+@pytest.mark.parametrize(("settings", "length"), [({}, 32), ({"sequence_length": 16}, 16)])
+def test_rows_of_other_text_are_no_longer_than_the_model_reads(checkpoint, tmp_path, settings, length):
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint, folder)
+    (folder / "run.json").write_text(json.dumps({"recipe": {"data": settings}}))
+    model, tokenizer = load_pretrained(folder)
+    text = str(text_of(tmp_path / "a.jsonl"))
+    rows = held_out.held_out_text(folder, tokenizer, text, readable_length(model, tokenizer)).rows
+    assert rows.features["input_ids"].length == length
+
+
+def test_a_roberta_reads_fewer_tokens_than_it_has_positions():
+    shape = {**tiny.SHAPE, "max_position_embeddings": 20, "pad_token_id": 1}
+    assert readable_length(RobertaForMaskedLM(RobertaConfig(**shape)), tiny.tokenizer()) == 18
+    shape["pad_token_id"] = 0
+    assert readable_length(BertForMaskedLM(BertConfig(**shape)), tiny.tokenizer()) == 20
+
+
+def test_a_half_precision_checkpoint_is_measured_in_float32(checkpoint, tmp_path):
+    BertForMaskedLM.from_pretrained(checkpoint).to(torch.bfloat16).save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    assert load_pretrained(tmp_path)[0].dtype == torch.float32
+
+
+def test_a_discriminator_has_its_own_score_and_no_loss(tmp_path, data):
+    model = ElectraForPreTraining(ElectraConfig(embedding_size=16, **tiny.SHAPE))
+    model.save_pretrained(tmp_path / "d")
+    tiny.tokenizer().save_pretrained(tmp_path / "d")
+    for tasks in (None, ["blimp", "loss"]):
+        with pytest.raises(EffptError, match="a discriminator has no masked-token loss; use --tasks blimp"):
+            evaluate(tmp_path / "d", tasks, data=data)
+    assert list(evaluate(tmp_path / "d", "blimp", data=data)["scores"]) == ["blimp/discriminator"]
+
+
+def test_a_diverged_model_costs_only_the_scores_that_it_lacks(checkpoint, data, tmp_path):
+    model = BertForMaskedLM.from_pretrained(checkpoint)
+    model.bert.embeddings.word_embeddings.weight.data.fill_(float("nan"))
+    model.save_pretrained(tmp_path / "nan")
+    tiny.tokenizer().save_pretrained(tmp_path / "nan")
+    text = str(text_of(tmp_path / "a.jsonl"))
+    result = evaluate(tmp_path / "nan", ["loss", "blimp", "cola"], data=data, text=text, seeds=[0])
+    for name in ("held_out_loss", "blimp/pll_word_l2r", "cola/mcc@default"):
+        assert result["scores"][name]["value"] is None
+        assert "diverged" in result["scores"][name]["notes"][-1]
+    json.dumps(result, allow_nan=False)
+    assert "| blimp/pll_word_l2r | undefined | - | 0 |" in table(result)
+
+
+def test_a_second_call_keeps_scores_and_does_not_repeat_seeds(checkpoint, data, tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint, folder)
+    out, real, trained = tmp_path / "evaluation.json", plans.finetune_and_keep, []
+
+    def measured(tasks, seeds=2, lora=None):
+        measurement = suite.Measurement(folder, tasks, data, None, "default", seeds, lora, None)
+        record = Record(out, folder, lambda path, content: path.write_text(json.dumps(content)))
+        result = measurement.run(record)
+        record.save(result)
+        return json.loads(out.read_text())
+
+    def ended(*given):
+        trained.append(given[3])
+        return real(*given)
+
+    def stop_at_one(*given):
+        if given[3] == 1:
+            raise KeyboardInterrupt
+        return ended(*given)
+
+    monkeypatch.setattr(plans, "finetune_and_keep", stop_at_one)
+    with pytest.raises(KeyboardInterrupt):
+        measured(["blimp", "cola"])
+    left = json.loads(out.read_text())
+    assert (left["partial"], list(left["scores"]), len(left["finished"])) == (True, ["blimp/pll_word_l2r"], 1)
+    monkeypatch.setattr(plans, "finetune_and_keep", ended)
+    whole = measured(["cola"])
+    assert trained == [0, 1]  # the seed that was done is not done again
+    assert set(whole["scores"]) == {"blimp/pll_word_l2r", "cola/mcc@default"}
+    assert (whole["partial"], "blimp" in whole) == (False, True)
+    assert measured(["cola"])["scores"] == whole["scores"]
+    assert trained == [0, 1]
+    measured(["cola"], [0], 2)  # other adapters, other results
+    assert trained == [0, 1, 0]
+    rows = [{"sentence": f"w{i} w3", "label": i % 2} for i in range(12)]
+    Dataset.from_list(rows).to_parquet(data / "tasks" / "cola" / "validation.parquet")
+    measured(["cola"], [0])  # and other data
+    assert trained == [0, 1, 0, 0]
+    model = BertForMaskedLM.from_pretrained(folder)
+    model.cls.predictions.bias.data += 1
+    model.save_pretrained(folder)
+    assert set(measured(["cola"], [0])["scores"]) == {"cola/mcc@default"}  # nothing of another model
+    assert trained == [0, 1, 0, 0, 0]
+
+
+def test_a_file_that_holds_something_else_is_not_written_over(checkpoint, tmp_path):
+    for content in ("my notes", "[1]", '{"scores": [1]}'):
+        (tmp_path / "notes").write_text(content)
+        with pytest.raises(EffptError, match="name another file by `--out`"):
+            Record(tmp_path / "notes", checkpoint, lambda *_: None)
 
 
 def test_a_model_of_no_run_needs_text(checkpoint):
     with pytest.raises(EffptError, match="--text"):
         evaluate(checkpoint)
     assert held_out.run_of(checkpoint) == {}
-    assert isinstance(suite._load(checkpoint)[0], BertForMaskedLM)
+    assert isinstance(load_pretrained(checkpoint)[0], BertForMaskedLM)

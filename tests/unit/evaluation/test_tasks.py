@@ -7,7 +7,7 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.evaluation.tasks import KNOWN, load_task
+from hf_effpt.evaluation.tasks import KNOWN, base_name, load_task
 
 COLA = {"sentence": ["a b", "c d", "e f", "g h"], "label": [0, 1, 1, 0]}
 
@@ -99,7 +99,8 @@ def test_columns_and_labels_of_a_task_of_ones_own(tmp_path, columns, texts, name
     assert (task.name, task.text_columns, task.label_names) == ("mine", texts, names)
     assert task.train["label"][:] == labels
     assert task.metrics == (("pearson", "spearman") if names is None else ("accuracy",))
-    assert "text is read from" in task.notes[-1]
+    assert any("text is read from" in note for note in task.notes)
+    assert any("though whole ones" in note for note in task.notes) is (names is None)
     assert load_task("mine", tmp_path).name == "mine"  # found in a data folder too
 
 
@@ -119,6 +120,35 @@ def test_one_file_is_split_the_same_way_each_time_and_it_is_said(tmp_path, caplo
     assert first.validation[""]["text"][:] == again.validation[""]["text"][:]
     assert not set(first.train["text"]) & set(first.validation[""]["text"])
     assert "10% of the training examples are held out" in caplog.text
+
+
+def test_each_class_has_its_share_of_what_is_held_out_and_a_single_example_is_learned(tmp_path):
+    labels = ["common"] * 170 + ["rare"] * 30 + ["once"]
+    write(tmp_path / "mine.jsonl", {"text": [f"t{i}" for i in range(201)], "label": labels})
+    task = load_task(str(tmp_path / "mine.jsonl"))
+    held = [task.label_names[number] for number in task.validation[""]["label"][:]]
+    assert (held.count("common"), held.count("rare"), held.count("once")) == (17, 3, 0)
+    write(tmp_path / "odd.jsonl", {"text": ["a", "b"], "label": ["x", "y"]})
+    with pytest.raises(EffptError, match="no class of two examples"):
+        load_task(str(tmp_path / "odd.jsonl"))
+    write(tmp_path / "two.jsonl", {"text": ["a", "b"], "label": [0.5, 1.5]})
+    assert len(load_task(str(tmp_path / "two.jsonl")).validation[""]) == 1
+
+
+def test_a_file_of_ones_own_never_passes_as_a_known_task_and_a_folder_says_so(tmp_path):
+    pairs = {"sentence1": ["a", "b", "c", "d"], "sentence2": ["e", "f", "g", "h"], "label": [0, 1, 0, 1]}
+    for name in ("rte.jsonl", "rte_subset.jsonl"):
+        write(tmp_path / name, pairs)
+        task = load_task(str(tmp_path / name))
+        assert task.name == name
+        assert base_name(task.name) not in KNOWN
+    for asked, data in ((str(folder(tmp_path / "own" / "rte", pairs)), None), ("own/rte", tmp_path)):
+        task = load_task(asked, data)
+        assert (task.name, task.label_names) == ("rte", KNOWN["rte"].label_names)
+        assert "given by its path" in task.notes[0]
+    folder(tmp_path / "other" / "rte", {"text": ["a", "b"], "label": [0, 1]})
+    with pytest.raises(EffptError, match="needs sentence1 and sentence2"):
+        load_task(str(tmp_path / "other" / "rte"))
 
 
 BAD = {

@@ -1,0 +1,60 @@
+"""The file that results are kept in, so that a call that was stopped, or one for other tasks, loses none of them."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hf_effpt.core.errors import EffptError
+
+WEIGHTS = ("*.safetensors", "*.bin", "config.json", "tokenizer.json")
+
+
+class Record:
+    """Results of one model in one file.
+
+    Args:
+        path (`Path`): of the file; results in it are kept, if they are of the same model.
+        model (`Path`): the folder of the model.
+        write (`Callable[[Path, dict], None]`): writes a JSON file.
+
+    Raises:
+        EffptError: the file cannot be written, or holds something else.
+    """
+
+    def __init__(self, path: Path, model: Path, write: Callable[[Path, dict[str, Any]], None]) -> None:
+        self.path, self._write = path, write
+        self.weights = weights_of(model)
+        self._before = _read(path)
+        if self._before.get("weights", self.weights) != self.weights:
+            self._before = {}
+        # Of fine-tuning, a seed each; `evaluate` adds to them.
+        self.finished: dict[str, dict[str, Any]] = dict(self._before.get("finished") or {})
+
+    def save(self, result: dict[str, Any], partial: bool = False) -> None:
+        """Writes a result of `evaluate`, its scores beside earlier ones of other names; otherwise the latest wins."""
+        scores = {**(self._before.get("scores") or {}), **result["scores"]}
+        content = {**self._before, **result, "scores": scores, "weights": self.weights, "finished": self.finished}
+        self._write(self.path, {**content, "partial": partial})
+
+
+def weights_of(model: Path) -> str:
+    """A hash of a checkpoint's weights and tokenizer."""
+    total = hashlib.sha256()
+    for path in sorted(path for pattern in WEIGHTS for path in model.glob(pattern)):
+        with path.open("rb") as file:
+            total.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}".encode())
+    return total.hexdigest()[:32]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise EffptError(f"{path} is there and holds no results ({error}); name another file by `--out`.") from error
+    if not isinstance(content, dict) or not isinstance(content.get("scores", {}), dict):
+        raise EffptError(f"{path} is there and holds no results of a model; name another file by `--out`.")
+    return content
