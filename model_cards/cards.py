@@ -1,4 +1,4 @@
-"""Writes the card of every recipe that was trained, from the results files; with `--check`, says whether they are right.
+"""Writes the card of every recipe that was trained from the results files; with `--check`, says if they are right.
 
 python model_cards/cards.py
 """
@@ -50,8 +50,9 @@ def card(name: str, arm: dict, report: dict, results: str) -> str:
         ("Tokens", amount(summary["tokens"])),
         ("Compute", amount(summary["flops"], "FLOP")),
         ("Energy", f"{small(summary['kwh'], 'kWh')}, {energy['source']}"),
-        ("Carbon", f"{small(summary['co2e'], 'g CO2e')} at {energy['carbon_intensity']:g} g/kWh, {energy['carbon_source']}"),
     ]
+    carbon = f"{small(summary['co2e'], 'g CO2e')} at {energy['carbon_intensity']:g} g/kWh, {energy['carbon_source']}"
+    rows.append(("Carbon", carbon))
     seeds = len(report["seeds"])
     lines = [
         f"# {name}",
