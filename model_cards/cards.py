@@ -53,7 +53,7 @@ def card(name: str, arm: dict, report: dict, results: str) -> str:
     ]
     carbon = f"{small(summary['co2e'], 'g CO2e')} at {energy['carbon_intensity']:g} g/kWh, {energy['carbon_source']}"
     rows.append(("Carbon", carbon))
-    seeds = len(report["seeds"])
+    seeds, others = len(report["seeds"]), [each["name"] for each in report["arms"] if each is not arm]
     lines = [
         f"# {name}",
         "",
@@ -63,7 +63,8 @@ def card(name: str, arm: dict, report: dict, results: str) -> str:
         "|---|---|",
         *(f"| {label} | {value} |" for label, value in rows),
         "",
-        *([*(f"- {note}" for note in report["notes"] if note.startswith(f"{arm['name']},")), ""]),
+        *(f"- {note}" for note in report["notes"] if not any(f"{other}, seed" in note for other in others)),
+        "",
         "```yaml",
         yaml.safe_dump(arm["recipe"], sort_keys=False, allow_unicode=True).strip(),
         "```",

@@ -102,5 +102,15 @@ def notes(found: Mapping[str, Entries], clock: Clock, planned_seeds: int | None 
                 said.append(
                     f"{where}: its learning rate ended at {entry['final_learning_rate']:.2g}, not fully decayed"
                 )
-            said += [f"{where}, {score}: {note}" for score, note in entry["score_notes"].items()]
-    return said
+    return said + _score_notes(found)
+
+
+def _score_notes(found: Mapping[str, Entries]) -> list[str]:
+    """What is said of scores: once, with the run if it is true of one, else with their number."""
+    runs: dict[str, list[str]] = {}
+    for name, entries in found.items():
+        for entry in entries:
+            for score, note in entry["score_notes"].items():
+                for part in note.split("; "):
+                    runs.setdefault(f"{score}: {part}", []).append(f"{name}, seed {entry['seed']}")
+    return [f"{said} ({of[0] if len(of) == 1 else f'{len(of)} runs'})" for said, of in runs.items()]

@@ -104,7 +104,11 @@ def test_a_score_undefined_for_one_seed_has_no_mean():
 def test_notes_of_scores_reach_the_reader():
     note = {"cola/mcc@default": "one class predicted"}
     report = summarize(base=[entry(0, 6.0, scores={"cola/mcc@default": 0.0}, score_notes=note)])
-    assert any("one class predicted" in each for each in report["notes"])
+    assert report["notes"] == ["cola/mcc@default: one class predicted (base, seed 0)"]
+    report = summarize(
+        base=[entry(seed, 6.0, scores={"cola/mcc@default": 0.0}, score_notes=note) for seed in range(3)]
+    )
+    assert report["notes"] == ["cola/mcc@default: one class predicted (3 runs)"]  # and not three times
 
 
 def test_a_better_loss_with_a_worse_score_says_both():
