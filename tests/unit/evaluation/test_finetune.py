@@ -357,10 +357,11 @@ def test_only_the_report_of_new_heads_is_silenced(monkeypatch, caplog):
     # by itself: whether it passes records on differs between versions of transformers
     monkeypatch.setattr(reporting, "handlers", [caplog.handler])
     monkeypatch.setattr(reporting, "propagate", False)
-    with module._quiet_loading(), caplog.at_level("WARNING"):
-        reporting.warning("Bert LOAD REPORT from: x")
-        reporting.warning("something else")
-    reporting.warning("Bert LOAD REPORT from: y")
+    with caplog.at_level("WARNING", logger=reporting.name):
+        with module._quiet_loading():
+            reporting.warning("Bert LOAD REPORT from: x")
+            reporting.warning("something else")
+        reporting.warning("Bert LOAD REPORT from: y")
     assert [record.getMessage() for record in caplog.records] == ["something else", "Bert LOAD REPORT from: y"]
 
 
