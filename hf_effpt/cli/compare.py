@@ -1,10 +1,10 @@
 """`effpt compare`: which recipe pays at one budget."""
 
 import argparse
-import logging
 import shlex
 import sys
 
+from .progress import show_messages
 from .words import numbers, words
 
 HELP = "Train several recipes on one budget, with paired seeds, and report which of them pays."
@@ -54,8 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, extra: list[str]) -> None:
     from hf_effpt.comparison.compare import compare
 
-    logging.basicConfig(format="%(message)s", stream=sys.stdout, force=True)
-    logging.getLogger("hf_effpt").setLevel(logging.INFO)
+    show_messages()
     report = compare(
         args.recipes,
         args.out,

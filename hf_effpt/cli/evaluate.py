@@ -1,13 +1,12 @@
 """`effpt evaluate`: what a model is worth."""
 
 import argparse
-import logging
 import os
-import sys
 from pathlib import Path
 
 from hf_effpt.core.errors import EffptError
 
+from .progress import show_messages
 from .words import refuse, words
 
 HELP = "Measure a stock checkpoint: held-out loss, BLiMP, and fine-tuning tasks."
@@ -42,8 +41,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
     from hf_effpt.hub.folders import write_json
     from hf_effpt.hub.scores import add_scores
 
-    logging.basicConfig(format="%(message)s", stream=sys.stdout, force=True)
-    logging.getLogger("hf_effpt").setLevel(logging.INFO)
+    show_messages()
     out = Path(args.out) if args.out else Path(args.model) / "evaluation.json"
     _check_target(out)
     measurement = Measurement(

@@ -1,8 +1,8 @@
 """`effpt pretrain`: runs a recipe and leaves a stock checkpoint."""
 
 import argparse
-import logging
-import sys
+
+from .progress import show_messages
 
 HELP = "Pre-train a model by a recipe; the folder that results holds a stock Transformers checkpoint."
 EXAMPLE = "effpt pretrain tiny --training.budget 10min --training.output_dir out --methods.layerdrop.p 0.1"
@@ -26,6 +26,5 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
     from hf_effpt.pretrain import pretrain
     from hf_effpt.training.recipe import Recipe
 
-    logging.basicConfig(format="%(message)s", stream=sys.stdout, force=True)
-    logging.getLogger("hf_effpt").setLevel(logging.INFO)
+    show_messages()
     print(pretrain(Recipe.load(args.recipe, extra), resume=args.resume).summary())

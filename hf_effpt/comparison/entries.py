@@ -4,11 +4,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from hf_effpt.core.clock import JOULES_A_KWH
 from hf_effpt.core.errors import EffptError
 
 from .grid import Run
 
-KWH = 3.6e6  # joules
 CLOCK = ("steps", "tokens", "flops", "seconds", "reference_seconds", "joules")
 
 
@@ -64,7 +64,7 @@ def curve(history: list[dict[str, Any]]) -> list[dict[str, float | None]]:
             "tokens": point["tokens"],
             "flops": point["flops"],
             "reference_seconds": point.get("reference_seconds"),
-            "kwh": None if point.get("joules") is None else point["joules"] / KWH,
+            "kwh": None if point.get("joules") is None else point["joules"] / JOULES_A_KWH,
             "loss": point["eval_loss"],
         }
         for point in history

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from hf_effpt.core.clock import JOULES_A_KWH
+
 from .statistics import interval
-from .tables import ESTIMATED, KWH, Report, is_estimated
+from .tables import ESTIMATED, Report, is_estimated
 
 BASELINE_COLOUR = "#7f7f7f"
 # Okabe and Ito's colours, told apart with any colour vision; yellow comes last, being faint on white.
@@ -81,7 +83,7 @@ def spent(run: Mapping[str, Any]) -> dict[str, float | None]:
     clock = run["clock"]
     joules = clock.get("joules")
     return {
-        axis.key: (joules / KWH if is_known(joules) else None) if axis.key == "kwh" else clock.get(axis.key)
+        axis.key: (joules / JOULES_A_KWH if is_known(joules) else None) if axis.key == "kwh" else clock.get(axis.key)
         for axis in AXES
     }
 

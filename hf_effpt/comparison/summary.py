@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from hf_effpt.core.clock import Clock
+from hf_effpt.core.clock import JOULES_A_KWH, Clock
 from hf_effpt.core.errors import EffptError
 from hf_effpt.hub.card import duration
 
 from .arms import OF_THE_GRID, Arm
 from .caveats import no_verdict, notes, share_of, void_reason
-from .entries import KWH, run_entry
+from .entries import run_entry
 from .grid import Run
 from .speed import NO_SPEED, speed_up
 from .statistics import holm, interval, paired, verdict
@@ -167,7 +167,9 @@ def summary(
             name: score_summary(finals, name) for name in dict.fromkeys(n for e in finals for n in e["scores"])
         },
         **{name: mean([entry["clock"].get(name) for entry in finals]) for name in ("seconds", "tokens", "flops")},
-        "kwh": mean([None if e["clock"].get("joules") is None else e["clock"]["joules"] / KWH for e in finals]),
+        "kwh": mean(
+            [None if e["clock"].get("joules") is None else e["clock"]["joules"] / JOULES_A_KWH for e in finals]
+        ),
         "co2e": mean([entry["co2e"] for entry in finals]),
         "method_seconds": mean([sum(entry["costs"].values()) for entry in finals]),
     }

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hf_effpt.core.clock import JOULES_A_KWH
 from hf_effpt.hub.card import duration
 
 Report = Mapping[str, Any]
 
-KWH = 3.6e6  # joules
 DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 ESTIMATED = "estimated"
 UNITS = {
@@ -248,7 +248,9 @@ def runs_table(report: Report) -> Table:
                     figure(clock.get("flops"), amount, gone),
                     figure(clock.get("seconds"), duration, gone),
                     figure(clock.get("reference_seconds"), duration, "no reference"),
-                    figure(None if joules is None else joules / KWH, lambda value: small(value, "kWh"), no_energy),
+                    figure(
+                        None if joules is None else joules / JOULES_A_KWH, lambda value: small(value, "kWh"), no_energy
+                    ),
                     figure(run["co2e"], lambda value: small(value, "g"), no_energy),
                     Cell(costs or "none"),
                     *(figure(run["scores"].get(name), signed, gone or "not evaluated") for name in names),

@@ -9,6 +9,8 @@ from typing import Any
 
 from .errors import EffptError
 
+JOULES_A_KWH = 3.6e6
+
 UNITS: dict[str, tuple[str, float]] = {
     **dict.fromkeys(("step", "steps"), ("steps", 1.0)),
     **dict.fromkeys(("token", "tokens"), ("tokens", 1.0)),
@@ -21,7 +23,7 @@ UNITS: dict[str, tuple[str, float]] = {
     "kj": ("joules", 1e3),
     "mj": ("joules", 1e6),
     "wh": ("joules", 3600.0),
-    "kwh": ("joules", 3.6e6),
+    "kwh": ("joules", JOULES_A_KWH),
     **dict.fromkeys(("reference_seconds", "s_rst"), ("reference_seconds", 1.0)),
     "min_rst": ("reference_seconds", 60.0),
     "h_rst": ("reference_seconds", 3600.0),

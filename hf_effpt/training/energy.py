@@ -11,13 +11,12 @@ from typing import Any, Protocol
 
 import torch
 
-from hf_effpt.core.clock import Clock
+from hf_effpt.core.clock import JOULES_A_KWH, Clock
 from hf_effpt.core.errors import EffptError
 
 POWERCAP = Path("/sys/class/powercap")  # where Linux shows the RAPL counters of Intel and AMD processors
 WATTS_A_CORE = 4.0  # of a CPU that codecarbon does not know (codecarbon 3.3.2, core/cpu.py, DEFAULT_POWER_PER_CORE)
 WORLD_AVERAGE = 475.0  # g CO2e a kWh (IEA, Global Energy & CO2 Status Report 2019), the value that codecarbon uses too
-JOULES_A_KWH = 3.6e6
 
 
 class EnergySource(Protocol):

@@ -118,18 +118,15 @@ def time_of(block: Callable[[], Any], device: torch.device) -> float:
     return statistics.quantiles(times[WARM_UP:], n=4)[0]
 
 
-def time_step(
-    model: Any, batch: Mapping[str, Tensor], autocast: Callable[[], AbstractContextManager], *, backward: bool = True
-) -> float:
-    """Seconds of forward, and backward, of `model` on `batch`, on a copy: weights, gradients and generators stay."""
+def time_step(model: Any, batch: Mapping[str, Tensor], autocast: Callable[[], AbstractContextManager]) -> float:
+    """Seconds of forward and backward of `model` on `batch`, on a copy: weights, gradients and generators stay."""
     with _standing_in(model) as copied:
 
         def step() -> None:
             copied.zero_grad()
-            with autocast(), torch.set_grad_enabled(backward):
+            with autocast():
                 loss = copied(**batch).loss
-            if backward:
-                loss.backward()
+            loss.backward()
 
         return time_of(step, next(copied.parameters()).device)
 
