@@ -1,4 +1,4 @@
-"""Draws the loss curve of a run against its clock, with the unigram floor, from its run.json.
+"""Draws the loss curve of a run against its clock, with the floor of its objective, from its run.json.
 
 python examples/05_plot_loss.py out --png out/loss.png
 """
@@ -9,8 +9,13 @@ from pathlib import Path
 
 import matplotlib
 
+from hf_effpt.core.objectives import floor_in, measured_as, objective_in
+
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+
+# What a loss that has parts is judged by; the sum of the parts is on no scale of its own.
+MAIN = ("discriminator_loss", "candidate_loss", "prediction_loss")
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("run", type=Path, help="the folder of a finished run")
@@ -19,14 +24,16 @@ args = parser.parse_args()
 
 run = json.loads((args.run / "run.json").read_text(encoding="utf-8"))
 entries = [entry for entry in run["history"] if "loss" in entry]
+losses = [next((entry[name] for name in MAIN if name in entry), entry["loss"]) for entry in entries]
 unit = run["clock"]["unit"]
 spent = [entry["step"] if unit in ("steps", "joules") else entry[unit] for entry in entries]
 
 figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-axes.plot(spent, [entry["loss"] for entry in entries], marker=".", label="training loss")
+axes.plot(spent, losses, marker=".", label="training loss")
 evaluation = run.get("evaluation", {})
-if "unigram_floor" in evaluation:
-    axes.axhline(evaluation["unigram_floor"], linestyle="--", color="grey", label="unigram floor")
+kind, floor = measured_as(objective_in(run), evaluation), floor_in(evaluation)
+if floor is not None:
+    axes.axhline(floor, linestyle="--", color="grey", label=kind.floor)
 if "held_out_loss" in evaluation and spent:
     axes.plot(spent[-1], evaluation["held_out_loss"], "o", color="C1", label="held-out loss at the end")
 for event in run["ledger"]["events"]:
@@ -34,7 +41,7 @@ for event in run["ledger"]["events"]:
     if at is not None:
         axes.axvline(at, color="C2", linewidth=0.8)
         axes.annotate(event["what"], (at, axes.get_ylim()[1]), fontsize=7, rotation=90, va="top", ha="right")
-axes.set(xlabel=unit, ylabel="loss, nats a masked token", title=str(args.run))
+axes.set(xlabel=unit, ylabel=f"loss, nats a {kind.per}", title=str(args.run))
 axes.legend()
 png = args.png or args.run / "loss.png"
 figure.savefig(png, dpi=120)

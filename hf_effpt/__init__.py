@@ -16,22 +16,38 @@ _PUBLIC = {
     **dict.fromkeys(("Method", "METHODS"), "core.method"),
     "Clock": "core.clock",
     "EffptError": "core.errors",
-    **dict.fromkeys(("LayerDrop", "Stacking"), "methods"),
+    **dict.fromkeys(("LayerDrop", "Stacking", "TNF"), "methods"),
     **dict.fromkeys(
         (
             f"{family}{part}"
-            for family in ("EffptBert", "LayerDropBert", "StackableBert")
+            for family in ("EffptBert", "LayerDropBert", "StackableBert", "TNFBert")
             for part in ("Config", "Model", "ForMaskedLM", "ForSequenceClassification")
         ),
         "models",
     ),
     **dict.fromkeys(("EffptBertForTokenClassification", "EffptBertForQuestionAnswering"), "models"),
+    **dict.fromkeys(
+        (
+            "EffptElectraConfig",
+            "EffptElectraModel",
+            "EffptElectraForSequenceClassification",
+            "ElectraForJointPreTraining",
+            "ElectraForReplacedMaskedLM",
+            "McBertConfig",
+            "McBertModel",
+            "McBertForPreTraining",
+        ),
+        "models",
+    ),
     "DataCollatorForMaskedLM": "data.masking",
+    "DataCollatorForNotes": "methods.tnf",
     "train_tokenizer": "data.tokenizer",
     "pack": "data.packing",
     "EffptTrainingArguments": "training.arguments",
     "EffptTrainer": "training.trainer",
-    **dict.fromkeys(("LayerDropTrainer", "StackingTrainer"), "training.named"),
+    **dict.fromkeys(
+        ("ElectraTrainer", "LayerDropTrainer", "McBertTrainer", "StackingTrainer", "TNFTrainer"), "training.named"
+    ),
     "Recipe": "training.recipe",
     "export": "hub.export",
     "push": "hub.push",

@@ -4,7 +4,8 @@ import hashlib
 import json
 import logging
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,16 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
 
 from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.objectives import OBJECTIVES, floor_in, measured_as
 from hf_effpt.data.cache import build_once, cache_folder
 from hf_effpt.data.corpus import Corpus, open_corpus
 from hf_effpt.data.masking import DataCollatorForMaskedLM
 from hf_effpt.data.packing import facts, pack
 from hf_effpt.data.tokenizer import train_tokenizer
 from hf_effpt.data.tokenizer_report import tokenizer_report
-from hf_effpt.models import EffptBertConfig, EffptBertForMaskedLM
+from hf_effpt.models.build import model_for
 from hf_effpt.training.checkpoints import checkpoints_in
+from hf_effpt.training.checks import is_unused
 from hf_effpt.training.recipe import Recipe
 from hf_effpt.training.trainer import EffptTrainer
 
@@ -38,29 +41,38 @@ class RunResult:
     Args:
         output_dir (`Path`): the run folder; its root holds the stock model.
         clock (`Clock`): what was spent.
-        held_out_loss (`float`, *optional*): in nats a masked token, if text was held out.
-        unigram_floor (`float`, *optional*): the same for a model that knows only how frequent tokens are.
+        evaluation (`Mapping[str, Any]`, *optional*): what was measured on held-out text, as `run.json` has it.
     """
 
     output_dir: Path
     clock: Clock
-    held_out_loss: float | None = None
-    unigram_floor: float | None = None
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def held_out_loss(self) -> float | None:
+        """The loss of the objective in nats, over masked tokens or all tokens as the objective has it."""
+        return self.evaluation.get("held_out_loss")
+
+    @property
+    def floor(self) -> float | None:
+        """What the held-out loss has to get below for anything to be learned."""
+        return floor_in(self.evaluation)
 
     def summary(self) -> str:
         """A few lines for people: what was spent, what it gave, what to do next."""
-        clock = self.clock
+        clock, loss, floor, found = self.clock, self.held_out_loss, self.floor, self.evaluation
         lines = [
             f"Trained for {clock.steps:,} steps, {clock.tokens:,} tokens, {clock.flops:.3g} FLOPs, "
             f"{clock.seconds:.0f} s."
         ]
-        if self.held_out_loss is not None and self.unigram_floor is not None:
-            gap = self.unigram_floor - self.held_out_loss
-            verdict = f"{gap:.3f} below" if gap > 0 else f"{-gap:.3f} above; it needs a longer budget than this"
-            if not math.isfinite(gap):
-                verdict = "the run has diverged: lower the learning rate, and use bf16 rather than fp16"
+        if loss is not None and floor is not None:
+            kind = measured_as(found.get("objective", "mlm"), found)
+            lines.append(f"Held-out loss {loss:.4f} nats a {kind.per}, the {kind.floor} is {_against(loss, floor)}.")
+        of_generator, unigram = found.get("generator_loss"), found.get("unigram_floor")
+        if of_generator is not None and unigram is not None:
             lines.append(
-                f"Held-out loss {self.held_out_loss:.3f}, the unigram floor is {self.unigram_floor:.3f} ({verdict})."
+                f"Its generator's loss is {of_generator:.4f} nats a masked token, the unigram floor is "
+                f"{_against(of_generator, unigram)}."
             )
         return "\n".join(
             [
@@ -70,6 +82,15 @@ class RunResult:
                 f"  effpt push {self.output_dir} ORG/NAME",
             ]
         )
+
+
+def _against(loss: float, floor: float) -> str:
+    """A floor, and where a loss is from there."""
+    gap = floor - loss
+    verdict = f"{gap:.4f} below" if gap > 0 else f"{-gap:.4f} above; it needs a longer budget than this"
+    if not math.isfinite(gap):
+        verdict = "the run has diverged: lower the learning rate, and use bf16 rather than fp16"
+    return f"{floor:.4f} ({verdict})"
 
 
 def pretrain(recipe: Recipe, *, resume: bool | str = False) -> RunResult:
@@ -100,20 +121,24 @@ def pretrain(recipe: Recipe, *, resume: bool | str = False) -> RunResult:
     methods = ", ".join(method.name for method in trainer.methods) or "none"
     logger.info("model: %s parameters; methods: %s", f"{trainer.model.num_parameters():,}", methods)
     trainer.train(resume_from_checkpoint=resume or None)
-    evaluation: dict[str, float] = {}
+    evaluation: dict[str, Any] = {}
     if trainer.eval_dataset is not None:
         trainer.evaluate()
         evaluation = trainer.evaluation or {}
     trainer.save_model()
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
-    return RunResult(out, trainer.clock, evaluation.get("held_out_loss"), evaluation.get("unigram_floor"))
+    return RunResult(out, trainer.clock, evaluation)
 
 
 def build_trainer(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, rows: DatasetDict) -> EffptTrainer:
     """The trainer of a recipe; what Transformers cannot do here or with these settings is one error."""
     collator = DataCollatorForMaskedLM(
-        tokenizer, recipe.data.mlm_probability, recipe.data.whole_word, seed=recipe.training.seed
+        tokenizer,
+        recipe.data.mlm_probability,
+        recipe.data.whole_word,
+        seed=recipe.training.seed,
+        shares=OBJECTIVES[recipe.model.objective].corruption,
     )
     try:
         set_seed(recipe.training.seed)
@@ -208,13 +233,15 @@ def prepare_rows(recipe: Recipe, corpus: Corpus, tokenizer: PreTrainedTokenizerB
     )
 
 
-def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> EffptBertForMaskedLM:
+def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Any:
     """A new training model of the recipe's shape, with a vocabulary that is a multiple of 64."""
-    config = EffptBertConfig(
-        vocab_size=-(-len(tokenizer) // 64) * 64,
-        pad_token_id=tokenizer.pad_token_id,
-        methods=recipe.methods,
-        **recipe.model.config_kwargs(),
+    tokens, own = len(tokenizer), {}
+    if recipe.model.objective == "mcbert":
+        unused = [token_id for token, token_id in tokenizer.get_vocab().items() if is_unused(token)]
+        own["nota_token_id"] = min(unused, default=tokens)
+        own["special_token_ids"] = sorted(tokenizer.all_special_ids)
+        tokens = max(tokens, own["nota_token_id"] + 1)
+    config = recipe.model.config(
+        vocab_size=-(-tokens // 64) * 64, pad_token_id=tokenizer.pad_token_id, methods=recipe.methods, **own
     )
-    config._attn_implementation = recipe.model.attn_implementation
-    return EffptBertForMaskedLM(config)
+    return model_for(config)

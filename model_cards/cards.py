@@ -33,18 +33,38 @@ def speed(summary: dict, unit: str) -> str:
     return shown + (f" ({note})" if note else "")
 
 
+def losses(arm: dict, report: dict) -> list[tuple[str, str]]:
+    """The loss of an arm beside its floor; reports of before there were objectives have one floor for all."""
+    summary = arm["summary"]
+    if "loss_of" not in arm:
+        return [
+            ("Held-out loss (nats a masked token)", interval(summary["final_loss"])),
+            ("Unigram floor", f"{report['unigram_floor']:.4f}"),
+        ]
+    rows = [
+        (f"Held-out loss (nats; {arm['loss_of']})", interval(summary["final_loss"])),
+        (arm["floor_name"].capitalize(), interval(summary["floor"])),
+        ("Margin below it", interval(summary["margin"])),
+    ]
+    if summary["generator_loss"]:
+        rows.append(("Loss of its generator (nats a masked token)", interval(summary["generator_loss"])))
+    return rows
+
+
 def card(name: str, arm: dict, report: dict, results: str) -> str:
     """The card of one arm of a comparison."""
     summary, unit, energy = arm["summary"], report["clock"]["unit"], report["energy"]
     rows = [
         ("Budget of a run", report["clock"]["text"]),
-        ("Held-out loss (nats a masked token)", interval(summary["final_loss"])),
-        ("Unigram floor", f"{report['unigram_floor']:.4f}"),
+        *losses(arm, report),
     ]
-    if not arm["baseline"]:
+    if not arm["baseline"] and arm.get("comparable", True):
         rows.append((f"Difference to `{report['baseline']}`, paired by seed", interval(arm["difference"])))
         rows.append((f"Speed-up to the final loss of `{report['baseline']}`", speed(summary, unit)))
-    rows += [(score, interval(found)) for score, found in summary["scores"].items()]
+    for score, found in summary["scores"].items():
+        rows.append((score, interval(found)))
+        if "loss_of" in arm and (gap := arm["score_differences"].get(score)):
+            rows.append((f"{score}, difference to `{report['baseline']}`", interval(gap)))
     rows += [
         ("Time of a run", duration(summary["seconds"])),
         ("Tokens", amount(summary["tokens"])),

@@ -34,6 +34,8 @@ def benchmark_data(results: dict) -> list[str]:
 
 def comparison(report: dict) -> list[str]:
     """One row an arm: loss, what it gained, and what else was measured."""
+    if len({arm.get("loss_of") for arm in report["arms"]}) > 1:
+        return of_objectives(report)
     return [
         f"| {arm['name']} | {_mean(arm['summary']['final_loss'])} | {_mean(arm['difference'], '+.3f')} | "
         f"{_speed(arm['summary'])} | "
@@ -41,6 +43,24 @@ def comparison(report: dict) -> list[str]:
         + f" | {arm['summary']['kwh'] * 1e3:.3f} | {arm['verdict']['label']} |"
         for arm in report["arms"]
     ]
+
+
+def of_objectives(report: dict) -> list[str]:
+    """As [`comparison`], of arms whose losses do not compare: each beside its floor, then scores with their gains.
+
+    The columns: arm, loss of, held-out loss, floor, margin; each score and its paired difference to the baseline; Wh a
+    run; verdict.
+    """
+    rows = []
+    for arm in report["arms"]:
+        found, gaps = arm["summary"], arm["score_differences"]
+        cells = [arm["name"], arm["loss_of"], _mean(found["final_loss"], ".4f")]
+        cells += ["" if found["floor"] is None else f"{found['floor']['mean']:.4f}", _mean(found["margin"], ".4f")]
+        for name in _scores(report):
+            cells += [_mean(found["scores"].get(name)), _mean(gaps.get(name), "+.3f")]
+        cells += [f"{found['kwh'] * 1e3:.3f}", arm["verdict"]["label"]]
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
 
 
 def _scores(report: dict) -> list[str]:

@@ -9,7 +9,10 @@ from datasets import Dataset, Features, Sequence, Value
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, TrainerCallback, set_seed
 
+from hf_effpt.core.objectives import OBJECTIVES
+from hf_effpt.data.masking import DataCollatorForMaskedLM
 from hf_effpt.models import EffptBertConfig, EffptBertForMaskedLM
+from hf_effpt.models.build import config_for, model_for
 from hf_effpt.training.arguments import EffptTrainingArguments
 from hf_effpt.training.trainer import EffptTrainer
 
@@ -57,6 +60,21 @@ def model(methods: dict | None = None, **changes: Any) -> EffptBertForMaskedLM:
     return EffptBertForMaskedLM(config(methods, **changes))
 
 
+def joint(objective: str = "electra", methods: dict | None = None, **changes: Any) -> Any:
+    """A model with a generator of half its width, without dropout."""
+    settings = {**SHAPE, "generator_size": 0.5, "methods": methods}
+    settings |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    if objective == "mcbert":
+        settings |= {"vocab_size": VOCAB + 64, "candidates": 5}  # with rows that no token has
+    return model_for(config_for(objective, **{**settings, **changes}))
+
+
+def batch(number: int = 8, seed: int = 0, objective: str = "electra") -> dict[str, Any]:
+    """A masked batch of the first rows."""
+    collate = DataCollatorForMaskedLM(tokenizer(), seed=seed, shares=OBJECTIVES[objective].corruption)
+    return collate({"input_ids": np.array(rows(number)["input_ids"])})
+
+
 def arguments(out: Path, **changes: Any) -> EffptTrainingArguments:
     settings: dict[str, Any] = {
         "output_dir": str(out),
@@ -79,18 +97,19 @@ def trainer(
     cls: type[EffptTrainer] = EffptTrainer,
     dropout: float = 0.0,
     layers: int = 4,
+    objective: str = "mlm",
     **changes: Any,
 ) -> EffptTrainer:
     """A trainer of a freshly initialised model; equal arguments give equal weights."""
     args = arguments(out, **changes)
     set_seed(args.seed)
+    shape = {
+        "num_hidden_layers": layers,
+        "hidden_dropout_prob": dropout,
+        "attention_probs_dropout_prob": dropout,
+    }
     return cls(
-        model=model(
-            methods,
-            num_hidden_layers=layers,
-            hidden_dropout_prob=dropout,
-            attention_probs_dropout_prob=dropout,
-        ),
+        model=model(methods, **shape) if objective == "mlm" else joint(objective, methods, **shape),
         args=args,
         train_dataset=rows(),
         eval_dataset=rows(12, seed=1),

@@ -40,6 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--protocol", default="default", help="how tasks are fine-tuned (default: %(default)s)")
     parser.add_argument("--pairs_per_paradigm", type=int, metavar="N", help="only N pairs of each paradigm of BLiMP")
     parser.add_argument(
+        "--primary", metavar="SCORE",
+        help="the measure that verdicts are given on: a score such as cola/mcc@default, or average, of the fine-tuned "
+        "tasks (default: the held-out loss, by which only arms of the baseline's objective can be judged)",
+    )  # fmt: skip
+    parser.add_argument(
         "--gpus", metavar="N,...", help="one run at a time on each of these GPUs (default: one in all)"
     )
     parser.add_argument("--free", action="store_true", help="also run arms whose clock does not pay for their methods")
@@ -66,6 +71,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
         data=args.data,
         protocol=args.protocol,
         pairs_per_paradigm=args.pairs_per_paradigm,
+        primary=args.primary,
         gpus=args.gpus,
         free=args.free,
         different_data=args.different_data,

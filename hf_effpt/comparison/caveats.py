@@ -1,30 +1,44 @@
 """What stands in the way of a verdict, and what a reader has to know of runs that are not as they should be."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
-
-import numpy as np
 
 from hf_effpt.core.clock import Clock
 
-Entries = Sequence[Mapping[str, Any]]
+from .losses import Entries, loss_of, unequal_generators, weakness
 
-# A comparison says nothing where even the baseline ends this near to the unigram floor, in nats.
-LEAST_GAIN = 0.25
 # How far over the budget the last step may go before it is said; how much of its peak a decayed learning rate has.
 OVERSHOOT, DECAYED = 0.02, 0.02
 
 
-def void_reason(baseline: Mapping[int, float], floor: float | None) -> str | None:
+def void_reason(baseline: Entries) -> str | None:
     """Why a comparison says nothing at all."""
-    gain = None if floor is None else floor - float(np.mean(list(baseline.values())))
-    if gain is None or gain >= LEAST_GAIN:
+    where = weakness(baseline)
+    if where is None:
         return None
-    where = f"only {gain:.3f} nats below" if gain > 0 else f"{-gain:.3f} nats above"
     return (
-        f"The baseline ends {where} the unigram floor ({LEAST_GAIN} below it are needed), so next to nothing was "
-        "learned that arms could differ in; give a longer budget."
+        f"The baseline ends {where}, so next to nothing was learned that arms could differ in; give a longer budget."
     )
+
+
+def loss_notes(found: Mapping[str, Entries], recipes: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What a reader has to know of losses: whose cannot be compared, or not without a thought.
+
+    Args:
+        found (`Mapping[str, Sequence]`): the runs of each arm, the baseline first.
+        recipes (`Mapping`): of each arm.
+    """
+    (name, baseline), *others = found.items()
+    said, of_baseline = [], loss_of(baseline, recipes[name])
+    for other, entries in others:
+        own = loss_of(entries, recipes[other])
+        if own != of_baseline:
+            said.append(f"{other}: its loss is of {own}, the baseline's of {of_baseline}; only scores compare them")
+            if where := weakness(entries):
+                said.append(f"{other}: it ends {where}: next to nothing was learned, and its scores show little else")
+        elif unequal := unequal_generators(entries, baseline):
+            said.append(f"{other}: {unequal}")
+    return said
 
 
 def no_verdict(entries: Entries, baseline: Entries, unit: str) -> str | None:
@@ -65,23 +79,32 @@ def share_of(clock: Clock, fraction: float) -> float:
     return Clock.parse(clock.share(fraction)).budget
 
 
-def notes(found: Mapping[str, Entries], clock: Clock, planned_seeds: int | None = None) -> list[str]:
+def notes(
+    found: Mapping[str, Entries], clock: Clock, primary: str, planned: Mapping[str, Any] | None = None
+) -> list[str]:
     """What a reader has to know, in sentences.
 
     Args:
         found (`Mapping[str, Sequence]`): the runs of each arm.
         clock (`Clock`): of the whole budget.
-        planned_seeds (`int`, *optional*): how many seeds the comparison began with.
+        primary (`str`): the measure that verdicts are given on.
+        planned (`Mapping`, *optional*): with how many `seeds`, and which `primary`, the comparison began.
     """
+    planned = planned or {}
     every = [entry for entries in found.values() for entry in entries]
     said = [
         f"reference times: {fault}" for fault in dict.fromkeys(f for e in every for f in e.get("reference_faults", ()))
     ]
     seeds = len({entry["seed"] for entry in every})
-    if planned_seeds is not None and seeds > planned_seeds:
+    if seeds > planned.get("seeds", seeds):
         said.append(
-            f"it began with {planned_seeds} seeds and now has {seeds}: where seeds are added after a look at the "
+            f"it began with {planned['seeds']} seeds and now has {seeds}: where seeds are added after a look at the "
             "result, p-values are too small"
+        )
+    if planned.get("primary", primary) != primary:
+        said.append(
+            f"it began with {planned['primary']} as the measure of its verdicts and is now judged by {primary}: where "
+            "a measure is chosen after a look at the result, p-values are too small"
         )
     if len(machines := {_machine(entry) for entry in every if entry["state"] == "finished"}) > 1:
         said.append(f"its runs were made in {len(machines)} different environments (device or versions)")

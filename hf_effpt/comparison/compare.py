@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.evaluation.protocols import find_protocol
-from hf_effpt.evaluation.suite import check_tasks
 from hf_effpt.hub.folders import write_json
 from hf_effpt.pretrain import prepare_data
 from hf_effpt.training.checks import check_size
@@ -19,6 +17,7 @@ from .grid import claim, grid
 from .markdown import markdown
 from .page import write_page
 from .plots import require_plotting, write_plots
+from .primary import find_primary
 from .runner import Runner, gpus_of
 from .statistics import LEAST_SEEDS
 from .summary import report
@@ -38,6 +37,7 @@ def compare(
     data: str | Path | None = None,
     protocol: str = "default",
     pairs_per_paradigm: int | None = None,
+    primary: str | None = None,
     gpus: str | None = None,
     free: bool = False,
     different_data: bool = False,
@@ -59,6 +59,9 @@ def compare(
         tasks (`Sequence[str]`, *optional*): what else is measured of runs on the whole budget, as [`evaluate`] takes
             it; a run's fine-tuning has the seed of the run.
         data, protocol, pairs_per_paradigm (*optional*): as in [`evaluate`].
+        primary (`str`, *optional*): what verdicts are given on, to be chosen before any run: a score of the tasks,
+            such as `cola/mcc@default`, or `average`, of the fine-tuned ones; by default the held-out loss, by which
+            arms of other objectives than the baseline's cannot be judged.
         gpus (`str`, *optional*): `0,1`: one run at a time on each of these; by default one run at a time in all.
         free (`bool`, *optional*, defaults to `False`): run arms with methods once more, their clock not paying for
             what methods do besides training.
@@ -85,12 +88,12 @@ def compare(
     runs = grid(arms, clock, numbers, _fractions(fractions), out)
     firsts = {arm.name: next(run.recipe for run in runs if run.arm == arm.name) for arm in arms}
     check_comparable(arms, firsts, different_data)
-    find_protocol(protocol)
-    check_tasks(tasks, data)
+    objectives = {name: recipe.model.objective for name, recipe in firsts.items()}
+    measure = find_primary(primary, objectives, tasks, data, protocol, pairs_per_paradigm)
     runner = Runner(_evaluation(tasks, data, protocol, pairs_per_paradigm), gpus_of(gpus))
     _prepare(firsts)
-    planned = claim(out, runs, clock)
-    asked = {"asked": runner.evaluation_of, "planned_seeds": planned}
+    planned = claim(out, runs, clock, measure)
+    asked = {"asked": runner.evaluation_of, "primary": measure, "planned": planned}
     try:
         failed = runner.make(runs)
     except KeyboardInterrupt:

@@ -6,6 +6,7 @@ from typing import Any
 
 from hf_effpt.core.clock import JOULES_A_KWH
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.objectives import objective_in
 
 from .grid import Run
 
@@ -21,6 +22,7 @@ def run_entry(run: Run, fault: str | None, asked: Mapping[str, Any] | None = Non
         asked (`Mapping`, *optional*): how it was to be evaluated; scores of another evaluation are left out.
     """
     entry: dict[str, Any] = {"seed": run.seed, "fraction": run.fraction, "folder": str(run.folder), "note": fault}
+    entry |= {"objective": run.recipe.model.objective, "evaluation": {}}
     record = run.record()
     if record is None:
         state = "missing" if fault is None else "failed"
@@ -34,12 +36,13 @@ def run_entry(run: Run, fault: str | None, asked: Mapping[str, Any] | None = Non
         )
     diverged = not math.isfinite(loss)
     evaluated = (run.scores() or {}) if run.fraction == 1.0 else {}
-    scores = evaluated.get("scores", {}) if not asked or evaluated.get("asked") == asked else {}
+    scores = scores_of(evaluated) if not asked or evaluated.get("asked") == asked else {}
     return entry | {
         "state": "diverged" if diverged else "finished",
         "note": "its held-out loss is not finite" if diverged else fault,
         "held_out_loss": None if diverged else loss,
-        "unigram_floor": evaluation.get("unigram_floor"),
+        "objective": objective_in(record),
+        "evaluation": {key: value if is_known(value) else None for key, value in evaluation.items()},
         "clock": {name: record["clock"].get(name) for name in CLOCK},
         "co2e": energy.get("co2e_grams"),
         "final_learning_rate": (record.get("learning_rate") or {}).get("final"),
@@ -53,6 +56,18 @@ def run_entry(run: Run, fault: str | None, asked: Mapping[str, Any] | None = Non
         "energy": {key: energy.get(key) for key in ("source", "measured", "carbon_intensity", "carbon_source")},
         "environment": record.get("environment") or {},
     }
+
+
+def is_known(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def scores_of(evaluated: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The scores of an evaluation by name, with the average of its fine-tuned ones."""
+    scores, average = dict(evaluated.get("scores") or {}), evaluated.get("average")
+    if average:
+        scores[average["name"]] = {"value": average["value"], "notes": [average["note"].replace("; ", ", ")]}
+    return scores
 
 
 def curve(history: list[dict[str, Any]]) -> list[dict[str, float | None]]:

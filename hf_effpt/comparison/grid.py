@@ -85,18 +85,19 @@ def grid(arms: Sequence[Arm], clock: Clock, seeds: Sequence[int], fractions: Seq
     return runs
 
 
-def claim(out: Path, runs: Sequence[Run], clock: Clock) -> int:
+def claim(out: Path, runs: Sequence[Run], clock: Clock, primary: str = "held_out_loss") -> dict[str, Any]:
     """Makes sure that the folder is free or holds this comparison, which may have got more arms, seeds or tasks.
 
     Returns:
-        How many seeds the comparison had when it was first made.
+        The plan; its `seeds`, their number, and `primary`, the measure of its verdicts, are those it first had.
 
     Raises:
         EffptError: if it holds another comparison, or something else.
     """
     plan = out / "plan.json"
     seeds = len({run.seed for run in runs})
-    wanted = {"budget": clock.share(1.0), "seeds": seeds, "arms": {run.arm: identity(run.recipe) for run in runs}}
+    wanted = {"budget": clock.share(1.0), "seeds": seeds, "primary": primary}
+    wanted["arms"] = {run.arm: identity(run.recipe) for run in runs}
     if plan.is_file():
         before = json.loads(plan.read_text(encoding="utf-8"))
         if before["budget"] != wanted["budget"]:
@@ -116,12 +117,12 @@ def claim(out: Path, runs: Sequence[Run], clock: Clock) -> int:
                     "another `--out`, or rename the recipe file."
                 )
         wanted["arms"] = before["arms"] | wanted["arms"]
-        wanted["seeds"] = before.get("seeds", seeds)
+        wanted |= {"seeds": before.get("seeds", seeds), "primary": before.get("primary", "held_out_loss")}
     elif out.is_dir() and any(out.iterdir()):
         raise EffptError(f"{out} is not empty and holds no comparison; name a new folder.")
     out.mkdir(parents=True, exist_ok=True)
     write_json(plan, wanted)
-    return wanted["seeds"]
+    return wanted
 
 
 def _has_begun(out: Path, arm: str) -> bool:

@@ -6,8 +6,8 @@ import re
 
 import yaml
 
-from .series import DIFFERENCES, axis_title, known_axes
-from .tables import CURVES_NOTE, Cell, Report, Table, finite, held_equal, results_table, runs_table
+from .series import DIFFERENCES, axis_title, curves_note, pictures
+from .tables import Cell, Report, Table, finite, held_equal, results_table, runs_table
 
 _SPECIAL = re.compile(r"([\\`*_\[\]#|~$])")
 
@@ -51,8 +51,11 @@ def markdown(report: Report) -> str:
         lines += ["", *(f"- {_literal(note)}" for note in report["notes"])]
     lines += ["", "## Results", "", "Means over the seeds, with 95 % intervals.", ""]
     lines += _table(results_table(report))
-    lines += ["", "## Curves", "", CURVES_NOTE, ""]
-    lines += [f"![Held-out loss against {axis_title(a, report)}]({a.picture})" for a in known_axes(report)]
+    lines += ["", "## Curves", "", _literal(curves_note(report)), ""]
+    lines += [
+        f"![Held-out loss ({group.loss_of}) against {axis_title(axis, report)}]({name})"
+        for name, (axis, group) in pictures(report).items()
+    ]
     if len(report["arms"]) > 1:
         lines += ["", f"![Paired differences to the baseline]({DIFFERENCES})"]
     lines += ["", "<details><summary>Every run</summary>", "", *_table(runs_table(report)), "", "</details>"]

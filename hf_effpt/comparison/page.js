@@ -6,6 +6,7 @@ const view = {
   // The clock's own axis where there is one, since that is what was held equal.
   axis: data.axes.find((axis) => axis.key === data.first_axis && !axis.missing) ?? data.axes.find((axis) => !axis.missing) ?? data.axes[0],
   scale: "linear",
+  group: 0, // losses of different objectives are never in one chart
   shown: new Set(data.arms.keys()),
 };
 
@@ -52,7 +53,9 @@ function draw(id, list, options) {
 
 function drawLosses() {
   const { axis } = view;
+  const group = data.groups[view.group];
   const list = traces((arm) => {
+    if (arm.group !== view.group) return [];
     const found = [];
     const band = arm.mean?.x[axis.key] && arm.mean.low;
     if (band) {
@@ -92,17 +95,18 @@ function drawLosses() {
     });
     return found;
   });
-  const floor = data.floor === null ? {} : {
-    shapes: [shape({ xref: "paper", x0: 0, x1: 1, y0: data.floor, y1: data.floor, line: { color: style("--ink"), width: 1.2, dash: "dash" } })],
-    annotations: [{
-      xref: "paper", x: 1, xanchor: "right", y: data.floor, yanchor: "bottom", showarrow: false,
-      text: `unigram floor ${data.floor.toFixed(2)}`, font: { color: style("--soft"), size: 12 },
-    }],
+  const floors = {
+    shapes: group.floors.map((floor) =>
+      shape({ xref: "paper", x0: 0, x1: 1, y0: floor, y1: floor, line: { color: style("--ink"), width: 1.2, dash: "dash" } })),
+    annotations: group.floors.map((floor) => ({
+      xref: "paper", x: 1, xanchor: "right", y: floor, yanchor: "bottom", showarrow: false,
+      text: `${literal(group.floor_name)} ${floor.toFixed(floor < 1 ? 4 : 2)}`, font: { color: style("--soft"), size: 12 },
+    })),
   };
   draw("losses", list, {
-    height: 460, uirevision: axis.key + view.scale, ...floor,
+    height: 460, uirevision: axis.key + view.scale + view.group, ...floors,
     xaxis: { title: { text: axis.title }, type: view.scale },
-    yaxis: { title: { text: "Held-out loss, nats" } },
+    yaxis: { title: { text: `Held-out loss, nats<br>(${literal(group.loss_of)})` } },
   });
 }
 
@@ -139,7 +143,7 @@ function drawDifferences() {
     shapes: [shape({ x0: 0, x1: 0, yref: "paper", y0: 0, y1: 1 })],
     annotations: unpaired.map((arm) => ({
       xref: "paper", x: 0, xanchor: "left", y: others.indexOf(arm), showarrow: false, bgcolor: style("--ground"),
-      text: "no difference is given: see the verdict", font: { color: style("--soft"), size: 12 },
+      text: literal(arm.no_difference), font: { color: style("--soft"), size: 12 },
     })),
     xaxis: { title: { text: "Nats (negative is better)" }, tickformat: ".3~f", nticks: innerWidth < 600 ? 4 : 9, tickangle: 0 },
     yaxis: {
@@ -151,6 +155,7 @@ function drawDifferences() {
 
 function drawBudgets() {
   const list = traces((arm) => {
+    if (arm.group !== view.group) return [];
     const symbol = arm.baseline ? "circle" : "diamond";
     const found = [
       {
@@ -174,7 +179,7 @@ function drawBudgets() {
     }
     return found;
   });
-  const target = data.target === null ? [] : [
+  const target = data.target === null || view.group !== 0 ? [] : [
     shape({ xref: "paper", x0: 0, x1: 1, y0: data.target, y1: data.target, line: { color: style("--soft"), width: 1.5, dash: "dot" } }),
   ];
   // Few budgets are compared, so they are the ticks: a logarithmic axis has none of its own between 60 and 120.
@@ -182,7 +187,7 @@ function drawBudgets() {
   draw("by_budget", list, {
     height: 380, shapes: target,
     xaxis: { title: { text: data.budget_title }, type: "log", tickvals: budgets, ticktext: budgets.map((x) => number(x)) },
-    yaxis: { title: { text: "Final held-out loss, nats" } },
+    yaxis: { title: { text: `Final held-out loss, nats<br>(${literal(data.groups[view.group].loss_of)})` } },
   });
 }
 
@@ -206,6 +211,7 @@ function choice(group, options, chosen, choose) {
       made.forEach((other) => other.setAttribute("aria-pressed", String(other === pressed)));
       choose(value);
       drawLosses();
+      drawBudgets();
     };
     const one = button(group, text, press, more);
     one.setAttribute("aria-pressed", String(value === chosen));
@@ -213,6 +219,14 @@ function choice(group, options, chosen, choose) {
   });
 }
 
+if (data.groups.length > 1) {
+  choice(
+    ".groups",
+    data.groups.map((group, index) => ({ text: group.loss_of, value: index, title: "Draw the arms with this loss" })),
+    view.group,
+    (group) => (view.group = group),
+  );
+}
 choice(
   ".axes",
   data.axes

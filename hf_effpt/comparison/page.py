@@ -15,7 +15,6 @@ import yaml
 from . import series
 from .plots import require_plotting
 from .tables import (
-    CURVES_NOTE,
     UNITS,
     Cell,
     Report,
@@ -28,7 +27,14 @@ from .tables import (
 )
 
 _HERE = Path(__file__).parent
-_MARKS = {"better": "▼", "worse": "▲", "no difference shown": "=", "no verdict": "?", "baseline": "●"}
+_MARKS = {
+    "better": "✓",
+    "worse": "✗",
+    "no difference shown": "=",
+    "no verdict": "?",
+    "baseline": "●",
+    "another objective": "≠",
+}
 
 
 def write_page(report: Report, path: str | os.PathLike) -> None:
@@ -51,7 +57,7 @@ def write_page(report: Report, path: str | os.PathLike) -> None:
         "void": _void(report["void"]),
         "verdicts": "".join(_verdict(arm) for arm in report["arms"]),
         "notes": "".join(f"<li>{escape(note)}</li>" for note in report["notes"]),
-        "curves_note": escape(CURVES_NOTE),
+        "curves_note": escape(series.curves_note(report)),
         "results": _table(results_table(report)),
         "runs": _table(runs_table(report)),
         "command": escape(report["command"]),
@@ -75,6 +81,8 @@ def chart_data(report: Report) -> dict[str, Any]:
     clock = report["clock"]
     baseline = next(arm for arm in report["arms"] if arm["baseline"])
     target = (baseline["summary"]["final_loss"] or {}).get("mean")
+    groups, colours = series.groups(report), series.colours(report)
+    group_of = {arm["name"]: number for number, group in enumerate(groups) for arm in group.arms}
     return finite(
         {
             "axes": [
@@ -88,7 +96,10 @@ def chart_data(report: Report) -> dict[str, Any]:
                 for axis in series.AXES
             ],
             "first_axis": "kwh" if clock["unit"] == "joules" else clock["unit"],
-            "floor": report["unigram_floor"],
+            # Each has its own charts of losses; the baseline's is the first.
+            "groups": [
+                {"loss_of": group.loss_of, "floor_name": group.floor_name, "floors": group.floors} for group in groups
+            ],
             "target": target,
             "budget_title": f"Budget of a run: {UNITS[clock['unit']]}"
             + {"seconds": ", s", "reference_seconds": ", s", "joules": ", J"}.get(clock["unit"], ""),
@@ -97,19 +108,21 @@ def chart_data(report: Report) -> dict[str, Any]:
                 {
                     "name": arm["name"],
                     "baseline": arm["baseline"],
-                    "colour": colour,
+                    "colour": colours[arm["name"]],
+                    "group": group_of[arm["name"]],
                     "curves": [
                         {"seed": run["seed"], "state": run["state"], **series.lines(run)}
                         for run in series.full_runs(arm)
                     ],
                     "mean": series.mean_line(arm),
                     "ends": series.ends(arm),
-                    "pairs": [] if arm["baseline"] else series.paired_differences(arm, report),
+                    "pairs": series.paired_differences(arm, report),
                     "difference": arm["difference"],
+                    "no_difference": series.why_no_difference(arm),
                     "by_budget": series.by_budget(arm, report),
                     "crossing": _crossing(arm, clock["unit"], target),
                 }
-                for arm, colour in zip(report["arms"], series.colours(report), strict=True)
+                for arm in report["arms"]
             ],
         }
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hf_effpt.core.errors import EffptError
 
 from . import series
-from .tables import CURVES_NOTE, Report
+from .tables import Report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,7 +47,7 @@ def write_plots(report: Report, folder: str | os.PathLike) -> list[Path]:
     require_plotting()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = {axis.picture: _losses(report, axis) for axis in series.known_axes(report)}
+    pictures = {name: _losses(report, *drawn) for name, drawn in series.pictures(report).items()}
     if len(report["arms"]) > 1:
         pictures[series.DIFFERENCES] = _differences(report)
     for name, figure in pictures.items():
@@ -71,10 +71,12 @@ def _name(text: str) -> str:
     return f" {literal}" if text.startswith("_") else literal
 
 
-def _losses(report: Report, axis: series.Axis) -> Figure:
+def _losses(report: Report, axis: series.Axis, group: series.Group) -> Figure:
     """Thin lines for the seeds, thick ones for means, bands for their intervals, diamonds for shorter runs' ends."""
     figure, axes = _figure(4.8)
-    for arm, colour in zip(report["arms"], series.colours(report), strict=True):
+    colours = series.colours(report)
+    for arm in group.arms:
+        colour = colours[arm["name"]]
         for run in series.full_runs(arm):
             line = series.lines(run)
             if line["x"][axis.key] is not None:
@@ -90,21 +92,21 @@ def _losses(report: Report, axis: series.Axis) -> Figure:
                 shape = {"marker": "o"} if end["fraction"] == 1.0 else {"marker": "D", "markerfacecolor": "white"}
                 axes.plot(end["x"][axis.key], end["loss"], color=colour, markersize=4, zorder=3, **shape)
         axes.plot([], [], color=colour, linewidth=2.2, label=_name(arm["name"]))
-    if report["unigram_floor"] is not None:
-        axes.axhline(report["unigram_floor"], linestyle="--", color="black", linewidth=1, label="unigram floor")
+    for number, floor in enumerate(group.floors):
+        label = None if number else group.floor_name
+        axes.axhline(floor, linestyle="--", color="black", linewidth=1, label=label)
     axes.plot([], [], "kD", markersize=4, markerfacecolor="white", label="end of a shorter, fully decayed run")
-    axes.set(xlabel=series.axis_title(axis, report), ylabel="Held-out loss, nats")
-    axes.set_title(CURVES_NOTE.replace(". ", ".\n"), fontsize=8)
+    axes.set(xlabel=series.axis_title(axis, report), ylabel=f"Held-out loss, nats\n({group.loss_of})")
+    axes.set_title(series.curves_note(report).replace(". ", ".\n"), fontsize=8)
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return figure
 
 
 def _differences(report: Report) -> Figure:
     """A dot for each seed and a bar for the interval of their mean, arm by arm."""
+    colours = series.colours(report)
     arms: list[tuple[dict[str, Any], str]] = [
-        (arm, colour)
-        for arm, colour in zip(report["arms"], series.colours(report), strict=True)
-        if not arm["baseline"]
+        (arm, colours[arm["name"]]) for arm in report["arms"] if not arm["baseline"]
     ]
     figure, axes = _figure(1.6 + 0.6 * len(arms))
     for row, (arm, colour) in enumerate(arms):
@@ -113,7 +115,7 @@ def _differences(report: Report) -> Figure:
         difference = arm["difference"]
         if difference is None:
             where = axes.get_yaxis_transform()
-            axes.text(0.01, row, "no difference is given: see the verdict", transform=where, fontsize=8, va="center")
+            axes.text(0.01, row, series.why_no_difference(arm), transform=where, fontsize=8, va="center")
             continue
         axes.plot(difference["mean"], row, "D", color=colour, markersize=7)
         if difference["low"] is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 from hf_effpt.core.clock import JOULES_A_KWH
 
 from .statistics import interval
-from .tables import ESTIMATED, Report, is_estimated
+from .tables import CURVES_NOTE, ESTIMATED, Report, is_estimated
 
 BASELINE_COLOUR = "#7f7f7f"
 # Okabe and Ito's colours, told apart with any colour vision; yellow comes last, being faint on white.
@@ -49,6 +50,55 @@ def axis_title(axis: Axis, report: Report) -> str:
     return f"{axis.name} ({unit})" if unit else axis.name
 
 
+@dataclass(frozen=True)
+class Group:
+    """Arms whose losses are of one kind, so that they may be drawn in one chart.
+
+    Args:
+        loss_of (`str`): what their loss is, in words.
+        floor_name (`str`): what it has to get below.
+        floors (`list[float]`): the values of that, which differ where generators do.
+        arms (`list`): of the report.
+        ending (`str`): of its pictures' file names; empty for the group of the baseline.
+    """
+
+    loss_of: str
+    floor_name: str
+    floors: list[float]
+    arms: list[Mapping[str, Any]]
+    ending: str
+
+
+def groups(report: Report) -> list[Group]:
+    """The arms by what their loss is; those of the baseline's kind first."""
+    arms = sorted(report["arms"], key=lambda arm: not arm["baseline"])  # stable
+    found = []
+    for loss_of in dict.fromkeys(arm["loss_of"] for arm in arms):
+        own = [arm for arm in arms if arm["loss_of"] == loss_of]
+        floors = {round(floor["mean"], 4) for arm in own if (floor := arm["summary"]["floor"]) is not None}
+        ending = "_" + re.sub(r"\W+", "_", loss_of) if found else ""
+        found.append(Group(loss_of, own[0]["floor_name"], sorted(floors), own, ending))
+    return found
+
+
+def curves_note(report: Report) -> str:
+    """What to know of the curves before reading them."""
+    if len(groups(report)) == 1:
+        return CURVES_NOTE
+    return f"{CURVES_NOTE} Losses of different objectives are on scales of their own, and never in one chart."
+
+
+def pictures(report: Report) -> dict[str, tuple[Axis, Group]]:
+    """The pictures of losses by file name: one for each group of arms and axis that is known."""
+    drawn = {}
+    for group in groups(report):
+        for axis in AXES:
+            if why_missing(axis, {"arms": group.arms}) is None:
+                stem, _, kind = axis.picture.rpartition(".")
+                drawn[f"{stem}{group.ending}.{kind}"] = (axis, group)
+    return drawn
+
+
 def why_missing(axis: Axis, report: Report) -> str | None:
     """Why no curve can be drawn against `axis`; `None` where one can."""
     if any(_curve_x(run, axis.key) for arm in report["arms"] for run in arm["runs"]):
@@ -59,14 +109,10 @@ def why_missing(axis: Axis, report: Report) -> str | None:
     }.get(axis.key, "No curve was recorded.")
 
 
-def known_axes(report: Report) -> list[Axis]:
-    return [axis for axis in AXES if why_missing(axis, report) is None]
-
-
-def colours(report: Report) -> list[str]:
-    """A colour for each arm: grey for the baseline."""
+def colours(report: Report) -> dict[str, str]:
+    """A colour for each arm by its name: grey for the baseline."""
     rest = iter(COLOURS * len(report["arms"]))
-    return [BASELINE_COLOUR if arm["baseline"] else next(rest) for arm in report["arms"]]
+    return {arm["name"]: BASELINE_COLOUR if arm["baseline"] else next(rest) for arm in report["arms"]}
 
 
 def full_runs(arm: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -160,7 +206,9 @@ def ends(arm: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def paired_differences(arm: Mapping[str, Any], report: Report) -> list[dict[str, Any]]:
-    """Final loss of `arm` minus the baseline's, for each seed with which both have finished."""
+    """Final loss of `arm` minus the baseline's by seed; none if it is the baseline, or the losses are of two kinds."""
+    if arm["baseline"] or not arm["comparable"]:
+        return []
     baseline = next(other for other in report["arms"] if other["baseline"])
     theirs = {end["seed"]: end["loss"] for end in ends(baseline) if end["fraction"] == 1.0}
     return [
@@ -168,6 +216,13 @@ def paired_differences(arm: Mapping[str, Any], report: Report) -> list[dict[str,
         for end in ends(arm)
         if end["fraction"] == 1.0 and end["seed"] in theirs
     ]
+
+
+def why_no_difference(arm: Mapping[str, Any]) -> str | None:
+    """Why no mean difference in loss is drawn for `arm`; `None` where one is."""
+    if not arm["comparable"]:
+        return "another objective: its loss is not that of the baseline"
+    return None if arm["difference"] else "no difference is given: see the verdict"
 
 
 def by_budget(arm: Mapping[str, Any], report: Report) -> dict[str, list[Any]]:

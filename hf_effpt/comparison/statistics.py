@@ -108,12 +108,13 @@ def crossing(losses: Mapping[float, float], target: float) -> tuple[float | None
     return None, "not reached within the budget"
 
 
-def verdict(difference: Difference | None, reason: str | None = None) -> dict[str, str]:
-    """A label, and a sentence with its confidence, on a difference in loss (lower is better).
+def verdict(difference: Difference | None, reason: str | None = None, score: str | None = None) -> dict[str, str]:
+    """A label, and a sentence with its confidence, on a difference in loss (lower is better) or a score (higher is).
 
     Args:
         difference ([`Difference`], *optional*): with its corrected p-value.
         reason (`str`, *optional*): why there is no verdict, if there is none.
+        score (`str`, *optional*): the name of the score that it is a difference of; by default the loss.
     """
     if reason is not None or difference is None:
         reason = reason or f"fewer than {LEAST_SEEDS} paired seeds have finished"
@@ -123,12 +124,14 @@ def verdict(difference: Difference | None, reason: str | None = None) -> dict[st
         f"95 % interval {difference.low:+.4f} to {difference.high:+.4f}, p = {p:.3g} after Holm's correction, "
         f"{difference.n} paired seeds"
     )
-    change = f"{abs(difference.mean):.4f} nats {'lower' if difference.mean < 0 else 'higher'}"
+    lower = difference.mean < 0
+    change = f"its {score or 'loss'} is {abs(difference.mean):.4f} {'' if score else 'nats '}"
+    change += "lower" if lower else "higher"
     if p < 1 - CONFIDENCE:
-        label = "better" if difference.mean < 0 else "worse"
+        label = "better" if lower == (score is None) else "worse"
         word = "pays" if label == "better" else "does not pay"
-        return {"label": label, "text": f"It {word} here: its loss is {change} than the baseline's ({confidence})."}
+        return {"label": label, "text": f"It {word} here: {change} than the baseline's ({confidence})."}
     return {
         "label": "no difference shown",
-        "text": f"No difference to the baseline is shown: its loss is {change} ({confidence}).",
+        "text": f"No difference to the baseline is shown: {change} ({confidence}).",
     }

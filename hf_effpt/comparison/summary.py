@@ -11,11 +11,13 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.hub.card import duration
 
 from .arms import OF_THE_GRID, Arm
-from .caveats import no_verdict, notes, share_of, void_reason
+from .caveats import loss_notes, no_verdict, notes, share_of, void_reason
 from .entries import run_entry
 from .grid import Run
+from .losses import ANOTHER, Entries, figures, final_losses, finals_of, floors, kind_of, loss_of, margins
+from .primary import LOSS
 from .speed import NO_SPEED, speed_up
-from .statistics import holm, interval, paired, verdict
+from .statistics import Difference, holm, interval, paired, verdict
 
 
 def report(
@@ -25,7 +27,8 @@ def report(
     *,
     failed: Mapping[Run, str] | None = None,
     asked: Callable[[Run], Mapping[str, Any]] | None = None,
-    planned_seeds: int | None = None,
+    primary: str = LOSS,
+    planned: Mapping[str, Any] | None = None,
     command: str = "",
 ) -> dict[str, Any]:
     """The content of `report.json`.
@@ -36,7 +39,8 @@ def report(
         clock (`Clock`): of the whole budget.
         failed (`Mapping[Run, str]`, *optional*): why runs failed.
         asked (`Callable`, *optional*): how a run was to be evaluated.
-        planned_seeds (`int`, *optional*): how many seeds the comparison began with.
+        primary (`str`, *optional*): the measure that verdicts are given on; by default the held-out loss.
+        planned (`Mapping`, *optional*): with how many `seeds`, and which `primary`, the comparison began.
         command (`str`, *optional*): what made the comparison.
 
     Raises:
@@ -55,7 +59,8 @@ def report(
         {arm.name: runs_recipe(runs, arm.name) for arm in arms},
         clock,
         free=[arm.name for arm in arms if arm.free],
-        planned_seeds=planned_seeds,
+        primary=primary,
+        planned=planned,
         command=command,
     )
 
@@ -72,12 +77,14 @@ def summarized(
     clock: Clock,
     *,
     free: Sequence[str] = (),
-    planned_seeds: int | None = None,
+    primary: str = LOSS,
+    planned: Mapping[str, Any] | None = None,
     command: str = "",
 ) -> dict[str, Any]:
     """The content of `report.json` from the entries of the runs of each arm, the baseline first.
 
-    Where there can be no verdict on an arm, no difference and no speed-up is given either.
+    Where there can be no verdict on an arm, no differences and no speed-up are given either. Of an arm with another
+    objective than the baseline's, only scores are compared.
 
     Raises:
         EffptError: if no run of the baseline on the whole budget has finished.
@@ -90,74 +97,128 @@ def summarized(
             f"with ({'; '.join(dict.fromkeys(faults))}). Mend that and start it again; finished runs are kept."
         )
     every = [entry for entries in found.values() for entry in entries]
-    floors = [entry["unigram_floor"] for entry in found[baseline] if entry.get("unigram_floor") is not None]
-    floor = float(np.mean(floors)) if floors else None
-    void = void_reason(final_losses(found[baseline]), floor)
+    void = void_reason(found[baseline])
     unlearned = "the baseline has learned too little" if void else None
     unpaid = "its clock does not pay for its methods; it shows what they would be worth if they cost nothing"
     reasons = {
         name: unlearned or no_verdict(found[name], found[baseline], clock.unit) or (unpaid if name in free else None)
         for name in others
     }
+    kinds = {name: loss_of(entries, recipes[name]) for name, entries in found.items()}
     differences = {
-        name: None if reasons[name] else paired(final_losses(found[name]), final_losses(found[baseline]))
+        name: {} if reasons[name] else differences_of(found[name], found[baseline], kinds[name] == kinds[baseline])
         for name in others
     }
-    judged = [name for name in others if differences[name] is not None]
-    for name, p in zip(judged, holm([differences[name].p for name in judged]), strict=True):
-        differences[name] = replace(differences[name], p_holm=p)
+    judged = [name for name in others if differences[name].get(primary) is not None]
+    for name, p in zip(judged, holm([differences[name][primary].p for name in judged]), strict=True):
+        differences[name][primary] = replace(differences[name][primary], p_holm=p)
     energy = next((entry["energy"] for entry in every if (entry.get("energy") or {}).get("source")), {})
+
+    def of_arm(name: str) -> dict[str, Any]:
+        entries, is_baseline, kind = found[name], name == baseline, kind_of(found[name])
+        comparable, own = kinds[name] == kinds[baseline], differences.get(name, {})
+        without_speed = reasons.get(name) or (None if comparable else "another objective")
+        plain = {key: value and asdict(value) for key, value in own.items()}
+        return {
+            "name": name,
+            "baseline": is_baseline,
+            "methods": recipes[name].get("methods") or {},
+            "summary_of_methods": ", ".join(recipes[name].get("methods") or {}) or "none",
+            "recipe": recipes[name],
+            "runs": entries,
+            "free": name in free,
+            "objective": entries[0]["objective"],
+            "loss_of": kinds[name],
+            "floor_name": kind.floor,
+            "comparable": comparable,
+            "summary": summary(entries, found[baseline], clock, without_speed),
+            "difference": plain.pop(LOSS, None),
+            "score_differences": plain,
+            "verdict": {"label": "baseline", "text": "The baseline: every other arm is measured against it."}
+            if is_baseline
+            else verdict_on(primary, own, reasons[name], comparable, entries, found[baseline]),
+        }
+
     return {
         "title": f"{', '.join(others) or 'no other arm'} against {baseline}, {budget_text(clock)} each",
         "command": command,
         "clock": {"unit": clock.unit, "budget": clock.budget, "text": budget_text(clock)},
         "baseline": baseline,
+        "primary": primary,
         "seeds": sorted({entry["seed"] for entry in every}),
         "fractions": sorted({entry["fraction"] for entry in every}),
-        "unigram_floor": floor,
         "void": void,
-        "notes": notes(found, clock, planned_seeds),
+        "notes": loss_notes(found, recipes) + notes(found, clock, primary, planned),
         "environment": next((entry["environment"] for entry in every if entry.get("environment")), {}),
         "energy": {"source": energy.get("source"), "measured": energy.get("measured"),
                    "carbon_intensity": energy.get("carbon_intensity"), "carbon_source": energy.get("carbon_source")},
-        "arms": [
-            {
-                "name": name,
-                "baseline": name == baseline,
-                "methods": recipes[name].get("methods") or {},
-                "summary_of_methods": ", ".join(recipes[name].get("methods") or {}) or "none",
-                "recipe": recipes[name],
-                "runs": entries,
-                "free": name in free,
-                "summary": summary(entries, found[baseline], clock, reasons.get(name)),
-                "difference": asdict(differences[name]) if differences.get(name) else None,
-                "score_differences": {} if name == baseline else score_differences(entries, found[baseline]),
-                "verdict": {"label": "baseline", "text": "The baseline: every other arm is measured against it."}
-                if name == baseline
-                else verdict_with_scores(differences[name], reasons[name], entries, found[baseline]),
-            }
-            for name, entries in found.items()
-        ],
+        "arms": [of_arm(name) for name in found],
     }  # fmt: skip
 
 
-def final_losses(entries: Sequence[Mapping[str, Any]]) -> dict[int, float]:
-    """Held-out loss by seed of the finished runs on the whole budget."""
-    return {e["seed"]: e["held_out_loss"] for e in entries if e["fraction"] == 1.0 and e["state"] == "finished"}
+def differences_of(entries: Entries, baseline: Entries, comparable: bool) -> dict[str, Difference | None]:
+    """Paired differences to the baseline of the loss, if `comparable`, and of all scores; none is corrected."""
+
+    def by_seed(of: Entries, name: str) -> dict[int, float]:
+        return {e["seed"]: e["scores"][name] for e in of if e["scores"].get(name) is not None}
+
+    names = dict.fromkeys(name for entry in entries for name in entry["scores"])
+    loss = {LOSS: paired(final_losses(entries), final_losses(baseline))} if comparable else {}
+    scores = {name: paired(by_seed(entries, name), by_seed(baseline, name)) for name in names if name != LOSS}
+    return loss | scores
 
 
-def summary(
-    entries: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[str, Any]], clock: Clock, reason: str | None
-) -> dict[str, Any]:
+def verdict_on(
+    primary: str,
+    differences: Mapping[str, Difference | None],
+    reason: str | None,
+    comparable: bool,
+    entries: Entries,
+    baseline: Entries,
+) -> dict[str, str]:
+    """The verdict on the primary measure, and what the others say against it."""
+    if primary == LOSS and not comparable and reason is None:
+        return {"label": "another objective", "text": f"Another objective: {ANOTHER}."}
+    score = None if primary == LOSS else primary
+    said = verdict(differences.get(primary), reason or (score and lacking(score, entries, baseline)), score)
+    if said["label"] in ("better", "no difference shown"):
+        worse = [
+            f"{'its loss is higher' if name == LOSS else f'{name} is lower'} by {abs(gap.mean):.4f} "
+            f"(95 % interval {gap.low:+.4f} to {gap.high:+.4f}, not corrected)"
+            for name, gap in differences.items()
+            if name != primary and gap is not None and (gap.low > 0 if name == LOSS else gap.high < 0)
+        ]
+        if worse:
+            said["text"] += f" But {'; '.join(worse)}."
+    return said
+
+
+def lacking(score: str, entries: Entries, baseline: Entries) -> str | None:
+    """Why there is no verdict on a score: a run, of which nothing else is wrong, does not have it."""
+    for of, where in ((baseline, " of the baseline"), (entries, "")):
+        without = [str(entry["seed"]) for entry in finals_of(of) if entry["scores"].get(score) is None]
+        if without:
+            return f"{score} is undefined, or was not measured, for seed {', '.join(without)}{where}"
+    return None
+
+
+def summary(entries: Entries, baseline: Entries, clock: Clock, reason: str | None) -> dict[str, Any]:
     """Means and intervals of an arm over its finished runs on the whole budget; no speed-up if there is a `reason`."""
-    finals = [entry for entry in entries if entry["fraction"] == 1.0 and entry["state"] == "finished"]
-    loss = interval([entry["held_out_loss"] for entry in finals])
+    finals = finals_of(entries)
 
     def mean(values: list[float | None]) -> float | None:
         return None if not values or None in values else float(np.mean(np.array(values, dtype=float)))
 
+    def spread(values: list[float]) -> dict[str, Any] | None:
+        found = interval(values)
+        return None if found is None else asdict(found)
+
     return {
-        "final_loss": None if loss is None else asdict(loss),
+        "final_loss": spread([entry["held_out_loss"] for entry in finals]),
+        "floor": spread(floors(entries)),
+        "margin": spread(margins(entries)),
+        "generator_loss": spread(figures(entries, "generator_loss")),
+        "replaced_rate": spread(figures(entries, "replaced_rate")),
         **(
             NO_SPEED | {"speed_up_note": f"not given: {reason}"}
             if reason
@@ -197,36 +258,6 @@ def score_summary(finals: Sequence[Mapping[str, Any]], name: str) -> dict[str, A
     found = interval([float(value) for value in values if value is not None])
     assert found is not None
     return asdict(found) | {"note": None}
-
-
-def score_differences(
-    entries: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[str, Any]]
-) -> dict[str, dict[str, Any] | None]:
-    """Paired differences of the other scores to the baseline's, by name: none is a verdict, none is corrected."""
-
-    def by_seed(of: Sequence[Mapping[str, Any]], name: str) -> dict[int, float]:
-        return {e["seed"]: e["scores"][name] for e in of if e["scores"].get(name) is not None}
-
-    names = dict.fromkeys(name for entry in entries for name in entry["scores"])
-    found = {name: paired(by_seed(entries, name), by_seed(baseline, name)) for name in names}
-    return {name: None if difference is None else asdict(difference) for name, difference in found.items()}
-
-
-def verdict_with_scores(
-    difference: Any, reason: str | None, entries: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[str, Any]]
-) -> dict[str, str]:
-    """The verdict on the loss, and what other scores say against it."""
-    said = verdict(difference, reason)
-    if said["label"] in ("better", "no difference shown"):
-        worse = [
-            f"{name} is lower by {-found['mean']:.4f} (95 % interval {found['low']:+.4f} to {found['high']:+.4f}, not "
-            "corrected)"
-            for name, found in score_differences(entries, baseline).items()
-            if found is not None and found["high"] < 0 and "loss" not in name
-        ]
-        if worse:
-            said["text"] += f" But {'; '.join(worse)}."
-    return said
 
 
 def budget_text(clock: Clock) -> str:

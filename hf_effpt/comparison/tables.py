@@ -12,6 +12,8 @@ from typing import Any
 from hf_effpt.core.clock import JOULES_A_KWH
 from hf_effpt.hub.card import duration
 
+from .primary import LOSS
+
 Report = Mapping[str, Any]
 
 DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
@@ -100,12 +102,13 @@ def in_clock_unit(value: float, unit: str) -> str:
 
 def held_equal(report: Report) -> str:
     """The sentence that says what was the same for all arms."""
-    clock, seeds = report["clock"], report["seeds"]
+    clock, seeds, primary = report["clock"], report["seeds"], report["primary"]
     return (
         f"Held equal: a budget of {clock['text']}, counted as {UNITS[clock['unit']]}; "
         f"{'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}; and a learning rate that decays fully "
         "within each run's own budget. What a method costs is charged to its arm"
         + (", but for those marked free." if any(arm.get("free") for arm in report["arms"]) else ".")
+        + f" Verdicts are given on {'the held-out loss' if primary == LOSS else score_label(primary)}."
     )
 
 
@@ -122,17 +125,62 @@ def _no_runs(arm: Mapping[str, Any]) -> str:
     return ", ".join(f"{count} {state}" for state, count in states.items()) or "no run with the whole budget"
 
 
+def _objective(arm: Mapping[str, Any], report: Report) -> Cell:
+    return Cell(arm["loss_of"])
+
+
 def _final_loss(arm: Mapping[str, Any], report: Report) -> Cell:
     summary = arm["summary"]["final_loss"]
-    return Cell(signed(summary["mean"]), _interval(summary)) if summary else missing(_no_runs(arm))
+    return (
+        Cell(signed(summary["mean"], loss_digits(arm)), _interval(summary, loss_digits(arm)))
+        if summary
+        else missing(_no_runs(arm))
+    )
+
+
+def loss_digits(arm: Mapping[str, Any]) -> int:
+    """As many as differ between one loss and another: those of a choice between two lie close together."""
+    return 4 if (arm["summary"]["final_loss"] or {"mean": 1.0})["mean"] < 1 else 3
+
+
+def _floor(arm: Mapping[str, Any], report: Report) -> Cell:
+    floor = arm["summary"]["floor"]
+    return Cell(signed(floor["mean"], loss_digits(arm)), arm["floor_name"]) if floor else missing("not measured")
+
+
+def _margin(arm: Mapping[str, Any], report: Report) -> Cell:
+    margin = arm["summary"]["margin"]
+    return Cell(signed(margin["mean"], 4), _interval(margin, 4)) if margin else missing("the floor was not measured")
+
+
+def _generator(arm: Mapping[str, Any], report: Report) -> Cell:
+    loss, rate = arm["summary"]["generator_loss"], arm["summary"]["replaced_rate"]
+    if loss is None or rate is None:
+        return missing("it has none")
+    return Cell(signed(loss["mean"]), f"replaces {rate['mean']:.2%} of the tokens judged")
 
 
 def _difference(arm: Mapping[str, Any], report: Report) -> Cell:
-    difference = arm["difference"]
     if arm["baseline"]:
         return missing("the baseline")
+    if not arm["comparable"]:
+        return missing("another objective")
+    return _gap(arm["difference"], "too few seeds with which both finished")
+
+
+def _score_difference(name: str, arm: Mapping[str, Any], report: Report) -> Cell:
+    if arm["baseline"]:
+        return missing("the baseline")
+    if name not in arm["score_differences"]:
+        return missing("none is given: see the verdict" if name in arm["summary"]["scores"] else "not measured of it")
+    if name not in next(each for each in report["arms"] if each["baseline"])["summary"]["scores"]:
+        return missing("not measured of the baseline")
+    return _gap(arm["score_differences"][name], "too few seeds with which both have it")
+
+
+def _gap(difference: Mapping[str, Any] | None, why_none: str) -> Cell:
     if difference is None:
-        return missing("too few seeds with which both finished")
+        return missing(why_none)
     tested = difference.get("p_holm")
     chance = "" if tested is None else "; Holm p < 0.001" if tested < 0.001 else f"; Holm p = {tested:.3f}"
     return Cell(signed(difference["mean"], 4, True), _interval(difference, 4, True) + chance)
@@ -196,15 +244,22 @@ def results_table(report: Report) -> Table:
     energy, carbon = _energy_labels(report)
     no_energy = None if report["energy"]["source"] else "nothing measures energy here"
     rows = [
+        ("Objective", _objective),
         ("Held-out loss, nats", _final_loss),
+        ("Floor of that loss, nats", _floor),
+        ("Margin below the floor, nats", _margin),
         ("Paired difference to the baseline, nats", _difference),
         ("Budget to the baseline's loss", _budget_to_baseline_loss),
         ("Speed-up", _speed_up),
     ]
+    if any(arm["summary"]["generator_loss"] for arm in report["arms"]):
+        rows.insert(4, ("Loss of its generator, nats a masked token", _generator))
     table = [[Cell(label), *(figure(arm, report) for arm in report["arms"])] for label, figure in rows]
-    table += [
-        [Cell(score_label(name)), *(_score(name, arm) for arm in report["arms"])] for name in score_names(report)
-    ]
+    for name in score_names(report):
+        table.append([Cell(score_label(name)), *(_score(name, arm) for arm in report["arms"])])
+        if len(report["arms"]) > 1 and name != LOSS:
+            gaps = (_score_difference(name, arm, report) for arm in report["arms"])
+            table.append([Cell(f"{score_label(name)}: paired difference to the baseline"), *gaps])
     plain = [
         (energy, "kwh", lambda value: small(value, "kWh")),
         (carbon, "co2e", lambda value: small(value, "g")),

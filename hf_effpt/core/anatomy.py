@@ -23,3 +23,13 @@ def replace_layers(backbone: Any, layers: nn.ModuleList) -> None:
     """Puts `layers` in the place of the transformer layers of `backbone`."""
     layers_of(backbone)
     backbone.encoder.layer = layers
+
+
+def auxiliary_of(backbone: nn.Module) -> Any:
+    """The encoder that only helps to train `backbone` (ELECTRA's generator, MC-BERT's controller), or `None`."""
+    return backbone.__dict__.get("auxiliary")
+
+
+def set_auxiliary(backbone: nn.Module, auxiliary: nn.Module) -> None:
+    """Lets methods find the auxiliary encoder; as no submodule, since it is no part of `backbone`."""
+    backbone.__dict__["auxiliary"] = auxiliary

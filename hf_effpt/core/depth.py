@@ -30,6 +30,8 @@ class LayerStack(nn.ModuleList):
         # Called in place of the last layer that runs, with it as first argument: a head that needs few of its outputs
         # can have it compute no others.
         self.last: Callable[..., torch.Tensor] | None = None
+        # Whether somebody besides the head reads the outputs of every position in training.
+        self.read_whole = False
 
     @property
     def order(self) -> tuple[int, ...]:

@@ -60,6 +60,19 @@ class Method:
             EffptError: if the combination is unsound.
         """
 
+    def prepare(self, backbone: nn.Module, text: Any) -> None:
+        """Takes from the training text what the method needs to know of it; once, before a new run begins.
+
+        Args:
+            backbone: the encoder, still on the CPU and without an optimizer.
+            text: with `batches()`, which yields the token ids of the training rows as int64 arrays of shape
+                `(rows, sequence_length)`; `continues`, for each token of the vocabulary whether it goes on with the
+                word of the token before; `specials`, the ids of the special tokens; and `mask` and `pad`, two of them.
+
+        Raises:
+            EffptError: if the text does not suit the settings.
+        """
+
     def inject(self, backbone: nn.Module) -> None:
         """Rewires `backbone` in place; may add parameters or buffers, never renames one."""
 
@@ -84,6 +97,14 @@ class Method:
 
     def eject(self, backbone: nn.Module) -> None:
         """Undoes `inject`: leaves only the stock architecture, at its present depth."""
+
+    def figures(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """What a log entry says of the method, from the sums that it has added to the backbone's tally."""
+        return {}
+
+    def cost_signature(self, backbone: nn.Module) -> str:
+        """What of the method decides the time of a step besides which layers run; empty if nothing does."""
+        return ""
 
     def settings(self) -> dict[str, Any]:
         """The settings that differ from the defaults: what the ledger in `config.json` keeps."""

@@ -1,6 +1,5 @@
 """Masked-language-model batches whose masks depend on nothing but the seed, the epoch and the example."""
 
-import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -9,6 +8,7 @@ import torch
 from hf_effpt.core.errors import EffptError
 from hf_effpt.data.counter import fold, mix
 from hf_effpt.data.specials import special_ids
+from hf_effpt.data.words import continuations
 
 # The low bits of a sort key hold the position, so that keys in a row never tie.
 POSITION_BITS = 16
@@ -19,8 +19,8 @@ FULL_SHARE = 0.75
 
 class DataCollatorForMaskedLM:
     """
-    Masks tokens as BERT does (Devlin et al., 2019), a fixed count in each row: 80 % become the mask token, 10 % a
-    random one and 10 % stay.
+    Masks tokens, a fixed count in each row; as in BERT (Devlin et al., 2019) 80 % of them become the mask token, 10 %
+    a random one and 10 % stay, if not told otherwise.
 
     What is masked, and with what, is a pure function of `seed`, the example's epoch and id, and the position: the same
     in every batch, order, worker and resumed run. Special tokens and padding are never masked.
@@ -31,14 +31,30 @@ class DataCollatorForMaskedLM:
         whole_word (`bool`, *optional*, defaults to `False`): Mask all tokens of a word together; only the last word
             chosen is cut if the count asks for it.
         seed (`int`, *optional*, defaults to 0): Chooses the masks.
+        shares (`tuple[float, float, float]`, *optional*, defaults to `(0.8, 0.1, 0.1)`): How many of the chosen
+            tokens become the mask token, become a random one, and stay, in hundredths.
 
     Raises:
-        EffptError: the tokenizer lacks a special token, `mlm_probability` is no share, or whole words cannot be told.
+        EffptError: the tokenizer lacks a special token, `mlm_probability` is no share, `shares` do not add up to 1, or
+            whole words cannot be told.
     """
 
-    def __init__(self, tokenizer, mlm_probability: float = 0.15, whole_word: bool = False, seed: int = 0):
+    def __init__(
+        self,
+        tokenizer,
+        mlm_probability: float = 0.15,
+        whole_word: bool = False,
+        seed: int = 0,
+        shares: tuple[float, float, float] = (0.8, 0.1, 0.1),
+    ):
         if not 0 < mlm_probability < 1:
             raise EffptError(f"mlm_probability={mlm_probability} must be a share between 0 and 1, such as 0.15.")
+        if len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+            raise EffptError(
+                f"shares={shares} must be three shares that add up to 1, of tokens that become the mask token, that "
+                "become a random one, and that stay, such as (0.8, 0.1, 0.1)."
+            )
+        self.masked, self.masked_or_random = (round(100 * share) for share in (shares[0], shares[0] + shares[1]))
         self.tokenizer = tokenizer
         self.mlm_probability = mlm_probability
         self.whole_word = whole_word
@@ -47,7 +63,7 @@ class DataCollatorForMaskedLM:
         self._special = np.zeros(len(tokenizer), bool)
         self._special[tokenizer.all_special_ids] = True
         self._ordinary = np.flatnonzero(~self._special)
-        self._continues = _continuations(tokenizer) if whole_word else None
+        self._continues = continuations(tokenizer) if whole_word else None
 
     def masked_count(self, sequence_length: int) -> int:
         """How many positions `masked_positions` names in rows of this length."""
@@ -110,9 +126,11 @@ class DataCollatorForMaskedLM:
         tokens = np.take_along_axis(original, chosen, axis=1)
         np.put_along_axis(labels, chosen, np.where(labelled, tokens, -100), axis=1)
         draw = mix(np.take_along_axis(noise, chosen, axis=1))
-        tenth = (draw >> np.uint64(32)) % np.uint64(10)
+        tens, ones = (draw >> np.uint64(32)) % np.uint64(10), (draw >> np.uint64(32)) // np.uint64(10) % np.uint64(10)
+        hundredth = tens * np.uint64(10) + ones
         other = self._ordinary[draw % np.uint64(len(self._ordinary))]
-        replaced = np.where(tenth < 8, self._ids.mask, np.where(tenth < 9, other, tokens))
+        kept = np.where(hundredth < self.masked_or_random, other, tokens)
+        replaced = np.where(hundredth < self.masked, self._ids.mask, kept)
         corrupted = original.copy()
         np.put_along_axis(corrupted, chosen, np.where(labelled, replaced, tokens), axis=1)
         return {"input_ids": corrupted, "labels": labels, "masked_positions": chosen}
@@ -159,20 +177,3 @@ class DataCollatorForMaskedLM:
             if name in examples[0]:
                 batch[name] = np.array([int(example[name]) for example in examples])
         return batch, lengths
-
-
-def _continuations(tokenizer) -> np.ndarray:
-    """For each token of the vocabulary, whether it goes on with the word of the token before."""
-    tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
-    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    prefix = model.get("continuing_subword_prefix")
-    if prefix:
-        return np.array([token.startswith(prefix) for token in tokens])
-    # Byte-level tokens spell a space as Ġ and a line break as Ċ; SentencePiece spells a space as ▁.
-    starts = ("Ġ", "Ċ", "▁")
-    if not any(token.startswith(starts) for token in tokens):
-        raise EffptError(
-            f"whole_word=True needs a tokenizer that marks words (## of WordPiece, Ġ of byte-level BPE, ▁ of "
-            f"SentencePiece), which {type(tokenizer).__name__} does not. Set whole_word to False."
-        )
-    return np.array([not token.startswith(starts) for token in tokens])

@@ -217,8 +217,8 @@ def _encode(
 def _layerwise(model: torch.nn.Module, settings: Settings) -> torch.optim.Optimizer:
     """AdamW in which each layer learns slower than the one above it.
 
-    The depths are those of ELECTRA's code (`_get_layer_lrs`): embeddings 0, layers from 1, the head two above the
-    last. Whatever is in no layer counts as head.
+    The embeddings are at depth 0, layers from 1, the head one above the last. ELECTRA's code (`_get_layer_lrs`) puts
+    the head two above, which decays every layer once too often. Whatever is in no layer counts as head.
     """
     layers = model.config.num_hidden_layers
     groups: dict[tuple[int, bool], list[torch.nn.Parameter]] = {}
@@ -227,13 +227,13 @@ def _layerwise(model: torch.nn.Module, settings: Settings) -> torch.optim.Optimi
             if layer := re.search(r"\.layers?\.(\d+)\.", name):
                 depth = int(layer[1]) + 1
             else:
-                depth = 0 if "embeddings" in name else layers + 2
+                depth = 0 if "embeddings" in name else layers + 1
             groups.setdefault((depth, parameter.ndim > 1), []).append(parameter)  # biases and norms have one axis
     return torch.optim.AdamW(
         [
             {
                 "params": parameters,
-                "lr": settings.learning_rate * settings.layer_decay ** (layers + 2 - depth),
+                "lr": settings.learning_rate * settings.layer_decay ** (layers + 1 - depth),
                 "weight_decay": settings.weight_decay if decays else 0.0,
             }
             for (depth, decays), parameters in groups.items()

@@ -13,6 +13,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.objectives import OBJECTIVES, objective_in
 from hf_effpt.data.corpus import open_corpus
 from hf_effpt.data.packing import PackedRows, facts, pack
 from hf_effpt.data.readers import READERS
@@ -23,9 +24,25 @@ logger = logging.getLogger(__name__)
 
 
 def run_of(folder: Path) -> dict[str, Any]:
-    """The content of `run.json`; empty where there is none."""
-    path = folder / "run.json"
+    """The content of `run.json`; of a generator that of the run whose folder it is in; empty where there is none."""
+    path = (folder.resolve().parent if is_auxiliary(folder) else folder) / "run.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def is_auxiliary(folder: Path) -> bool:
+    """Whether a model was exported beside the main one of a run, as generators are."""
+    folder = folder.resolve()
+    return folder.name == "generator" and not (folder / "run.json").is_file()
+
+
+def unread_mask(folder: Path) -> str | None:
+    """What to know of masked-token predictions by a model that has never read the mask token."""
+    objective = objective_in(run_of(folder))
+    if is_auxiliary(folder) or OBJECTIVES[objective].reads_mask:
+        return None
+    return (
+        f"pre-trained by `{objective}`, it has never read the mask token: what it predicts there is no measure of it"
+    )
 
 
 @dataclass(frozen=True)
@@ -49,7 +66,8 @@ def held_out_text(folder: Path, tokenizer: PreTrainedTokenizerFast, text: str | 
     """The text that the loss of a model is measured on.
 
     Args:
-        folder (`Path`): of the model, with the `run.json` of its run if `text` is not given.
+        folder (`Path`): of the model, with the `run.json` of its run, or in the folder of that, if `text` is not
+            given.
         tokenizer: what is in it.
         text (`str`, *optional*): text to evaluate on, as `data.dataset` takes it, of a source with splits its
             validation split; by default what the run held out.

@@ -5,17 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
-
 from hf_effpt.core.errors import EffptError
 
 from .blimp import DivergedError, blimp, check_blimp
 from .checkpoint import config_of, discriminates, load_pretrained, readable_length
-from .held_out import evaluate_loss, held_out_text
+from .held_out import evaluate_loss, held_out_text, unread_mask
 from .pairs import load_pairs
 from .plans import load_tasks, plan_suite
 from .protocols import Protocol, find_protocol
 from .record import Record
+from .tasks import base_name
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +35,8 @@ def evaluate(
     """Measures a stock checkpoint: held-out loss, BLiMP, and fine-tuning tasks.
 
     Args:
-        model (`str` or `Path`): the folder of a stock checkpoint with its tokenizer, such as the root of a run.
+        model (`str` or `Path`): the folder of a stock checkpoint with its tokenizer, such as the root of a run, or the
+            `generator` in it.
         tasks (`str` or `Sequence[str]`, *optional*): `loss` (held-out loss with fixed masks), `blimp`, known tasks
             such as `cola`, your own (a file or folder), or Hub ids. By default `loss`, or the tasks of a named
             protocol.
@@ -81,12 +81,18 @@ class Measurement:
         folder = Path(model)
         config = config_of(folder)
         if LOSS in names and discriminates(config):
-            raise EffptError(f"{folder}: a discriminator has no masked-token loss; use --tasks blimp.")
+            generator = folder / "generator"
+            other = (
+                f", or measure its generator: effpt evaluate {generator} --tasks loss" if generator.is_dir() else ""
+            )
+            raise EffptError(f"{folder}: a discriminator has no masked-token loss; use --tasks blimp{other}.")
         finetuned = [name for name in names if name not in (LOSS, BLIMP)]
         self.model, self.pairs_per_paradigm = str(model), pairs_per_paradigm
         self.plan = None
         if finetuned:
             self.plan = plan_suite(folder, finetuned, protocol, data=data, seeds=seeds, lora=lora)
+        unread = None if discriminates(config) else unread_mask(folder)
+        self.mask_notes = [unread] if unread else []
         self.pairs = load_pairs(data) if BLIMP in names else None
         self.text = None
         if len(finetuned) < len(names):
@@ -111,7 +117,9 @@ class Measurement:
 
         if self.text is not None:
             loss = result["loss"] = evaluate_loss(self.text, self.loaded, self.tokenizer)
-            scores["held_out_loss"] = _score(loss["held_out_loss"], loss["masked_tokens"], None, loss["notes"])
+            scores["held_out_loss"] = _score(
+                loss["held_out_loss"], loss["masked_tokens"], None, [*loss["notes"], *self.mask_notes]
+            )
             keep()
         if self.pairs is not None:
             logger.info("BLiMP …")
@@ -135,17 +143,33 @@ class Measurement:
             return _score(None, 0, None, ["diverged"]), {"metric": self.metric, "macro": None}
         notes = [f"{found['ties']} ties, counted one half"] if found["ties"] else []
         notes += [f"{found['truncated']} pairs cut"] if found["truncated"] else []
+        notes += self.mask_notes
         return _score(found["macro"], found["pairs"], found["standard_error"], notes), found
 
 
-def check_tasks(names: Sequence[str], data: str | Path | None) -> Dataset | None:
-    """Loads what the tasks need, so that what is wrong is said before anything is measured; the pairs of BLiMP.
+def check_tasks(
+    names: Sequence[str], data: str | Path | None, protocol: str = "default", pairs_per_paradigm: int | None = None
+) -> list[str]:
+    """Loads what the tasks need, so that what is wrong is said before anything is measured.
+
+    Returns:
+        The names of the scores that the tasks give; of BLiMP for both kinds of model.
 
     Raises:
-        EffptError: for a task or data that cannot be used.
+        EffptError: for a task, protocol or data that cannot be used.
     """
-    load_tasks([name for name in names if name not in (LOSS, BLIMP)], data)
-    return load_pairs(data) if BLIMP in names else None
+    plan = find_protocol(protocol)
+    scores = ["held_out_loss"] if LOSS in names else []
+    if BLIMP in names:
+        load_pairs(data)
+        some = f"-{pairs_per_paradigm}" if pairs_per_paradigm else ""
+        scores += [f"blimp/{metric}{some}" for metric in ("pll_word_l2r", "discriminator")]
+    found: dict[tuple[str, str], float | None] = {}
+    for task in load_tasks([name for name in names if name not in (LOSS, BLIMP)], data):
+        own = tuple(f"{metric}{end}" for end in task.validation for metric in task.metrics)
+        found |= {(task.name, figure): 0.0 for figure in plan.figures_of(base_name(task.name), own)}
+    scores += [plan.score_name(task, figure) for task, figure in found]
+    return [*scores, f"average@{plan.name}"] if plan.average(found)[0] is not None else scores
 
 
 def _score(value: float | None, n: int, spread: float | None, notes: list[str]) -> dict[str, Any]:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 
 import hf_effpt.methods  # noqa: F401  (fills METHODS)
 from hf_effpt.core.method import METHODS
+from hf_effpt.core.objectives import OBJECTIVES, objective_in
 
+from .card_losses import head_notes, loss_note, loss_results, loss_rows, loss_verdict, objective_text
+from .card_rows import Rows, cell, part, rows
 from .card_scores import score_results, score_rows
 
 TEMPLATE = Path(__file__).with_name("template.md")
-Rows = list[tuple[str, str]]
 
 
 def model_card(run: Mapping[str, Any], repo_id: str | None = None) -> ModelCard:
@@ -27,63 +28,55 @@ def model_card(run: Mapping[str, Any], repo_id: str | None = None) -> ModelCard:
             are taken into the metadata when it has them; none of them is ever guessed.
         repo_id (`str`, *optional*): `ORG/NAME` on the Hub, for the title and the code that loads the model.
     """
-    recipe, model, evaluation = _part(run, "recipe"), _part(run, "model"), _part(run, "evaluation")
-    ledger, data, environment = _part(run, "ledger"), _part(run, "data"), _part(run, "environment")
-    stock_class = model.get("stock_class", "BertModel")
-    fills_masks = stock_class.endswith("ForMaskedLM")
-    used = _part(ledger, "methods")
-    output_dir = _part(recipe, "training").get("output_dir")
+    recipe, model, evaluation = part(run, "recipe"), part(run, "model"), part(run, "evaluation")
+    ledger, data, environment = part(run, "ledger"), part(run, "data"), part(run, "environment")
+    stock_class, objective = model.get("stock_class", "BertModel"), objective_in(run)
+    predicts = stock_class.endswith("ForMaskedLM")
+    fills_masks = predicts and OBJECTIVES[objective].reads_mask
+    used = part(ledger, "methods")
+    output_dir = part(recipe, "training").get("output_dir")
     name = (repo_id or Path(output_dir or "").name or stock_class).split("/")[-1]
-    scores = _part(run, "scores")
-    results = [*_results(evaluation, data), *score_results(scores)]
+    scores = part(run, "scores")
+    results = [*loss_results(objective, evaluation, data), *score_results(scores, fills_masks)]
+    address = repo_id or "path/to/this/folder"
     methods = [_method(key, settings or {}) for key, settings in used.items()]
     metadata = ModelCardData(
         library_name="transformers",
-        pipeline_tag="fill-mask" if fills_masks else None,
+        # Left open, the Hub would take the head for one that fills masks.
+        pipeline_tag="fill-mask" if fills_masks else "feature-extraction" if predicts else None,
         tags=list(dict.fromkeys(["hf_effpt", "pretraining", *used, *(run.get("tags") or ())])),
         license=run.get("license"),
         language=run.get("language"),
         model_name=name if results else None,  # the index of results is listed under a name
         eval_results=results or None,
-        co2_eq_emissions=_emissions(_part(run, "energy"), environment),
+        co2_eq_emissions=_emissions(part(run, "energy"), environment),
     )
     return ModelCard.from_template(
         metadata,
         template_path=str(TEMPLATE),
         title=name,
         intro=_intro(run, stock_class),
+        objective=objective_text(objective),
+        heads=head_notes(objective, stock_class, address),
         auto_class="AutoModelForMaskedLM" if fills_masks else "AutoModel",
-        address=repo_id or "path/to/this/folder",
-        verdict=_verdict(evaluation),
-        losses=_losses(evaluation),
+        address=address,
+        verdict=loss_verdict(objective, evaluation),
+        losses=loss_rows(objective, evaluation),
+        about_losses=loss_note(objective, evaluation),
         scores=score_rows(scores),
         methods=methods,
-        events=[{key: _cell(value) for key, value in event.items()} for event in ledger.get("events") or ()],
-        costs=_costs(_part(run, "clock"), _part(run, "energy"), _part(run, "throughput")),
-        data=_data(data, _part(run, "tokenizer")),
+        events=[{key: cell(value) for key, value in event.items()} for event in ledger.get("events") or ()],
+        costs=_costs(part(run, "clock"), part(run, "energy"), part(run, "throughput")),
+        data=_data(data, part(run, "tokenizer")),
         recipe=yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True).strip() if recipe else None,
         command=run.get("command"),
-        environment=[(key, _cell(value)) for key, value in environment.items() if value is not None],
+        environment=[(key, cell(value)) for key, value in environment.items() if value is not None],
         bibtex="\n".join(method["bibtex"] for method in methods if method["bibtex"]),
     )
 
 
-def _part(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    return record.get(key) or {}
-
-
-def _cell(value: Any) -> str:
-    """`value` as the text of one cell of a Markdown table."""
-    return " ".join(str(value).split()).replace("|", "\\|")
-
-
-def _rows(rows: Iterable[tuple[str, Any, str]]) -> Rows:
-    """Formats (name, value, format) and leaves out those without a value."""
-    return [(name, _cell(form.format(value))) for name, value, form in rows if value is not None]
-
-
 def _intro(run: Mapping[str, Any], stock_class: str) -> str:
-    parameters, clock = _part(run, "model").get("parameters"), _part(run, "clock")
+    parameters, clock = part(run, "model").get("parameters"), part(run, "clock")
     tokens, seconds = clock.get("tokens"), clock.get("seconds")
     size = f", {parameters:,} parameters" if parameters else ""
     length = f" for {duration(seconds)}" if seconds else ""
@@ -106,51 +99,6 @@ def _method(name: str, settings: Mapping[str, Any]) -> dict[str, str]:
     return text | {"summary": METHODS[name].summary, "citation": citation, "bibtex": paper.bibtex}
 
 
-def _results(evaluation: Mapping[str, Any], data: Mapping[str, Any]) -> list[EvalResult]:
-    loss = evaluation.get("held_out_loss")
-    if loss is None or not math.isfinite(loss):  # the Hub reads the metadata as JSON, which has no NaN
-        return []
-    dataset = data.get("dataset") or "unnamed"
-    return [
-        EvalResult(
-            task_type="fill-mask",
-            task_name="Masked language modeling",
-            dataset_type=dataset,
-            dataset_name=dataset,
-            dataset_split="validation",
-            metric_type="loss",
-            metric_name="Held-out loss (nats per masked token)",
-            metric_value=round(loss, 4),
-        )
-    ]
-
-
-def _losses(evaluation: Mapping[str, Any]) -> Rows:
-    return _rows(
-        [
-            ("Held-out loss (nats per masked token)", evaluation.get("held_out_loss"), "{:.4f}"),
-            ("Unigram floor", evaluation.get("unigram_floor"), "{:.4f}"),
-            ("Masked tokens evaluated", evaluation.get("masked_tokens"), "{:,}"),
-        ]
-    )
-
-
-def _verdict(evaluation: Mapping[str, Any]) -> str:
-    loss, floor = evaluation.get("held_out_loss"), evaluation.get("unigram_floor")
-    if loss is None:
-        return "The loss on held-out text was not measured."
-    if not math.isfinite(loss):
-        return "**The held-out loss is not finite: training diverged.** Do not use this model."
-    if floor is None:
-        return "The unigram floor was not measured, so this loss alone does not say whether anything was learned."
-    if loss < floor:
-        return f"The held-out loss is {floor - loss:.4f} nats below the unigram floor."
-    return (
-        f"**This model is no better than guessing by token frequency**: its held-out loss is {loss - floor:.4f} nats "
-        "above the unigram floor. It can test a pipeline, but it has not learned language; train it longer."
-    )
-
-
 def _costs(clock: Mapping[str, Any], energy: Mapping[str, Any], throughput: Mapping[str, Any]) -> Rows:
     seconds, joules, budget = clock.get("seconds"), clock.get("joules"), clock.get("budget")
     kwh, grams = energy.get("kwh"), energy.get("co2e_grams")
@@ -159,7 +107,7 @@ def _costs(clock: Mapping[str, Any], energy: Mapping[str, Any], throughput: Mapp
     else:  # a record of before there was a part on energy
         spent = None if joules is None else f"{joules / 1e3:,.3f} kJ"
     carbon = None if grams is None else f"{_figures(grams)} g CO2e{_carbon_source(energy, ' ({})')}"
-    return _rows(
+    return rows(
         [
             ("Budget", None if budget is None else f"{budget:,.15g} {clock['unit']}", "{}"),
             ("Optimizer steps", clock.get("steps"), "{:,}"),
@@ -182,7 +130,7 @@ def _carbon_source(energy: Mapping[str, Any], form: str) -> str:
     """How grams came from energy: `475 g/kWh, world average`, or `codecarbon for FRA, which counted 0.04 kWh`."""
     source, intensity = energy.get("carbon_source"), energy.get("carbon_intensity")
     if source == "codecarbon":
-        country, kwh = (_part(energy, "codecarbon").get(key) for key in ("country", "kwh"))
+        country, kwh = (part(energy, "codecarbon").get(key) for key in ("country", "kwh"))
         facts = [f"codecarbon for {country}" if country else source]
         facts += [] if kwh is None else [f"which counted {_figures(kwh)} kWh"]  # in its way: more than the row above
     else:
@@ -203,7 +151,7 @@ def _emissions(energy: Mapping[str, Any], environment: Mapping[str, Any]) -> dic
         "emissions": grams,
         "source": source + _carbon_source(energy, "{}" if by_codecarbon else "; {}"),
         "training_type": "pre-training",
-        "geographical_location": _part(energy, "codecarbon").get("country"),
+        "geographical_location": part(energy, "codecarbon").get("country"),
         "hardware_used": environment.get("device"),
     }
     return {key: value for key, value in entry.items() if value is not None}
@@ -211,7 +159,7 @@ def _emissions(energy: Mapping[str, Any], environment: Mapping[str, Any]) -> dic
 
 def _data(data: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> Rows:
     size, isolated = data.get("bytes"), data.get("isolated")
-    return _rows(
+    return rows(
         [
             ("Corpus", data.get("dataset"), "`{}`"),
             ("Fingerprint", data.get("fingerprint"), "`{}`"),

@@ -21,15 +21,21 @@ def score_rows(scores: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
     ]
 
 
-def score_results(scores: Mapping[str, Mapping[str, Any]]) -> list[EvalResult]:
-    """The defined scores as the Hub indexes them; the protocol stays part of a metric's name."""
+def score_results(scores: Mapping[str, Mapping[str, Any]], fills_masks: bool) -> list[EvalResult]:
+    """The defined scores as the Hub indexes them; the protocol stays part of a metric's name.
+
+    Args:
+        scores (`Mapping`): by name, as `run.json` has them.
+        fills_masks (`bool`): whether the model was trained to, so that BLiMP is a score of that task.
+    """
+    of_blimp = "fill-mask" if fills_masks else "other"
     results = []
     for name, score in scores.items():
         task, _, figure = name.partition("/")
         if figure and score["value"] is not None:
             results.append(
                 EvalResult(
-                    task_type="fill-mask" if task == "blimp" else "text-classification",
+                    task_type=of_blimp if task == "blimp" else "text-classification",
                     dataset_type=task,
                     dataset_name=task,
                     metric_type=figure.partition("@")[0],

@@ -11,23 +11,25 @@ from typing import Any
 import torch
 import transformers
 import yaml
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, BertConfig, BertModel, ElectraModel, PreTrainedModel
 
 import hf_effpt.models
 from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import replacing_folder_contents
 from hf_effpt.core.ledger import ledger_of
+from hf_effpt.models.base import exports_of, fill
+from hf_effpt.models.configuration_electra import bert_settings
 
 from .card import model_card
-from .folders import MODEL_FILES, RECORD_FILES, TOKENIZER_FILES, check_free, check_whole, read_json, write_json
+from .folders import TOKENIZER_FILES, check_free, check_whole, files_of, read_json, write_json
 
 # What a finished run's record says that is not true of an earlier point.
 OF_THE_END = ("evaluation", "throughput", "energy", "scores", "costs", "learning_rate")
 MISFITS = ("missing_keys", "unexpected_keys", "mismatched_keys")
 
 
-def export(checkpoint: str | os.PathLike, out: str | os.PathLike) -> Path:
+def export(checkpoint: str | os.PathLike, out: str | os.PathLike, *, as_bert: bool = False) -> Path:
     """Writes the stock model of a training checkpoint, with tokenizer, card and run record, into the folder `out`.
 
     The result is read back with the stock class and compared before anything in `out` changes.
@@ -37,13 +39,15 @@ def export(checkpoint: str | os.PathLike, out: str | os.PathLike) -> Path:
             run (`OUT`), whose root holds the stock model already and is copied.
         out (`str` or `os.PathLike`): an empty or new folder, an earlier export, or the checkpoint's own run folder
             when that run never finished.
+        as_bert (`bool`, *optional*, defaults to `False`): write the encoder of an ELECTRA as a `BertModel`, which is
+            the same function where embedding size and hidden size are equal.
 
     Returns:
         `Path`: `out`.
 
     Raises:
         EffptError: if there is no whole checkpoint at `checkpoint`, if `out` holds something else, if the tokenizer
-            does not fit the model, or if the disk is full.
+            does not fit the model, if it cannot be a BERT, or if the disk is full.
     """
     checkpoint, out = Path(checkpoint), Path(out)
     check_whole(checkpoint)
@@ -52,26 +56,33 @@ def export(checkpoint: str | os.PathLike, out: str | os.PathLike) -> Path:
     training_class = getattr(hf_effpt.models, architecture, None)
     with replacing_folder_contents(out) as folder:
         if training_class is None:
-            _copy_run(checkpoint, architecture, folder)
+            _copy_run(checkpoint, architecture, folder, as_bert)
         else:
-            _export_checkpoint(checkpoint, training_class, folder)
+            _export_checkpoint(checkpoint, training_class, folder, as_bert)
     return out
 
 
-def _copy_run(root: Path, architecture: str, folder: Path) -> None:
+def _copy_run(root: Path, architecture: str, folder: Path, as_bert: bool) -> None:
     if not (root / "run.json").is_file():
         raise EffptError(
             f"{str(root)!r} holds a `{architecture}` that no run of hf_effpt has written (there is no run.json): "
             "it is no training checkpoint, so there is nothing to export."
         )
-    for name in (*MODEL_FILES, *TOKENIZER_FILES, *RECORD_FILES):
-        if (root / name).is_file():
-            shutil.copyfile(root / name, folder / name)
-    write_json(folder / "run.json", read_json(root / "run.json") | {"exported_from": root.resolve().name})
-    verify(folder, getattr(transformers, architecture).from_pretrained(root))
+    for name in files_of(root):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(root / name, folder / name)
+    run = read_json(root / "run.json") | {"exported_from": root.resolve().name}
+    stock = getattr(transformers, architecture).from_pretrained(root)
+    if as_bert:
+        stock = to_bert(stock)
+        stock.save_pretrained(folder)
+        run["model"] = run.get("model", {}) | {"stock_class": "BertModel", "parameters": stock.num_parameters()}
+        model_card(run).save(folder / "README.md")
+    write_json(folder / "run.json", run)
+    verify(folder, stock)
 
 
-def _export_checkpoint(checkpoint: Path, training_class: type[PreTrainedModel], folder: Path) -> None:
+def _export_checkpoint(checkpoint: Path, training_class: type[Any], folder: Path, as_bert: bool) -> None:
     trained, report = training_class.from_pretrained(
         checkpoint,
         output_loading_info=True,
@@ -83,13 +94,17 @@ def _export_checkpoint(checkpoint: Path, training_class: type[PreTrainedModel], 
             f"{', '.join(misfits)}. Export a checkpoint whose files were saved together."
         )
     ledger = ledger_of(trained.config)
-    stock = trained.export()
-    stock.save_pretrained(folder)
+    exports = exports_of(trained)
+    stock = exports[""] = to_bert(exports[""]) if as_bert else exports[""]
     # the run's root has the tokenizer when the checkpoint was saved without one
     source = checkpoint if (checkpoint / "tokenizer.json").is_file() else checkpoint.parent
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+    for place, exported in exports.items():
+        exported.save_pretrained(folder / place)
+        for name in TOKENIZER_FILES:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, folder / place / name)
+        if place:
+            verify(folder / place, exported)
     if (checkpoint.parent / "recipe.yaml").is_file():
         shutil.copyfile(checkpoint.parent / "recipe.yaml", folder / "recipe.yaml")
     verify(folder, stock)
@@ -122,13 +137,37 @@ def _run_so_far(checkpoint: Path) -> dict[str, Any]:
     return run | {"exported_from": f"{root.name}/{checkpoint.name}"}
 
 
+def to_bert(stock: PreTrainedModel) -> BertModel:
+    """The encoder of a stock ELECTRA as a BERT without pooler: the same parameters, names and outputs.
+
+    Raises:
+        EffptError: for another architecture, or an embedding size that is not the hidden size.
+    """
+    encoder = stock.base_model
+    if isinstance(encoder, BertModel):
+        return encoder
+    if not isinstance(encoder, ElectraModel):
+        raise EffptError(f"A `{type(encoder).__name__}` cannot be exported as a BERT; leave `as_bert` out.")
+    sizes = encoder.config.embedding_size, encoder.config.hidden_size
+    if sizes[0] != sizes[1]:
+        raise EffptError(
+            f"The encoder has embeddings of {sizes[0]} projected to {sizes[1]}, which a BERT does not have; leave "
+            "`as_bert` out, or pre-train with `model.embedding_size` equal to the hidden size."
+        )
+    with torch.device("meta"):
+        bert = BertModel(BertConfig(**bert_settings(encoder.config)), add_pooling_layer=False)
+    fill(bert, encoder)
+    return bert
+
+
 def verify(folder: str | os.PathLike, model: PreTrainedModel) -> None:
     """Reads `folder` back with `model`'s class and compares the weights; the tokenizer, if any, must fit the model.
 
     Raises:
         EffptError: if a parameter is missing, unexpected or different, or the tokenizer is larger than the vocabulary.
     """
-    loaded, report = type(model).from_pretrained(folder, output_loading_info=True)
+    own = {"add_pooling_layer": False} if type(model) is BertModel else {}
+    loaded, report = type(model).from_pretrained(folder, output_loading_info=True, **own)
     faults = [f"{kind} {sorted(report[kind])}" for kind in MISFITS if report[kind]]
     written = loaded.state_dict()
     faults += [

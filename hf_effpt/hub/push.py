@@ -16,7 +16,7 @@ from huggingface_hub.errors import (
 from hf_effpt.core.errors import EffptError
 
 from .card import model_card
-from .folders import MODEL_FILES, RECORD_FILES, TOKENIZER_FILES, check_whole, read_json
+from .folders import check_whole, files_of, read_json
 from .scores import card_of
 
 
@@ -53,8 +53,7 @@ def push(
         raise EffptError("No token for the Hugging Face Hub: run `hf auth login`, or set HF_TOKEN, and push again.")
     api = HfApi(token=token)
     card = _card(folder, repo_id)
-    names = [name for name in (*MODEL_FILES, *TOKENIZER_FILES, *RECORD_FILES) if (folder / name).is_file()]
-    operations = [CommitOperationAdd(name, folder / name) for name in names if name != "README.md"]
+    operations = [CommitOperationAdd(name, folder / name) for name in files_of(folder) if name != "README.md"]
     operations.append(CommitOperationAdd("README.md", str(card).encode()))
     try:
         created = api.create_repo(repo_id, private=private, exist_ok=True)

@@ -4,8 +4,9 @@ from hf_effpt.core.method import register
 
 from .layerdrop import LayerDrop
 from .stacking import Stacking
+from .tnf import TNF
 
-for _method in (LayerDrop, Stacking):
+for _method in (LayerDrop, Stacking, TNF):
     register(_method)
 
-__all__ = ["LayerDrop", "Stacking"]
+__all__ = ["TNF", "LayerDrop", "Stacking"]

@@ -9,6 +9,9 @@ from .bert import (
     EffptBertModel,
 )
 from .configuration_effpt import EffptBertConfig
+from .configuration_electra import EffptElectraConfig, McBertConfig
+from .electra import EffptElectraForSequenceClassification, EffptElectraModel, ElectraForJointPreTraining
+from .mcbert import McBertForPreTraining, McBertModel
 from .named import (
     LayerDropBertConfig,
     LayerDropBertForMaskedLM,
@@ -18,7 +21,12 @@ from .named import (
     StackableBertForMaskedLM,
     StackableBertForSequenceClassification,
     StackableBertModel,
+    TNFBertConfig,
+    TNFBertForMaskedLM,
+    TNFBertForSequenceClassification,
+    TNFBertModel,
 )
+from .replaced_mlm import ElectraForReplacedMaskedLM
 
 __all__ = [
     "EffptBertConfig",
@@ -27,13 +35,25 @@ __all__ = [
     "EffptBertForSequenceClassification",
     "EffptBertForTokenClassification",
     "EffptBertModel",
+    "EffptElectraConfig",
+    "EffptElectraForSequenceClassification",
+    "EffptElectraModel",
+    "ElectraForJointPreTraining",
+    "ElectraForReplacedMaskedLM",
     "LayerDropBertConfig",
     "LayerDropBertForMaskedLM",
     "LayerDropBertForSequenceClassification",
     "LayerDropBertModel",
+    "McBertConfig",
+    "McBertForPreTraining",
+    "McBertModel",
     "StackableBertConfig",
     "StackableBertForMaskedLM",
     "StackableBertForSequenceClassification",
     "StackableBertModel",
+    "TNFBertConfig",
+    "TNFBertForMaskedLM",
+    "TNFBertForSequenceClassification",
+    "TNFBertModel",
     "auto",
 ]

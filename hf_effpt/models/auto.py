@@ -4,12 +4,13 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForMaskedLM,
+    AutoModelForPreTraining,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
 
-from . import bert, named
+from . import bert, electra, mcbert, named, replaced_mlm
 
 HEADS = {
     AutoModel: "Model",
@@ -22,13 +23,24 @@ HEADS = {
 
 def register_auto() -> None:
     """Registers every configuration with its models; a second call changes nothing."""
-    for module, prefix in ((bert, "EffptBert"), (named, "LayerDropBert"), (named, "StackableBert")):
+    for module, prefix in (
+        (bert, "EffptBert"),
+        (named, "LayerDropBert"),
+        (named, "StackableBert"),
+        (named, "TNFBert"),
+        (electra, "EffptElectra"),
+        (mcbert, "McBert"),
+    ):
         config_class = getattr(module, f"{prefix}Model").config_class
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
         for auto_class, head in HEADS.items():
             model_class = getattr(module, f"{prefix}{head}", None)
             if model_class is not None:
                 auto_class.register(config_class, model_class, exist_ok=True)
+    for model_class in (electra.ElectraForJointPreTraining, mcbert.McBertForPreTraining):
+        AutoModelForPreTraining.register(model_class.config_class, model_class, exist_ok=True)
+    for model_class in (replaced_mlm.ElectraForReplacedMaskedLM, mcbert.McBertForPreTraining):
+        AutoModelForMaskedLM.register(model_class.config_class, model_class, exist_ok=True)
 
 
 register_auto()

@@ -1,6 +1,7 @@
 """What every training model has: its methods put in, the backbone they act on, and the way back to a stock model."""
 
 import copy
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -19,13 +20,20 @@ class EffptMixin:
     """
 
     stock_class: ClassVar[type[PreTrainedModel]]
+    pretrains: ClassVar[bool] = False  # whether it learns from masked text, and not from labels of a task
+    main_loss_name: ClassVar[str | None] = None  # of a model whose loss has parts, the figure that it is judged by
+    training_only: ClassVar[tuple[str, ...]] = ()  # beginnings of the names of what is not exported
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         methods = build_methods(config.methods, config)
         super().__init__(config, *args, **kwargs)
+        self.complete(config)
         self.methods: list[Method] = methods
         for method in methods:
             method.inject(self.backbone)
+
+    def complete(self, config: Any) -> None:
+        """Adds what the model has besides its stock architecture, before methods are put in."""
 
     def add_method(self, name: str, **settings: Any) -> None:
         """Switches on a further method of an existing model.
@@ -52,19 +60,63 @@ class EffptMixin:
             method.eject(plain.backbone)
         flatten(plain.backbone)
         with torch.device("meta"):
-            stock = self.stock_class(plain.config.stock())
-        stock.load_state_dict(plain.state_dict(), strict=True, assign=True)
-        stock.tie_weights()
-        restore_buffers(stock, plain)
-        stock.generation_config = None
-        return stock.eval()
+            stock = self.stock_class_of(plain.config)(plain.config.stock())
+        fill(stock, plain, self.stock_name)
+        return stock
+
+    @classmethod
+    def stock_class_of(cls, config: Any) -> type[PreTrainedModel]:
+        """The stock class that a model of this configuration exports to."""
+        return cls.stock_class
+
+    def stock_name(self, name: str) -> str | None:
+        """The name that a parameter or buffer has in the exported model; `None` if it is only for training."""
+        return None if name.startswith(self.training_only) else name
+
+    def export_auxiliary(self) -> dict[str, PreTrainedModel]:
+        """Stock models that are exported besides, by the name of their folder."""
+        return {}
+
+    @staticmethod
+    def count_items(batch: Mapping[str, Tensor]) -> Tensor | None:
+        """What the loss of a micro-batch is a mean over: the number of its labels."""
+        labels = batch.get("labels")
+        return None if labels is None else (labels != -100).sum()
+
+    def figures(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """What a log entry or an evaluation says of the model, from the sums that its batches left in the tally."""
+        return {}
+
+    def floor(self, figures: Mapping[str, float], unigram_floor: float | None) -> float | None:
+        """What the held-out loss has to get below to show that anything was learned of the text."""
+        return figures.get("floor")
+
+    def cost_signature(self) -> str:
+        """What of the model, besides its layers, decides the time of a step."""
+        return ""
 
 
-def restore_buffers(model: nn.Module, source: nn.Module) -> None:
-    """Gives `model` the non-persistent buffers of `source`, which no state dict holds."""
+def exports_of(model: Any) -> dict[str, PreTrainedModel]:
+    """The stock models that a training model exports to, by their place in the folder; the main one's is the root."""
+    return {"": model.export(), **model.export_auxiliary()}
+
+
+def fill(stock: PreTrainedModel, source: nn.Module, name_of: Callable[[str], str | None] = lambda name: name) -> None:
+    """Gives a stock model, still without storage, the parameters and buffers of `source`.
+
+    Args:
+        name_of (`Callable`, *optional*): the name in `stock` of a tensor of `source`, or `None` if it has none there.
+    """
+    state = {new: tensor for name, tensor in source.state_dict().items() if (new := name_of(name)) is not None}
+    stock.load_state_dict(state, strict=True, assign=True)
+    stock.tie_weights()
     for name, buffer in source.named_buffers():
-        owner, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(owner), leaf, buffer)
+        new = name_of(name)
+        if new is not None and new not in state:  # no state dict holds it
+            owner, _, leaf = new.rpartition(".")
+            setattr(stock.get_submodule(owner), leaf, buffer)
+    stock.generation_config = None
+    stock.eval()
 
 
 def isolate_documents(document_ids_BL: Tensor, attention: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -35,6 +35,7 @@ class EffptBertForMaskedLM(EffptMixin, BertForMaskedLM):
 
     config_class = EffptBertConfig
     stock_class = BertForMaskedLM
+    pretrains = True
     accepts_loss_kwargs = (
         True  # the loss honours `num_items_in_batch`, so accumulation gives the mean over the whole step
     )
@@ -48,6 +49,7 @@ class EffptBertForMaskedLM(EffptMixin, BertForMaskedLM):
         config = self.config
         drawn = self.training and (config.hidden_dropout_prob > 0 or config.attention_probs_dropout_prob > 0)
         read = any(asked.get(name, getattr(config, name)) for name in ("output_hidden_states", "output_attentions"))
+        read |= self.training and stack_of(self.bert).read_whole
         return not drawn and not read and config._attn_implementation in ("eager", "sdpa")
 
     def forward(

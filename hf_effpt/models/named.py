@@ -58,3 +58,29 @@ class StackableBertForSequenceClassification(EffptBertForSequenceClassification)
     """BERT with a sequence classification head, grown by stacking."""
 
     config_class = StackableBertConfig
+
+
+@strict
+class TNFBertConfig(EffptBertConfig):
+    """Configuration of a BERT that takes notes of rare words (Wu et al., 2021)."""
+
+    model_type = "tnf_bert"
+    default_methods: ClassVar[dict[str, dict]] = {"tnf": {}}
+
+
+class TNFBertModel(EffptBertModel):
+    """The encoder, trained with notes."""
+
+    config_class = TNFBertConfig
+
+
+class TNFBertForMaskedLM(EffptBertForMaskedLM):
+    """BERT with a masked-language-modelling head, trained with notes."""
+
+    config_class = TNFBertConfig
+
+
+class TNFBertForSequenceClassification(EffptBertForSequenceClassification):
+    """BERT with a sequence classification head, trained with notes."""
+
+    config_class = TNFBertConfig

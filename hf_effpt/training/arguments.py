@@ -12,6 +12,7 @@ from .energy import WORLD_AVERAGE, check_source, energy_source
 
 # Schedules that are functions of the share of training done, so that they can follow any clock.
 CLOCK_SCHEDULES = ("linear", "cosine", "cosine_with_min_lr", "polynomial", "constant", "constant_with_warmup")
+WITHOUT_DECAY = ("constant", "constant_with_warmup")
 
 # Beyond these, training fails late, or goes on and means nothing.
 RANGES = {
@@ -50,6 +51,12 @@ class EffptTrainingArguments(TrainingArguments):
         charge_methods (`bool`, *optional*, defaults to `True`): whether the clock pays, in time, energy or FLOPs, for
             what methods do besides training, such as scoring samples. Without it a method looks better than it is: for
             comparison only.
+        bias_correction (`bool`, *optional*, defaults to `True`): Adam's bias correction. BERT and ELECTRA have none as
+            published ([`UncorrectedAdamW`]); with a short warm-up, or for layers added later, the first updates are
+            then too large.
+        multiply_warmup (`bool`, *optional*, defaults to `False`): whether the warm-up multiplies the decay, as in
+            ELECTRA's code, peak * (1 - t/T) * min(1, t/W), or precedes it. The decay then begins at the first step,
+            and the rate never quite reaches `learning_rate`.
         carbon_intensity (`float`, *optional*, defaults to 475.0): grams of CO2e that a kWh of your electricity costs,
             for the carbon in `run.json` and the card; by default the average of the world (IEA, 2019).
 
@@ -70,6 +77,13 @@ class EffptTrainingArguments(TrainingArguments):
     )
     charge_methods: bool = field(
         default=True, metadata={"help": "Whether the clock pays for what methods do besides training."}
+    )
+
+    bias_correction: bool = field(
+        default=True, metadata={"help": "Adam's bias correction; the published ELECTRA and BERT have none."}
+    )
+    multiply_warmup: bool = field(
+        default=False, metadata={"help": "The warm-up multiplies the decay, as in ELECTRA, and does not precede it."}
     )
 
     carbon_intensity: float = field(
@@ -149,10 +163,22 @@ class EffptTrainingArguments(TrainingArguments):
                 )
         if self.eval_steps is not None and not self.eval_steps > 0:
             raise EffptError(f"`training.eval_steps` must be above 0, not {self.eval_steps}; below 1 it is a share.")
-        if str(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)) not in CLOCK_SCHEDULES:
+        schedule = str(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type))
+        if schedule not in CLOCK_SCHEDULES:
             raise EffptError(
                 f"`training.lr_scheduler_type` {self.lr_scheduler_type!r} cannot follow a budget; use one of "
                 f"{', '.join(CLOCK_SCHEDULES)}."
+            )
+        if self.multiply_warmup and schedule in WITHOUT_DECAY:
+            raise EffptError(
+                f"`training.multiply_warmup` needs a decay for the warm-up to multiply, which "
+                f"`training.lr_scheduler_type` {schedule!r} has not; use linear, or leave `multiply_warmup` out."
+            )
+        if not self.bias_correction and (self.optim != type(self).optim or self.optim_args):
+            given = "optim" if self.optim != type(self).optim else "optim_args"
+            raise EffptError(
+                f"`training.{given}` is {getattr(self, given)!r}, but `training.bias_correction: false` is an "
+                f"optimizer of its own, AdamW without the correction; leave `{given}` or `bias_correction` out."
             )
         if self.load_best_model_at_end:
             raise EffptError(

@@ -20,8 +20,9 @@ def check_parts(model: PreTrainedModel, args: Any, datasets: list[Any], tokenize
     """
     if not isinstance(model, EffptMixin):
         raise EffptError(
-            f"`EffptTrainer` trains models of this package, not `{type(model).__name__}`; load the same weights with "
-            "`EffptBertForMaskedLM.from_pretrained(…)`, or use the stock `Trainer`."
+            f"`EffptTrainer` trains models of this package, not `{type(model).__name__}`; load the same weights "
+            "with `EffptBertForMaskedLM.from_pretrained(…)` or `ElectraForJointPreTraining.from_parts(…)`, or use the "
+            "stock `Trainer`."
         )
     if not isinstance(args, EffptTrainingArguments):
         raise EffptError(
@@ -38,6 +39,15 @@ def check_parts(model: PreTrainedModel, args: Any, datasets: list[Any], tokenize
             f"The tokenizer pads with id {tokenizer.pad_token_id} but the model with {model.config.pad_token_id}; set "
             f"`pad_token_id={tokenizer.pad_token_id}` in the model's configuration."
         )
+    nota = getattr(model.config, "nota_token_id", None)
+    if tokenizer is not None and nota is not None and nota < len(tokenizer):
+        token = tokenizer.convert_ids_to_tokens(nota)
+        if not is_unused(token):
+            raise EffptError(
+                f"`nota_token_id` {nota}, the row for none of the above, is that of the token {token!r}: the "
+                f"vocabulary has no free row there. Make `vocab_size` at least {len(tokenizer) + 1} and name a row "
+                f"from {len(tokenizer)} on, or name that of an [unusedN] token."
+            )
     for dataset in datasets:
         if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
             raise EffptError(
@@ -50,6 +60,11 @@ def check_parts(model: PreTrainedModel, args: Any, datasets: list[Any], tokenize
                 f"{model.config.max_position_embeddings} positions; raise `max_position_embeddings`, or pack shorter "
                 "rows."
             )
+
+
+def is_unused(token: str) -> bool:
+    """Whether a token stands in the vocabulary only to keep a row free, as `[unused0]` of BERT's."""
+    return token.startswith("[unused") and token.endswith("]")
 
 
 def check_size(dataset: Any, batch: int) -> None:

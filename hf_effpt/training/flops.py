@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
-from hf_effpt.core.anatomy import layers_of
+from hf_effpt.core.anatomy import auxiliary_of, layers_of
 
 
 def ghost_of(model: PreTrainedModel) -> PreTrainedModel:
@@ -54,7 +54,12 @@ class FlopCounter:
     @staticmethod
     def running(model: Any) -> tuple:
         """What decides the cost besides the shapes of the batch: the sizes of the layers that run."""
-        return tuple(sorted(sum(p.numel() for p in layer.parameters()) for layer in layers_of(model.backbone)))
+        auxiliary = auxiliary_of(model.backbone)
+        encoders = [model.backbone, *([] if auxiliary is None else [auxiliary])]
+        return tuple(
+            tuple(sorted(sum(p.numel() for p in layer.parameters()) for layer in layers_of(encoder)))
+            for encoder in encoders
+        )
 
     @staticmethod
     def _measure(model: PreTrainedModel, batch: dict[str, Tensor]) -> int:

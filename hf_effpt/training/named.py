@@ -1,4 +1,4 @@
-"""The named trainers: `EffptTrainer` with one method switched on, with its defaults, where the model lacks it."""
+"""The named trainers: `EffptTrainer` for one objective, or with one method switched on where the model lacks it."""
 
 from .trainer import EffptTrainer
 
@@ -13,3 +13,21 @@ class StackingTrainer(EffptTrainer):
     """Trains by progressive stacking (Gong et al., 2019)."""
 
     method = "stacking"
+
+
+class ElectraTrainer(EffptTrainer):
+    """Trains generator and discriminator of ELECTRA together (Clark et al., 2020)."""
+
+    objectives = ("electra", "electra_15", "replace_mlm", "all_tokens_mlm")
+
+
+class McBertTrainer(EffptTrainer):
+    """Trains MC-BERT with its meta controller (Xu et al., 2020)."""
+
+    objectives = ("mcbert",)
+
+
+class TNFTrainer(EffptTrainer):
+    """Trains with notes of rare words, taken on the fly (Wu et al., 2021)."""
+
+    method = "tnf"

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import BertConfig
 
 import hf_effpt.methods  # noqa: F401  fills METHODS
 from hf_effpt.core.errors import EffptError
@@ -67,7 +66,7 @@ class Recipe:
     def __post_init__(self) -> None:
         _default_arguments()  # now, before a Trainer exists that could be disturbed
         self.methods = {name: _method_settings(name, values) for name, values in self.methods.items()}
-        build_methods(self.methods, BertConfig(**self.model.config_kwargs()))
+        build_methods(self.methods, self.model.config())
         if self.data.sequence_length > self.model.max_position_embeddings:
             raise EffptError(
                 f"`data.sequence_length` is {self.data.sequence_length}, more than the model can read; raise "

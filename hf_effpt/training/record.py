@@ -29,7 +29,7 @@ def run_record(trainer: "ExportingTrainer") -> dict[str, Any]:
         "clock": trainer.timekeeper.clock.as_dict(),
         "model": {
             "training_class": type(model).__name__,
-            "stock_class": model.stock_class.__name__,
+            "stock_class": model.stock_class_of(model.config).__name__,
             "parameters": model.num_parameters(),
         },
         "throughput": throughput(history),

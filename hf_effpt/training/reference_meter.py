@@ -100,9 +100,11 @@ def _body(model: Any) -> str:
     layers = "+".join(f"{sizes.count(size)}x{size}" for size in sorted(set(sizes)))
     compiled = any(layer._compiled_call_impl is not None for layer in stack.children())
     drawn = max(config.hidden_dropout_prob, config.attention_probs_dropout_prob) > 0
+    also = [model.cost_signature(), *(method.cost_signature(model.backbone) for method in model.methods)]
     return (
         f"layers {layers}|{type(model).__name__} hidden {config.hidden_size} vocabulary {config.vocab_size} "
         f"{config._attn_implementation}{' dropout' if drawn else ''}{' compiled' if compiled else ''}"
+        + "".join(f" {said}" for said in also if said)
     )
 
 
@@ -140,7 +142,8 @@ def time_optimizer(model: Any, optimizer: torch.optim.Optimizer, max_grad_norm: 
             parameter.grad = torch.zeros_like(parameter)
 
         def step() -> None:
-            torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+            if max_grad_norm > 0:  # as the Trainer
+                torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
             own.step()
 
         return time_of(step, parameters[0].device)

@@ -12,6 +12,7 @@ from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import STAGING, is_disk_full, replacing_folder_contents
 from hf_effpt.hub.card import model_card
+from hf_effpt.models.base import exports_of
 
 from .arguments import EffptTrainingArguments
 from .checkpoints import checkpoints_in, fault
@@ -35,7 +36,9 @@ class ExportingTrainer(Trainer):
     reference: ReferenceMeter | None  # where the budget is reference system time
     costs: dict[str, float]  # seconds of each method besides training
     facts: dict[str, Any]  # what `run.json` says beyond what the trainer itself knows
-    evaluation: dict[str, float] | None  # the last held-out loss
+    evaluation: dict[str, Any] | None  # the last held-out loss
+
+    masking: Any  # the collator that masks
 
     staging: Path | None = None
 
@@ -89,9 +92,10 @@ class ExportingTrainer(Trainer):
         if self.args.should_save:
             record = run_record(self)
             with self.timekeeper.paused(), replacing_folder_contents(out) as folder:
-                self.accelerator.unwrap_model(self.model).export().save_pretrained(folder)
-                if self.processing_class is not None:
-                    self.processing_class.save_pretrained(folder)
+                for name, exported in exports_of(self.accelerator.unwrap_model(self.model)).items():
+                    exported.save_pretrained(folder / name)
+                    if self.processing_class is not None:
+                        self.processing_class.save_pretrained(folder / name)
                 (folder / "run.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
                 model_card(record, self.hub_model_id).save(folder / "README.md")
         if self.args.push_to_hub and not _internal_call:

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.objectives import OBJECTIVES
+from hf_effpt.models.build import config_for
 
 # layers, hidden size, heads: the BERT miniatures of Turc et al. (2019), and BERT itself
 SIZES: dict[str, tuple[int, int, int]] = {
@@ -14,6 +16,10 @@ SIZES: dict[str, tuple[int, int, int]] = {
     "base": (12, 768, 12),
     "large": (24, 1024, 16),
 }
+
+# Settings of some objectives only.
+OF_GENERATORS = ("embedding_size", "generator_size", "generator_dropout", "loss_weight")
+OF_MCBERT = ("candidates", "candidates_at", "faithful")
 
 
 def require(condition: bool, key: str, value: Any, needed: str) -> None:
@@ -30,7 +36,8 @@ class ModelSettings:
         size (`str`, *optional*, defaults to `"small"`):
             A BERT shape: `tiny` (2 layers of 128), `mini` (4 of 256), `small` (4 of 512), `medium` (8 of 512),
             `base` (12 of 768) or `large` (24 of 1024).
-        objective (`str`, *optional*, defaults to `"mlm"`): The pre-training objective.
+        objective (`str`, *optional*, defaults to `"mlm"`):
+            What is learned: `mlm`, `electra`, `electra_15`, `replace_mlm`, `all_tokens_mlm` or `mcbert`.
         num_hidden_layers, hidden_size, num_attention_heads (`int`, *optional*): Each overrides the size's own.
         intermediate_size (`int`, *optional*): Width of the feed-forward layers; by default 4 times the hidden size.
         max_position_embeddings (`int`, *optional*, defaults to 512): The longest sequence the model can read.
@@ -38,13 +45,21 @@ class ModelSettings:
             Dropout of hidden states and attention while pre-training. BERT has 0.1; with a small budget each
             token is seen about once, and none is better (Geiping and Goldstein, 2022).
         attn_implementation (`str`, *optional*, defaults to `"sdpa"`): Which attention kernel transformers uses.
+        embedding_size (`int`, *optional*): Width of the embeddings, not of `mlm`; by default the hidden size.
+        generator_size (`float`, *optional*):
+            Width of the generator (of MC-BERT the meta controller) as a share of the model's; by default 1/4 (1/3).
+        generator_dropout (`bool`, *optional*): Whether the generator has the model's dropout; by default it has.
+        loss_weight (`float`, *optional*): Weight of the main loss beside the generator's; by default as published.
+        candidates (`int`, *optional*): Candidates at a position of MC-BERT; by default 10.
+        candidates_at (`str`, *optional*): Where MC-BERT has candidates: at `all` positions, the default, or `masked`.
+        faithful (`bool`, *optional*): Whether MC-BERT is to have the defects of the released code; by default not.
 
     Raises:
-        EffptError: for an impossible shape.
+        EffptError: for an impossible shape, or a setting that the objective does not have.
     """
 
     size: Literal["tiny", "mini", "small", "medium", "base", "large"] = "small"
-    objective: Literal["mlm"] = "mlm"
+    objective: Literal["mlm", "electra", "electra_15", "replace_mlm", "all_tokens_mlm", "mcbert"] = "mlm"
     num_hidden_layers: int | None = None
     hidden_size: int | None = None
     num_attention_heads: int | None = None
@@ -52,10 +67,28 @@ class ModelSettings:
     max_position_embeddings: int = 512
     dropout: float = 0.0
     attn_implementation: str = "sdpa"
+    embedding_size: int | None = None
+    generator_size: float | None = None
+    generator_dropout: bool | None = None
+    loss_weight: float | None = None
+    candidates: int | None = None
+    candidates_at: Literal["all", "masked"] | None = None
+    faithful: bool | None = None
 
     def __post_init__(self) -> None:
         require(self.size in SIZES, "model.size", self.size, f"one of {', '.join(SIZES)}")
-        require(self.objective == "mlm", "model.objective", self.objective, "mlm")
+        require(self.objective in OBJECTIVES, "model.objective", self.objective, f"one of {', '.join(OBJECTIVES)}")
+        for keys, objectives in ((OF_GENERATORS, tuple(OBJECTIVES)[1:]), (OF_MCBERT, ("mcbert",))):
+            for key in keys:
+                needed = (
+                    f"left out, since only {' and '.join(objectives)} have it: `model.objective` is {self.objective}"
+                )
+                require(
+                    getattr(self, key) is None or self.objective in objectives,
+                    f"model.{key}",
+                    getattr(self, key),
+                    needed,
+                )
         require(0.0 <= self.dropout < 1.0, "model.dropout", self.dropout, "at least 0 and below 1")
         shape = self.config_kwargs()
         for key in (
@@ -72,6 +105,21 @@ class ModelSettings:
             shape["hidden_size"],
             f"a multiple of `model.num_attention_heads`, {shape['num_attention_heads']}",
         )
+        self.config()
+
+    def config(self, **more: Any) -> Any:
+        """The configuration of the training model.
+
+        Args:
+            **more: what the tokenizer and the methods decide, such as `vocab_size`.
+
+        Raises:
+            EffptError: for an impossible setting.
+        """
+        own = {key: getattr(self, key) for key in (*OF_GENERATORS, *OF_MCBERT) if getattr(self, key) is not None}
+        config = config_for(self.objective, **self.config_kwargs(), **own, **more)
+        config._attn_implementation = self.attn_implementation
+        return config
 
     def config_kwargs(self) -> dict[str, Any]:
         """The shape and dropout as the keyword arguments of a `BertConfig`."""

@@ -6,14 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainerState
-from transformers.optimization import get_scheduler
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import TrainOutput
 
@@ -21,20 +19,22 @@ from hf_effpt.core.anatomy import layers_of
 from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.method import Method
+from hf_effpt.core.objectives import OBJECTIVES, objective_of
 from hf_effpt.data.masking import DataCollatorForMaskedLM
-from hf_effpt.data.packing import PackedRows
-from hf_effpt.evaluation.loss import held_out_loss, unigram_floor
-from hf_effpt.models import EffptBertForMaskedLM
 
 from . import carbon, checkpoints, checks
+from .adam import UncorrectedAdamW
 from .arguments import EffptTrainingArguments
 from .energy import check_resumed
 from .flops import FlopCounter
+from .measuring import evaluate_rows, figures_of
 from .meters import StepMeter
+from .preparing import agreed, prepare_methods
 from .progress import ClockCallback, ClockProgress
 from .reference import ReferenceTimes
 from .reference_meter import ReferenceMeter
 from .saving import ExportingTrainer
+from .schedule import clock_schedule
 from .stream import BatchStream, KeyedRows
 from .timekeeping import Timekeeper
 
@@ -48,18 +48,19 @@ class EffptTrainer(ExportingTrainer):
     bit; `save_model()` writes the exported stock model, while `checkpoint-N/` holds the training model.
 
     Args:
-        model ([`PreTrainedModel`]): a training model, for example `EffptBertForMaskedLM`; its configuration holds the
-            methods.
+        model ([`PreTrainedModel`]): a training model, for example `EffptBertForMaskedLM` or
+            `ElectraForJointPreTraining`; its configuration holds the methods.
         args ([`EffptTrainingArguments`]): with the budget.
         train_dataset: rows from [`pack`], or any map-style dataset of examples.
-        data_collator (*optional*): by default [`DataCollatorForMaskedLM`] for a masked-language model with a
-            tokenizer, else as in the stock Trainer.
+        data_collator (*optional*): by default [`DataCollatorForMaskedLM`], with the shares of the model's objective,
+            for a model that pre-trains and a tokenizer, else as in the stock Trainer.
 
     Raises:
         EffptError: for a model, dataset or tokenizer that do not fit each other, before any training.
     """
 
     method: str | None = None  # the method that a named subclass switches on
+    objectives: tuple[str, ...] = tuple(OBJECTIVES)  # those of the models that it trains
 
     def __init__(
         self,
@@ -78,17 +79,32 @@ class EffptTrainer(ExportingTrainer):
                 "A ready-made optimizer cannot follow a model that resumes in another shape; pass its class "
                 "and settings as `optimizer_cls_and_kwargs`. The schedule follows the budget."
             )
+        if kwargs.get("optimizer_cls_and_kwargs") is not None and not args.bias_correction:
+            raise EffptError(
+                "`optimizer_cls_and_kwargs` replaces the optimizer of `bias_correction=False`; leave one of them out."
+            )
+        if objective_of(model.config) not in self.objectives:
+            raise EffptError(
+                f"`{type(self).__name__}` trains models with the objective {' or '.join(self.objectives)}, but "
+                f"`{type(model).__name__}` has `{objective_of(model.config)}`; use `EffptTrainer`."
+            )
         if self.method is not None and self.method not in model.config.methods:
             model.add_method(self.method)
-        if data_collator is None and processing_class is not None and isinstance(model, EffptBertForMaskedLM):
-            data_collator = DataCollatorForMaskedLM(processing_class, seed=args.seed)
-        self.masking = data_collator if isinstance(data_collator, DataCollatorForMaskedLM) else None
+        if processing_class is not None and getattr(model.config, "special_token_ids", ()) is None:
+            model.config.special_token_ids = sorted(processing_class.all_special_ids)  # which are no candidates
+        if data_collator is None and processing_class is not None and model.pretrains:
+            shares = OBJECTIVES[objective_of(model.config)].corruption
+            data_collator = DataCollatorForMaskedLM(processing_class, seed=args.seed, shares=shares)
+        inner = getattr(data_collator, "collator", data_collator)  # of one that adds to what another masks
+        self.masking = inner if isinstance(inner, DataCollatorForMaskedLM) else None
+        self.preparation = prepare_methods(model, train_dataset, processing_class)
         for method in model.methods:
             data_collator = method.wrap_collator(data_collator)
         if args.ddp_find_unused_parameters is None:
-            args.ddp_find_unused_parameters = bool(
-                model.methods
-            )  # a layer that does not run has no gradient to wait for
+            # a layer that does not run has no gradient to wait for
+            args.ddp_find_unused_parameters = bool(model.methods)
+        if args.ddp_broadcast_buffers is None:
+            args.ddp_broadcast_buffers = False  # the buffers of methods change in the same way in every process
         with carbon.without_stock_tracker(args):
             super().__init__(
                 model=model,
@@ -101,6 +117,7 @@ class EffptTrainer(ExportingTrainer):
             )
         if train_dataset is not None:
             checks.check_size(train_dataset, self.step_rows)
+        self.preparation = agreed(self.preparation, self.accelerator)
         self.facts, self.evaluation = {}, None
         self.meter = StepMeter(self.args.device)
         self.counter = FlopCounter()
@@ -160,6 +177,15 @@ class EffptTrainer(ExportingTrainer):
             self.rows_seen = totals["rows"]
             self.costs = dict(totals.get("costs") or {})
             check_resumed(clock)
+        elif self.preparation:
+            self.charge_preparation()
+
+    def charge_preparation(self) -> None:
+        """Charges a new run for what its methods had to find out of the text before it."""
+        self.costs = dict(self.preparation)
+        if self.args.charge_methods:
+            seconds = sum(self.preparation.values())
+            self.clock.tick(steps=0, seconds=seconds, reference_seconds=seconds if self.reference else None)
 
     def _reference_meter(self) -> ReferenceMeter:
         if self.args.world_size > 1:
@@ -185,20 +211,18 @@ class EffptTrainer(ExportingTrainer):
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The stock schedule of that name, as a function of the share of the budget that is spent."""
         if self.lr_scheduler is None:
-            length = num_training_steps if self.clock.unit == "steps" else 1_000_000
-            self.lr_scheduler = get_scheduler(
-                self.args.lr_scheduler_type,
-                optimizer or self.optimizer,
-                num_warmup_steps=self.args.get_warmup_steps(length),
-                num_training_steps=length,
-                scheduler_specific_kwargs=cast("dict | None", self.args.lr_scheduler_kwargs),  # no string once parsed
+            length = int(self.clock.budget) if self.clock.unit == "steps" else 1_000_000
+            self.lr_scheduler = clock_schedule(
+                self.args, optimizer or self.optimizer, lambda: self.clock.fraction, length
             )
-            schedules = self.lr_scheduler.lr_lambdas
-            self.lr_scheduler.lr_lambdas = [
-                lambda _, schedule=schedule: schedule(self.clock.fraction * length) for schedule in schedules
-            ]
             self._created_lr_scheduler = True
         return self.lr_scheduler
+
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> tuple[Any, Any]:
+        """As in the stock Trainer, or the optimizer without bias correction."""
+        kind, kwargs = ExportingTrainer.get_optimizer_cls_and_kwargs(args, model)
+        return (kind if args.bias_correction else UncorrectedAdamW), kwargs
 
     def refresh_optimizer(self) -> None:
         """Points the live optimizer at the model's present parameters; those that stayed keep their state."""
@@ -225,14 +249,15 @@ class EffptTrainer(ExportingTrainer):
         return self._loader(self.train_dataset, self.data_collator, stream)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """Held-out rows in order, masked at 15 % whatever the rate in training, the same at every call."""
+        """Held-out rows in order, 15 % of them chosen whatever the rate in training, the same at every call."""
         eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if self.masking is None:
             return super().get_eval_dataloader(eval_dataset)
         rows = [(0, row) for row in range(self.args.process_index, len(eval_dataset), self.args.world_size)]
         size = self.args.per_device_eval_batch_size
         batches = [rows[first : first + size] for first in range(0, len(rows), size)]
-        return self._loader(eval_dataset, DataCollatorForMaskedLM(self.masking.tokenizer), batches)
+        shares = OBJECTIVES[objective_of(self.model.config)].corruption
+        return self._loader(eval_dataset, DataCollatorForMaskedLM(self.masking.tokenizer, shares=shares), batches)
 
     def _loader(self, dataset: Any, collator: Any, batches: Any) -> DataLoader:
         if self.masking is None and hasattr(dataset, "column_names"):
@@ -265,6 +290,16 @@ class EffptTrainer(ExportingTrainer):
                 {name: value.to(device, non_blocking=True) for name, value in batch.items()} for batch in batches
             ]
             return batches, self._get_num_items_in_batch(batches, device)
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
+        """What the losses of the step are divided by: of a model with two losses two numbers."""
+        counts = [self.model.count_items(batch) for batch in batch_samples] if self.model_accepts_loss_kwargs else []
+        if not counts or counts[0] is None:
+            return super()._get_num_items_in_batch(batch_samples, device)
+        total = torch.stack(counts).sum(dim=0).to(device)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            total = self.accelerator.reduce(total)
+        return total
 
     def training_step(self, model: torch.nn.Module, inputs: dict, num_items_in_batch: Any = None) -> torch.Tensor:
         with self.meter.measure("training_step"):
@@ -327,6 +362,7 @@ class EffptTrainer(ExportingTrainer):
             self.meter.seconds += self.timekeeper.settle()
             with self.timekeeper.paused():
                 logs |= self.meter.summary(self._matmul_dtype, devices=self.args.world_size)
+                logs |= figures_of(self.model, self.accelerator)
             self.meter.reset()
         if any(name.endswith("loss") for name in logs if name != "train_loss"):  # which comes with its own totals
             totals = self.clock.as_dict() | {"clock": self.clock.fraction}
@@ -339,26 +375,14 @@ class EffptTrainer(ExportingTrainer):
         return torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else torch.float32
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict:
-        """For packed held-out rows the exact mean loss over masked tokens, and the unigram floor; else as stock."""
+        """For packed held-out rows the exact mean loss, and the floor that it has to get below; else as stock."""
         eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if self.masking is None or eval_dataset is None or isinstance(eval_dataset, dict):
             with self.timekeeper.paused():
                 return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         began = time.perf_counter()
         with self.timekeeper.paused():
-            held_out = held_out_loss(self.model, self.get_eval_dataloader(eval_dataset))
-            sums = np.concatenate([[held_out.total], held_out.label_counts])
-            sums = self.accelerator.reduce(torch.tensor(sums, device=self.args.device)).cpu().numpy()
-            masked = int(sums[1:].sum())
-            self.evaluation = {
-                "held_out_loss": float(sums[0] / masked),
-                "masked_tokens": masked,
-                "step": self.state.global_step,
-            }
-            if self.train_dataset is not None and PackedRows.fits(self.train_dataset):
-                self.evaluation["unigram_floor"] = unigram_floor(
-                    PackedRows(self.train_dataset), sums[1:], self.masking.tokenizer.all_special_ids
-                )
+            self.evaluation = evaluate_rows(self, eval_dataset) | {"step": self.state.global_step}
             metrics = {f"{metric_key_prefix}_loss": self.evaluation["held_out_loss"]}
             metrics[f"{metric_key_prefix}_runtime"] = time.perf_counter() - began
             self.log(metrics)

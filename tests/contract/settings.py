@@ -7,8 +7,9 @@ from hf_effpt.core.method import METHODS, build_methods
 from tests import tiny
 
 SETTINGS: dict[str, dict] = {
-    "layerdrop": {"p": 0.5},
+    "layerdrop": {"p": 0.4},
     "stacking": {"depth": 1, "at": [0.3, 0.7]},
+    "tnf": {"k": 2, "min_count": 5, "max_count": 7},
 }
 
 

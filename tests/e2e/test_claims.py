@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from hf_effpt.core.method import METHODS, build_methods
+from tests.unit.comparison.example_report import with_objectives
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -71,3 +73,21 @@ def test_the_python_example_runs(tmp_path):
     done = subprocess.run([sys.executable, "-c", validation], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "out" / "run.json").read_text())["ledger"]["events"]
+
+
+def test_a_comparison_of_objectives_shows_each_loss_beside_its_floor():
+    tables, cards = (runpy.run_path(str(ROOT / "model_cards" / f"{name}.py")) for name in ("tables", "cards"))
+    report = with_objectives()
+    report["energy"]["carbon_source"] = "world average"
+    report["environment"]["transformers"] = "5"
+    rows = tables["comparison"](report)
+    assert len({row.count("|") for row in rows}) == 1
+    assert "| electra, per token | 0.40" in rows[2]
+    assert "| 0.4254 |" in rows[2]
+    assert "| +0.011 (-0.002 to +0.024) |" in rows[2]
+    text = cards["card"]("c", report["arms"][2], report, "r.json")
+    assert "| Prior entropy | 0.4254" in text
+    assert "| Loss of its generator (nats a masked token) | 5.7660" in text
+    assert "| blimp/pll_word_l2r, difference to `baseline` | 0.0110 (-0.0020 to 0.0240) |" in text
+    assert "Speed-up" not in text
+    assert "Speed-up" in cards["card"]("c", report["arms"][1], report, "r.json")

@@ -56,6 +56,51 @@ def test_training_examples(corpus, tmp_path, script):
         assert (tmp_path / "run" / "loss.png").stat().st_size > 5000
 
 
+@pytest.mark.parametrize(
+    ("script", "settings"),
+    [
+        ("08_tnf.py", ["--min_count", "1000", "--max_count", "1300"]),  # of the twelve words of this text
+        ("09_electra.py", []),
+        ("10_mcbert.py", ["--candidates", "4"]),
+        ("10_mcbert.py", ["--candidates", "4", "--candidates_at", "masked"]),
+    ],
+)
+def test_objective_examples(corpus, tmp_path, script, settings):
+    words = ["--budget", "12steps", "--vocab_size", "256", "--out", "run", *settings]
+    done = run(script, corpus, *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Held-out loss" in done.stdout
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+    assert (tmp_path / "run" / "generator" / "model.safetensors").is_file() == (script != "08_tnf.py")
+    if script == "08_tnf.py":
+        assert "of words have a note" in done.stdout
+    if script == "09_electra.py":
+        assert "ElectraForPreTraining in run\nElectraForMaskedLM in run/generator" in done.stdout
+
+
+@pytest.mark.slow
+def test_step_benchmark(corpus, tmp_path):
+    """The text has no rare words by the default counts, so it is given some that are."""
+    generator = random.Random(2)
+    rare = [f"rare{number}" for number in range(60) for _ in range(8)]
+    text = " ".join(generator.sample(rare, k=len(rare)))
+    (tmp_path / "text").mkdir()
+    for file in corpus.iterdir():
+        (tmp_path / "text" / file.name).write_text(file.read_text())
+    (tmp_path / "text" / "rare.txt").write_text(text)
+    shape = "4x128, vocabulary 2,048"
+    words = ["--dataset", "text", "--shapes", shape, "--rounds", "3", "--out", "r.json"]
+    done = run("benchmark_steps.py", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "r.json").read_text())["results"][shape]["dropout 0.0"]
+    assert found["mlm"]["ratio_to"]["mlm"]["median"] == 1.0
+    # what does not depend on the machine: the operations
+    flops = {name: row["gflops"] for name, row in found.items()}
+    assert flops["mlm"] < flops["mlm, last layer everywhere"] == flops["tnf"] < flops["electra"] < flops["mcbert"]
+    assert flops["electra"] < 1.35 * flops["mlm"]
+    assert flops["mcbert"] < 1.6 * flops["electra"]
+
+
 @pytest.mark.slow
 def test_comparison_example(corpus, tmp_path):
     """Three arms, one seed: real runs in processes of their own, and the report of what there is."""

@@ -159,7 +159,7 @@ def test_a_text_that_has_changed_is_not_resumed_on(corpus, tmp_path, capsys):
 
 
 def test_a_run_that_has_diverged_says_so(tmp_path):
-    result = RunResult(tmp_path, Clock("steps", 1), held_out_loss=float("nan"), unigram_floor=5.0)
+    result = RunResult(tmp_path, Clock("steps", 1), {"held_out_loss": float("nan"), "unigram_floor": 5.0})
     assert "diverged" in result.summary()
     assert "longer budget" not in result.summary()
 

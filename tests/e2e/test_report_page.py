@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from hf_effpt.comparison.page import write_page
-from tests.unit.comparison.example_report import example_report, with_divergence, without_energy
+from tests.unit.comparison.example_report import example_report, with_divergence, with_objectives, without_energy
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -149,3 +149,20 @@ def test_a_report_of_failures_still_opens(open_page):
             run |= {"state": "failed", "held_out_loss": None, "curve": [], "scores": {}}
     page = open_page(report)
     assert page.locator(".axes button:not([disabled])").count() == 0
+
+
+def test_another_objective_is_drawn_by_itself(open_page):
+    page = open_page(with_objectives())
+    groups = "id => [...new Set(document.getElementById(id).data.map(trace => trace.legendgroup))]"
+    for chart in ("losses", "by_budget"):
+        assert page.evaluate(groups, chart) == ["0", "1"]
+    page.get_by_role("button", name="electra, per token", exact=True).click()
+    for chart in ("losses", "by_budget"):
+        assert page.evaluate(groups, chart) == ["2"]
+    assert page.locator("#losses .annotation", has_text="prior entropy 0.4254").count() == 1
+    assert page.locator("#by_budget .shapelayer path").count() == 0  # the baseline's loss is no target here
+    assert page.locator("#differences .annotation", has_text="another objective").count() == 1
+
+
+def test_one_objective_needs_no_choice(open_page):
+    assert open_page(example_report()).locator(".groups button").count() == 0

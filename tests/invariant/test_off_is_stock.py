@@ -10,6 +10,7 @@ from tests import tiny
 OFF = [
     pytest.param({}, id="no method"),
     pytest.param({"layerdrop": {"p": 0.0}}, id="layerdrop at p=0"),
+    pytest.param({"tnf": {}}, id="tnf without a dictionary"),
 ]
 
 

@@ -85,6 +85,8 @@ def test_compare_prints_the_verdicts(monkeypatch, capsys):
         "0.5,1",
         "--tasks",
         "blimp",
+        "--primary",
+        "blimp/pll_word_l2r",
         "--data.split",
         "x",
     ]
@@ -92,6 +94,7 @@ def test_compare_prints_the_verdicts(monkeypatch, capsys):
     assert asked["recipes"] == ["a.yaml", "b.yaml"]
     assert asked["overrides"] == ["--data.split", "x"]
     assert asked["fractions"] == [0.5, 1.0]
+    assert asked["primary"] == "blimp/pll_word_l2r"
     out = capsys.readouterr().out
     for arm in example_report()["arms"]:
         assert arm["verdict"]["text"] in out
@@ -106,6 +109,7 @@ def test_compare_prints_the_verdicts(monkeypatch, capsys):
         (["tiny", "layerdrop_tiny", "--fractions", "0,1"], "A fraction is a share"),
         (["tiny", "layerdrop_tiny", "--budget", "soon"], "Cannot read the budget"),
         (["tiny", "layerdrop_tiny", "--tasks", "blimp"], "BLiMP needs data"),
+        (["tiny", "layerdrop_tiny", "--primary", "cola/mcc@default"], "the tasks (none) give no scores"),
         (["tiny", "layerdrop_tiny", "--gpus", "7"], "There is no GPU 7"),
         (["tiny", "layerdrop_tiny", "--protocol", "glue"], "There is no protocol `glue`"),
         (["tiny", "layerdrop_tiny", "--data.dataset", "nowhere/"], "There is no file or folder 'nowhere/'"),

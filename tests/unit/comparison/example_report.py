@@ -74,12 +74,20 @@ def _arm(name: str) -> dict[str, Any]:
     return {
         "name": name,
         "baseline": name == "baseline",
+        "objective": "mlm",
+        "loss_of": "mlm, per masked token",
+        "floor_name": "unigram floor",
+        "comparable": True,
         "methods": METHODS[name],
         "summary_of_methods": ", ".join(METHODS[name]) or "none",
         "recipe": {"model": {"size": "tiny"}, "methods": METHODS[name], "training": {"budget": "2min"}},
         "runs": runs,
         "summary": {
             "final_loss": _spread([run["held_out_loss"] for run in full]),
+            "floor": _spread([FLOOR] * len(full)),
+            "margin": _spread([FLOOR - run["held_out_loss"] for run in full]),
+            "generator_loss": None,
+            "replaced_rate": None,
             "budget_to_baseline_loss": reached and {"value": reached},
             "speed_up": reached and {"value": BUDGET / reached, "low": 1.11, "high": 1.37},
             "speed_up_note": None if reached else "the baseline's loss was not reached" if METHODS[name] else None,
@@ -92,6 +100,7 @@ def _arm(name: str) -> dict[str, Any]:
             "method_seconds": 0.32 if METHODS[name] else 0.0,
         },
         "difference": None,
+        "score_differences": {},
         "verdict": {"label": "baseline", "text": "The arm that the others are compared with."},
     }
 
@@ -106,6 +115,8 @@ def example_report() -> dict[str, Any]:
             if ours["fraction"] == 1.0
         ]
         arm["difference"] = _spread(pairs) | {"p": 0.006, "p_holm": 0.012}
+        gap = {"mean": 0.011, "low": -0.002, "high": 0.024, "n": 3, "p": 0.07, "p_holm": None}
+        arm["score_differences"] = {"blimp/pll_word_l2r": gap, "cola/mcc@default": None}
         side = "below" if arm["difference"]["mean"] < 0 else "above"
         arm["verdict"] = {
             "label": "better" if side == "below" else "worse",
@@ -118,7 +129,7 @@ def example_report() -> dict[str, Any]:
         "baseline": "baseline",
         "seeds": list(SEEDS),
         "fractions": list(FRACTIONS),
-        "unigram_floor": FLOOR,
+        "primary": "held_out_loss",
         "void": None,
         "notes": ["BLiMP is near chance (0.5) at this size."],
         "environment": {"hf_effpt": "0.1.0", "torch": "2.13.0", "device": "CPU, 2 cores"},
@@ -151,4 +162,30 @@ def with_divergence() -> dict[str, Any]:
     arm["verdict"] = {"label": "no verdict", "text": "1 of 3 runs diverged, so nothing is concluded."}
     arm["summary"]["final_loss"] = None
     arm["difference"] = None
+    return report
+
+
+def with_objectives() -> dict[str, Any]:
+    """The example with a discriminator in the place of layerdrop."""
+    report = example_report()
+    arm = report["arms"][2]
+    for run in arm["runs"]:
+        run["objective"] = "electra"
+        for point in run["curve"]:
+            point["loss"] /= 14
+        run["held_out_loss"] /= 14
+    full = [run for run in arm["runs"] if run["fraction"] == 1.0]
+    arm |= {"name": "electra", "objective": "electra", "loss_of": "electra, per token", "floor_name": "prior entropy"}
+    arm |= {"comparable": False, "difference": None}
+    arm["verdict"] = {"label": "another objective", "text": "Another objective: its loss cannot be compared."}
+    arm["summary"] |= {
+        "final_loss": _spread([run["held_out_loss"] for run in full]),
+        "floor": _spread([0.42537] * 3),
+        "margin": _spread([0.42537 - run["held_out_loss"] for run in full]),
+        "generator_loss": _spread([5.766] * 3),
+        "replaced_rate": _spread([0.1515] * 3),
+        "budget_to_baseline_loss": None,
+        "speed_up": None,
+        "speed_up_note": "not given: another objective",
+    }
     return report

@@ -14,7 +14,8 @@ def entry(seed: int, loss: float | None, fraction: float = 1.0, **changes: Any) 
         "note": None,
         "state": "finished",
         "held_out_loss": loss,
-        "unigram_floor": 7.0,
+        "objective": "mlm",
+        "evaluation": {"objective": "mlm", "floor": 7.0, "unigram_floor": 7.0},
         "clock": {
             "steps": 10,
             "tokens": 1000,

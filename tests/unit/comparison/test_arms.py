@@ -146,7 +146,7 @@ def test_a_comparison_may_grow_but_not_change(tmp_path):
 def test_seeds_that_are_added_later_are_remembered(tmp_path):
     def plan(seeds):
         clock = Clock.parse("8steps")
-        return claim(tmp_path, grid([arm("a")], clock, seeds, [1.0], tmp_path), clock)
+        return claim(tmp_path, grid([arm("a")], clock, seeds, [1.0], tmp_path), clock)["seeds"]
 
     assert plan([0, 1, 2]) == 3
     assert plan([0, 1, 2, 3, 4]) == 3
@@ -158,3 +158,14 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     with pytest.raises(EffptError, match="holds no comparison"):
         claim(tmp_path, grid([arm("a")], clock, [0], [1.0], tmp_path), clock)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_arms_may_differ_in_what_they_learn():
+    check(arm("plain"), arm("electra", model={"objective": "electra"}), arm("chooser", model={"objective": "mcbert"}))
+
+
+def test_the_first_primary_measure_is_remembered(tmp_path):
+    clock = Clock.parse("8steps")
+    runs = grid([arm("a")], clock, [0], [1.0], tmp_path)
+    assert claim(tmp_path, runs, clock, "cola/mcc@default")["primary"] == "cola/mcc@default"
+    assert claim(tmp_path, runs, clock)["primary"] == "cola/mcc@default"

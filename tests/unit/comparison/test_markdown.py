@@ -8,7 +8,7 @@ import pytest
 from hf_effpt.comparison.markdown import markdown
 from hf_effpt.comparison.plots import write_plots
 from hf_effpt.comparison.tables import DASH, MINUS, amount, signed, small
-from tests.unit.comparison.example_report import example_report, with_divergence, without_energy
+from tests.unit.comparison.example_report import example_report, with_divergence, with_objectives, without_energy
 
 
 def row(text: str, label: str) -> list[str]:
@@ -49,7 +49,7 @@ def test_every_row_of_a_table_has_as_many_cells():
 
 
 def test_pictures_are_linked_if_and_only_if_they_are_drawn(tmp_path):
-    for index, report in enumerate((example_report(), without_energy())):
+    for index, report in enumerate((example_report(), without_energy(), with_objectives())):
         linked = re.findall(r"!\[[^]]*\]\(([^)]+)\)", markdown(report))
         assert linked == [path.name for path in write_plots(report, tmp_path / str(index))]
 
@@ -86,3 +86,19 @@ def test_void_and_divergence():
 )
 def test_figures_are_written_in_three_digits(written, expected):
     assert written == expected
+
+
+def test_each_loss_stands_beside_its_own_floor_and_scores_beside_their_differences():
+    text = markdown(with_objectives())
+    assert row(text, "Objective") == ["mlm, per masked token"] * 2 + ["electra, per token"]
+    assert row(text, "Floor of that loss")[::2] == ["6.400 (unigram floor)", "0.4254 (prior entropy)"]
+    assert row(text, "Margin below the floor")[2].startswith("0.02")
+    assert row(text, "Loss of its generator")[1:] == [
+        f"{DASH} (it has none)", "5.766 (replaces 15.15% of the tokens judged)",
+    ]  # fmt: skip
+    assert row(text, "Paired difference to the baseline, nats")[2] == f"{DASH} (another objective)"
+    assert row(text, "Speed-up")[2] == f"{DASH} (not given: another objective)"
+    assert row(text, r"BLiMP, pll\_word\_l2r: paired difference")[2] == f"+0.0110 ({MINUS}0.0020 to +0.0240, n = 3)"
+    assert row(text, "cola/mcc@default: paired difference")[2] == f"{DASH} (too few seeds with which both have it)"
+    assert row(text, "sst2/accuracy@default: paired difference")[2] == f"{DASH} (none is given: see the verdict)"
+    assert "Loss of its generator" not in markdown(example_report())

@@ -8,7 +8,13 @@ from html.parser import HTMLParser
 import pytest
 
 from hf_effpt.comparison.page import chart_data, write_page
-from tests.unit.comparison.example_report import BUDGET, example_report, with_divergence, without_energy
+from tests.unit.comparison.example_report import (
+    BUDGET,
+    example_report,
+    with_divergence,
+    with_objectives,
+    without_energy,
+)
 
 HOSTILE = '<b>x</b> & "y"</script>'
 
@@ -209,3 +215,29 @@ def test_shorter_runs_are_points_and_the_crossing_is_marked():
     assert baseline["pairs"] == []
     gaps = [pair["value"] for pair in stacking["pairs"]]
     assert sum(gaps) / 3 == pytest.approx(report["arms"][1]["difference"]["mean"])
+
+
+def test_losses_of_different_objectives_are_in_different_charts(page):
+    written = page(with_objectives())
+    data = data_of(written)
+    assert [(group["loss_of"], group["floor_name"], group["floors"]) for group in data["groups"]] == [
+        ("mlm, per masked token", "unigram floor", [6.4]),
+        ("electra, per token", "prior entropy", [0.4254]),
+    ]
+    assert [arm["group"] for arm in data["arms"]] == [0, 0, 1]
+    electra = data["arms"][2]
+    assert electra["pairs"] == []
+    assert electra["no_difference"].startswith("another objective")
+    assert electra["by_budget"]["loss"][-1] < 1
+    assert "never in one chart" in written.words
+    assert "replaces 15.15% of the tokens judged" in written.words
+    assert "never in one chart" not in page(example_report()).words
+
+
+def test_differences_of_scores_are_on_the_page(page):
+    report = with_objectives()
+    report["primary"] = "blimp/pll_word_l2r"
+    written = page(report)
+    assert "Verdicts are given on BLiMP, pll_word_l2r." in written.words
+    assert "BLiMP, pll_word_l2r: paired difference to the baseline" in written.of("th")
+    assert written.of("td").count("+0.0110") == 2

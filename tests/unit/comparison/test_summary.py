@@ -167,9 +167,9 @@ def test_a_half_run_never_stands_for_a_whole_one():
 
 
 def test_seeds_that_were_added_after_a_look_are_said():
-    report = summarize({"planned_seeds": 3}, base=runs([*BASE, 6.3]))
+    report = summarize({"planned": {"seeds": 3}}, base=runs([*BASE, 6.3]))
     assert any("began with 3 seeds and now has 4" in note for note in report["notes"])
-    assert not summarize({"planned_seeds": 3}, base=runs(BASE))["notes"]
+    assert not summarize({"planned": {"seeds": 3}}, base=runs(BASE))["notes"]
 
 
 def test_a_budget_in_steps_is_rounded_before_it_is_compared():

@@ -224,9 +224,9 @@ def test_layers_learn_slower_the_deeper_they_are():
             rate[names[parameter]], decay[names[parameter]] = group["lr"], group["weight_decay"]
     assert len(rate) == len(names)
     assert rate["classifier.weight"] == rate["bert.pooler.dense.bias"] == 1.0
-    assert rate["bert.encoder.layer.3.output.dense.weight"] == 0.5**2
-    assert rate["bert.encoder.layer.0.output.dense.weight"] == 0.5**5
-    assert rate["bert.embeddings.word_embeddings.weight"] == 0.5**6
+    assert rate["bert.encoder.layer.3.output.dense.weight"] == 0.5  # the top one, which ELECTRA's code decays twice
+    assert rate["bert.encoder.layer.0.output.dense.weight"] == 0.5**4
+    assert rate["bert.embeddings.word_embeddings.weight"] == 0.5**5
     assert decay["classifier.weight"] == decay["bert.embeddings.word_embeddings.weight"] == 0.1
     assert decay["bert.encoder.layer.0.output.LayerNorm.weight"] == decay["classifier.bias"] == 0.0
 

@@ -156,7 +156,7 @@ def test_pairs_as_they_are_published(tmp_path, monkeypatch):
         load_pairs("hub")
 
 
-def run_on(tmp_path, corpus, **changes):
+def run_on(tmp_path, corpus, objective="mlm", **changes):
     """A run of three steps on some text, trained at a rate of masks that is not the one of evaluation."""
     from hf_effpt.pretrain import pretrain
     from hf_effpt.training.recipe import Recipe
@@ -165,7 +165,8 @@ def run_on(tmp_path, corpus, **changes):
             "mlm_probability": 0.3, **changes}  # fmt: skip
     training = {"output_dir": str(tmp_path / "out"), "budget": "3steps", "per_device_train_batch_size": 8,
                 "report_to": "none", "disable_tqdm": True, "use_cpu": True}  # fmt: skip
-    return pretrain(Recipe.load({"model": {"size": "tiny", "hidden_size": 32}, "data": data, "training": training}))
+    model = {"size": "tiny", "hidden_size": 32, "objective": objective}
+    return pretrain(Recipe.load({"model": model, "data": data, "training": training}))
 
 
 def documents(number):
@@ -184,7 +185,7 @@ def test_the_loss_of_an_export_is_that_of_its_run(tmp_path, isolated):
     found = evaluate(result.output_dir)
     assert found["scores"]["held_out_loss"]["value"] == pytest.approx(result.held_out_loss, abs=1e-5)
     assert found["scores"]["held_out_loss"]["notes"] == []
-    assert found["loss"]["unigram_floor"] == pytest.approx(result.unigram_floor, abs=1e-9)
+    assert found["loss"]["unigram_floor"] == pytest.approx(result.floor, abs=1e-9)
     assert "unigram floor of the held-out loss" in table(found)
 
 
@@ -268,8 +269,11 @@ def test_a_discriminator_has_its_own_score_and_no_loss(tmp_path, data):
     model.save_pretrained(tmp_path / "d")
     tiny.tokenizer().save_pretrained(tmp_path / "d")
     for tasks in (None, ["blimp", "loss"]):
-        with pytest.raises(EffptError, match="a discriminator has no masked-token loss; use --tasks blimp"):
+        with pytest.raises(EffptError, match=r"a discriminator has no masked-token loss; use --tasks blimp\.$"):
             evaluate(tmp_path / "d", tasks, data=data)
+    (tmp_path / "d" / "generator").mkdir()
+    with pytest.raises(EffptError, match=r"measure its generator: effpt evaluate \S*d/generator --tasks loss"):
+        evaluate(tmp_path / "d", "loss")
     assert list(evaluate(tmp_path / "d", "blimp", data=data)["scores"]) == ["blimp/discriminator"]
 
 
@@ -345,3 +349,27 @@ def test_a_model_of_no_run_needs_text(checkpoint):
         evaluate(checkpoint)
     assert held_out.run_of(checkpoint) == {}
     assert isinstance(load_pretrained(checkpoint)[0], BertForMaskedLM)
+
+
+def test_the_loss_of_a_generator_is_measured_on_what_its_run_held_out(tmp_path):
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for number, text in enumerate(documents(30)):
+        (corpus / f"{number:02}.txt").write_text(text)
+    result = run_on(tmp_path, corpus, "electra")
+    found = evaluate(result.output_dir / "generator", "loss")
+    score = found["scores"]["held_out_loss"]
+    assert score["value"] == pytest.approx(result.evaluation["generator_loss"], rel=0.02)  # its masks are of mlm
+    assert score["notes"] == []
+    assert found["loss"]["unigram_floor"] == pytest.approx(result.evaluation["unigram_floor"], abs=1e-9)
+
+
+@pytest.mark.parametrize(("objective", "said"), [("mcbert", True), ("all_tokens_mlm", True), ("mlm", False)])
+def test_a_model_that_never_read_the_mask_token_is_measured_with_a_note(checkpoint, data, tmp_path, objective, said):
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint, folder)
+    (folder / "run.json").write_text(json.dumps({"evaluation": {"objective": objective}}))
+    result = evaluate(folder, ["loss", "blimp"], data=data, text=str(text_of(tmp_path / "a.jsonl")))
+    for name in ("held_out_loss", "blimp/pll_word_l2r"):
+        notes = " ".join(result["scores"][name]["notes"])
+        assert (f"pre-trained by `{objective}`, it has never read the mask token" in notes) == said

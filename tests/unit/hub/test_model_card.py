@@ -50,6 +50,11 @@ def test_the_card_says_how_the_model_was_made(record):
         ({"held_out_loss": 5.0, "unigram_floor": 4.0}, "1.0000 nats above the unigram floor"),
         ({"held_out_loss": float("nan"), "unigram_floor": 4.0}, "training diverged"),
         ({"held_out_loss": 5.0}, "was not measured"),
+        (
+            {"objective": "electra", "held_out_loss": 0.43, "floor": 0.42, "unigram_floor": 6.0},
+            "above the prior entropy",
+        ),
+        ({"objective": "all_tokens_mlm", "held_out_loss": 1.0}, "copy floor was not measured"),
     ],
 )
 def test_the_card_is_honest_about_a_loss_that_proves_nothing(record, evaluation, says):
@@ -154,3 +159,78 @@ def test_values_cannot_break_a_table(record):
 def test_duration():
     said = {0.04: "0.0 s", 59.9: "59.9 s", 60: "1 min 0 s", 3599.6: "1 h 0 min", 7260: "2 h 1 min"}
     assert {seconds: duration(seconds) for seconds in said} == said
+
+
+ELECTRA = {
+    "objective": "electra",
+    "masked_tokens": 33290,
+    "unigram_floor": 6.1747,
+    "held_out_loss": 0.41617,
+    "generator_loss": 5.766,
+    "generator_accuracy": 0.1077,
+    "discriminator_loss": 0.41617,
+    "replaced_rate": 0.15154,
+    "floor": 0.42537,
+}
+
+
+def of_objective(record, objective, stock_class, **changes):
+    record["evaluation"] = {**ELECTRA, "objective": objective, **changes}
+    record["model"]["stock_class"] = stock_class
+    record["recipe"]["model"]["objective"] = objective
+    return model_card(record, "org/name")
+
+
+def test_a_discriminator_is_judged_by_its_own_floor_and_used_without_a_head(record):
+    card = of_objective(record, "electra", "ElectraForPreTraining")
+    for fact in (
+        "Objective: `electra`. Tells tokens that a generator has replaced",
+        "0.0092 nats below the prior entropy",
+        "| Held-out loss (nats per token) | 0.4162 |",
+        "| Prior entropy | 0.4254 |",
+        "| Margin | 0.0092 |",
+        "| Generator's held-out loss (nats per masked token) | 5.7660 |",
+        "| Its unigram floor | 6.1747 |",
+        "| Replaced, share of all tokens | 15.15% |",
+        "compares neither with the loss of a masked language model",
+        'AutoModel.from_pretrained("org/name")',
+        "`generator/` in this folder holds the generator as a stock `ElectraForMaskedLM`",
+    ):
+        assert fact in card.text, fact
+    assert "uncalibrated" not in card.text
+    data = metadata(card)
+    assert "pipeline_tag" not in data
+    assert "model-index" not in data  # the Hub has no task for such a loss
+
+
+@pytest.mark.parametrize("objective", ["mcbert", "replace_mlm", "all_tokens_mlm"])
+def test_a_head_that_never_read_the_mask_token_is_not_offered_to_fill_masks(record, objective):
+    record["scores"] = {"blimp/pll_word_l2r": {"value": 0.51, "n": 10, "spread": None, "notes": []}}
+    card = of_objective(record, objective, "BertForMaskedLM")
+    assert "has never read the mask token" in card.text
+    assert ("uncalibrated" in card.text) == (objective == "mcbert")
+    assert ("holds the meta controller" in card.text) == (objective == "mcbert")
+    assert "AutoModelForMaskedLM, AutoTokenizer" not in card.text
+    data = metadata(card)
+    assert data["pipeline_tag"] == "feature-extraction"
+    assert [result["task"]["type"] for result in data["model-index"][0]["results"]] == ["other"]
+
+
+def test_mcbert_at_chosen_positions_has_two_losses_and_another_floor(record):
+    card = of_objective(
+        record,
+        "mcbert",
+        "BertForMaskedLM",
+        held_out_loss=2.25,
+        floor=2.3026,
+        detection_loss=0.4213,
+        detection_floor=0.43,
+    )
+    assert "0.0526 nats below the loss of a guess among the candidates" in card.text
+    assert "| Loss of detecting what is replaced (nats per token) | 0.4213 |" in card.text
+
+
+def test_an_encoder_alone_has_no_head_to_warn_of(record):
+    text = of_objective(record, "electra", "BertModel").text
+    assert "ElectraForPreTraining" not in text
+    assert "`generator/`" in text

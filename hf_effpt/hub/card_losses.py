@@ -1,0 +1,114 @@
+"""What a model card says of losses: each beside its floor, and what they mean for the heads that are exported."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from huggingface_hub import EvalResult
+
+from hf_effpt.core.objectives import FLOORS, OBJECTIVES, floor_in, measured_as
+
+from .card_rows import Rows, rows
+
+
+def loss_rows(objective: str, evaluation: Mapping[str, Any]) -> Rows:
+    """The held-out loss of the objective, its floor and margin, and those of a generator."""
+    kind, loss, floor = measured_as(objective, evaluation), evaluation.get("held_out_loss"), floor_in(evaluation)
+    generates = evaluation.get("generator_loss") is not None
+    judged = "masked tokens" if objective in ("electra_15", "replace_mlm") else "all tokens"
+    detection = [evaluation.get(f"detection_{name}") for name in ("loss", "floor")]
+    return rows(
+        [
+            (f"Held-out loss (nats per {kind.per})", loss, "{:.4f}"),
+            (kind.floor.capitalize(), floor, "{:.4f}"),
+            ("Margin", None if loss is None or floor is None else floor - loss, "{:.4f}"),
+            ("Loss of detecting what is replaced (nats per token)", detection[0], "{:.4f}"),
+            ("Prior entropy of that", detection[1], "{:.4f}"),
+            ("Generator's held-out loss (nats per masked token)", evaluation.get("generator_loss"), "{:.4f}"),
+            ("Its unigram floor", evaluation.get("unigram_floor") if generates else None, "{:.4f}"),
+            ("Its accuracy", evaluation.get("generator_accuracy"), "{:.2%}"),
+            (f"Replaced, share of {judged}", evaluation.get("replaced_rate"), "{:.2%}"),
+            ("Masked tokens evaluated", evaluation.get("masked_tokens"), "{:,}"),
+        ]
+    )
+
+
+def loss_verdict(objective: str, evaluation: Mapping[str, Any]) -> str:
+    """Whether the loss shows that anything was learned."""
+    loss, floor = evaluation.get("held_out_loss"), floor_in(evaluation)
+    name = measured_as(objective, evaluation).floor
+    if loss is None:
+        return "The loss on held-out text was not measured."
+    if not math.isfinite(loss):
+        return "**The held-out loss is not finite: training diverged.** Do not use this model."
+    if floor is None:
+        return f"The {name} was not measured, so this loss alone does not say whether anything was learned."
+    if loss < floor:
+        return f"The held-out loss is {floor - loss:.4f} nats below the {name}."
+    by = " by token frequency" if objective == "mlm" else ""
+    return (
+        f"**This model is no better than guessing{by}**: its held-out loss is {loss - floor:.4f} nats above the "
+        f"{name}. It can test a pipeline, but it has not learned language; train it longer."
+    )
+
+
+def loss_note(objective: str, evaluation: Mapping[str, Any]) -> str:
+    """What the floor is, and what the loss may be compared with."""
+    name = measured_as(objective, evaluation).floor
+    said = f"The {name} is the loss of a predictor that {FLOORS[name]}. A model is worth using only below it."
+    if objective == "mlm":
+        return said
+    return (
+        f"{said} This is the loss of `{objective}` with the generator of this run: it compares neither with the loss "
+        "of a masked language model nor with that of a run whose generator is another. Compare scores."
+    )
+
+
+def loss_results(objective: str, evaluation: Mapping[str, Any], data: Mapping[str, Any]) -> list[EvalResult]:
+    """A masked-token loss as the Hub indexes it; losses of other objectives have no task there."""
+    loss = evaluation.get("held_out_loss")
+    if objective != "mlm" or loss is None or not math.isfinite(loss):  # the metadata are JSON, which has no NaN
+        return []
+    dataset = data.get("dataset") or "unnamed"
+    return [
+        EvalResult(
+            task_type="fill-mask",
+            task_name="Masked language modeling",
+            dataset_type=dataset,
+            dataset_name=dataset,
+            dataset_split="validation",
+            metric_type="loss",
+            metric_name="Held-out loss (nats per masked token)",
+            metric_value=round(loss, 4),
+        )
+    ]
+
+
+def head_notes(objective: str, stock_class: str, address: str) -> list[str]:
+    """What to know of the exported heads before using them."""
+    if objective == "mlm":
+        return []
+    said = []
+    if stock_class == "ElectraForPreTraining":
+        said.append(
+            "With its head, `ElectraForPreTraining`, it scores each token of a text for having been replaced; it "
+            "cannot fill masks."
+        )
+    elif stock_class.endswith("ForMaskedLM"):
+        reads = "This model has never read the mask token, so what it predicts at a masked position means little"
+        if objective == "mcbert":
+            reads += (
+                "; and its head was trained under a softmax over a few candidates only, so that its probabilities "
+                "over the vocabulary are uncalibrated"
+            )
+        said.append(f"{reads}. Fine-tune it, or use its hidden states.")
+    generator = "meta controller" if objective == "mcbert" else "generator"
+    said.append(
+        f"`generator/` in this folder holds the {generator} as a stock `ElectraForMaskedLM`, which does fill masks: "
+        f'`AutoModelForMaskedLM.from_pretrained("{address}", subfolder="generator")`.'
+    )
+    return said
+
+
+def objective_text(objective: str) -> str:
+    return f"Objective: `{objective}`. {OBJECTIVES[objective].summary}"

@@ -1,0 +1,165 @@
+"""The dictionary of notes: a submodule of the backbone that reads and writes through hooks.
+
+B batch, L row length, D hidden size, V vocabulary, M entries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_effpt.core.depth import stack_of
+from hf_effpt.core.tally import tally_of
+
+from .lookup import SPECIAL, Occurrences, Words, entries_of, occurrences_of, words_of
+from .writing import gather_processes, take_in, window_means
+
+if TYPE_CHECKING:
+    from .method import TNF
+
+INIT_STD = 0.02  # of BERT's own embeddings; the paper names none
+
+
+@dataclass
+class Reading:
+    """What the forward pass under way has found in its rows."""
+
+    entry_BL: Tensor
+    words: Words
+    found: Occurrences
+    sums: dict[str, Tensor]
+
+
+class NoteDictionary(nn.Module):
+    """Notes of rare words, which the backbone reads at its input and writes from its output.
+
+    All that a checkpoint must hold is in persistent buffers, none of them a parameter: `vectors`, fp32 of shape
+    `(entries, hidden_size)`; `keys`, the hashes of the words, rising, int64 of shape `(entries,)`; and `kinds`, what
+    each token is to the words of a row, uint8 of shape `(vocab_size,)`. The vectors stay in fp32 whatever the model is
+    cast to, and enter the sum of the embeddings in its own precision.
+
+    Args:
+        settings ([`TNF`]): with the number of entries.
+        hidden_size (`int`): width of the encoder.
+        vocab_size (`int`): tokens of the embedding table.
+    """
+
+    vectors: Tensor
+    keys: Tensor
+    kinds: Tensor
+
+    def __init__(self, settings: TNF, hidden_size: int, vocab_size: int) -> None:
+        super().__init__()
+        entries = settings.entries or 0
+        self.register_buffer("vectors", torch.zeros(entries, hidden_size, dtype=torch.float32))
+        self.register_buffer("keys", torch.zeros(entries, dtype=torch.int64))
+        self.register_buffer("kinds", torch.full((vocab_size,), SPECIAL, dtype=torch.uint8))
+        self.k, self.gamma, self.weight = settings.k, settings.gamma, settings.weight
+        self.matches = settings.scale == "match"
+        self.reads_always, self.writes = settings.use != "pretraining", settings.use != "frozen"
+        self._reading: Reading | None = None
+        self._handles: list[Any] = []
+
+    def extra_repr(self) -> str:
+        return f"{len(self.keys)} entries of {self.vectors.shape[1]}, k={self.k}"
+
+    def _apply(self, fn: Any, recurse: bool = True) -> NoteDictionary:
+        exact = self.vectors
+        super()._apply(fn, recurse)
+        if self.vectors.dtype != torch.float32:
+            self.vectors = exact.to(self.vectors.device)
+        return self
+
+    @torch.no_grad()
+    def draw(self, seed: int) -> None:
+        """Draws all vectors anew, with a generator of their own."""
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.empty(self.vectors.shape).normal_(0.0, INIT_STD, generator=generator)
+        self.vectors.copy_(drawn)
+
+    def attach(self, backbone: Any) -> None:
+        """Hooks the dictionary into `backbone`, whose submodule `notes` it becomes.
+
+        The hooks are bound methods, so that in a deep copy of the model they are those of the copy.
+        """
+        backbone.notes = self
+        if hasattr(backbone, "embeddings_project"):  # the sum of the embeddings is narrower than a note
+            blend = backbone.embeddings_project.register_forward_hook(self.blend_projection)
+        else:
+            blend = backbone.embeddings.LayerNorm.register_forward_pre_hook(self.blend_sum)
+        self._handles = [
+            blend,
+            backbone.register_forward_pre_hook(self.begin, with_kwargs=True),
+            backbone.register_forward_hook(self.finish, always_call=True),  # also when the forward raises
+        ]
+        stack_of(backbone).read_whole = self.writes
+
+    def detach(self, backbone: Any) -> None:
+        """Takes hooks and dictionary out of `backbone`."""
+        for handle in self._handles:
+            handle.remove()
+        stack_of(backbone).read_whole = False
+        del backbone.notes
+
+    def begin(self, backbone: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        """Looks up the ids that the backbone is given; `note_ids`, if there, are the entries a collator has found."""
+        kwargs = dict(kwargs)
+        note_ids = kwargs.pop("note_ids", None)
+        ids_BL = args[0] if args else kwargs.get("input_ids")
+        if ids_BL is not None and (backbone.training or self.reads_always):
+            words = words_of(ids_BL, self.kinds)
+            entry_BL = entries_of(ids_BL, words, self.keys) if note_ids is None else note_ids
+            found, hits = occurrences_of(entry_BL, words)
+            at_start_BL = words.first_BL == torch.arange(ids_BL.shape[1], device=ids_BL.device)
+            sums = {"tnf_hits": hits, "tnf_words": (words.whole_BL & at_start_BL).sum()}
+            sums["tnf_overflow"] = (hits - len(found.used_C)).clamp(min=0)
+            self._reading = Reading(entry_BL, words, found, sums)
+        return args, kwargs
+
+    def blend_sum(self, norm: nn.Module, args: tuple) -> tuple[Tensor, ...] | None:
+        """Blends notes into the sum of the embeddings, on its way to the LayerNorm.
+
+        Another encoder may share that LayerNorm: there is something to blend in the backbone's own forward only.
+        """
+        return None if self._reading is None else (self.blend(args[0]), *args[1:])
+
+    def blend_projection(self, projection: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
+        """Blends notes into the projected embeddings."""
+        return None if self._reading is None else self.blend(output)
+
+    def blend(self, embedded_BLD: Tensor) -> Tensor:
+        """(1 - weight) * embedding + weight * note at the tokens of words with a note; elsewhere bit for bit as is."""
+        reading = self._reading
+        assert reading is not None
+        with torch.no_grad():
+            notes_BLD = self.vectors[reading.entry_BL.clamp(min=0)]
+            if self.matches:
+                sizes = [x.float().norm(dim=-1, keepdim=True) for x in (embedded_BLD, notes_BLD)]
+                notes_BLD *= sizes[0] / sizes[1].clamp(min=1e-12)
+            found = reading.found
+            at_C = found.row_C * reading.entry_BL.shape[1] + found.first_C
+            ours_C, sum_C = (x.flatten(0, 1)[at_C].float().norm(dim=1) for x in (notes_BLD, embedded_BLD))
+            ratio_C = self.weight * ours_C / ((1 - self.weight) * sum_C).clamp(min=1e-12)
+            reading.sums["tnf_ratio"] = torch.where(found.used_C, ratio_C, 0.0).sum()
+            reading.sums["tnf_read"] = found.used_C.sum()
+        mixed_BLD = torch.lerp(embedded_BLD, notes_BLD.to(embedded_BLD.dtype), self.weight)
+        return torch.where((reading.entry_BL >= 0)[..., None], mixed_BLD, embedded_BLD)
+
+    def finish(self, backbone: Any, args: tuple, output: Any) -> None:
+        """Writes notes from the backbone's outputs, in training only."""
+        reading, self._reading = self._reading, None
+        if reading is None or output is None or not backbone.training:
+            return
+        if self.writes:
+            reading.sums["tnf_drift"], reading.sums["tnf_written"] = self.write(output[0], reading)
+        tally_of(backbone).add(**reading.sums)
+
+    @torch.no_grad()
+    def write(self, hidden_BLD: Tensor, reading: Reading) -> tuple[Tensor, Tensor]:
+        """Takes a micro-batch's notes, over all processes, into the vectors; returns the drift and its count."""
+        notes_CD = window_means(hidden_BLD, reading.found, reading.words, self.k)
+        occurrences = gather_processes(reading.found.entry_C, reading.found.used_C, notes_CD)
+        return take_in(self.vectors, *occurrences, self.gamma)

@@ -1,0 +1,184 @@
+"""Taking notes on the fly: rare words carry a note of the contexts they have been seen in (Wu et al., 2021)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from torch import nn
+
+from hf_effpt.core.depth import flatten
+from hf_effpt.core.errors import EffptError
+from hf_effpt.core.method import Method, Paper
+
+from .counting import bounds_for, choose_words, count_words
+from .dictionary import NoteDictionary
+from .lookup import kinds_of
+
+Scale = Literal["none", "match"]
+AtGrowth = Literal["keep", "reset", "fast"]
+Use = Literal["pretraining", "frozen", "updating"]
+
+# `at_growth: fast`: so many times the usual `gamma`, for such a share of the steps that came before the growth.
+FASTER, FOR_A_SHARE = 3.0, 0.1
+
+
+@dataclass
+class TNF(Method):
+    """Keeps a note for every rare word, blends it in where the word occurs and updates it there (Wu et al., 2021).
+
+    A note is a moving average of the encoder's outputs around the occurrences of its word; it is no parameter and has
+    no gradient. The export is the stock model without notes.
+
+    Args:
+        k (`int`, *optional*, defaults to 16): tokens on either side of a word that its note is taken from.
+        gamma (`float`, *optional*, defaults to 0.1): share, in (0, 1], by which an occurrence replaces the note.
+        weight (`float`, *optional*, defaults to 0.5): share, in [0, 1), of the note in the input at its word; the
+            paper's lambda.
+        min_count (`int`, *optional*): how often a word occurs at least in the training rows to be given a note. By
+            default 2.9e-8 of all words, the paper's share, but at least 5.
+        max_count (`int`, *optional*): how often it occurs at most. By default 1.44e-7 of all words, but at least 5
+            times `min_count`.
+        max_entries (`int`, *optional*, defaults to 200000): words that are given a note at most, the more frequent
+            first.
+        scale (`str`, *optional*, defaults to `"none"`): `"match"` gives a note the norm of the embedding it is blended
+            with; the paper leaves it as it is.
+        at_growth (`str`, *optional*, defaults to `"keep"`): what becomes of the notes when another method changes the
+            architecture: `"keep"` leaves them, `"reset"` draws them anew, `"fast"` triples `gamma` for a tenth as
+            many steps as came before.
+        use (`str`, *optional*, defaults to `"pretraining"`): when notes are read and written: `"pretraining"`, in
+            training only. `"frozen"` and `"updating"` are for fine-tuning a model that has notes: they are read in
+            evaluation, too, and not written, or written in training. Such a model has no stock export.
+        entries (`int`, *optional*): words in the dictionary; the run itself writes it when it has counted them.
+
+    Raises:
+        EffptError: if a value is outside its range.
+    """
+
+    name: ClassVar[str] = "tnf"
+    summary: ClassVar[str] = "Blends notes of the contexts of rare words into their embeddings; the export has none."
+    paper: ClassVar[Paper] = Paper(
+        title="Taking Notes on the Fly Helps Language Pre-Training",
+        authors="Qiyu Wu, Chen Xing, Yatao Li, Guolin Ke, Di He, Tie-Yan Liu",
+        year=2021,
+        arxiv="2008.01466",
+        bibtex=(
+            "@inproceedings{wu2021taking, title={Taking Notes on the Fly Helps Language Pre-Training}, "
+            "author={Wu, Qiyu and Xing, Chen and Li, Yatao and Ke, Guolin and He, Di and Liu, Tie-Yan}, "
+            "booktitle={ICLR}, year={2021}}"
+        ),
+    )
+
+    k: int = 16
+    gamma: float = 0.1
+    weight: float = 0.5
+    min_count: int | None = None
+    max_count: int | None = None
+    max_entries: int = 200_000
+    scale: Scale = "none"
+    at_growth: AtGrowth = "keep"
+    use: Use = "pretraining"
+    entries: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.k < 0:
+            raise EffptError(f"`tnf.k` is a number of tokens on either side of a word, at least 0, not {self.k}.")
+        if not 0.0 < self.gamma <= 1.0:
+            raise EffptError(f"`tnf.gamma` must be in (0, 1], not {self.gamma}: at 0 no note would ever change.")
+        if not 0.0 <= self.weight < 1.0:
+            raise EffptError(f"`tnf.weight` must be in [0, 1), not {self.weight}: at 1 rare words had no embedding.")
+        for key in ("min_count", "max_count", "max_entries", "entries"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise EffptError(f"`tnf.{key}` is a number of at least 1, not {value}.")
+        if self.min_count is not None and self.max_count is not None and self.max_count < self.min_count:
+            raise EffptError(
+                f"`tnf.max_count` is {self.max_count}, below `tnf.min_count`, {self.min_count}: no word can be that "
+                "rare; raise the one or lower the other."
+            )
+        for key, valid in (("scale", Scale), ("at_growth", AtGrowth), ("use", Use)):
+            if getattr(self, key) not in get_args(valid):
+                raise EffptError(f"`tnf.{key}` must be one of {', '.join(get_args(valid))}, not {getattr(self, key)}.")
+
+    def bind(self, config: Any, others: Mapping[str, Method]) -> None:
+        dropped = getattr(others.get("layerdrop"), "p", 0.0)
+        if dropped >= 0.5:
+            raise EffptError(
+                f"`tnf` writes notes from the layers that run, and `layerdrop.p` {dropped} leaves out half of them or "
+                "more; set it below 0.5, or use `stacking` instead of `layerdrop`."
+            )
+
+    def prepare(self, backbone: Any, text: Any) -> None:
+        if self.use != "pretraining":
+            raise EffptError(
+                f"`tnf.use` is `{self.use}`, which is for fine-tuning a model that has notes, with the stock Trainer; "
+                "what this run leaves is a stock model without notes. Leave `use` out."
+            )
+        if self.entries is None:
+            self._count(backbone, text)
+        elif not backbone.notes.vectors.any():
+            raise EffptError(
+                f"`tnf.entries` is {self.entries}, but the run itself writes it; leave it out, and set "
+                "`tnf.max_entries` to limit the dictionary."
+            )
+
+    def _count(self, backbone: Any, text: Any) -> None:
+        """Counts the words of `text` and gives `backbone` a dictionary of the rare ones."""
+        kinds = kinds_of(text, backbone.config.vocab_size)
+        keys, counts = count_words(text.batches(), kinds)
+        least, most = bounds_for(int(counts.sum()), self.min_count, self.max_count)
+        rare = torch.from_numpy(choose_words(keys, counts, least, most, self.max_entries))
+        self.min_count, self.max_count, self.entries = least, most, len(rare)
+        # A checkpoint tells by these settings what dictionary its model has.
+        backbone.config.methods = {**backbone.config.methods, self.name: self.settings()}
+        self.inject(backbone)
+        backbone.notes.keys.copy_(rare)
+        backbone.notes.kinds.copy_(kinds)
+        # The seed of the run, without a draw: so the weights and masks stay those of a run without notes.
+        backbone.notes.draw(torch.initial_seed())
+        backbone.notes.to(backbone.embeddings.word_embeddings.weight.device)
+
+    def inject(self, backbone: Any) -> None:
+        if self.entries is not None:
+            config = backbone.config
+            NoteDictionary(self, config.hidden_size, config.vocab_size).attach(backbone)
+
+    def schedule(self, backbone: Any, step: int, fraction: float, seed: int) -> None:
+        events = backbone.config.events or []
+        if self.entries is None or not events or self.at_growth == "keep":
+            return
+        # How long ago another method has changed the model, from what a checkpoint holds: a resumed run does the same.
+        changed = events[-1]["step"]
+        if self.at_growth == "reset" and changed == step:
+            backbone.notes.draw((seed * 1_000_003 + step) % 2**63)
+        if self.at_growth == "fast":
+            recent = step - changed < max(1.0, FOR_A_SHARE * changed)
+            backbone.notes.gamma = min(1.0, FASTER * self.gamma) if recent else self.gamma
+
+    def eject(self, backbone: Any) -> None:
+        if self.entries is not None:
+            if self.use != "pretraining":
+                raise EffptError(
+                    f"With `tnf.use` `{self.use}` the model reads notes in evaluation, which no stock model does; "
+                    "keep it with `save_pretrained`, or load it with `use` `pretraining` to export it without notes."
+                )
+            backbone.notes.detach(backbone)
+        flatten(backbone)
+
+    def figures(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """`tnf_hits`, the share of words with a note; `tnf_ratio`, the mean norm of the note's part of the input over
+        the embedding's; `tnf_drift`, the mean relative change of a note when it is written; and `tnf_overflow`, words
+        that found no place to be written, if there are any.
+        """
+        if not sums.get("tnf_words"):
+            return {}
+        found = {"tnf_hits": sums["tnf_hits"] / sums["tnf_words"]}
+        for name, per in (("tnf_ratio", "tnf_read"), ("tnf_drift", "tnf_written")):
+            if sums.get(per):
+                found[name] = sums[name] / sums[per]
+        if sums["tnf_overflow"]:
+            found["tnf_overflow"] = sums["tnf_overflow"]
+        return found
+
+    def cost_signature(self, backbone: nn.Module) -> str:
+        return "" if self.entries is None else f"tnf {self.entries} k {self.k}"

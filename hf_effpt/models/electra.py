@@ -1,0 +1,147 @@
+"""ELECTRA: a discriminator that tells which tokens a generator has replaced (Clark et al., 2020).
+
+B batch, L row length, M chosen positions a row, D hidden size.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    ElectraForMaskedLM,
+    ElectraForPreTraining,
+    ElectraForSequenceClassification,
+    ElectraModel,
+)
+
+from hf_effpt.core.errors import EffptError
+
+from .base import EffptMixin
+from .configuration_electra import SHARED, EffptElectraConfig
+from .generator import TIED, Batch, JointOutput, WithGenerator
+
+
+class EffptElectraModel(EffptMixin, ElectraModel):
+    """The encoder alone."""
+
+    config_class = EffptElectraConfig
+    stock_class = ElectraModel
+
+
+class EffptElectraForSequenceClassification(EffptMixin, ElectraForSequenceClassification):
+    """ELECTRA with a sequence classification head."""
+
+    config_class = EffptElectraConfig
+    stock_class = ElectraForSequenceClassification
+    accepts_loss_kwargs = False  # the stock loss is a micro-batch mean
+
+
+class ElectraForJointPreTraining(WithGenerator, ElectraForPreTraining):
+    """Generator and discriminator in one model: `electra`, or `electra_15`, by the configuration's `objective`.
+
+    The discriminator's parameters have their stock names; those of the generator begin with `generator.`.
+    """
+
+    config_class = EffptElectraConfig
+    stock_class = ElectraForPreTraining
+    main_loss_name = "discriminator_loss"
+
+    def __init__(self, config: EffptElectraConfig) -> None:
+        if config.objective not in ("electra", "electra_15"):
+            raise EffptError(
+                f"`{type(self).__name__}` has a discriminator and no head over the vocabulary, which the objective "
+                f"`{config.objective}` needs; use `ElectraForReplacedMaskedLM`."
+            )
+        super().__init__(config)
+
+    def _add_heads(self, config: Any) -> None:
+        nn.init.xavier_uniform_(self.discriminator_predictions.dense_prediction.weight)  # TensorFlow's default, too
+
+    @classmethod
+    def from_parts(
+        cls, discriminator: ElectraForPreTraining, generator: ElectraForMaskedLM, **settings: Any
+    ) -> "ElectraForJointPreTraining":
+        """Joins a stock discriminator and a stock generator, as of `google/electra-small-…`, to train them on.
+
+        Args:
+            discriminator, generator: the discriminator's tables and LayerNorm become the generator's.
+            **settings: of [`EffptElectraConfig`], such as `methods`.
+
+        Raises:
+            EffptError: if the sizes of what they share disagree, or the generator is the wider one.
+        """
+        sizes = {key: getattr(generator.config, key) for key in (*SHARED, *SIZES)}
+        config = EffptElectraConfig(**{**_settings(discriminator.config), "generator": sizes, **settings})
+        joint = cls(config)
+        for part, state in ((joint, discriminator.state_dict()), (joint.generator, generator.state_dict())):
+            own = {name: value for name, value in state.items() if part is joint or not _is_shared(name)}
+            _, unexpected = part.load_state_dict(own, strict=False)
+            assert not unexpected, unexpected
+        return joint
+
+    def _learn(self, batch: Batch) -> JointOutput:
+        _, logits_NV, generator_loss = self._generate(batch)
+        corrupted_BL, replaced_BL = self._insert(batch, self._sample(batch, logits_NV))
+        with self.own_stream():
+            hidden_BLD = self.electra(corrupted_BL, return_dict=True, **batch.inputs).last_hidden_state
+            logits_BL = self.discriminator_predictions(hidden_BLD)
+        wanted_BL, per = batch.real_BL, batch.items[1]
+        if self.config.objective == "electra_15":
+            wanted_BL = torch.zeros_like(wanted_BL).scatter(1, batch.positions_BM, batch.chosen_BM)
+            per = batch.items[0]
+        loss = replaced_loss(logits_BL, replaced_BL, wanted_BL)
+        sums = self._generator_sums(batch, logits_NV, generator_loss, replaced_BL) | {"main_loss": loss}
+        return self._joined(
+            batch, generator_loss, loss, per,
+            logits=logits_BL, corrupted_ids=corrupted_BL, replaced=replaced_BL, sums=sums,
+        )  # fmt: skip
+
+    def figures(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """What a log entry or an evaluation says, from the sums over its batches."""
+        masked = max(1.0, sums["masked"])
+        judged = masked if self.config.objective == "electra_15" else max(1.0, sums["tokens"])
+        replaced = sums["replaced"] / judged
+        return {
+            "generator_loss": sums["generator_loss"] / masked,
+            "generator_accuracy": sums["guessed"] / masked,
+            self.main_loss_name: sums["main_loss"] / judged,
+            "replaced_rate": replaced,
+            "floor": prior_entropy(replaced),
+        }
+
+
+# What of the generator's own sizes a pair of stock models brings along.
+SIZES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "layer_norm_eps",
+)
+
+
+def _settings(config: Any) -> dict[str, Any]:
+    left_out = ("model_type", "architectures", "transformers_version", "dtype")
+    return {key: value for key, value in config.to_dict().items() if key not in left_out}
+
+
+def _is_shared(name: str) -> bool:
+    return f"generator.{name}" in TIED or name == "generator_lm_head.weight"
+
+
+def replaced_loss(logits_BL: Tensor, replaced_BL: Tensor, wanted_BL: Tensor) -> Tensor:
+    """Binary cross-entropy of replaced-token detection in fp32, summed over the wanted tokens."""
+    loss_BL = nn.functional.binary_cross_entropy_with_logits(
+        logits_BL.float(), replaced_BL.float(), weight=wanted_BL.float(), reduction="sum"
+    )
+    return loss_BL
+
+
+def prior_entropy(share: float) -> float:
+    """The loss, in nats, of a discriminator that knows only what share of the tokens is replaced."""
+    if not 0 < share < 1:
+        return 0.0
+    return -share * math.log(share) - (1 - share) * math.log(1 - share)

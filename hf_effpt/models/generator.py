@@ -1,0 +1,310 @@
+"""The generator: a small masked-language model whose samples the main model reads in the place of tokens.
+
+ELECTRA's generator and MC-BERT's meta controller are this one. It is trained along with the main model, with which it
+shares the word, position and token-type tables and the embedding LayerNorm (google-research/electra, `modeling`).
+B batch, L row length, M chosen positions a row, N positions in all, D hidden size, V vocabulary.
+"""
+
+import copy
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import ElectraForMaskedLM, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from hf_effpt.core.anatomy import set_auxiliary
+from hf_effpt.core.depth import flatten, stack_of
+from hf_effpt.core.tally import tally_of
+
+from .base import EffptMixin, fill, isolate_documents
+from .sampling import row_keys, sample, uniforms
+from .sparse_layer import gather_rows, layer_at
+
+TIED = {
+    f"generator.electra.embeddings.{name}": f"electra.embeddings.{name}"
+    for name in (
+        "word_embeddings.weight",
+        "position_embeddings.weight",
+        "token_type_embeddings.weight",
+        "LayerNorm.weight",
+        "LayerNorm.bias",
+    )
+}
+
+
+@dataclass
+class JointOutput(ModelOutput):
+    """What a model with a generator gives for a batch.
+
+    Args:
+        loss (`Tensor`): the generator's loss plus `loss_weight` times the main model's.
+        generator_loss, main_loss (`Tensor`): the two of them.
+        logits (`Tensor`, *optional*): of the main model, where it has some for every token.
+        corrupted_ids (`Tensor` of shape `(batch_size, sequence_length)`): what the main model has read.
+        replaced (`Tensor` of shape `(batch_size, sequence_length)`): where that is another token than the original.
+        sums (`dict[str, Tensor]`): what the figures of a log entry or an evaluation are made of.
+    """
+
+    loss: Tensor | None = None
+    generator_loss: Tensor | None = None
+    main_loss: Tensor | None = None
+    logits: Tensor | None = None
+    corrupted_ids: Tensor | None = None
+    replaced: Tensor | None = None
+    sums: dict[str, Tensor] | None = None
+
+
+@dataclass
+class Batch:
+    """A masked batch as both models see it."""
+
+    masked_BL: Tensor  # ids with masks
+    original_BL: Tensor
+    positions_BM: Tensor
+    labels_BM: Tensor  # original ids where a position is chosen, else -100
+    real_BL: Tensor  # False at padding
+    inputs: dict[str, Any]  # attention mask, positions and the like
+    items: tuple[Tensor, Tensor]  # chosen positions and real tokens, of the whole optimizer step where it is known
+
+    @property
+    def chosen_BM(self) -> Tensor:
+        return self.labels_BM != -100
+
+    @property
+    def keys_B(self) -> Tensor:
+        """What the random numbers of each row depend on."""
+        return row_keys(self.masked_BL, self.real_BL)
+
+
+class WithGenerator(EffptMixin):
+    """Adds a generator, and methods, to a stock ELECTRA class; placed before it in the bases."""
+
+    pretrains = True
+    training_only: ClassVar[tuple[str, ...]] = ("generator.",)
+    accepts_loss_kwargs = True  # both losses honour the numbers of items of the whole step
+
+    def complete(self, config: Any) -> None:
+        self.generator = ElectraForMaskedLM(config.generator_config())
+        for encoder in (self.electra, self.generator.electra):
+            stack_of(encoder)
+        set_auxiliary(self.electra, self.generator.electra)
+        self._add_heads(config)
+        # Of this object, not the class, whose own constructor ties before there is a generator.
+        self._tied_weights_keys = {**(self._tied_weights_keys or {}), **TIED}
+        self.post_init()
+        self.generator.set_attn_implementation(config._attn_implementation)
+        for encoder in (self.electra, self.generator.electra):
+            if hasattr(encoder, "embeddings_project"):  # as TensorFlow initialises what the official code leaves to it
+                nn.init.xavier_uniform_(encoder.embeddings_project.weight)
+
+    def _add_heads(self, config: Any) -> None:
+        """Adds what the main model needs besides its stock head."""
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        masked_positions: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Without `labels`, the main model's stock forward on `input_ids`; with them, both losses of a masked batch.
+
+        Args:
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds: as in the stock class.
+            labels (`Tensor` of shape `(batch_size, sequence_length)`): original ids at chosen positions, -100
+                elsewhere.
+            masked_positions, document_ids: as in [`EffptBertForMaskedLM`].
+            num_items_in_batch (`Tensor` of shape `(2,)`, *optional*): chosen positions and tokens of the whole
+                optimizer step, which the losses are divided by; by default those of this batch.
+        """
+        if labels is None:
+            if document_ids is not None:
+                attention_mask, position_ids = isolate_documents(
+                    document_ids, self.config._attn_implementation, self.dtype
+                )
+            return super().forward(
+                input_ids,
+                attention_mask=attention_mask,
+                token_type_ids=token_type_ids,
+                position_ids=position_ids,
+                inputs_embeds=inputs_embeds,
+                **kwargs,
+            )
+        return_dict = kwargs.pop("return_dict", None)
+        kwargs.pop("note_ids", None)  # looked up in ids that the main model does not read
+        given = {"token_type_ids": token_type_ids, "position_ids": position_ids, **kwargs}
+        output = self._learn(
+            self._read(input_ids, labels, masked_positions, attention_mask, document_ids, num_items_in_batch, given)
+        )
+        return output.to_tuple() if return_dict is False else output
+
+    def _learn(self, batch: Batch) -> JointOutput:
+        """The losses of a masked batch."""
+        raise NotImplementedError
+
+    @staticmethod
+    def count_items(batch: Mapping[str, Tensor]) -> Tensor:
+        """What the losses of a micro-batch are means over: its chosen positions, and its tokens without padding."""
+        real = _real_tokens(batch["labels"], batch.get("attention_mask"), batch.get("document_ids"))
+        return torch.stack([(batch["labels"] != -100).sum(), real.sum()])
+
+    def _read(
+        self,
+        input_ids: Tensor,
+        labels: Tensor,
+        masked_positions: Tensor | None,
+        attention_mask: Tensor | None,
+        document_ids: Tensor | None,
+        num_items_in_batch: Tensor | int | None,
+        inputs: dict[str, Any],
+    ) -> Batch:
+        real_BL = _real_tokens(labels, attention_mask, document_ids)
+        if document_ids is not None:
+            attention_mask, inputs["position_ids"] = isolate_documents(
+                document_ids, self.config._attn_implementation, self.dtype
+            )
+        if masked_positions is None:
+            masked_positions = _positions_of(labels)
+        labels_BM = labels.gather(1, masked_positions)
+        masked, real = (labels_BM != -100).sum().clamp(min=1), real_BL.sum().clamp(min=1)
+        if torch.is_tensor(num_items_in_batch) and num_items_in_batch.ndim == 1:
+            masked, real = num_items_in_batch.unbind()
+        elif num_items_in_batch is not None:  # the stock Trainer counts labels only: this batch's share of them
+            masked, real = num_items_in_batch, real * num_items_in_batch / masked
+        return Batch(
+            input_ids,
+            torch.where(labels != -100, labels, input_ids),
+            masked_positions,
+            labels_BM,
+            real_BL,
+            inputs | {"attention_mask": attention_mask},
+            (masked, real),
+        )
+
+    def _generate(self, batch: Batch, everywhere: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Outputs of the generator's encoder, its logits at the chosen positions, and its loss there, summed.
+
+        Args:
+            batch: what it reads.
+            everywhere (`bool`, *optional*, defaults to `False`): whether the outputs are needed at every position.
+        """
+        encoder, config = self.generator.electra, self.generator.config
+        drawn = self.training and (config.hidden_dropout_prob > 0 or config.attention_probs_dropout_prob > 0)
+        sparse = not everywhere and not drawn and config._attn_implementation in ("eager", "sdpa")
+        stack = stack_of(encoder)
+        stack.last = partial(layer_at, batch.positions_BM) if sparse else None
+        try:
+            hidden = encoder(batch.masked_BL, return_dict=True, **batch.inputs).last_hidden_state
+        finally:
+            stack.last = None
+        hidden_BMD = hidden if sparse else gather_rows(hidden, batch.positions_BM)
+        logits_NV = self.generator_logits(hidden_BMD.flatten(0, 1))
+        loss = nn.functional.cross_entropy(
+            logits_NV.float(), batch.labels_BM.flatten(), reduction="sum", ignore_index=-100
+        )
+        return hidden, logits_NV, loss
+
+    def generator_logits(self, hidden_ND: Tensor) -> Tensor:
+        """The generator's logits for some of its outputs, of shape `(positions, vocab_size)`."""
+        return self.generator.generator_lm_head(self.generator.generator_predictions(hidden_ND))
+
+    def _insert(self, batch: Batch, samples_BM: Tensor) -> tuple[Tensor, Tensor]:
+        """The original ids with samples at chosen positions, and where those differ: a correct sample is no fake."""
+        original_BM = batch.original_BL.gather(1, batch.positions_BM)
+        corrupted_BL = batch.original_BL.scatter(
+            1, batch.positions_BM, torch.where(batch.chosen_BM, samples_BM, original_BM)
+        )
+        return corrupted_BL, corrupted_BL != batch.original_BL
+
+    def _sample(self, batch: Batch, logits_NV: Tensor) -> Tensor:
+        """One sample a chosen position, of shape `(batch_size, positions)`."""
+        uniform_BM1 = uniforms(batch.keys_B, batch.positions_BM, 1)
+        return sample(logits_NV, uniform_BM1.flatten(0, 1)).view_as(batch.positions_BM)
+
+    def _generator_sums(self, batch: Batch, logits_NV: Tensor, loss: Tensor, replaced_BL: Tensor) -> dict[str, Tensor]:
+        guessed = (logits_NV.argmax(dim=1) == batch.labels_BM.flatten()).sum()
+        sums = {"generator_loss": loss, "guessed": guessed, "masked": batch.chosen_BM.sum()}
+        sums |= {"replaced": replaced_BL.sum(), "tokens": batch.real_BL.sum()}
+        return {name: value.detach() for name, value in sums.items()}
+
+    def _joined(self, batch: Batch, generator: Tensor, main: Tensor, per: Tensor | int, **output: Any) -> JointOutput:
+        """The output, from the two losses summed over the batch and what the main one is divided by."""
+        generator, main = generator / batch.items[0], main / per
+        output["sums"] = {name: value.detach() for name, value in output["sums"].items()}
+        if self.training:
+            tally_of(self.electra).add(**output["sums"])
+        loss = generator + self.config.main_weight * main
+        return JointOutput(loss=loss, generator_loss=generator, main_loss=main, **output)
+
+    def own_stream(self) -> Any:
+        """The context in which the main model draws its dropout: then the generator's is that of a model alone."""
+        if not self.training or max(self.config.hidden_dropout_prob, self.config.attention_probs_dropout_prob) == 0:
+            return nullcontext()
+        return _own_stream(self.device, bool(self.config.generator_dropout))
+
+    def export_generator(self) -> ElectraForMaskedLM:
+        """The generator as a stock model, with its own copy of what it shares."""
+        plain, config = copy.deepcopy(self.generator), self.config.generator_config()
+        config.num_hidden_layers = len(stack_of(plain.electra).order)
+        flatten(plain.electra)
+        with torch.device("meta"):
+            stock = ElectraForMaskedLM(config)
+        fill(stock, plain)
+        return stock
+
+    def export_auxiliary(self) -> dict[str, PreTrainedModel]:
+        """What is exported besides the main model, by the name of its folder."""
+        return {"generator": self.export_generator()}
+
+    def cost_signature(self) -> str:
+        """What besides the main model's layers decides the time of a step."""
+        generator, own = self.generator.config, self.config
+        sizes = f"{len(stack_of(self.generator.electra).order)}x{generator.hidden_size}x{generator.intermediate_size}"
+        return f"{own.objective} embedding {own.embedding_size} generator {sizes}"
+
+
+def _real_tokens(like_BL: Tensor, attention_mask: Tensor | None, document_ids: Tensor | None) -> Tensor:
+    if document_ids is not None:
+        return document_ids > 0
+    if attention_mask is not None:
+        return attention_mask == 1
+    return torch.ones_like(like_BL, dtype=torch.bool)
+
+
+def _positions_of(labels_BL: Tensor) -> Tensor:
+    """The positions of the labels, as many in each row as the fullest has, filled up with others."""
+    chosen_BL = labels_BL != -100
+    most = max(1, int(chosen_BL.sum(dim=1).max()))
+    return chosen_BL.int().argsort(dim=1, descending=True, stable=True)[:, :most]
+
+
+@contextmanager
+def _own_stream(device: torch.device, advanced: bool) -> Iterator[None]:
+    """Random numbers of a stream that begins anew where the global one stands, which stays there.
+
+    Args:
+        device: whose generator is meant.
+        advanced (`bool`): whether the global stream has moved since the last time; else it is moved on by one draw.
+    """
+    on_cuda = device.type == "cuda"
+    generator = torch.cuda.default_generators[device.index or 0] if on_cuda else torch.default_generator
+    if not advanced:
+        torch.rand(1, device=device if on_cuda else "cpu")
+    state = generator.get_state()
+    generator.manual_seed(zlib.crc32(state.numpy().tobytes()))
+    try:
+        yield
+    finally:
+        generator.set_state(state)

@@ -1,0 +1,208 @@
+"""MC-BERT: chooses the original of every token among candidates of a meta controller (Xu et al., 2020).
+
+The meta controller is the generator of ELECTRA. At a token that it has replaced the original is among the candidates;
+at any other the right answer is "none of the above", a row of the embedding table that no token has.
+B batch, L row length, M chosen positions a row, N positions in all, K candidates, D hidden size, V vocabulary.
+"""
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import BertForMaskedLM, BertModel, ElectraForMaskedLM, ElectraModel, PreTrainedModel
+from transformers.models.electra.modeling_electra import ElectraDiscriminatorPredictions
+
+from .base import EffptMixin
+from .candidates import candidate_logits, chunks
+from .configuration_electra import McBertConfig
+from .electra import prior_entropy, replaced_loss
+from .generator import Batch, JointOutput, WithGenerator
+from .sampling import sample, sample_distinct, uniforms
+from .sparse_layer import gather_rows
+
+# The head of an ELECTRA that is as wide as its tables is that of a BERT under other names.
+BERT_NAMES = {
+    "electra.": "bert.",
+    "generator_predictions.": "cls.predictions.transform.",
+    "generator_lm_head.weight": "cls.predictions.decoder.weight",
+    "generator_lm_head.bias": "cls.predictions.bias",
+    "generator.generator_lm_head.bias": "cls.predictions.decoder.bias",  # BERT has it twice, and so have we
+}
+SELECTION_WEIGHT = 0.4  # beside replaced-token detection: 2 to 5 (`official/projects/teams` of tensorflow/models)
+
+
+class McBertModel(EffptMixin, ElectraModel):
+    """The encoder alone."""
+
+    config_class = McBertConfig
+    stock_class = ElectraModel
+
+    @classmethod
+    def stock_class_of(cls, config: McBertConfig) -> Any:
+        """The stock class that a model of this configuration exports to."""
+        return partial(BertModel, add_pooling_layer=False) if config.is_bert else ElectraModel
+
+
+class McBertForPreTraining(WithGenerator, ElectraForMaskedLM):
+    """MC-BERT with its meta controller, which is `generator`; exports to a `BertForMaskedLM`.
+
+    The head was trained to choose among candidates, so its probabilities over the whole vocabulary are not calibrated.
+    """
+
+    config_class = McBertConfig
+    stock_class = ElectraForMaskedLM
+    main_loss_name = "candidate_loss"
+    training_only = ("generator.", "discriminator_predictions.")
+
+    def complete(self, config: McBertConfig) -> None:
+        super().complete(config)
+        nn.init.normal_(self.generator_lm_head.bias, std=config.initializer_range)  # as a table of one column
+        if self.selects:
+            nn.init.xavier_uniform_(self.discriminator_predictions.dense_prediction.weight)  # as ELECTRA's
+
+    def _add_heads(self, config: McBertConfig) -> None:
+        tied = {"generator.generator_lm_head.bias": "generator_lm_head.bias"}
+        self._tied_weights_keys = {**self._tied_weights_keys, **tied}
+        if self.selects:
+            self.discriminator_predictions = ElectraDiscriminatorPredictions(config)
+
+    @property
+    def selects(self) -> bool:
+        """Whether there are candidates at chosen positions only, and replaced tokens are detected besides."""
+        return self.config.candidates_at == "masked"
+
+    @classmethod
+    def stock_class_of(cls, config: McBertConfig) -> type[PreTrainedModel]:
+        """The stock class that a model of this configuration exports to."""
+        return BertForMaskedLM if config.is_bert else ElectraForMaskedLM
+
+    def stock_name(self, name: str) -> str | None:
+        """The name that a parameter or buffer has in the exported model; `None` if it is only for training."""
+        if not self.config.is_bert:
+            return super().stock_name(name)
+        return next((new + name[len(old) :] for old, new in BERT_NAMES.items() if name.startswith(old)), None)
+
+    def _learn(self, batch: Batch) -> JointOutput:
+        hidden, logits_NV, generator_loss = self._generate(batch, everywhere=not self.selects)
+        drawn_BMK = self._draw(batch, logits_NV)
+        corrupted_BL, replaced_BL = self._insert(batch, drawn_BMK[:, :, 0])
+        sums = self._generator_sums(batch, logits_NV, generator_loss, replaced_BL)
+        learn = self._learn_to_select if self.selects else self._learn_to_choose
+        loss, per, logits, losses = learn(batch, hidden, drawn_BMK, corrupted_BL, replaced_BL)
+        return self._joined(
+            batch, generator_loss, loss, per,
+            logits=logits, corrupted_ids=corrupted_BL, replaced=replaced_BL, sums=sums | losses,
+        )  # fmt: skip
+
+    def _learn_to_choose(
+        self, batch: Batch, hidden_BLD: Tensor, drawn_BMK: Tensor, corrupted_BL: Tensor, replaced_BL: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """The loss over all tokens, summed, what it is divided by, the candidates' logits, and the figures' sums."""
+        candidates_BLK = self._draw_elsewhere(batch, hidden_BLD, drawn_BMK)
+        candidates_BLK, repeated_BLK = self._candidates(batch, candidates_BLK, replaced_BL)
+        with self.own_stream():
+            outputs_BLD = self.electra(corrupted_BL, return_dict=True, **batch.inputs).last_hidden_state
+            logits_BLK = self._candidate_logits(outputs_BLD, candidates_BLK).masked_fill(repeated_BLK, -torch.inf)
+        answer_BL = torch.where(batch.real_BL, replaced_BL.long(), -100)
+        loss = nn.functional.cross_entropy(
+            logits_BLK.flatten(0, 1), answer_BL.flatten(), reduction="sum", ignore_index=-100
+        )
+        return loss, batch.items[1], logits_BLK, {"main_loss": loss}
+
+    def _learn_to_select(
+        self, batch: Batch, hidden: Tensor, drawn_BMK: Tensor, corrupted_BL: Tensor, replaced_BL: Tensor
+    ) -> tuple[Tensor, int, Tensor, dict[str, Tensor]]:
+        """The loss of both tasks, per token and per chosen position already, and as in [`_learn_to_choose`]."""
+        truth_BM1 = batch.original_BL.gather(1, batch.positions_BM)[:, :, None]
+        candidates_BMK = torch.cat([truth_BM1, drawn_BMK[:, :, 1:]], dim=2)
+        with self.own_stream():
+            outputs_BLD = self.electra(corrupted_BL, return_dict=True, **batch.inputs).last_hidden_state
+            logits_BL = self.discriminator_predictions(outputs_BLD)
+            logits_BMK = self._candidate_logits(gather_rows(outputs_BLD, batch.positions_BM), candidates_BMK)
+        detection = replaced_loss(logits_BL, replaced_BL, batch.real_BL)
+        answer_BM = torch.where(batch.chosen_BM, 0, -100)
+        selection = nn.functional.cross_entropy(
+            logits_BMK.flatten(0, 1), answer_BM.flatten(), reduction="sum", ignore_index=-100
+        )
+        loss = detection / batch.items[1] + SELECTION_WEIGHT * selection / batch.items[0]
+        return loss, 1, logits_BL, {"main_loss": selection, "detection_loss": detection}
+
+    def _draw(self, batch: Batch, logits_NV: Tensor) -> Tensor:
+        """K draws a chosen position, of shape `(batch_size, positions, K)`: the first of them is what is inserted."""
+        uniform_NK = uniforms(batch.keys_B, batch.positions_BM, self.config.candidates).flatten(0, 1)
+        truth_N1 = batch.original_BL.gather(1, batch.positions_BM).flatten()[:, None]
+        drawn_NK = torch.empty_like(uniform_NK, dtype=torch.long)
+        for part in chunks(*logits_NV.shape):
+            possible_NV = self._possible(logits_NV[part].detach().clone())
+            if self.selects:
+                others_NV = possible_NV.scatter(1, truth_N1[part], -torch.inf)
+                drawn_NK[part, :1] = sample(possible_NV, uniform_NK[part, :1])
+                drawn_NK[part, 1:] = sample_distinct(others_NV, uniform_NK[part, 1:])
+            else:
+                drawn_NK[part] = sample(possible_NV, uniform_NK[part])
+        return drawn_NK.unflatten(0, batch.positions_BM.shape)
+
+    @torch.no_grad()
+    def _draw_elsewhere(self, batch: Batch, hidden_BLD: Tensor, drawn_BMK: Tensor) -> Tensor:
+        """The draws at every position, from those at the chosen ones, whose logits are not computed again."""
+        length = batch.masked_BL.shape[1]
+        # Static shapes: the chosen positions of a row are all different, as collators make them.
+        taken_BL = torch.zeros_like(batch.masked_BL).scatter(1, batch.positions_BM, 1)
+        other_BO = taken_BL.argsort(dim=1, stable=True)[:, : length - batch.positions_BM.shape[1]]
+        uniform_NK = uniforms(batch.keys_B, other_BO, self.config.candidates).flatten(0, 1)
+        hidden_ND = gather_rows(hidden_BLD, other_BO).flatten(0, 1)
+        drawn = [
+            sample(self._possible(self.generator_logits(hidden_ND[part])), uniform_NK[part])
+            for part in chunks(len(hidden_ND), self.config.vocab_size)
+        ]
+        drawn_BOK = torch.cat([drawn_BMK.new_empty(0, drawn_BMK.shape[2]), *drawn]).unflatten(0, other_BO.shape)
+        positions_BL = torch.cat([batch.positions_BM, other_BO], dim=1)
+        every_BLK = torch.cat([drawn_BMK, drawn_BOK], dim=1)
+        return torch.empty_like(every_BLK).scatter(1, positions_BL[:, :, None].expand_as(every_BLK), every_BLK)
+
+    def _possible(self, logits_NV: Tensor) -> Tensor:
+        """The logits, in place, without those of tokens that may not be drawn."""
+        for token in self.config.never_sampled:
+            logits_NV[:, token] = -torch.inf
+        return logits_NV
+
+    def _candidates(self, batch: Batch, drawn_BLK: Tensor, replaced_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """The candidates, and which of them are the truth once more: the truth is in the second place.
+
+        Where nothing is replaced the token itself may be a candidate, and is then wrong, as in the released code.
+        """
+        none_BL = torch.full_like(batch.original_BL, self.config.nota_token_id)
+        second_BL = torch.where(replaced_BL, batch.original_BL, drawn_BLK[:, :, 1])
+        candidates_BLK = torch.cat([torch.stack([none_BL, second_BL], dim=2), drawn_BLK[:, :, 2:]], dim=2)
+        repeated_BLK = replaced_BL[:, :, None] & (candidates_BLK == batch.original_BL[:, :, None])
+        repeated_BLK[:, :, 1] = False
+        return candidates_BLK, repeated_BLK & (not self.config.faithful)
+
+    def _candidate_logits(self, outputs_BLD: Tensor, candidates_BLK: Tensor) -> Tensor:
+        head, hidden_BLD = self.generator_lm_head, self.generator_predictions(outputs_BLD)
+        logits_NK = candidate_logits(hidden_BLD.flatten(0, 1), head.weight, head.bias, candidates_BLK.flatten(0, 1))
+        return logits_NK.view(candidates_BLK.shape)
+
+    def cost_signature(self) -> str:
+        """What besides the main model's layers decides the time of a step."""
+        return f"{super().cost_signature()} {self.config.candidates} candidates at {self.config.candidates_at}"
+
+    def figures(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """What a log entry or an evaluation says, from the sums over its batches."""
+        masked, tokens = max(1.0, sums["masked"]), max(1.0, sums["tokens"])
+        replaced = sums["replaced"] / tokens
+        figures = {
+            "generator_loss": sums["generator_loss"] / masked,
+            "generator_accuracy": sums["guessed"] / masked,
+            "replaced_rate": replaced,
+        }
+        if self.selects:
+            detection = {"detection_loss": sums["detection_loss"] / tokens, "detection_floor": prior_entropy(replaced)}
+            guess = math.log(self.config.candidates)
+            return figures | {"candidate_loss": sums["main_loss"] / masked, "floor": guess, **detection}
+        # Of always answering "none of the above", as often as that is right.
+        floor = prior_entropy(replaced) + replaced * math.log(self.config.candidates - 1)
+        return figures | {"candidate_loss": sums["main_loss"] / tokens, "floor": floor}

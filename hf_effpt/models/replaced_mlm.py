@@ -1,0 +1,105 @@
+"""The steps from masked language modelling to ELECTRA with a head over the vocabulary (Clark et al., 2020, table 5).
+
+B batch, L row length, M chosen positions a row, N positions in all, D hidden size.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+
+from torch import Tensor, nn
+from transformers import ElectraForMaskedLM
+
+from hf_effpt.core.depth import stack_of
+from hf_effpt.core.errors import EffptError
+
+from .bert import masked_loss
+from .candidates import log_probabilities
+from .configuration_electra import EffptElectraConfig
+from .electra import prior_entropy
+from .generator import Batch, JointOutput, WithGenerator
+from .sparse_layer import gather_rows, layer_at
+
+OBJECTIVES = ("replace_mlm", "all_tokens_mlm")
+
+
+class ElectraForReplacedMaskedLM(WithGenerator, ElectraForMaskedLM):
+    """Predicts the originals of what a generator has put at the chosen positions (`replace_mlm`), or of all tokens
+    (`all_tokens_mlm`), by the configuration's `objective`.
+
+    The main model's parameters have their stock names; those of the generator begin with `generator.`.
+    """
+
+    config_class = EffptElectraConfig
+    stock_class = ElectraForMaskedLM
+    main_loss_name = "prediction_loss"
+    training_only = ("generator.", "copy_head.")
+
+    def __init__(self, config: EffptElectraConfig) -> None:
+        if config.objective not in OBJECTIVES:
+            raise EffptError(
+                f"`{type(self).__name__}` predicts tokens, which the objective `{config.objective}` does not; use "
+                f"`ElectraForJointPreTraining`, or one of {', '.join(OBJECTIVES)}."
+            )
+        super().__init__(config)
+
+    def _add_heads(self, config: EffptElectraConfig) -> None:
+        if config.objective == "all_tokens_mlm":
+            self.copy_head = nn.Linear(config.hidden_size, 1)
+
+    def _learn(self, batch: Batch) -> JointOutput:
+        _, logits_NV, generator_loss = self._generate(batch)
+        corrupted_BL, replaced_BL = self._insert(batch, self._sample(batch, logits_NV))
+        everywhere = self.config.objective == "all_tokens_mlm"
+        with self.own_stream():
+            loss = (self._copy_or_predict if everywhere else self._predict)(batch, corrupted_BL)
+        sums = self._generator_sums(batch, logits_NV, generator_loss, replaced_BL) | {"main_loss": loss}
+        return self._joined(
+            batch, generator_loss, loss, batch.items[int(everywhere)],
+            corrupted_ids=corrupted_BL, replaced=replaced_BL, sums=sums,
+        )  # fmt: skip
+
+    def _predict(self, batch: Batch, corrupted_BL: Tensor) -> Tensor:
+        """The loss at the chosen positions, summed; no others have outputs where nobody can tell."""
+        stack, config = stack_of(self.electra), self.config
+        drawn = self.training and (config.hidden_dropout_prob > 0 or config.attention_probs_dropout_prob > 0)
+        drawn |= self.training and stack.read_whole
+        sparse = not drawn and bool(stack.active) and config._attn_implementation in ("eager", "sdpa")
+        stack.last = partial(layer_at, batch.positions_BM) if sparse else None
+        try:
+            hidden = self.electra(corrupted_BL, return_dict=True, **batch.inputs).last_hidden_state
+        finally:
+            stack.last = None
+        hidden_BMD = hidden if sparse else gather_rows(hidden, batch.positions_BM)
+        logits_NV = self.generator_lm_head(self.generator_predictions(hidden_BMD.flatten(0, 1)))
+        return masked_loss(logits_NV, batch.labels_BM.flatten(), 1)
+
+    def _copy_or_predict(self, batch: Batch, corrupted_BL: Tensor) -> Tensor:
+        """The loss at every token, summed: with a probability of its own what is read is copied, else predicted."""
+        hidden_BLD = self.electra(corrupted_BL, return_dict=True, **batch.inputs).last_hidden_state
+        head, output_BLD = self.generator_lm_head, self.generator_predictions(hidden_BLD)
+        wanted_N = batch.original_BL.flatten()
+        predicted_N = log_probabilities(output_BLD.flatten(0, 1), head.weight, head.bias, wanted_N)
+        copy_N = self.copy_head(hidden_BLD).float().flatten()
+        logsigmoid = nn.functional.logsigmoid
+        predicted_N = logsigmoid(-copy_N) + predicted_N
+        # Copying gives the right token unless it was replaced.
+        log_N = (logsigmoid(copy_N).logaddexp(predicted_N)).where(corrupted_BL.flatten() == wanted_N, predicted_N)
+        return -(log_N * batch.real_BL.flatten()).sum()
+
+    def figures(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """What a log entry or an evaluation says, from the sums over its batches."""
+        masked, tokens = max(1.0, sums["masked"]), max(1.0, sums["tokens"])
+        everywhere = self.config.objective == "all_tokens_mlm"
+        return {
+            "generator_loss": sums["generator_loss"] / masked,
+            "generator_accuracy": sums["guessed"] / masked,
+            self.main_loss_name: sums["main_loss"] / (tokens if everywhere else masked),
+            "replaced_rate": sums["replaced"] / (tokens if everywhere else masked),
+        }
+
+    def floor(self, figures: Mapping[str, float], unigram_floor: float | None) -> float | None:
+        """What the held-out loss has to get below: token frequencies alone, and copying as often as it is right."""
+        if unigram_floor is None or self.config.objective == "replace_mlm":
+            return unigram_floor
+        replaced = figures["replaced_rate"]
+        return prior_entropy(replaced) + replaced * unigram_floor

@@ -1,0 +1,68 @@
+"""Exact sampling from a softmax, in float32 whatever precision the logits have.
+
+One uniform number a draw is looked up in the cumulative distribution. It is a pure function of the row and the
+position, so the same row gets the same draws in every batch, process and resumed run, and no generator is used.
+B batch, L row length, M positions of a row, N positions in all, K draws, V vocabulary.
+"""
+
+import torch
+from torch import Tensor
+
+from hf_effpt.core.hashing import mix, uniform
+
+_ROW, _POSITION, _DRAW = 0x632BE59BD9B4E019, 0x1F83D9ABFB41BD6B, 0x5BE0CD19137E2179
+
+
+def row_keys(ids_BL: Tensor, real_BL: Tensor | None = None) -> Tensor:
+    """A key for each row, of shape `(batch_size,)`: rows of other tokens, or masked elsewhere, have another.
+
+    Args:
+        ids_BL (`Tensor` of shape `(batch_size, sequence_length)`): token ids.
+        real_BL (`Tensor` of that shape, *optional*): `False` at padding, which changes no key.
+    """
+    positions_L = torch.arange(ids_BL.shape[1], device=ids_BL.device)
+    hashes_BL = mix(ids_BL + positions_L * _ROW)
+    return mix((hashes_BL if real_BL is None else hashes_BL * real_BL).sum(dim=1))
+
+
+def uniforms(keys_B: Tensor, positions_BM: Tensor, draws: int) -> Tensor:
+    """Numbers in [0, 1), of shape `(batch_size, positions, draws)`, that depend on row, position and draw alone."""
+    draws_K = torch.arange(draws, device=keys_B.device)
+    return uniform(keys_B[:, None, None] + positions_BM[:, :, None] * _POSITION + draws_K * _DRAW)
+
+
+def sample(logits_NV: Tensor, uniform_NK: Tensor) -> Tensor:
+    """Draws from softmax(logits) with replacement, of shape `(positions, draws)`.
+
+    Args:
+        logits_NV (`Tensor` of shape `(positions, vocab_size)`): of any floating dtype; `-inf` is never drawn.
+        uniform_NK (`Tensor` of shape `(positions, draws)`): numbers in [0, 1), from [`uniforms`].
+    """
+    return _look_up(_weights(logits_NV), uniform_NK)
+
+
+def sample_distinct(logits_NV: Tensor, uniform_NK: Tensor) -> Tensor:
+    """As [`sample`], without replacement: each draw from what the draws before it have left.
+
+    That is how Gumbel top-k draws (Kool et al., 2019, arXiv 1903.06059), in K passes and without V numbers a position.
+    """
+    weights_NV = _weights(logits_NV)
+    drawn = []
+    for uniform_N1 in uniform_NK.split(1, dim=1):
+        drawn.append(_look_up(weights_NV, uniform_N1))
+        weights_NV = weights_NV.scatter(1, drawn[-1], 0.0)
+    return torch.cat(drawn, dim=1)
+
+
+def _weights(logits_NV: Tensor) -> Tensor:
+    logits_NV = logits_NV.detach().float()
+    return (logits_NV - logits_NV.amax(dim=1, keepdim=True)).exp()
+
+
+def _look_up(weights_NV: Tensor, uniform_NK: Tensor) -> Tensor:
+    cumulative_NV = weights_NV.cumsum(dim=1)
+    total_N1 = cumulative_NV[:, -1:]
+    # In float32 a number just below 1 may round to 1, which would look up an entry past the last one with any weight.
+    below_N1 = torch.nextafter(total_N1, torch.zeros_like(total_N1))
+    wanted_NK = torch.minimum((uniform_NK * total_N1.double()).float(), below_N1)
+    return torch.searchsorted(cumulative_NV, wanted_NK, right=True).clamp_(max=weights_NV.shape[1] - 1)

@@ -1,0 +1,60 @@
+"""What a model has come to: its figures in a log entry, and its loss on held-out rows beside its floor."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from hf_effpt.core.objectives import objective_of
+from hf_effpt.core.tally import tally_of
+from hf_effpt.data.packing import PackedRows
+from hf_effpt.evaluation.joint import held_out_sums
+from hf_effpt.evaluation.loss import held_out_loss, unigram_floor
+
+if TYPE_CHECKING:
+    from .trainer import EffptTrainer
+
+
+def figures_of(model: Any, accelerator: Any) -> dict[str, float]:
+    """What a log entry says besides the loss: the parts it is made of, and what the methods have to tell."""
+    sums = tally_of(model.backbone).take()
+    if not sums:
+        return {}
+    names = sorted(sums)
+    together = accelerator.reduce(torch.stack([sums[name].to(model.device) for name in names]))
+    values = dict(zip(names, together.tolist(), strict=True))
+    figures = model.figures(values)
+    for method in model.methods:
+        figures |= method.figures(values)
+    return figures
+
+
+def evaluate_rows(trainer: "EffptTrainer", rows: Any) -> dict[str, Any]:
+    """The held-out loss of packed rows, exact over all processes, and its floor.
+
+    Returns:
+        `objective`; `held_out_loss`, in nats a token or masked token, as the objective has it; `floor`, which it has
+        to get below; `masked_tokens`; `unigram_floor`, the loss of predicting masked tokens from token frequencies
+        alone; and of a model with a generator its figures, such as `generator_loss` and `replaced_rate`.
+    """
+    model, loader = trainer.model, trainer.get_eval_dataloader(rows)
+    if model.main_loss_name is None:
+        found = held_out_loss(model, loader)
+        sums, counts = {"loss": found.total}, found.label_counts
+    else:
+        sums, counts = held_out_sums(model, loader)
+    together = np.concatenate([list(sums.values()), counts])
+    together = trainer.accelerator.reduce(torch.tensor(together, device=trainer.args.device)).cpu().numpy()
+    sums, counts = dict(zip(sums, together[: len(sums)].tolist(), strict=True)), together[len(sums) :]
+    masked = int(counts.sum())
+    evaluation: dict[str, Any] = {"objective": objective_of(model.config), "masked_tokens": masked}
+    floor = None
+    if trainer.train_dataset is not None and PackedRows.fits(trainer.train_dataset):
+        specials = trainer.masking.tokenizer.all_special_ids
+        floor = evaluation["unigram_floor"] = unigram_floor(PackedRows(trainer.train_dataset), counts, specials)
+    if model.main_loss_name is None:
+        figures = {"held_out_loss": sums["loss"] / masked, "floor": floor}
+    else:
+        figures = model.figures(sums)
+        figures = {"held_out_loss": figures[model.main_loss_name], **figures, "floor": model.floor(figures, floor)}
+    return evaluation | {name: value for name, value in figures.items() if value is not None}

@@ -1,0 +1,40 @@
+"""What methods find out of the training text before a new run begins."""
+
+import time
+from typing import Any
+
+import torch
+
+from hf_effpt.core.errors import EffptError
+from hf_effpt.core.method import Method
+from hf_effpt.data.packing import PackedRows
+from hf_effpt.data.words import TrainingText
+
+
+def prepare_methods(model: Any, rows: Any, tokenizer: Any) -> dict[str, float]:
+    """Has the methods that need it look through the text; the seconds that each has taken.
+
+    Raises:
+        EffptError: if a method needs the text and there is none that it can read, or the text does not suit it.
+    """
+    seconds = {}
+    for method in model.methods:
+        if type(method).prepare is Method.prepare or rows is None:
+            continue
+        if tokenizer is None or not PackedRows.fits(rows):
+            raise EffptError(
+                f"The method `{method.name}` looks through the training text, so `train_dataset` must be rows from "
+                "`pack(…)` and `processing_class` the tokenizer that they were packed with."
+            )
+        began = time.perf_counter()
+        method.prepare(model.backbone, TrainingText(PackedRows(rows), tokenizer))
+        seconds[method.name] = time.perf_counter() - began
+    return seconds
+
+
+def agreed(seconds: dict[str, float], accelerator: Any) -> dict[str, float]:
+    """The mean over all processes, so that their clocks do not part."""
+    if not seconds:
+        return {}
+    mine = torch.tensor(list(seconds.values()), dtype=torch.float32, device=accelerator.device)
+    return dict(zip(seconds, accelerator.reduce(mine, "mean").tolist(), strict=True))

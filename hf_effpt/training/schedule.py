@@ -1,0 +1,39 @@
+"""The learning rate as a function of the share of the budget that is spent."""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+from torch.optim.lr_scheduler import LambdaLR
+from transformers.optimization import get_scheduler
+
+from .arguments import EffptTrainingArguments
+
+
+def clock_schedule(
+    args: EffptTrainingArguments, optimizer: Any, fraction: Callable[[], float], length: int
+) -> LambdaLR:
+    """The stock schedule of that name, read at the clock and not at the number of calls.
+
+    Args:
+        args ([`EffptTrainingArguments`]): with the schedule, its warm-up, and whether that multiplies the decay
+            (Clark et al., 2020, `optimization.py`) or precedes it.
+        optimizer (`torch.optim.Optimizer`): whose learning rate it sets.
+        fraction (`Callable`): the share of the budget that is spent.
+        length (`int`): the steps that the whole budget stands for.
+    """
+    warmup = args.get_warmup_steps(length)
+    stock: Any = get_scheduler(
+        args.lr_scheduler_type,
+        optimizer,
+        num_warmup_steps=0 if args.multiply_warmup else warmup,
+        num_training_steps=length,
+        scheduler_specific_kwargs=cast("dict | None", args.lr_scheduler_kwargs),  # no string once parsed
+    )
+    shape = stock.lr_lambdas[0]  # the same in every group
+
+    def share_of_peak(_: int) -> float:
+        step = fraction() * length
+        rise = min(1.0, step / warmup) if args.multiply_warmup and warmup else 1.0
+        return shape(step) * rise
+
+    return LambdaLR(optimizer, share_of_peak)  # made anew, so that the very first rate is its own and not the stock's

@@ -1,0 +1,71 @@
+"""A text of words of one to three sub-words, some of them rare, and models that take notes of those."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from hf_effpt.methods.tnf.lookup import entries_of, words_of
+from tests import tiny
+
+PAD, UNK, CLS, SEP, MASK = range(5)
+STARTS, CONTINUATIONS = range(5, 70), range(70, tiny.VOCAB)
+RARE = ((60, 100, 101), (61,), (62, 100), (63, 101, 100))
+
+
+def text(rows, vocabulary=tiny.VOCAB):
+    """What `Method.prepare` is given."""
+    rows = np.asarray(rows, np.int64)
+    return SimpleNamespace(
+        batches=lambda: iter(np.array_split(rows, 3)),
+        continues=np.arange(vocabulary) >= CONTINUATIONS[0],
+        specials=[PAD, UNK, CLS, SEP, MASK],
+        mask=MASK,
+        pad=PAD,
+    )
+
+
+def row(*words, length=tiny.LENGTH):
+    """One row of these words, filled up with frequent ones."""
+    ids = [token for word in words for token in word]
+    return [CLS, *ids, *(6 + index % 3 for index in range(length - 2 - len(ids))), SEP]
+
+
+def rows():
+    """Each rare word occurs 4 times, with common ones around it."""
+    common = [(6,), (7, 80), (8,)]
+    return [row(common[number % 3], word, common[(number + 1) % 3]) for number in range(4) for word in RARE]
+
+
+def model(methods=None, config=None, **settings):
+    """A training model that has counted `rows()`; its dictionary holds `RARE`."""
+    settings = {"min_count": 4, "max_count": 4, **settings}
+    torch.manual_seed(3)
+    made = tiny.model({"tnf": settings, **(methods or {})}, **(config or {}))
+    prepare(made)
+    return made
+
+
+def prepare(made):
+    tnf = method(made)
+    tnf.prepare(made.backbone, text(rows()))
+    return tnf
+
+
+def method(made):
+    return next(method for method in made.methods if method.name == "tnf")
+
+
+def entry(made, word):
+    """The entry of a word, found with a row of its own."""
+    with_word = torch.tensor([row((6,), word)])
+    notes = made.backbone.notes
+    return int(looked_up(notes, with_word)[0, 2])
+
+
+def looked_up(notes, ids):
+    return entries_of(ids, words_of(ids, notes.kinds), notes.keys)
+
+
+def batch(*rows_of_words):
+    return torch.tensor([row(*words) for words in rows_of_words])

@@ -1,0 +1,251 @@
+"""TNF with other methods, other encoders, several processes, data workers and fine-tuning."""
+
+import pickle
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import ElectraConfig, ElectraModel
+
+from hf_effpt.core.depth import stack_of
+from hf_effpt.core.errors import EffptError
+from hf_effpt.core.ledger import record
+from hf_effpt.core.method import build_methods
+from hf_effpt.core.tally import tally_of
+from hf_effpt.data.masking import DataCollatorForMaskedLM
+from hf_effpt.methods import TNF
+from hf_effpt.methods.tnf import DataCollatorForNotes
+from hf_effpt.models import EffptBertForMaskedLM, EffptBertForSequenceClassification
+from hf_effpt.training.flops import FlopCounter
+from tests import tiny
+
+from . import notes
+from .notes import RARE
+
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+IDS = [((6,), RARE[0], (7, 80)), (RARE[1], (8,), RARE[0])]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("k", -1), ("gamma", 0.0), ("gamma", 1.1), ("weight", 1.0), ("weight", -0.1), ("min_count", 0), ("max_count", 0),
+     ("max_entries", 0), ("entries", 0), ("scale", "x"), ("at_growth", "x"), ("use", "x")],
+)  # fmt: skip
+def test_impossible_values_are_refused(field, value):
+    with pytest.raises(EffptError, match=rf"`tnf\.{field}`.*{value}"):
+        TNF(**{field: value})
+
+
+def test_bounds_in_the_wrong_order_are_refused():
+    with pytest.raises(EffptError, match=r"`tnf\.max_count` is 3, below `tnf\.min_count`, 5"):
+        TNF(min_count=5, max_count=3)
+
+
+def test_much_layer_drop_is_refused_before_anything_is_built():
+    for p in (0.5, 0.9):
+        with pytest.raises(EffptError, match=rf"`layerdrop\.p` {p}.*below 0\.5, or use `stacking`"):
+            build_methods({"tnf": {}, "layerdrop": {"p": p}}, tiny.config())
+    assert len(build_methods({"tnf": {}, "layerdrop": {"p": 0.49}}, tiny.config())) == 2
+
+
+def test_with_layer_drop_every_training_forward_writes_from_the_layers_that_ran():
+    model = notes.model({"layerdrop": {"p": 0.4}}, config=NO_DROPOUT, k=1).train()
+    index, stack = notes.entry(model, RARE[1]), stack_of(model.bert)
+    shapes = set()
+    for step in range(6):
+        for method in model.methods:
+            method.schedule(model.bert, step, step / 6, seed=3)
+        shapes.add(stack.active)
+        before = model.bert.notes.vectors[index].clone()
+        hidden = model.bert(notes.batch(((6,), RARE[1]))).last_hidden_state
+        expected = 0.9 * before + 0.1 * hidden[0, 1:4].mean(0)
+        assert torch.allclose(model.bert.notes.vectors[index], expected, atol=1e-6)
+    assert len(shapes) > 1
+    assert tally_of(model.bert).take()["tnf_written"] == 6
+
+
+def test_with_stacking_notes_are_kept_by_default():
+    model = notes.model({"stacking": {"depth": 2, "at": [0.5]}})
+    model.train()(notes.batch(*IDS))
+    before = model.bert.notes.vectors.clone()
+    for method in model.methods:
+        method.advance(model.bert, 4, 0.5)
+        method.schedule(model.bert, 4, 0.5, seed=1)
+    assert len(stack_of(model.bert).order) == 4
+    assert torch.equal(model.bert.notes.vectors, before)
+    model(notes.batch(*IDS))
+    assert not torch.equal(model.bert.notes.vectors, before)
+    exported = model.export()
+    assert exported.config.num_hidden_layers == 4
+
+
+def test_reset_at_growth_is_the_same_for_a_resumed_run():
+    model = notes.model(at_growth="reset")
+    method, dictionary = notes.method(model), model.bert.notes
+    initial = dictionary.vectors.clone()
+    method.schedule(model.bert, 4, 0.4, seed=1)
+    assert torch.equal(dictionary.vectors, initial)
+    record(model.config, 5, "stacking", "grew")
+    state = torch.get_rng_state()
+    method.schedule(model.bert, 5, 0.5, seed=1)
+    drawn = dictionary.vectors.clone()
+    assert not torch.equal(drawn, initial)
+    assert drawn.std() == pytest.approx(0.02, rel=0.3)
+    method.schedule(model.bert, 5, 0.5, seed=1)  # a run that resumes at this step
+    assert torch.equal(dictionary.vectors, drawn)
+    assert torch.equal(torch.get_rng_state(), state)
+    method.schedule(model.bert, 6, 0.6, seed=1)
+    assert torch.equal(dictionary.vectors, drawn)
+    method.schedule(model.bert, 5, 0.5, seed=2)
+    assert not torch.equal(dictionary.vectors, drawn)
+
+
+@pytest.mark.parametrize(("gamma", "faster"), [(0.1, 0.3), (0.5, 1.0)])
+def test_fast_at_growth_lasts_a_tenth_of_the_steps_before(gamma, faster):
+    model = notes.model(at_growth="fast", gamma=gamma)
+    record(model.config, 30, "stacking", "grew")
+    seen = {}
+    for step in (33, 30, 32, 31, 99):
+        notes.method(model).schedule(model.bert, step, 0.5, seed=1)
+        seen[step] = model.bert.notes.gamma
+    assert seen == pytest.approx({30: faster, 31: faster, 32: faster, 33: gamma, 99: gamma})
+
+
+@pytest.mark.parametrize("embedding_size", [16, 32])
+def test_an_electra_encoder_blends_where_the_note_fits(embedding_size):
+    """Into the sum of the embeddings, or into their projection where they are narrower than the encoder."""
+    torch.manual_seed(0)
+    config = ElectraConfig(**tiny.SHAPE, embedding_size=embedding_size, **NO_DROPOUT)
+    config.methods, config.events, config.layer_order = {}, None, None
+    encoder = ElectraModel(config).train()
+    tnf = TNF(min_count=4, max_count=4, weight=0.25)
+    tnf.prepare(encoder, notes.text(notes.rows()))
+    ids = notes.batch(((6,), RARE[1]), ((6,), (7,)))
+    place = encoder.embeddings_project if embedding_size == 16 else encoder.embeddings.LayerNorm
+    seen = {}
+    if embedding_size == 16:
+        place.register_forward_hook(lambda module, args, out: seen.update(mixed=out, plain=module.forward(args[0])))
+    else:
+        table = encoder.embeddings
+        plain = table.word_embeddings(ids) + table.token_type_embeddings.weight[0]
+        seen["plain"] = plain + table.position_embeddings.weight[:16]
+        place.register_forward_pre_hook(lambda _, args: seen.update(mixed=args[0]))
+    vectors = encoder.notes.vectors.clone()
+    encoder(ids)
+    index = int(notes.looked_up(encoder.notes, ids)[0, 2])
+    expected = seen["plain"].clone()
+    expected[0, 2] = 0.75 * expected[0, 2] + 0.25 * vectors[index]
+    assert torch.allclose(seen["mixed"], expected, atol=1e-6)
+    assert not torch.equal(vectors, encoder.notes.vectors)
+    tnf.eject(encoder)
+    assert not place._forward_hooks or embedding_size == 16
+    assert not encoder._forward_hooks
+
+
+def test_a_collator_finds_what_the_model_would_find():
+    model = notes.model(config=NO_DROPOUT).train()
+    tokenizer = tiny.tokenizer()
+    inner = DataCollatorForMaskedLM(tokenizer, seed=4)
+    collator = pickle.loads(pickle.dumps(DataCollatorForNotes(inner, model.bert.notes)))
+    assert collator.mlm_probability == inner.mlm_probability
+    with pytest.raises(AttributeError):
+        _ = collator.no_such_thing
+    batch = collator([{"input_ids": row} for row in notes.rows()])
+    plain = inner([{"input_ids": row} for row in notes.rows()])
+    assert torch.equal(batch["input_ids"], plain["input_ids"])
+    assert torch.equal(batch["note_ids"], notes.looked_up(model.bert.notes, batch["input_ids"]))
+    assert 0 < (batch["note_ids"] >= 0).double().mean() < 0.5
+    own = pickle.loads(pickle.dumps(model.bert.notes.vectors))
+    loss = model(**batch).loss
+    given = model.bert.notes.vectors.clone()
+    sums = tally_of(model.bert).take()
+    model.bert.notes.vectors.copy_(own)
+    assert torch.equal(model(**plain).loss, loss)
+    assert torch.equal(model.bert.notes.vectors, given)
+    again = tally_of(model.bert).take()
+    assert all(torch.equal(sums[name], again[name]) for name in again)
+    assert FlopCounter().count(model, batch) == FlopCounter().count(model, plain) > 0
+    assert torch.equal(model.bert.notes.vectors, given)  # counting writes nothing
+    model.bert.notes.keys.copy_(torch.arange(4))
+    assert not torch.equal(model(**batch).loss, model(**plain).loss)  # what a collator has found is used
+
+
+@pytest.mark.parametrize("use", ["frozen", "updating"])
+def test_fine_tuning_with_notes(tmp_path, use):
+    """Frozen notes are read and not written; updated ones are written in training; no stock export has them."""
+    notes.model().save_pretrained(tmp_path)
+    config = tiny.config({"tnf": {**notes.model().config.methods["tnf"], "use": use}}, **NO_DROPOUT)
+    model = EffptBertForSequenceClassification.from_pretrained(tmp_path, config=config)
+    assert torch.equal(model.bert.notes.vectors, EffptBertForMaskedLM.from_pretrained(tmp_path).bert.notes.vectors)
+    ids = notes.batch(*IDS)
+    with_notes = model.eval()(ids).logits
+    before = model.bert.notes.vectors.clone()
+    model.train()(ids)
+    assert torch.equal(model.bert.notes.vectors, before) == (use == "frozen")
+    after = model.bert.notes.vectors.clone()
+    model.eval()(ids)
+    assert torch.equal(model.bert.notes.vectors, after)
+    model.bert.notes.keys.copy_(torch.arange(len(RARE)))
+    assert not torch.equal(model(ids).logits, with_notes)
+    with pytest.raises(EffptError, match=f"`{use}`.*no stock model does"):
+        model.export()
+    with pytest.raises(EffptError, match=rf"`tnf\.use` is `{use}`.*stock Trainer"):
+        notes.prepare(model)
+
+
+PROCESSES = """
+import sys
+import torch
+from torch import distributed, multiprocessing
+
+from tests.unit.methods import notes
+
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+def run(rank, world, folder):
+    torch.set_num_threads(1)
+    if world > 1:
+        distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    model = notes.model(config=NO_DROPOUT).train()
+    rows = torch.tensor(notes.rows())
+    for step in range(3):
+        batch = rows[4 * step : 4 * step + 4]
+        model(batch[rank * 4 // world : (rank + 1) * 4 // world])
+    torch.save(model.bert.notes.vectors, f"{folder}/{world}-{rank}.pt")
+    if world > 1:
+        distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    folder = sys.argv[1]
+    run(0, 1, folder)
+    multiprocessing.spawn(run, (2, folder), nprocs=2)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_notes_of_one(tmp_path):
+    (tmp_path / "processes.py").write_text(PROCESSES)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "processes.py"), str(tmp_path)],
+        env={"PYTHONPATH": ":".join(sys.path), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    one, first, second = (torch.load(tmp_path / f"{name}.pt") for name in ("1-0", "2-0", "2-1"))
+    assert torch.equal(first, second)
+    assert torch.allclose(first, one, atol=1e-6)
+    assert not torch.allclose(one, notes.model().bert.notes.vectors, atol=1e-2)
+
+
+def test_the_text_needs_no_more_than_it_says():
+    """A tokenizer smaller than the embedding table: ids beyond it are special and never hit."""
+    text = notes.text(notes.rows())
+    model = tiny.model({"tnf": {"min_count": 4, "max_count": 4}}, vocab_size=tiny.VOCAB + 64)
+    notes.method(model).prepare(model.bert, SimpleNamespace(**vars(text)))
+    assert len(model.bert.notes.kinds) == tiny.VOCAB + 64
+    assert len(model.bert.notes.keys) == len(RARE)

@@ -1,0 +1,170 @@
+"""Which words TNF counts and finds, against plain Python."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from hf_effpt.core.errors import EffptError
+from hf_effpt.methods import TNF
+from hf_effpt.methods.tnf import counting
+from hf_effpt.methods.tnf.counting import bounds_for, choose_words, count_words
+from hf_effpt.methods.tnf.lookup import entries_of, hashes_of, kinds_of, occurrences_of, words_of
+from tests import tiny
+
+from . import notes
+from .notes import CLS, CONTINUATIONS, MASK, PAD, SEP, STARTS, UNK
+
+
+def random_rows(seed, number=40, length=24, masks=True):
+    generator = np.random.default_rng(seed)
+    ids = generator.integers(STARTS[0], STARTS[0] + 8, (number, length))
+    tails = generator.random((number, length)) < 0.45
+    ids[tails] = generator.integers(CONTINUATIONS[0], CONTINUATIONS[0] + 4, tails.sum())
+    for token, share in ((SEP, 0.05), (UNK, 0.05), *(((MASK, 0.1),) if masks else ())):
+        ids[generator.random((number, length)) < share] = token
+    ids[:, 0] = CLS
+    ids[generator.random(number) < 0.7, -1] = SEP
+    for row in range(0, number, 5):
+        ids[row, generator.integers(length // 2, length) :] = PAD
+    return ids
+
+
+def words_in(row):
+    """(first, end, tokens) of the whole words of a row, one token after the other."""
+    found, current = [], None
+    for place, token in enumerate([*row, PAD]):
+        goes_on = token in CONTINUATIONS or token == MASK
+        if current is not None and not goes_on:
+            found.append((current, place, tuple(row[current:place])))
+            current = None
+        if token in STARTS:
+            current = place
+    text_end = len(row) - (row[-1] in (PAD, UNK, CLS, SEP))
+    return [word for word in found if word[1] < text_end]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_counts_are_those_of_a_python_dictionary(seed, monkeypatch):
+    monkeypatch.setattr(counting, "CHUNK", 50)  # so that counts are merged several times
+    rows = random_rows(seed, masks=False)
+    kinds = kinds_of(notes.text(rows), tiny.VOCAB)
+    keys, counts = count_words(np.array_split(rows, 7), kinds)
+    expected = Counter(word for row in rows.tolist() for _, _, word in words_in(row))
+    assert (np.diff(keys) > 0).all()
+    assert sorted(counts) == sorted(expected.values())
+    for word, count in expected.items():
+        alone = torch.tensor([[CLS, *word, 5, SEP]])
+        key = hashes_of(alone, words_of(alone, kinds))[0, 1].item()
+        assert counts[np.searchsorted(keys, key)] == count, word
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_look_up_is_that_of_a_python_dictionary(seed):
+    """Masks anywhere in a word, cut words at both ends, padding, unknown words: no hit but on whole words."""
+    rows = random_rows(seed)
+    kinds = kinds_of(notes.text(rows), tiny.VOCAB)
+    keys, counts = count_words([random_rows(seed, masks=False), random_rows(seed + 50, masks=False)], kinds)
+    chosen = torch.from_numpy(keys[counts <= np.median(counts)])
+    ids = torch.from_numpy(rows)
+    words = words_of(ids, kinds)
+    entries = entries_of(ids, words, chosen)
+    expected = torch.full_like(ids, -1)
+    for number, row in enumerate(rows.tolist()):
+        for first, end, word in words_in(row):
+            if MASK in word:
+                continue
+            alone = torch.tensor([[CLS, *word, 5, SEP]])
+            expected[number, first:end] = entries_of(alone, words_of(alone, kinds), chosen)[0, 1]
+    assert 0.05 < (expected >= 0).double().mean() < 0.9
+    assert torch.equal(entries, expected)
+    found, hits = occurrences_of(entries, words)
+    assert hits == found.used_C.sum() > 0
+    spans = [
+        (row, first, end)
+        for row in range(len(rows))
+        for first, end, _ in words_in(rows[row])
+        if entries[row, first] >= 0
+    ]
+    places = torch.stack([found.row_C, found.first_C, found.end_C], dim=1)[found.used_C]
+    assert [tuple(place) for place in places.tolist()] == spans
+
+
+@pytest.mark.parametrize("token", [0, 1, 2])
+def test_masking_any_sub_word_kills_the_hit(token):
+    dictionary = notes.model().backbone.notes
+    ids = notes.batch(((6,), (60, 100, 101), (7, 80)))
+    assert (notes.looked_up(dictionary, ids)[0, 2:5] >= 0).all()
+    ids[0, 2 + token] = MASK
+    assert (notes.looked_up(dictionary, ids) < 0).all()
+
+
+def test_a_mask_after_a_word_may_be_more_of_it():
+    dictionary = notes.model().backbone.notes
+    ids = notes.batch(((61,), (6,), (8,)))
+    assert (notes.looked_up(dictionary, ids)[0, 1] >= 0).all()
+    ids[0, 2] = MASK
+    assert (notes.looked_up(dictionary, ids) < 0).all()
+
+
+def test_a_prefix_or_another_order_is_another_word():
+    dictionary = notes.model().backbone.notes
+    for word in ((60,), (60, 100), (60, 101, 100), (60, 100, 101, 101), (63, 100, 101), (101, 100)):
+        assert (notes.looked_up(dictionary, notes.batch(((6,), word))) < 0).all(), word
+
+
+def test_the_last_word_of_a_row_may_be_cut():
+    kinds = kinds_of(notes.text([notes.row()]), tiny.VOCAB)
+    for row, whole in (
+        ([CLS, 5, 6, SEP], [False, True, False, False]),  # 6 may go on in the next row
+        ([CLS, 5, 6, 7], [False, True, True, False]),
+        ([CLS, 5, 6, 70], [False, True, False, False]),
+        ([CLS, 70, 6, SEP], [False, False, False, False]),  # 70 goes on with a word of the row before
+        ([CLS, 5, SEP, PAD], [False, True, False, False]),
+    ):
+        assert words_of(torch.tensor([row]), kinds).whole_BL[0].tolist() == whole, row
+
+
+def test_hashes_of_many_words_differ():
+    generator = torch.Generator().manual_seed(0)
+    kinds = torch.full((30_000,), 1, dtype=torch.uint8)
+    kinds[:15_000] = 0
+    starts, tails = (torch.randint(first, first + 15_000, (200_000, 2), generator=generator) for first in (0, 15_000))
+    ids = torch.cat([starts[:, :1], tails], dim=1).unique(dim=0)
+    assert len(hashes_of(ids, words_of(ids, kinds))[:, 0].unique()) == len(ids) > 199_000
+
+
+def test_bounds_follow_the_size_of_the_text():
+    assert bounds_for(3_470_000_000, None, None) == (101, 505)
+    assert bounds_for(100_000_000, None, None) == (5, 25)
+    assert bounds_for(100_000_000, 3, None) == (3, 15)
+    assert bounds_for(100_000_000, None, 4) == (4, 4)
+    assert bounds_for(100, 7, 9) == (7, 9)
+
+
+def test_the_cap_keeps_the_more_frequent_words():
+    keys, counts = np.array([10, 20, 30, 40, 50]), np.array([5, 6, 5, 7, 99])
+    assert choose_words(keys, counts, 5, 9, 10).tolist() == [10, 20, 30, 40]
+    assert choose_words(keys, counts, 5, 9, 3).tolist() == [10, 20, 40]
+    assert choose_words(keys, counts, 5, 9, 1).tolist() == [40]
+
+
+@pytest.mark.parametrize(("least", "most", "what"), [(1000, 2000, "no word"), (1, 1000, "every word")])
+def test_bounds_that_part_nothing_are_refused_with_ones_that_do(least, most, what):
+    keys, counts = np.arange(8), np.array([1, 1, 2, 3, 3, 7, 40, 40])
+    with pytest.raises(
+        EffptError, match=f"{what} of this text.*occur 1 to 40 times.*`min_count: 2` and `max_count: 3`"
+    ):
+        choose_words(keys, counts, least, most, 10)
+    assert len(choose_words(keys, counts, 2, 3, 10)) == 3
+
+
+def test_text_without_rare_words_is_refused_when_it_is_counted():
+    model = tiny.model({"tnf": {"min_count": 1000}})
+    with pytest.raises(EffptError, match="occur 1000 to 5000 times"):
+        notes.prepare(model)
+    with pytest.raises(EffptError, match="all words are equally frequent"):
+        choose_words(np.arange(3), np.array([4, 4, 4]), 1, 9, 10)
+    with pytest.raises(EffptError, match="no whole words"):
+        TNF().prepare(model.backbone, notes.text([[CLS, 5, SEP]]))
