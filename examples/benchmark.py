@@ -50,7 +50,7 @@ def measure(side: str, shape: tuple, dropout: float, dataset: str) -> dict:
 
     from hf_effpt import EffptBertConfig, EffptBertForMaskedLM, EffptTrainer, EffptTrainingArguments
     from hf_effpt.data.corpus import open_corpus
-    from hf_effpt.pretrain import prepare_rows, prepare_tokenizer
+    from hf_effpt.pretraining import prepare_rows, prepare_tokenizer
     from hf_effpt.training.recipe import Recipe
 
     layers, hidden, heads, vocabulary, batch, steps, precision = shape

@@ -23,7 +23,7 @@ from hf_effpt import METHODS, Recipe, pack, train_tokenizer
 from hf_effpt.core.objectives import OBJECTIVES
 from hf_effpt.data.masking import DataCollatorForMaskedLM
 from hf_effpt.data.packing import PackedRows
-from hf_effpt.pretrain import build_model
+from hf_effpt.pretraining import build_model
 from hf_effpt.training.flops import FlopCounter
 from hf_effpt.training.preparing import prepare_methods
 

@@ -51,7 +51,7 @@ _PUBLIC = {
     "Recipe": "training.recipe",
     "export": "hub.export",
     "push": "hub.push",
-    "pretrain": "pretrain",
+    "pretrain": "pretraining",
     "evaluate": "evaluation.suite",
     "compare": "comparison.compare",
 }

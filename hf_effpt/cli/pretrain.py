@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, extra: list[str]) -> None:
-    from hf_effpt.pretrain import pretrain
+    from hf_effpt.pretraining import pretrain
     from hf_effpt.training.recipe import Recipe
 
     show_messages()

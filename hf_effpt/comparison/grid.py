@@ -10,7 +10,7 @@ from typing import Any
 from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
 from hf_effpt.hub.folders import write_json
-from hf_effpt.pretrain import FREE
+from hf_effpt.pretraining import FREE
 from hf_effpt.training.checkpoints import checkpoints_in
 from hf_effpt.training.recipe import Recipe
 

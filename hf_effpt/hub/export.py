@@ -18,6 +18,7 @@ from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import replacing_folder_contents
 from hf_effpt.core.ledger import ledger_of
+from hf_effpt.core.objectives import objective_of
 from hf_effpt.models.base import exports_of, fill
 from hf_effpt.models.configuration_electra import bert_settings
 
@@ -109,6 +110,7 @@ def _export_checkpoint(checkpoint: Path, training_class: type[Any], folder: Path
         shutil.copyfile(checkpoint.parent / "recipe.yaml", folder / "recipe.yaml")
     verify(folder, stock)
     model = {
+        "objective": objective_of(trained.config),
         "training_class": training_class.__name__,
         "stock_class": type(stock).__name__,
         "parameters": stock.num_parameters(),

@@ -12,6 +12,7 @@ import transformers
 
 import hf_effpt
 from hf_effpt.core.ledger import ledger_of
+from hf_effpt.core.objectives import objective_of
 
 from .energy import energy_entry
 from .meters import PARTS
@@ -28,6 +29,7 @@ def run_record(trainer: "ExportingTrainer") -> dict[str, Any]:
         "ledger": ledger_of(model.config),
         "clock": trainer.timekeeper.clock.as_dict(),
         "model": {
+            "objective": objective_of(model.config),
             "training_class": type(model).__name__,
             "stock_class": model.stock_class_of(model.config).__name__,
             "parameters": model.num_parameters(),

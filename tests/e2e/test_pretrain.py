@@ -11,7 +11,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 from hf_effpt import METHODS, Recipe, pretrain
 from hf_effpt.cli.main import main
 from hf_effpt.core.clock import Clock
-from hf_effpt.pretrain import RunResult, prepare_data
+from hf_effpt.pretraining import RunResult, prepare_data
 from hf_effpt.training.checkpoints import checkpoints_in
 
 WORDS = (

@@ -16,7 +16,8 @@ torch.set_num_threads(1)
 from tests import tiny
 out, methods, rows, objective = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 trainer = tiny.trainer(out, methods, objective=objective, per_device_train_batch_size=rows,
-                       gradient_accumulation_steps=2, save_strategy="steps", save_steps=5, optim="sgd", learning_rate=0.3)
+                       gradient_accumulation_steps=2, save_strategy="steps", save_steps=5, optim="sgd",
+                       learning_rate=0.3)
 trainer.train()
 metrics = trainer.evaluate()
 if trainer.is_world_process_zero():

@@ -45,7 +45,7 @@ def test_tokenizer_refuses_a_vocabulary_that_is_no_multiple_of_64(tmp_path, caps
 
 
 def test_pretrain_passes_the_recipe_with_its_flags(calls, tmp_path, capsys):
-    kept = calls("hf_effpt.pretrain", "pretrain", result=SimpleNamespace(summary=lambda: "Trained."))
+    kept = calls("hf_effpt.pretraining", "pretrain", result=SimpleNamespace(summary=lambda: "Trained."))
     out = str(tmp_path / "out")
     flags = ["--training.output_dir", out, "--methods.layerdrop.p", "0.1", "--resume", "--training.budget", "3steps"]
     assert main(["pretrain", "tiny", *flags]) == 0

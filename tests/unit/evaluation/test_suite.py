@@ -158,7 +158,7 @@ def test_pairs_as_they_are_published(tmp_path, monkeypatch):
 
 def run_on(tmp_path, corpus, objective="mlm", **changes):
     """A run of three steps on some text, trained at a rate of masks that is not the one of evaluation."""
-    from hf_effpt.pretrain import pretrain
+    from hf_effpt.pretraining import pretrain
     from hf_effpt.training.recipe import Recipe
 
     data = {"dataset": str(corpus), "sequence_length": 32, "vocab_size": 256, "validation": 0.2,

@@ -95,6 +95,16 @@ def test_public_names_all_exist():
         _ = hf_effpt.nonsense
 
 
+def test_public_functions_are_no_modules():
+    """Whatever has been imported before."""
+    import hf_effpt.comparison.compare
+    import hf_effpt.evaluation.suite
+    import hf_effpt.pretraining
+
+    for name in ("pretrain", "evaluate", "compare", "export", "push", "pack", "train_tokenizer"):
+        assert callable(getattr(hf_effpt, name)), name
+
+
 def test_tuples_where_they_are_asked_for():
     model = tiny.model().eval()
     ids = torch.randint(5, tiny.VOCAB, (2, 6))

@@ -1,5 +1,5 @@
 from hf_effpt.core.clock import Clock
-from hf_effpt.pretrain import RunResult
+from hf_effpt.pretraining import RunResult
 
 ELECTRA = {
     "objective": "electra",
