@@ -59,6 +59,7 @@ class EffptMixin:
         for method in plain.methods:
             method.eject(plain.backbone)
         flatten(plain.backbone)
+        plain.before_export()
         with torch.device("meta"):
             stock = self.stock_class_of(plain.config)(plain.config.stock())
         fill(stock, plain, self.stock_name)
@@ -72,6 +73,9 @@ class EffptMixin:
     def stock_name(self, name: str) -> str | None:
         """The name that a parameter or buffer has in the exported model; `None` if it is only for training."""
         return None if name.startswith(self.training_only) else name
+
+    def before_export(self) -> None:
+        """Makes the parameters of a copy those of the stock model."""
 
     def export_auxiliary(self) -> dict[str, PreTrainedModel]:
         """Stock models that are exported besides, by the name of their folder."""

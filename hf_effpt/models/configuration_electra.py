@@ -33,6 +33,10 @@ class EffptElectraConfig(ElectraConfig):
             names of `ElectraConfig`.
         generator_dropout (`bool`, *optional*, defaults to `True`): whether the generator, which also samples in
             training mode, has the discriminator's dropout, or none (COCO-LM, Meng et al., 2021).
+        embedding_sharing (`str`, *optional*, defaults to `"vanilla"`): `vanilla`, one table of words that learns from
+            both losses, as published; or `disentangled`: the discriminator's is the generator's, which its loss does not
+            reach, plus a table of its own that begins at zero (DeBERTaV3, He et al., 2021, section 3.2). Only with a
+            discriminator.
         loss_weight (`float`, *optional*): of the discriminator's loss beside the generator's; by default 50 for a
             discriminator and 1 for a loss over the vocabulary.
         methods, layer_order, events: as in [`EffptBertConfig`].
@@ -50,6 +54,7 @@ class EffptElectraConfig(ElectraConfig):
         "generator_size",
         "generator",
         "generator_dropout",
+        "embedding_sharing",
         "loss_weight",
         *LEDGER,
     )
@@ -59,6 +64,7 @@ class EffptElectraConfig(ElectraConfig):
     generator_size: float = 0.25
     generator: dict | None = None
     generator_dropout: bool = True
+    embedding_sharing: str = "vanilla"
     loss_weight: float | int | None = None
     methods: dict | None = None
     layer_order: list | None = None
@@ -69,6 +75,15 @@ class EffptElectraConfig(ElectraConfig):
         self.methods = {**self.default_methods, **(self.methods or {})}
         if self.objective not in self.objectives:
             raise EffptError(f"`objective` must be one of {', '.join(self.objectives)}, not {self.objective!r}.")
+        if self.embedding_sharing not in ("vanilla", "disentangled"):
+            raise EffptError(
+                f"`embedding_sharing` must be `vanilla` or `disentangled`, not {self.embedding_sharing!r}."
+            )
+        if self.disentangled and self.objective not in ("electra", "electra_15"):
+            raise EffptError(
+                f"`embedding_sharing` `disentangled` goes with the objectives electra and electra_15, not with "
+                f"`{self.objective}`, whose head is the table of words itself; leave it out."
+            )
         if self.loss_weight is not None and not self.loss_weight >= 0:
             raise EffptError(f"`loss_weight` must be at least 0, not {self.loss_weight}.")
         if not 0 < self.generator_size:
@@ -76,6 +91,11 @@ class EffptElectraConfig(ElectraConfig):
         if not self.tie_word_embeddings:
             raise EffptError("The generator's tables are the discriminator's: `tie_word_embeddings` cannot be False.")
         self.generator_config()
+
+    @property
+    def disentangled(self) -> bool:
+        """Whether the discriminator's table of words is kept as what it adds to the generator's."""
+        return self.embedding_sharing == "disentangled"
 
     @property
     def main_weight(self) -> float:

@@ -20,17 +20,29 @@ from hf_effpt.core.errors import EffptError
 
 from .base import EffptMixin
 from .configuration_electra import SHARED, EffptElectraConfig
-from .generator import TIED, Batch, JointOutput, WithGenerator
+from .generator import TIED, WORDS, Batch, JointOutput, WithGenerator
 
 
-class EffptElectraModel(EffptMixin, ElectraModel):
+class _WithoutGenerator(EffptMixin):
+    """Refuses what needs the generator that is not there."""
+
+    def __init__(self, config: EffptElectraConfig, *args: Any, **kwargs: Any) -> None:
+        if config.disentangled:
+            raise EffptError(
+                f"`{type(self).__name__}` has no generator, to whose table of words `embedding_sharing` "
+                "`disentangled` adds; export the checkpoint first (`effpt export`), and load the stock model."
+            )
+        super().__init__(config, *args, **kwargs)
+
+
+class EffptElectraModel(_WithoutGenerator, ElectraModel):
     """The encoder alone."""
 
     config_class = EffptElectraConfig
     stock_class = ElectraModel
 
 
-class EffptElectraForSequenceClassification(EffptMixin, ElectraForSequenceClassification):
+class EffptElectraForSequenceClassification(_WithoutGenerator, ElectraForSequenceClassification):
     """ELECTRA with a sequence classification head."""
 
     config_class = EffptElectraConfig
@@ -76,9 +88,14 @@ class ElectraForJointPreTraining(WithGenerator, ElectraForPreTraining):
         config = EffptElectraConfig(**{**_settings(discriminator.config), "generator": sizes, **settings})
         joint = cls(config)
         for part, state in ((joint, discriminator.state_dict()), (joint.generator, generator.state_dict())):
-            own = {name: value for name, value in state.items() if part is joint or not _is_shared(name)}
+            shared = set() if part is joint else shared_names(config)
+            own = {name: value for name, value in state.items() if name not in shared}
             _, unexpected = part.load_state_dict(own, strict=False)
             assert not unexpected, unexpected
+        if config.disentangled:
+            with torch.no_grad():
+                words = (part.electra.embeddings.word_embeddings.weight for part in (joint, joint.generator))
+                next(words).sub_(next(words))
         return joint
 
     def _learn(self, batch: Batch) -> JointOutput:
@@ -128,8 +145,10 @@ def _settings(config: Any) -> dict[str, Any]:
     return {key: value for key, value in config.to_dict().items() if key not in left_out}
 
 
-def _is_shared(name: str) -> bool:
-    return f"generator.{name}" in TIED or name == "generator_lm_head.weight"
+def shared_names(config: EffptElectraConfig) -> set[str]:
+    """The generator's parameters that are the main model's."""
+    names = {*TIED.values(), "generator_lm_head.weight"}
+    return names - {WORDS, "generator_lm_head.weight"} if config.disentangled else names
 
 
 def replaced_loss(logits_BL: Tensor, replaced_BL: Tensor, wanted_BL: Tensor) -> Tensor:

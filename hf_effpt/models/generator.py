@@ -26,6 +26,7 @@ from .base import EffptMixin, fill, isolate_documents
 from .sampling import row_keys, sample, uniforms
 from .sparse_layer import gather_rows, layer_at
 
+WORDS = "electra.embeddings.word_embeddings.weight"
 TIED = {
     f"generator.electra.embeddings.{name}": f"electra.embeddings.{name}"
     for name in (
@@ -97,11 +98,28 @@ class WithGenerator(EffptMixin):
         self._add_heads(config)
         # Of this object, not the class, whose own constructor ties before there is a generator.
         self._tied_weights_keys = {**(self._tied_weights_keys or {}), **TIED}
+        if config.disentangled:
+            del self._tied_weights_keys[f"generator.{WORDS}"]
         self.post_init()
+        if config.disentangled:
+            nn.init.zeros_(self.electra.embeddings.word_embeddings.weight)
+            self.electra.embeddings.word_embeddings.register_forward_hook(self._add_generators_words)
         self.generator.set_attn_implementation(config._attn_implementation)
         for encoder in (self.electra, self.generator.electra):
             if hasattr(encoder, "embeddings_project"):  # as TensorFlow initialises what the official code leaves to it
                 nn.init.xavier_uniform_(encoder.embeddings_project.weight)
+
+    def _add_generators_words(self, table: nn.Embedding, args: tuple, output: Tensor) -> Tensor:
+        """Of disentangled tables: what the generator's says of the same tokens, out of reach of the main loss."""
+        words = self.generator.electra.embeddings.word_embeddings
+        return output + nn.functional.embedding(args[0], words.weight.detach())
+
+    def before_export(self) -> None:
+        if self.config.disentangled:
+            table = self.electra.embeddings.word_embeddings
+            with torch.no_grad():
+                table.weight += self.generator.electra.embeddings.word_embeddings.weight
+            table._forward_hooks.clear()
 
     def _add_heads(self, config: Any) -> None:
         """Adds what the main model needs besides its stock head."""

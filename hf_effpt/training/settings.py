@@ -18,7 +18,7 @@ SIZES: dict[str, tuple[int, int, int]] = {
 }
 
 # Settings of some objectives only.
-OF_GENERATORS = ("embedding_size", "generator_size", "generator_dropout", "loss_weight")
+OF_GENERATORS = ("embedding_size", "generator_size", "generator_dropout", "embedding_sharing", "loss_weight")
 OF_MCBERT = ("candidates", "candidates_at", "faithful")
 
 
@@ -49,6 +49,8 @@ class ModelSettings:
         generator_size (`float`, *optional*):
             Width of the generator (of MC-BERT the meta controller) as a share of the model's; by default 1/4 (1/3).
         generator_dropout (`bool`, *optional*): Whether the generator has the model's dropout; by default it has.
+        embedding_sharing (`str`, *optional*):
+            How ELECTRA's models share their table of words: `vanilla`, as published, or `disentangled` (DeBERTaV3).
         loss_weight (`float`, *optional*): Weight of the main loss beside the generator's; by default as published.
         candidates (`int`, *optional*): Candidates at a position of MC-BERT; by default 10.
         candidates_at (`str`, *optional*): Where MC-BERT has candidates: at `all` positions, the default, or `masked`.
@@ -70,6 +72,7 @@ class ModelSettings:
     embedding_size: int | None = None
     generator_size: float | None = None
     generator_dropout: bool | None = None
+    embedding_sharing: Literal["vanilla", "disentangled"] | None = None
     loss_weight: float | None = None
     candidates: int | None = None
     candidates_at: Literal["all", "masked"] | None = None

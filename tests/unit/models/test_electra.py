@@ -8,7 +8,7 @@ from torch import nn
 from transformers import ElectraConfig, ElectraForMaskedLM, ElectraForPreTraining
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.models import EffptElectraConfig, ElectraForJointPreTraining
+from hf_effpt.models import EffptElectraConfig, EffptElectraModel, ElectraForJointPreTraining
 from hf_effpt.models.electra import prior_entropy
 from hf_effpt.models.generator import TIED
 from tests import tiny
@@ -284,9 +284,51 @@ def test_parts_that_do_not_fit_are_refused():
             ElectraForJointPreTraining.from_parts(discriminator, generator)
 
 
+# Disentangled tables of words.
+
+
+def test_disentangled_tables_part_the_gradients(tmp_path):
+    """The generator's table learns from its loss alone; the discriminator reads it plus what it has of its own."""
+    torch.manual_seed(0)
+    model, batch = tiny.joint(embedding_sharing="disentangled"), tiny.batch()
+    words, own = (part.electra.embeddings.word_embeddings.weight for part in (model.generator, model))
+    assert words is model.generator.generator_lm_head.weight
+    assert words is not own
+    assert not own.any()
+    output = model(**batch)
+    output.main_loss.backward(retain_graph=True)
+    assert words.grad is None
+    assert own.grad.abs().max() > 0
+    model.zero_grad()
+    output.generator_loss.backward()
+    assert own.grad is None
+    assert words.grad.abs().max() > 0
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    model(**batch).loss.backward()
+    optimizer.step()
+    ids = batch["input_ids"]
+    stock, generator = model.export(), model.export_generator()
+    assert torch.allclose(stock.electra.embeddings.word_embeddings.weight, words + own)
+    assert torch.allclose(stock(ids).logits, model.eval()(ids).logits, atol=1e-6)
+    assert torch.allclose(generator(ids).logits, model.generator(ids).logits, atol=1e-6)
+    assert torch.allclose(model(ids).logits, stock(ids).logits, atol=1e-6)  # exporting changes nothing
+    model.save_pretrained(tmp_path)
+    loaded, report = ElectraForJointPreTraining.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert torch.allclose(loaded(ids).logits, stock(ids).logits, atol=1e-6)
+    again = ElectraForJointPreTraining.from_parts(stock, generator, embedding_sharing="disentangled").eval()
+    assert torch.allclose(again(ids).logits, stock(ids).logits, atol=1e-6)
+    assert torch.allclose(again.generator(ids).logits, generator(ids).logits, atol=1e-6)
+    with pytest.raises(EffptError, match="has no generator, to whose table"):
+        EffptElectraModel.from_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"embedding_sharing": "none"}, "`embedding_sharing` must be `vanilla` or `disentangled`"),
+        ({"embedding_sharing": "disentangled", "objective": "replace_mlm"}, "not with `replace_mlm`"),
         ({"generator_size": 1.5}, "The generator is 48 wide, more than the 32 of the model it trains"),
         ({"generator_size": 0.0}, "`generator_size` must be in"),
         ({"generator": {"max_position_embeddings": 64}}, "`max_position_embeddings` is 64, but the main model"),
