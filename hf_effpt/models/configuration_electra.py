@@ -25,7 +25,7 @@ class EffptElectraConfig(ElectraConfig):
 
     Args:
         objective (`str`, *optional*, defaults to `"electra"`): `electra`, or one of the steps between it and masked
-            language modelling (Clark et al., 2020, section 3.5 and table 5): `electra_15`, `replace_mlm` or
+            language modelling (Clark et al., 2020, table 5): `electra_15`, `replace_mlm` or
             `all_tokens_mlm`.
         generator_size (`float`, *optional*, defaults to 0.25): width of the generator as a share of the
             discriminator's, in (0, 1]; its depth is the same. Best are 1/4 to 1/2 (Clark et al., section 3.2).
@@ -34,9 +34,9 @@ class EffptElectraConfig(ElectraConfig):
         generator_dropout (`bool`, *optional*, defaults to `True`): whether the generator, which also samples in
             training mode, has the discriminator's dropout, or none (COCO-LM, Meng et al., 2021).
         embedding_sharing (`str`, *optional*, defaults to `"vanilla"`): `vanilla`, one table of words that learns from
-            both losses, as published; or `disentangled`: the discriminator's is the generator's, which its loss does not
-            reach, plus a table of its own that begins at zero (DeBERTaV3, He et al., 2021, section 3.2). Only with a
-            discriminator.
+            both losses, as published; or `disentangled`: the discriminator's is the generator's, which its loss does
+            not reach, plus one of its own that begins at zero (DeBERTaV3, He et al., 2021, arXiv 2111.09543). Only with
+            a discriminator.
         loss_weight (`float`, *optional*): of the discriminator's loss beside the generator's; by default 50 for a
             discriminator and 1 for a loss over the vocabulary.
         methods, layer_order, events: as in [`EffptBertConfig`].
