@@ -64,6 +64,8 @@ def measure(block, device: str) -> dict[str, float]:
             time.sleep(0.001)
 
     block()
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated() if device == "cuda" else process.memory_info().rss
     watcher = threading.Thread(target=watch)
     watcher.start()

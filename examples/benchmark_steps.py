@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from hf_effpt import METHODS, Recipe, pack, train_tokenizer
+from hf_effpt import Recipe, pack, train_tokenizer
 from hf_effpt.core.objectives import OBJECTIVES
 from hf_effpt.data.masking import DataCollatorForMaskedLM
 from hf_effpt.data.packing import PackedRows
@@ -54,7 +54,7 @@ class Arm:
             section.pop("embedding_size", None)  # a BERT's tables are as wide as its layers
         recipe = Recipe.load({"model": section, "methods": methods, "data": {"dataset": "-"}})
         self.model = build_model(recipe, tokenizer).train()
-        prepare_methods(self.model, rows, tokenizer)
+        prepare_methods(self.model, rows, tokenizer, seed=0)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model.to(self.device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
@@ -109,7 +109,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40, help="how often each takes its turn (default 40)")
     parser.add_argument("--out", type=Path, help="a JSON file for the results")
     args = parser.parse_args()
-    assert METHODS
     results = {}
     for shape in args.shapes:
         for dropout in (0.0, 0.1):

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
 
 from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.objectives import OBJECTIVES, floor_in, measured_as
+from hf_effpt.core.objectives import floor_in, measured_as
 from hf_effpt.data.cache import build_once, cache_folder
 from hf_effpt.data.corpus import Corpus, open_corpus
 from hf_effpt.data.masking import DataCollatorForMaskedLM
@@ -24,7 +24,7 @@ from hf_effpt.data.tokenizer import train_tokenizer
 from hf_effpt.data.tokenizer_report import tokenizer_report
 from hf_effpt.models.build import model_for
 from hf_effpt.training.checkpoints import checkpoints_in
-from hf_effpt.training.checks import is_unused
+from hf_effpt.training.checks import exclude_specials, is_unused
 from hf_effpt.training.recipe import Recipe
 from hf_effpt.training.trainer import EffptTrainer
 
@@ -138,7 +138,6 @@ def build_trainer(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, rows: Data
         recipe.data.mlm_probability,
         recipe.data.whole_word,
         seed=recipe.training.seed,
-        shares=OBJECTIVES[recipe.model.objective].corruption,
     )
     try:
         set_seed(recipe.training.seed)
@@ -239,9 +238,9 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Any:
     if recipe.model.objective == "mcbert":
         unused = [token_id for token, token_id in tokenizer.get_vocab().items() if is_unused(token)]
         own["nota_token_id"] = min(unused, default=tokens)
-        own["special_token_ids"] = sorted(tokenizer.all_special_ids)
         tokens = max(tokens, own["nota_token_id"] + 1)
     config = recipe.model.config(
         vocab_size=-(-tokens // 64) * 64, pad_token_id=tokenizer.pad_token_id, methods=recipe.methods, **own
     )
+    exclude_specials(config, tokenizer)
     return model_for(config)

@@ -67,7 +67,8 @@ class Method:
             backbone: the encoder, still on the CPU and without an optimizer.
             text: with `batches()`, which yields the token ids of the training rows as int64 arrays of shape
                 `(rows, sequence_length)`; `continues`, for each token of the vocabulary whether it goes on with the
-                word of the token before; `specials`, the ids of the special tokens; and `mask` and `pad`, two of them.
+                word of the token before; `specials`, the ids of the special tokens; `mask` and `pad`, two of
+                them; and `seed`, of the run.
 
         Raises:
             EffptError: if the text does not suit the settings.

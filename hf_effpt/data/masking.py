@@ -15,6 +15,7 @@ POSITION_BITS = 16
 UNMASKABLE = np.uint64(1 << 63)
 # A row with less than this share of tokens to mask (padding, a short text) is masked at the rate, not to the count.
 FULL_SHARE = 0.75
+BERT_SHARES = (0.8, 0.1, 0.1)
 
 
 class DataCollatorForMaskedLM:
@@ -31,8 +32,8 @@ class DataCollatorForMaskedLM:
         whole_word (`bool`, *optional*, defaults to `False`): Mask all tokens of a word together; only the last word
             chosen is cut if the count asks for it.
         seed (`int`, *optional*, defaults to 0): Chooses the masks.
-        shares (`tuple[float, float, float]`, *optional*, defaults to `(0.8, 0.1, 0.1)`): How many of the chosen
-            tokens become the mask token, become a random one, and stay, in hundredths.
+        shares (`tuple[float, float, float]`, *optional*): How many of the chosen tokens become the mask token,
+            become a random one, and stay, in hundredths; by default BERT's, in a Trainer those of the objective.
 
     Raises:
         EffptError: the tokenizer lacks a special token, `mlm_probability` is no share, `shares` do not add up to 1, or
@@ -45,16 +46,16 @@ class DataCollatorForMaskedLM:
         mlm_probability: float = 0.15,
         whole_word: bool = False,
         seed: int = 0,
-        shares: tuple[float, float, float] = (0.8, 0.1, 0.1),
+        shares: tuple[float, float, float] | None = None,
     ):
         if not 0 < mlm_probability < 1:
             raise EffptError(f"mlm_probability={mlm_probability} must be a share between 0 and 1, such as 0.15.")
-        if len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+        if shares is not None and (len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6):
             raise EffptError(
                 f"shares={shares} must be three shares that add up to 1, of tokens that become the mask token, that "
                 "become a random one, and that stay, such as (0.8, 0.1, 0.1)."
             )
-        self.masked, self.masked_or_random = (round(100 * share) for share in (shares[0], shares[0] + shares[1]))
+        self.shares = shares
         self.tokenizer = tokenizer
         self.mlm_probability = mlm_probability
         self.whole_word = whole_word
@@ -129,8 +130,9 @@ class DataCollatorForMaskedLM:
         tens, ones = (draw >> np.uint64(32)) % np.uint64(10), (draw >> np.uint64(32)) // np.uint64(10) % np.uint64(10)
         hundredth = tens * np.uint64(10) + ones
         other = self._ordinary[draw % np.uint64(len(self._ordinary))]
-        kept = np.where(hundredth < self.masked_or_random, other, tokens)
-        replaced = np.where(hundredth < self.masked, self._ids.mask, kept)
+        masked, random, _ = self.shares or BERT_SHARES
+        kept = np.where(hundredth < round(100 * (masked + random)), other, tokens)
+        replaced = np.where(hundredth < round(100 * masked), self._ids.mask, kept)
         corrupted = original.copy()
         np.put_along_axis(corrupted, chosen, np.where(labelled, replaced, tokens), axis=1)
         return {"input_ids": corrupted, "labels": labels, "masked_positions": chosen}

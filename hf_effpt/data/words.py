@@ -18,14 +18,15 @@ class TrainingText:
     Args:
         rows (`PackedRows`): what is trained on.
         tokenizer (`PreTrainedTokenizerFast`): what they were packed with.
+        seed (`int`): of the run, for what methods draw.
 
     Raises:
         EffptError: the tokenizer lacks a special token, or does not tell where words begin.
     """
 
-    def __init__(self, rows: PackedRows, tokenizer):
+    def __init__(self, rows: PackedRows, tokenizer, seed: int):
         ids = special_ids(tokenizer)
-        self.rows = rows
+        self.rows, self.seed = rows, seed
         self.pad, self.mask = ids.pad, ids.mask
         self.specials = sorted(tokenizer.all_special_ids)
         self.continues = continuations(tokenizer)

@@ -6,6 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import BertConfig, ElectraConfig, PreTrainedConfig
 
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.method import nearest
 
 from .configuration_effpt import LEDGER
 
@@ -35,8 +36,8 @@ class EffptElectraConfig(ElectraConfig):
             training mode, has the discriminator's dropout, or none (COCO-LM, Meng et al., 2021).
         embedding_sharing (`str`, *optional*, defaults to `"vanilla"`): `vanilla`, one table of words that learns from
             both losses, as published; or `disentangled`: the discriminator's is the generator's, which its loss does
-            not reach, plus one of its own that begins at zero (DeBERTaV3, He et al., 2021, arXiv 2111.09543). Only with
-            a discriminator.
+            not reach, plus one of its own that begins at zero (DeBERTaV3, He et al., 2021, arXiv 2111.09543); only
+            with a discriminator.
         loss_weight (`float`, *optional*): of the discriminator's loss beside the generator's; by default 50 for a
             discriminator and 1 for a loss over the vocabulary.
         methods, layer_order, events: as in [`EffptBertConfig`].
@@ -61,7 +62,7 @@ class EffptElectraConfig(ElectraConfig):
     objectives: ClassVar[tuple[str, ...]] = OBJECTIVES
 
     objective: str = "electra"
-    generator_size: float = 0.25
+    generator_size: float | int = 0.25
     generator: dict | None = None
     generator_dropout: bool = True
     embedding_sharing: str = "vanilla"
@@ -84,8 +85,8 @@ class EffptElectraConfig(ElectraConfig):
                 f"`embedding_sharing` `disentangled` goes with the objectives electra and electra_15, not with "
                 f"`{self.objective}`, whose head is the table of words itself; leave it out."
             )
-        if self.loss_weight is not None and not self.loss_weight >= 0:
-            raise EffptError(f"`loss_weight` must be at least 0, not {self.loss_weight}.")
+        if self.loss_weight is not None and not 0 <= self.loss_weight < float("inf"):
+            raise EffptError(f"`loss_weight` must be a number of at least 0, not {self.loss_weight}.")
         if not 0 < self.generator_size:
             raise EffptError(f"`generator_size` must be in (0, 1], a share of the width, not {self.generator_size}.")
         if not self.tie_word_embeddings:
@@ -110,6 +111,11 @@ class EffptElectraConfig(ElectraConfig):
         """
         width = max(1, round(self.generator_size * self.hidden_size))
         given = dict(self.generator or {})
+        if unknown := sorted(set(given) - set(self._plain())):
+            raise EffptError(f"`generator` has no setting `{unknown[0]}`: {nearest(unknown[0], list(self._plain()))}")
+        for name in ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size"):
+            if given.get(name, 1) < 1:
+                raise EffptError(f"The generator's `{name}` must be at least 1, not {given[name]}.")
         for name in SHARED:
             if given.get(name, getattr(self, name)) != getattr(self, name):
                 raise EffptError(
@@ -167,7 +173,8 @@ class McBertConfig(EffptElectraConfig):
         embedding_size (`int`, *optional*): width of the tables; by default the hidden size, as in BERT.
         generator_size (`float`, *optional*, defaults to 1/3): width of the meta controller as a share of the model's,
             as released for the base size.
-        candidates (`int`, *optional*, defaults to 10): candidates at a position, "none of the above" among them.
+        candidates (`int`, *optional*): candidates at a position, "none of the above" or the truth among them; by
+            default 10, and 5 at chosen positions only.
         candidates_at (`str`, *optional*, defaults to `"all"`): `all`, as published, or `masked`: candidates at chosen
             positions only, all different, with replaced-token detection at every token (TEAMS, Shen et al., 2021).
         faithful (`bool`, *optional*, defaults to `False`): as the released code does: the truth may be there several
@@ -197,8 +204,8 @@ class McBertConfig(EffptElectraConfig):
 
     objective: str = "mcbert"
     embedding_size: int | None = None
-    generator_size: float = 1 / 3
-    candidates: int = 10
+    generator_size: float | int = 1 / 3
+    candidates: int | None = None
     candidates_at: str = "all"
     faithful: bool = False
     nota_token_id: int | None = None
@@ -212,13 +219,9 @@ class McBertConfig(EffptElectraConfig):
         super().__post_init__(**kwargs)
         if self.candidates_at not in ("all", "masked"):
             raise EffptError(f"`candidates_at` must be `all` or `masked`, not {self.candidates_at!r}.")
-        least = 3 if self.candidates_at == "all" else 2
-        most = self.vocab_size - max(1, len(self.never_sampled))
-        if not least <= self.candidates <= most:
-            raise EffptError(
-                f"`candidates` is {self.candidates}, but must be between {least} and {most}, the number of tokens "
-                f"that may be sampled from the vocabulary of {self.vocab_size}."
-            )
+        if self.candidates is None:
+            self.candidates = 10 if self.candidates_at == "all" else 5
+        self.check_candidates()
         if not 0 <= self.nota_token_id < self.vocab_size:
             raise EffptError(
                 f"`nota_token_id` is {self.nota_token_id}, but the vocabulary has rows 0 to {self.vocab_size - 1}; "
@@ -228,6 +231,20 @@ class McBertConfig(EffptElectraConfig):
             raise EffptError(
                 f"`special_token_ids` are {self.special_token_ids}, but the vocabulary has rows 0 to "
                 f"{self.vocab_size - 1}; give `all_special_ids` of the tokenizer that the text is packed with."
+            )
+
+    def check_candidates(self) -> None:
+        """Checks that so many candidates can be drawn.
+
+        Raises:
+            EffptError: if there are too few tokens, or too few candidates to choose among.
+        """
+        least = 3 if self.candidates_at == "all" else 2
+        most = self.vocab_size - max(1, len(self.never_sampled))
+        if self.candidates is None or not least <= self.candidates <= most:
+            raise EffptError(
+                f"`candidates` is {self.candidates}, but must be between {least} and {most}, the number of tokens "
+                f"that may be sampled from the vocabulary of {self.vocab_size}."
             )
 
     @property

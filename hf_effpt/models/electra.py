@@ -82,16 +82,22 @@ class ElectraForJointPreTraining(WithGenerator, ElectraForPreTraining):
             **settings: of [`EffptElectraConfig`], such as `methods`.
 
         Raises:
-            EffptError: if the sizes of what they share disagree, or the generator is the wider one.
+            EffptError: if they are other models, the sizes of what they share disagree, or the generator is the wider
+                one.
         """
+        for part, kind in ((discriminator, ElectraForPreTraining), (generator, ElectraForMaskedLM)):
+            if not isinstance(part, kind):
+                raise EffptError(
+                    f"`from_parts` takes an `ElectraForPreTraining` and an `ElectraForMaskedLM`, in this order, not a "
+                    f"`{type(part).__name__}`; load the checkpoint with `{kind.__name__}.from_pretrained(…)`."
+                )
         sizes = {key: getattr(generator.config, key) for key in (*SHARED, *SIZES)}
         config = EffptElectraConfig(**{**_settings(discriminator.config), "generator": sizes, **settings})
         joint = cls(config)
         for part, state in ((joint, discriminator.state_dict()), (joint.generator, generator.state_dict())):
             shared = set() if part is joint else shared_names(config)
             own = {name: value for name, value in state.items() if name not in shared}
-            _, unexpected = part.load_state_dict(own, strict=False)
-            assert not unexpected, unexpected
+            part.load_state_dict(own, strict=False)
         if config.disentangled:
             with torch.no_grad():
                 words = (part.electra.embeddings.word_embeddings.weight for part in (joint, joint.generator))

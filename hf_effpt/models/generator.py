@@ -198,7 +198,7 @@ class WithGenerator(EffptMixin):
         labels_BM = labels.gather(1, masked_positions)
         masked, real = (labels_BM != -100).sum().clamp(min=1), real_BL.sum().clamp(min=1)
         if torch.is_tensor(num_items_in_batch) and num_items_in_batch.ndim == 1:
-            masked, real = num_items_in_batch.unbind()
+            masked, real = num_items_in_batch.clamp(min=1).unbind()
         elif num_items_in_batch is not None:  # the stock Trainer counts labels only: this batch's share of them
             masked, real = num_items_in_batch, real * num_items_in_batch / masked
         return Batch(
@@ -219,7 +219,7 @@ class WithGenerator(EffptMixin):
             everywhere (`bool`, *optional*, defaults to `False`): whether the outputs are needed at every position.
         """
         encoder, config = self.generator.electra, self.generator.config
-        drawn = self.training and (config.hidden_dropout_prob > 0 or config.attention_probs_dropout_prob > 0)
+        drawn = self.training and _drops(config)
         sparse = not everywhere and not drawn and config._attn_implementation in ("eager", "sdpa")
         stack = stack_of(encoder)
         stack.last = partial(layer_at, batch.positions_BM) if sparse else None
@@ -268,9 +268,9 @@ class WithGenerator(EffptMixin):
 
     def own_stream(self) -> Any:
         """The context in which the main model draws its dropout: then the generator's is that of a model alone."""
-        if not self.training or max(self.config.hidden_dropout_prob, self.config.attention_probs_dropout_prob) == 0:
+        if not self.training or not _drops(self.config) or self.device.type == "meta":
             return nullcontext()
-        return _own_stream(self.device, bool(self.config.generator_dropout))
+        return _own_stream(self.device, _drops(self.generator.config))
 
     def export_generator(self) -> ElectraForMaskedLM:
         """The generator as a stock model, with its own copy of what it shares."""
@@ -291,6 +291,10 @@ class WithGenerator(EffptMixin):
         generator, own = self.generator.config, self.config
         sizes = f"{len(stack_of(self.generator.electra).order)}x{generator.hidden_size}x{generator.intermediate_size}"
         return f"{own.objective} embedding {own.embedding_size} generator {sizes}"
+
+
+def _drops(config: Any) -> bool:
+    return max(config.hidden_dropout_prob, config.attention_probs_dropout_prob) > 0
 
 
 def _real_tokens(like_BL: Tensor, attention_mask: Tensor | None, document_ids: Tensor | None) -> Tensor:

@@ -13,7 +13,7 @@ class UncorrectedAdamW(torch.optim.AdamW):
     the 10th update of a parameter is 6.5 times that of corrected Adam, the 100th 3.2 times, the 1000th 1.26 times. A
     long warm-up hides it at the start of a run, but not in layers that are added later.
 
-    Arguments are those of [`torch.optim.AdamW`].
+    Arguments are those of [`torch.optim.AdamW`], but for `amsgrad`.
     """
 
     def _init_group(self, group: dict[str, Any], *args: Any, **kwargs: Any) -> Any:

@@ -110,6 +110,20 @@ def check_data(checkpoint: Path, dataset: Any) -> None:
         )
 
 
+def check_optimizer(checkpoint: Path, bias_correction: bool) -> None:
+    """Checks that the run goes on with the optimizer it was started with.
+
+    Raises:
+        EffptError: if it corrected for bias and is not to now, or the other way round.
+    """
+    before = totals(checkpoint).get("bias_correction", True)
+    if before != bias_correction:
+        raise EffptError(
+            f"{checkpoint} was saved with `bias_correction: {str(before).lower()}`, which the state of its optimizer "
+            "is made for; resume with that setting."
+        )
+
+
 def load_training_model(model: Any, checkpoint: Path) -> Any:
     """A model of the class of `model` with the architecture, ledger and weights of `checkpoint`.
 

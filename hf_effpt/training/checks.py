@@ -5,6 +5,7 @@ from typing import Any
 from torch.utils.data import IterableDataset
 from transformers import PreTrainedModel
 
+from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
 from hf_effpt.data.packing import PackedRows
 from hf_effpt.models.base import EffptMixin
@@ -40,7 +41,7 @@ def check_parts(model: PreTrainedModel, args: Any, datasets: list[Any], tokenize
             f"`pad_token_id={tokenizer.pad_token_id}` in the model's configuration."
         )
     nota = getattr(model.config, "nota_token_id", None)
-    if tokenizer is not None and nota is not None and nota < len(tokenizer):
+    if tokenizer is not None and nota is not None and nota < len(tokenizer) and model.config.candidates_at == "all":
         token = tokenizer.convert_ids_to_tokens(nota)
         if not is_unused(token):
             raise EffptError(
@@ -60,6 +61,31 @@ def check_parts(model: PreTrainedModel, args: Any, datasets: list[Any], tokenize
                 f"{model.config.max_position_embeddings} positions; raise `max_position_embeddings`, or pack shorter "
                 "rows."
             )
+
+
+def check_left(clock: Clock, costs: dict[str, float]) -> None:
+    """Checks that what methods had to find out beforehand has left something of the budget.
+
+    Raises:
+        EffptError: if it has not.
+    """
+    if clock.finished:
+        spent = ", ".join(f"`{name}` {seconds:.1f} s" for name, seconds in costs.items())
+        raise EffptError(
+            f"Looking through the training text has taken {spent}, all of the budget of {clock.budget:g} "
+            f"{clock.unit}; give a longer one."
+        )
+
+
+def exclude_specials(config: Any, tokenizer: Any) -> None:
+    """Tells a configuration with candidates which rows of its table are no words of the tokenizer, if nobody has yet.
+
+    Raises:
+        EffptError: if too few tokens are left.
+    """
+    if tokenizer is not None and getattr(config, "special_token_ids", ()) is None:
+        config.special_token_ids = sorted({*tokenizer.all_special_ids, *range(len(tokenizer), config.vocab_size)})
+        config.check_candidates()
 
 
 def is_unused(token: str) -> bool:

@@ -65,7 +65,8 @@ class FlopCounter:
     def _measure(model: PreTrainedModel, batch: dict[str, Tensor]) -> int:
         ghost = ghost_of(model)
         batch = {name: tensor for name, tensor in batch.items() if name != "attention_mask"}  # its values cost nothing
-        with FlopCounterMode(display=False) as counter, torch.enable_grad():
+        # The run's random numbers are not those of a copy without data.
+        with FlopCounterMode(display=False) as counter, torch.enable_grad(), torch.random.fork_rng(devices=[]):
             loss = ghost(**{name: tensor.to("meta") for name, tensor in batch.items()}).loss
             if loss.requires_grad:
                 loss.backward()

@@ -11,7 +11,7 @@ from hf_effpt.data.packing import PackedRows
 from hf_effpt.data.words import TrainingText
 
 
-def prepare_methods(model: Any, rows: Any, tokenizer: Any) -> dict[str, float]:
+def prepare_methods(model: Any, rows: Any, tokenizer: Any, seed: int) -> dict[str, float]:
     """Has the methods that need it look through the text; the seconds that each has taken.
 
     Raises:
@@ -21,13 +21,18 @@ def prepare_methods(model: Any, rows: Any, tokenizer: Any) -> dict[str, float]:
     for method in model.methods:
         if type(method).prepare is Method.prepare or rows is None:
             continue
+        if not model.pretrains:
+            raise EffptError(
+                f"The method `{method.name}` looks through the text that a model is pre-trained on, and "
+                f"`{type(model).__name__}` is not; fine-tune it with the stock `Trainer`."
+            )
         if tokenizer is None or not PackedRows.fits(rows):
             raise EffptError(
                 f"The method `{method.name}` looks through the training text, so `train_dataset` must be rows from "
                 "`pack(…)` and `processing_class` the tokenizer that they were packed with."
             )
         began = time.perf_counter()
-        method.prepare(model.backbone, TrainingText(PackedRows(rows), tokenizer))
+        method.prepare(model.backbone, TrainingText(PackedRows(rows), tokenizer, seed))
         seconds[method.name] = time.perf_counter() - began
     return seconds
 

@@ -24,6 +24,8 @@ class ClockCallback(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         trainer = self.trainer
         own = {"rows": trainer.rows_seen, "data": identity_of(trainer.train_dataset), "costs": trainer.costs}
+        own["prepaid"] = trainer.prepaid
+        own["bias_correction"] = trainer.args.bias_correction  # which the optimizer's state is made for
         return {"args": {}, "attributes": trainer.clock.as_dict() | own}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

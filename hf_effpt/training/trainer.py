@@ -90,14 +90,14 @@ class EffptTrainer(ExportingTrainer):
             )
         if self.method is not None and self.method not in model.config.methods:
             model.add_method(self.method)
-        if processing_class is not None and getattr(model.config, "special_token_ids", ()) is None:
-            model.config.special_token_ids = sorted(processing_class.all_special_ids)  # which are no candidates
+        checks.exclude_specials(model.config, processing_class)
         if data_collator is None and processing_class is not None and model.pretrains:
-            shares = OBJECTIVES[objective_of(model.config)].corruption
-            data_collator = DataCollatorForMaskedLM(processing_class, seed=args.seed, shares=shares)
+            data_collator = DataCollatorForMaskedLM(processing_class, seed=args.seed)
         inner = getattr(data_collator, "collator", data_collator)  # of one that adds to what another masks
         self.masking = inner if isinstance(inner, DataCollatorForMaskedLM) else None
-        self.preparation = prepare_methods(model, train_dataset, processing_class)
+        if self.masking is not None and self.masking.shares is None:
+            self.masking.shares = OBJECTIVES[objective_of(model.config)].corruption
+        self.preparation = prepare_methods(model, train_dataset, processing_class, args.seed)
         for method in model.methods:
             data_collator = method.wrap_collator(data_collator)
         if args.ddp_find_unused_parameters is None:
@@ -147,6 +147,7 @@ class EffptTrainer(ExportingTrainer):
             checkpoint = checkpoints.choose(resume_from_checkpoint, Path(self.args.output_dir))
             self.begin(checkpoints.totals(checkpoint))
             checkpoints.check_data(checkpoint, self.train_dataset)
+            checkpoints.check_optimizer(checkpoint, self.args.bias_correction)
             self.model = checkpoints.load_training_model(self.model, checkpoint).to(self.args.device)
             self.model_wrapped = self.model
             self.optimizer = None
@@ -157,6 +158,7 @@ class EffptTrainer(ExportingTrainer):
             resume_from_checkpoint = str(checkpoint)
         else:
             self.begin(None)
+            checks.check_left(self.clock, self.costs)
         self.compile_model()
         with carbon.tracking(self.args, self.timekeeper):
             return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
@@ -169,7 +171,7 @@ class EffptTrainer(ExportingTrainer):
             clock = Clock("steps", max(1, math.ceil(self.args.num_train_epochs * rows / self.step_rows)))
         self.rows_seen = 0
         self._step_tokens, self._step_flops = 0, 0.0
-        self.costs = {}
+        self.costs, self.prepaid = {}, 0.0
         self.timekeeper = Timekeeper(clock, self.args.device, self.args.world_size)
         self.reference = self._reference_meter() if clock.unit == "reference_seconds" else None
         if totals is not None:
@@ -177,6 +179,7 @@ class EffptTrainer(ExportingTrainer):
             self.rows_seen = totals["rows"]
             self.costs = dict(totals.get("costs") or {})
             check_resumed(clock)
+            self.prepaid = totals.get("prepaid", 0.0)
         elif self.preparation:
             self.charge_preparation()
 
@@ -186,6 +189,12 @@ class EffptTrainer(ExportingTrainer):
         if self.args.charge_methods:
             seconds = sum(self.preparation.values())
             self.clock.tick(steps=0, seconds=seconds, reference_seconds=seconds if self.reference else None)
+            self.prepaid = self.clock.fraction
+
+    @property
+    def trained_share(self) -> float:
+        """How much is spent of what the budget left for training: what the learning rate and its warm-up follow."""
+        return (self.clock.fraction - self.prepaid) / (1 - self.prepaid) if self.prepaid < 1 else 1.0
 
     def _reference_meter(self) -> ReferenceMeter:
         if self.args.world_size > 1:
@@ -213,7 +222,7 @@ class EffptTrainer(ExportingTrainer):
         if self.lr_scheduler is None:
             length = int(self.clock.budget) if self.clock.unit == "steps" else 1_000_000
             self.lr_scheduler = clock_schedule(
-                self.args, optimizer or self.optimizer, lambda: self.clock.fraction, length
+                self.args, optimizer or self.optimizer, lambda: self.trained_share, length
             )
             self._created_lr_scheduler = True
         return self.lr_scheduler

@@ -11,6 +11,7 @@ from hf_effpt.core.anatomy import layers_of
 from hf_effpt.core.depth import LayerStack
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.method import METHODS, build_methods
+from hf_effpt.training.preparing import prepare_methods
 from hf_effpt.training.recipe import Recipe
 from tests import tiny
 
@@ -61,27 +62,34 @@ def test_recipe_knows_it(name):
     assert recipe.methods[name] == SETTINGS[name]
 
 
+def with_method(name):
+    """A model with the method, which has looked through its text where it does."""
+    model = tiny.model({name: SETTINGS[name]})
+    prepare_methods(model, tiny.rows(), tiny.tokenizer(), seed=7)
+    return model
+
+
 @methods
 def test_injecting_renames_nothing_and_ejecting_undoes_it(name):
     torch.manual_seed(1)
     plain = tiny.model()
     torch.manual_seed(1)
-    with_method = tiny.model({name: SETTINGS[name]})
+    changed = with_method(name)
     names = set(plain.state_dict())
-    assert names <= set(with_method.state_dict())
+    assert names <= set(changed.state_dict())
     for key, value in plain.state_dict().items():
-        assert torch.equal(value, with_method.state_dict()[key])
-    for method in with_method.methods:
-        method.eject(with_method.backbone)
-    left = layers_of(with_method.backbone)
+        assert torch.equal(value, changed.state_dict()[key])
+    for method in changed.methods:
+        method.eject(changed.backbone)
+    left = layers_of(changed.backbone)
     assert not isinstance(left, LayerStack)
-    assert set(with_method.state_dict()) <= names
-    assert with_method.config.num_hidden_layers == len(left)
+    assert set(changed.state_dict()) <= names
+    assert changed.config.num_hidden_layers == len(left)
 
 
 @methods
 def test_scheduling_leaves_the_global_generators_alone(name):
-    model = tiny.model({name: SETTINGS[name]})
+    model = with_method(name)
     before = torch.get_rng_state()
     for step in range(8):
         for method in model.methods:
@@ -93,7 +101,7 @@ def test_scheduling_leaves_the_global_generators_alone(name):
 @methods
 def test_schedule_is_a_pure_function(name):
     """The same step gives the same sub-network, whatever was scheduled before."""
-    model = tiny.model({name: SETTINGS[name]})
+    model = with_method(name)
     (method,) = model.methods
 
     def active(step):

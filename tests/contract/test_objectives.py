@@ -13,7 +13,7 @@ from hf_effpt.core.objectives import OBJECTIVES
 from hf_effpt.models.generator import TIED
 from tests import tiny
 
-from .settings import ledgers, name_of
+from .settings import SETTINGS, ledgers, name_of
 
 JOINT = [name for name in OBJECTIVES if name != "mlm"]
 # Each objective alone, and the two published ones with every method and pair of methods.
@@ -34,6 +34,25 @@ def assert_tied(model):
         assert model.generator_lm_head.weight is table
 
 
+@pytest.mark.parametrize("objective", ["electra", "mcbert"])
+def test_resumed_run_equals_the_straight_one_without_the_generators_dropout(tmp_path, objective):
+    """The main model's dropout then moves the run's random numbers on by itself."""
+
+    def run():
+        args = tiny.arguments(tmp_path, save_strategy="steps", save_steps=4)
+        tiny.set_seed(args.seed)
+        drop = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1, "generator_dropout": False}
+        model = tiny.joint(objective, **drop)
+        return tiny.EffptTrainer(model, args, train_dataset=tiny.rows(), processing_class=tiny.tokenizer())
+
+    straight = run()
+    straight.train()
+    resumed = run()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    for name, weight in straight.model.state_dict().items():
+        assert torch.equal(weight, resumed.model.state_dict()[name]), name
+
+
 @cases
 def test_resumed_run_equals_the_straight_one(tmp_path, objective, ledger):
     settings = {"save_strategy": "steps", "save_steps": 4, "save_total_limit": None, "gradient_accumulation_steps": 2}
@@ -49,6 +68,27 @@ def test_resumed_run_equals_the_straight_one(tmp_path, objective, ledger):
     assert losses == again
     assert resumed.clock.flops == straight.clock.flops
     assert_tied(resumed.model)
+
+
+# One member of a pair off, as its settings have it: then the run is that of the other alone, bit for bit.
+OFF = {"layerdrop": {"p": 0.0}, "tnf": {**SETTINGS["tnf"], "weight": 0.0}}
+
+
+@pytest.mark.parametrize("objective", ["mlm", "electra", "mcbert"])
+@pytest.mark.parametrize(
+    ("off", "on"), [(off, on) for off in OFF for on in SETTINGS if on != off], ids=lambda name: name
+)
+def test_a_pair_with_one_off_is_the_other_alone(tmp_path, objective, off, on):
+    """With dropout, so that the last layer is computed everywhere, whoever reads it."""
+    runs = []
+    for ledger in ({on: SETTINGS[on]}, {on: SETTINGS[on], off: OFF[off]}):
+        trainer = tiny.trainer(tmp_path, ledger, objective=objective, dropout=0.1)
+        trainer.train()
+        runs.append(trainer.model)
+    alone, pair = (model.state_dict() for model in runs)
+    for name, weight in alone.items():
+        assert torch.equal(weight, pair[name]), name
+    assert runs[0].config.layer_order == runs[1].config.layer_order
 
 
 LOAD = """

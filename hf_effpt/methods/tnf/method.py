@@ -81,8 +81,8 @@ class TNF(Method):
     entries: int | None = None
 
     def __post_init__(self) -> None:
-        if self.k < 0:
-            raise EffptError(f"`tnf.k` is a number of tokens on either side of a word, at least 0, not {self.k}.")
+        if not isinstance(self.k, int) or self.k < 0:
+            raise EffptError(f"`tnf.k` is a number of tokens on either side of a word, at least 0, not {self.k!r}.")
         if not 0.0 < self.gamma <= 1.0:
             raise EffptError(f"`tnf.gamma` must be in (0, 1], not {self.gamma}: at 0 no note would ever change.")
         if not 0.0 <= self.weight < 1.0:
@@ -99,6 +99,13 @@ class TNF(Method):
         for key, valid in (("scale", Scale), ("at_growth", AtGrowth), ("use", Use)):
             if getattr(self, key) not in get_args(valid):
                 raise EffptError(f"`tnf.{key}` must be one of {', '.join(get_args(valid))}, not {getattr(self, key)}.")
+
+        if self.use != "pretraining" and self.entries is None:
+            raise EffptError(
+                f"`tnf.use` is `{self.use}`, which is for fine-tuning a model that has notes, with the stock Trainer: "
+                "load the configuration of a training checkpoint, set `use` in its `methods['tnf']`, and pass it to "
+                "`from_pretrained` with that checkpoint."
+            )
 
     def bind(self, config: Any, others: Mapping[str, Method]) -> None:
         dropped = getattr(others.get("layerdrop"), "p", 0.0)
@@ -134,8 +141,7 @@ class TNF(Method):
         self.inject(backbone)
         backbone.notes.keys.copy_(rare)
         backbone.notes.kinds.copy_(kinds)
-        # The seed of the run, without a draw: so the weights and masks stay those of a run without notes.
-        backbone.notes.draw(torch.initial_seed())
+        backbone.notes.draw(text.seed)
         backbone.notes.to(backbone.embeddings.word_embeddings.weight.device)
 
     def inject(self, backbone: Any) -> None:

@@ -22,6 +22,7 @@ def text(rows, vocabulary=tiny.VOCAB):
         specials=[PAD, UNK, CLS, SEP, MASK],
         mask=MASK,
         pad=PAD,
+        seed=3,
     )
 
 

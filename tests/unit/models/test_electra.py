@@ -5,14 +5,13 @@ import math
 import pytest
 import torch
 from torch import nn
-from transformers import ElectraConfig, ElectraForMaskedLM, ElectraForPreTraining
+from transformers import ElectraForPreTraining
 
-from hf_effpt.core.errors import EffptError
-from hf_effpt.models import EffptElectraConfig, EffptElectraModel, ElectraForJointPreTraining
 from hf_effpt.models.electra import prior_entropy
 from hf_effpt.models.generator import TIED
 from tests import tiny
 
+DROPS = ("hidden_dropout", "attention_probs_dropout")
 SHARED = [name.removeprefix("generator.") for name in TIED]
 
 
@@ -213,135 +212,73 @@ def test_without_the_discriminator_the_generator_trains_as_a_stock_one(dropout):
         assert torch.allclose(ours[name], parameter, atol=1e-5), name
 
 
-# What is shared.
-
-
-def assert_tied(model):
-    for name in SHARED:
-        assert model.generator.get_parameter(name) is model.get_parameter(name), name
-    assert model.generator.generator_lm_head.weight is model.electra.embeddings.word_embeddings.weight
-    unique = {id(p) for p in model.parameters()}
-    alone = sum(1 for _ in model.generator.parameters()) + sum(
-        1 for name, _ in model.named_parameters() if not name.startswith("generator.")
-    )
-    assert len(unique) == alone - len(SHARED)
-
-
-@pytest.mark.parametrize("embedding", [32, 8])
-def test_tables_and_their_norm_are_one_object(tmp_path, embedding):
-    model = tiny.joint(embedding_size=embedding)
-    assert_tied(model)
-    model.save_pretrained(tmp_path)
-    loaded, report = ElectraForJointPreTraining.from_pretrained(tmp_path, output_loading_info=True)
-    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    assert_tied(loaded)
-    assert torch.allclose(loaded(**tiny.batch()).loss, model.eval()(**tiny.batch()).loss, atol=1e-6)
-    if embedding != 32:  # each projects to its own width
-        assert model.generator.electra.embeddings_project.weight.shape[0] == 16
-        assert model.electra.embeddings_project.weight.shape[0] == 32
-
-
-def test_published_sizes():
-    """12 layers of 256, generator a quarter as wide: 13.55 M and 4.62 M parameters (google-research/electra)."""
-    config = EffptElectraConfig(
-        embedding_size=128, hidden_size=256, intermediate_size=1024, num_attention_heads=4, num_hidden_layers=12
-    )
-    with torch.device("meta"):
-        model = ElectraForJointPreTraining(config)
-    generator = model.generator.config
-    assert (generator.hidden_size, generator.intermediate_size, generator.num_attention_heads) == (64, 256, 1)
-    assert generator.hidden_size / config.hidden_size == 0.25
-    assert sum(p.numel() for p in model.generator.parameters()) == pytest.approx(4.62e6, rel=0.01)
-    whole = sum(p.numel() for p in model.parameters())
-    own = sum(p.numel() for p in private(model).values())
-    assert whole - own == pytest.approx(13.55e6, rel=0.005)
-
-
-# Joining published models.
-
-
-def test_parts_of_published_models_are_joined():
-    shape = {**tiny.SHAPE, "embedding_size": 16}
-    discriminator = ElectraForPreTraining(ElectraConfig(**shape)).eval()
-    generator = ElectraForMaskedLM(ElectraConfig(**{**shape, "hidden_size": 8, "num_attention_heads": 1}))
-    generator.electra.embeddings.load_state_dict(discriminator.electra.embeddings.state_dict())
-    joint = ElectraForJointPreTraining.from_parts(discriminator, generator.eval()).eval()
-    ids = torch.randint(5, tiny.VOCAB, (2, tiny.LENGTH))
-    assert torch.allclose(joint(ids).logits, discriminator(ids).logits, atol=1e-6)
-    assert torch.allclose(joint.generator(ids).logits, generator(ids).logits, atol=1e-6)
-    assert_tied(joint)
-
-
-def test_parts_that_do_not_fit_are_refused():
-    discriminator = ElectraForPreTraining(ElectraConfig(**{**tiny.SHAPE, "embedding_size": 16}))
-    for changes, message in (
-        ({"embedding_size": 8}, "`embedding_size` is 8, but the main model's is 16"),
-        ({"vocab_size": 64}, "`vocab_size` is 64"),
-        ({"hidden_size": 64}, "The generator is 64 wide, more than the 32"),
-    ):
-        generator = ElectraForMaskedLM(ElectraConfig(**{**tiny.SHAPE, "embedding_size": 16, **changes}))
-        with pytest.raises(EffptError, match=message):
-            ElectraForJointPreTraining.from_parts(discriminator, generator)
-
-
-# Disentangled tables of words.
-
-
-def test_disentangled_tables_part_the_gradients(tmp_path):
-    """The generator's table learns from its loss alone; the discriminator reads it plus what it has of its own."""
-    torch.manual_seed(0)
-    model, batch = tiny.joint(embedding_sharing="disentangled"), tiny.batch()
-    words, own = (part.electra.embeddings.word_embeddings.weight for part in (model.generator, model))
-    assert words is model.generator.generator_lm_head.weight
-    assert words is not own
-    assert not own.any()
-    output = model(**batch)
-    output.main_loss.backward(retain_graph=True)
-    assert words.grad is None
-    assert own.grad.abs().max() > 0
-    model.zero_grad()
-    output.generator_loss.backward()
-    assert own.grad is None
-    assert words.grad.abs().max() > 0
-
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    model(**batch).loss.backward()
-    optimizer.step()
-    ids = batch["input_ids"]
-    stock, generator = model.export(), model.export_generator()
-    assert torch.allclose(stock.electra.embeddings.word_embeddings.weight, words + own)
-    assert torch.allclose(stock(ids).logits, model.eval()(ids).logits, atol=1e-6)
-    assert torch.allclose(generator(ids).logits, model.generator(ids).logits, atol=1e-6)
-    assert torch.allclose(model(ids).logits, stock(ids).logits, atol=1e-6)  # exporting changes nothing
-    model.save_pretrained(tmp_path)
-    loaded, report = ElectraForJointPreTraining.from_pretrained(tmp_path, output_loading_info=True)
-    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    assert torch.allclose(loaded(ids).logits, stock(ids).logits, atol=1e-6)
-    again = ElectraForJointPreTraining.from_parts(stock, generator, embedding_sharing="disentangled").eval()
-    assert torch.allclose(again(ids).logits, stock(ids).logits, atol=1e-6)
-    assert torch.allclose(again.generator(ids).logits, generator(ids).logits, atol=1e-6)
-    with pytest.raises(EffptError, match="has no generator, to whose table"):
-        EffptElectraModel.from_pretrained(tmp_path)
-
-
 @pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"embedding_sharing": "none"}, "`embedding_sharing` must be `vanilla` or `disentangled`"),
-        ({"embedding_sharing": "disentangled", "objective": "replace_mlm"}, "not with `replace_mlm`"),
-        ({"generator_size": 1.5}, "The generator is 48 wide, more than the 32 of the model it trains"),
-        ({"generator_size": 0.0}, "`generator_size` must be in"),
-        ({"generator": {"max_position_embeddings": 64}}, "`max_position_embeddings` is 64, but the main model"),
-        ({"generator": {"hidden_size": 24, "num_attention_heads": 5}}, "5 attention heads do not divide its width"),
-        ({"loss_weight": -1.0}, "`loss_weight` must be at least 0"),
-        ({"tie_word_embeddings": False}, "cannot be False"),
-        ({"objective": "mlm"}, "`objective` must be one of"),
-        ({"objective": "replace_mlm"}, "use `ElectraForReplacedMaskedLM`"),
-    ],
+    "changes", [{"generator_dropout": False}, {"generator": {f"{name}_prob": 0.0 for name in DROPS}}, {}]
 )
-def test_impossible_settings_are_refused(changes, message):
-    with pytest.raises(EffptError, match=message):
-        ElectraForJointPreTraining(EffptElectraConfig(**{**tiny.SHAPE, "embedding_size": 32, **changes}))
+def test_dropout_of_the_discriminator_is_drawn_anew_in_every_step(changes):
+    """Also where the generator, whose stream its own begins at, draws nothing."""
+    drop = {f"{name}_prob": 0.1 for name in DROPS}
+    model, batch = tiny.joint(**drop, **changes).train(), tiny.batch()
+    torch.manual_seed(0)
+    drawn = [model(**batch) for _ in range(3)]
+    assert len({output.main_loss.item() for output in drawn}) == 3
+    if changes:  # the generator has no dropout, so it says the same each time
+        assert (
+            max(model.generator.config.hidden_dropout_prob, model.generator.config.attention_probs_dropout_prob) == 0
+        )
+        assert len({output.generator_loss.item() for output in drawn}) == 1
+
+
+def test_documents_in_a_row_do_not_meet():
+    """Neither in the generator nor in the discriminator; and padding counts in no mean."""
+    documents = [torch.randint(5, tiny.VOCAB, (length,)) for length in (5, 3, 6)]
+    packed = torch.cat([*documents, torch.zeros(2, dtype=torch.long)])[None]
+    numbers = torch.tensor([[1] * 5 + [2] * 3 + [3] * 6 + [0] * 2])
+    labels = torch.full_like(packed, -100)
+    labels[0, [1, 6, 9]] = packed[0, [1, 6, 9]]
+    masked = packed.masked_fill(labels != -100, 4)
+    model = tiny.joint()
+    output = model(masked, labels=labels, document_ids=numbers)
+    assert model.count_items({"labels": labels, "document_ids": numbers}).tolist() == [3, 14]
+    first, generator, main = 0, 0.0, 0.0
+    for document in documents:
+        here = slice(first, first + len(document))
+        logits = model(output.corrupted_ids[:, here]).logits
+        assert torch.allclose(output.logits[:, here], logits, atol=1e-5)
+        fake = output.replaced[:, here].float()
+        main += nn.functional.binary_cross_entropy_with_logits(logits, fake, reduction="sum").item()
+        predicted = model.generator(masked[:, here]).logits.flatten(0, 1)
+        generator += nn.functional.cross_entropy(predicted, labels[0, here], reduction="sum").item()
+        first += len(document)
+    assert output.main_loss.item() == pytest.approx(main / 14, abs=1e-5)
+    assert output.generator_loss.item() == pytest.approx(generator / 3, abs=1e-5)
+
+
+def test_stock_trainer_counts_labels_only():
+    """A micro-batch then weighs as its labels do, and is not as many times too large as there are of them."""
+    model, batch = tiny.joint(), tiny.batch()
+    whole, share = model(**batch), model(**batch, num_items_in_batch=4 * 16)
+    assert (batch["labels"] != -100).sum() == 16
+    assert share.loss.item() == pytest.approx(whole.loss.item() / 4, rel=1e-5)
+
+
+def test_a_step_without_chosen_positions_is_finite():
+    ids, labels = torch.tensor([[2, 3]]), torch.full((1, 2), -100)
+    model = tiny.joint()
+    output = model(ids, labels=labels, num_items_in_batch=model.count_items({"labels": labels}))
+    assert torch.isfinite(output.loss)
+    assert output.generator_loss == 0
+
+
+def test_projections_and_the_last_layer_begin_as_in_tensorflow():
+    """Glorot, where the official code names no initialiser; the standard deviation is sqrt(2 / (in + out))."""
+    model = tiny.joint(embedding_size=128, hidden_size=256, num_attention_heads=4, generator_size=0.5)
+    for weight in (
+        model.electra.embeddings_project.weight,
+        model.discriminator_predictions.dense_prediction.weight,
+    ):
+        assert weight.std().item() == pytest.approx((2 / sum(weight.shape)) ** 0.5, rel=0.1)
+    assert model.discriminator_predictions.dense.weight.std().item() == pytest.approx(0.02, rel=0.1)
 
 
 # It learns.

@@ -44,13 +44,15 @@ def test_recipe_settings_reach_the_model():
     model = build_model(recipe("mcbert", candidates=4, candidates_at="masked", faithful=True), tiny.tokenizer())
     assert isinstance(model, McBertForPreTraining)
     assert (model.config.candidates, model.config.candidates_at, model.config.faithful) == (4, "masked", True)
+    assert build_model(recipe("mcbert"), tiny.tokenizer()).config.candidates == 10
+    assert build_model(recipe("mcbert", candidates_at="masked"), tiny.tokenizer()).config.candidates == 5
 
 
 def test_none_of_the_above_gets_a_row_that_no_token_has():
     model = build_model(recipe("mcbert"), tiny.tokenizer())
     assert model.config.nota_token_id == len(tiny.tokenizer()) == tiny.VOCAB
     assert model.config.vocab_size == tiny.VOCAB + 64
-    assert sorted(model.config.special_token_ids) == [0, 1, 2, 3, 4]
+    assert sorted(model.config.special_token_ids) == [0, 1, 2, 3, 4, *range(tiny.VOCAB, tiny.VOCAB + 64)]
 
 
 def test_none_of_the_above_takes_an_unused_token():
@@ -97,23 +99,43 @@ def test_a_token_cannot_stand_for_none_of_the_above(tmp_path):
 
 def test_special_tokens_are_no_candidates_though_nobody_said_so(tmp_path):
     trainer = tiny.trainer(tmp_path, objective="mcbert")
-    assert trainer.model.config.special_token_ids == [0, 1, 2, 3, 4]
-    with torch.no_grad():
-        assert set(trainer.model.config.never_sampled) >= {0, 1, 2, 3, 4}
+    beyond = range(tiny.VOCAB, tiny.VOCAB + 64)
+    assert trainer.model.config.special_token_ids == [0, 1, 2, 3, 4, *beyond]
+    assert set(trainer.model.config.never_sampled) >= {0, 1, 2, 3, 4, *beyond}
+
+
+def test_more_candidates_than_words_are_refused_once_the_words_are_known(tmp_path):
+    model = tiny.joint("mcbert", candidates=150, candidates_at="masked")
+    with pytest.raises(EffptError, match="`candidates` is 150, but must be between 2 and 123"):
+        tiny.EffptTrainer(
+            model, tiny.arguments(tmp_path), train_dataset=tiny.rows(), processing_class=tiny.tokenizer()
+        )
 
 
 @pytest.mark.parametrize("objective", list(OBJECTIVES))
 def test_tokens_are_corrupted_as_the_objective_has_it(tmp_path, objective):
     trainer = tiny.trainer(tmp_path, objective=objective)
-    shares = OBJECTIVES[objective].corruption
-    for masked, loader in (
-        (trainer.masking.masked, trainer.get_train_dataloader()),
-        (round(100 * shares[0]), trainer.get_eval_dataloader()),
-    ):
-        assert masked == round(100 * shares[0])
-        batches = [next(iter(loader))]
-        chosen = torch.cat([batch["labels"] != -100 for batch in batches])
+    masked, random, kept = OBJECTIVES[objective].corruption
+    for collate in (trainer.masking, trainer.get_eval_dataloader().collate_fn):
+        batches = [collate([{**row, "epoch": epoch} for row in tiny.rows()]) for epoch in range(60)]
+        ids, labels = (torch.cat([batch[name] for batch in batches]) for name in ("input_ids", "labels"))
+        chosen = labels != -100
         assert chosen.sum(dim=1).tolist() == [2] * len(chosen)
+        found = (ids == 4)[chosen].double().mean().item(), (ids == labels)[chosen].double().mean().item()
+        assert found == (pytest.approx(masked, abs=0.02), pytest.approx(kept, abs=0.02))
+        assert 1 - sum(found) == pytest.approx(random, abs=0.02)
+
+
+def test_a_collator_of_ones_own_masks_as_the_objective_has_it(tmp_path):
+    """With another rate, say; unless it says itself what becomes of the tokens."""
+    for shares, expected in ((None, (0.85, 0.0, 0.15)), ((0.5, 0.0, 0.5), (0.5, 0.0, 0.5))):
+        collate = tiny.DataCollatorForMaskedLM(tiny.tokenizer(), mlm_probability=0.25, shares=shares)
+        trainer = ElectraTrainer(
+            tiny.joint(), tiny.arguments(tmp_path), train_dataset=tiny.rows(), processing_class=tiny.tokenizer(),
+            data_collator=collate,
+        )  # fmt: skip
+        assert trainer.masking is collate
+        assert collate.shares == expected
 
 
 def test_named_trainers_know_their_objective(tmp_path):
@@ -183,7 +205,7 @@ def test_trainer_of_a_recipe_masks_as_the_recipe_says(tmp_path):
     found = recipe("electra")
     found.training.output_dir = str(tmp_path)
     trainer = build_trainer(found, tiny.tokenizer(), {"train": tiny.rows(), "validation": tiny.rows(12, seed=1)})
-    assert (trainer.masking.masked, trainer.masking.masked_or_random) == (85, 85)
+    assert trainer.masking.shares == (0.85, 0.0, 0.15)
 
 
 # What methods find out beforehand.
@@ -206,11 +228,71 @@ def test_looking_through_the_text_is_charged_once(tmp_path, monkeypatch, charged
     assert resumed.clock.seconds < 1e6
 
 
+def test_learning_rate_follows_what_the_budget_leaves_for_training(tmp_path, monkeypatch):
+    """Half of the budget goes into looking through the text; the warm-up is there all the same, and the decay."""
+    ledger = {"tnf": {"min_count": 5, "max_count": 7}}
+    trainer = tiny.trainer(tmp_path, ledger, budget="1e9flops", logging_steps=1)
+    monkeypatch.setattr(trainer, "prepaid", 0.5)
+    for spent, share in ((0.5, 0.0), (0.75, 0.5), (1.0, 1.0)):
+        trainer.clock.flops = spent * 1e9
+        assert trainer.trained_share == pytest.approx(share)
+    trainer.clock.flops = 0.5e9
+    trainer.create_optimizer_and_scheduler(10)
+    assert trainer.lr_scheduler.get_last_lr() == [0.0, 0.0]  # the warm-up begins at its beginning
+    trainer.clock.flops = (0.5 + 0.25 * 0.5) * 1e9
+    trainer.optimizer.step()
+    trainer.lr_scheduler.step()
+    assert trainer.lr_scheduler.get_last_lr()[0] == pytest.approx(trainer.args.learning_rate)
+
+
+def test_prepaid_share_survives_a_resumption(tmp_path):
+    settings = {"save_strategy": "steps", "save_steps": 4, "budget": "60s"}
+    ledger = {"tnf": {"min_count": 5, "max_count": 7}}
+    trainer = tiny.trainer(tmp_path, ledger, **settings)
+    trainer.add_callback(tiny.StopAfter(4))
+    trainer.train()
+    assert 0 < trainer.prepaid < 1
+    resumed = tiny.trainer(tmp_path, ledger, **settings)
+    resumed.add_callback(tiny.StopAfter(5))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert resumed.prepaid == trainer.prepaid
+
+
+def test_a_budget_that_leaves_nothing_for_training_is_refused(tmp_path, monkeypatch):
+    trainer = tiny.trainer(tmp_path, {"tnf": {"min_count": 5, "max_count": 7}}, budget="2s")
+    monkeypatch.setattr(trainer, "preparation", {"tnf": 3.0})
+    with pytest.raises(EffptError, match=r"`tnf` 3.0 s, all of the budget of 2 seconds; give a longer one"):
+        trainer.train()
+
+
+def test_notes_begin_as_the_seed_of_the_run_says(tmp_path):
+    ledger = {"tnf": {"min_count": 5, "max_count": 7}}
+    first, other, again = (tiny.trainer(tmp_path, ledger, seed=seed) for seed in (1, 2, 1))
+    torch.manual_seed(99)
+    model = tiny.model(ledger)
+    later = tiny.EffptTrainer(
+        model, tiny.arguments(tmp_path, seed=1), train_dataset=tiny.rows(), processing_class=tiny.tokenizer()
+    )
+    vectors = [trainer.model.backbone.notes.vectors for trainer in (first, other, again, later)]
+    assert torch.equal(vectors[0], vectors[2])
+    assert torch.equal(vectors[0], vectors[3])
+    assert not torch.equal(vectors[0], vectors[1])
+
+
 def test_methods_that_look_through_the_text_need_packed_rows(tmp_path):
     model = tiny.model({"tnf": {}})
     rows = [{"input_ids": [2, 7, 8, 3]}] * 8
     with pytest.raises(EffptError, match="The method `tnf` looks through the training text"):
         tiny.EffptTrainer(model, tiny.arguments(tmp_path), train_dataset=rows, processing_class=tiny.tokenizer())
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_bias_correction_cannot_change_on_the_way(tmp_path, before):
+    settings = {"save_strategy": "steps", "save_steps": 4}
+    tiny.trainer(tmp_path, bias_correction=before, **settings).train()
+    resumed = tiny.trainer(tmp_path, bias_correction=not before, **settings)
+    with pytest.raises(EffptError, match=f"was saved with `bias_correction: {str(before).lower()}`"):
+        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
 
 
 def test_another_optimizer_and_no_bias_correction_exclude_each_other(tmp_path):
