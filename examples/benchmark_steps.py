@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import statistics
 import time
 from pathlib import Path
@@ -120,7 +121,8 @@ def main() -> None:
                 to = "   ".join(f"{base}: {ratio['median']:.2f}x" for base, ratio in row["ratio_to"].items())
                 print(f"  {name:28} {row['milliseconds']:8.1f} ms  {row['gflops']:7.1f} GFLOP   {to}", flush=True)
     if args.out:
-        command = f"python examples/benchmark_steps.py --dataset {args.dataset} --rounds {args.rounds}"
+        words = ["--dataset", args.dataset, "--rounds", str(args.rounds), "--shapes", *args.shapes]
+        command = shlex.join(["python", "examples/benchmark_steps.py", *words])
         machine = {"machine": platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps({"command": command, **machine, "results": results}, indent=2) + "\n")

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hf_effpt.core.objectives import Objective, floor_in, measured_as
-from hf_effpt.models.configuration_electra import McBertConfig
+from hf_effpt.models.configuration_electra import CANDIDATES
 
 Entries = Sequence[Mapping[str, Any]]
 # How much two replaced rates may differ, as a share of the rate, before generators are called unequal.
@@ -32,7 +32,8 @@ def loss_of(entries: Entries, recipe: Mapping[str, Any]) -> str:
     """What an arm's loss is, in words: only losses with the same words may be compared."""
     objective, kind = entries[0]["objective"], kind_of(entries)
     if objective == "mcbert":  # a choice among more is harder
-        objective += f" of {(recipe.get('model') or {}).get('candidates') or McBertConfig.candidates} candidates"
+        model = recipe.get("model") or {}
+        objective += f" of {model.get('candidates') or CANDIDATES[model.get('candidates_at', 'all')]} candidates"
     return f"{objective}, per {kind.per}"
 
 

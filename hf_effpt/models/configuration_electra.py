@@ -162,6 +162,8 @@ class EffptElectraConfig(ElectraConfig):
         return {key: value for key, value in self.to_dict().items() if key not in left_out}
 
 
+# How many candidates there are by default, by where: MC-BERT's, and TEAMS' (`official/projects/teams`).
+CANDIDATES = {"all": 10, "masked": 5}
 DROPOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 
 
@@ -217,10 +219,10 @@ class McBertConfig(EffptElectraConfig):
         if self.nota_token_id is None:
             self.nota_token_id = self.vocab_size - 1
         super().__post_init__(**kwargs)
-        if self.candidates_at not in ("all", "masked"):
+        if self.candidates_at not in CANDIDATES:
             raise EffptError(f"`candidates_at` must be `all` or `masked`, not {self.candidates_at!r}.")
         if self.candidates is None:
-            self.candidates = 10 if self.candidates_at == "all" else 5
+            self.candidates = CANDIDATES[self.candidates_at]
         self.check_candidates()
         if not 0 <= self.nota_token_id < self.vocab_size:
             raise EffptError(
