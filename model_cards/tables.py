@@ -32,6 +32,32 @@ def benchmark_data(results: dict) -> list[str]:
     ]
 
 
+def benchmark_steps(results: dict) -> list[str]:
+    rows = []
+    for model, dropouts in results.items():
+        for dropout, arms in dropouts.items():
+            for name, found in arms.items():
+                ratios = [
+                    f"{ratio['median']:.2f}x ({ratio['low']:.2f} to {ratio['high']:.2f})"
+                    for ratio in (found["ratio_to"][base] for base in ("mlm", "mlm, last layer everywhere", "electra"))
+                ]
+                cells = [model, dropout.removeprefix("dropout "), name, f"{found['gflops']:.1f}", *ratios]
+                rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
+def benchmark_notes(results: dict) -> list[str]:
+    return [
+        f"| {width} | {found['dictionary_mb']:.0f} MB | "
+        + " | ".join(
+            f"{found[part]['seconds'] * 1e3:,.0f} ms, {found[part]['extra_mb']:,.0f} MB"
+            for part in ("look-up", "update", "whole")
+        )
+        + " |"
+        for width, found in results.items()
+    ]
+
+
 def comparison(report: dict) -> list[str]:
     """One row an arm: loss, what it gained, and what else was measured."""
     if len({arm.get("loss_of") for arm in report["arms"]}) > 1:
@@ -86,8 +112,12 @@ def _speed(summary: dict) -> str:
 TABLES = {
     "benchmark_cpu": lambda found: benchmark_cpu(found["results"]),
     "benchmark_data": lambda found: benchmark_data(found["results"]),
+    "benchmark_steps": lambda found: benchmark_steps(found["results"]),
+    "benchmark_notes": lambda found: benchmark_notes(found["results"]),
     "against_stock": comparison,
     "methods": comparison,
+    "objectives": comparison,
+    "notes": comparison,
 }
 
 

@@ -60,8 +60,9 @@ def test_links_lead_somewhere():
 
 @pytest.mark.slow
 def test_the_python_example_runs(tmp_path):
-    """As printed, on a little text and for a few steps."""
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    """As printed, on a little text and for a few steps; what comes later goes on with what was before."""
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    code = "assert trainer.model.config.events\n".join(blocks)
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     for number in range(30):
@@ -72,7 +73,9 @@ def test_the_python_example_runs(tmp_path):
     validation = short.replace("sequence_length=128)", "sequence_length=128, validation=0.1)")
     done = subprocess.run([sys.executable, "-c", validation], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "out" / "run.json").read_text())["ledger"]["events"]
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert run["model"]["stock_class"] == "ElectraForPreTraining"
+    assert (tmp_path / "out" / "generator" / "model.safetensors").is_file()
 
 
 def test_a_comparison_of_objectives_shows_each_loss_beside_its_floor():
