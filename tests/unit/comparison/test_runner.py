@@ -178,7 +178,7 @@ def test_an_interruption_ends_the_run_under_way(tmp_path):
         time.sleep(0.02)
     (pid,) = (int(path.name.split("-")[1]) for path in tmp_path.glob("running-*"))
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=120)
     assert "KeyboardInterrupt" in errors
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
