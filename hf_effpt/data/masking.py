@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.objectives import OBJECTIVES
 from hf_effpt.data.counter import fold, mix
 from hf_effpt.data.specials import special_ids
 from hf_effpt.data.words import continuations
@@ -15,7 +16,6 @@ POSITION_BITS = 16
 UNMASKABLE = np.uint64(1 << 63)
 # A row with less than this share of tokens to mask (padding, a short text) is masked at the rate, not to the count.
 FULL_SHARE = 0.75
-BERT_SHARES = (0.8, 0.1, 0.1)
 
 
 class DataCollatorForMaskedLM:
@@ -130,7 +130,7 @@ class DataCollatorForMaskedLM:
         tens, ones = (draw >> np.uint64(32)) % np.uint64(10), (draw >> np.uint64(32)) // np.uint64(10) % np.uint64(10)
         hundredth = tens * np.uint64(10) + ones
         other = self._ordinary[draw % np.uint64(len(self._ordinary))]
-        masked, random, _ = self.shares or BERT_SHARES
+        masked, random, _ = self.shares or OBJECTIVES["mlm"].corruption
         kept = np.where(hundredth < round(100 * (masked + random)), other, tokens)
         replaced = np.where(hundredth < round(100 * masked), self._ids.mask, kept)
         corrupted = original.copy()

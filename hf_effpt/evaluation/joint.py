@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from .loss import counted
 from .masked_logits import evaluation_mode
 
 
@@ -21,10 +22,7 @@ def held_out_sums(model: Any, batches: Iterable[dict[str, Tensor]]) -> tuple[dic
     totals: dict[str, Tensor] = {}
     counts = np.zeros(model.config.vocab_size, dtype=np.int64)
     with evaluation_mode(model):
-        for batch in batches:
-            labels = batch["labels"]
-            counts += np.bincount(labels[labels != -100].numpy(), minlength=len(counts))
-            inputs = {name: tensor.to(model.device, non_blocking=True) for name, tensor in batch.items()}
+        for inputs in counted(batches, counts, model.device):
             for name, value in model(**inputs).sums.items():
                 totals[name] = totals.get(name, 0.0) + value.double()
     return {name: value.item() for name, value in totals.items()}, counts

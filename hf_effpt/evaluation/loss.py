@@ -15,6 +15,7 @@ from hf_effpt.data.masking import DataCollatorForMaskedLM
 from hf_effpt.data.packing import PackedRows
 from hf_effpt.models.base import EffptMixin, isolate_documents
 from hf_effpt.models.bert import masked_loss
+from hf_effpt.models.sparse_layer import positions_of
 
 from .masked_logits import evaluation_mode, masked_logits, predicts_masked_tokens
 
@@ -56,12 +57,19 @@ def held_out_loss(model: PreTrainedModel, batches: Iterable[dict[str, Tensor]]) 
     total = torch.zeros((), dtype=torch.float64, device=model.device)  # read once, at the end
     counts = np.zeros(model.config.vocab_size, dtype=np.int64)
     with evaluation_mode(model):
-        for batch in batches:
-            labels = batch["labels"]
-            counts += np.bincount(labels[labels != -100].numpy(), minlength=len(counts))
-            inputs = {name: tensor.to(model.device, non_blocking=True) for name, tensor in batch.items()}
+        for inputs in counted(batches, counts, model.device):
             total += model(**inputs, num_items_in_batch=1).loss if own else _stock_loss(model, **inputs)
     return HeldOut(total.item(), counts)
+
+
+def counted(
+    batches: Iterable[dict[str, Tensor]], counts: np.ndarray, device: torch.device
+) -> Iterator[dict[str, Tensor]]:
+    """The batches, on the device, with their labels added to `counts` by token."""
+    for batch in batches:
+        labels = batch["labels"]
+        counts += np.bincount(labels[labels != -100].numpy(), minlength=len(counts))
+        yield {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
 def _stock_loss(
@@ -74,9 +82,7 @@ def _stock_loss(
 ) -> Tensor:
     """The loss summed over a batch, as a training model computes it, of a stock model."""
     if masked_positions is None:
-        masked_BL = labels != -100
-        most = max(1, int(masked_BL.sum(dim=1).max()))
-        masked_positions = masked_BL.int().argsort(dim=1, descending=True, stable=True)[:, :most]
+        masked_positions = positions_of(labels)
     if document_ids is not None:
         if not isinstance(model.base_model, (BertModel, ElectraModel)):
             raise EffptError(

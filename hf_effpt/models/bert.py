@@ -1,6 +1,5 @@
 """BERT for efficient pre-training: stock modules and parameter names, and a head that sees masked positions only."""
 
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from hf_effpt.core.depth import stack_of
 
 from .base import EffptMixin, isolate_documents
 from .configuration_effpt import EffptBertConfig
-from .sparse_layer import gather_rows, layer_at
+from .sparse_layer import encode_at
 
 
 class EffptBertModel(EffptMixin, BertModel):
@@ -43,14 +42,6 @@ class EffptBertForMaskedLM(EffptMixin, BertForMaskedLM):
     def __init__(self, config: EffptBertConfig) -> None:
         super().__init__(config)
         stack_of(self.bert)
-
-    def _may_be_sparse(self, asked: dict[str, Any]) -> bool:
-        """Whether the last layer may leave out positions: nobody else reads them, and no dropout draw would change."""
-        config = self.config
-        drawn = self.training and (config.hidden_dropout_prob > 0 or config.attention_probs_dropout_prob > 0)
-        read = any(asked.get(name, getattr(config, name)) for name in ("output_hidden_states", "output_attentions"))
-        read |= self.training and stack_of(self.bert).read_whole
-        return not drawn and not read and config._attn_implementation in ("eager", "sdpa")
 
     def forward(
         self,
@@ -84,32 +75,25 @@ class EffptBertForMaskedLM(EffptMixin, BertForMaskedLM):
             )
         return_dict = kwargs.pop("return_dict", None)
         return_dict = self.config.return_dict if return_dict is None else return_dict
-        stack = stack_of(self.bert)
-        sparse = masked_positions is not None and labels is not None and self._may_be_sparse(kwargs)
-        stack.last = partial(layer_at, masked_positions) if sparse else None
-        try:
-            outputs = self.bert(
-                input_ids,
-                attention_mask=attention_mask,
-                token_type_ids=token_type_ids,
-                position_ids=position_ids,
-                inputs_embeds=inputs_embeds,
-                return_dict=True,
-                **kwargs,
-            )
-        finally:
-            stack.last = None
-        hidden_BLD = outputs.last_hidden_state
+        given = {
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+            **kwargs,
+        }
         loss = logits = None
-        if labels is None:
-            logits = self.cls(hidden_BLD)
+        if labels is not None and masked_positions is not None:
+            outputs, hidden_BMD = encode_at(self.bert, masked_positions, input_ids, **given)
+            hidden_ND, labels_N = hidden_BMD.flatten(0, 1), labels.gather(1, masked_positions).flatten()
         else:
-            if masked_positions is None:
-                masked_BL = labels != -100
-                hidden_ND, labels_N = hidden_BLD[masked_BL], labels[masked_BL]
+            outputs = self.bert(input_ids, return_dict=True, **given)
+            hidden_BLD = outputs.last_hidden_state
+            if labels is None:
+                logits = self.cls(hidden_BLD)
             else:
-                hidden_BMD = hidden_BLD if sparse and stack.active else gather_rows(hidden_BLD, masked_positions)
-                hidden_ND, labels_N = hidden_BMD.flatten(0, 1), labels.gather(1, masked_positions).flatten()
+                hidden_ND, labels_N = hidden_BLD[labels != -100], labels[labels != -100]
+        if labels is not None:
             loss = masked_loss(self.cls(hidden_ND), labels_N, num_items_in_batch)
         output = MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions

@@ -126,9 +126,7 @@ class ElectraForJointPreTraining(WithGenerator, ElectraForPreTraining):
         masked = max(1.0, sums["masked"])
         judged = masked if self.config.objective == "electra_15" else max(1.0, sums["tokens"])
         replaced = sums["replaced"] / judged
-        return {
-            "generator_loss": sums["generator_loss"] / masked,
-            "generator_accuracy": sums["guessed"] / masked,
+        return self.generator_figures(sums) | {
             self.main_loss_name: sums["main_loss"] / judged,
             "replaced_rate": replaced,
             "floor": prior_entropy(replaced),

@@ -10,7 +10,6 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -23,8 +22,9 @@ from hf_effpt.core.depth import flatten, stack_of
 from hf_effpt.core.tally import tally_of
 
 from .base import EffptMixin, fill, isolate_documents
+from .bert import masked_loss
 from .sampling import row_keys, sample, uniforms
-from .sparse_layer import gather_rows, layer_at
+from .sparse_layer import drops, encode_at, gather_rows, positions_of
 
 WORDS = "electra.embeddings.word_embeddings.weight"
 TIED = {
@@ -147,11 +147,12 @@ class WithGenerator(EffptMixin):
             num_items_in_batch (`Tensor` of shape `(2,)`, *optional*): chosen positions and tokens of the whole
                 optimizer step, which the losses are divided by; by default those of this batch.
         """
+        real_BL = None if labels is None else _real_tokens(labels, attention_mask, document_ids)
+        if document_ids is not None:
+            attention_mask, position_ids = isolate_documents(
+                document_ids, self.config._attn_implementation, self.dtype
+            )
         if labels is None:
-            if document_ids is not None:
-                attention_mask, position_ids = isolate_documents(
-                    document_ids, self.config._attn_implementation, self.dtype
-                )
             return super().forward(
                 input_ids,
                 attention_mask=attention_mask,
@@ -162,14 +163,14 @@ class WithGenerator(EffptMixin):
             )
         return_dict = kwargs.pop("return_dict", None)
         kwargs.pop("note_ids", None)  # looked up in ids that the main model does not read
-        given = {"token_type_ids": token_type_ids, "position_ids": position_ids, **kwargs}
+        given = {"attention_mask": attention_mask, "token_type_ids": token_type_ids, "position_ids": position_ids}
         output = self._learn(
-            self._read(input_ids, labels, masked_positions, attention_mask, document_ids, num_items_in_batch, given)
+            self._read(input_ids, labels, masked_positions, real_BL, num_items_in_batch, given | kwargs)
         )
         return output.to_tuple() if return_dict is False else output
 
     def _learn(self, batch: Batch) -> JointOutput:
-        """The losses of a masked batch."""
+        """The losses of a masked batch; each class has its own."""
         raise NotImplementedError
 
     @staticmethod
@@ -183,18 +184,12 @@ class WithGenerator(EffptMixin):
         input_ids: Tensor,
         labels: Tensor,
         masked_positions: Tensor | None,
-        attention_mask: Tensor | None,
-        document_ids: Tensor | None,
+        real_BL: Tensor,
         num_items_in_batch: Tensor | int | None,
         inputs: dict[str, Any],
     ) -> Batch:
-        real_BL = _real_tokens(labels, attention_mask, document_ids)
-        if document_ids is not None:
-            attention_mask, inputs["position_ids"] = isolate_documents(
-                document_ids, self.config._attn_implementation, self.dtype
-            )
         if masked_positions is None:
-            masked_positions = _positions_of(labels)
+            masked_positions = positions_of(labels)
         labels_BM = labels.gather(1, masked_positions)
         masked, real = (labels_BM != -100).sum().clamp(min=1), real_BL.sum().clamp(min=1)
         if torch.is_tensor(num_items_in_batch) and num_items_in_batch.ndim == 1:
@@ -207,7 +202,7 @@ class WithGenerator(EffptMixin):
             masked_positions,
             labels_BM,
             real_BL,
-            inputs | {"attention_mask": attention_mask},
+            inputs,
             (masked, real),
         )
 
@@ -218,20 +213,15 @@ class WithGenerator(EffptMixin):
             batch: what it reads.
             everywhere (`bool`, *optional*, defaults to `False`): whether the outputs are needed at every position.
         """
-        encoder, config = self.generator.electra, self.generator.config
-        drawn = self.training and _drops(config)
-        sparse = not everywhere and not drawn and config._attn_implementation in ("eager", "sdpa")
-        stack = stack_of(encoder)
-        stack.last = partial(layer_at, batch.positions_BM) if sparse else None
-        try:
+        encoder = self.generator.electra
+        if everywhere:
             hidden = encoder(batch.masked_BL, return_dict=True, **batch.inputs).last_hidden_state
-        finally:
-            stack.last = None
-        hidden_BMD = hidden if sparse else gather_rows(hidden, batch.positions_BM)
+            hidden_BMD = gather_rows(hidden, batch.positions_BM)
+        else:
+            outputs, hidden_BMD = encode_at(encoder, batch.positions_BM, batch.masked_BL, **batch.inputs)
+            hidden = outputs.last_hidden_state
         logits_NV = self.generator_logits(hidden_BMD.flatten(0, 1))
-        loss = nn.functional.cross_entropy(
-            logits_NV.float(), batch.labels_BM.flatten(), reduction="sum", ignore_index=-100
-        )
+        loss = masked_loss(logits_NV, batch.labels_BM.flatten(), 1)
         return hidden, logits_NV, loss
 
     def generator_logits(self, hidden_ND: Tensor) -> Tensor:
@@ -254,8 +244,7 @@ class WithGenerator(EffptMixin):
     def _generator_sums(self, batch: Batch, logits_NV: Tensor, loss: Tensor, replaced_BL: Tensor) -> dict[str, Tensor]:
         guessed = (logits_NV.argmax(dim=1) == batch.labels_BM.flatten()).sum()
         sums = {"generator_loss": loss, "guessed": guessed, "masked": batch.chosen_BM.sum()}
-        sums |= {"replaced": replaced_BL.sum(), "tokens": batch.real_BL.sum()}
-        return {name: value.detach() for name, value in sums.items()}
+        return sums | {"replaced": replaced_BL.sum(), "tokens": batch.real_BL.sum()}
 
     def _joined(self, batch: Batch, generator: Tensor, main: Tensor, per: Tensor | int, **output: Any) -> JointOutput:
         """The output, from the two losses summed over the batch and what the main one is divided by."""
@@ -266,11 +255,17 @@ class WithGenerator(EffptMixin):
         loss = generator + self.config.main_weight * main
         return JointOutput(loss=loss, generator_loss=generator, main_loss=main, **output)
 
+    @staticmethod
+    def generator_figures(sums: Mapping[str, float]) -> dict[str, float]:
+        """What a log entry or an evaluation says of the generator, from the sums over its batches."""
+        masked = max(1.0, sums["masked"])
+        return {"generator_loss": sums["generator_loss"] / masked, "generator_accuracy": sums["guessed"] / masked}
+
     def own_stream(self) -> Any:
         """The context in which the main model draws its dropout: then the generator's is that of a model alone."""
-        if not self.training or not _drops(self.config) or self.device.type == "meta":
+        if not self.training or not drops(self.config) or self.device.type == "meta":
             return nullcontext()
-        return _own_stream(self.device, _drops(self.generator.config))
+        return _own_stream(self.device, drops(self.generator.config))
 
     def export_generator(self) -> ElectraForMaskedLM:
         """The generator as a stock model, with its own copy of what it shares."""
@@ -293,23 +288,12 @@ class WithGenerator(EffptMixin):
         return f"{own.objective} embedding {own.embedding_size} generator {sizes}"
 
 
-def _drops(config: Any) -> bool:
-    return max(config.hidden_dropout_prob, config.attention_probs_dropout_prob) > 0
-
-
 def _real_tokens(like_BL: Tensor, attention_mask: Tensor | None, document_ids: Tensor | None) -> Tensor:
     if document_ids is not None:
         return document_ids > 0
     if attention_mask is not None:
         return attention_mask == 1
     return torch.ones_like(like_BL, dtype=torch.bool)
-
-
-def _positions_of(labels_BL: Tensor) -> Tensor:
-    """The positions of the labels, as many in each row as the fullest has, filled up with others."""
-    chosen_BL = labels_BL != -100
-    most = max(1, int(chosen_BL.sum(dim=1).max()))
-    return chosen_BL.int().argsort(dim=1, descending=True, stable=True)[:, :most]
 
 
 @contextmanager

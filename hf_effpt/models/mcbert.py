@@ -59,6 +59,7 @@ class McBertForPreTraining(WithGenerator, ElectraForMaskedLM):
 
     def complete(self, config: McBertConfig) -> None:
         super().complete(config)
+        self._excluded: tuple[tuple, Tensor] | None = None
         nn.init.normal_(self.generator_lm_head.bias, std=config.initializer_range)  # as a table of one column
         if self.selects:
             nn.init.xavier_uniform_(self.discriminator_predictions.dense_prediction.weight)  # as ELECTRA's
@@ -165,9 +166,10 @@ class McBertForPreTraining(WithGenerator, ElectraForMaskedLM):
 
     def _possible(self, logits_NV: Tensor) -> Tensor:
         """The logits, in place, without those of tokens that may not be drawn."""
-        for token in self.config.never_sampled:
-            logits_NV[:, token] = -torch.inf
-        return logits_NV
+        known = (tuple(self.config.never_sampled), logits_NV.device)
+        if self._excluded is None or self._excluded[0] != known:  # not each time: a list waits for the device
+            self._excluded = (known, torch.tensor(known[0], dtype=torch.long, device=known[1]))
+        return logits_NV.index_fill_(1, self._excluded[1], -torch.inf)
 
     def _candidates(self, batch: Batch, drawn_BLK: Tensor, replaced_BL: Tensor) -> tuple[Tensor, Tensor]:
         """The candidates, and which of them are the truth once more: the truth is in the second place.
@@ -194,11 +196,7 @@ class McBertForPreTraining(WithGenerator, ElectraForMaskedLM):
         """What a log entry or an evaluation says, from the sums over its batches."""
         masked, tokens = max(1.0, sums["masked"]), max(1.0, sums["tokens"])
         replaced = sums["replaced"] / tokens
-        figures = {
-            "generator_loss": sums["generator_loss"] / masked,
-            "generator_accuracy": sums["guessed"] / masked,
-            "replaced_rate": replaced,
-        }
+        figures = self.generator_figures(sums) | {"replaced_rate": replaced}
         if self.selects:
             detection = {"detection_loss": sums["detection_loss"] / tokens, "detection_floor": prior_entropy(replaced)}
             guess = math.log(self.config.candidates)

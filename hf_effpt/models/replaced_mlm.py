@@ -4,12 +4,10 @@ B batch, L row length, M chosen positions a row, N positions in all, D hidden si
 """
 
 from collections.abc import Mapping
-from functools import partial
 
 from torch import Tensor, nn
 from transformers import ElectraForMaskedLM
 
-from hf_effpt.core.depth import stack_of
 from hf_effpt.core.errors import EffptError
 
 from .bert import masked_loss
@@ -17,7 +15,7 @@ from .candidates import log_probabilities
 from .configuration_electra import EffptElectraConfig
 from .electra import prior_entropy
 from .generator import Batch, JointOutput, WithGenerator
-from .sparse_layer import gather_rows, layer_at
+from .sparse_layer import encode_at
 
 OBJECTIVES = ("replace_mlm", "all_tokens_mlm")
 
@@ -60,16 +58,7 @@ class ElectraForReplacedMaskedLM(WithGenerator, ElectraForMaskedLM):
 
     def _predict(self, batch: Batch, corrupted_BL: Tensor) -> Tensor:
         """The loss at the chosen positions, summed; no others have outputs where nobody can tell."""
-        stack, config = stack_of(self.electra), self.config
-        drawn = self.training and (config.hidden_dropout_prob > 0 or config.attention_probs_dropout_prob > 0)
-        drawn |= self.training and stack.read_whole
-        sparse = not drawn and bool(stack.active) and config._attn_implementation in ("eager", "sdpa")
-        stack.last = partial(layer_at, batch.positions_BM) if sparse else None
-        try:
-            hidden = self.electra(corrupted_BL, return_dict=True, **batch.inputs).last_hidden_state
-        finally:
-            stack.last = None
-        hidden_BMD = hidden if sparse else gather_rows(hidden, batch.positions_BM)
+        _, hidden_BMD = encode_at(self.electra, batch.positions_BM, corrupted_BL, **batch.inputs)
         logits_NV = self.generator_lm_head(self.generator_predictions(hidden_BMD.flatten(0, 1)))
         return masked_loss(logits_NV, batch.labels_BM.flatten(), 1)
 
@@ -90,9 +79,7 @@ class ElectraForReplacedMaskedLM(WithGenerator, ElectraForMaskedLM):
         """What a log entry or an evaluation says, from the sums over its batches."""
         masked, tokens = max(1.0, sums["masked"]), max(1.0, sums["tokens"])
         everywhere = self.config.objective == "all_tokens_mlm"
-        return {
-            "generator_loss": sums["generator_loss"] / masked,
-            "generator_accuracy": sums["guessed"] / masked,
+        return self.generator_figures(sums) | {
             self.main_loss_name: sums["main_loss"] / (tokens if everywhere else masked),
             "replaced_rate": sums["replaced"] / (tokens if everywhere else masked),
         }

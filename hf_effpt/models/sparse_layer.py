@@ -5,16 +5,50 @@ output projection and the feed-forward block are needed there only; keys and val
 B batch, L row length, M positions wanted in a row, D hidden size, H heads, K head size.
 """
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert.modeling_bert import eager_attention_forward
 
+from hf_effpt.core.depth import stack_of
+
 
 def gather_rows(hidden_BLD: Tensor, positions_BM: Tensor) -> Tensor:
     """The hidden states at some positions of every row, of shape `(batch_size, wanted, hidden_size)`."""
     return hidden_BLD.gather(1, positions_BM[:, :, None].expand(-1, -1, hidden_BLD.shape[-1]))
+
+
+def positions_of(labels_BL: Tensor) -> Tensor:
+    """The positions of the labels, as many in each row as the fullest has, filled up with others; waits for them."""
+    chosen_BL = labels_BL != -100
+    most = max(1, int(chosen_BL.sum(dim=1).max()))
+    return chosen_BL.int().argsort(dim=1, descending=True, stable=True)[:, :most]
+
+
+def drops(config: Any) -> bool:
+    """Whether a model of this configuration draws dropout in training."""
+    return max(config.hidden_dropout_prob, config.attention_probs_dropout_prob) > 0
+
+
+def encode_at(encoder: Any, positions_BM: Tensor, *args: Any, **inputs: Any) -> tuple[Any, Tensor]:
+    """The outputs of an encoder with a `LayerStack`, and the hidden states at some positions of every row.
+
+    The last layer computes no others, unless somebody else reads them or a draw of dropout would change; where it does
+    not, `last_hidden_state` has those of the positions only.
+    """
+    stack, config = stack_of(encoder), encoder.config
+    read = any(inputs.get(name, getattr(config, name)) for name in ("output_hidden_states", "output_attentions"))
+    read |= encoder.training and (stack.read_whole or drops(config))
+    sparse = not read and bool(stack.active) and config._attn_implementation in ("eager", "sdpa")
+    stack.last = partial(layer_at, positions_BM) if sparse else None
+    try:
+        outputs = encoder(*args, return_dict=True, **inputs)
+    finally:
+        stack.last = None
+    hidden = outputs.last_hidden_state
+    return outputs, hidden if sparse else gather_rows(hidden, positions_BM)
 
 
 def layer_at(

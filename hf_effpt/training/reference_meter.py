@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hf_effpt.core.anatomy import layers_of
+from hf_effpt.models.sparse_layer import drops
 
 from .meters import synchronize
 from .reference import ReferenceTimes
@@ -99,11 +100,10 @@ def _body(model: Any) -> str:
     sizes = [sum(p.numel() for p in layer.parameters()) for layer in stack]
     layers = "+".join(f"{sizes.count(size)}x{size}" for size in sorted(set(sizes)))
     compiled = any(layer._compiled_call_impl is not None for layer in stack.children())
-    drawn = max(config.hidden_dropout_prob, config.attention_probs_dropout_prob) > 0
     also = [model.cost_signature(), *(method.cost_signature(model.backbone) for method in model.methods)]
     return (
         f"layers {layers}|{type(model).__name__} hidden {config.hidden_size} vocabulary {config.vocab_size} "
-        f"{config._attn_implementation}{' dropout' if drawn else ''}{' compiled' if compiled else ''}"
+        f"{config._attn_implementation}{' dropout' if drops(config) else ''}{' compiled' if compiled else ''}"
         + "".join(f" {said}" for said in also if said)
     )
 

@@ -11,6 +11,7 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.tally import tally_of
 from hf_effpt.methods.tnf.dictionary import NoteDictionary
 from hf_effpt.models import EffptBertForMaskedLM
+from hf_effpt.models.sparse_layer import encode_at
 from tests import tiny
 
 from . import notes
@@ -191,9 +192,14 @@ def test_the_last_layer_is_whole_where_it_is_read():
     ids = notes.batch(*WITH_NOTES)
     batch = {"labels": ids, "masked_positions": torch.tensor([[1, 2]] * 2)}
     sparse = tiny.model(**NO_DROPOUT).train()
-    assert sparse._may_be_sparse({})
-    assert not model._may_be_sparse({})
-    assert model.eval()._may_be_sparse({})
+
+    def positions_computed(of):
+        return encode_at(of.bert, batch["masked_positions"], ids)[0].last_hidden_state.shape[1]
+
+    assert positions_computed(sparse) == 2
+    assert positions_computed(model) == tiny.LENGTH
+    assert positions_computed(model.eval()) == 2
+    tally_of(model.bert).take()
     model.train()(ids, **batch).loss.backward()
     assert tally_of(model.bert).take()["tnf_written"] == 2
 
