@@ -6,6 +6,8 @@ from torch import nn
 
 from .errors import EffptError
 
+PRE_NORM = ("roberta-prelayernorm",)  # architectures with `encoder.layer` lists; BERT and ELECTRA are post-LN
+
 
 def layers_of(backbone: nn.Module) -> nn.ModuleList:
     """The list of transformer layers of `backbone`."""
@@ -33,3 +35,14 @@ def auxiliary_of(backbone: nn.Module) -> Any:
 def set_auxiliary(backbone: nn.Module, auxiliary: nn.Module) -> None:
     """Lets methods find the auxiliary encoder; as no submodule, since it is no part of `backbone`."""
     backbone.__dict__["auxiliary"] = auxiliary
+
+
+def embeddings_of(backbone: Any) -> list[nn.Module]:
+    """What is below the first layer of `backbone`: its tables, and where it has one the projection to its width."""
+    names = ("embeddings", "embeddings_project")
+    return [getattr(backbone, name) for name in names if hasattr(backbone, name)]
+
+
+def is_pre_norm(config: Any) -> bool:
+    """Whether the layers of such a model normalise their inputs (pre-LN), so that they add to what they are given."""
+    return getattr(config, "model_type", None) in PRE_NORM

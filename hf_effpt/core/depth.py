@@ -5,15 +5,32 @@ dropping a layer is a shorter one. A layer that does not run has no gradient, co
 rests.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from .anatomy import layers_of, replace_layers
 from .errors import EffptError
+
+
+class Router(Protocol):
+    """Has each layer run on some rows of a batch only.
+
+    Args:
+        share (`float`): of the rows that layers could have left out in the last forward, those that ran.
+        forced (`float`, *optional*): run this share of the rows instead, whichever they are: shapes then depend on
+            nothing that is computed.
+    """
+
+    share: float
+    forced: float | None
+
+    def __call__(self, layers: list[Any]) -> list[Any]:
+        """What to call, with the same arguments, in place of the layers that run, first to last."""
+        ...
 
 
 class LayerStack(nn.ModuleList):
@@ -32,6 +49,18 @@ class LayerStack(nn.ModuleList):
         self.last: Callable[..., torch.Tensor] | None = None
         # Whether somebody besides the head reads the outputs of every position in training.
         self.read_whole = False
+        # By index of a layer, what its change of the hidden states is multiplied by; of the others it is left alone.
+        self.scales: Mapping[int, float] = {}
+        self.router = None
+
+    @property
+    def router(self) -> Router | None:
+        """What has layers run on some rows only; no submodule, though it may be a module of the backbone."""
+        return self.__dict__["_router"]
+
+    @router.setter
+    def router(self, router: Router | None) -> None:
+        self.__dict__["_router"] = router
 
     @property
     def order(self) -> tuple[int, ...]:
@@ -53,10 +82,13 @@ class LayerStack(nn.ModuleList):
         return tuple(i for i in self._order if i not in self.dropped) if self.training else self._order
 
     def __iter__(self) -> Iterator[Any]:
-        layers: list[Any] = [self[index] for index in self.active]
+        layers: list[Any] = [
+            partial(_scaled, self.scales[index], self[index]) if index in self.scales else self[index]
+            for index in self.active
+        ]
         if self.last is not None and layers:
             layers[-1] = partial(self.last, layers[-1])
-        return iter(layers)
+        return iter(layers if self.router is None else self.router(layers))
 
     @torch.no_grad()
     def copy_layer(self, source: int, target: int) -> None:
@@ -64,6 +96,10 @@ class LayerStack(nn.ModuleList):
         copied = self[target].state_dict()
         for name, tensor in self[source].state_dict().items():
             copied[name].copy_(tensor)
+
+
+def _scaled(scale: float, layer: nn.Module, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    return hidden + scale * (layer(hidden, *args, **kwargs) - hidden)
 
 
 # A backbone is a module with a `config`. Below it is `Any`: torch types every attribute of a module as a tensor or a
@@ -80,6 +116,12 @@ def stack_of(backbone: Any) -> LayerStack:
             layers.order = saved
         replace_layers(backbone, layers)
     return layers
+
+
+def running(backbone: Any) -> list[Any]:
+    """The layers that the next forward runs, first to last."""
+    layers = layers_of(backbone)
+    return [layers[index] for index in (layers.active if isinstance(layers, LayerStack) else range(len(layers)))]
 
 
 def set_order(backbone: Any, order: Iterable[int]) -> None:

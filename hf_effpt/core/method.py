@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from .errors import EffptError
@@ -31,6 +33,30 @@ class Paper:
         return f"https://arxiv.org/abs/{self.arxiv}" if self.arxiv else None
 
 
+@dataclass(frozen=True)
+class Run:
+    """What a method may use of a live run at the end of an optimizer step.
+
+    Args:
+        model (`nn.Module`): the training model; called with a batch, its output has the `loss`.
+        optimizer (`torch.optim.Optimizer`): with the state of the model's parameters.
+        loss (`Tensor`): the mean loss of the step over micro-batches and processes, a scalar on the device; reading
+            its value waits for the device.
+        flops (`float`): spent so far.
+        draw (`Callable[[int], Iterator]`): so many batches of training rows, on the device, of those that are not in
+            the run's own order; each process has its own, and their tokens are charged.
+        learning (`Callable`): the context in which a method computes losses and gradients of its own: in the run's
+            precision, its FLOPs charged.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    loss: Tensor
+    flops: float
+    draw: Callable[[int], Iterator[dict[str, Tensor]]]
+    learning: Callable[[], AbstractContextManager]
+
+
 @dataclass
 class Method:
     """One efficiency technique; a method *is* its settings, so its fields are what a recipe may set.
@@ -47,6 +73,11 @@ class Method:
     summary: ClassVar[str]
     paper: ClassVar[Paper]
     conflicts: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def heeds_loss(self) -> bool:
+        """Whether `advance` reads the loss of every step, which several processes then have to agree on."""
+        return False
 
     @property
     def settles_at(self) -> float:
@@ -80,8 +111,12 @@ class Method:
     def schedule(self, backbone: nn.Module, step: int, fraction: float, seed: int) -> None:
         """Sets what `backbone` runs in optimizer step `step` (from 0); called before each step and on resume."""
 
-    def advance(self, backbone: nn.Module, step: int, fraction: float) -> bool:
-        """Changes weights after `step` steps are done; returns whether the set of parameters changed."""
+    def advance(self, backbone: nn.Module, step: int, fraction: float, run: Run | None = None) -> bool:
+        """Changes weights after `step` steps are done; returns whether the set of parameters changed.
+
+        `run` is the live run, or `None` where only the weights are at hand. A method that needs its loss in every step
+        says so by `heeds_loss`.
+        """
         return False
 
     def penalty(self, backbone: nn.Module) -> Tensor | None:

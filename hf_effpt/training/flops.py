@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
-from hf_effpt.core.anatomy import auxiliary_of, layers_of
+from hf_effpt.core.anatomy import auxiliary_of, embeddings_of
+from hf_effpt.core.depth import running
 
 
 def ghost_of(model: PreTrainedModel) -> PreTrainedModel:
@@ -26,6 +27,12 @@ def ghost_of(model: PreTrainedModel) -> PreTrainedModel:
         module._forward_pre_hooks.clear()
     ghost.set_attn_implementation("eager")
     return ghost
+
+
+def _sizes(module: nn.Module) -> tuple[int, int]:
+    """How many numbers a module holds as parameters, and how many of them learn."""
+    parameters = list(module.parameters())
+    return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
 
 
 class FlopCounter:
@@ -46,20 +53,18 @@ class FlopCounter:
                 "masked_positions": torch.empty(rows, -(-masked // rows), dtype=torch.long, device="meta"),
             }
         shapes = tuple(sorted((name, tuple(tensor.shape)) for name, tensor in batch.items()))
-        key = (shapes, model.training, self.running(model))
+        key = (shapes, model.training, self.parts(model))
         if key not in self._counted:
             self._counted[key] = self._measure(model, batch)
         return self._counted[key]
 
     @staticmethod
-    def running(model: Any) -> tuple:
-        """What decides the cost besides the shapes of the batch: the sizes of the layers that run."""
+    def parts(model: Any) -> tuple:
+        """What decides the cost besides the shapes of the batch: what of the layers that run is there, and learns."""
         auxiliary = auxiliary_of(model.backbone)
         encoders = [model.backbone, *([] if auxiliary is None else [auxiliary])]
-        return tuple(
-            tuple(sorted(sum(p.numel() for p in layer.parameters()) for layer in layers_of(encoder)))
-            for encoder in encoders
-        )
+        sizes = (tuple(sorted(map(_sizes, running(encoder)))) for encoder in encoders)
+        return (*sizes, *(_sizes(module) for module in embeddings_of(model.backbone)))
 
     @staticmethod
     def _measure(model: PreTrainedModel, batch: dict[str, Tensor]) -> int:

@@ -7,6 +7,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState, ProgressCallback
 
 from .checkpoints import identity_of
+from .schedule import renew
 
 if TYPE_CHECKING:
     from .trainer import EffptTrainer
@@ -54,17 +55,25 @@ class ClockCallback(TrainerCallback, ExportableState):
             self.on_pass_end(args, control)
         if self._is_due(args.eval_strategy, args.eval_steps):
             control.should_evaluate = True
-        changed = False
-        for method in trainer.methods:
-            with trainer.method_cost(method):
-                changed |= method.advance(trainer.model.backbone, state.global_step, trainer.clock.fraction)
-        if changed:
-            trainer.refresh_optimizer()
+        if trainer.methods:
+            self.advance_methods(state.global_step)
         if trainer.clock.finished:
             trainer.timekeeper.settle()
             control.should_training_stop = True
             control.should_save = control.should_save or str(args.save_strategy.value) != "no"
             control.should_log = True
+
+    def advance_methods(self, step: int) -> None:
+        """Lets methods change the model; what rests on its parameters or its ledger follows."""
+        trainer, config = self.trainer, self.trainer.model.config
+        run, events, changed = trainer.live_run(), config.events, False
+        for method in trainer.methods:
+            with trainer.method_cost(method):
+                changed |= method.advance(trainer.model.backbone, step, trainer.clock.fraction, run)
+        if changed:
+            trainer.refresh_optimizer()
+        if config.events is not events:
+            renew(trainer.lr_scheduler)  # an event may ask for a second warm-up, and the schedule was read before it
 
     def _is_due(self, strategy: Any, steps: float | None) -> bool:
         """Whether one more of these shares of the budget is spent; of a budget in steps, the stock Trainer knows."""

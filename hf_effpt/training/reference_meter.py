@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hf_effpt.core.anatomy import layers_of
+from hf_effpt.core.depth import running
 from hf_effpt.models.sparse_layer import drops
 
 from .meters import synchronize
@@ -96,15 +97,16 @@ def optimizer_operation(model: Any, optimizer: Any) -> str:
 
 
 def _body(model: Any) -> str:
-    stack, config = layers_of(model.backbone), model.config
+    stack, config = running(model.backbone), model.config
     sizes = [sum(p.numel() for p in layer.parameters()) for layer in stack]
+    learning = sum(p.numel() for layer in stack for p in layer.parameters() if p.requires_grad)
     layers = "+".join(f"{sizes.count(size)}x{size}" for size in sorted(set(sizes)))
-    compiled = any(layer._compiled_call_impl is not None for layer in stack.children())
+    compiled = any(layer._compiled_call_impl is not None for layer in stack)
     also = [model.cost_signature(), *(method.cost_signature(model.backbone) for method in model.methods)]
     return (
         f"layers {layers}|{type(model).__name__} hidden {config.hidden_size} vocabulary {config.vocab_size} "
         f"{config._attn_implementation}{' dropout' if drops(config) else ''}{' compiled' if compiled else ''}"
-        + "".join(f" {said}" for said in also if said)
+        f"{'' if learning == sum(sizes) else f' learning {learning}'}" + "".join(f" {said}" for said in also if said)
     )
 
 

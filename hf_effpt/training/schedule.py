@@ -10,7 +10,11 @@ from .arguments import EffptTrainingArguments
 
 
 def clock_schedule(
-    args: EffptTrainingArguments, optimizer: Any, fraction: Callable[[], float], length: int
+    args: EffptTrainingArguments,
+    optimizer: Any,
+    fraction: Callable[[], float],
+    length: int,
+    share: Callable[[], float] = lambda: 1.0,
 ) -> LambdaLR:
     """The stock schedule of that name, read at the clock and not at the number of calls.
 
@@ -20,6 +24,7 @@ def clock_schedule(
         optimizer (`torch.optim.Optimizer`): whose learning rate it sets.
         fraction (`Callable`): the share of the budget that is spent.
         length (`int`): the steps that the whole budget stands for.
+        share (`Callable`, *optional*): what it is multiplied by besides, such as a second warm-up.
     """
     warmup = args.get_warmup_steps(length)
     stock: Any = get_scheduler(
@@ -34,6 +39,14 @@ def clock_schedule(
     def share_of_peak(_: int) -> float:
         step = fraction() * length
         rise = min(1.0, step / warmup) if args.multiply_warmup and warmup else 1.0
-        return shape(step) * rise
+        return shape(step) * rise * share()
 
     return LambdaLR(optimizer, share_of_peak)  # made anew, so that the very first rate is its own and not the stock's
+
+
+def renew(scheduler: LambdaLR) -> None:
+    """Sets the rate that the schedule has now, where what it is a function of has changed since it was read."""
+    rates = [base * shape(0) for base, shape in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
+    scheduler._last_lr = rates
+    for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainerState
 from transformers.trainer_callback import ProgressCallback
@@ -18,7 +17,8 @@ from transformers.trainer_utils import TrainOutput
 from hf_effpt.core.anatomy import layers_of
 from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.method import Method
+from hf_effpt.core.ledger import rewarmed
+from hf_effpt.core.method import Method, Run
 from hf_effpt.core.objectives import OBJECTIVES, objective_of
 from hf_effpt.data.masking import DataCollatorForMaskedLM
 
@@ -27,21 +27,20 @@ from .adam import UncorrectedAdamW
 from .arguments import EffptTrainingArguments
 from .energy import check_resumed
 from .flops import FlopCounter
+from .loading import LoadingTrainer
 from .measuring import evaluate_rows, figures_of
 from .meters import StepMeter
 from .preparing import agreed, prepare_methods
 from .progress import ClockCallback, ClockProgress
 from .reference import ReferenceTimes
 from .reference_meter import ReferenceMeter
-from .saving import ExportingTrainer
 from .schedule import clock_schedule
-from .stream import BatchStream, KeyedRows
 from .timekeeping import Timekeeper
 
 ENDLESS = 2**31 - 1  # the number of steps where the clock, not a count, ends the run
 
 
-class EffptTrainer(ExportingTrainer):
+class EffptTrainer(LoadingTrainer):
     """Trains a model of this package on a budget, with its methods, and exports a stock model.
 
     Everything not named here is as in [`transformers.Trainer`]. `train(resume_from_checkpoint=…)` continues bit for
@@ -171,6 +170,7 @@ class EffptTrainer(ExportingTrainer):
             clock = Clock("steps", max(1, math.ceil(self.args.num_train_epochs * rows / self.step_rows)))
         self.rows_seen = 0
         self._step_tokens, self._step_flops = 0, 0.0
+        self._step_loss: Any = 0.0
         self.costs, self.prepaid = {}, 0.0
         self.timekeeper = Timekeeper(clock, self.args.device, self.args.world_size)
         self.reference = self._reference_meter() if clock.unit == "reference_seconds" else None
@@ -222,7 +222,11 @@ class EffptTrainer(ExportingTrainer):
         if self.lr_scheduler is None:
             length = int(self.clock.budget) if self.clock.unit == "steps" else 1_000_000
             self.lr_scheduler = clock_schedule(
-                self.args, optimizer or self.optimizer, lambda: self.trained_share, length
+                self.args,
+                optimizer or self.optimizer,
+                lambda: self.trained_share,
+                length,
+                lambda: rewarmed(self.model.config, self.clock.steps),
             )
             self._created_lr_scheduler = True
         return self.lr_scheduler
@@ -230,8 +234,19 @@ class EffptTrainer(ExportingTrainer):
     @staticmethod
     def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> tuple[Any, Any]:
         """As in the stock Trainer, or the optimizer without bias correction."""
-        kind, kwargs = ExportingTrainer.get_optimizer_cls_and_kwargs(args, model)
+        kind, kwargs = LoadingTrainer.get_optimizer_cls_and_kwargs(args, model)
         return (kind if args.bias_correction else UncorrectedAdamW), kwargs
+
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
+        """As in the stock Trainer, without the parameters of modules with a true `no_weight_decay`, such as gates."""
+        spared = {
+            parameter
+            for module in model.modules()
+            if getattr(module, "no_weight_decay", False)
+            for parameter in module.parameters()
+        }
+        names = super().get_decay_parameter_names(model)
+        return [name for name in names if model.get_parameter(name) not in spared]
 
     def refresh_optimizer(self) -> None:
         """Points the live optimizer at the model's present parameters; those that stayed keep their state."""
@@ -243,52 +258,14 @@ class EffptTrainer(ExportingTrainer):
         for gone in [parameter for parameter in live.state if parameter not in present]:
             del live.state[gone]
 
-    # Data.
-
-    def get_train_dataloader(self) -> DataLoader:
-        """An endless stream of batches, entered at the row where the run stands."""
-        stream = BatchStream(
-            len(self.train_dataset),
-            self.args.train_batch_size,
-            self.args.seed if self.args.data_seed is None else self.args.data_seed,
-            start=self.rows_seen,
-            rank=self.args.process_index,
-            world=self.args.world_size,
-        )
-        return self._loader(self.train_dataset, self.data_collator, stream)
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """Held-out rows in order, 15 % of them chosen whatever the rate in training, the same at every call."""
-        eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        if self.masking is None:
-            return super().get_eval_dataloader(eval_dataset)
-        rows = [(0, row) for row in range(self.args.process_index, len(eval_dataset), self.args.world_size)]
-        size = self.args.per_device_eval_batch_size
-        batches = [rows[first : first + size] for first in range(0, len(rows), size)]
-        shares = OBJECTIVES[objective_of(self.model.config)].corruption
-        return self._loader(eval_dataset, DataCollatorForMaskedLM(self.masking.tokenizer, shares=shares), batches)
-
-    def _loader(self, dataset: Any, collator: Any, batches: Any) -> DataLoader:
-        if self.masking is None and hasattr(dataset, "column_names"):
-            dataset = self._remove_unused_columns(dataset)
-        workers = self.args.dataloader_num_workers
-        return DataLoader(
-            KeyedRows(dataset, keyed=self.masking is not None),
-            batch_sampler=batches,
-            collate_fn=collator,
-            num_workers=workers,
-            prefetch_factor=self.args.dataloader_prefetch_factor,
-            pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
-            generator=torch.Generator(),  # its own: the loader must not draw from the generator that dropout uses
-        )
-
     # A step.
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """The micro-batches of one optimizer step, on the device, and the number of labels in all of them."""
         with self.meter.measure("data"):
             batches = list(islice(epoch_iterator, num_batches))
-            self._step_tokens = sum(batch["input_ids"].numel() for batch in batches) * self.args.world_size
+            self._step_loss = 0.0
+            self._step_tokens += sum(batch["input_ids"].numel() for batch in batches) * self.args.world_size
             for method in self.methods:
                 chooses = type(method).select is not Method.select
                 with self.method_cost(method), FlopCounterMode(display=False) if chooses else nullcontext() as counter:
@@ -315,9 +292,26 @@ class EffptTrainer(ExportingTrainer):
             loss = super().training_step(model, inputs, num_items_in_batch)
         self._micro_flops = self.counter.count(self.model, inputs)
         self._step_flops += self._micro_flops * self.args.world_size
+        self._step_loss = self._step_loss + loss
         if self.reference is not None:
             self.reference.add_training(self.model, inputs)
         return loss
+
+    def live_run(self) -> Run:
+        """The run as methods see it at the end of a step."""
+        loss = self._step_loss
+        if self.args.world_size > 1 and any(method.heeds_loss for method in self.methods):
+            loss = self.accelerator.reduce(loss, "mean")
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # Accelerate wraps it
+        return Run(self.model, optimizer, loss, self.clock.flops, self.draw, self.learning)
+
+    @contextmanager
+    def learning(self) -> Iterator[None]:
+        """The context in which a method computes losses and gradients of its own; the next step is charged for it."""
+        with self.accelerator.autocast(), FlopCounterMode(display=False) as counter:
+            yield
+        if self.args.charge_methods:
+            self._step_flops += counter.get_total_flops() * self.args.world_size
 
     @contextmanager
     def method_cost(self, method: Method) -> Iterator[None]:
@@ -361,7 +355,7 @@ class EffptTrainer(ExportingTrainer):
         seconds = self.timekeeper.step(tokens=self._step_tokens, flops=self._step_flops, reference_seconds=reference)
         self.meter.add(tokens=self._step_tokens, flops=self._step_flops, seconds=seconds)
         self.rows_seen += self.step_rows
-        self._step_flops = 0.0
+        self._step_tokens, self._step_flops = 0, 0.0
 
     # What is measured.
 

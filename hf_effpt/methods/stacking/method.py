@@ -11,7 +11,7 @@ from hf_effpt.core.anatomy import auxiliary_of
 from hf_effpt.core.depth import LayerStack, flatten, set_order, stack_of
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.ledger import record
-from hf_effpt.core.method import Method, Paper
+from hf_effpt.core.method import Method, Paper, Run
 
 
 @dataclass
@@ -112,7 +112,7 @@ class Stacking(Method):
         for along in self._auxiliaries(backbone):
             along.order = stack.order
 
-    def advance(self, backbone: Any, step: int, fraction: float) -> bool:
+    def advance(self, backbone: Any, step: int, fraction: float, run: Run | None = None) -> bool:
         stack = stack_of(backbone)
         stages = self.depths(len(stack))
         # A long step may pass two growths at once; then both happen, one after the other.
