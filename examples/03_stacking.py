@@ -16,7 +16,11 @@ from hf_effpt import (
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("dataset", nargs="?", default="builtin:pydoc", help="a file, folder, Hub id or builtin:pydoc")
-parser.add_argument("--at", type=float, nargs="+", default=[0.125, 0.3], help="fractions of the budget of the growths")
+parser.add_argument(
+    "--depth", type=int, nargs="+", default=1, help="layers at the start, or of each stage but the last"
+)
+parser.add_argument("--at", type=float, nargs="+", help="fractions of the budget of the growths")
+parser.add_argument("--operator", default="stack", help="stack, interpolate, midas, append_top or ligo_depth")
 parser.add_argument("--budget", default="2min", help="40steps, 1e7tokens, 3e13flops, 10min, ...")
 parser.add_argument("--vocab_size", type=int, default=8192)
 parser.add_argument("--out", default="out_stacking")
@@ -26,7 +30,8 @@ tokenizer = train_tokenizer(args.dataset, vocab_size=args.vocab_size)
 rows = pack(args.dataset, tokenizer, sequence_length=128)
 config = StackableBertConfig(
     vocab_size=len(tokenizer), num_hidden_layers=4, hidden_size=128, num_attention_heads=2, intermediate_size=512,
-    hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, methods={"stacking": {"at": args.at}},
+    hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    methods={"stacking": {"depth": args.depth, "at": args.at, "operator": args.operator}},
 )  # fmt: skip
 trainer = StackingTrainer(
     model=StackableBertForMaskedLM(config),

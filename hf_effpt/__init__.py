@@ -16,11 +16,11 @@ _PUBLIC = {
     **dict.fromkeys(("Method", "METHODS"), "core.method"),
     "Clock": "core.clock",
     "EffptError": "core.errors",
-    **dict.fromkeys(("LayerDrop", "Stacking", "TNF"), "methods"),
+    **dict.fromkeys(("LayerDrop", "LayerSkip", "Stacking", "TNF"), "methods"),
     **dict.fromkeys(
         (
             f"{family}{part}"
-            for family in ("EffptBert", "LayerDropBert", "StackableBert", "TNFBert")
+            for family in ("EffptBert", "LayerDropBert", "LayerSkipBert", "StackableBert", "TNFBert")
             for part in ("Config", "Model", "ForMaskedLM", "ForSequenceClassification")
         ),
         "models",
@@ -46,7 +46,15 @@ _PUBLIC = {
     "EffptTrainingArguments": "training.arguments",
     "EffptTrainer": "training.trainer",
     **dict.fromkeys(
-        ("ElectraTrainer", "LayerDropTrainer", "McBertTrainer", "StackingTrainer", "TNFTrainer"), "training.named"
+        (
+            "ElectraTrainer",
+            "LayerDropTrainer",
+            "LayerSkipTrainer",
+            "McBertTrainer",
+            "StackingTrainer",
+            "TNFTrainer",
+        ),
+        "training.named",
     ),
     "Recipe": "training.recipe",
     "export": "hub.export",
@@ -54,6 +62,7 @@ _PUBLIC = {
     "pretrain": "pretraining",
     "evaluate": "evaluation.suite",
     "compare": "comparison.compare",
+    "prune_layers": "evaluation.pruning",
 }
 
 __all__ = sorted(_PUBLIC)

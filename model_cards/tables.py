@@ -58,6 +58,21 @@ def benchmark_notes(results: dict) -> list[str]:
     ]
 
 
+def benchmark_depth(results: dict) -> list[str]:
+    rows = []
+    for model, arms in results.items():
+        base = next(iter(arms.values()))
+        for name, found in arms.items():
+            ratio = found["ratio"]
+            middle = f"{ratio['mean']:.2f}x on average" if found["drawn"] else f"{ratio['median']:.2f}x"
+            rows.append(
+                f"| {model} | {name} | {middle} ({ratio['low']:.2f} to {ratio['high']:.2f}) | "
+                f"{found['gflops']:.1f} ({found['gflops'] / base['gflops']:.2f}x) | "
+                f"{found['saved_mb']:.0f} MB ({found['saved_mb'] / base['saved_mb']:.2f}x) |"
+            )
+    return rows
+
+
 def comparison(report: dict) -> list[str]:
     """One row an arm: loss, what it gained, and what else was measured."""
     if len({arm.get("loss_of") for arm in report["arms"]}) > 1:
@@ -114,6 +129,7 @@ TABLES = {
     "benchmark_data": lambda found: benchmark_data(found["results"]),
     "benchmark_steps": lambda found: benchmark_steps(found["results"]),
     "benchmark_notes": lambda found: benchmark_notes(found["results"]),
+    "benchmark_depth": lambda found: benchmark_depth(found["results"]),
     "against_stock": comparison,
     "methods": comparison,
     "objectives": comparison,

@@ -1,7 +1,11 @@
-"""`effpt export`: turns a training checkpoint into a stock one."""
+"""`effpt export`: turns a training checkpoint into a stock one, as deep as it is or shallower."""
 
 import argparse
+from functools import partial
 
+from hf_effpt.core.errors import EffptError
+
+from .progress import show_messages
 from .words import refuse
 
 HELP = "Export a training checkpoint as a stock Transformers checkpoint, with its tokenizer and model card."
@@ -9,14 +13,34 @@ EXAMPLE = "effpt export out/checkpoint-900 --out exported/"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint-N folder of a run")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint-N folder of a run, or a finished run")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the stock checkpoint")
     parser.add_argument("--as_bert", action="store_true", help="write the encoder of an ELECTRA as a BertModel")
+    parser.add_argument("--depth", type=int, metavar="LAYERS", help="keep so many layers (default: all)")
+    parser.add_argument(
+        "--strategy", metavar="NAME",
+        help="which layers to keep: every_other, search (by held-out loss) or data_driven (default: every_other)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dataset", "--text", metavar="TEXT",
+        help="text that search and data_driven choose by (default: what the run held out, or was trained on)",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace, extra: list[str]) -> None:
     refuse("export", extra)
+    if args.depth is None and (args.strategy or args.dataset):
+        raise EffptError(
+            "`--strategy` and `--dataset` choose the layers of a shallower model; say its `--depth`, too."
+        )
     from hf_effpt.hub.export import export
 
-    export(args.checkpoint, args.out, as_bert=args.as_bert)
+    pruning = {}
+    if args.depth is not None:
+        from hf_effpt.evaluation.pruned_run import pruner_of
+
+        show_messages()
+        strategy = args.strategy or "every_other"
+        pruning["pruner_of"] = partial(pruner_of, depth=args.depth, strategy=strategy, text=args.dataset)
+    export(args.checkpoint, args.out, as_bert=args.as_bert, **pruning)
     print(f"Exported {args.checkpoint} to {args.out}.")

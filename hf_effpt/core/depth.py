@@ -51,16 +51,14 @@ class LayerStack(nn.ModuleList):
         self.read_whole = False
         # By index of a layer, what its change of the hidden states is multiplied by; of the others it is left alone.
         self.scales: Mapping[int, float] = {}
-        self.router = None
+        # What has layers run on some rows only.
+        self.router: Router | None = None
 
-    @property
-    def router(self) -> Router | None:
-        """What has layers run on some rows only; no submodule, though it may be a module of the backbone."""
-        return self.__dict__["_router"]
-
-    @router.setter
-    def router(self, router: Router | None) -> None:
-        self.__dict__["_router"] = router
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "router":  # it may be a module of the backbone, and its parameters have their names there
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
 
     @property
     def order(self) -> tuple[int, ...]:
@@ -122,6 +120,11 @@ def running(backbone: Any) -> list[Any]:
     """The layers that the next forward runs, first to last."""
     layers = layers_of(backbone)
     return [layers[index] for index in (layers.active if isinstance(layers, LayerStack) else range(len(layers)))]
+
+
+def router_of(backbone: Any) -> Router | None:
+    """What has the layers of `backbone` run on some rows only, if anything does."""
+    return getattr(layers_of(backbone), "router", None)
 
 
 def set_order(backbone: Any, order: Iterable[int]) -> None:

@@ -1,5 +1,6 @@
 """Random numbers on the device that are a pure function of what they are for; no generator is touched."""
 
+import torch
 from torch import Tensor
 
 
@@ -8,6 +9,7 @@ def _signed(value: int) -> int:
 
 
 _GOLDEN, _FIRST, _SECOND = map(_signed, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+_ROW = 0x632BE59BD9B4E019
 
 
 def mix(values: Tensor) -> Tensor:
@@ -21,6 +23,25 @@ def mix(values: Tensor) -> Tensor:
 def uniform(keys: Tensor) -> Tensor:
     """A float64 number in [0, 1) for each int64 key."""
     return _shifted(mix(keys), 11).double() * 2.0**-53
+
+
+def row_keys(ids_BL: Tensor, real_BL: Tensor | None = None) -> Tensor:
+    """A key for each row, of shape `(batch_size,)`: rows of other tokens, or masked elsewhere, have another.
+
+    Args:
+        ids_BL (`Tensor` of shape `(batch_size, sequence_length)`): token ids.
+        real_BL (`Tensor` of that shape, *optional*): `False` at padding, which changes no key.
+    """
+    positions_L = torch.arange(ids_BL.shape[1], device=ids_BL.device)
+    hashes_BL = mix(ids_BL + positions_L * _ROW)
+    return mix((hashes_BL if real_BL is None else hashes_BL * real_BL).sum(dim=1))
+
+
+def salted(keys: Tensor, *salts: int) -> Tensor:
+    """Other keys for each sequence of integers, of which 64 bits count."""
+    for salt in salts:
+        keys = mix(keys ^ _signed(salt & 0xFFFFFFFFFFFFFFFF))
+    return keys
 
 
 def _shifted(values: Tensor, bits: int) -> Tensor:

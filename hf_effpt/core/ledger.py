@@ -11,7 +11,7 @@ def record(config: Any, step: int, method: str, what: str, rewarmup: int = 0) ->
             schedule says.
     """
     event: dict[str, Any] = {"step": step, "method": method, "what": what}
-    config.events = [*(config.events or []), event | ({"rewarmup": rewarmup} if rewarmup else {})]
+    config.events = [*(getattr(config, "events", None) or []), event | ({"rewarmup": rewarmup} if rewarmup else {})]
 
 
 def rewarmed(config: Any, step: int) -> float:

@@ -45,8 +45,9 @@ class Run:
         flops (`float`): spent so far.
         draw (`Callable[[int], Iterator]`): so many batches of training rows, on the device, of those that are not in
             the run's own order; each process has its own, and their tokens are charged.
-        learning (`Callable`): the context in which a method computes losses and gradients of its own: in the run's
-            precision, its FLOPs charged.
+        learning (`Callable`): of a batch, the context in which a method computes a loss and gradients of its own: in
+            the run's precision, its FLOPs charged. Work on batches of equal shapes is taken to be equal.
+        seed (`int`, *optional*, defaults to 0): of the run.
     """
 
     model: nn.Module
@@ -54,7 +55,8 @@ class Run:
     loss: Tensor
     flops: float
     draw: Callable[[int], Iterator[dict[str, Tensor]]]
-    learning: Callable[[], AbstractContextManager]
+    learning: Callable[[Mapping[str, Tensor]], AbstractContextManager]
+    seed: int = 0
 
 
 @dataclass
@@ -142,6 +144,13 @@ class Method:
         """What of the method decides the time of a step besides which layers run; empty if nothing does."""
         return ""
 
+    def policies(self, backbone: nn.Module) -> Mapping[str, Callable[[], AbstractContextManager]]:
+        """Other ways to run `backbone` in evaluation than as it is exported, by name: contexts to evaluate it in.
+
+        An evaluation gives the held-out loss in each of them as `held_out_loss_{name}`.
+        """
+        return {}
+
     def settings(self) -> dict[str, Any]:
         """The settings that differ from the defaults: what the ledger in `config.json` keeps."""
         return {
@@ -194,7 +203,8 @@ def build_methods(ledger: Mapping[str, Mapping[str, Any] | None] | None, config:
             if key not in valid:
                 raise EffptError(f"Method `{name}` has no setting `{key}`: {nearest(key, valid)}")
         methods[name] = METHODS[name](**(settings or {}))
-    for name, method in methods.items():
+    # First those whose changes the others wait for: when they have settled may depend on the model.
+    for name, method in sorted(methods.items(), key=lambda item: type(item[1]).settles_at is Method.settles_at):
         others = {other: methods[other] for other in methods if other != name}
         for other, that in others.items():
             if other in method.conflicts or name in that.conflicts:

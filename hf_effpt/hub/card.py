@@ -83,8 +83,20 @@ def _intro(run: Mapping[str, Any], stock_class: str) -> str:
     amount = f" on {tokens:,} tokens" if tokens else ""
     source = f" and exported from `{run['exported_from']}`" if run.get("exported_from") else ""
     return (
-        f"An encoder (`{stock_class}`{size}), pre-trained{length}{amount} with `hf_effpt`{source}. It is an ordinary "
-        "Transformers checkpoint: to use it, `transformers` is all you need."
+        f"An encoder (`{stock_class}`{size}), pre-trained{length}{amount} with `hf_effpt`{source}.{_pruning(run)} "
+        "It is an ordinary Transformers checkpoint: to use it, `transformers` is all you need."
+    )
+
+
+def _pruning(run: Mapping[str, Any]) -> str:
+    """What was left out of the model after its training."""
+    pruning = part(run, "pruning")
+    if not pruning:
+        return ""
+    kept = ", ".join(map(str, pruning["kept"]))
+    return (
+        f" Of its {pruning['layers']} layers, counted from 0, those left are {kept}, chosen by "
+        f"`{pruning['strategy']}` and not trained since."
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,19 @@ from .folders import TOKENIZER_FILES, check_free, check_whole, files_of, read_js
 # What a finished run's record says that is not true of an earlier point.
 OF_THE_END = ("evaluation", "throughput", "energy", "scores", "costs", "learning_rate")
 MISFITS = ("missing_keys", "unexpected_keys", "mismatched_keys")
+# What it says of the whole model that is not true of some of its layers.
+OF_ALL_LAYERS = ("evaluation", "scores")
+
+Prune = Callable[[PreTrainedModel], tuple[PreTrainedModel, dict[str, Any]]]
 
 
-def export(checkpoint: str | os.PathLike, out: str | os.PathLike, *, as_bert: bool = False) -> Path:
+def export(
+    checkpoint: str | os.PathLike,
+    out: str | os.PathLike,
+    *,
+    as_bert: bool = False,
+    pruner_of: Callable[[Path], Prune] | None = None,
+) -> Path:
     """Writes the stock model of a training checkpoint, with tokenizer, card and run record, into the folder `out`.
 
     The result is read back with the stock class and compared before anything in `out` changes.
@@ -42,6 +53,10 @@ def export(checkpoint: str | os.PathLike, out: str | os.PathLike, *, as_bert: bo
             when that run never finished.
         as_bert (`bool`, *optional*, defaults to `False`): write the encoder of an ELECTRA as a `BertModel`, which is
             the same function where embedding size and hidden size are equal.
+        pruner_of (`Callable`, *optional*): makes the model shallower, as `hf_effpt.evaluation.pruned_run.pruner_of`
+            with a depth does: called with the folder of the checkpoint before anything is loaded, and what it returns
+            with the stock model, it gives the pruned one and what `run.json` is to say of it. A generator keeps its
+            depth.
 
     Returns:
         `Path`: `out`.
@@ -53,17 +68,18 @@ def export(checkpoint: str | os.PathLike, out: str | os.PathLike, *, as_bert: bo
     checkpoint, out = Path(checkpoint), Path(out)
     check_whole(checkpoint)
     check_free(checkpoint, out)
+    prune = None if pruner_of is None else pruner_of(checkpoint)
     architecture = (read_json(checkpoint / "config.json").get("architectures") or ["unknown"])[0]
     training_class = getattr(hf_effpt.models, architecture, None)
     with replacing_folder_contents(out) as folder:
         if training_class is None:
-            _copy_run(checkpoint, architecture, folder, as_bert)
+            _copy_run(checkpoint, architecture, folder, as_bert, prune)
         else:
-            _export_checkpoint(checkpoint, training_class, folder, as_bert)
+            _export_checkpoint(checkpoint, training_class, folder, as_bert, prune)
     return out
 
 
-def _copy_run(root: Path, architecture: str, folder: Path, as_bert: bool) -> None:
+def _copy_run(root: Path, architecture: str, folder: Path, as_bert: bool, prune: Prune | None) -> None:
     if not (root / "run.json").is_file():
         raise EffptError(
             f"{str(root)!r} holds a `{architecture}` that no run of hf_effpt has written (there is no run.json): "
@@ -74,16 +90,32 @@ def _copy_run(root: Path, architecture: str, folder: Path, as_bert: bool) -> Non
         shutil.copyfile(root / name, folder / name)
     run = read_json(root / "run.json") | {"exported_from": root.resolve().name}
     stock = getattr(transformers, architecture).from_pretrained(root)
-    if as_bert:
-        stock = to_bert(stock)
+    if as_bert or prune:
+        stock, run = _pruned(stock, run, prune)
+        stock = to_bert(stock) if as_bert else stock
         stock.save_pretrained(folder)
-        run["model"] = run.get("model", {}) | {"stock_class": "BertModel", "parameters": stock.num_parameters()}
+        changed = {"stock_class": type(stock).__name__, "parameters": stock.num_parameters()}
+        run["model"] = run.get("model", {}) | changed
         model_card(run).save(folder / "README.md")
     write_json(folder / "run.json", run)
     verify(folder, stock)
 
 
-def _export_checkpoint(checkpoint: Path, training_class: type[Any], folder: Path, as_bert: bool) -> None:
+def _pruned(
+    stock: PreTrainedModel, run: dict[str, Any], prune: Prune | None
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The model and its record, pruned if they are to be."""
+    if prune is None:
+        return stock, run
+    stock, said = prune(stock)
+    before = {"before": run["pruning"]} if "pruning" in run else {}  # of a model that had been pruned already
+    run = {key: value for key, value in run.items() if key not in OF_ALL_LAYERS}
+    return stock, run | {"pruning": said | before}
+
+
+def _export_checkpoint(
+    checkpoint: Path, training_class: type[Any], folder: Path, as_bert: bool, prune: Prune | None
+) -> None:
     trained, report = training_class.from_pretrained(
         checkpoint,
         output_loading_info=True,
@@ -96,7 +128,8 @@ def _export_checkpoint(checkpoint: Path, training_class: type[Any], folder: Path
         )
     ledger = ledger_of(trained.config)
     exports = exports_of(trained)
-    stock = exports[""] = to_bert(exports[""]) if as_bert else exports[""]
+    stock, run = _pruned(exports[""], _run_so_far(checkpoint), prune)
+    stock = exports[""] = to_bert(stock) if as_bert else stock
     # the run's root has the tokenizer when the checkpoint was saved without one
     source = checkpoint if (checkpoint / "tokenizer.json").is_file() else checkpoint.parent
     for place, exported in exports.items():
@@ -115,7 +148,7 @@ def _export_checkpoint(checkpoint: Path, training_class: type[Any], folder: Path
         "stock_class": type(stock).__name__,
         "parameters": stock.num_parameters(),
     }
-    run = _run_so_far(checkpoint) | {"ledger": ledger, "model": model}
+    run |= {"ledger": ledger, "model": model}
     write_json(folder / "run.json", run)
     model_card(run).save(folder / "README.md")
 

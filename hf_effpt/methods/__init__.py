@@ -3,10 +3,11 @@
 from hf_effpt.core.method import register
 
 from .layerdrop import LayerDrop
+from .layerskip import LayerSkip
 from .stacking import Stacking
 from .tnf import TNF
 
-for _method in (LayerDrop, Stacking, TNF):
+for _method in (LayerDrop, LayerSkip, Stacking, TNF):
     register(_method)
 
-__all__ = ["TNF", "LayerDrop", "Stacking"]
+__all__ = ["TNF", "LayerDrop", "LayerSkip", "Stacking"]

@@ -26,6 +26,7 @@ def register_auto() -> None:
     for module, prefix in (
         (bert, "EffptBert"),
         (named, "LayerDropBert"),
+        (named, "LayerSkipBert"),
         (named, "StackableBert"),
         (named, "TNFBert"),
         (electra, "EffptElectra"),

@@ -35,6 +35,13 @@ class EffptMixin:
     def complete(self, config: Any) -> None:
         """Adds what the model has besides its stock architecture, before methods are put in."""
 
+    def initialize_weights(self) -> None:
+        """As in the stock class; what a method has put in draws itself where the weights that are loaded lack it."""
+        super().initialize_weights()
+        for module in self.modules():
+            if (draw_missing := getattr(module, "draw_missing", None)) is not None:
+                draw_missing()
+
     def add_method(self, name: str, **settings: Any) -> None:
         """Switches on a further method of an existing model.
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import (
     BertForMaskedLM,
@@ -13,6 +14,7 @@ from transformers import (
 from transformers.modeling_outputs import MaskedLMOutput
 
 from hf_effpt.core.depth import stack_of
+from hf_effpt.core.rows import receiver_of
 
 from .base import EffptMixin, isolate_documents
 from .configuration_effpt import EffptBertConfig
@@ -94,7 +96,10 @@ class EffptBertForMaskedLM(EffptMixin, BertForMaskedLM):
             else:
                 hidden_ND, labels_N = hidden_BLD[labels != -100], labels[labels != -100]
         if labels is not None:
-            loss = masked_loss(self.cls(hidden_ND), labels_N, num_items_in_batch)
+            logits_NV = self.cls(hidden_ND)
+            loss = masked_loss(logits_NV, labels_N, num_items_in_batch)
+            if self.training and (receiver := receiver_of(self.bert)) is not None:
+                receiver(*row_losses(logits_NV, labels_N, _rows_of(labels, masked_positions), len(labels)))
         output = MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
@@ -107,6 +112,21 @@ def masked_loss(logits_NV: Tensor, labels_N: Tensor, num_items: Tensor | int | N
     if num_items is None:
         num_items = (labels_N != -100).sum().clamp(min=1)
     return total / num_items
+
+
+@torch.no_grad()
+def row_losses(logits_NV: Tensor, labels_N: Tensor, row_N: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """The loss of each row, summed over its labels that are not -100, and their number; of shape `(rows,)`."""
+    losses_N = nn.functional.cross_entropy(logits_NV.float(), labels_N, reduction="none", ignore_index=-100)
+    sums_B = losses_N.new_zeros(rows).index_add_(0, row_N, losses_N)
+    return sums_B, torch.zeros_like(sums_B).index_add_(0, row_N, (labels_N != -100).to(sums_B.dtype))
+
+
+def _rows_of(labels_BL: Tensor, positions_BM: Tensor | None) -> Tensor:
+    """The row of each label that goes into the loss."""
+    if positions_BM is None:
+        return (labels_BL != -100).nonzero()[:, 0]
+    return torch.arange(len(positions_BM), device=positions_BM.device).repeat_interleave(positions_BM.shape[1])
 
 
 class EffptBertForSequenceClassification(EffptMixin, BertForSequenceClassification):

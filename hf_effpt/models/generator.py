@@ -19,11 +19,12 @@ from transformers.utils import ModelOutput
 
 from hf_effpt.core.anatomy import set_auxiliary
 from hf_effpt.core.depth import flatten, stack_of
+from hf_effpt.core.hashing import row_keys
 from hf_effpt.core.tally import tally_of
 
 from .base import EffptMixin, fill, isolate_documents
 from .bert import masked_loss
-from .sampling import row_keys, sample, uniforms
+from .sampling import sample, uniforms
 from .sparse_layer import drops, encode_at, gather_rows, positions_of
 
 WORDS = "electra.embeddings.word_embeddings.weight"

@@ -35,6 +35,32 @@ class LayerDropBertForSequenceClassification(EffptBertForSequenceClassification)
 
 
 @strict
+class LayerSkipBertConfig(EffptBertConfig):
+    """Configuration of a BERT whose rows skip layers by learned gates (Wang et al., 2019); experimental."""
+
+    model_type = "layerskip_bert"
+    default_methods: ClassVar[dict[str, dict]] = {"layerskip": {}}
+
+
+class LayerSkipBertModel(EffptBertModel):
+    """The encoder, trained with learned layer skipping."""
+
+    config_class = LayerSkipBertConfig
+
+
+class LayerSkipBertForMaskedLM(EffptBertForMaskedLM):
+    """BERT with a masked-language-modelling head, trained with learned layer skipping."""
+
+    config_class = LayerSkipBertConfig
+
+
+class LayerSkipBertForSequenceClassification(EffptBertForSequenceClassification):
+    """BERT with a sequence classification head, trained with learned layer skipping."""
+
+    config_class = LayerSkipBertConfig
+
+
+@strict
 class StackableBertConfig(EffptBertConfig):
     """Configuration of a BERT that grows by progressive stacking (Gong et al., 2019)."""
 

@@ -8,21 +8,9 @@ B batch, L row length, M positions of a row, N positions in all, K draws, V voca
 import torch
 from torch import Tensor
 
-from hf_effpt.core.hashing import mix, uniform
+from hf_effpt.core.hashing import uniform
 
-_ROW, _POSITION, _DRAW = 0x632BE59BD9B4E019, 0x1F83D9ABFB41BD6B, 0x5BE0CD19137E2179
-
-
-def row_keys(ids_BL: Tensor, real_BL: Tensor | None = None) -> Tensor:
-    """A key for each row, of shape `(batch_size,)`: rows of other tokens, or masked elsewhere, have another.
-
-    Args:
-        ids_BL (`Tensor` of shape `(batch_size, sequence_length)`): token ids.
-        real_BL (`Tensor` of that shape, *optional*): `False` at padding, which changes no key.
-    """
-    positions_L = torch.arange(ids_BL.shape[1], device=ids_BL.device)
-    hashes_BL = mix(ids_BL + positions_L * _ROW)
-    return mix((hashes_BL if real_BL is None else hashes_BL * real_BL).sum(dim=1))
+_POSITION, _DRAW = 0x1F83D9ABFB41BD6B, 0x5BE0CD19137E2179
 
 
 def uniforms(keys_B: Tensor, positions_BM: Tensor, draws: int) -> Tensor:

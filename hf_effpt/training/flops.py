@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from hf_effpt.core.anatomy import auxiliary_of, embeddings_of
-from hf_effpt.core.depth import running
+from hf_effpt.core.depth import router_of, running
 
 
 def ghost_of(model: PreTrainedModel) -> PreTrainedModel:
@@ -39,10 +39,14 @@ class FlopCounter:
     """Counts the FLOPs of forward and backward for one micro-batch; equal shapes on equal layers are counted once."""
 
     def __init__(self) -> None:
-        self._counted: dict[tuple, int] = {}
+        self._counted: dict[tuple, list[int]] = {}
 
-    def count(self, model: PreTrainedModel, batch: dict[str, Tensor]) -> int:
-        """FLOPs of a training step of `model` on a batch of the shapes of `batch`, for the layers that run now."""
+    def count(self, model: Any, batch: dict[str, Tensor]) -> float:
+        """FLOPs of a training step of `model` on a batch of the shapes of `batch`, for the layers that run now.
+
+        Where a router has layers run on some rows only, those that ran in the last step are counted: between none and
+        all of them the cost is linear in their number.
+        """
         # A collator without positions leaves their number to the labels; rounding it up to whole rows keeps shapes
         # static.
         if "masked_positions" not in batch and batch.get("labels") is not None and batch["labels"].ndim == 2:
@@ -53,10 +57,13 @@ class FlopCounter:
                 "masked_positions": torch.empty(rows, -(-masked // rows), dtype=torch.long, device="meta"),
             }
         shapes = tuple(sorted((name, tuple(tensor.shape)) for name, tensor in batch.items()))
-        key = (shapes, model.training, self.parts(model))
+        router = router_of(model.backbone)
+        key = (shapes, model.training, router is not None, self.parts(model))
         if key not in self._counted:
-            self._counted[key] = self._measure(model, batch)
-        return self._counted[key]
+            shares = [None] if router is None else [0.0, 1.0]
+            self._counted[key] = [self._measure(model, batch, share) for share in shares]
+        none, *every = self._counted[key]
+        return none if router is None else none + router.share * (every[0] - none)
 
     @staticmethod
     def parts(model: Any) -> tuple:
@@ -67,12 +74,16 @@ class FlopCounter:
         return (*sizes, *(_sizes(module) for module in embeddings_of(model.backbone)))
 
     @staticmethod
-    def _measure(model: PreTrainedModel, batch: dict[str, Tensor]) -> int:
-        ghost = ghost_of(model)
+    def _measure(model: Any, batch: dict[str, Tensor], share: float | None) -> int:
+        ghost: Any = ghost_of(model)
+        if (router := router_of(ghost.backbone)) is not None:
+            router.forced = share
         batch = {name: tensor for name, tensor in batch.items() if name != "attention_mask"}  # its values cost nothing
         # The run's random numbers are not those of a copy without data.
         with FlopCounterMode(display=False) as counter, torch.enable_grad(), torch.random.fork_rng(devices=[]):
             loss = ghost(**{name: tensor.to("meta") for name, tensor in batch.items()}).loss
+            for penalty in [method.penalty(ghost.backbone) for method in ghost.methods]:
+                loss = loss if penalty is None else loss + penalty
             if loss.requires_grad:
                 loss.backward()
         return counter.get_total_flops()

@@ -35,8 +35,32 @@ def evaluate_rows(trainer: "EffptTrainer", rows: Any) -> dict[str, Any]:
     Returns:
         `objective`; `held_out_loss`, in nats a token or masked token, as the objective has it; `floor`, which it has
         to get below; `masked_tokens`; `unigram_floor`, the loss of predicting masked tokens from token frequencies
-        alone; and of a model with a generator its figures, such as `generator_loss` and `replaced_rate`.
+        alone; of a model with a generator its figures, such as `generator_loss` and `replaced_rate`; and where a
+        method has other ways to run the model in evaluation, `held_out_loss_{name}` for each.
     """
+    model = trainer.model
+    sums, counts = _held_out(trainer, rows)
+    masked = int(counts.sum())
+    evaluation: dict[str, Any] = {"objective": objective_of(model.config), "masked_tokens": masked}
+    floor = None
+    if trainer.train_dataset is not None and PackedRows.fits(trainer.train_dataset):
+        specials = trainer.masking.tokenizer.all_special_ids
+        floor = evaluation["unigram_floor"] = unigram_floor(PackedRows(trainer.train_dataset), counts, specials)
+    figures: dict[str, Any] = {"held_out_loss": _loss_in(model, sums, masked)}
+    if model.main_loss_name is None:
+        figures["floor"] = floor
+    else:
+        found = model.figures(sums)
+        figures |= {**found, "floor": model.floor(found, floor)}
+    for method in model.methods:
+        for name, policy in method.policies(model.backbone).items():
+            with policy():
+                figures[f"held_out_loss_{name}"] = _loss_in(model, _held_out(trainer, rows)[0], masked)
+    return evaluation | {name: value for name, value in figures.items() if value is not None}
+
+
+def _held_out(trainer: "EffptTrainer", rows: Any) -> tuple[dict[str, float], np.ndarray]:
+    """What the loss and the figures are made of, and how often each token was masked, over all processes."""
     model, loader = trainer.model, trainer.get_eval_dataloader(rows)
     if model.main_loss_name is None:
         found = held_out_loss(model, loader)
@@ -45,16 +69,8 @@ def evaluate_rows(trainer: "EffptTrainer", rows: Any) -> dict[str, Any]:
         sums, counts = held_out_sums(model, loader)
     together = np.concatenate([list(sums.values()), counts])
     together = trainer.accelerator.reduce(torch.tensor(together, device=trainer.args.device)).cpu().numpy()
-    sums, counts = dict(zip(sums, together[: len(sums)].tolist(), strict=True)), together[len(sums) :]
-    masked = int(counts.sum())
-    evaluation: dict[str, Any] = {"objective": objective_of(model.config), "masked_tokens": masked}
-    floor = None
-    if trainer.train_dataset is not None and PackedRows.fits(trainer.train_dataset):
-        specials = trainer.masking.tokenizer.all_special_ids
-        floor = evaluation["unigram_floor"] = unigram_floor(PackedRows(trainer.train_dataset), counts, specials)
-    if model.main_loss_name is None:
-        figures = {"held_out_loss": sums["loss"] / masked, "floor": floor}
-    else:
-        figures = model.figures(sums)
-        figures = {"held_out_loss": figures[model.main_loss_name], **figures, "floor": model.floor(figures, floor)}
-    return evaluation | {name: value for name, value in figures.items() if value is not None}
+    return dict(zip(sums, together[: len(sums)].tolist(), strict=True)), together[len(sums) :]
+
+
+def _loss_in(model: Any, sums: dict[str, float], masked: int) -> float:
+    return sums["loss"] / masked if model.main_loss_name is None else model.figures(sums)[model.main_loss_name]

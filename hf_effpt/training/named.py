@@ -9,6 +9,12 @@ class LayerDropTrainer(EffptTrainer):
     method = "layerdrop"
 
 
+class LayerSkipTrainer(EffptTrainer):
+    """Trains with learned layer skipping (Wang et al., 2019); experimental."""
+
+    method = "layerskip"
+
+
 class StackingTrainer(EffptTrainer):
     """Trains by progressive stacking (Gong et al., 2019)."""
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hf_effpt.core.anatomy import layers_of
-from hf_effpt.core.depth import running
+from hf_effpt.core.depth import router_of, running
 from hf_effpt.models.sparse_layer import drops
 
 from .meters import synchronize
@@ -88,7 +88,15 @@ def step_operation(kind: str, model: Any, batch: Mapping[str, Tensor], dtype: to
     B batch and T length are in the shapes of the inputs, m in that of the masked positions.
     """
     shapes = ", ".join(f"{name} {'x'.join(map(str, tensor.shape))}" for name, tensor in sorted(batch.items()))
-    return f"{kind}|{shapes}|{_body(model)}|{str(dtype).removeprefix('torch.')}"
+    share = routed_share(model)
+    routed = "" if share is None else f" {share:.3f} of the rows"
+    return f"{kind}|{shapes}|{_body(model)}{routed}|{str(dtype).removeprefix('torch.')}"
+
+
+def routed_share(model: Any) -> float | None:
+    """Where layers run on some rows only, the share of those that ran in the last step, to the nearest eighth."""
+    router = router_of(model.backbone)
+    return None if router is None else round(8 * router.share) / 8
 
 
 def optimizer_operation(model: Any, optimizer: Any) -> str:
@@ -125,6 +133,8 @@ def time_of(block: Callable[[], Any], device: torch.device) -> float:
 def time_step(model: Any, batch: Mapping[str, Tensor], autocast: Callable[[], AbstractContextManager]) -> float:
     """Seconds of forward and backward of `model` on `batch`, on a copy: weights, gradients and generators stay."""
     with _standing_in(model) as copied:
+        if (router := router_of(copied.backbone)) is not None:
+            router.forced = routed_share(model)
 
         def step() -> None:
             copied.zero_grad()

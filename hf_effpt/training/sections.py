@@ -2,9 +2,9 @@
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, make_dataclass
 from types import UnionType
-from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from transformers import HfArgumentParser
 
@@ -43,7 +43,8 @@ def parse_section(name: str, kind: type[Section], values: Any) -> Section:
         else:
             argv.append(f"--{key}={value}")
     try:
-        parser = HfArgumentParser(cast(Any, kind), allow_abbrev=False, add_help=False, exit_on_error=False)
+        narrowed = _narrowed(kind, hints, given)
+        parser = HfArgumentParser(narrowed, allow_abbrev=False, add_help=False, exit_on_error=False)
         parsed = vars(parser.parse_args(argv))
     except argparse.ArgumentError as error:
         key = (error.argument_name or "").split("/")[0].lstrip("-")
@@ -55,6 +56,22 @@ def parse_section(name: str, kind: type[Section], values: Any) -> Section:
         raise
     except (ValueError, ImportError) as error:
         raise EffptError(f"Section `{name}` cannot be used: {error}") from error
+
+
+def _narrowed(kind: type, hints: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
+    """`kind`, or where a key may be of several types, which the parser cannot tell apart, a dataclass for this one."""
+    kinds = {
+        field.name: [one for one in _alternatives(hints[field.name]) if one is not type(None)]
+        for field in fields(kind)  # pyright: ignore[reportArgumentType]
+    }
+    if all(len(several) == 1 for several in kinds.values()):
+        return kind
+    chosen: list[tuple[str, Any, Any]] = []
+    for key, value in given.items():
+        # that of a list for a list, and otherwise another
+        suiting = sorted(kinds[key], key=lambda one: (get_origin(one) is list) != isinstance(value, list | tuple))
+        chosen.append((key, suiting[0] | None, None))
+    return make_dataclass(kind.__name__, chosen)
 
 
 def check_keys(name: str, kind: type, values: Any) -> dict[str, Any]:

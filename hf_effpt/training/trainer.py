@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
@@ -302,16 +302,22 @@ class EffptTrainer(LoadingTrainer):
         loss = self._step_loss
         if self.args.world_size > 1 and any(method.heeds_loss for method in self.methods):
             loss = self.accelerator.reduce(loss, "mean")
+        self._counted: dict[tuple, int] = {}
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # Accelerate wraps it
-        return Run(self.model, optimizer, loss, self.clock.flops, self.draw, self.learning)
+        return Run(self.model, optimizer, loss, self.clock.flops, self.draw, self.learning, self.args.seed)
 
     @contextmanager
-    def learning(self) -> Iterator[None]:
-        """The context in which a method computes losses and gradients of its own; the next step is charged for it."""
-        with self.accelerator.autocast(), FlopCounterMode(display=False) as counter:
+    def learning(self, batch: Mapping[str, torch.Tensor]) -> Iterator[None]:
+        """The context in which a method computes a loss and gradients of its own; the next step is charged for it."""
+        shapes = tuple((name, tuple(tensor.shape)) for name, tensor in batch.items())
+        # Counting slows work down many times, so what has equal shapes is counted once.
+        counter = FlopCounterMode(display=False) if shapes not in self._counted else None
+        with self.accelerator.autocast(), counter or nullcontext():
             yield
+        if counter is not None:
+            self._counted[shapes] = counter.get_total_flops()
         if self.args.charge_methods:
-            self._step_flops += counter.get_total_flops() * self.args.world_size
+            self._step_flops += self._counted[shapes] * self.args.world_size
 
     @contextmanager
     def method_cost(self, method: Method) -> Iterator[None]:

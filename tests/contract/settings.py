@@ -8,8 +8,21 @@ from tests import tiny
 
 SETTINGS: dict[str, dict] = {
     "layerdrop": {"p": 0.4},
+    "layerskip": {"target": 0.4},
     "stacking": {"depth": 1, "at": [0.3, 0.7]},
     "tnf": {"k": 2, "min_count": 5, "max_count": 7},
+}
+# What else a method can be asked to do, where it is another path through its code.
+VARIANTS: dict[str, dict[str, dict]] = {
+    "midas, state copied": {"stacking": {"operator": "midas", "at": [0.2, 0.4, 0.7], "optimizer_state": "copy"}},
+    "interpolate, state reset": {
+        "stacking": {"operator": "interpolate", "depth": [1, 2], "at": [0.3, 0.7], "optimizer_state": "reset"}
+    },
+    "append_top": {"stacking": {"operator": "append_top", "depth": [1, 2], "at": [0.2, 0.45], "joint_at": 0.8}},
+    "ligo_depth": {"stacking": {"operator": "ligo_depth", "depth": 2, "at": [0.6]}},
+    "by slope": {"stacking": {"depth": 2, "at": [0.6], "slope": -0.05}},
+    "pld": {"layerdrop": {"p": 0.8, "rate": "pld", "heads": 0.3}},
+    "progressive": {"layerdrop": {"p": 0.5, "rate": "progressive", "group": 1}},
 }
 
 

@@ -6,13 +6,23 @@ import torch
 from hf_effpt.core.anatomy import layers_of
 from tests import tiny
 
-from .settings import ledgers, name_of
+from .settings import VARIANTS, ledgers, name_of
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("at", [2, 4, 7])
 @pytest.mark.parametrize("ledger", [{}, *ledgers()], ids=name_of)
 def test_resumed_run_equals_the_straight_one(tmp_path, ledger, at, dropout):
+    check_resumption(tmp_path, ledger, at, dropout)
+
+
+@pytest.mark.parametrize("at", [2, 4, 7])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_so_does_every_variant_of_a_method(tmp_path, variant, at):
+    check_resumption(tmp_path, VARIANTS[variant], at, dropout=0.1)
+
+
+def check_resumption(tmp_path, ledger, at, dropout):
     settings = {"save_strategy": "steps", "save_steps": at, "save_total_limit": None, "gradient_accumulation_steps": 2}
     straight = tiny.trainer(tmp_path, ledger, dropout=dropout, **settings)
     straight.train()
@@ -25,7 +35,7 @@ def test_resumed_run_equals_the_straight_one(tmp_path, ledger, at, dropout):
         assert torch.equal(weight, dict(resumed.model.named_parameters())[name]), name
     assert resumed.model.config.events == straight.model.config.events
     assert resumed.model.config.layer_order == straight.model.config.layer_order
-    assert resumed.clock.tokens == straight.clock.tokens == 8 * 2 * 4 * tiny.LENGTH
+    assert resumed.clock.tokens == straight.clock.tokens >= 8 * 2 * 4 * tiny.LENGTH
     assert resumed.clock.flops == straight.clock.flops
     losses = {entry["step"]: entry["loss"] for entry in straight.state.log_history if "loss" in entry}
     again = {entry["step"]: entry["loss"] for entry in resumed.state.log_history if "loss" in entry}

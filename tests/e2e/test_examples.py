@@ -33,7 +33,7 @@ def test_examples_are_short():
         assert len(script.read_text().splitlines()) <= 60, script.name
 
 
-@pytest.mark.parametrize("script", ["01_pretrain.py", "02_layerdrop.py", "03_stacking.py"])
+@pytest.mark.parametrize("script", ["01_pretrain.py", "02_layerdrop.py", "03_stacking.py", "11_layerskip.py"])
 def test_training_examples(corpus, tmp_path, script):
     done = run(script, corpus, "--budget", "8steps", "--vocab_size", "256", "--out", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -41,6 +41,15 @@ def test_training_examples(corpus, tmp_path, script):
     assert (tmp_path / "run" / "model.safetensors").is_file()
     if script == "03_stacking.py":
         assert "grew from 2 to 4 layers" in done.stdout
+    if script == "02_layerdrop.py":
+        pruned = run("12_prune.py", "run", corpus, "--depth", "2", "--out", "pruned", cwd=tmp_path)
+        assert pruned.returncode == 0, pruned.stderr
+        assert "every_other: layers [0, 2], loss " in pruned.stdout
+        assert "data_driven: layers " in pruned.stdout
+        assert json.loads((tmp_path / "pruned" / "config.json").read_text())["num_hidden_layers"] == 2
+    if script == "11_layerskip.py":
+        assert "of rows and gated layers ran" in done.stdout
+        assert "with all layers" in done.stdout
     if script == "01_pretrain.py":
         task = run("make_task.py", "task.jsonl", "--dataset", corpus, cwd=tmp_path)
         assert task.returncode == 0, task.stderr

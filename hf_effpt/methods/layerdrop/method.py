@@ -1,35 +1,55 @@
-"""LayerDrop: each layer is skipped with probability p, drawn anew for every optimizer step (Fan et al., 2020)."""
+"""LayerDrop: each layer is skipped with some probability, drawn anew for every optimizer step (Fan et al., 2020)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 from torch import nn
 
+from hf_effpt.core.anatomy import is_pre_norm
 from hf_effpt.core.depth import flatten, stack_of
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.method import Method, Paper
 
+from .heads import remove_heads, set_heads
+from .scaling import Scales
+from .schedules import SCHEDULES, largest_progressive
+
+Rate = Literal["constant", "pld", "progressive"]
+Scaling = Literal["none", "training", "evaluation"]
+
 
 @dataclass
 class LayerDrop(Method):
-    """Skips each layer with probability `p` in training and runs all of them in evaluation (Fan et al., 2020).
+    """Skips layers at random in training and runs all of them in evaluation (Fan et al., 2020).
 
     A skipped layer does not run: it costs nothing, gets no gradient, and its optimizer state and weight decay rest.
-    Outputs are not rescaled. One draw serves all micro-batches of an optimizer step and all processes.
+    One draw serves all micro-batches of an optimizer step and all processes.
 
     Args:
-        p (`float`, *optional*, defaults to 0.2): probability, in [0, 1), that a layer is skipped.
+        p (`float`, *optional*): how likely layers are skipped, in [0, 1), each as `rate` has it. By default 0.2 where
+            the rate is constant, and 0.5 where it is not.
         after (`float`, *optional*): fraction of the clock, in [0, 1), from which layers are dropped. By default it
             starts when the other methods no longer change the architecture, which is at once if there are none.
+        rate (`str`, *optional*, defaults to `"constant"`): how the rate of skipping goes with place and time:
+            `"constant"` skips each layer with probability `p` (Fan et al., 2020); `"pld"`, progressive layer dropping,
+            goes quickly from 0 to `p` for the last layer, and less for those below (Zhang and He, 2020);
+            `"progressive"`, subnetworks that get larger, goes in four equal stages from a mean of `p` to 0, while
+            first and last layer always run (RaPTr; Panigrahi et al., 2024).
+        group (`int`, *optional*, defaults to 1): neighbouring layers that share one draw; divides the depth.
+        heads (`float`, *optional*, defaults to 0.0): probability, in [0, 1), that an attention head is dropped in an
+            optimizer step; a regulariser that saves no time.
+        scaling (`str`, *optional*, defaults to `"none"`): how skipping is made up for, in pre-norm models only: what a
+            layer changes is multiplied by 1 / (1 - rate) in `"training"`, or by 1 - rate in `"evaluation"`.
 
     Raises:
-        EffptError: if a value is outside its range, or `after` lies before the end of another method's changes.
+        EffptError: if a value is outside its range, does not suit the depth or the architecture, or `after` lies
+            before the end of another method's changes.
     """
 
     name: ClassVar[str] = "layerdrop"
-    summary: ClassVar[str] = "Skips each layer with probability p in training; the export keeps them all."
+    summary: ClassVar[str] = "Skips layers at random in training; the export keeps them all."
     paper: ClassVar[Paper] = Paper(
         title="Reducing Transformer Depth on Demand with Structured Dropout",
         authors="Angela Fan, Edouard Grave, Armand Joulin",
@@ -41,14 +61,29 @@ class LayerDrop(Method):
         ),
     )
 
-    p: float = 0.2
+    p: float | None = None
     after: float | None = None
+    rate: Rate = "constant"
+    group: int = 1
+    heads: float = 0.0
+    scaling: Scaling = "none"
 
     def __post_init__(self) -> None:
+        for key, valid in (("rate", Rate), ("scaling", Scaling)):
+            if getattr(self, key) not in get_args(valid):
+                raise EffptError(
+                    f"`layerdrop.{key}` must be one of {', '.join(get_args(valid))}, not {getattr(self, key)!r}."
+                )
+        if self.p is None:
+            self.p = 0.2 if self.rate == "constant" else 0.5
         if not 0.0 <= self.p < 1.0:
             raise EffptError(f"`layerdrop.p` must be in [0, 1), not {self.p}: at 1 no layer would ever train.")
         if self.after is not None and not 0.0 <= self.after < 1.0:
             raise EffptError(f"`layerdrop.after` is a fraction of the clock in [0, 1), not {self.after}.")
+        if not isinstance(self.group, int) or self.group < 1:
+            raise EffptError(f"`layerdrop.group` is a number of layers, at least 1, not {self.group!r}.")
+        if not 0.0 <= self.heads < 1.0:
+            raise EffptError(f"`layerdrop.heads` must be in [0, 1), not {self.heads}: at 1 no head would ever train.")
         self._start = self.after or 0.0
 
     def bind(self, config: Any, others: Mapping[str, Method]) -> None:
@@ -59,18 +94,70 @@ class LayerDrop(Method):
                 f"the clock; leave `after` out (it then starts by itself) or set it to at least {settled}."
             )
         self._start = settled if self.after is None else self.after
+        if config is not None:
+            self._check_depth(config.num_hidden_layers)
+            if self.scaling != "none" and not is_pre_norm(config):
+                raise EffptError(
+                    f"`layerdrop.scaling` is `{self.scaling}`, but the layers of a `{config.model_type}` normalise "
+                    "what they give out (post-norm), so that there is no change to scale; leave `scaling` out."
+                )
+
+    def _check_depth(self, layers: int) -> None:
+        if layers % self.group:
+            valid = [str(size) for size in range(1, layers + 1) if layers % size == 0]
+            raise EffptError(
+                f"`layerdrop.group` is {self.group}, which does not divide the model's {layers} layers; use "
+                f"{', '.join(valid[:-1])}{' or ' if valid[:-1] else ''}{valid[-1]}."
+            )
+        units = layers // self.group
+        if self.rate == "progressive" and self._p > (most := largest_progressive(units)):
+            grouped = f" in groups of {self.group}" if self.group > 1 else ""
+            raise EffptError(
+                f"`layerdrop.p` is {self.p}, but with `rate` `progressive` the first and last of {layers} layers"
+                f"{grouped} always run; set it to {most:.3g} at most, or give the model more layers."
+            )
+
+    @property
+    def _p(self) -> float:
+        return self.p or 0.0  # a number, once the method is made
 
     def inject(self, backbone: nn.Module) -> None:
         stack_of(backbone)
 
     def schedule(self, backbone: nn.Module, step: int, fraction: float, seed: int) -> None:
         stack = stack_of(backbone)
-        stack.dropped = self.draw(len(stack), step, seed) if fraction >= self._start else frozenset()
+        progress = (fraction - self._start) / (1.0 - self._start)
+        started = progress >= 0.0
+        skipped = self.draw(len(stack.order), step, seed, progress) if started else frozenset()
+        stack.dropped = frozenset(stack.order[position] for position in skipped)
+        if self.scaling != "none":
+            rates = self.rates(len(stack.order), progress) if started else np.zeros(len(stack.order))
+            stack.scales = Scales(stack, rates, training=self.scaling == "training")
+        if self.heads:
+            set_heads(stack, self.heads if started else 0.0, step, seed)
 
-    def draw(self, layers: int, step: int, seed: int) -> frozenset[int]:
-        """The layers to skip in `step`: a pure function of `(seed, step)` that leaves the global generators alone."""
-        drawn = np.random.Generator(np.random.Philox(key=[seed & 0xFFFFFFFFFFFFFFFF, step])).random(layers)
-        return frozenset(int(index) for index in np.flatnonzero(drawn < self.p))
+    def rates(self, depth: int, progress: float) -> np.ndarray:
+        """How likely the layer at each position is skipped, of shape `(depth,)`.
+
+        Args:
+            depth (`int`): layers that run if none is skipped.
+            progress (`float`): the share, from 0 to 1, of the clock since layers are dropped.
+        """
+        units = -(-depth // self.group)
+        return np.repeat(SCHEDULES[self.rate](self._p, units, progress), self.group)[:depth]
+
+    def draw(self, depth: int, step: int, seed: int, progress: float = 0.0) -> frozenset[int]:
+        """The positions to skip in `step`: a pure function that leaves the global generators alone."""
+        generator = np.random.Generator(np.random.Philox(key=[seed & 0xFFFFFFFFFFFFFFFF, step]))
+        drawn = np.repeat(generator.random(-(-depth // self.group)), self.group)[:depth]
+        return frozenset(int(position) for position in np.flatnonzero(drawn < self.rates(depth, progress)))
 
     def eject(self, backbone: nn.Module) -> None:
+        if self.scaling == "evaluation" and self.p:
+            raise EffptError(
+                "With `layerdrop.scaling` `evaluation` the model scales its layers in evaluation, which no stock "
+                "model does; train with `scaling` `training`, or leave it out."
+            )
+        if self.heads:
+            remove_heads(stack_of(backbone))
         flatten(backbone)

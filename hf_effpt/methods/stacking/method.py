@@ -1,42 +1,68 @@
 """Progressive stacking: train a shallow model, copy its layers on top of themselves, train on (Gong et al., 2019)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import Any, ClassVar, Literal
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
 
 from torch import nn
 
-from hf_effpt.core.anatomy import auxiliary_of
+from hf_effpt.core.anatomy import auxiliary_of, embeddings_of, is_pre_norm
 from hf_effpt.core.depth import LayerStack, flatten, set_order, stack_of
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.ledger import record
 from hf_effpt.core.method import Method, Paper, Run
 
+from . import slope
+from .freezing import hold, release
+from .ligo import learn_growth
+from .operators import OPERATORS, grow
+from .plan import depths_for, exponent_of, fractions_for
+from .state import copy_state, reset_state
+
+Operator = Literal["stack", "interpolate", "midas", "append_top", "identity", "ligo_depth"]
+OptimizerState = Literal["keep", "copy", "reset"]
+
 
 @dataclass
 class Stacking(Method):
-    """Starts with `depth` layers and grows to the full depth by copying the trained layers on top (Gong et al., 2019).
+    """Starts with a shallow model and grows it to the full depth from its own trained layers (Gong et al., 2019).
 
     All layers are allocated from the start; those not yet reached do not run, have no gradient and no optimizer state.
-    After a growth the old layers keep their optimizer state and the new ones begin with an empty one. The learning
-    rate follows the run's clock and is not restarted.
+    The learning rate follows the run's clock and is not restarted; after a growth it rises again to where it was.
 
     Args:
-        depth (`int`, *optional*): number of layers at the start. By default the full depth divided by two for each
-            growth.
-        at (`list[float]`, *optional*, defaults to `[0.125, 0.3]`): fractions of the clock at which the model grows,
-            rising, in (0, 1). The defaults are those of Kaddour et al. (2023), No Train No Gain.
+        depth (`int` or `list[int]`, *optional*): number of layers at the start, or of every stage but the last, which
+            is the model's. By default the full depth divided by two for each growth; with `midas` and `append_top`,
+            which add equally many in each, a quarter of it.
+        at (`list[float]` or `str`, *optional*): fractions of the clock at which the model grows, rising, in (0, 1); or
+            `prop-1`, `prop-2`, …: stage i takes time in proportion to i to that power (Saunshi et al., 2024). By
+            default `[0.125, 0.3]` where there are two growths (Kaddour et al., 2023) and else `prop-1`; with
+            `append_top` equal times up to `joint_at`.
+        operator (`str`, *optional*, defaults to `"stack"`): where new layers come from. `stack` copies the trained
+            ones on top of themselves, `interpolate` each next to itself, `midas` the middle block (Saunshi et al.,
+            2024), `append_top` the top ones, and until `joint_at` only those added last and the head learn (MSLT, Yang
+            et al., 2020); `ligo_depth` learns each layer as a sum of trained ones (Wang et al., 2023); `identity` adds
+            layers that compute nothing yet, in pre-LN models only (Shen et al., 2022).
+        optimizer_state (`str`, *optional*): `keep` leaves trained layers their state and has new ones begin with none,
+            `copy` gives copies that of their originals, `reset` begins anew for all (Gong et al., 2019). By default
+            `keep`, and `reset` with `ligo_depth`, where no layer stays what it was.
+        rewarmup (`int`, *optional*, defaults to 150): steps in which the learning rate rises again after a growth; at
+            most a tenth of those before it.
+        slope (`float`, *optional*): grow as soon as the loss falls more slowly than this, as d ln(loss) / d ln(FLOPs)
+            over the last steps, below 0; `at` are then the latest fractions. Shen et al. (2022) have -0.0575.
+        joint_at (`float`, *optional*): with `append_top` the fraction of the clock from which all layers learn, by
+            default 0.7.
         auxiliary (`str`, *optional*, defaults to `"keep"`): what becomes of ELECTRA's generator or MC-BERT's
             controller: `keep` gives it its full depth from the start, `grow` has it grow along.
 
     Raises:
-        EffptError: if the fractions are out of order or range, the depth cannot reach the model's by these growths, or
-            an auxiliary is to grow along that is not there, or as deep as the model.
+        EffptError: if a value is outside its range, fractions or depths do not rise, the operator cannot go through
+            the depths or not in such a model, or an auxiliary is to grow along that is not there, or as deep.
     """
 
     name: ClassVar[str] = "stacking"
-    summary: ClassVar[str] = "Trains a shallow model first and grows it by stacking copies of its layers."
+    summary: ClassVar[str] = "Trains a shallow model first and grows it by copies of its layers."
     paper: ClassVar[Paper] = Paper(
         title="Efficient Training of BERT by Progressively Stacking",
         authors="Linyuan Gong, Di He, Zhuohan Li, Tao Qin, Liwei Wang, Tie-Yan Liu",
@@ -48,57 +74,107 @@ class Stacking(Method):
         ),
     )
 
-    depth: int | None = None
-    at: list[float] = field(default_factory=lambda: [0.125, 0.3])
+    depth: int | list[int] | None = None
+    at: list[float] | str | None = None
+    operator: Operator = "stack"
+    optimizer_state: OptimizerState | None = None
+    rewarmup: int = 150
+    slope: float | None = None
+    joint_at: float | None = None
     auxiliary: Literal["keep", "grow"] = "keep"
 
     def __post_init__(self) -> None:
-        if self.auxiliary not in ("keep", "grow"):
-            raise EffptError(f"`stacking.auxiliary` must be `keep` or `grow`, not {self.auxiliary!r}.")
-        at = list(self.at)
-        if not at or not all(0.0 < fraction < 1.0 for fraction in at) or sorted(set(at)) != at:
-            raise EffptError(f"`stacking.at` must hold rising fractions of the clock in (0, 1), not {at}.")
-        if self.depth is not None and self.depth < 1:
-            raise EffptError(f"`stacking.depth` is the number of layers at the start, at least 1, not {self.depth}.")
+        for key, valid in (("operator", get_args(Operator)), ("auxiliary", ("keep", "grow"))):
+            if getattr(self, key) not in valid:
+                raise EffptError(
+                    f"`stacking.{key}` must be {', '.join(valid[:-1])} or {valid[-1]}, not {getattr(self, key)!r}."
+                )
+        if self.optimizer_state not in (None, *get_args(OptimizerState)):
+            raise EffptError(f"`stacking.optimizer_state` must be keep, copy or reset, not {self.optimizer_state!r}.")
+        if self.operator == "ligo_depth" and self.optimizer_state not in (None, "reset"):
+            raise EffptError(
+                f"`stacking.optimizer_state` is `{self.optimizer_state}`, but `ligo_depth` changes every layer, so "
+                "that no state fits any; leave it out, or set `reset`."
+            )
+        if isinstance(self.at, str):
+            with suppress(ValueError):
+                self.at = [float(self.at)]  # a single fraction from a command line
+        if isinstance(self.at, str):
+            exponent_of(self.at)
+        elif self.at is not None:
+            at = self.at = list(self.at)
+            if not at or not all(0.0 < fraction < 1.0 for fraction in at) or sorted(set(at)) != at:
+                raise EffptError(f"`stacking.at` must hold rising fractions of the clock in (0, 1), not {at}.")
+        depths = self.depth if isinstance(self.depth, (list, tuple)) else [1 if self.depth is None else self.depth]
+        if not depths or min(depths) < 1:
+            raise EffptError(
+                f"`stacking.depth` is the number of layers at the start, at least 1, or those of each stage but the "
+                f"last, not {self.depth}."
+            )
+        if self.rewarmup < 0:
+            raise EffptError(f"`stacking.rewarmup` is a number of steps, at least 0, not {self.rewarmup}.")
+        if self.slope is not None and not self.slope < 0.0:
+            raise EffptError(f"`stacking.slope` is the slope of a falling loss, below 0, not {self.slope}.")
+        self._check_joint()
+        self._settled = 0.0
+
+    def _check_joint(self) -> None:
+        if self.joint_at is not None and self.operator != "append_top":
+            raise EffptError(
+                f"`stacking.joint_at` is for `append_top`, where few layers learn before; with `{self.operator}` all "
+                "learn always, so leave it out."
+            )
+        if not 0.0 < self._joint < 1.0:
+            raise EffptError(f"`stacking.joint_at` must be a fraction of the clock in (0, 1), not {self.joint_at}.")
+        if self.operator == "append_top" and isinstance(self.at, list) and self.at[-1] >= self._joint:
+            raise EffptError(
+                f"`stacking.at` ends at {self.at[-1]}, but from {self._joint} of the clock all layers learn; grow "
+                "earlier, or set `stacking.joint_at` later."
+            )
+
+    @property
+    def _joint(self) -> float:
+        return 0.7 if self.joint_at is None else self.joint_at
+
+    @property
+    def heeds_loss(self) -> bool:
+        return self.slope is not None
 
     @property
     def settles_at(self) -> float:
-        return max(self.at)
+        return self._settled
 
     def bind(self, config: Any, others: Mapping[str, Method]) -> None:
         if config is None:
             return
-        self.depths(config.num_hidden_layers)
+        target = config.num_hidden_layers
+        self._settled = self._joint if self.operator == "append_top" else max(self.fractions(target))
+        if self.operator == "identity" and not is_pre_norm(config):
+            raise EffptError(
+                f"`stacking.operator` `identity` adds layers that change nothing, which only a pre-LN model can: in a "
+                f"post-LN one such as `{config.model_type}` a layer without output still normalises. Use `stack`."
+            )
         if self.auxiliary == "grow":
             auxiliary = config.generator_config() if hasattr(config, "generator_config") else None
-            if auxiliary is None or auxiliary.num_hidden_layers != config.num_hidden_layers:
+            if auxiliary is None or auxiliary.num_hidden_layers != target:
                 found = "has none" if auxiliary is None else f"has one of {auxiliary.num_hidden_layers} layers"
                 raise EffptError(
                     f"`stacking.auxiliary` is `grow`, but the model {found}; a generator that grows along must be as "
-                    f"deep as the model, {config.num_hidden_layers} layers. Use `keep`."
+                    f"deep as the model, {target} layers. Use `keep`."
                 )
 
     def depths(self, target: int) -> list[int]:
-        """The depth of every stage, the last of which is `target`; each growth at most doubles it.
+        """The depth of every stage, the last of which is `target`.
 
         Raises:
-            EffptError: if no such list exists.
+            EffptError: if there is no such list.
         """
-        growths = len(self.at)
-        fewest = -(-target // 2**growths)
-        stages = [fewest if self.depth is None else self.depth]
-        for later in reversed(range(growths)):
-            # double, but leave each later growth at least one layer to add
-            stages.append(min(2 * stages[-1], target - later))
-        if stages[-1] != target or any(after <= before for before, after in pairwise(stages)):
-            fix = f"set `stacking.depth` between {fewest} and {target - growths}"
-            if target - growths < fewest:
-                fix = f"give `stacking.at` fewer fractions, or the model more layers than {target}"
-            raise EffptError(
-                f"`stacking` cannot grow from {stages[0]} to {target} layers in {growths} growth(s): each growth adds "
-                f"at least one layer and at most doubles the depth; {fix}."
-            )
-        return stages
+        return depths_for(self.operator, self.depth, self.at, target)
+
+    def fractions(self, target: int) -> list[float]:
+        """The fractions of the clock at which a model of `target` layers grows, at the latest."""
+        until = self._joint if self.operator == "append_top" else 1.0
+        return fractions_for(self.at, len(self.depths(target)) - 1, self.operator, until)
 
     def _auxiliaries(self, backbone: Any) -> list[LayerStack]:
         """The layers of what grows along."""
@@ -107,24 +183,66 @@ class Stacking(Method):
 
     def inject(self, backbone: Any) -> None:
         stack = stack_of(backbone)
-        if backbone.config.layer_order is None:
+        if getattr(backbone.config, "layer_order", None) is None:
             set_order(backbone, range(self.depths(len(stack))[0]))
         for along in self._auxiliaries(backbone):
             along.order = stack.order
+        if self.slope is not None:
+            slope.prepare(backbone)
+
+    def schedule(self, backbone: Any, step: int, fraction: float, seed: int) -> None:
+        if self.operator == "append_top":
+            stack = stack_of(backbone)
+            stages = self.depths(len(stack))
+            # How far a run has grown is in the order, which a checkpoint holds.
+            below = ([0, *stages][stages.index(len(stack.order))]) if fraction < self._joint else 0
+            frozen = [*embeddings_of(backbone), *(stack[index] for index in stack.order[:below])] if below else []
+            release(part for part in (*embeddings_of(backbone), *stack.children()) if part not in frozen)
+            hold(frozen)
 
     def advance(self, backbone: Any, step: int, fraction: float, run: Run | None = None) -> bool:
         stack = stack_of(backbone)
-        stages = self.depths(len(stack))
+        stages, at = self.depths(len(stack)), self.fractions(len(stack))
+        reached = sum(fraction >= growth for growth in at)
+        if self._has_slowed(backbone, step, run):
+            reached = max(reached, stages.index(len(stack.order)) + 1)
         # A long step may pass two growths at once; then both happen, one after the other.
-        for stage in stages[: 1 + sum(fraction >= at for at in self.at)]:
-            if (depth := len(stack.order)) < stage:
-                for growing in (stack, *self._auxiliaries(backbone)):
-                    for index in range(depth, stage):
-                        growing.copy_layer(index % depth, index)
-                    growing.order = range(stage)
-                set_order(backbone, range(stage))
-                record(backbone.config, step, self.name, f"grew from {depth} to {stage} layers")
+        for stage in stages[: 1 + reached]:
+            if len(stack.order) < stage:
+                self._grow(backbone, stack, stage, step, run)
         return False
 
+    def _has_slowed(self, backbone: Any, step: int, run: Run | None) -> bool:
+        """Whether the loss has come to fall more slowly than it should."""
+        if self.slope is None or run is None or len(stack_of(backbone).order) == len(stack_of(backbone)):
+            return False
+        events = [event["step"] for event in backbone.config.events or [] if event["method"] == self.name]
+        since = step - max(events, default=0)
+        slope.add(backbone, run.loss, run.flops, since)
+        return since >= slope.LEAST and since % slope.EVERY == 0 and slope.slope(backbone) > self.slope
+
+    def _grow(self, backbone: Any, stack: LayerStack, stage: int, step: int, run: Run | None) -> None:
+        before = stack.order
+        sources = OPERATORS[self.operator](len(before), stage, self.depths(len(stack))[0])
+        pairs = []
+        for growing in (stack, *self._auxiliaries(backbone)):
+            copies = grow(growing, sources, silent=self.operator == "identity")
+            pairs += [(growing[trained], growing[copy]) for trained, copy in copies]
+        if self.operator == "ligo_depth":
+            if run is None:
+                raise EffptError("`stacking.operator` `ligo_depth` learns its growths from text; use a Trainer.")
+            learn_growth(backbone, stack, sources, list(stack.order), list(before), run, run.seed + step)
+        if run is not None:
+            kind = self.optimizer_state or ("reset" if self.operator == "ligo_depth" else "keep")
+            if kind == "copy":
+                copy_state(run.optimizer, pairs)
+            elif kind == "reset":
+                reset_state(run.optimizer)
+        set_order(backbone, stack.order)
+        what = f"grew from {len(before)} to {stage} layers by {self.operator}"
+        record(backbone.config, step, self.name, what, rewarmup=min(self.rewarmup, step // 10))
+
     def eject(self, backbone: nn.Module) -> None:
+        release((*embeddings_of(backbone), *stack_of(backbone).children()))
+        slope.remove(backbone)
         flatten(backbone)

@@ -1,9 +1,11 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from hf_effpt.core.anatomy import layers_of
-from hf_effpt.core.depth import LayerStack, flatten, set_order, stack_of
+from hf_effpt.core.depth import LayerStack, flatten, router_of, set_order, stack_of
 from hf_effpt.core.errors import EffptError
 from tests import tiny
 
@@ -27,6 +29,19 @@ def test_empty_never_means_all():
     model = tiny.model(layer_order=[])
     ids = torch.randint(5, tiny.VOCAB, (2, 6))
     assert torch.equal(model.eval().bert(ids).last_hidden_state, model.bert.embeddings(ids))
+
+
+def test_a_router_is_no_submodule_of_the_stack():
+    """It may be one of the backbone, whose parameters have one name each."""
+    model = tiny.model()
+    model.bert.router = nn.Linear(2, 2)
+    names = set(model.state_dict())
+    stack_of(model.bert).router = model.bert.router
+    assert set(model.state_dict()) == names
+    assert router_of(model.bert) is model.bert.router
+    assert router_of(copy.deepcopy(model).bert) is not model.bert.router
+    stack_of(model.bert).router = None
+    assert router_of(model.bert) is None
 
 
 def test_refuses_layers_that_do_not_exist():

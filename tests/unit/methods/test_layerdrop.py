@@ -162,10 +162,11 @@ def test_compiled_layers_do_not_recompile_over_100_steps():
 def test_starts_after_the_last_growth_by_itself():
     model = tiny.model({"layerdrop": {"p": 0.999999}, "stacking": {"depth": 1, "at": [0.3, 0.6]}}).train()
     drop = next(method for method in model.methods if method.name == "layerdrop")
-    drop.schedule(model.bert, 5, 0.59, seed=1)
-    assert stack_of(model.bert).dropped == frozenset()
-    drop.schedule(model.bert, 6, 0.6, seed=1)
-    assert len(stack_of(model.bert).dropped) == 4
+    growing = next(method for method in model.methods if method.name == "stacking")
+    for step, fraction, dropped in ((5, 0.59, 0), (6, 0.6, 4)):
+        growing.advance(model.bert, step, fraction)
+        drop.schedule(model.bert, step, fraction, seed=1)
+        assert len(stack_of(model.bert).dropped) == dropped
 
 
 def test_an_earlier_start_is_refused():
@@ -173,7 +174,21 @@ def test_an_earlier_start_is_refused():
         tiny.model({"layerdrop": {"after": 0.5}, "stacking": {"depth": 1, "at": [0.3, 0.6]}})
 
 
-@pytest.mark.parametrize("settings", [{"p": 1.0}, {"p": -0.1}, {"after": 1.0}, {"after": -0.2}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"p": 1.0},
+        {"p": -0.1},
+        {"after": 1.0},
+        {"after": -0.2},
+        {"rate": "falling"},
+        {"group": 0},
+        {"group": 1.5},
+        {"heads": 1.0},
+        {"heads": -0.1},
+        {"scaling": "both"},
+    ],
+)
 def test_impossible_values_are_refused(settings):
     with pytest.raises(EffptError, match=f"`layerdrop.{next(iter(settings))}`"):
         LayerDrop(**settings)

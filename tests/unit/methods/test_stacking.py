@@ -4,8 +4,6 @@ import pytest
 import torch
 
 from hf_effpt.core.depth import stack_of
-from hf_effpt.core.errors import EffptError
-from hf_effpt.methods import Stacking
 from tests import tiny
 
 LEDGER = {"stacking": {"depth": 2, "at": [0.5]}}
@@ -108,7 +106,10 @@ def test_growth_recompiles_at_most_once():
         model(ids).logits.sum().backward()
         frames.append(counter.frame_count)
         model.methods[0].advance(model.bert, step + 1, (step + 1) / 8)
-    assert [event["what"] for event in model.config.events] == ["grew from 1 to 2 layers", "grew from 2 to 4 layers"]
+    assert [event["what"] for event in model.config.events] == [
+        "grew from 1 to 2 layers by stack",
+        "grew from 2 to 4 layers by stack",
+    ]
     assert frames[-1] - frames[0] <= 2
     dynamo.reset()
 
@@ -125,40 +126,8 @@ def test_a_shallow_phase_costs_the_shallow_price(tmp_path):
     assert flops[2] < 0.6 * flops[4]
 
 
-@pytest.mark.parametrize(
-    ("settings", "target", "stages"),
-    [
-        ({}, 12, [3, 6, 12]),
-        ({"depth": 3}, 12, [3, 6, 12]),
-        ({"at": [0.5]}, 12, [6, 12]),
-        ({"depth": 4}, 12, [4, 8, 12]),
-        ({"depth": 1, "at": [0.1, 0.2]}, 4, [1, 2, 4]),
-        ({"depth": 3, "at": [0.1]}, 5, [3, 5]),
-    ],
-)
-def test_stages(settings, target, stages):
-    assert Stacking(**settings).depths(target) == stages
-
-
 def test_a_step_that_passes_two_growths_does_both():
     model = tiny.model({"stacking": {"depth": 1, "at": [0.3, 0.6]}})
     model.methods[0].advance(model.bert, 1, 0.9)
     assert stack_of(model.bert).order == (0, 1, 2, 3)
     assert len(model.config.events) == 2
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [{"at": []}, {"at": [0.0]}, {"at": [1.0]}, {"at": [0.5, 0.3]}, {"at": [0.3, 0.3]}, {"depth": 0}],
-)
-def test_impossible_values_are_refused(settings):
-    with pytest.raises(EffptError, match=f"`stacking.{next(iter(settings))}`"):
-        Stacking(**settings)
-
-
-@pytest.mark.parametrize(
-    ("depth", "at", "layers"), [(5, [0.5], 4), (4, [0.5], 4), (1, [0.5], 4), (None, [0.1, 0.2], 2)]
-)
-def test_depths_that_cannot_be_reached_are_refused(depth, at, layers):
-    with pytest.raises(EffptError, match=r"cannot grow from .* to \d layers in \d growth"):
-        tiny.model({"stacking": {"depth": depth, "at": at}}, num_hidden_layers=layers)

@@ -23,7 +23,15 @@ AUTO = {
 }
 PAIRS = [
     (family, part)
-    for family in ("EffptBert", "LayerDropBert", "StackableBert", "TNFBert", "EffptElectra", "McBert")
+    for family in (
+        "EffptBert",
+        "LayerDropBert",
+        "LayerSkipBert",
+        "StackableBert",
+        "TNFBert",
+        "EffptElectra",
+        "McBert",
+    )
     for part in AUTO
     if hasattr(hf_effpt, family + part)
 ]
@@ -43,6 +51,7 @@ def test_auto_classes_find_what_was_saved(tmp_path, family, part):
 
 def test_named_configurations_switch_their_method_on():
     assert hf_effpt.LayerDropBertConfig().methods == {"layerdrop": {}}
+    assert hf_effpt.LayerSkipBertConfig().methods == {"layerskip": {}}
     assert hf_effpt.StackableBertConfig(num_hidden_layers=12).methods == {"stacking": {}}
     assert hf_effpt.TNFBertConfig().methods == {"tnf": {}}
     both = hf_effpt.StackableBertConfig(methods={"layerdrop": {"p": 0.1}})

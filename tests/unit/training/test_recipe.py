@@ -39,7 +39,7 @@ def test_values_become_what_their_keys_need(tmp_path):
     assert recipe.model == ModelSettings(size="tiny", num_hidden_layers=4, dropout=0.1)
     assert recipe.data == DataSettings(dataset="corpus/", validation="0.05", lowercase=False)
     assert recipe.data.held_out == 0.05
-    assert recipe.methods == {"stacking": {"depth": 1}, "layerdrop": {}}  # `at` is the default
+    assert recipe.methods == {"stacking": {"depth": 1, "at": [0.125, 0.3]}, "layerdrop": {"p": 0.2}}
     assert (recipe.training.learning_rate, recipe.training.budget) == (5e-4, "90s")
     assert recipe.training.per_device_train_batch_size == 8
 
@@ -70,7 +70,7 @@ def test_resolved_recipe_is_plain_short_and_says_what_methods_do():
     resolved = Recipe.load(sections(methods={"layerdrop": {}}, training={"learning_rate": 2e-3})).resolved()
     assert json.loads(json.dumps(resolved)) == resolved
     assert list(resolved) == ["model", "methods", "data", "training"]
-    assert resolved["methods"] == {"layerdrop": {"p": 0.2}}
+    assert resolved["methods"]["layerdrop"]["p"] == 0.2
     assert resolved["training"]["learning_rate"] == 2e-3
     assert resolved["training"]["seed"] == 42
     assert "adam_beta1" not in resolved["training"]  # as the class has it

@@ -1,0 +1,163 @@
+"""Learning which layers a shallower model should have (Fan et al., 2020, section 3.3, "Data Driven Pruning").
+
+B rows, N layers, D hidden size, M masked positions of a row.
+
+The paper says so much: the drop rate of each layer is learned, such that their mean is the one wanted, by a softmax
+over a non-linear function of the layer's activation; afterwards the k layers that score highest run, whatever the
+input. Our choices are that the activation is the layer's mean output, that the function is linear on its tanh, that k
+layers of each row are drawn without replacement, and how it is learned.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hf_effpt.models.base import isolate_documents
+from hf_effpt.models.bert import masked_loss
+from hf_effpt.models.sparse_layer import gather_rows
+
+from .layer_search import stacked
+from .masked_logits import evaluation_mode, masked_logits
+
+logger = logging.getLogger(__name__)
+
+STEPS, BATCH_SIZE, LEARNING_RATE = 100, 16, 0.05
+
+
+class LayerScores(nn.Module):
+    """The logarithm of each layer's score for a row, by its activations; all are equal at the start."""
+
+    def __init__(self, layers: int, hidden_size: int) -> None:
+        super().__init__()
+        self.weight_ND = nn.Parameter(torch.zeros(layers, hidden_size))
+        self.bias_N = nn.Parameter(torch.zeros(layers))
+
+    def forward(self, activations_BND: Tensor) -> Tensor:
+        """Of shape `(rows, layers)`; the scores of a row add up to 1."""
+        scores_BN = (activations_BND.tanh() * self.weight_ND).mean(dim=2) + self.bias_N
+        return scores_BN.log_softmax(dim=1)
+
+
+def learn_scores(
+    model: PreTrainedModel, depth: int, batches: list[dict[str, Tensor]], seed: int = 0
+) -> tuple[tuple[int, ...], dict[str, Any]]:
+    """The `depth` layers with the highest mean score, learned on masked training rows with the model frozen.
+
+    Returns:
+        Their indices, rising, and what they were chosen by: the mean `scores` of all layers, which add up to 1, and
+        the number of `steps`.
+    """
+    batches = [{name: tensor.to(model.device) for name, tensor in batch.items()} for batch in batches]
+    noise = torch.Generator().manual_seed(seed)
+    with evaluation_mode(model), frozen(model):
+        activations = [activations_of(model, batch) for batch in batches]
+        scores = LayerScores(*activations[0].shape[1:]).to(model.device)
+        optimizer = torch.optim.Adam(scores.parameters(), lr=LEARNING_RATE)
+        for step in range(STEPS):
+            place = step % len(batches)
+            with torch.enable_grad():
+                gates_BN = draw_gates(scores(activations[place]), depth, noise)
+                loss = gated_loss(model, batches[place], gates_BN)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if step % 20 == 0:
+                logger.info("data_driven: step %d of %d, loss %.4f", step, STEPS, loss.item())
+        mean_N = torch.cat([scores(each) for each in activations]).exp().mean(dim=0).cpu().numpy()
+    kept = tuple(sorted(np.argsort(-mean_N, kind="stable")[:depth].tolist()))
+    return kept, {"scores": [round(float(score), 6) for score in mean_N], "steps": STEPS}
+
+
+def draw_gates(log_scores_BN: Tensor, depth: int, noise: torch.Generator) -> Tensor:
+    """1 for `depth` layers of each row, drawn in proportion to their scores without replacement, and 0 for others.
+
+    The gradient is that of the rates at which layers are kept.
+    """
+    uniform_BN = torch.rand(log_scores_BN.shape, generator=noise).clamp(min=1e-20).to(log_scores_BN.device)
+    drawn = (log_scores_BN.detach() - (-uniform_BN.log()).log()).topk(depth, dim=1).indices
+    kept_BN = torch.zeros_like(log_scores_BN).scatter(1, drawn, 1.0)
+    rates_BN = rates_of(log_scores_BN, depth)
+    return kept_BN + rates_BN - rates_BN.detach()
+
+
+def rates_of(log_scores_BN: Tensor, depth: int) -> Tensor:
+    """How often each layer is kept: in proportion to its score but at most always, `depth` layers of a row in all."""
+    scores_BN = log_scores_BN.exp()
+    rates_BN = depth * scores_BN
+    for _ in range(depth):  # what is above 1 goes to the others, of which some may then be above 1
+        full_BN = rates_BN >= 1.0
+        free_BN = torch.where(full_BN, 0.0, scores_BN)
+        left_B1 = depth - full_BN.sum(dim=1, keepdim=True)
+        shared_BN = left_B1 * free_BN / free_BN.sum(dim=1, keepdim=True).clamp(min=1e-20)
+        rates_BN = torch.where(full_BN, 1.0, shared_BN)
+    return rates_BN.clamp(max=1.0)
+
+
+def gated_loss(model: PreTrainedModel, batch: dict[str, Tensor], gates_BN: Tensor) -> Tensor:
+    """The mean loss over masked tokens where each layer changes the rows by its gate times what it would."""
+    positions_BM, labels = batch["masked_positions"], batch["labels"]
+    with stacked(model) as stack:
+        stack.router = _Wrapped(partial(_gated, positions_BM), gates_BN.unbind(dim=1))
+        logits_BMV = masked_logits(model, positions_BM, **_inputs(model, batch))
+    return masked_loss(logits_BMV.flatten(0, 1), labels.gather(1, positions_BM).flatten())
+
+
+def activations_of(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
+    """The mean output of every layer over the tokens of each row, of shape `(rows, layers, hidden_size)`."""
+    seen: list[Tensor] = []
+    with stacked(model) as stack:
+        stack.router = _Wrapped(partial(_recorded, seen), [None] * len(stack))
+        model.base_model(**_inputs(model, batch))
+    return torch.stack(seen, dim=1)
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter of `model` learns for as long as the block lasts."""
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in learning:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
+
+
+class _Wrapped:
+    """A router that calls each layer through `call(what is for it, layer, ...)`; all rows run."""
+
+    share, forced = 1.0, None
+
+    def __init__(self, call: Callable[..., Tensor], each: Any) -> None:
+        self._call, self._each = call, each
+
+    def __call__(self, layers: list[Any]) -> list[Any]:
+        return [partial(self._call, own, layer) for own, layer in zip(self._each, layers, strict=True)]
+
+
+def _gated(positions_BM: Tensor, gate_B: Tensor, layer: Any, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    changed = layer(hidden, *args, **kwargs)
+    if changed.shape != hidden.shape:  # the last layer, at masked positions only
+        hidden = gather_rows(hidden, positions_BM)
+    return hidden + gate_B[:, None, None] * (changed - hidden)
+
+
+def _recorded(seen: list[Tensor], _: None, layer: Any, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    output = layer(hidden, *args, **kwargs)
+    seen.append(output.mean(dim=1))
+    return output
+
+
+def _inputs(model: PreTrainedModel, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    if "document_ids" not in batch:
+        return {"input_ids": batch["input_ids"]}
+    mask, positions = isolate_documents(batch["document_ids"], model.config._attn_implementation, model.dtype)
+    return {"input_ids": batch["input_ids"], "attention_mask": mask, "position_ids": positions}

@@ -1,0 +1,79 @@
+"""Pruning the model of a run's folder: what is asked for is checked before anything is loaded."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+
+import hf_effpt.models
+from hf_effpt.core.errors import EffptError
+from hf_effpt.core.objectives import OBJECTIVES, objective_in, objective_of
+
+from .held_out import held_out_text, is_auxiliary, run_of
+from .pruning import EVERY_OTHER, SEARCH, check_head, check_pruning, choose_layers
+
+
+def pruner_of(
+    folder: Path, depth: int, strategy: str = EVERY_OTHER, text: str | None = None
+) -> Callable[[PreTrainedModel], tuple[PreTrainedModel, dict[str, Any]]]:
+    """What makes the stock model of a folder shallower, and says how.
+
+    Args:
+        folder (`Path`): a training checkpoint, or a finished run.
+        depth (`int`): number of layers to keep.
+        strategy (`str`, *optional*, defaults to `"every_other"`): as in [`prune_layers`].
+        text (`str`, *optional*): what `search` and `data_driven` choose by, as `data.dataset` takes it; by default
+            what the run has held out, or was trained on.
+
+    Returns:
+        A function of the stock model that returns the pruned one and what `run.json` is to say of it.
+
+    Raises:
+        EffptError: for a depth or strategy that the model does not have, or if the text that is needed is not there.
+    """
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    check_pruning(depth, len(getattr(config, "layer_order", None) or range(config.num_hidden_layers)), strategy)
+    if strategy == EVERY_OTHER:
+        if text is not None:
+            raise EffptError(f"`every_other` chooses layers without text, but {text!r} is given; leave it out.")
+        found: dict[str, Any] = {}
+    else:
+        _check_model(folder, config, strategy)
+        found = _text(folder, config, strategy, text)
+
+    def prune(stock: PreTrainedModel) -> tuple[PreTrainedModel, dict[str, Any]]:
+        device = torch.device("cuda" if found and torch.cuda.is_available() else "cpu")
+        pruning = choose_layers(stock.to(device), depth, strategy, **found)
+        return pruning.apply(stock.to("cpu")), pruning.record()
+
+    return prune
+
+
+def _check_model(folder: Path, config: Any, strategy: str) -> None:
+    """Checks that the model predicts masked tokens, and has learned to."""
+    name = (config.architectures or ["unknown"])[0]
+    training_class = getattr(hf_effpt.models, name, None)
+    if training_class is not None:
+        name = training_class.stock_class_of(config).__name__
+    check_head(strategy, name, name.endswith("ForMaskedLM"))
+    objective = objective_in(run_of(folder)) if training_class is None else objective_of(config)
+    if not is_auxiliary(folder) and not OBJECTIVES[objective].reads_mask:
+        raise EffptError(
+            f"The strategy `{strategy}` masks tokens, and a model pre-trained by `{objective}` has never read the "
+            "mask token; use `every_other`, which needs no text."
+        )
+
+
+def _text(folder: Path, config: Any, strategy: str, text: str | None) -> dict[str, Any]:
+    """The rows that layers are chosen by, and their tokenizer."""
+    # A checkpoint has no record of its run, whose folder it is in, and may have been saved without the tokenizer.
+    root = folder if (folder / "run.json").is_file() else folder.resolve().parent
+    tokenizer = AutoTokenizer.from_pretrained(
+        folder if (folder / "tokenizer.json").is_file() else root, local_files_only=True
+    )
+    readable = min(config.max_position_embeddings, tokenizer.model_max_length)
+    held_out = held_out_text(root, tokenizer, text, readable)
+    trained_on = held_out.rows if held_out.train is None else held_out.train
+    return {"rows": held_out.rows if strategy == SEARCH else trained_on, "tokenizer": tokenizer}

@@ -1,0 +1,62 @@
+"""Dropping attention heads: what they add to a layer is zeroed in training, and saves nothing.
+
+B batch, L row length or the positions of it that are wanted, D width of all heads together.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hf_effpt.core.depth import LayerStack
+
+MASK = "heads_kept"  # the buffer of the projection that mixes the heads, of shape (D,)
+
+
+def draw_heads(p: float, shapes: list[int], step: int, seed: int) -> list[np.ndarray]:
+    """Which heads are kept in `step`, for each position of the order.
+
+    Args:
+        p (`float`): probability that a head is dropped.
+        shapes (`list[int]`): number of heads by position.
+        step, seed (`int`): all that the draws depend on; they have a stream of their own beside that of the layers.
+    """
+    generator = np.random.Generator(np.random.Philox(key=[seed & 0xFFFFFFFFFFFFFFFF, step], counter=[0, 0, 0, 1]))
+    return [generator.random(heads) >= p for heads in shapes]
+
+
+def set_heads(stack: LayerStack, p: float, step: int, seed: int) -> None:
+    """Masks the heads that `step` drops, in place, so that a compiled layer is compiled once.
+
+    The masks are made at the first call and not before: what a model builds without storage and then loads has no
+    values for buffers that no checkpoint holds.
+    """
+    attentions: list[Any] = [stack[index].attention for index in stack.order]
+    outputs = [attention.output.dense for attention in attentions]
+    sizes = [attention.self.attention_head_size for attention in attentions]
+    heads = [output.in_features // size for output, size in zip(outputs, sizes, strict=True)]
+    for output, size, kept in zip(outputs, sizes, draw_heads(p, heads, step, seed), strict=True):
+        if not hasattr(output, MASK):
+            output.register_buffer(MASK, torch.ones_like(output.weight[0]), persistent=False)
+            output.register_forward_pre_hook(_mask)
+        getattr(output, MASK).copy_(torch.from_numpy(np.repeat(kept, size)))
+
+
+def remove_heads(stack: LayerStack) -> None:
+    """Takes the masks out again, from layers that have one."""
+    layers: list[Any] = list(stack.children())
+    for layer in layers:
+        output = layer.attention.output.dense
+        if hasattr(output, MASK):
+            delattr(output, MASK)
+            hooks = output._forward_pre_hooks
+            for key in [key for key, hook in hooks.items() if hook is _mask]:
+                del hooks[key]
+
+
+def _mask(output: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor] | None:
+    if not output.training:
+        return None
+    mixed_BLD, kept_D = args[0], getattr(output, MASK)
+    return (mixed_BLD * kept_D.to(mixed_BLD.dtype),)

@@ -1,0 +1,40 @@
+"""What a layer's change of the hidden states is multiplied by, to make up for the steps in which it is skipped."""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from hf_effpt.core.depth import LayerStack
+
+
+class Scales(Mapping[int, float]):
+    """Scales by index of the layer, which count either in training or in evaluation and are none otherwise.
+
+    Args:
+        stack ([`LayerStack`]): whose mode decides, at every look-up.
+        rates (`np.ndarray` of shape `(depth,)`): how likely the layer at each position is skipped.
+        training (`bool`): whether they count in training, as 1 / (1 - rate), and not in evaluation, as 1 - rate.
+    """
+
+    def __init__(self, stack: LayerStack, rates: np.ndarray, training: bool) -> None:
+        kept = 1.0 - rates
+        self._stack, self._training = stack, training
+        # A layer that is always skipped has no scale to be trained with.
+        self._values = {
+            index: float(1.0 / share if training else share)
+            for index, share in zip(stack.order, kept, strict=True)
+            if share > 0.0 or not training
+        }
+
+    @property
+    def _present(self) -> dict[int, float]:
+        return self._values if self._stack.training == self._training else {}
+
+    def __getitem__(self, index: int) -> float:
+        return self._present[index]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._present)
+
+    def __len__(self) -> int:
+        return len(self._present)

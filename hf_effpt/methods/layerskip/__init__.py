@@ -1,0 +1,3 @@
+from .method import LayerSkip
+
+__all__ = ["LayerSkip"]

@@ -1,0 +1,303 @@
+"""The gates: a small recurrent network that reads a layer's input and says, row by row, whether the layer runs.
+
+B batch, L row length, D hidden size, P positions in the order of the layers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hf_effpt.core.depth import stack_of
+from hf_effpt.core.errors import EffptError
+from hf_effpt.core.hashing import row_keys
+from hf_effpt.core.processes import add_up, world
+from hf_effpt.core.rows import ask_for_row_losses
+from hf_effpt.core.tally import tally_of
+
+from .routing import Pass
+
+if TYPE_CHECKING:
+    from .method import LayerSkip
+
+WIDTH = 10  # of the recurrent network, as in the paper's code
+OPEN = 0.95  # the probability at the start: about all layers run
+RECENT = 0.01  # an average over steps moves by at least this share in each
+
+
+class Reading(NamedTuple):
+    """What the gates have to know of the rows under way."""
+
+    real_BL: Tensor  # False at padding
+    keys_B: Tensor  # what the draws of a row depend on
+
+
+class Gates(nn.Module):
+    """Gates for the layers of a backbone between its first and its last, which always run; they are its `router`.
+
+    The parameters are in fp32 whatever the model is cast to. What a checkpoint must hold besides is in buffers:
+    `rates`, of shape `(layers,)`, how often the layer at each position has run lately; `executed`, the share of rows
+    and gated layers that ran in the last optimizer step; `baseline`, the loss of rows lately; and `steps`, the number
+    of optimizer steps with gates.
+
+    Args:
+        settings ([`LayerSkip`]): how they decide and learn.
+        hidden_size (`int`): width of the encoder.
+        layers (`int`): number of layers that are allocated.
+    """
+
+    no_weight_decay = True
+    rates: Tensor
+    executed: Tensor
+    baseline: Tensor
+    steps: Tensor
+
+    def __init__(self, settings: LayerSkip, hidden_size: int, layers: int) -> None:
+        super().__init__()
+        exact = {"device": "meta", "dtype": torch.float32}  # their constructors would draw from the global generator
+        self.narrow = nn.Linear(hidden_size, WIDTH, **exact)
+        self.cell = nn.LSTMCell(WIDTH, WIDTH, **exact)
+        self.out = nn.Linear(WIDTH, 1, **exact)
+        self.register_buffer("rates", torch.ones(layers, **exact))
+        self.register_buffer("executed", torch.ones((), **exact))
+        self.register_buffer("baseline", torch.zeros((), **exact))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long, device="meta"))
+        self.to_empty(device=torch.get_default_device())
+        self.draw()
+        self.estimator, self.routing, self.target = settings.learns_by, settings.routing, settings.target
+        self.alpha, self.beta = settings.alpha, settings.beta
+        self.evaluation, self.harden = settings.evaluation, settings.harden
+        self.on, self.step, self.seed = False, 0, 0
+        self.share: float = 1.0
+        self.forced: float | None = None
+        self.reading: Any = None  # a `Reading` while the backbone runs
+        self._pass: Pass | None = None  # the last one of training, until it has been paid for
+        self._losses: tuple[Tensor, Tensor] | None = None
+        self._sums: Tensor | None = None  # over the micro-batches of the step under way
+        self._handle: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy takes along what the model has learned, and nothing of the step under way."""
+        return {**self.__dict__, "reading": None, "_pass": None, "_losses": None, "_sums": None}
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Gates:
+        def keeps_precision(tensor: Tensor) -> Tensor:
+            new = fn(tensor)
+            return new if new.dtype == tensor.dtype else tensor.to(new.device)
+
+        return super()._apply(keeps_precision, recurse)
+
+    @torch.no_grad()
+    def draw(self) -> None:
+        """Draws the weights, with a generator of its own that starts from the global seed; nothing has run yet."""
+        generator = torch.Generator().manual_seed(torch.initial_seed() % 2**63)
+        for module in (self.narrow, self.cell, self.out):
+            bound = 1 / math.sqrt(module.weight.shape[1] if isinstance(module, nn.Linear) else WIDTH)
+            for parameter in module.parameters():
+                drawn = torch.empty(parameter.shape, device="cpu", dtype=torch.float32)
+                parameter.copy_(drawn.uniform_(-bound, bound, generator=generator))
+        self.out.bias.fill_(math.log(OPEN / (1 - OPEN)))
+        self.rates.fill_(1.0)
+        self.executed.fill_(1.0)
+        self.baseline.fill_(0.0)
+        self.steps.fill_(0)
+
+    def draw_missing(self) -> None:
+        """Draws the weights where those that a model is loaded from have none, as those of a stock model."""
+        # By now the parameters have been drawn as those of any other layer; a buffer tells whether they were loaded.
+        if not getattr(self.steps, "_is_hf_initialized", False):
+            self.draw()
+
+    # Their place in the backbone.
+
+    def attach(self, backbone: Any) -> None:
+        """Makes the gates the submodule `gates` of `backbone`."""
+        backbone.gates = self
+        self._handle = backbone.register_forward_pre_hook(self.read, with_kwargs=True)
+        if self.estimator == "reinforce":
+            ask_for_row_losses(backbone, self.take_losses)
+        if self.evaluation != "all":
+            stack_of(backbone).router = self
+
+    def detach(self, backbone: Any) -> None:
+        """Takes the gates out of `backbone`."""
+        self._handle.remove()
+        ask_for_row_losses(backbone, None)
+        stack_of(backbone).router = None
+        del backbone.gates
+
+    def is_routing(self) -> bool:
+        """Whether layers may run on some rows only in the next forward."""
+        return self.on if self.training else self.evaluation == "threshold"
+
+    def read(self, backbone: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Takes from the backbone's inputs which tokens are real, and what the draws of each row depend on."""
+        self.reading = None
+        if stack_of(backbone).router is not self or not self.is_routing():
+            return
+        check_inputs(backbone.config, kwargs)
+        ids_BL, mask = args[0] if args else kwargs.get("input_ids"), kwargs.get("attention_mask")
+        if len(args) > 1:
+            mask = args[1]
+        if ids_BL is None:
+            raise EffptError(
+                "`layerskip` draws by the token ids of each row and tells padding by them; pass `input_ids`, not "
+                "`inputs_embeds`."
+            )
+        pad = backbone.config.pad_token_id
+        if mask is not None and mask.ndim == 2:
+            real_BL = mask.bool()
+        else:
+            real_BL = torch.ones_like(ids_BL, dtype=torch.bool) if pad is None else ids_BL != pad
+        self.reading = Reading(real_BL, row_keys(ids_BL, real_BL))
+
+    # As a router.
+
+    def forward(self, layers: list[Any]) -> list[Any]:
+        """The layers, or in their place what runs each of them on the rows whose gate is open."""
+        last = len(layers) - 1
+        if not self.training and self.evaluation == "hardened":
+            return [layers[position] for position in self.kept(len(layers))]
+        if last < 2 or not self.is_routing():
+            return layers
+        passing = Pass(self, last - 1)
+        inner = (partial(passing.run, position, layers[position]) for position in range(1, last))
+        return [layers[0], *inner, layers[last]]
+
+    def kept(self, layers: int) -> list[int]:
+        """The positions that are left of so many when those with a low rate go."""
+        rates = self.rates.tolist()
+        return [at for at in range(layers) if at in (0, layers - 1) or rates[at] >= self.harden]
+
+    def decide(self, hidden_BLD: Tensor, state: Any) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """The logits of the gates, of shape `(batch_size,)`, from the mean input over real tokens, and a new state."""
+        rows, length = hidden_BLD.shape[:2]
+        if self.reading is None:  # a copy of the model that is only counted or timed
+            share_BL = hidden_BLD.new_full((rows, length), 1 / length, dtype=torch.float32)
+        else:
+            share_BL = self.reading.real_BL.float()
+            share_BL = share_BL / share_BL.sum(dim=1, keepdim=True).clamp(min=1)
+        exact = nullcontext() if hidden_BLD.is_meta else torch.autocast(hidden_BLD.device.type, enabled=False)
+        with exact:
+            pooled_BD = (share_BL[:, None] @ hidden_BLD.detach().float())[:, 0]
+            state = self.cell(self.narrow(pooled_BD), state)
+            return self.out(state[0])[:, 0], state
+
+    def finish(self, passing: Pass, hidden_BLD: Tensor) -> Tensor:
+        """Notes what a pass has come to, once it is through the last gated layer; returns the hidden states."""
+        if not self.training:
+            return hidden_BLD
+        ran, pairs = float(passing.ran), float(passing.rows * passing.positions)
+        if world() > 1 and self.forced is None:
+            # the clocks of all processes are charged alike
+            ran, pairs = add_up(torch.tensor([ran, pairs], device=hidden_BLD.device)).tolist()
+            # A process whose gates got no gradient through the layers gets one in the penalty all the same, and must
+            # not tell the others before that there is none.
+            open_B = torch.stack(passing.logits).sigmoid().sum(dim=0)
+            hidden_BLD = hidden_BLD + (open_B - open_B.detach()).to(hidden_BLD.dtype)[:, None, None]
+        self.share = ran / pairs
+        self._pass, self._losses = passing, None
+        self._add(torch.stack(passing.open).sum(dim=1), passing.rows)
+        return hidden_BLD
+
+    # How they learn.
+
+    def take_losses(self, sums_B: Tensor, labels_B: Tensor) -> None:
+        """Takes the losses of the rows of the pass that has just been."""
+        self._losses = sums_B / labels_B.clamp(min=1), labels_B > 0
+
+    def penalty(self) -> Tensor | None:
+        """What the last pass costs: the distance of the budget, and where the gates learn by reward, that."""
+        passing, self._pass = self._pass, None
+        if passing is None:
+            return None
+        logits_PB = torch.stack(passing.logits)
+        loss = logits_PB.new_zeros(())
+        if self.routing == "bernoulli":
+            # Straight through: the share that ran in the last step, with the gradient of this batch's probabilities.
+            mean = logits_PB.sigmoid().mean()
+            share = self.executed + (mean - mean.detach())
+            if self.beta is None:
+                loss = loss + self.alpha * (share - self.target) ** 2
+            else:
+                loss = loss + torch.where(self.executed > self.target, self.beta, -self.beta) * share
+        if self.estimator == "reinforce":
+            loss = loss + self._reward(logits_PB, torch.stack(passing.open))
+        return loss
+
+    def _reward(self, logits_PB: Tensor, open_PB: Tensor) -> Tensor:
+        """Makes decisions more probable where the loss was lower than usual, less where it was higher (REINFORCE)."""
+        if self._losses is None:
+            raise EffptError(
+                "`layerskip.estimator` is `reinforce`, but the model has not told the losses of its rows; only masked "
+                "language models with `labels` do. Use `ste_reweighted`."
+            )
+        losses_B, counts_B = self._losses
+        better_B = torch.where(counts_B & (self.steps > 0), losses_B - self.baseline, 0.0)
+        log_PB = -nn.functional.binary_cross_entropy_with_logits(logits_PB, open_PB, reduction="none")
+        kept = torch.stack([(losses_B * counts_B).sum(), counts_B.sum()])
+        assert self._sums is not None
+        self._sums[-2:] += kept
+        return (better_B * log_PB.sum(dim=0)).mean()
+
+    def _add(self, open_P: Tensor, rows: int) -> None:
+        sums = torch.zeros(len(open_P) + 3, dtype=torch.float64, device=open_P.device)
+        sums[: len(open_P)] = open_P.detach()
+        sums[len(open_P)] = rows
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    @torch.no_grad()
+    def settle(self, backbone: Any) -> None:
+        """Takes what the micro-batches of a step have come to, over all processes, into the averages."""
+        sums, self._sums = self._sums, None
+        if sums is None:
+            return
+        sums = add_up(sums)
+        open_P, (rows, loss, losses) = sums[:-3], sums[-3:]
+        recent = (1.0 / (self.steps + 1)).clamp(min=RECENT)
+        self.rates[1 : 1 + len(open_P)].lerp_((open_P / rows).float(), recent)
+        self.baseline.lerp_(torch.where(losses > 0, loss / losses.clamp(min=1), self.baseline).float(), recent)
+        self.executed.copy_(open_P.mean() / rows)
+        self.steps += 1
+        tally_of(backbone).add(layerskip_ran=open_P.sum(), layerskip_pairs=rows * len(open_P))
+
+    @contextmanager
+    def evaluating(self, backbone: Any, evaluation: str) -> Iterator[None]:
+        """Runs `backbone` otherwise in evaluation, for the block."""
+        stack = stack_of(backbone)
+        before = self.evaluation, stack.router
+        self.evaluation, stack.router = evaluation, self
+        try:
+            yield
+        finally:
+            self.evaluation, stack.router = before
+
+
+def check_inputs(config: Any, kwargs: dict[str, Any]) -> None:
+    """Checks that every input of the layers has a value for each row, so that some rows can be run by themselves.
+
+    Raises:
+        EffptError: for packed sequences, an attention mask that is no tensor, or outputs that are wanted of all rows.
+    """
+    if any(name.startswith("cu_seq") and value is not None for name, value in kwargs.items()):
+        raise EffptError(
+            "`layerskip` runs layers on some rows of a batch, and `cu_seq_lens…` says that the batch is one long row; "
+            "pass rows with `attention_mask` or `document_ids` instead."
+        )
+    if "flex" in config._attn_implementation:
+        raise EffptError(
+            f"`layerskip` gathers the attention mask row by row, which that of `{config._attn_implementation}` does "
+            "not allow; load the model with `attn_implementation` `sdpa`, `eager` or `flash_attention_2`."
+        )
+    for name in ("output_hidden_states", "output_attentions"):
+        if kwargs.get(name, getattr(config, name)):
+            raise EffptError(
+                f"`{name}` is set, but `layerskip` runs layers on some rows only; leave it out, or call the model in "
+                "evaluation mode with `evaluation` `all`."
+            )

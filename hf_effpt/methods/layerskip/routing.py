@@ -1,0 +1,111 @@
+"""One forward pass through gated layers: which rows each runs on, what they get, and how its gate learns from it.
+
+B batch, K rows that run, L row length, D hidden size, P gated positions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from hf_effpt.core.hashing import salted, uniform
+
+if TYPE_CHECKING:
+    from .gates import Gates
+
+Layer = Callable[..., Tensor]
+
+FLOOR = 0.1  # the least probability that a gradient is divided by
+
+
+class Pass:
+    """What the gates decide in one forward pass, and their state from layer to layer.
+
+    Args:
+        gates ([`Gates`]): which decide.
+        positions (`int`): number of gated layers.
+    """
+
+    def __init__(self, gates: Gates, positions: int) -> None:
+        self.gates, self.positions = gates, positions
+        self.state: tuple[Tensor, Tensor] | None = None
+        self.logits: list[Tensor] = []  # of each gated layer, of shape `(batch_size,)`
+        self.open: list[Tensor] = []  # 1.0 where its gate is open
+        self.ran = self.rows = 0  # rows that ran, over all gated layers, and rows of the batch
+
+    def run(self, position: int, layer: Layer, hidden_BLD: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """What comes out at `position` of the order, where `layer` runs on the rows whose gate is open."""
+        logits_B, self.state = self.gates.decide(hidden_BLD, self.state)
+        open_B, index_K = self._choose(position, logits_B)
+        self.logits.append(logits_B)
+        self.open.append(open_B)
+        self.rows = len(hidden_BLD)
+        multiplies = self.gates.estimator == "ste_full" and self.gates.training
+        self.ran += self.rows if multiplies else len(index_K)
+        if multiplies:
+            out_BLD = layer(hidden_BLD, *args, **kwargs)
+            mixed_BLD = torch.where(open_B.bool()[:, None, None], out_BLD, hidden_BLD)
+            after_BLD = self._teaching(mixed_BLD, out_BLD - hidden_BLD, logits_B)
+        elif len(index_K) == self.rows:
+            out_BLD = layer(hidden_BLD, *args, **kwargs)
+            after_BLD = self._teaching(out_BLD, out_BLD - hidden_BLD, logits_B)
+        elif len(index_K):
+            rows_KLD = hidden_BLD[index_K]
+            args, kwargs = gathered(index_K, self.rows, args, kwargs)
+            out_KLD = layer(rows_KLD, *args, **kwargs)
+            out_KLD = self._teaching(out_KLD, out_KLD - rows_KLD, logits_B[index_K])
+            after_BLD = hidden_BLD.index_copy(0, index_K, out_KLD)
+        else:
+            after_BLD = hidden_BLD
+        return self.gates.finish(self, after_BLD) if len(self.open) == self.positions else after_BLD
+
+    def _choose(self, position: int, logits_B: Tensor) -> tuple[Tensor, Tensor]:
+        """1.0 where the gate is open, of shape `(batch_size,)`, and the rows where it is."""
+        gates, rows = self.gates, len(logits_B)
+        if gates.forced is not None:
+            index_K = torch.arange(round(gates.forced * rows), device=logits_B.device)
+        elif not gates.training:
+            index_K = (logits_B > 0).nonzero()[:, 0]
+        elif gates.routing == "topk":
+            index_K = logits_B.topk(rows_of_share(gates.target, rows)).indices.sort().values
+        else:
+            keys_B = salted(gates.reading.keys_B, gates.seed, gates.step, position)
+            open_B = logits_B.detach().sigmoid() > uniform(keys_B)
+            # `ste_full` needs no index, and does not wait for the device.
+            return open_B.float(), _NONE if gates.estimator == "ste_full" else open_B.nonzero()[:, 0]
+        return torch.zeros_like(logits_B).detach().index_fill(0, index_K, 1.0), index_K
+
+    def _teaching(self, out: Tensor, change: Tensor, logits: Tensor) -> Tensor:
+        """`out` as it is, through which the gates' probabilities get the gradient of a factor before `change`.
+
+        The factor is the gate itself, 1 where the row runs, and its derivative by the probability is taken to be 1
+        (straight-through); reweighted it is 1 / p, so that rows that run stand for those that do not.
+        """
+        if not self.gates.training or self.gates.estimator == "reinforce":
+            return out
+        factor = logits.sigmoid()
+        if self.gates.estimator == "ste_reweighted":
+            factor = factor / factor.detach().clamp(min=FLOOR)
+        nothing = (factor - factor.detach()).to(out.dtype)
+        return out + nothing[:, None, None] * change.detach()
+
+
+_NONE = torch.empty(0, dtype=torch.long)
+
+
+def rows_of_share(share: float, rows: int) -> int:
+    """The least number of rows that is at least this share of them, for which rounding errors count as nothing."""
+    return math.ceil(round(share * rows, 6))
+
+
+def gathered(index_K: Tensor, rows: int, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """A layer's further arguments for some rows of a batch: what has a value for each row is gathered with them."""
+
+    def some(value: Any) -> Any:
+        return value[index_K] if torch.is_tensor(value) and value.ndim and len(value) == rows else value
+
+    return tuple(map(some, args)), {name: some(value) for name, value in kwargs.items()}

@@ -1,0 +1,44 @@
+"""How steeply the loss falls, from sums that a checkpoint keeps (Shen et al., 2022, Staged Training).
+
+The slope is d ln(loss) / d ln(FLOPs), by least squares over the steps since the last growth. A step weighs as its
+share of the way to now to a power, so that about the last quarter of them decides, however many there are.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+POWER = 6
+LEAST = 50  # steps in a stage before its slope means anything
+EVERY = 10  # steps from one look at it to the next, since a look waits for the device
+
+NAME = "growth_sums"  # of the buffer: sums of 1, x, y, x², x·y
+
+
+def prepare(backbone: Any) -> None:
+    """Gives `backbone` its sums; they are no parameter and are not exported."""
+    device = next(backbone.parameters()).device
+    backbone.register_buffer(NAME, torch.zeros(5, dtype=torch.float64, device=device))
+
+
+def remove(backbone: Any) -> None:
+    """Takes the sums away."""
+    backbone._buffers.pop(NAME, None)
+
+
+def add(backbone: Any, loss: Tensor, flops: float, since: int) -> None:
+    """Adds a step, the `since`-th from 1 of its stage, without waiting for the device."""
+    sums = getattr(backbone, NAME)
+    if since == 1:
+        sums.zero_()
+    x, y = math.log(flops), loss.detach().double().clamp(min=1e-12).log()
+    one = torch.ones_like(y)
+    sums.mul_((1 - 1 / since) ** POWER).add_(torch.stack([one, one * x, y, one * x * x, x * y]))
+
+
+def slope(backbone: Any) -> float:
+    """The slope at present, in nats of the loss per nat of FLOPs; waits for the device."""
+    one, x, y, xx, xy = getattr(backbone, NAME).tolist()
+    return (one * xy - x * y) / (one * xx - x * x)

@@ -1,0 +1,481 @@
+"""The deciding tests of learned layer skipping: what runs, what comes out, and what the gates learn from."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import BertConfig, BertForMaskedLM
+
+from hf_effpt.core.depth import stack_of
+from hf_effpt.core.errors import EffptError
+from hf_effpt.methods import LayerSkip
+from hf_effpt.methods.layerskip.routing import Pass, rows_of_share
+from hf_effpt.models import EffptBertConfig, EffptBertForMaskedLM
+from tests import tiny
+
+from .skipping import HALF, OPEN, PLAIN, SHUT, decisions, gated, lean, plain_like, ragged, ran, spread, started
+
+ESTIMATORS = ["ste_full", "ste_executed", "ste_reweighted", "reinforce"]
+
+
+def gradients(model):
+    return {name: p.grad for name, p in model.named_parameters() if ".gates." not in name}
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_open_gates_are_stock(estimator):
+    """The skip is around the post-LN block: were it inside, a fully open gate would already change the outputs."""
+    model = gated(OPEN, estimator=estimator)
+    plain = plain_like(model)
+    losses = [m(**ragged()).loss for m in (model, plain)]
+    assert torch.equal(*losses)
+    for loss in losses:
+        loss.backward()
+    for name, gradient in gradients(plain).items():
+        assert torch.equal(gradient, gradients(model)[name]), name
+    assert model.bert.gates.share == 1.0
+
+
+@pytest.mark.parametrize("estimator", ["ste_executed", "ste_reweighted", "reinforce"])
+def test_shut_gates_run_the_first_and_the_last_layer_only(estimator):
+    model = gated(SHUT, layers=5, estimator=estimator)
+    assert ran(model, **ragged()) == [(0, 8), (4, 8)]
+    shallow = plain_like(model, layers=5)
+    stack_of(shallow.bert).order = (0, 4)
+    loss = model(**ragged()).loss
+    assert torch.equal(loss, shallow(**ragged()).loss)
+    loss.backward()
+    for name, gradient in gradients(model).items():  # none, not zero: then moments and weight decay rest
+        assert (gradient is None) == any(f".layer.{index}." in name for index in (1, 2, 3)), name
+    assert model.bert.gates.share == 0.0
+
+
+def test_first_and_last_are_told_by_position():
+    """After a growth that adds layers between, they have other numbers than their place."""
+    model = gated(SHUT)
+    stack_of(model.bert).order = (2, 0, 3, 1)
+    assert ran(model, **ragged()) == [(2, 8), (1, 8)]
+
+
+class Multiply:
+    """The multiply form x + g (F(x) - x) for gates that are known; computes all rows."""
+
+    share, forced = 1.0, None
+
+    def __init__(self, open_PB):
+        self.open_PB = open_PB
+
+    def __call__(self, layers):
+        def run(layer, gate_B, hidden, *args, **kwargs):
+            return hidden + gate_B[:, None, None] * (layer(hidden, *args, **kwargs) - hidden)
+
+        inner = [
+            lambda *args, layer=layer, gate=gate, **kwargs: run(layer, gate, *args, **kwargs)
+            for layer, gate in zip(layers[1:-1], self.open_PB, strict=True)
+        ]
+        return [layers[0], *inner, layers[-1]]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_gathered_rows_equal_the_multiply_form(estimator, attention):
+    """With ragged rows, so that a mask that is not gathered with them shows; outputs, weight and gate gradients."""
+    model = gated(HALF, layers=6, estimator=estimator)
+    plain = plain_like(model, layers=6)
+    for each in (model, plain):
+        each.set_attn_implementation(attention)
+    loss = model(**ragged()).loss
+    open_PB, logits = decisions(model), model.bert.gates._pass.logits
+    assert 0 < open_PB.mean() < 1
+    gates = open_PB.clone().requires_grad_()
+    stack_of(plain.bert).router = Multiply(gates)
+    expected = plain(**ragged()).loss
+    assert torch.allclose(loss, expected, atol=2e-7)
+    expected.backward()
+    for logit in logits:
+        logit.retain_grad()
+    loss.backward()
+    for name, gradient in gradients(plain).items():
+        assert torch.allclose(gradient, gradients(model)[name], atol=1e-6), name
+    if estimator == "reinforce":
+        assert all(logit.grad is None for logit in logits)
+        return
+    of_p = gates.grad * 0.25  # d p / d logit at p = 1/2
+    ours = torch.stack([torch.zeros(8) if logit.grad is None else logit.grad for logit in logits])
+    if estimator != "ste_full":
+        assert not ours[open_PB == 0].any()
+        of_p = of_p * open_PB
+    if estimator == "ste_reweighted":
+        of_p = of_p / 0.5
+    assert torch.allclose(ours, of_p, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "p", "expected"),
+    [("ste_reweighted", 0.3, 1.0), ("ste_executed", 0.3, 0.3), ("ste_reweighted", 0.05, 0.5), ("ste_full", 0.3, 1.0)],
+)
+def test_mean_of_the_estimator_over_draws(estimator, p, expected):
+    """On L = w * y with y = x + g (F(x) - x): unbiased means w (F - x); below p = 0.1 the floor holds the gradient."""
+    rows, w, x, out = 40_000, 1.7, 0.4, 2.0
+    logits = torch.full((rows,), torch.logit(torch.tensor(p)).item(), requires_grad=True)
+    gates = SimpleNamespace(
+        decide=lambda hidden, state: (logits, None),
+        finish=lambda passing, hidden: hidden,
+        reading=SimpleNamespace(keys_B=torch.arange(rows)),
+        **{"estimator": estimator, "routing": "bernoulli", "training": True, "forced": None, "seed": 1, "step": 2},
+    )
+    y = Pass(gates, 1).run(1, lambda hidden: torch.full_like(hidden, out), torch.full((rows, 1, 1), x))
+    (w * y).sum().backward()
+    of_p = logits.grad / (p * (1 - p))
+    assert of_p.mean() == pytest.approx(expected * w * (out - x), rel=0.06)
+
+
+def test_padding_does_not_change_the_gates():
+    model = gated(layers=6)
+    spread(model)
+    inputs = ragged()
+    model(**inputs)
+    logits, drawn = model.bert.gates._pass.logits, decisions(model)
+    assert torch.stack(logits).std(dim=1).min() > 0.1  # rows differ by what is in them
+    other = torch.where(inputs["attention_mask"].bool(), inputs["input_ids"], 77)
+    model(**{**inputs, "input_ids": other})
+    assert torch.equal(torch.stack(logits), torch.stack(model.bert.gates._pass.logits))
+    assert torch.equal(drawn, decisions(model))
+    # Without a mask the padding token tells, of packed documents for example.
+    documents = inputs["attention_mask"]
+    model(input_ids=inputs["input_ids"], labels=inputs["labels"], document_ids=documents)
+    assert torch.allclose(torch.stack(logits), torch.stack(model.bert.gates._pass.logits), atol=1e-4)
+
+
+def three_steps(model_class, config):
+    """Losses, logits, gradients and generator state after three steps with dropout, before the gates start."""
+    torch.manual_seed(11)
+    model = model_class(config).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    seen = []
+    for step in range(3):
+        ids = torch.randint(5, tiny.VOCAB, (4, tiny.LENGTH), generator=torch.Generator().manual_seed(step))
+        for method in getattr(model, "methods", []):
+            method.schedule(model.backbone, step, step / 10, seed=0)
+        logits = model(ids).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids.flatten())
+        loss.backward()
+        for method in getattr(model, "methods", []):
+            assert method.penalty(model.backbone) is None
+            method.advance(model.backbone, step + 1, (step + 1) / 10)
+        seen += [loss.detach(), logits.detach()]
+        seen += [p.grad.clone() for name, p in model.named_parameters() if ".gates." not in name]
+        optimizer.step()
+        optimizer.zero_grad()
+    return model, seen, torch.get_rng_state()
+
+
+def test_before_the_start_it_is_stock_bit_for_bit():
+    _, expected, generator = three_steps(BertForMaskedLM, BertConfig(**tiny.SHAPE))
+    config = EffptBertConfig(**tiny.SHAPE, methods={"layerskip": {"after": 0.5, "estimator": "reinforce"}})
+    model, seen, our_generator = three_steps(EffptBertForMaskedLM, config)
+    assert all(torch.equal(left, right) for left, right in zip(expected, seen, strict=True))
+    assert torch.equal(generator, our_generator)
+    assert all(p.grad is None for p in model.bert.gates.parameters())
+
+
+def test_evaluation_runs_all_layers():
+    model = gated(SHUT).eval()
+    assert torch.equal(model(**ragged()).loss, plain_like(model).eval()(**ragged()).loss)
+    assert ran(model, **ragged()) == [(0, 8), (1, 8), (2, 8), (3, 8)]
+
+
+def test_draws_are_a_function_of_seed_step_row_and_position():
+    model = gated(HALF, layers=6)
+    inputs = ragged()
+    before = torch.get_rng_state()
+    model(**inputs)
+    whole = decisions(model)
+    parts = []
+    for rows in (slice(0, 3), slice(3, 8)):
+        model(**{name: value[rows] for name, value in inputs.items()})
+        parts.append(decisions(model))
+    assert torch.equal(torch.cat(parts, dim=1), whole)
+    others = []
+    for step, seed in ((4, 7), (3, 8)):
+        model.methods[0].schedule(model.bert, step, 0.9, seed)
+        model(**inputs)
+        others.append(decisions(model))
+    assert not torch.equal(others[0], whole)
+    assert not torch.equal(others[1], whole)
+    assert not torch.equal(whole[0], whole[1])
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("penalty", [{"alpha": 2.0}, {"beta": 0.045}])
+def test_too_much_is_penalised_and_too_little_rewarded(penalty):
+    """The paper's code rewards executing by default; here the sign follows what ran."""
+    signs = []
+    for logit in (OPEN, SHUT):
+        model = gated(logit, target=0.6, **penalty)
+        model(**ragged())
+        model.methods[0].advance(model.bert, 4, 0.9)
+        lean(model, HALF)
+        model(**ragged())
+        model.methods[0].penalty(model.bert).backward()
+        signs.append(model.bert.gates.out.bias.grad.item())
+    too_much, too_little = signs
+    assert too_much > 0 > too_little  # descent lowers what has a positive gradient
+    expected = (2 * 2.0 * 0.4, -2 * 2.0 * 0.6) if "alpha" in penalty else (0.045, -0.045)
+    assert signs == pytest.approx([0.25 * slope for slope in expected])
+
+
+def test_reinforce_is_the_reward_times_the_gradient_of_the_log_probability():
+    model = gated(HALF, estimator="reinforce", alpha=0.0)
+    gates, inputs = model.bert.gates, ragged()
+    model(**inputs)
+    assert model.methods[0].penalty(model.bert).item() == 0.0  # nothing is usual yet
+    model.methods[0].advance(model.bert, 4, 0.9)
+    usual = gates.baseline.item()
+    rows = [{name: value[row : row + 1] for name, value in inputs.items()} for row in range(8)]
+    losses = torch.stack([model(**row).loss for row in rows]).detach()
+    assert losses.mean().item() == pytest.approx(usual, abs=1e-5)
+    model(**inputs, num_items_in_batch=1000)  # the reward is a row's own mean, whatever the loss is divided by
+    gates._pass.logits[0].retain_grad()
+    logits, open_PB = gates._pass.logits, decisions(model)
+    model.methods[0].penalty(model.bert).backward()
+    expected = (losses - usual) * (open_PB[0] - 0.5) / 8
+    assert torch.allclose(logits[0].grad, expected, atol=1e-6)
+
+
+def test_row_losses_are_the_same_with_positions_and_only_told_to_whom_asks(monkeypatch):
+    model = gated(HALF, estimator="reinforce")
+    batch = tiny.batch(8, objective="mlm")
+    model(**batch)
+    with_positions = model.bert.gates._losses[0]
+    model(input_ids=batch["input_ids"], labels=batch["labels"])
+    assert torch.allclose(with_positions, model.bert.gates._losses[0], atol=1e-5)
+    monkeypatch.setattr("hf_effpt.models.bert.row_losses", lambda *_: 1 / 0)
+    gated(HALF)(**batch)
+    model.eval()(**batch)
+
+
+def test_a_row_without_labels_earns_nothing():
+    model = gated(HALF, estimator="reinforce", alpha=0.0)
+    gates, inputs = model.bert.gates, ragged()
+    inputs["labels"][2] = -100
+    for _ in range(2):
+        model(**inputs)
+        gates._pass.logits[0].retain_grad()
+        logits = gates._pass.logits[0]
+        penalty = model.methods[0].penalty(model.bert)
+        model.methods[0].advance(model.bert, 4, 0.9)
+    penalty.backward()
+    assert logits.grad[2] == 0.0
+    assert logits.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("share", "rows", "least"), [(0.6, 5, 3), (0.7, 10, 7), (0.6, 8, 5), (0.01, 8, 1), (1.0, 8, 8)]
+)
+def test_topk_runs_the_same_number_of_rows_in_each_layer(share, rows, least):
+    assert rows_of_share(share, rows) == least
+    model = gated(layers=6, routing="topk", target=share)
+    spread(model)
+    inputs = {name: value[:rows] for name, value in ragged(rows=max(rows, 8)).items()}
+    assert [count for _, count in ran(model, **inputs)] == [rows, *[least] * 4, rows]
+    open_PB, logits_PB = decisions(model), torch.stack(model.bert.gates._pass.logits)
+    for open_B, logits_B in zip(open_PB, logits_PB, strict=True):
+        chosen = open_B.bool()
+        assert chosen.all() or logits_B[chosen].min() >= logits_B[~chosen].max()
+    assert model.methods[0].learns_by == "ste_executed"
+    assert model.methods[0].penalty(model.bert).item() == 0.0  # the budget is kept by itself
+    assert model.bert.gates.share == pytest.approx(least / rows)
+
+
+def test_topk_waits_for_no_values():
+    """On the meta device there are none, so any need of them would raise."""
+    model = gated(routing="topk", target=0.5).to("meta")
+    inputs = {name: value.to("meta") for name, value in tiny.batch(8, objective="mlm").items()}
+    assert ran(model, **inputs) == [(0, 8), (1, 4), (2, 4)]  # the last is computed at masked positions, not called
+
+
+def test_threshold_runs_rows_above_one_half_in_evaluation():
+    model = gated(layers=6, evaluation="threshold")
+    spread(model)
+    model.eval()
+    seen = []
+    decide = model.bert.gates.decide
+    model.bert.gates.decide = lambda *args: seen.append(decide(*args)) or seen[-1]
+    counts = ran(model, **ragged())
+    expected = [int((logits > 0).sum()) for logits, _ in seen]
+    assert [count for _, count in counts][1:-1] == [count for count in expected if count]
+    assert 0 < sum(expected) < 32
+
+
+def test_checkpointed_activations_replay_the_same_decision():
+    def learned(checkpointing):
+        model = gated(HALF, layers=5)
+        if checkpointing:
+            new_name = getattr(model, "activation_checkpointing_enable", None)
+            (new_name or model.gradient_checkpointing_enable)()
+        loss = model(**ragged()).loss
+        (loss + model.methods[0].penalty(model.bert)).backward()
+        return {name: p.grad for name, p in model.named_parameters()}
+
+    plain, checkpointed = learned(False), learned(True)
+    for name, gradient in plain.items():
+        other = checkpointed[name]
+        assert (gradient is None and other is None) or torch.allclose(gradient, other, atol=1e-6), name
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch looks at it while it traces
+def test_compiled_layers_have_a_bounded_number_of_graphs():
+    """As many rows as run make one graph for one, one for all, and one for any other number."""
+    import torch._dynamo.testing as testing
+    from torch import _dynamo as dynamo
+
+    dynamo.reset()
+    counter = testing.CompileCounter()
+    model = gated(HALF)
+    for layer in stack_of(model.bert).children():
+        layer.compile(backend=counter)
+    inputs, seen = ragged(), set()
+    inputs.pop("labels")
+    for step in range(60):
+        started(model, step)
+        model(**inputs).logits.sum().backward()
+        seen |= set(decisions(model).sum(dim=1).int().tolist())
+        if step == 29:
+            early = counter.frame_count
+    assert len(seen) > 4
+    assert 0 < counter.frame_count == early <= 12
+    dynamo.reset()
+
+
+def test_gates_keep_their_precision():
+    model = gated().bfloat16()
+    assert {p.dtype for p in model.bert.gates.parameters()} == {torch.float32}
+    assert model.bert.embeddings.word_embeddings.weight.dtype == torch.bfloat16
+    loss = model(**ragged()).loss
+    (loss + model.methods[0].penalty(model.bert)).backward()
+    assert torch.isfinite(model.bert.gates.out.bias.grad).all()
+    model = gated()
+    model(**ragged())
+    exact = torch.stack(model.bert.gates._pass.logits)
+    with torch.autocast("cpu", torch.bfloat16):
+        model(**ragged())
+    mixed = torch.stack(model.bert.gates._pass.logits)
+    assert mixed.dtype == torch.float32
+    assert torch.allclose(exact, mixed, atol=0.02)
+
+
+def test_gates_start_open_and_draw_from_a_generator_of_their_own():
+    torch.manual_seed(3)
+    tiny.model()
+    expected = torch.get_rng_state()
+    torch.manual_seed(3)
+    model = tiny.model({"layerskip": {}}, **PLAIN).train()
+    assert torch.equal(expected, torch.get_rng_state())
+    started(model)
+    model(**ragged())
+    opened = torch.stack(model.bert.gates._pass.logits).sigmoid()
+    assert 0.9 < opened.min()
+    assert opened.max() < 0.99
+
+
+def test_stock_weights_get_fresh_gates_and_checkpoints_keep_theirs(tmp_path):
+    torch.manual_seed(9)
+    model = tiny.model({"layerskip": {}})
+    gates = model.bert.gates
+    with torch.no_grad():
+        for tensor in (gates.rates, gates.executed, gates.baseline, gates.out.bias, gates.cell.weight_hh):
+            tensor.uniform_()
+        gates.steps.fill_(17)
+    model.save_pretrained(tmp_path / "own")
+    again = type(model).from_pretrained(tmp_path / "own")
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+    tiny.model().export().save_pretrained(tmp_path / "stock")
+    config = tiny.config({"layerskip": {}})
+    fresh = EffptBertForMaskedLM.from_pretrained(tmp_path / "stock", config=config).bert.gates
+    assert fresh.out.bias.sigmoid().item() == pytest.approx(0.95)
+    assert fresh.rates.eq(1).all()
+    assert fresh.steps.item() == 0
+    assert fresh.cell.weight_hh.abs().max() < 0.32
+    half = EffptBertForMaskedLM.from_pretrained(tmp_path / "own", dtype=torch.bfloat16).train()
+    started(half)
+    assert torch.isfinite(half(**ragged()).loss)
+
+
+def test_a_copy_can_be_made_at_any_moment():
+    """Counting, timing and exporting copy the model, also between forward and backward."""
+    model = gated(HALF)
+    model(**ragged())
+    assert type(model.export()) is BertForMaskedLM
+    assert model.methods[0].penalty(model.bert) is not None
+
+
+@pytest.mark.parametrize(
+    ("inputs", "named"),
+    [
+        ({"cu_seq_lens_q": torch.tensor([0, 4])}, "cu_seq_lens"),
+        ({"output_hidden_states": True}, "output_hidden_states"),
+        ({"input_ids": None, "inputs_embeds": torch.zeros(8, 12, 32)}, "inputs_embeds"),
+    ],
+)
+def test_inputs_that_cannot_be_gathered_are_refused(inputs, named):
+    with pytest.raises(EffptError, match=named):
+        gated(HALF)(**{**ragged(), **inputs})
+
+
+def test_attention_masks_that_cannot_be_gathered_are_refused():
+    model = gated(HALF)
+    model.config._attn_implementation = "flex_attention"
+    with pytest.raises(EffptError, match="flex_attention"):
+        model.bert(ragged()["input_ids"])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target": 0.0},
+        {"target": 1.2},
+        {"alpha": -1.0},
+        {"beta": 0.0},
+        {"beta": -0.1},
+        {"after": 1.0},
+        {"harden": 0.0},
+        {"estimator": "ste"},
+        {"routing": "top"},
+        {"evaluation": "off"},
+        {"estimator": "ste_reweighted", "routing": "topk"},
+        {"estimator": "reinforce", "routing": "topk"},
+        {"beta": 0.1, "routing": "topk"},
+        {"evaluation": "hardened", "routing": "topk"},
+    ],
+)
+def test_impossible_values_are_refused(settings):
+    with pytest.raises(EffptError, match=f"`layerskip.(routing` `topk|{next(iter(settings))}`)"):
+        LayerSkip(**settings)
+
+
+def test_unsound_combinations_are_refused():
+    with pytest.raises(EffptError, match="at least 3"):
+        tiny.model({"layerskip": {}}, num_hidden_layers=2)
+    with pytest.raises(EffptError, match="`layerdrop`"):
+        tiny.model({"layerskip": {}, "layerdrop": {}})
+    with pytest.raises(EffptError, match=r"`reinforce`.*`electra`.*`ste_reweighted`"):
+        tiny.joint("electra", {"layerskip": {"estimator": "reinforce"}})
+    with pytest.raises(EffptError, match=r"`layerskip.after` is 0.5.*until 0.6.*leave `after` out"):
+        tiny.model({"layerskip": {"after": 0.5}, "stacking": {"depth": 1, "at": [0.3, 0.6]}})
+    model = gated(HALF, estimator="reinforce")
+    model.bert(ragged()["input_ids"])
+    with pytest.raises(EffptError, match="has not told the losses"):
+        model.methods[0].penalty(model.bert)
+
+
+def test_starts_at_a_tenth_or_after_the_last_growth():
+    for ledger, start in (({}, 0.1), ({"stacking": {"depth": 1, "at": [0.3, 0.6]}}, 0.6)):
+        model = tiny.model({"layerskip": {}, **ledger})
+        (skip,) = (method for method in model.methods if method.name == "layerskip")
+        skip.schedule(model.bert, 5, start - 0.01, seed=1)
+        assert stack_of(model.bert).router is None
+        skip.schedule(model.bert, 6, start, seed=1)
+        assert stack_of(model.bert).router is model.bert.gates
