@@ -21,7 +21,7 @@ from hf_effpt.core.processes import add_up, world
 from hf_effpt.core.rows import ask_for_row_losses
 from hf_effpt.core.tally import tally_of
 
-from .routing import Pass
+from .routing import Pass, check_inputs
 
 if TYPE_CHECKING:
     from .method import LayerSkip
@@ -277,27 +277,3 @@ class Gates(nn.Module):
             yield
         finally:
             self.evaluation, stack.router = before
-
-
-def check_inputs(config: Any, kwargs: dict[str, Any]) -> None:
-    """Checks that every input of the layers has a value for each row, so that some rows can be run by themselves.
-
-    Raises:
-        EffptError: for packed sequences, an attention mask that is no tensor, or outputs that are wanted of all rows.
-    """
-    if any(name.startswith("cu_seq") and value is not None for name, value in kwargs.items()):
-        raise EffptError(
-            "`layerskip` runs layers on some rows of a batch, and `cu_seq_lens…` says that the batch is one long row; "
-            "pass rows with `attention_mask` or `document_ids` instead."
-        )
-    if "flex" in config._attn_implementation:
-        raise EffptError(
-            f"`layerskip` gathers the attention mask row by row, which that of `{config._attn_implementation}` does "
-            "not allow; load the model with `attn_implementation` `sdpa`, `eager` or `flash_attention_2`."
-        )
-    for name in ("output_hidden_states", "output_attentions"):
-        if kwargs.get(name, getattr(config, name)):
-            raise EffptError(
-                f"`{name}` is set, but `layerskip` runs layers on some rows only; leave it out, or call the model in "
-                "evaluation mode with `evaluation` `all`."
-            )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from hf_effpt.core.errors import EffptError
 from hf_effpt.core.hashing import salted, uniform
 
 if TYPE_CHECKING:
@@ -54,10 +55,10 @@ class Pass:
             out_BLD = layer(hidden_BLD, *args, **kwargs)
             after_BLD = self._teaching(out_BLD, out_BLD - hidden_BLD, logits_B)
         elif len(index_K):
-            rows_KLD = hidden_BLD[index_K]
+            rows_KLD = hidden_BLD.index_select(0, index_K)
             args, kwargs = gathered(index_K, self.rows, args, kwargs)
             out_KLD = layer(rows_KLD, *args, **kwargs)
-            out_KLD = self._teaching(out_KLD, out_KLD - rows_KLD, logits_B[index_K])
+            out_KLD = self._teaching(out_KLD, out_KLD - rows_KLD, logits_B.index_select(0, index_K))
             after_BLD = hidden_BLD.index_copy(0, index_K, out_KLD)
         else:
             after_BLD = hidden_BLD
@@ -106,6 +107,31 @@ def gathered(index_K: Tensor, rows: int, args: tuple, kwargs: dict[str, Any]) ->
     """A layer's further arguments for some rows of a batch: what has a value for each row is gathered with them."""
 
     def some(value: Any) -> Any:
-        return value[index_K] if torch.is_tensor(value) and value.ndim and len(value) == rows else value
+        has_rows = torch.is_tensor(value) and value.ndim and len(value) == rows
+        return value.index_select(0, index_K) if has_rows else value
 
     return tuple(map(some, args)), {name: some(value) for name, value in kwargs.items()}
+
+
+def check_inputs(config: Any, kwargs: dict[str, Any]) -> None:
+    """Checks that every input of the layers has a value for each row, so that some rows can be run by themselves.
+
+    Raises:
+        EffptError: for packed sequences, an attention mask that is no tensor, or outputs that are wanted of all rows.
+    """
+    if any(name.startswith("cu_seq") and value is not None for name, value in kwargs.items()):
+        raise EffptError(
+            "`layerskip` runs layers on some rows of a batch, and `cu_seq_lens…` says that the batch is one long row; "
+            "pass rows with `attention_mask` or `document_ids` instead."
+        )
+    if "flex" in config._attn_implementation:
+        raise EffptError(
+            f"`layerskip` gathers the attention mask row by row, which that of `{config._attn_implementation}` does "
+            "not allow; load the model with `attn_implementation` `sdpa`, `eager` or `flash_attention_2`."
+        )
+    for name in ("output_hidden_states", "output_attentions"):
+        if kwargs.get(name, getattr(config, name)):
+            raise EffptError(
+                f"`{name}` is set, but `layerskip` runs layers on some rows only; leave it out, or call the model in "
+                "evaluation mode with `evaluation` `all`."
+            )

@@ -71,9 +71,7 @@ def learn_growth(
                 for named, mixed in zip(inside, _mixtures(mixing_KLJ, trained), strict=True):
                     weights |= dict(zip(named, mixed, strict=True))
                 slope_KLJ = functional_call(slopes, {**weights, **spared}, (batch,))
-            if distributed.is_available() and distributed.is_initialized():
-                distributed.all_reduce(slope_KLJ)
-                slope_KLJ /= distributed.get_world_size()
+            slope_KLJ = add_up(slope_KLJ) / world()
             mixing_KLJ.grad = slope_KLJ
             nn.utils.clip_grad_norm_([mixing_KLJ], 1.0)
             optimizer.step()

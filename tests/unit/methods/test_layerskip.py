@@ -225,6 +225,14 @@ def test_too_much_is_penalised_and_too_little_rewarded(penalty):
     assert signs == pytest.approx([0.25 * slope for slope in expected])
 
 
+def test_what_gates_read_learns_nothing_from_them():
+    model = gated(HALF)
+    model(**ragged())
+    model.methods[0].penalty(model.bert).backward()
+    assert model.bert.gates.narrow.weight.grad is not None
+    assert all(gradient is None for gradient in gradients(model).values())
+
+
 def test_reinforce_is_the_reward_times_the_gradient_of_the_log_probability():
     model = gated(HALF, estimator="reinforce", alpha=0.0)
     gates, inputs = model.bert.gates, ragged()

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from hf_effpt.core import processes
 from hf_effpt.core.depth import set_order, stack_of
 from hf_effpt.core.method import Run
 from hf_effpt.core.tally import tally_of
@@ -176,7 +177,7 @@ def test_gradients_are_the_mean_over_all_processes(monkeypatch):
             reduced.append(tensor.shape)
             tensor.mul_(2)
 
-    monkeypatch.setattr(ligo, "distributed", Two)
+    monkeypatch.setattr(processes, "distributed", Two)
     together = Fake().grow(steps=3)
     assert len(reduced) == 3
     for ours, theirs in zip(alone.stack.parameters(), together.stack.parameters(), strict=True):
