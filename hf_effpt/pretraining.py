@@ -68,6 +68,12 @@ class RunResult:
         if loss is not None and floor is not None:
             kind = measured_as(found.get("objective", "mlm"), found)
             lines.append(f"Held-out loss {loss:.4f} nats a {kind.per}, the {kind.floor} is {_against(loss, floor)}.")
+        others = {name: value for name, value in found.items() if name.startswith("held_out_loss_")}
+        if others:
+            told = ", ".join(
+                f"{value:.4f} by `{name.removeprefix('held_out_loss_')}`" for name, value in others.items()
+            )
+            lines.append(f"Run otherwise than as exported, the model has {told}.")
         of_generator, unigram = found.get("generator_loss"), found.get("unigram_floor")
         if of_generator is not None and unigram is not None:
             lines.append(

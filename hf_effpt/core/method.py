@@ -48,6 +48,7 @@ class Run:
         learning (`Callable`): of a batch, the context in which a method computes a loss and gradients of its own: in
             the run's precision, its FLOPs charged. Work on batches of equal shapes is taken to be equal.
         seed (`int`, *optional*, defaults to 0): of the run.
+        rising (`bool`, *optional*, defaults to `False`): whether the learning rate is still warming up.
     """
 
     model: nn.Module
@@ -57,6 +58,7 @@ class Run:
     draw: Callable[[int], Iterator[dict[str, Tensor]]]
     learning: Callable[[Mapping[str, Tensor]], AbstractContextManager]
     seed: int = 0
+    rising: bool = False
 
 
 @dataclass
@@ -106,6 +108,9 @@ class Method:
         Raises:
             EffptError: if the text does not suit the settings.
         """
+
+    def adopt(self, backbone: nn.Module) -> None:
+        """Takes trained weights as they are: called after weights were loaded that no run of this method has left."""
 
     def inject(self, backbone: nn.Module) -> None:
         """Rewires `backbone` in place; may add parameters or buffers, never renames one."""
@@ -202,7 +207,12 @@ def build_methods(ledger: Mapping[str, Mapping[str, Any] | None] | None, config:
         for key in settings or {}:
             if key not in valid:
                 raise EffptError(f"Method `{name}` has no setting `{key}`: {nearest(key, valid)}")
-        methods[name] = METHODS[name](**(settings or {}))
+        try:
+            methods[name] = METHODS[name](**(settings or {}))
+        except TypeError as error:
+            raise EffptError(
+                f"A setting of `{name}` in {dict(settings or {})} has the wrong type: {error}."
+            ) from error
     # First those whose changes the others wait for: when they have settled may depend on the model.
     for name, method in sorted(methods.items(), key=lambda item: type(item[1]).settles_at is Method.settles_at):
         others = {other: methods[other] for other in methods if other != name}

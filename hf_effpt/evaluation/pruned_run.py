@@ -34,7 +34,7 @@ def pruner_of(
         EffptError: for a depth or strategy that the model does not have, or if the text that is needed is not there.
     """
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    check_pruning(depth, len(getattr(config, "layer_order", None) or range(config.num_hidden_layers)), strategy)
+    check_pruning(depth, depth_of(config), strategy)
     if strategy == EVERY_OTHER:
         if text is not None:
             raise EffptError(f"`every_other` chooses layers without text, but {text!r} is given; leave it out.")
@@ -49,6 +49,12 @@ def pruner_of(
         return pruning.apply(stock.to("cpu")), pruning.record()
 
     return prune
+
+
+def depth_of(config: Any) -> int:
+    """How many layers run in the model of a folder; a checkpoint says which."""
+    order = getattr(config, "layer_order", None)
+    return config.num_hidden_layers if order is None else len(order)
 
 
 def _check_model(folder: Path, config: Any, strategy: str) -> None:

@@ -20,14 +20,14 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import replacing_folder_contents
 from hf_effpt.core.ledger import ledger_of
 from hf_effpt.core.objectives import objective_of
-from hf_effpt.models.base import exports_of, fill
+from hf_effpt.models.base import exports_of, fill, pruning_of
 from hf_effpt.models.configuration_electra import bert_settings
 
 from .card import model_card
 from .folders import TOKENIZER_FILES, check_free, check_whole, files_of, read_json, write_json
 
 # What a finished run's record says that is not true of an earlier point.
-OF_THE_END = ("evaluation", "throughput", "energy", "scores", "costs", "learning_rate")
+OF_THE_END = ("pruning", "evaluation", "throughput", "energy", "scores", "costs", "learning_rate")
 MISFITS = ("missing_keys", "unexpected_keys", "mismatched_keys")
 # What it says of the whole model that is not true of some of its layers.
 OF_ALL_LAYERS = ("evaluation", "scores")
@@ -128,7 +128,7 @@ def _export_checkpoint(
         )
     ledger = ledger_of(trained.config)
     exports = exports_of(trained)
-    stock, run = _pruned(exports[""], _run_so_far(checkpoint), prune)
+    stock, run = _pruned(exports[""], _run_so_far(checkpoint) | pruning_of(exports[""]), prune)
     stock = exports[""] = to_bert(stock) if as_bert else stock
     # the run's root has the tokenizer when the checkpoint was saved without one
     source = checkpoint if (checkpoint / "tokenizer.json").is_file() else checkpoint.parent

@@ -12,6 +12,8 @@ from hf_effpt.core.depth import flatten
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.method import Method, build_methods
 
+PRUNING = "pruning"  # where a method leaves word of layers that it takes out of an export, on the backbone
+
 
 class EffptMixin:
     """Adds methods to a stock `PreTrainedModel` class; placed before it in the bases.
@@ -26,6 +28,7 @@ class EffptMixin:
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         methods = build_methods(config.methods, config)
+        self._without_ledger = getattr(config, "layer_order", None) is None
         super().__init__(config, *args, **kwargs)
         self.complete(config)
         self.methods: list[Method] = methods
@@ -41,6 +44,16 @@ class EffptMixin:
         for module in self.modules():
             if (draw_missing := getattr(module, "draw_missing", None)) is not None:
                 draw_missing()
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in the stock class; weights that no run with the model's methods has left are taken as they are."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if model._without_ledger:
+            for method in model.methods:
+                method.adopt(model.backbone)
+        return loaded
 
     def add_method(self, name: str, **settings: Any) -> None:
         """Switches on a further method of an existing model.
@@ -70,6 +83,7 @@ class EffptMixin:
         with torch.device("meta"):
             stock = self.stock_class_of(plain.config)(plain.config.stock())
         fill(stock, plain, self.stock_name)
+        stock.__dict__[PRUNING] = plain.backbone.__dict__.get(PRUNING)
         return stock
 
     @classmethod
@@ -105,6 +119,12 @@ class EffptMixin:
     def cost_signature(self) -> str:
         """What of the model, besides its layers, decides the time of a step."""
         return ""
+
+
+def pruning_of(stock: PreTrainedModel) -> dict[str, Any]:
+    """What `run.json` says of layers that a method has left out of an export."""
+    found = stock.__dict__.get(PRUNING)
+    return {PRUNING: found} if found else {}
 
 
 def exports_of(model: Any) -> dict[str, PreTrainedModel]:

@@ -1,6 +1,7 @@
 """Matrix-multiplication FLOPs of a training step, counted by running the model once without data or weights."""
 
 import copy
+from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
@@ -33,6 +34,14 @@ def _sizes(module: nn.Module) -> tuple[int, int]:
     """How many numbers a module holds as parameters, and how many of them learn."""
     parameters = list(module.parameters())
     return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+
+
+def loss_of(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    """The loss that a training step differentiates, with what its methods add."""
+    loss = model(**batch).loss
+    for penalty in [method.penalty(model.backbone) for method in model.methods]:
+        loss = loss if penalty is None else loss + penalty
+    return loss
 
 
 class FlopCounter:
@@ -81,9 +90,7 @@ class FlopCounter:
         batch = {name: tensor for name, tensor in batch.items() if name != "attention_mask"}  # its values cost nothing
         # The run's random numbers are not those of a copy without data.
         with FlopCounterMode(display=False) as counter, torch.enable_grad(), torch.random.fork_rng(devices=[]):
-            loss = ghost(**{name: tensor.to("meta") for name, tensor in batch.items()}).loss
-            for penalty in [method.penalty(ghost.backbone) for method in ghost.methods]:
-                loss = loss if penalty is None else loss + penalty
+            loss = loss_of(ghost, {name: tensor.to("meta") for name, tensor in batch.items()})
             if loss.requires_grad:
                 loss.backward()
         return counter.get_total_flops()

@@ -27,7 +27,7 @@ class LoadingTrainer(ExportingTrainer):
         return self._loader(self.train_dataset, self.data_collator, self._stream(self._data_seed, self.rows_seen))
 
     def draw(self, number: int) -> Iterator[dict[str, Tensor]]:
-        """So many batches of training rows in another order than the run's; the next step is charged their tokens."""
+        """So many batches of training rows in another order than the run's, whose tokens are charged."""
         stream = islice(self._stream(hash((self._data_seed, self.state.global_step)), 0), number)
         for batch in self._loader(self.train_dataset, self.data_collator, stream, workers=0):
             if self.args.charge_methods:

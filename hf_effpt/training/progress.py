@@ -70,6 +70,7 @@ class ClockCallback(TrainerCallback, ExportableState):
         for method in trainer.methods:
             with trainer.method_cost(method):
                 changed |= method.advance(trainer.model.backbone, step, trainer.clock.fraction, run)
+        trainer.charge_between_steps()
         if changed:
             trainer.refresh_optimizer()
         if config.events is not events:

@@ -13,6 +13,7 @@ import transformers
 import hf_effpt
 from hf_effpt.core.ledger import ledger_of
 from hf_effpt.core.objectives import objective_of
+from hf_effpt.models.base import pruning_of
 
 from .energy import energy_entry
 from .meters import PARTS
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     from .saving import ExportingTrainer
 
 
-def run_record(trainer: "ExportingTrainer") -> dict[str, Any]:
-    """Ledger, clock totals, losses, speed and environment of a run, and what `trainer.facts` adds."""
+def run_record(trainer: "ExportingTrainer", exported: Any) -> dict[str, Any]:
+    """Ledger, clock totals, losses, speed and environment of a run that leaves the stock model `exported`."""
     tool = Path(sys.argv[0]).name
     model, history = trainer.model, trainer.state.log_history
     record = {
@@ -31,8 +32,8 @@ def run_record(trainer: "ExportingTrainer") -> dict[str, Any]:
         "model": {
             "objective": objective_of(model.config),
             "training_class": type(model).__name__,
-            "stock_class": model.stock_class_of(model.config).__name__,
-            "parameters": model.num_parameters(),
+            "stock_class": type(exported).__name__,
+            "parameters": exported.num_parameters(),
         },
         "throughput": throughput(history),
         "costs": trainer.costs,
@@ -53,7 +54,7 @@ def run_record(trainer: "ExportingTrainer") -> dict[str, Any]:
         }
     if trainer.evaluation is not None:
         record["evaluation"] = trainer.evaluation
-    return record | trainer.facts
+    return record | pruning_of(exported) | trainer.facts
 
 
 def throughput(history: list[dict[str, Any]]) -> dict[str, float]:

@@ -15,6 +15,7 @@ from hf_effpt.core.anatomy import layers_of
 from hf_effpt.core.depth import router_of, running
 from hf_effpt.models.sparse_layer import drops
 
+from .flops import loss_of
 from .meters import synchronize
 from .reference import ReferenceTimes
 
@@ -139,7 +140,7 @@ def time_step(model: Any, batch: Mapping[str, Tensor], autocast: Callable[[], Ab
         def step() -> None:
             copied.zero_grad()
             with autocast():
-                loss = copied(**batch).loss
+                loss = loss_of(copied, batch)
             loss.backward()
 
         return time_of(step, next(copied.parameters()).device)

@@ -90,9 +90,10 @@ class ExportingTrainer(Trainer):
             return
         out = output_dir or self.args.output_dir
         if self.args.should_save:
-            record = run_record(self)
             with self.timekeeper.paused(), replacing_folder_contents(out) as folder:
-                for name, exported in exports_of(self.accelerator.unwrap_model(self.model)).items():
+                exports = exports_of(self.accelerator.unwrap_model(self.model))
+                record = run_record(self, exports[""])
+                for name, exported in exports.items():
                     exported.save_pretrained(folder / name)
                     if self.processing_class is not None:
                         self.processing_class.save_pretrained(folder / name)
@@ -107,5 +108,7 @@ class ExportingTrainer(Trainer):
         """Writes the package's own card, from what the run has measured; the stock Trainer's other facts are in it."""
         if self.is_world_process_zero():
             given = {"language": language, "license": license, "tags": tags}
-            record = run_record(self) | {name: value for name, value in given.items() if value is not None}
+            record = run_record(self, self.model.export()) | {
+                name: value for name, value in given.items() if value is not None
+            }
             model_card(record, self.hub_model_id).save(Path(self.args.output_dir) / "README.md")

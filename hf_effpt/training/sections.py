@@ -64,7 +64,7 @@ def _narrowed(kind: type, hints: Mapping[str, Any], given: Mapping[str, Any]) ->
         field.name: [one for one in _alternatives(hints[field.name]) if one is not type(None)]
         for field in fields(kind)  # pyright: ignore[reportArgumentType]
     }
-    if all(len(several) == 1 for several in kinds.values()):
+    if all(len(several) == 1 or str in several for several in kinds.values()):
         return kind
     chosen: list[tuple[str, Any, Any]] = []
     for key, value in given.items():

@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,16 @@ from hf_effpt.core.anatomy import layers_of
 from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.ledger import rewarmed
-from hf_effpt.core.method import Method, Run
+from hf_effpt.core.method import Method
 from hf_effpt.core.objectives import OBJECTIVES, objective_of
 from hf_effpt.data.masking import DataCollatorForMaskedLM
 
 from . import carbon, checkpoints, checks
 from .adam import UncorrectedAdamW
 from .arguments import EffptTrainingArguments
+from .charging import ChargingTrainer
 from .energy import check_resumed
 from .flops import FlopCounter
-from .loading import LoadingTrainer
 from .measuring import evaluate_rows, figures_of
 from .meters import StepMeter
 from .preparing import agreed, prepare_methods
@@ -40,7 +40,7 @@ from .timekeeping import Timekeeper
 ENDLESS = 2**31 - 1  # the number of steps where the clock, not a count, ends the run
 
 
-class EffptTrainer(LoadingTrainer):
+class EffptTrainer(ChargingTrainer):
     """Trains a model of this package on a budget, with its methods, and exports a stock model.
 
     Everything not named here is as in [`transformers.Trainer`]. `train(resume_from_checkpoint=…)` continues bit for
@@ -221,6 +221,7 @@ class EffptTrainer(LoadingTrainer):
         """The stock schedule of that name, as a function of the share of the budget that is spent."""
         if self.lr_scheduler is None:
             length = int(self.clock.budget) if self.clock.unit == "steps" else 1_000_000
+            self._warmup = self.args.get_warmup_steps(length) / length
             self.lr_scheduler = clock_schedule(
                 self.args,
                 optimizer or self.optimizer,
@@ -234,7 +235,7 @@ class EffptTrainer(LoadingTrainer):
     @staticmethod
     def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> tuple[Any, Any]:
         """As in the stock Trainer, or the optimizer without bias correction."""
-        kind, kwargs = LoadingTrainer.get_optimizer_cls_and_kwargs(args, model)
+        kind, kwargs = ChargingTrainer.get_optimizer_cls_and_kwargs(args, model)
         return (kind if args.bias_correction else UncorrectedAdamW), kwargs
 
     def get_decay_parameter_names(self, model: Any) -> list[str]:
@@ -296,42 +297,6 @@ class EffptTrainer(LoadingTrainer):
         if self.reference is not None:
             self.reference.add_training(self.model, inputs)
         return loss
-
-    def live_run(self) -> Run:
-        """The run as methods see it at the end of a step."""
-        loss = self._step_loss
-        if self.args.world_size > 1 and any(method.heeds_loss for method in self.methods):
-            loss = self.accelerator.reduce(loss, "mean")
-        self._counted: dict[tuple, int] = {}
-        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # Accelerate wraps it
-        return Run(self.model, optimizer, loss, self.clock.flops, self.draw, self.learning, self.args.seed)
-
-    @contextmanager
-    def learning(self, batch: Mapping[str, torch.Tensor]) -> Iterator[None]:
-        """The context in which a method computes a loss and gradients of its own; the next step is charged for it."""
-        shapes = tuple((name, tuple(tensor.shape)) for name, tensor in batch.items())
-        # Counting slows work down many times, so what has equal shapes is counted once.
-        counter = FlopCounterMode(display=False) if shapes not in self._counted else None
-        with self.accelerator.autocast(), counter or nullcontext():
-            yield
-        if counter is not None:
-            self._counted[shapes] = counter.get_total_flops()
-        if self.args.charge_methods:
-            self._step_flops += self._counted[shapes] * self.args.world_size
-
-    @contextmanager
-    def method_cost(self, method: Method) -> Iterator[None]:
-        """Adds up the seconds that a method takes besides training; the clock pays for them unless told not to.
-
-        Reference time is charged the seconds themselves, since what a method does has no entry in the table.
-        """
-        began = time.perf_counter()
-        with nullcontext() if self.args.charge_methods else self.timekeeper.paused():
-            yield
-        seconds = time.perf_counter() - began
-        self.costs[method.name] = self.costs.get(method.name, 0.0) + seconds
-        if self.reference is not None and self.args.charge_methods:
-            self.reference.add_seconds(seconds)
 
     def floating_point_ops(self, inputs: Any) -> float:
         """Of the micro-batch just trained on: counted, not estimated from the number of parameters."""

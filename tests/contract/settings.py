@@ -19,7 +19,7 @@ VARIANTS: dict[str, dict[str, dict]] = {
         "stacking": {"operator": "interpolate", "depth": [1, 2], "at": [0.3, 0.7], "optimizer_state": "reset"}
     },
     "append_top": {"stacking": {"operator": "append_top", "depth": [1, 2], "at": [0.2, 0.45], "joint_at": 0.8}},
-    "ligo_depth": {"stacking": {"operator": "ligo_depth", "depth": 2, "at": [0.6]}},
+    "ligo_depth": {"stacking": {"operator": "ligo_depth", "depth": 2, "at": [0.5]}},
     "by slope": {"stacking": {"depth": 2, "at": [0.6], "slope": -0.05}},
     "pld": {"layerdrop": {"p": 0.8, "rate": "pld", "heads": 0.3}},
     "progressive": {"layerdrop": {"p": 0.5, "rate": "progressive", "group": 1}},

@@ -27,3 +27,16 @@ def test_without_held_out_text_nothing_is_said_of_losses():
     assert "loss" not in summary({})
     result = RunResult("out", Clock("steps", 1), ELECTRA)
     assert (result.held_out_loss, result.floor) == (0.41617, 0.42537)
+
+
+def test_summary_names_other_ways_to_run_the_model():
+    found = {
+        "objective": "mlm",
+        "held_out_loss": 5.5,
+        "floor": 6.0,
+        "unigram_floor": 6.0,
+        "held_out_loss_hardened": 5.75,
+    }
+    assert "Run otherwise than as exported, the model has 5.7500 by `hardened`." in summary(found)
+    del found["held_out_loss_hardened"]
+    assert "otherwise" not in summary(found)

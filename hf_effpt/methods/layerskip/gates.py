@@ -239,12 +239,12 @@ class Gates(nn.Module):
                 "language models with `labels` do. Use `ste_reweighted`."
             )
         losses_B, counts_B = self._losses
-        better_B = torch.where(counts_B & (self.steps > 0), losses_B - self.baseline, 0.0)
+        excess_B = torch.where(counts_B & (self.steps > 0), losses_B - self.baseline, 0.0)
         log_PB = -nn.functional.binary_cross_entropy_with_logits(logits_PB, open_PB, reduction="none")
         kept = torch.stack([(losses_B * counts_B).sum(), counts_B.sum()])
         assert self._sums is not None
         self._sums[-2:] += kept
-        return (better_B * log_PB.sum(dim=0)).mean()
+        return (excess_B * log_PB.sum(dim=0)).mean()
 
     def _add(self, open_P: Tensor, rows: int) -> None:
         sums = torch.zeros(len(open_P) + 3, dtype=torch.float64, device=open_P.device)

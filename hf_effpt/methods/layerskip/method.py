@@ -1,5 +1,6 @@
 """Selective layer update: for each row of a batch a gate decides whether a layer runs (Wang et al., 2019)."""
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -84,9 +85,9 @@ class LayerSkip(Method):
         for key in ("target", "harden"):
             if not 0.0 < getattr(self, key) <= 1.0:
                 raise EffptError(f"`layerskip.{key}` is a share in (0, 1], not {getattr(self, key)}.")
-        if self.alpha < 0.0:
+        if not 0.0 <= self.alpha < math.inf:
             raise EffptError(f"`layerskip.alpha` is the weight of a penalty, at least 0, not {self.alpha}.")
-        if self.beta is not None and self.beta <= 0.0:
+        if self.beta is not None and not 0.0 < self.beta < math.inf:
             raise EffptError(
                 f"`layerskip.beta` must be above 0, not {self.beta}: its sign is chosen by the share that runs; leave "
                 "it out for the penalty of `alpha`."
@@ -183,7 +184,10 @@ class LayerSkip(Method):
             )
         stack, gates = stack_of(backbone), backbone.gates
         if self.evaluation == "hardened":
-            set_order(backbone, [stack.order[position] for position in gates.kept(len(stack.order))])
+            kept, rates = gates.kept(len(stack.order)), gates.rates.tolist()[: len(stack.order)]
+            said = {"strategy": "hardened", "layers": len(stack.order), "kept": kept, "chosen_by": {"rates": rates}}
+            backbone.__dict__["pruning"] = said
+            set_order(backbone, [stack.order[position] for position in kept])
         gates.detach(backbone)
         flatten(backbone)
 

@@ -1,7 +1,8 @@
 """Progressive stacking: train a shallow model, copy its layers on top of themselves, train on (Gong et al., 2019)."""
 
+import logging
+import math
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
@@ -17,8 +18,10 @@ from . import slope
 from .freezing import hold, release
 from .ligo import learn_growth
 from .operators import OPERATORS, grow
-from .plan import depths_for, exponent_of, fractions_for
+from .plan import depths_for, fractions_for, read_at, read_depth
 from .state import copy_state, reset_state
+
+logger = logging.getLogger(__name__)
 
 Operator = Literal["stack", "interpolate", "midas", "append_top", "identity", "ligo_depth"]
 OptimizerState = Literal["keep", "copy", "reset"]
@@ -96,25 +99,12 @@ class Stacking(Method):
                 f"`stacking.optimizer_state` is `{self.optimizer_state}`, but `ligo_depth` changes every layer, so "
                 "that no state fits any; leave it out, or set `reset`."
             )
-        if isinstance(self.at, str):
-            with suppress(ValueError):
-                self.at = [float(self.at)]  # a single fraction from a command line
-        if isinstance(self.at, str):
-            exponent_of(self.at)
-        elif self.at is not None:
-            at = self.at = list(self.at)
-            if not at or not all(0.0 < fraction < 1.0 for fraction in at) or sorted(set(at)) != at:
-                raise EffptError(f"`stacking.at` must hold rising fractions of the clock in (0, 1), not {at}.")
-        depths = self.depth if isinstance(self.depth, (list, tuple)) else [1 if self.depth is None else self.depth]
-        if not depths or min(depths) < 1:
-            raise EffptError(
-                f"`stacking.depth` is the number of layers at the start, at least 1, or those of each stage but the "
-                f"last, not {self.depth}."
-            )
-        if self.rewarmup < 0:
-            raise EffptError(f"`stacking.rewarmup` is a number of steps, at least 0, not {self.rewarmup}.")
-        if self.slope is not None and not self.slope < 0.0:
-            raise EffptError(f"`stacking.slope` is the slope of a falling loss, below 0, not {self.slope}.")
+        self.at, self.depth = read_at(self.at), read_depth(self.depth)
+        if type(self.rewarmup) is not int or self.rewarmup < 0:
+            raise EffptError(f"`stacking.rewarmup` is a number of steps, at least 0, not {self.rewarmup!r}.")
+        slope = self.slope
+        if slope is not None and not (isinstance(slope, (int, float)) and -math.inf < slope < 0.0):
+            raise EffptError(f"`stacking.slope` is the slope of a falling loss, below 0, not {slope!r}.")
         self._check_joint()
         self._settled = 0.0
 
@@ -148,7 +138,8 @@ class Stacking(Method):
         if config is None:
             return
         target = config.num_hidden_layers
-        self._settled = self._joint if self.operator == "append_top" else max(self.fractions(target))
+        last = max(self.fractions(target))  # which depths there cannot be is found here
+        self._settled = self._joint if self.operator == "append_top" else last
         if self.operator == "identity" and not is_pre_norm(config):
             raise EffptError(
                 f"`stacking.operator` `identity` adds layers that change nothing, which only a pre-LN model can: in a "
@@ -190,22 +181,31 @@ class Stacking(Method):
         if self.slope is not None:
             slope.prepare(backbone)
 
+    def adopt(self, backbone: Any) -> None:
+        stack = stack_of(backbone)
+        if len(stack.order) < len(stack):
+            logger.warning("the weights that were loaded are trained, so all %d layers run and none grow", len(stack))
+        set_order(backbone, range(len(stack)))
+
     def schedule(self, backbone: Any, step: int, fraction: float, seed: int) -> None:
         if self.operator == "append_top":
             stack = stack_of(backbone)
             stages = self.depths(len(stack))
             # How far a run has grown is in the order, which a checkpoint holds.
-            below = ([0, *stages][stages.index(len(stack.order))]) if fraction < self._joint else 0
+            below = max((stage for stage in stages if stage < len(stack.order)), default=0)
+            below = below if fraction < self._joint else 0
             frozen = [*embeddings_of(backbone), *(stack[index] for index in stack.order[:below])] if below else []
             release(part for part in (*embeddings_of(backbone), *stack.children()) if part not in frozen)
             hold(frozen)
 
     def advance(self, backbone: Any, step: int, fraction: float, run: Run | None = None) -> bool:
         stack = stack_of(backbone)
+        if fraction >= 1.0:
+            return False  # nothing would train what is added now
         stages, at = self.depths(len(stack)), self.fractions(len(stack))
         reached = sum(fraction >= growth for growth in at)
         if self._has_slowed(backbone, step, run):
-            reached = max(reached, stages.index(len(stack.order)) + 1)
+            reached = max(reached, sum(stage <= len(stack.order) for stage in stages))
         # A long step may pass two growths at once; then both happen, one after the other.
         for stage in stages[: 1 + reached]:
             if len(stack.order) < stage:
@@ -216,10 +216,10 @@ class Stacking(Method):
         """Whether the loss has come to fall more slowly than it should."""
         if self.slope is None or run is None or len(stack_of(backbone).order) == len(stack_of(backbone)):
             return False
-        events = [event["step"] for event in backbone.config.events or [] if event["method"] == self.name]
-        since = step - max(events, default=0)
-        slope.add(backbone, run.loss, run.flops, since)
-        return since >= slope.LEAST and since % slope.EVERY == 0 and slope.slope(backbone) > self.slope
+        if run.rising:
+            return False  # a loss is flat while the learning rate is low, and says nothing of the depth
+        slope.add(backbone, run.loss, run.flops)
+        return step % slope.EVERY == 0 and (found := slope.slope(backbone)) is not None and found > self.slope
 
     def _grow(self, backbone: Any, stack: LayerStack, stage: int, step: int, run: Run | None) -> None:
         before = stack.order
@@ -238,6 +238,8 @@ class Stacking(Method):
                 copy_state(run.optimizer, pairs)
             elif kind == "reset":
                 reset_state(run.optimizer)
+        if self.slope is not None:
+            slope.reset(backbone)
         set_order(backbone, stack.order)
         what = f"grew from {len(before)} to {stage} layers by {self.operator}"
         record(backbone.config, step, self.name, what, rewarmup=min(self.rewarmup, step // 10))

@@ -1,14 +1,51 @@
 """How deep the model is in every stage, and at which fractions of the clock it grows."""
 
 import re
+from contextlib import suppress
 from itertools import accumulate, pairwise
+from typing import Any
 
 from hf_effpt.core.errors import EffptError
 
 from .operators import BY_BLOCKS, OPERATORS
 
 AT = (0.125, 0.3)  # of two growths (Kaddour et al., 2023, No Train No Gain)
-_PROPORTIONAL = re.compile(r"prop-(\d+(?:\.\d+)?)")
+_PROPORTIONAL = re.compile(r"prop-(\d{1,2}(?:\.\d+)?)")
+
+
+def read_at(at: Any) -> list[float] | str | None:
+    """The fractions at which a model grows as a list, `prop-alpha` as it is.
+
+    Raises:
+        EffptError: if they do not rise within (0, 1), or it is something else.
+    """
+    if isinstance(at, str):
+        with suppress(ValueError):
+            at = float(at)  # a single fraction from a command line
+    if at is None or isinstance(at, str):
+        if at is not None:
+            exponent_of(at)
+        return at
+    found = list(at) if isinstance(at, (list, tuple)) else [at]
+    numbers = all(isinstance(fraction, (int, float)) and 0.0 < fraction < 1.0 for fraction in found)
+    if not found or not numbers or sorted(set(found)) != found:
+        raise EffptError(f"`stacking.at` must hold rising fractions of the clock in (0, 1), not {at!r}.")
+    return found
+
+
+def read_depth(depth: Any) -> int | list[int] | None:
+    """The number of layers at the start, or the depths of all stages but the last.
+
+    Raises:
+        EffptError: if it is something else.
+    """
+    found = list(depth) if isinstance(depth, (list, tuple)) else [1 if depth is None else depth]
+    if not found or not all(type(stage) is int and stage >= 1 for stage in found):
+        raise EffptError(
+            f"`stacking.depth` is the number of layers at the start, at least 1, or those of each stage but the last, "
+            f"not {depth!r}."
+        )
+    return found if isinstance(depth, (list, tuple)) else depth
 
 
 def exponent_of(at: str) -> float:

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 POWER = 6
-LEAST = 50  # steps in a stage before its slope means anything
+LEAST = 50  # steps in a stage, but for those of a warm-up, before its slope means anything
 EVERY = 10  # steps from one look at it to the next, since a look waits for the device
 
-NAME = "growth_sums"  # of the buffer: sums of 1, x, y, x², x·y
+NAME = "growth_sums"  # of the buffer: sums of 1, x, y, x², x·y, and the number of steps
 
 
 def prepare(backbone: Any) -> None:
     """Gives `backbone` its sums; they are no parameter and are not exported."""
     device = next(backbone.parameters()).device
-    backbone.register_buffer(NAME, torch.zeros(5, dtype=torch.float64, device=device))
+    backbone.register_buffer(NAME, torch.zeros(6, dtype=torch.float64, device=device))
 
 
 def remove(backbone: Any) -> None:
@@ -28,17 +28,22 @@ def remove(backbone: Any) -> None:
     backbone._buffers.pop(NAME, None)
 
 
-def add(backbone: Any, loss: Tensor, flops: float, since: int) -> None:
-    """Adds a step, the `since`-th from 1 of its stage, without waiting for the device."""
+def reset(backbone: Any) -> None:
+    """Begins a new stage."""
+    getattr(backbone, NAME).zero_()
+
+
+def add(backbone: Any, loss: Tensor, flops: float) -> None:
+    """Adds a step, without waiting for the device."""
     sums = getattr(backbone, NAME)
-    if since == 1:
-        sums.zero_()
+    sums[5] += 1
     x, y = math.log(flops), loss.detach().double().clamp(min=1e-12).log()
     one = torch.ones_like(y)
-    sums.mul_((1 - 1 / since) ** POWER).add_(torch.stack([one, one * x, y, one * x * x, x * y]))
+    sums[:5] *= (1 - 1 / sums[5]) ** POWER
+    sums[:5] += torch.stack([one, one * x, y, one * x * x, x * y])
 
 
-def slope(backbone: Any) -> float:
-    """The slope at present, in nats of the loss per nat of FLOPs; waits for the device."""
-    one, x, y, xx, xy = getattr(backbone, NAME).tolist()
-    return (one * xy - x * y) / (one * xx - x * x)
+def slope(backbone: Any) -> float | None:
+    """The slope at present, in nats of the loss per nat of FLOPs, or `None` so soon; waits for the device."""
+    one, x, y, xx, xy, steps = getattr(backbone, NAME).tolist()
+    return (one * xy - x * y) / (one * xx - x * x) if steps >= LEAST else None

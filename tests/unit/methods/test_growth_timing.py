@@ -13,13 +13,12 @@ from hf_effpt.methods.stacking import slope
 from tests import tiny
 
 
-def after(model, losses, flops=lambda step: 1e9 * step, fraction=0.0):
+def after(model, losses, flops=lambda step: 1e9 * step, fraction=0.0, warmup=0):
     """The steps after which `model` grew, with these losses."""
     (method,) = model.methods
     for step, loss in enumerate(losses, 1):
-        run = Run(
-            model, torch.optim.SGD(model.parameters()), torch.tensor(loss), flops(step), draw=None, learning=None
-        )
+        parts = (model, torch.optim.SGD(model.parameters()), torch.tensor(loss), flops(step))
+        run = Run(*parts, draw=None, learning=None, rising=step <= warmup)
         method.advance(model.bert, step, fraction, run)
     return [event["step"] for event in model.config.events or []]
 
@@ -27,16 +26,14 @@ def after(model, losses, flops=lambda step: 1e9 * step, fraction=0.0):
 def test_slope_is_that_of_a_power_law():
     model = tiny.model({"stacking": {"depth": 2, "at": [0.9], "slope": -0.05}})
     for step in range(1, 200):
-        slope.add(model.bert, torch.tensor(7.0 * step**-0.13), 3e12 * step, step)
+        slope.add(model.bert, torch.tensor(7.0 * step**-0.13), 3e12 * step)
     assert slope.slope(model.bert) == pytest.approx(-0.13, abs=1e-3)
 
 
 def test_slope_forgets_what_is_long_past():
     model = tiny.model({"stacking": {"depth": 2, "at": [0.9], "slope": -0.05}})
     for step in range(1, 1001):
-        slope.add(
-            model.bert, torch.tensor(step**-0.5 if step < 300 else 300**-0.5 * (step / 300) ** -0.01), step, step
-        )
+        slope.add(model.bert, torch.tensor(step**-0.5 if step < 300 else 300**-0.5 * (step / 300) ** -0.01), step)
     assert slope.slope(model.bert) == pytest.approx(-0.01, abs=2e-3)
 
 
@@ -106,3 +103,48 @@ def test_growth_warms_up_a_second_time_and_does_not_restart_the_schedule(tmp_pat
     assert warmed[21] == pytest.approx(plain[21] * 2 / 3)
     steps = [after - before for before, after in itertools.pairwise(plain[12:])]
     assert max(steps) - min(steps) < 1e-9  # one straight line over the growth
+
+
+def test_a_flat_loss_in_the_warm_up_is_no_reason_to_grow():
+    losses = [4.85] * 100 + [4.85 * (step - 99) ** -0.2 for step in range(101, 400)]
+    model = tiny.model({"stacking": {"depth": 1, "at": [0.8, 0.9], "slope": -0.0575}})
+    assert after(model, losses, warmup=100) == []
+    hasty = tiny.model({"stacking": {"depth": 1, "at": [0.8, 0.9], "slope": -0.0575}})
+    assert after(hasty, losses)[0] == slope.LEAST
+
+
+def test_a_run_tells_methods_when_its_learning_rate_rises(tmp_path):
+    trainer = tiny.trainer(tmp_path, {"stacking": {"depth": 2, "at": [0.5]}}, budget="40steps")
+    seen = []
+    trainer.add_callback(Rising(trainer, seen))
+    trainer.train()
+    assert seen == [True] * 9 + [False] * 10 + [True] * 2 + [False] * 19  # a quarter, then two steps after the growth
+
+
+class Rising(tiny.TrainerCallback):
+    def __init__(self, trainer, seen):
+        self.trainer, self.seen = trainer, seen
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.seen.append(self.trainer.live_run().rising)
+
+
+@pytest.mark.parametrize("at", [20, 21])
+def test_a_run_resumed_at_a_growth_or_in_its_second_warm_up_is_the_same(tmp_path, at):
+    ledger = {"stacking": {"depth": 2, "at": [0.5]}}
+    settings = {"budget": "30steps", "save_strategy": "steps", "save_steps": at - 5, "save_total_limit": None}
+    straight = tiny.trainer(tmp_path, ledger, **settings)
+    straight.train()
+    assert straight.model.config.events[0]["step"] == 15
+    resumed = tiny.trainer(tmp_path, ledger, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{at - 5}"))
+    for name, weight in tiny.weights(straight.model).items():
+        assert torch.equal(weight, dict(resumed.model.named_parameters())[name]), name
+
+
+def test_nothing_grows_when_the_budget_is_spent(tmp_path):
+    """What is added then nothing would train."""
+    trainer = tiny.trainer(tmp_path, {"stacking": {"depth": 2, "at": [0.99]}}, budget="4steps")
+    trainer.train()
+    assert not trainer.model.config.events
+    assert trainer.model.export().config.num_hidden_layers == 2

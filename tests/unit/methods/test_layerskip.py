@@ -7,13 +7,11 @@ import torch
 from transformers import BertConfig, BertForMaskedLM
 
 from hf_effpt.core.depth import stack_of
-from hf_effpt.core.errors import EffptError
-from hf_effpt.methods import LayerSkip
 from hf_effpt.methods.layerskip.routing import Pass, rows_of_share
 from hf_effpt.models import EffptBertConfig, EffptBertForMaskedLM
 from tests import tiny
 
-from .skipping import HALF, OPEN, PLAIN, SHUT, decisions, gated, lean, plain_like, ragged, ran, spread, started
+from .skipping import HALF, OPEN, SHUT, decisions, gated, lean, plain_like, ragged, ran, spread, started
 
 ESTIMATORS = ["ste_full", "ste_executed", "ste_reweighted", "reinforce"]
 
@@ -354,136 +352,3 @@ def test_compiled_layers_have_a_bounded_number_of_graphs():
     assert len(seen) > 4
     assert 0 < counter.frame_count == early <= 12
     dynamo.reset()
-
-
-def test_gates_keep_their_precision():
-    model = gated().bfloat16()
-    assert {p.dtype for p in model.bert.gates.parameters()} == {torch.float32}
-    assert model.bert.embeddings.word_embeddings.weight.dtype == torch.bfloat16
-    loss = model(**ragged()).loss
-    (loss + model.methods[0].penalty(model.bert)).backward()
-    assert torch.isfinite(model.bert.gates.out.bias.grad).all()
-    model = gated()
-    model(**ragged())
-    exact = torch.stack(model.bert.gates._pass.logits)
-    with torch.autocast("cpu", torch.bfloat16):
-        model(**ragged())
-    mixed = torch.stack(model.bert.gates._pass.logits)
-    assert mixed.dtype == torch.float32
-    assert torch.allclose(exact, mixed, atol=0.02)
-
-
-def test_gates_start_open_and_draw_from_a_generator_of_their_own():
-    torch.manual_seed(3)
-    tiny.model()
-    expected = torch.get_rng_state()
-    torch.manual_seed(3)
-    model = tiny.model({"layerskip": {}}, **PLAIN).train()
-    assert torch.equal(expected, torch.get_rng_state())
-    started(model)
-    model(**ragged())
-    opened = torch.stack(model.bert.gates._pass.logits).sigmoid()
-    assert 0.9 < opened.min()
-    assert opened.max() < 0.99
-
-
-def test_stock_weights_get_fresh_gates_and_checkpoints_keep_theirs(tmp_path):
-    torch.manual_seed(9)
-    model = tiny.model({"layerskip": {}})
-    gates = model.bert.gates
-    with torch.no_grad():
-        for tensor in (gates.rates, gates.executed, gates.baseline, gates.out.bias, gates.cell.weight_hh):
-            tensor.uniform_()
-        gates.steps.fill_(17)
-    model.save_pretrained(tmp_path / "own")
-    again = type(model).from_pretrained(tmp_path / "own")
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, again.state_dict()[name]), name
-
-    tiny.model().export().save_pretrained(tmp_path / "stock")
-    config = tiny.config({"layerskip": {}})
-    fresh = EffptBertForMaskedLM.from_pretrained(tmp_path / "stock", config=config).bert.gates
-    assert fresh.out.bias.sigmoid().item() == pytest.approx(0.95)
-    assert fresh.rates.eq(1).all()
-    assert fresh.steps.item() == 0
-    assert fresh.cell.weight_hh.abs().max() < 0.32
-    half = EffptBertForMaskedLM.from_pretrained(tmp_path / "own", dtype=torch.bfloat16).train()
-    started(half)
-    assert torch.isfinite(half(**ragged()).loss)
-
-
-def test_a_copy_can_be_made_at_any_moment():
-    """Counting, timing and exporting copy the model, also between forward and backward."""
-    model = gated(HALF)
-    model(**ragged())
-    assert type(model.export()) is BertForMaskedLM
-    assert model.methods[0].penalty(model.bert) is not None
-
-
-@pytest.mark.parametrize(
-    ("inputs", "named"),
-    [
-        ({"cu_seq_lens_q": torch.tensor([0, 4])}, "cu_seq_lens"),
-        ({"output_hidden_states": True}, "output_hidden_states"),
-        ({"input_ids": None, "inputs_embeds": torch.zeros(8, 12, 32)}, "inputs_embeds"),
-    ],
-)
-def test_inputs_that_cannot_be_gathered_are_refused(inputs, named):
-    with pytest.raises(EffptError, match=named):
-        gated(HALF)(**{**ragged(), **inputs})
-
-
-def test_attention_masks_that_cannot_be_gathered_are_refused():
-    model = gated(HALF)
-    model.config._attn_implementation = "flex_attention"
-    with pytest.raises(EffptError, match="flex_attention"):
-        model.bert(ragged()["input_ids"])
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"target": 0.0},
-        {"target": 1.2},
-        {"alpha": -1.0},
-        {"beta": 0.0},
-        {"beta": -0.1},
-        {"after": 1.0},
-        {"harden": 0.0},
-        {"estimator": "ste"},
-        {"routing": "top"},
-        {"evaluation": "off"},
-        {"estimator": "ste_reweighted", "routing": "topk"},
-        {"estimator": "reinforce", "routing": "topk"},
-        {"beta": 0.1, "routing": "topk"},
-        {"evaluation": "hardened", "routing": "topk"},
-    ],
-)
-def test_impossible_values_are_refused(settings):
-    with pytest.raises(EffptError, match=f"`layerskip.(routing` `topk|{next(iter(settings))}`)"):
-        LayerSkip(**settings)
-
-
-def test_unsound_combinations_are_refused():
-    with pytest.raises(EffptError, match="at least 3"):
-        tiny.model({"layerskip": {}}, num_hidden_layers=2)
-    with pytest.raises(EffptError, match="`layerdrop`"):
-        tiny.model({"layerskip": {}, "layerdrop": {}})
-    with pytest.raises(EffptError, match=r"`reinforce`.*`electra`.*`ste_reweighted`"):
-        tiny.joint("electra", {"layerskip": {"estimator": "reinforce"}})
-    with pytest.raises(EffptError, match=r"`layerskip.after` is 0.5.*until 0.6.*leave `after` out"):
-        tiny.model({"layerskip": {"after": 0.5}, "stacking": {"depth": 1, "at": [0.3, 0.6]}})
-    model = gated(HALF, estimator="reinforce")
-    model.bert(ragged()["input_ids"])
-    with pytest.raises(EffptError, match="has not told the losses"):
-        model.methods[0].penalty(model.bert)
-
-
-def test_starts_at_a_tenth_or_after_the_last_growth():
-    for ledger, start in (({}, 0.1), ({"stacking": {"depth": 1, "at": [0.3, 0.6]}}, 0.6)):
-        model = tiny.model({"layerskip": {}, **ledger})
-        (skip,) = (method for method in model.methods if method.name == "layerskip")
-        skip.schedule(model.bert, 5, start - 0.01, seed=1)
-        assert stack_of(model.bert).router is None
-        skip.schedule(model.bert, 6, start, seed=1)
-        assert stack_of(model.bert).router is model.bert.gates

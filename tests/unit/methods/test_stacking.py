@@ -42,17 +42,12 @@ def test_copies_keep_their_own_layer_index():
 def test_layers_not_reached_have_no_state_and_do_not_decay(tmp_path):
     trainer = tiny.trainer(tmp_path, {"stacking": {"depth": 2, "at": [0.99]}}, weight_decay=0.5, budget="4steps")
     before = tiny.weights(trainer.model)
-    trainer.train()  # grows after its last step, so the copies below are compared with the original
+    trainer.train()
     after = dict(trainer.model.named_parameters())
     for index, parameters in enumerate(layer.parameters() for layer in stack_of(trainer.model.bert).children()):
         assert all((p in trainer.optimizer.state) == (index < 2) for p in parameters)
     assert any(not torch.equal(before[n], after[n]) for n in before if ".layer.0." in n)
-
-    unreached = tiny.trainer(tmp_path, {"stacking": {"depth": 2, "at": [0.99]}}, weight_decay=0.5, budget="400steps")
-    unreached.add_callback(tiny.StopAfter(4))
-    before = tiny.weights(unreached.model)
-    unreached.train()
-    assert all(torch.equal(before[n], p) for n, p in unreached.model.named_parameters() if ".layer.3." in n)
+    assert all(torch.equal(before[n], p) for n, p in after.items() if ".layer.3." in n)
 
 
 def test_new_layers_start_with_a_consistent_optimizer_state(tmp_path):

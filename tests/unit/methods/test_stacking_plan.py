@@ -3,6 +3,7 @@
 import pytest
 
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.method import build_methods
 from hf_effpt.methods import Stacking
 from hf_effpt.training.sections import parse_section
 from tests import tiny
@@ -65,7 +66,8 @@ def test_midas_with_time_in_proportion_costs_what_the_paper_says():
 def test_settings_given_as_text_of_a_command_line_are_refused_or_read():
     with pytest.raises(EffptError, match=r"`stacking.at` is 'gstack'.*prop-1"):
         Stacking(at="gstack")
-    assert Stacking(at="0.2").at == [0.2]
+    assert Stacking(at="0.2").at == Stacking(at=0.2).at == [0.2]
+    assert Stacking(depth=(1, 2)).depths(4) == [1, 2, 4]
 
 
 @pytest.mark.parametrize(
@@ -98,14 +100,24 @@ def test_a_recipe_with_a_wrong_word_names_the_key():
         {"at": [0.5, 0.3]},
         {"at": [0.3, 0.3]},
         {"at": "prop"},
+        {"at": "prop-1000"},
+        {"at": ["0.3"]},
+        {"at": 1.5},
         {"depth": 0},
         {"depth": []},
         {"depth": [0, 2]},
+        {"depth": "3"},
+        {"depth": 2.5},
+        {"depth": [2, 2.5]},
+        {"depth": True},
         {"operator": "double"},
         {"optimizer_state": "halve"},
         {"optimizer_state": "keep", "operator": "ligo_depth"},
         {"rewarmup": -1},
         {"slope": 0.1},
+        {"slope": "x"},
+        {"slope": float("-inf")},
+        {"rewarmup": None},
         {"joint_at": 0.5},
         {"joint_at": 1.0, "operator": "append_top"},
         {"at": [0.3, 0.8], "operator": "append_top"},
@@ -136,7 +148,7 @@ def test_impossible_values_are_refused(settings):
 )
 def test_schedules_that_do_not_fit_the_model_are_refused_when_it_is_made(settings, layers, message):
     with pytest.raises(EffptError, match=message):
-        tiny.model({"stacking": settings}, num_hidden_layers=layers)
+        build_methods({"stacking": settings}, tiny.config(num_hidden_layers=layers))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,69 @@
+"""Charging: what methods do besides training, between two steps, and who pays for it."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from hf_effpt.core.ledger import rewarmed
+from hf_effpt.core.method import Method, Run
+
+from .loading import LoadingTrainer
+
+
+class ChargingTrainer(LoadingTrainer):
+    """A Trainer that lets methods see the run, and charges its clock for their work."""
+
+    methods: list[Method]
+    trained_share: float
+    _warmup: float  # the share of the budget that the learning rate rises in
+    _step_loss: Any
+    _step_flops: float
+
+    def live_run(self) -> Run:
+        """The run as methods see it at the end of a step."""
+        loss = self._step_loss
+        if self.args.world_size > 1 and any(method.heeds_loss for method in self.methods):
+            loss = self.accelerator.reduce(loss, "mean")
+        self._counted: dict[tuple, int] = {}
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # Accelerate wraps it
+        rising = self.trained_share < self._warmup or rewarmed(self.model.config, self.clock.steps) < 1
+        return Run(self.model, optimizer, loss, self.clock.flops, self.draw, self.learning, self.args.seed, rising)
+
+    @contextmanager
+    def learning(self, batch: Mapping[str, torch.Tensor]) -> Iterator[None]:
+        """The context in which a method computes a loss and gradients of its own."""
+        shapes = tuple((name, tuple(tensor.shape)) for name, tensor in batch.items())
+        # Counting slows work down many times, so what has equal shapes is counted once.
+        counter = FlopCounterMode(display=False) if shapes not in self._counted else None
+        with self.accelerator.autocast(), counter or nullcontext():
+            yield
+        if counter is not None:
+            self._counted[shapes] = counter.get_total_flops()
+        if self.args.charge_methods:
+            self._step_flops += self._counted[shapes] * self.args.world_size
+
+    @contextmanager
+    def method_cost(self, method: Method) -> Iterator[None]:
+        """Adds up the seconds that a method takes besides training; the clock pays for them unless told not to.
+
+        Reference time is charged the seconds themselves, since what a method does has no entry in the table.
+        """
+        began = time.perf_counter()
+        with nullcontext() if self.args.charge_methods else self.timekeeper.paused():
+            yield
+        seconds = time.perf_counter() - began
+        self.costs[method.name] = self.costs.get(method.name, 0.0) + seconds
+        if self.reference is not None and self.args.charge_methods:
+            self.reference.add_seconds(seconds)
+
+    def charge_between_steps(self) -> None:
+        """Charges the clock for what methods have done since the step, so that a checkpoint made now has it."""
+        if self._step_tokens:
+            self.timekeeper.settle()
+        reference = None if self.reference is None else self.reference.take()
+        self.clock.tick(steps=0, tokens=self._step_tokens, flops=self._step_flops, reference_seconds=reference)
+        self._step_tokens, self._step_flops = 0, 0.0
