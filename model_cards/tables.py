@@ -73,13 +73,6 @@ def benchmark_depth(results: dict) -> list[str]:
     return rows
 
 
-def pruned(results: dict) -> list[str]:
-    return [
-        f"| {name} | {_mean(found['held_out_loss'])} | {_mean(found['difference_to_small'], '+.3f')} |"
-        for name, found in results.items()
-    ]
-
-
 def comparison(report: dict) -> list[str]:
     """One row an arm: loss, what it gained, and what else was measured."""
     if len({arm.get("loss_of") for arm in report["arms"]}) > 1:
@@ -139,8 +132,6 @@ TABLES = {
     "benchmark_depth": lambda found: benchmark_depth(found["results"]),
     "against_stock": comparison,
     "methods": comparison,
-    "depth": comparison,
-    "pruned": lambda found: pruned(found["results"]),
     "objectives": comparison,
     "notes": comparison,
 }

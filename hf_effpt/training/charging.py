@@ -19,7 +19,7 @@ class ChargingTrainer(LoadingTrainer):
 
     methods: list[Method]
     trained_share: float
-    _warmup: float  # the share of the budget that the learning rate rises in
+    _warmup = 0.0  # the share of the budget that the learning rate rises in, once there is a schedule
     _step_loss: Any
     _step_flops: float
 

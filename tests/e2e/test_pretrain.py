@@ -53,7 +53,7 @@ def test_text_becomes_a_stock_checkpoint(corpus, tmp_path):
     assert run["evaluation"]["held_out_loss"] == pytest.approx(result.held_out_loss)
     assert run["evaluation"]["unigram_floor"] < 4
     assert run["clock"]["steps"] == 6
-    assert run["ledger"]["events"][-1]["what"] == "grew from 2 to 4 layers"
+    assert run["ledger"]["events"][-1]["what"] == "grew from 2 to 4 layers by stack"
     assert 40 < run["data"]["documents"] < 60
     assert run["tokenizer"]["unknown_rate"] < 0.05
     assert run["recipe"] == Recipe.load(out / "recipe.yaml").resolved()
