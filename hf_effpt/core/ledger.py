@@ -2,6 +2,8 @@
 
 from typing import Any
 
+PRUNING = "pruning"  # where a method leaves word, on the backbone, of layers that it takes out of an export
+
 
 def record(config: Any, step: int, method: str, what: str, rewarmup: int = 0) -> None:
     """Notes in `config.events` that `method` changed the model after `step` optimizer steps.

@@ -165,6 +165,21 @@ class Method:
         }
 
 
+def start_after(name: str, after: float | None, others: Mapping[str, Method]) -> float:
+    """The fraction of the clock from which method `name` may act: `after`, or when the others have settled.
+
+    Raises:
+        EffptError: if `after` lies before that.
+    """
+    settled = max((other.settles_at for other in others.values()), default=0.0)
+    if after is not None and after < settled:
+        raise EffptError(
+            f"`{name}.after` is {after}, but another method changes the architecture until {settled} of "
+            f"the clock; leave `after` out (it then starts by itself) or set it to at least {settled}."
+        )
+    return settled if after is None else after
+
+
 def _default(field: dataclasses.Field) -> Any:
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 

@@ -10,9 +10,8 @@ from transformers import PreTrainedModel
 
 from hf_effpt.core.depth import flatten
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.ledger import PRUNING
 from hf_effpt.core.method import Method, build_methods
-
-PRUNING = "pruning"  # where a method leaves word of layers that it takes out of an export, on the backbone
 
 
 class EffptMixin:

@@ -10,7 +10,7 @@ from torch import nn
 from hf_effpt.core.anatomy import is_pre_norm
 from hf_effpt.core.depth import flatten, stack_of
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.method import Method, Paper
+from hf_effpt.core.method import Method, Paper, start_after
 
 from .heads import remove_heads, set_heads
 from .scaling import Scales
@@ -87,13 +87,7 @@ class LayerDrop(Method):
         self._start = self.after or 0.0
 
     def bind(self, config: Any, others: Mapping[str, Method]) -> None:
-        settled = max((other.settles_at for other in others.values()), default=0.0)
-        if self.after is not None and self.after < settled:
-            raise EffptError(
-                f"`layerdrop.after` is {self.after}, but another method changes the architecture until {settled} of "
-                f"the clock; leave `after` out (it then starts by itself) or set it to at least {settled}."
-            )
-        self._start = settled if self.after is None else self.after
+        self._start = start_after(self.name, self.after, others)
         if config is not None:
             self._check_depth(config.num_hidden_layers)
             if self.scaling != "none" and not is_pre_norm(config):

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from hf_effpt.core.depth import flatten, set_order, stack_of
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.method import Method, Paper, Run
+from hf_effpt.core.ledger import PRUNING
+from hf_effpt.core.method import Method, Paper, Run, start_after
 from hf_effpt.core.objectives import objective_of
 
 from .gates import Gates
@@ -122,13 +123,8 @@ class LayerSkip(Method):
         return self.estimator or ("ste_executed" if self.routing == "topk" else "ste_reweighted")
 
     def bind(self, config: Any, others: Mapping[str, Method]) -> None:
-        settled = max((other.settles_at for other in others.values()), default=0.0)
-        if self.after is not None and self.after < settled:
-            raise EffptError(
-                f"`layerskip.after` is {self.after}, but another method changes the architecture until {settled} of "
-                f"the clock; leave `after` out (it then starts by itself) or set it to at least {settled}."
-            )
-        self._start = max(FIRST, settled) if self.after is None else self.after
+        start = start_after(self.name, self.after, others)
+        self._start = max(FIRST, start) if self.after is None else start
         if config is None:
             return
         if config.num_hidden_layers < 3:
@@ -186,7 +182,7 @@ class LayerSkip(Method):
         if self.evaluation == "hardened":
             kept, rates = gates.kept(len(stack.order)), gates.rates.tolist()[: len(stack.order)]
             said = {"strategy": "hardened", "layers": len(stack.order), "kept": kept, "chosen_by": {"rates": rates}}
-            backbone.__dict__["pruning"] = said
+            backbone.__dict__[PRUNING] = said
             set_order(backbone, [stack.order[position] for position in kept])
         gates.detach(backbone)
         flatten(backbone)
