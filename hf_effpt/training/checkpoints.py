@@ -9,6 +9,7 @@ from typing import Any, Literal
 from safetensors import SafetensorError, safe_open
 
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.method import Method
 from hf_effpt.data.packing import facts
 
 TENSORS = "model.safetensors"
@@ -128,7 +129,8 @@ def load_training_model(model: Any, checkpoint: Path) -> Any:
     """A model of the class of `model` with the architecture, ledger and weights of `checkpoint`.
 
     Raises:
-        EffptError: if the weights do not fit the architecture that the checkpoint's configuration describes.
+        EffptError: if the weights do not fit the architecture that the checkpoint's configuration describes, or its
+            methods were set otherwise.
     """
     loaded, report = type(model).from_pretrained(
         checkpoint, attn_implementation=model.config._attn_implementation, output_loading_info=True
@@ -138,4 +140,21 @@ def load_training_model(model: Any, checkpoint: Path) -> Any:
             f"The weights in {checkpoint} do not fit its configuration: missing {sorted(report['missing_keys'])}, "
             f"unexpected {sorted(report['unexpected_keys'])}; take another checkpoint."
         )
+    check_methods(checkpoint, model.methods, loaded.methods)
     return loaded
+
+
+def check_methods(checkpoint: Path, wanted: list[Method], trained: list[Method]) -> None:
+    """Checks that the run goes on with the methods it was started with.
+
+    Raises:
+        EffptError: if they are others, or set otherwise: the first that differs is named.
+    """
+    now, before = ({method.name: method.settings() for method in methods} for methods in (wanted, trained))
+    for name in sorted({*now, *before}):
+        if now.get(name) != before.get(name):
+            told = [f"`{name}: {found[name]}`" if name in found else f"no `{name}`" for found in (before, now)]
+            raise EffptError(
+                f"{checkpoint} was saved by a run with {told[0]}, and this one has {told[1]}; resume with the methods "
+                "it was started with, or load its weights with `from_pretrained` and start a new run."
+            )

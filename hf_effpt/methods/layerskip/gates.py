@@ -71,7 +71,7 @@ class Gates(nn.Module):
         self.to_empty(device=torch.get_default_device())
         self.draw()
         self.estimator, self.routing, self.target = settings.learns_by, settings.routing, settings.target
-        self.alpha, self.beta = settings.alpha, settings.beta
+        self.alpha, self.beta = 1.0 if settings.alpha is None else settings.alpha, settings.beta
         self.evaluation, self.harden = settings.evaluation, settings.harden
         self.on, self.step, self.seed = False, 0, 0
         self.share: float = 1.0

@@ -34,8 +34,8 @@ class LayerSkip(Method):
 
     Args:
         target (`float`, *optional*, defaults to 0.6): share, in (0, 1], of rows and gated layers that are to run.
-        alpha (`float`, *optional*, defaults to 1.0): weight, at least 0, of the squared distance from `target` in the
-            loss.
+        alpha (`float`, *optional*): weight, at least 0, of the squared distance from `target` in the loss, by default
+            1.
         beta (`float`, *optional*): the paper's penalty instead: so much times the share that runs, with a plus sign
             above `target` and a minus sign below. Its 1e-5 of a sum over 128 rows and 35 layers is 0.045 of a share.
         estimator (`str`, *optional*): how the gates learn from the loss. By default `"ste_reweighted"`:
@@ -74,7 +74,7 @@ class LayerSkip(Method):
     )
 
     target: float = 0.6
-    alpha: float = 1.0
+    alpha: float | None = None
     beta: float | None = None
     estimator: Estimator | None = None
     routing: Routing = "bernoulli"
@@ -86,8 +86,13 @@ class LayerSkip(Method):
         for key in ("target", "harden"):
             if not 0.0 < getattr(self, key) <= 1.0:
                 raise EffptError(f"`layerskip.{key}` is a share in (0, 1], not {getattr(self, key)}.")
-        if not 0.0 <= self.alpha < math.inf:
+        if self.alpha is not None and not 0.0 <= self.alpha < math.inf:
             raise EffptError(f"`layerskip.alpha` is the weight of a penalty, at least 0, not {self.alpha}.")
+        if self.alpha is not None and self.beta is not None:
+            raise EffptError(
+                f"`layerskip.alpha` ({self.alpha}) and `layerskip.beta` ({self.beta}) weigh two penalties, of which one "
+                "is used; leave one of them out."
+            )
         if self.beta is not None and not 0.0 < self.beta < math.inf:
             raise EffptError(
                 f"`layerskip.beta` must be above 0, not {self.beta}: its sign is chosen by the share that runs; leave "
@@ -109,8 +114,9 @@ class LayerSkip(Method):
                 f"`layerskip.routing` `topk` draws nothing, so there are no probabilities for the estimator "
                 f"`{self.estimator}` to go by; leave `estimator` out, or use `ste_executed` or `ste_full`."
             )
-        if self.beta is not None:
-            raise EffptError("`layerskip.routing` `topk` runs `target` of the rows by itself; leave `beta` out.")
+        for key in ("alpha", "beta"):
+            if getattr(self, key) is not None:
+                raise EffptError(f"`layerskip.routing` `topk` runs `target` of the rows by itself; leave `{key}` out.")
         if self.evaluation != "all":
             raise EffptError(
                 f"`layerskip.routing` `topk` ranks the rows of a batch, so a row by itself says nothing of whether a "

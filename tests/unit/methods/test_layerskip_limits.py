@@ -115,6 +115,8 @@ def test_attention_masks_that_cannot_be_gathered_are_refused():
         {"estimator": "ste_reweighted", "routing": "topk"},
         {"estimator": "reinforce", "routing": "topk"},
         {"beta": 0.1, "routing": "topk"},
+        {"alpha": 1.0, "routing": "topk"},
+        {"alpha": 1.0, "beta": 0.1},
         {"evaluation": "hardened", "routing": "topk"},
     ],
 )

@@ -88,6 +88,13 @@ def test_resuming_with_other_rows_is_refused(tmp_path):
     trainer(rows).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
 
 
+def test_resuming_with_other_methods_is_refused(tmp_path):
+    tiny.trainer(tmp_path, {"layerdrop": {"p": 0.2}}, **SAVING).train()
+    for ledger, told in (({"layerdrop": {"p": 0.4}}, "'p': 0.4"), ({}, "no `layerdrop`")):
+        with pytest.raises(EffptError, match=f"a run with `layerdrop: .*0.2.*{told}"):
+            tiny.trainer(tmp_path, ledger, **SAVING).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+
+
 def test_without_any_checkpoint_there_is_a_way_out(tmp_path):
     with pytest.raises(EffptError, match="start the run without `resume`"):
         tiny.trainer(tmp_path).train(resume_from_checkpoint=True)
