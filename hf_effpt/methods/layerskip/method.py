@@ -90,8 +90,8 @@ class LayerSkip(Method):
             raise EffptError(f"`layerskip.alpha` is the weight of a penalty, at least 0, not {self.alpha}.")
         if self.alpha is not None and self.beta is not None:
             raise EffptError(
-                f"`layerskip.alpha` ({self.alpha}) and `layerskip.beta` ({self.beta}) weigh two penalties, of which one "
-                "is used; leave one of them out."
+                f"`layerskip.alpha` ({self.alpha}) and `layerskip.beta` ({self.beta}) weigh two penalties, of which "
+                "one is used; leave one of them out."
             )
         if self.beta is not None and not 0.0 < self.beta < math.inf:
             raise EffptError(
