@@ -15,12 +15,23 @@ __version__ = _version("hf_effpt")
 _PUBLIC = {
     **dict.fromkeys(("Method", "METHODS"), "core.method"),
     "Clock": "core.clock",
+    "Ticket": "core.ticket",
+    "SparseTicket": "methods.lottery",
     "EffptError": "core.errors",
-    **dict.fromkeys(("LayerDrop", "LayerSkip", "Stacking", "TNF"), "methods"),
+    **dict.fromkeys(("Compress", "EarlyBert", "LayerDrop", "LayerSkip", "Lottery", "Stacking", "TNF"), "methods"),
     **dict.fromkeys(
         (
             f"{family}{part}"
-            for family in ("EffptBert", "LayerDropBert", "LayerSkipBert", "StackableBert", "TNFBert")
+            for family in (
+                "CompressibleBert",
+                "EarlyBert",
+                "EffptBert",
+                "LayerDropBert",
+                "LayerSkipBert",
+                "LotteryBert",
+                "StackableBert",
+                "TNFBert",
+            )
             for part in ("Config", "Model", "ForMaskedLM", "ForSequenceClassification")
         ),
         "models",
@@ -47,21 +58,25 @@ _PUBLIC = {
     "EffptTrainer": "training.trainer",
     **dict.fromkeys(
         (
+            "CompressTrainer",
             "ElectraTrainer",
             "LayerDropTrainer",
             "LayerSkipTrainer",
+            "LotteryTrainer",
             "McBertTrainer",
             "StackingTrainer",
             "TNFTrainer",
         ),
         "training.named",
     ),
+    "EarlyBertTrainer": "training.ticket_search",
     "Recipe": "training.recipe",
     "export": "hub.export",
     "push": "hub.push",
     "pretrain": "pretraining",
     "evaluate": "evaluation.suite",
     "compare": "comparison.compare",
+    "budget_sweep": "comparison.sweep",
     "prune_layers": "evaluation.pruning",
 }
 

@@ -22,6 +22,7 @@ from hf_effpt.data.masking import DataCollatorForMaskedLM
 from hf_effpt.data.packing import facts, pack
 from hf_effpt.data.tokenizer import train_tokenizer
 from hf_effpt.data.tokenizer_report import tokenizer_report
+from hf_effpt.hub.folders import CODE_FILES
 from hf_effpt.models.build import model_for
 from hf_effpt.training.checkpoints import checkpoints_in
 from hf_effpt.training.checks import exclude_specials, is_unused
@@ -80,11 +81,14 @@ class RunResult:
                 f"Its generator's loss is {of_generator:.4f} nats a masked token, the unigram floor is "
                 f"{_against(of_generator, unigram)}."
             )
+        # A model that brings its own code is asked for with it.
+        trust = any((Path(self.output_dir) / name).is_file() for name in CODE_FILES)
+        arguments = f"{str(self.output_dir)!r}{', trust_remote_code=True' if trust else ''}"
         return "\n".join(
             [
                 *lines,
                 f"The stock model is in {self.output_dir}. Next:",
-                f"  AutoModelForSequenceClassification.from_pretrained({str(self.output_dir)!r})   # fine-tune it",
+                f"  AutoModelForSequenceClassification.from_pretrained({arguments})   # fine-tune it",
                 f"  effpt push {self.output_dir} ORG/NAME",
             ]
         )

@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint-N folder of a run, or a finished run")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the stock checkpoint")
     parser.add_argument("--as_bert", action="store_true", help="write the encoder of an ELECTRA as a BertModel")
+    parser.add_argument("--dense", action="store_true", help="write narrower layers at full width, as a stock model")
     parser.add_argument("--depth", type=int, metavar="LAYERS", help="keep so many layers (default: all)")
     parser.add_argument(
         "--strategy", metavar="NAME",
@@ -42,5 +43,5 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
         show_messages()
         strategy = args.strategy or "every_other"
         pruning["pruner_of"] = partial(pruner_of, depth=args.depth, strategy=strategy, text=args.dataset)
-    export(args.checkpoint, args.out, as_bert=args.as_bert, **pruning)
+    export(args.checkpoint, args.out, as_bert=args.as_bert, dense=args.dense, **pruning)
     print(f"Exported {args.checkpoint} to {args.out}.")

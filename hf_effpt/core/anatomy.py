@@ -1,8 +1,9 @@
 """Where things are in a BERT- or ELECTRA-shaped encoder; the one place that knows the module names."""
 
-from typing import Any
+from types import MethodType
+from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from .errors import EffptError
 
@@ -46,3 +47,52 @@ def embeddings_of(backbone: Any) -> list[nn.Module]:
 def is_pre_norm(config: Any) -> bool:
     """Whether the layers of such a model normalise their inputs (pre-LN), so that they add to what they are given."""
     return getattr(config, "model_type", None) in PRE_NORM
+
+
+class Attention(NamedTuple):
+    """The projections of a layer's attention: rows of the first three and columns of the last belong to heads."""
+
+    query: nn.Linear
+    key: nn.Linear
+    value: nn.Linear
+    output: nn.Linear
+    head_size: int
+
+
+class FeedForward(NamedTuple):
+    """The feed-forward block of a layer: rows of `up`, and columns of `down`, belong to its neurons."""
+
+    up: nn.Linear
+    down: nn.Linear
+
+
+def attention_of(layer: Any) -> Attention:
+    """The projections of the attention of a layer."""
+    own = layer.attention.self
+    return Attention(own.query, own.key, own.value, layer.attention.output.dense, own.attention_head_size)
+
+
+def feed_forward_of(layer: Any) -> FeedForward:
+    """The two projections of the feed-forward block of a layer."""
+    return FeedForward(layer.intermediate.dense, layer.output.dense)
+
+
+def pooler_of(backbone: Any) -> nn.Linear | None:
+    """The projection of the pooler of `backbone`, if it has one."""
+    return getattr(getattr(backbone, "pooler", None), "dense", None)
+
+
+def tell_heads(layer: Any, heads: int) -> None:
+    """Tells the attention of a layer how many heads its projections now have."""
+    own = layer.attention.self
+    own.num_attention_heads, own.all_head_size = heads, heads * own.attention_head_size
+    own.__dict__.pop("forward", None)
+    if not heads:
+        own.forward = MethodType(_attend_to_nothing, own)
+
+
+def _attend_to_nothing(self: Any, hidden_BLD: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    """The outputs of attention without heads, of shape (B, L, 0), and its weights if there are any, (B, 0, L, L)."""
+    batch, length = hidden_BLD.shape[:2]
+    eager = self.config._attn_implementation == "eager"
+    return hidden_BLD.new_zeros(batch, length, 0), hidden_BLD.new_zeros(batch, 0, length, length) if eager else None

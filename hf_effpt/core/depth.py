@@ -134,10 +134,17 @@ def set_order(backbone: Any, order: Iterable[int]) -> None:
     backbone.config.layer_order = list(stack.order)
 
 
+def every_other(layers: int, depth: int) -> list[int]:
+    """Indices of `depth` of the layers at equal distances from the first on: 0, 2, 4, … where it is half of them."""
+    return [index * layers // depth for index in range(depth)]
+
+
 def flatten(backbone: Any) -> None:
     """Keeps only the layers that run, in the order they run, as a plain `nn.ModuleList`."""
     layers = layers_of(backbone)
     if isinstance(layers, LayerStack):
         replace_layers(backbone, nn.ModuleList(layers[index] for index in layers.order))
+        if widths := getattr(backbone.config, "layer_widths", None):
+            backbone.config.layer_widths = [widths[index] for index in layers.order]
         backbone.config.num_hidden_layers = len(layers.order)
         backbone.config.layer_order = None

@@ -44,6 +44,12 @@ def salted(keys: Tensor, *salts: int) -> Tensor:
     return keys
 
 
+def places(like: Tensor, *salts: int) -> Tensor:
+    """A float64 number in [0, 1) for each place of a tensor of that shape, on its device."""
+    key = int(salted(torch.zeros((), dtype=torch.long, device="cpu"), *salts))
+    return uniform(salted(torch.arange(like.numel(), device=like.device), key)).view(like.shape)
+
+
 def _shifted(values: Tensor, bits: int) -> Tensor:
     """A shift to the right that fills up with zeros, as on unsigned numbers."""
     return (values >> bits) & ((1 << (64 - bits)) - 1)

@@ -5,15 +5,28 @@ from typing import Any
 PRUNING = "pruning"  # where a method leaves word, on the backbone, of layers that it takes out of an export
 
 
-def record(config: Any, step: int, method: str, what: str, rewarmup: int = 0) -> None:
+def record(
+    config: Any,
+    step: int,
+    method: str,
+    what: str,
+    rewarmup: int = 0,
+    span: tuple[float, float] | None = None,
+    **facts: Any,
+) -> None:
     """Notes in `config.events` that `method` changed the model after `step` optimizer steps.
 
     Args:
         rewarmup (`int`, *optional*, defaults to 0): steps in which the learning rate is to rise again to what the
             schedule says.
+        span (`tuple[float, float]`, *optional*): the fractions of the clock between which the schedule of the learning
+            rate is to run anew, from its warm-up to its end.
+        **facts: what else the method has to know to build the model again as it is now; JSON can write it.
     """
     event: dict[str, Any] = {"step": step, "method": method, "what": what}
-    config.events = [*(getattr(config, "events", None) or []), event | ({"rewarmup": rewarmup} if rewarmup else {})]
+    event |= {"rewarmup": rewarmup} if rewarmup else {}
+    event |= {"span": list(span)} if span else {}
+    config.events = [*(getattr(config, "events", None) or []), event | facts]
 
 
 def rewarmed(config: Any, step: int) -> float:
@@ -26,6 +39,19 @@ def rewarmed(config: Any, step: int) -> float:
     return share
 
 
+def span_of(config: Any) -> tuple[float, float]:
+    """The fractions of the clock between which the schedule of the learning rate runs at present."""
+    spans = [event["span"] for event in config.events or [] if "span" in event]
+    return tuple(spans[-1]) if spans else (0.0, 1.0)
+
+
+def let_go(config: Any, asked: tuple[str, ...] = ("rewarmup", "span")) -> None:
+    """Leaves of past events what they say: what they ask of the learning rate was meant for the run they were in."""
+    if config.events:
+        config.events = [{key: event[key] for key in event if key not in asked} for event in config.events]
+
+
 def ledger_of(config: Any) -> dict[str, Any]:
-    """The ledger of a training model: its methods with their settings, the present layer order, and past events."""
-    return {"methods": config.methods or {}, "layer_order": config.layer_order, "events": config.events or []}
+    """The ledger of a training model: its methods with their settings, its present shape, and past events."""
+    ledger = {"methods": config.methods or {}, "layer_order": config.layer_order, "events": config.events or []}
+    return ledger | ({"layer_widths": config.layer_widths} if config.layer_widths else {})

@@ -8,6 +8,7 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -77,6 +78,10 @@ class Method:
     summary: ClassVar[str]
     paper: ClassVar[Paper]
     conflicts: ClassVar[frozenset[str]] = frozenset()
+    # Of what changes the architecture, the place in the order in which it does: depth 1, width 2.
+    settles: ClassVar[int] = 9
+    cuts_depth: ClassVar[bool] = False  # whether it leaves out layers for good
+    reads_text: ClassVar[bool] = False  # whether `prepare` looks through the training text
 
     @property
     def heeds_loss(self) -> bool:
@@ -84,9 +89,29 @@ class Method:
         return False
 
     @property
+    def reshapes(self) -> bool:
+        """Whether the set of parameters will still change in the run, which its optimizer has to follow."""
+        return False
+
+    @property
+    def rewinds(self) -> bool:
+        """Whether weights will still be rewound: then the model keeps a [`Snapshot`], taken when a new run begins."""
+        return False
+
+    @property
     def settles_at(self) -> float:
-        """The fraction of the clock from which the method no longer changes the architecture."""
+        """The fraction of the clock from which the method no longer changes the architecture; infinite if unknown."""
         return 0.0
+
+    @property
+    def least_steps(self) -> int:
+        """Of how many optimizer steps a run has to be longer."""
+        return 0
+
+    @property
+    def prepared_by(self) -> Mapping[str, float]:
+        """Methods that run before this one's changes, not after, and the fraction of the clock at which each ends."""
+        return {}
 
     def bind(self, config: Any, others: Mapping[str, Method]) -> None:
         """Checks the settings against the model's `config` and the run's other methods, before anything is built.
@@ -96,14 +121,14 @@ class Method:
         """
 
     def prepare(self, backbone: nn.Module, text: Any) -> None:
-        """Takes from the training text what the method needs to know of it; once, before a new run begins.
+        """Finds out of the training text, or changes of the weights, what the method needs before a new run begins.
 
         Args:
             backbone: the encoder, still on the CPU and without an optimizer.
             text: with `batches()`, which yields the token ids of the training rows as int64 arrays of shape
                 `(rows, sequence_length)`; `continues`, for each token of the vocabulary whether it goes on with the
                 word of the token before; `specials`, the ids of the special tokens; `mask` and `pad`, two of
-                them; and `seed`, of the run.
+                them; and `seed`, of the run. `None` for a method without `reads_text`.
 
         Raises:
             EffptError: if the text does not suit the settings.
@@ -141,6 +166,9 @@ class Method:
     def eject(self, backbone: nn.Module) -> None:
         """Undoes `inject`: leaves only the stock architecture, at its present depth."""
 
+    def leave(self, backbone: nn.Module, folder: Path) -> None:
+        """Writes into the folder of the exported model what a run leaves besides."""
+
     def figures(self, sums: Mapping[str, float]) -> dict[str, float]:
         """What a log entry says of the method, from the sums that it has added to the backbone's tally."""
         return {}
@@ -171,13 +199,32 @@ def start_after(name: str, after: float | None, others: Mapping[str, Method]) ->
     Raises:
         EffptError: if `after` lies before that.
     """
-    settled = max((other.settles_at for other in others.values()), default=0.0)
+    rank = METHODS[name].settles
+    waits_for = (other for other in others.values() if other.settles < rank and name not in other.prepared_by)
+    last = max(waits_for, key=lambda other: other.settles_at, default=None)
+    settled = 0.0 if last is None else last.settles_at
+    if last is not None and settled > 1.0:
+        raise EffptError(
+            f"`{name}` starts when `{last.name}` no longer changes the architecture, and how far the clock is then is "
+            f"not known where `{last.name}` counts steps; tell it a share of the clock instead, below 1."
+        )
     if after is not None and after < settled:
         raise EffptError(
             f"`{name}.after` is {after}, but another method changes the architecture until {settled} of "
             f"the clock; leave `after` out (it then starts by itself) or set it to at least {settled}."
         )
     return settled if after is None else after
+
+
+def end_before(name: str, others: Mapping[str, Method]) -> float:
+    """The fraction of the clock at which method `name` has to end for what it prepares; 1 if that is nothing."""
+    return min((other.prepared_by[name] for other in others.values() if name in other.prepared_by), default=1.0)
+
+
+def has_lost_layers(config: Any) -> bool:
+    """Whether a method has left out layers already, which are not to be grown again."""
+    acted = {event["method"] for event in config.events or []}
+    return any(METHODS[name].cuts_depth for name in acted if name in METHODS)
 
 
 def _default(field: dataclasses.Field) -> Any:
@@ -229,7 +276,7 @@ def build_methods(ledger: Mapping[str, Mapping[str, Any] | None] | None, config:
                 f"A setting of `{name}` in {dict(settings or {})} has the wrong type: {error}."
             ) from error
     # First those whose changes the others wait for: when they have settled may depend on the model.
-    for name, method in sorted(methods.items(), key=lambda item: type(item[1]).settles_at is Method.settles_at):
+    for name, method in sorted(methods.items(), key=lambda item: item[1].settles):
         others = {other: methods[other] for other in methods if other != name}
         for other, that in others.items():
             if other in method.conflicts or name in that.conflicts:

@@ -8,35 +8,57 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.gates import NAME as GATES
+
+# Endings of the names of classes whose head is new to a task, and is trained whole; and PEFT's name of the task.
+TASKS = {
+    "ForMultipleChoice": None,
+    "ForQuestionAnswering": "QUESTION_ANS",
+    "ForSequenceClassification": "SEQ_CLS",
+    "ForTokenClassification": "TOKEN_CLS",
+}
+ATTENTION = r"(^|\.)layers?\.\d+\..*att"  # in the names of its projections
 
 
 def add_lora(model: PreTrainedModel, rank: int) -> Any:
-    """Freezes the model but for its head and pooler, and adds LoRA to the projections of attention.
+    """Freezes the model but for the head of its task and the pooler, and adds LoRA to the projections of attention.
 
     Args:
-        model (`PreTrainedModel`): with a classification head.
+        model (`PreTrainedModel`): with the head of a task, or that of its pre-training, which is frozen too.
         rank (`int`): of the updates; they are scaled by 1 (alpha = rank), as for RoBERTa in Hu et al. (2021).
 
     Raises:
-        EffptError: PEFT is not installed, the rank is below 1, or no attention is found.
+        EffptError: PEFT is not installed, the rank is below 1, no attention is found, or the model has gates that are
+            not all 1, which would gate the updates once they are merged.
     """
     check_lora(rank)
-    from peft import LoraConfig, TaskType, get_peft_model
+    from peft import LoraConfig, get_peft_model
 
-    names = [name for name, module in model.base_model.named_modules() if isinstance(module, torch.nn.Linear)]
-    projections = [name for name in names if re.search(r"(^|\.)layers?\.\d+\..*att", name)]
-    if not projections:
-        raise EffptError(f"{type(model).__name__} has no attention projections that LoRA could adapt; train without.")
-    head = [
-        name for name, module in model.named_children() if module is not model.base_model and [*module.parameters()]
+    backbone, name = model.base_model, type(model).__name__
+    gates = getattr(backbone, GATES, None)
+    if gates is not None and any(bool((gate != 1).any()) for gate in gates.parameters()):
+        raise EffptError(
+            f"{name} has gates that are not all 1, with which LoRA cannot be merged; fold them into the weights "
+            f"first: `model.base_model.{GATES}.fold(model.base_model)`, or export the model."
+        )
+    projections = [
+        name
+        for name, module in backbone.named_modules()
+        # a layer whose heads were all taken out has projections without elements
+        if isinstance(module, torch.nn.Linear) and module.weight.numel() and re.search(ATTENTION, name)
     ]
-    pooler = ["pooler"] if getattr(model.base_model, "pooler", None) is not None else []
+    if not projections:
+        raise EffptError(f"{name} has no attention projections that LoRA could adapt; train without.")
+    ending = next((ending for ending in TASKS if name.endswith(ending)), None)
+    head = [] if ending is None else [name for name, module in model.named_children() if module is not backbone]
+    trained = [name for name in head if [*model.get_submodule(name).parameters()]]
+    trained += ["pooler"] if getattr(backbone, "pooler", None) is not None else []
     config = LoraConfig(
-        task_type=TaskType.SEQ_CLS,
+        task_type=TASKS.get(ending or ""),
         r=rank,
         lora_alpha=rank,
         target_modules=projections,
-        modules_to_save=[*head, *pooler],
+        modules_to_save=trained or None,
     )
     with warnings.catch_warnings():  # PEFT asks the model by a name that transformers has deprecated
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from hf_effpt.core.anatomy import layers_of, replace_layers
+from hf_effpt.core.depth import every_other
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.method import nearest
 from hf_effpt.models.base import EffptMixin
@@ -48,7 +49,10 @@ class Pruning:
             for module in layer.modules():
                 if hasattr(module, "layer_idx"):  # where a decoder would cache its keys and values
                     module.layer_idx = index
-        pruned.config.num_hidden_layers = pruned.base_model.config.num_hidden_layers = len(self.kept)
+        for config in (pruned.config, pruned.base_model.config):  # which may be one and the same
+            config.num_hidden_layers = len(self.kept)
+            if widths := getattr(model.config, "layer_widths", None):
+                config.layer_widths = [widths[index] for index in self.kept]
         return pruned
 
     def record(self) -> dict[str, Any]:
@@ -112,11 +116,6 @@ def choose_layers(
     else:
         kept, figures = learn_scores(model, depth, list(_batches(rows, tokenizer, STEPS * BATCH_SIZE)))
     return Pruning(strategy, layers, tuple(kept), figures)
-
-
-def every_other(layers: int, depth: int) -> list[int]:
-    """Indices of `depth` of the layers at equal distances from the first on: 0, 2, 4, … where it is half of them."""
-    return [index * layers // depth for index in range(depth)]
 
 
 def check_pruning(depth: int, layers: int, strategy: str) -> None:

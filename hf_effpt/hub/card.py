@@ -14,7 +14,7 @@ from hf_effpt.core.method import METHODS
 from hf_effpt.core.objectives import OBJECTIVES, objective_in
 
 from .card_losses import head_notes, loss_note, loss_results, loss_rows, loss_verdict, objective_text
-from .card_rows import Rows, cell, part, rows
+from .card_rows import Rows, cell, part, rows, width_rows
 from .card_scores import score_results, score_rows
 
 TEMPLATE = Path(__file__).with_name("template.md")
@@ -39,6 +39,7 @@ def model_card(run: Mapping[str, Any], repo_id: str | None = None) -> ModelCard:
     scores = part(run, "scores")
     results = [*loss_results(objective, evaluation, data), *score_results(scores, fills_masks)]
     address = repo_id or "path/to/this/folder"
+    widths = model.get("layer_widths")
     methods = [_method(key, settings or {}) for key, settings in used.items()]
     metadata = ModelCardData(
         library_name="transformers",
@@ -56,6 +57,8 @@ def model_card(run: Mapping[str, Any], repo_id: str | None = None) -> ModelCard:
         template_path=str(TEMPLATE),
         title=name,
         intro=_intro(run, stock_class),
+        widths=width_rows(widths),
+        trust=", trust_remote_code=True" if widths else "",
         objective=objective_text(objective),
         heads=head_notes(objective, stock_class, address),
         auto_class="AutoModelForMaskedLM" if fills_masks else "AutoModel",
@@ -82,9 +85,12 @@ def _intro(run: Mapping[str, Any], stock_class: str) -> str:
     length = f" for {duration(seconds)}" if seconds else ""
     amount = f" on {tokens:,} tokens" if tokens else ""
     source = f" and exported from `{run['exported_from']}`" if run.get("exported_from") else ""
+    kind = "It is an ordinary Transformers checkpoint: to use it"
+    if part(run, "model").get("layer_widths"):
+        kind = "Its layers are narrower than stock ones, so it brings the code that builds them; besides that"
     return (
         f"An encoder (`{stock_class}`{size}), pre-trained{length}{amount} with `hf_effpt`{source}.{_pruning(run)} "
-        "It is an ordinary Transformers checkpoint: to use it, `transformers` is all you need."
+        f"{kind}, `transformers` is all you need."
     )
 
 

@@ -18,3 +18,8 @@ def cell(value: Any) -> str:
 def rows(given: Iterable[tuple[str, Any, str]]) -> Rows:
     """Formats (name, value, format) and leaves out those without a value."""
     return [(name, cell(form.format(value))) for name, value, form in given if value is not None]
+
+
+def width_rows(widths: Iterable[Iterable[int]] | None) -> list[tuple[str, ...]]:
+    """The index of each layer, its attention heads and its feed-forward neurons; `widths` has the latter two."""
+    return [(str(index), *(f"{width:,}" for width in layer)) for index, layer in enumerate(widths or ())]

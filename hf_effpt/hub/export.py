@@ -1,4 +1,4 @@
-"""Turning a training checkpoint into a stock model that needs nothing but `transformers`."""
+"""Turning a training checkpoint into a model that needs nothing but `transformers`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -20,11 +20,12 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import replacing_folder_contents
 from hf_effpt.core.ledger import ledger_of
 from hf_effpt.core.objectives import objective_of
-from hf_effpt.models.base import exports_of, fill, pruning_of
+from hf_effpt.models import pruned_bert
+from hf_effpt.models.base import EffptMixin, dense_of, exports_of, facts_of, fill, pruning_of
 from hf_effpt.models.configuration_electra import bert_settings
 
 from .card import model_card
-from .folders import TOKENIZER_FILES, check_free, check_whole, files_of, read_json, write_json
+from .folders import CODE_FILES, TOKENIZER_FILES, check_free, check_whole, files_of, read_json, write_json
 
 # What a finished run's record says that is not true of an earlier point.
 OF_THE_END = ("pruning", "evaluation", "throughput", "energy", "scores", "costs", "learning_rate")
@@ -40,11 +41,13 @@ def export(
     out: str | os.PathLike,
     *,
     as_bert: bool = False,
+    dense: bool = False,
     pruner_of: Callable[[Path], Prune] | None = None,
 ) -> Path:
     """Writes the stock model of a training checkpoint, with tokenizer, card and run record, into the folder `out`.
 
-    The result is read back with the stock class and compared before anything in `out` changes.
+    A BERT with narrower layers, which no stock class has, is written with the code that loads it, unless `dense`. The
+    result is read back with the exported class and compared before anything in `out` changes.
 
     Args:
         checkpoint (`str` or `os.PathLike`): a training checkpoint (`OUT/checkpoint-900`), or the folder of a finished
@@ -53,6 +56,8 @@ def export(
             when that run never finished.
         as_bert (`bool`, *optional*, defaults to `False`): write the encoder of an ELECTRA as a `BertModel`, which is
             the same function where embedding size and hidden size are equal.
+        dense (`bool`, *optional*, defaults to `False`): write a model with narrower layers as a stock one of the full
+            width, with zeros for what has been cut away: the same function, and as slow as an uncut model.
         pruner_of (`Callable`, *optional*): makes the model shallower, as `hf_effpt.evaluation.pruned_run.pruner_of`
             with a depth does: called with the folder of the checkpoint before anything is loaded, and what it returns
             with the stock model, it gives the pruned one and what `run.json` is to say of it. A generator keeps its
@@ -71,15 +76,35 @@ def export(
     prune = None if pruner_of is None else pruner_of(checkpoint)
     architecture = (read_json(checkpoint / "config.json").get("architectures") or ["unknown"])[0]
     training_class = getattr(hf_effpt.models, architecture, None)
+    changes = _Changes(prune, dense, as_bert)
     with replacing_folder_contents(out) as folder:
         if training_class is None:
-            _copy_run(checkpoint, architecture, folder, as_bert, prune)
+            _copy_run(checkpoint, architecture, folder, changes)
         else:
-            _export_checkpoint(checkpoint, training_class, folder, as_bert, prune)
+            _export_checkpoint(checkpoint, training_class, folder, changes)
     return out
 
 
-def _copy_run(root: Path, architecture: str, folder: Path, as_bert: bool, prune: Prune | None) -> None:
+class _Changes(NamedTuple):
+    """What is done to an exported model besides."""
+
+    prune: Prune | None
+    dense: bool
+    as_bert: bool
+
+    def apply(self, stock: PreTrainedModel, run: dict[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]]:
+        """The changed model and its record."""
+        stock, run = _pruned(stock, run, self.prune)
+        stock = dense_of(stock) if self.dense else stock
+        return to_bert(stock) if self.as_bert else stock, run
+
+
+def class_named(architecture: str) -> type[PreTrainedModel]:
+    """The class of an exported model, a stock one or one of this package."""
+    return getattr(transformers, architecture, None) or getattr(pruned_bert, architecture)
+
+
+def _copy_run(root: Path, architecture: str, folder: Path, changes: _Changes) -> None:
     if not (root / "run.json").is_file():
         raise EffptError(
             f"{str(root)!r} holds a `{architecture}` that no run of hf_effpt has written (there is no run.json): "
@@ -89,13 +114,14 @@ def _copy_run(root: Path, architecture: str, folder: Path, as_bert: bool, prune:
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(root / name, folder / name)
     run = read_json(root / "run.json") | {"exported_from": root.resolve().name}
-    stock = getattr(transformers, architecture).from_pretrained(root)
-    if as_bert or prune:
-        stock, run = _pruned(stock, run, prune)
-        stock = to_bert(stock) if as_bert else stock
+    stock = class_named(architecture).from_pretrained(root)
+    if any(changes):
+        stock, run = changes.apply(stock, run)
+        for name in CODE_FILES:  # saving a model writes those that it needs
+            (folder / name).unlink(missing_ok=True)
         stock.save_pretrained(folder)
-        changed = {"stock_class": type(stock).__name__, "parameters": stock.num_parameters()}
-        run["model"] = run.get("model", {}) | changed
+        kept = {key: value for key, value in run.get("model", {}).items() if key != "layer_widths"}
+        run["model"] = kept | facts_of(stock)
         model_card(run).save(folder / "README.md")
     write_json(folder / "run.json", run)
     verify(folder, stock)
@@ -113,9 +139,7 @@ def _pruned(
     return stock, run | {"pruning": said | before}
 
 
-def _export_checkpoint(
-    checkpoint: Path, training_class: type[Any], folder: Path, as_bert: bool, prune: Prune | None
-) -> None:
+def _export_checkpoint(checkpoint: Path, training_class: type[EffptMixin], folder: Path, changes: _Changes) -> None:
     trained, report = training_class.from_pretrained(
         checkpoint,
         output_loading_info=True,
@@ -128,8 +152,8 @@ def _export_checkpoint(
         )
     ledger = ledger_of(trained.config)
     exports = exports_of(trained)
-    stock, run = _pruned(exports[""], _run_so_far(checkpoint) | pruning_of(exports[""]), prune)
-    stock = exports[""] = to_bert(stock) if as_bert else stock
+    stock, run = changes.apply(exports[""], _run_so_far(checkpoint) | pruning_of(exports[""]))
+    exports[""] = stock
     # the run's root has the tokenizer when the checkpoint was saved without one
     source = checkpoint if (checkpoint / "tokenizer.json").is_file() else checkpoint.parent
     for place, exported in exports.items():
@@ -145,8 +169,7 @@ def _export_checkpoint(
     model = {
         "objective": objective_of(trained.config),
         "training_class": training_class.__name__,
-        "stock_class": type(stock).__name__,
-        "parameters": stock.num_parameters(),
+        **facts_of(stock),
     }
     run |= {"ledger": ledger, "model": model}
     write_json(folder / "run.json", run)
@@ -201,7 +224,7 @@ def verify(folder: str | os.PathLike, model: PreTrainedModel) -> None:
     Raises:
         EffptError: if a parameter is missing, unexpected or different, or the tokenizer is larger than the vocabulary.
     """
-    own = {"add_pooling_layer": False} if type(model) is BertModel else {}
+    own = {"add_pooling_layer": False} if isinstance(model, BertModel) and model.pooler is None else {}
     loaded, report = type(model).from_pretrained(folder, output_loading_info=True, **own)
     faults = [f"{kind} {sorted(report[kind])}" for kind in MISFITS if report[kind]]
     written = loaded.state_dict()

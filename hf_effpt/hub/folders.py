@@ -11,7 +11,8 @@ from safetensors import SafetensorError, safe_open
 
 from hf_effpt.core.errors import EffptError
 
-MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors")
+CODE_FILES = ("configuration_pruned_bert.py", "modeling_pruned_bert.py")  # of a model that brings its own
+MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", *CODE_FILES)
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",

@@ -2,12 +2,15 @@
 
 from hf_effpt.core.method import register
 
+from .compress import Compress
+from .earlybert import EarlyBert
 from .layerdrop import LayerDrop
 from .layerskip import LayerSkip
+from .lottery import Lottery
 from .stacking import Stacking
 from .tnf import TNF
 
-for _method in (LayerDrop, LayerSkip, Stacking, TNF):
+for _method in (LayerDrop, LayerSkip, Stacking, TNF, EarlyBert, Compress, Lottery):
     register(_method)
 
-__all__ = ["TNF", "LayerDrop", "LayerSkip", "Stacking"]
+__all__ = ["TNF", "Compress", "EarlyBert", "LayerDrop", "LayerSkip", "Lottery", "Stacking"]

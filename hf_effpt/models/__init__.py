@@ -13,6 +13,14 @@ from .configuration_electra import EffptElectraConfig, McBertConfig
 from .electra import EffptElectraForSequenceClassification, EffptElectraModel, ElectraForJointPreTraining
 from .mcbert import McBertForPreTraining, McBertModel
 from .named import (
+    CompressibleBertConfig,
+    CompressibleBertForMaskedLM,
+    CompressibleBertForSequenceClassification,
+    CompressibleBertModel,
+    EarlyBertConfig,
+    EarlyBertForMaskedLM,
+    EarlyBertForSequenceClassification,
+    EarlyBertModel,
     LayerDropBertConfig,
     LayerDropBertForMaskedLM,
     LayerDropBertForSequenceClassification,
@@ -21,6 +29,10 @@ from .named import (
     LayerSkipBertForMaskedLM,
     LayerSkipBertForSequenceClassification,
     LayerSkipBertModel,
+    LotteryBertConfig,
+    LotteryBertForMaskedLM,
+    LotteryBertForSequenceClassification,
+    LotteryBertModel,
     StackableBertConfig,
     StackableBertForMaskedLM,
     StackableBertForSequenceClassification,
@@ -33,6 +45,14 @@ from .named import (
 from .replaced_mlm import ElectraForReplacedMaskedLM
 
 __all__ = [
+    "CompressibleBertConfig",
+    "CompressibleBertForMaskedLM",
+    "CompressibleBertForSequenceClassification",
+    "CompressibleBertModel",
+    "EarlyBertConfig",
+    "EarlyBertForMaskedLM",
+    "EarlyBertForSequenceClassification",
+    "EarlyBertModel",
     "EffptBertConfig",
     "EffptBertForMaskedLM",
     "EffptBertForQuestionAnswering",
@@ -52,6 +72,10 @@ __all__ = [
     "LayerSkipBertForMaskedLM",
     "LayerSkipBertForSequenceClassification",
     "LayerSkipBertModel",
+    "LotteryBertConfig",
+    "LotteryBertForMaskedLM",
+    "LotteryBertForSequenceClassification",
+    "LotteryBertModel",
     "McBertConfig",
     "McBertForPreTraining",
     "McBertModel",

@@ -4,13 +4,14 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
     AutoModelForPreTraining,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
 
-from . import bert, electra, mcbert, named, replaced_mlm
+from . import bert, electra, mcbert, named, pruned_bert, replaced_mlm
 
 HEADS = {
     AutoModel: "Model",
@@ -18,6 +19,7 @@ HEADS = {
     AutoModelForSequenceClassification: "ForSequenceClassification",
     AutoModelForTokenClassification: "ForTokenClassification",
     AutoModelForQuestionAnswering: "ForQuestionAnswering",
+    AutoModelForMultipleChoice: "ForMultipleChoice",
 }
 
 
@@ -25,12 +27,16 @@ def register_auto() -> None:
     """Registers every configuration with its models; a second call changes nothing."""
     for module, prefix in (
         (bert, "EffptBert"),
+        (named, "CompressibleBert"),
+        (named, "EarlyBert"),
         (named, "LayerDropBert"),
         (named, "LayerSkipBert"),
+        (named, "LotteryBert"),
         (named, "StackableBert"),
         (named, "TNFBert"),
         (electra, "EffptElectra"),
         (mcbert, "McBert"),
+        (pruned_bert, "PrunedBert"),
     ):
         config_class = getattr(module, f"{prefix}Model").config_class
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)

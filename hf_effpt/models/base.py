@@ -6,12 +6,16 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import BertConfig, BertModel, PreTrainedModel
 
 from hf_effpt.core.depth import flatten
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.ledger import PRUNING
 from hf_effpt.core.method import Method, build_methods
+from hf_effpt.core.snapshot import Snapshot
+from hf_effpt.core.width import resize, widen
+
+from .pruned_bert import PrunedBertConfig
 
 
 class EffptMixin:
@@ -21,18 +25,24 @@ class EffptMixin:
     """
 
     stock_class: ClassVar[type[PreTrainedModel]]
+    _keys_to_ignore_on_load_missing: Any
     pretrains: ClassVar[bool] = False  # whether it learns from masked text, and not from labels of a task
     main_loss_name: ClassVar[str | None] = None  # of a model whose loss has parts, the figure that it is judged by
     training_only: ClassVar[tuple[str, ...]] = ()  # beginnings of the names of what is not exported
+    exports_narrow: ClassVar[bool] = False  # whether there is a class for what it exports with narrower layers
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         methods = build_methods(config.methods, config)
         self._without_ledger = getattr(config, "layer_order", None) is None
         super().__init__(config, *args, **kwargs)
         self.complete(config)
+        if config.layer_widths is not None:
+            resize(self.backbone, config.layer_widths)
         self.methods: list[Method] = methods
         for method in methods:
             method.inject(self.backbone)
+        self.snapshot: Snapshot | None = None
+        self.keep_snapshot()
 
     def complete(self, config: Any) -> None:
         """Adds what the model has besides its stock architecture, before methods are put in."""
@@ -43,6 +53,15 @@ class EffptMixin:
         for module in self.modules():
             if (draw_missing := getattr(module, "draw_missing", None)) is not None:
                 draw_missing()
+
+    def keep_snapshot(self) -> None:
+        """Has the model keep a copy of its weights for as long as a method may rewind them."""
+        if not any(method.rewinds for method in self.methods):
+            self.snapshot = None
+        elif self.snapshot is None:
+            self.snapshot = Snapshot(self)
+            # A copy that a new run makes of its own weights is not missing from those of others.
+            self._keys_to_ignore_on_load_missing = {*(self._keys_to_ignore_on_load_missing or ()), r"^snapshot\."}
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
@@ -66,18 +85,27 @@ class EffptMixin:
         self.methods = build_methods(ledger, self.config)
         self.config.methods = ledger
         next(method for method in self.methods if method.name == name).inject(self.backbone)
+        self.keep_snapshot()
 
     @property
     def backbone(self) -> nn.Module:
         """The encoder that methods act on and that is exported."""
         return self.base_model
 
-    def export(self) -> PreTrainedModel:
-        """A stock model with the same function in evaluation mode, at the present depth, every method taken out."""
+    def export(self, dense: bool = False) -> PreTrainedModel:
+        """A model with the same function in evaluation mode, at the present depth, every method taken out.
+
+        It is a stock one, but where layers have been made narrower: then it is one of [`PrunedBertConfig`], which
+        brings its own code, unless it is to be `dense`, or has no such class: a stock model of the full width, with
+        zeros for what has been cut away.
+        """
         plain = copy.deepcopy(self)
+        plain.snapshot = None
         for method in plain.methods:
             method.eject(plain.backbone)
         flatten(plain.backbone)
+        if plain.config.layer_widths is not None and (dense or not self.exports_narrow):
+            widen(plain.backbone)
         plain.before_export()
         with torch.device("meta"):
             stock = self.stock_class_of(plain.config)(plain.config.stock())
@@ -126,8 +154,31 @@ def pruning_of(stock: PreTrainedModel) -> dict[str, Any]:
     return {PRUNING: found} if found else {}
 
 
+def dense_of(exported: PreTrainedModel) -> PreTrainedModel:
+    """An exported model with narrower layers as a stock one of the full width; any other as it is."""
+    if not isinstance(exported.config, PrunedBertConfig):
+        return exported
+    plain = copy.deepcopy(exported)
+    widen(plain.base_model)
+    left_out = ("model_type", "architectures", "transformers_version", "layer_widths", "auto_map")
+    config = BertConfig(**{key: value for key, value in plain.config.to_dict().items() if key not in left_out})
+    own = {"add_pooling_layer": False} if isinstance(plain, BertModel) and plain.pooler is None else {}
+    stock_class = next(cls for cls in type(exported).__mro__ if cls.__module__ == BertModel.__module__)
+    with torch.device("meta"):
+        stock = stock_class(config, **own)
+    fill(stock, plain)
+    return stock
+
+
+def facts_of(exported: PreTrainedModel) -> dict[str, Any]:
+    """What `run.json` says of the architecture of an exported model."""
+    facts = {"stock_class": type(exported).__name__, "parameters": exported.num_parameters()}
+    widths = getattr(exported.config, "layer_widths", None)
+    return facts | ({} if widths is None else {"layer_widths": widths})
+
+
 def exports_of(model: Any) -> dict[str, PreTrainedModel]:
-    """The stock models that a training model exports to, by their place in the folder; the main one's is the root."""
+    """What a training model exports to, by the place in the folder; the main model's is the root."""
     return {"": model.export(), **model.export_auxiliary()}
 
 

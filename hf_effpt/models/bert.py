@@ -1,6 +1,6 @@
 """BERT for efficient pre-training: stock modules and parameter names, and a head that sees masked positions only."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from transformers import (
     BertForSequenceClassification,
     BertForTokenClassification,
     BertModel,
+    PreTrainedModel,
 )
 from transformers.modeling_outputs import MaskedLMOutput
 
@@ -18,17 +19,37 @@ from hf_effpt.core.rows import receiver_of
 
 from .base import EffptMixin, isolate_documents
 from .configuration_effpt import EffptBertConfig
+from .pruned_bert import (
+    PrunedBertForMaskedLM,
+    PrunedBertForQuestionAnswering,
+    PrunedBertForSequenceClassification,
+    PrunedBertForTokenClassification,
+    PrunedBertModel,
+)
 from .sparse_layer import encode_at
 
 
-class EffptBertModel(EffptMixin, BertModel):
+class NarrowingMixin(EffptMixin):
+    """For the models that have a class for what they export to with narrower layers."""
+
+    exports_narrow = True
+    narrow_class: ClassVar[type[PreTrainedModel]]
+
+    @classmethod
+    def stock_class_of(cls, config: EffptBertConfig) -> type[PreTrainedModel]:
+        """The class that a model of this configuration exports to; a stock one unless its layers are narrower."""
+        return cls.stock_class if config.layer_widths is None else cls.narrow_class
+
+
+class EffptBertModel(NarrowingMixin, BertModel):
     """The encoder alone."""
 
     config_class = EffptBertConfig
     stock_class = BertModel
+    narrow_class = PrunedBertModel
 
 
-class EffptBertForMaskedLM(EffptMixin, BertForMaskedLM):
+class EffptBertForMaskedLM(NarrowingMixin, BertForMaskedLM):
     """BERT with a masked-language-modelling head that computes logits at masked positions only.
 
     B batch, L row length, D hidden size, M masked positions a row, N masked positions in all, V vocabulary.
@@ -36,6 +57,7 @@ class EffptBertForMaskedLM(EffptMixin, BertForMaskedLM):
 
     config_class = EffptBertConfig
     stock_class = BertForMaskedLM
+    narrow_class = PrunedBertForMaskedLM
     pretrains = True
     accepts_loss_kwargs = (
         True  # the loss honours `num_items_in_batch`, so accumulation gives the mean over the whole step
@@ -129,27 +151,30 @@ def _rows_of(labels_BL: Tensor, positions_BM: Tensor | None) -> Tensor:
     return torch.arange(len(positions_BM), device=positions_BM.device).repeat_interleave(positions_BM.shape[1])
 
 
-class EffptBertForSequenceClassification(EffptMixin, BertForSequenceClassification):
+class EffptBertForSequenceClassification(NarrowingMixin, BertForSequenceClassification):
     """BERT with a sequence classification head."""
 
     config_class = EffptBertConfig
     stock_class = BertForSequenceClassification
+    narrow_class = PrunedBertForSequenceClassification
     accepts_loss_kwargs = (
         False  # the stock loss is a micro-batch mean: the Trainer has to divide it by the accumulation
     )
 
 
-class EffptBertForTokenClassification(EffptMixin, BertForTokenClassification):
+class EffptBertForTokenClassification(NarrowingMixin, BertForTokenClassification):
     """BERT with a token classification head."""
 
     config_class = EffptBertConfig
     stock_class = BertForTokenClassification
+    narrow_class = PrunedBertForTokenClassification
     accepts_loss_kwargs = False
 
 
-class EffptBertForQuestionAnswering(EffptMixin, BertForQuestionAnswering):
+class EffptBertForQuestionAnswering(NarrowingMixin, BertForQuestionAnswering):
     """BERT with a span-extraction head for question answering."""
 
     config_class = EffptBertConfig
     stock_class = BertForQuestionAnswering
+    narrow_class = PrunedBertForQuestionAnswering
     accepts_loss_kwargs = False

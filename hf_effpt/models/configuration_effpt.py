@@ -5,7 +5,9 @@ from typing import ClassVar
 from huggingface_hub.dataclasses import strict
 from transformers import BertConfig
 
-LEDGER = ("methods", "layer_order", "events")
+from .pruned_bert import PrunedBertConfig
+
+LEDGER = ("methods", "layer_order", "events", "layer_widths")
 
 
 @strict
@@ -18,6 +20,8 @@ class EffptBertConfig(BertConfig):
         layer_order (`list[int]`, *optional*): indices of the layers that run at present, first to last; by default
             all.
         events (`list[dict]`, *optional*): how methods have changed the model so far, with the step of each change.
+        layer_widths (`list[list[int]]`, *optional*): number of attention heads and of feed-forward neurons of every
+            layer that is allocated; by default all have as many.
     """
 
     model_type = "effpt_bert"
@@ -26,15 +30,23 @@ class EffptBertConfig(BertConfig):
     methods: dict | None = None
     layer_order: list | None = None
     events: list | None = None
+    layer_widths: list | None = None
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         self.methods = {**self.default_methods, **(self.methods or {})}
+        self.__dict__.pop("auto_map", None)  # of a narrower model that is trained further; there is no code to save
 
     def stock(self) -> BertConfig:
-        """The stock configuration of the same model, without ledger, at its present depth."""
+        """The configuration of the model it exports to, without ledger, at its present depth.
+
+        A stock one, or with narrower layers a [`PrunedBertConfig`].
+        """
         own = {"model_type", "architectures", "transformers_version", *LEDGER}
         settings = {key: value for key, value in self.to_dict().items() if key not in own}
         if self.layer_order is not None:
             settings["num_hidden_layers"] = len(self.layer_order)
-        return BertConfig(**settings)
+        if self.layer_widths is None:
+            return BertConfig(**settings)
+        order = range(len(self.layer_widths)) if self.layer_order is None else self.layer_order
+        return PrunedBertConfig(**settings, layer_widths=[self.layer_widths[index] for index in order])

@@ -40,7 +40,7 @@ class EffptElectraConfig(ElectraConfig):
             with a discriminator.
         loss_weight (`float`, *optional*): of the discriminator's loss beside the generator's; by default 50 for a
             discriminator and 1 for a loss over the vocabulary.
-        methods, layer_order, events: as in [`EffptBertConfig`].
+        methods, layer_order, events, layer_widths: as in [`EffptBertConfig`].
 
     Raises:
         EffptError: for a generator wider than the discriminator, sizes that disagree with what the two share, or an
@@ -70,6 +70,7 @@ class EffptElectraConfig(ElectraConfig):
     methods: dict | None = None
     layer_order: list | None = None
     events: list | None = None
+    layer_widths: list | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -187,7 +188,7 @@ class McBertConfig(EffptElectraConfig):
             of the above".
         loss_weight (`float`, *optional*): of the model's loss beside the controller's; by default 50, and 5 for
             candidates at chosen positions (`official/projects/teams` of tensorflow/models).
-        generator, generator_dropout, methods, layer_order, events: as in [`EffptElectraConfig`].
+        generator, generator_dropout, methods, layer_order, events, layer_widths: as in [`EffptElectraConfig`].
 
     Raises:
         EffptError: as [`EffptElectraConfig`], and for a number of candidates that the vocabulary does not have.

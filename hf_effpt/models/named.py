@@ -9,6 +9,58 @@ from .configuration_effpt import EffptBertConfig
 
 
 @strict
+class CompressibleBertConfig(EffptBertConfig):
+    """Configuration of a BERT that is trained large and then compressed (Li et al., 2020)."""
+
+    model_type = "compressible_bert"
+    default_methods: ClassVar[dict[str, dict]] = {"compress": {}}
+
+
+class CompressibleBertModel(EffptBertModel):
+    """The encoder, trained large and then compressed."""
+
+    config_class = CompressibleBertConfig
+
+
+class CompressibleBertForMaskedLM(EffptBertForMaskedLM):
+    """BERT with a masked-language-modelling head, trained large and then compressed."""
+
+    config_class = CompressibleBertConfig
+
+
+class CompressibleBertForSequenceClassification(EffptBertForSequenceClassification):
+    """BERT with a sequence classification head, trained large and then compressed."""
+
+    config_class = CompressibleBertConfig
+
+
+@strict
+class EarlyBertConfig(EffptBertConfig):
+    """Configuration of a BERT of which a ticket is trained (Chen et al., 2021, EarlyBERT)."""
+
+    model_type = "early_bert"
+    default_methods: ClassVar[dict[str, dict]] = {"earlybert": {}}
+
+
+class EarlyBertModel(EffptBertModel):
+    """The encoder, of which a ticket is trained."""
+
+    config_class = EarlyBertConfig
+
+
+class EarlyBertForMaskedLM(EffptBertForMaskedLM):
+    """BERT with a masked-language-modelling head, of which a ticket is trained."""
+
+    config_class = EarlyBertConfig
+
+
+class EarlyBertForSequenceClassification(EffptBertForSequenceClassification):
+    """BERT with a sequence classification head, of which a ticket is trained."""
+
+    config_class = EarlyBertConfig
+
+
+@strict
 class LayerDropBertConfig(EffptBertConfig):
     """Configuration of a BERT trained with LayerDrop (Fan et al., 2020)."""
 
@@ -58,6 +110,32 @@ class LayerSkipBertForSequenceClassification(EffptBertForSequenceClassification)
     """BERT with a sequence classification head, trained with learned layer skipping."""
 
     config_class = LayerSkipBertConfig
+
+
+@strict
+class LotteryBertConfig(EffptBertConfig):
+    """Configuration of a BERT of which single weights are pruned in rounds (Chen et al., 2020, lottery tickets)."""
+
+    model_type = "lottery_bert"
+    default_methods: ClassVar[dict[str, dict]] = {"lottery": {}}
+
+
+class LotteryBertModel(EffptBertModel):
+    """The encoder, of which single weights are pruned."""
+
+    config_class = LotteryBertConfig
+
+
+class LotteryBertForMaskedLM(EffptBertForMaskedLM):
+    """BERT with a masked-language-modelling head, of which single weights are pruned."""
+
+    config_class = LotteryBertConfig
+
+
+class LotteryBertForSequenceClassification(EffptBertForSequenceClassification):
+    """BERT with a sequence classification head, of which single weights are pruned."""
+
+    config_class = LotteryBertConfig
 
 
 @strict

@@ -77,14 +77,17 @@ def layer_at(
         rows = positions_BM[:, None, :, None].expand(-1, -1, -1, attention_mask.shape[3])
         attention_mask = attention_mask.expand(len(positions_BM), -1, -1, -1).gather(2, rows)
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager_attention_forward)
-    mixed_BMHK, _ = attend(
-        attention,
-        heads(attention.query(wanted_BMD)),
-        heads(attention.key(hidden_BLD)),
-        heads(attention.value(hidden_BLD)),
-        attention_mask,
-        dropout=attention.dropout.p if attention.training else 0.0,
-        scaling=attention.scaling,
-    )
+    if attention.num_attention_heads:
+        mixed_BMHK, _ = attend(
+            attention,
+            heads(attention.query(wanted_BMD)),
+            heads(attention.key(hidden_BLD)),
+            heads(attention.value(hidden_BLD)),
+            attention_mask,
+            dropout=attention.dropout.p if attention.training else 0.0,
+            scaling=attention.scaling,
+        )
+    else:
+        mixed_BMHK = wanted_BMD.new_zeros(*wanted_BMD.shape[:2], 0, attention.attention_head_size)
     attended_BMD = layer.attention.output(mixed_BMHK.flatten(2), wanted_BMD)
     return layer.feed_forward_chunk(attended_BMD)

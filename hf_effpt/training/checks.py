@@ -7,6 +7,8 @@ from transformers import PreTrainedModel
 
 from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.method import Method
+from hf_effpt.core.width import ELEMENTWISE
 from hf_effpt.data.packing import PackedRows
 from hf_effpt.models.base import EffptMixin
 
@@ -103,4 +105,46 @@ def check_size(dataset: Any, batch: int) -> None:
         raise EffptError(
             f"The training data are {len(dataset)} rows, too few for one step of {batch}; use more text, shorter "
             "rows, or a smaller `per_device_train_batch_size` or `gradient_accumulation_steps`."
+        )
+
+
+def check_processes(methods: list[Method], processes: int) -> None:
+    """Checks that no method changes the set of parameters while several processes train it.
+
+    Raises:
+        EffptError: if one does: what keeps the processes' gradients equal cannot be told of it.
+    """
+    for method in methods:
+        if method.reshapes and processes > 1:
+            raise EffptError(
+                f"`{method.name}` cuts the model in mid-run, which {processes} processes cannot follow together; draw "
+                "the ticket in one process and start from its checkpoint, which several can then go on with."
+            )
+
+
+def check_steps(clock: Clock, methods: list[Method]) -> None:
+    """Checks that a budget of steps leaves some after what a method does in so many.
+
+    Raises:
+        EffptError: if it does not.
+    """
+    for method in methods:
+        if clock.unit == "steps" and method.least_steps >= clock.budget:
+            raise EffptError(
+                f"`{method.name}` may change the model until step {method.least_steps}, and the budget is "
+                f"{clock.budget:g} steps; allow it fewer, or give the run more."
+            )
+
+
+def check_optimizer(optimizer: Any, methods: list[Method]) -> None:
+    """Checks that an optimizer can follow a method that changes the set of parameters.
+
+    Raises:
+        EffptError: if it keeps lists of parameters of its own, or a state that cannot be cut along with them.
+    """
+    reshaping = [method.name for method in methods if method.reshapes]
+    if reshaping and not isinstance(optimizer, ELEMENTWISE):
+        raise EffptError(
+            f"`{reshaping[0]}` cuts parameters in mid-run, and `{type(optimizer).__name__}` cannot follow: it keeps "
+            "lists of parameters, or a state, that cannot be cut along with them. Use `training.optim: adamw_torch`."
         )

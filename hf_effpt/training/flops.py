@@ -24,10 +24,16 @@ def ghost_of(model: PreTrainedModel) -> PreTrainedModel:
     for module in ghost.modules():
         module.__dict__.pop("forward", None)  # what mixed precision wraps around it has no meaning without data
         module._compiled_call_impl = None
-        module._forward_hooks.clear()  # whoever watches the model shall not see the copy run
-        module._forward_pre_hooks.clear()
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            for key in [key for key, hook in hooks.items() if not _is_work(hook)]:
+                del hooks[key]  # whoever watches the model shall not see the copy run
     ghost.set_attn_implementation("eager")
     return ghost
+
+
+def _is_work(hook: Any) -> bool:
+    """Whether a hook computes a part of the step: it is a method of an object that says so."""
+    return getattr(getattr(hook, "__self__", None), "is_work", False)
 
 
 def _sizes(module: nn.Module) -> tuple[int, int]:
@@ -80,7 +86,8 @@ class FlopCounter:
         auxiliary = auxiliary_of(model.backbone)
         encoders = [model.backbone, *([] if auxiliary is None else [auxiliary])]
         sizes = (tuple(sorted(map(_sizes, running(encoder)))) for encoder in encoders)
-        return (*sizes, *(_sizes(module) for module in embeddings_of(model.backbone)))
+        also = (method.cost_signature(model.backbone) for method in model.methods)
+        return (*sizes, *(_sizes(module) for module in embeddings_of(model.backbone)), *also)
 
     @staticmethod
     def _measure(model: Any, batch: dict[str, Tensor], share: float | None) -> int:

@@ -3,6 +3,12 @@
 from .trainer import EffptTrainer
 
 
+class CompressTrainer(EffptTrainer):
+    """Trains a large model and compresses it on the way (Li et al., 2020)."""
+
+    method = "compress"
+
+
 class LayerDropTrainer(EffptTrainer):
     """Trains with LayerDrop (Fan et al., 2020)."""
 
@@ -13,6 +19,12 @@ class LayerSkipTrainer(EffptTrainer):
     """Trains with learned layer skipping (Wang et al., 2019); experimental."""
 
     method = "layerskip"
+
+
+class LotteryTrainer(EffptTrainer):
+    """Prunes single weights in rounds and rewinds the others (Frankle and Carbin, 2019); for research."""
+
+    method = "lottery"
 
 
 class StackingTrainer(EffptTrainer):

@@ -12,7 +12,7 @@ from hf_effpt.data.words import TrainingText
 
 
 def prepare_methods(model: Any, rows: Any, tokenizer: Any, seed: int) -> dict[str, float]:
-    """Has the methods that need it look through the text; the seconds that each has taken.
+    """Has the methods prepare the model for a run; the seconds that those have taken that look through the text.
 
     Raises:
         EffptError: if a method needs the text and there is none that it can read, or the text does not suit it.
@@ -20,6 +20,9 @@ def prepare_methods(model: Any, rows: Any, tokenizer: Any, seed: int) -> dict[st
     seconds = {}
     for method in model.methods:
         if type(method).prepare is Method.prepare or rows is None:
+            continue
+        if not method.reads_text:
+            method.prepare(model.backbone, None)
             continue
         if not model.pretrains:
             raise EffptError(

@@ -72,6 +72,7 @@ class ClockCallback(TrainerCallback, ExportableState):
                 changed |= method.advance(trainer.model.backbone, step, trainer.clock.fraction, run)
         trainer.charge_between_steps()
         if changed:
+            trainer.model.keep_snapshot()
             trainer.refresh_optimizer()
         if config.events is not events:
             renew(trainer.lr_scheduler)  # an event may ask for a second warm-up, and the schedule was read before it

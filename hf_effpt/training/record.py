@@ -13,7 +13,7 @@ import transformers
 import hf_effpt
 from hf_effpt.core.ledger import ledger_of
 from hf_effpt.core.objectives import objective_of
-from hf_effpt.models.base import pruning_of
+from hf_effpt.models.base import facts_of, pruning_of
 
 from .energy import energy_entry
 from .meters import PARTS
@@ -32,8 +32,7 @@ def run_record(trainer: "ExportingTrainer", exported: Any) -> dict[str, Any]:
         "model": {
             "objective": objective_of(model.config),
             "training_class": type(model).__name__,
-            "stock_class": type(exported).__name__,
-            "parameters": exported.num_parameters(),
+            **facts_of(exported),
         },
         "throughput": throughput(history),
         "costs": trainer.costs,

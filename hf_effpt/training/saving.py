@@ -97,6 +97,8 @@ class ExportingTrainer(Trainer):
                     exported.save_pretrained(folder / name)
                     if self.processing_class is not None:
                         self.processing_class.save_pretrained(folder / name)
+                for method in self.model.methods:
+                    method.leave(self.model.backbone, folder)
                 (folder / "run.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
                 model_card(record, self.hub_model_id).save(folder / "README.md")
         if self.args.push_to_hub and not _internal_call:

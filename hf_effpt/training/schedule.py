@@ -50,3 +50,18 @@ def renew(scheduler: LambdaLR) -> None:
     scheduler._last_lr = rates
     for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
+
+
+def set_paces(optimizer: Any, model: Any) -> None:
+    """Gives the parameters of each module with a `learning_rate`, such as gates, a group with that peak, undecayed.
+
+    A module without parameters keeps its group, so that groups are as many before and after they have gone.
+    """
+    for module in model.modules():
+        rate = getattr(module, "learning_rate", None)
+        if isinstance(rate, float):
+            own = list(module.parameters())
+            ids = {id(parameter) for parameter in own}
+            for group in optimizer.param_groups:
+                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in ids]
+            optimizer.add_param_group({"params": own, "lr": rate, "weight_decay": 0.0})

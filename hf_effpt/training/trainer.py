@@ -17,7 +17,7 @@ from transformers.trainer_utils import TrainOutput
 from hf_effpt.core.anatomy import layers_of
 from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.ledger import rewarmed
+from hf_effpt.core.ledger import let_go, rewarmed, span_of
 from hf_effpt.core.method import Method
 from hf_effpt.core.objectives import OBJECTIVES, objective_of
 from hf_effpt.data.masking import DataCollatorForMaskedLM
@@ -34,7 +34,7 @@ from .preparing import agreed, prepare_methods
 from .progress import ClockCallback, ClockProgress
 from .reference import ReferenceTimes
 from .reference_meter import ReferenceMeter
-from .schedule import clock_schedule
+from .schedule import clock_schedule, set_paces
 from .timekeeping import Timekeeper
 
 ENDLESS = 2**31 - 1  # the number of steps where the clock, not a count, ends the run
@@ -96,6 +96,7 @@ class EffptTrainer(ChargingTrainer):
         self.masking = inner if isinstance(inner, DataCollatorForMaskedLM) else None
         if self.masking is not None and self.masking.shares is None:
             self.masking.shares = OBJECTIVES[objective_of(model.config)].corruption
+        checks.check_processes(model.methods, args.world_size)
         self.preparation = prepare_methods(model, train_dataset, processing_class, args.seed)
         for method in model.methods:
             data_collator = method.wrap_collator(data_collator)
@@ -121,6 +122,7 @@ class EffptTrainer(ChargingTrainer):
         self.meter = StepMeter(self.args.device)
         self.counter = FlopCounter()
         self.begin(None)
+        checks.check_steps(self.clock, self.methods)
         self.callback_handler.callbacks.insert(0, ClockCallback(self))
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(ClockProgress(self))
@@ -158,6 +160,9 @@ class EffptTrainer(ChargingTrainer):
         else:
             self.begin(None)
             checks.check_left(self.clock, self.costs)
+            let_go(self.model.config)
+            if self.model.snapshot is not None:
+                self.model.snapshot.take(self.model)
         self.compile_model()
         with carbon.tracking(self.args, self.timekeeper):
             return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
@@ -193,8 +198,13 @@ class EffptTrainer(ChargingTrainer):
 
     @property
     def trained_share(self) -> float:
-        """How much is spent of what the budget left for training: what the learning rate and its warm-up follow."""
-        return (self.clock.fraction - self.prepaid) / (1 - self.prepaid) if self.prepaid < 1 else 1.0
+        """How much is spent of what the budget left for training: what the learning rate and its warm-up follow.
+
+        A method may have them run anew, in a part of the budget.
+        """
+        since, until = span_of(self.model.config)
+        since = max(since, self.prepaid)
+        return min(1.0, (self.clock.fraction - since) / (until - since)) if since < until else 1.0
 
     def _reference_meter(self) -> ReferenceMeter:
         if self.args.world_size > 1:
@@ -248,6 +258,19 @@ class EffptTrainer(ChargingTrainer):
         }
         names = super().get_decay_parameter_names(model)
         return [name for name in names if model.get_parameter(name) not in spared]
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """As in the stock Trainer; the parameters of modules with a `learning_rate` are in a group of their own.
+
+        Raises:
+            EffptError: if it could not follow a method that changes the set of parameters.
+        """
+        fresh = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if fresh:
+            checks.check_optimizer(optimizer, self.methods)
+            set_paces(optimizer, self.model)
+        return optimizer
 
     def refresh_optimizer(self) -> None:
         """Points the live optimizer at the model's present parameters; those that stayed keep their state."""

@@ -7,13 +7,21 @@ from hf_effpt.core.method import METHODS, build_methods
 from tests import tiny
 
 SETTINGS: dict[str, dict] = {
+    "compress": {"depth": 2, "at": 0.72, "rounds": 2},
+    "earlybert": {"max_search_steps": 0.15, "every": 1, "window": 2},
     "layerdrop": {"p": 0.4},
     "layerskip": {"target": 0.4},
+    "lottery": {"sparsity": 0.6, "rounds": 3},
     "stacking": {"depth": 1, "at": [0.3, 0.7]},
     "tnf": {"k": 2, "min_count": 5, "max_count": 7},
 }
 # What else a method can be asked to do, where it is another path through its code.
 VARIANTS: dict[str, dict[str, dict]] = {
+    "compress by importance": {"compress": {"depth": 3, "ffn_keep": 0.5, "at": 0.4, "rounds": 2, "until": 0.7}},
+    "compress by gates": {"compress": {"head_keep": 0.5, "ffn_keep": 0.5, "importance": "gates", "at": 0.5}},
+    "compress at random": {"compress": {"head_keep": 0.5, "depth": 2, "importance": "random", "at": 0.4}},
+    "earlybert, kept": {"earlybert": {"weights": "keep", "max_search_steps": 0.6, "every": 1, "epsilon": 0.0}},
+    "earlybert, by what the loss depends on": {"earlybert": {"ticket": "michel", "max_search_steps": 0.5}},
     "midas, state copied": {"stacking": {"operator": "midas", "at": [0.2, 0.4, 0.7], "optimizer_state": "copy"}},
     "interpolate, state reset": {
         "stacking": {"operator": "interpolate", "depth": [1, 2], "at": [0.3, 0.7], "optimizer_state": "reset"}
@@ -21,6 +29,9 @@ VARIANTS: dict[str, dict[str, dict]] = {
     "append_top": {"stacking": {"operator": "append_top", "depth": [1, 2], "at": [0.2, 0.45], "joint_at": 0.8}},
     "ligo_depth": {"stacking": {"operator": "ligo_depth", "depth": 2, "at": [0.5]}},
     "by slope": {"stacking": {"depth": 2, "at": [0.6], "slope": -0.05}},
+    "lottery, rewound to later": {"lottery": {"rounds": 2, "rewind_to": 1, "criterion": "magnitude_increase"}},
+    "lottery at random": {"lottery": {"rounds": 2, "criterion": "random", "signs": "random_sign"}},
+    "supermask": {"lottery": {"learn": "supermask", "signs": "keep_sign", "rescale": True}},
     "pld": {"layerdrop": {"p": 0.8, "rate": "pld", "heads": 0.3}},
     "progressive": {"layerdrop": {"p": 0.5, "rate": "progressive", "group": 1}},
 }

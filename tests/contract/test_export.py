@@ -41,6 +41,8 @@ def runs(tmp_path_factory):
                 trainer.add_callback(tiny.StopAfter(4))
             trainer.train()
             trainer.save_model()
+            if trainer.model.config.layer_widths:  # with code of its own; a stock model is dense
+                trainer.model.export(dense=True).save_pretrained(folder)
             model = trainer.model.eval()
             ids = torch.randint(5, tiny.VOCAB, (3, tiny.LENGTH))
             with torch.no_grad():

@@ -35,6 +35,7 @@ def check_resumption(tmp_path, ledger, at, dropout):
         assert torch.equal(weight, dict(resumed.model.named_parameters())[name]), name
     assert resumed.model.config.events == straight.model.config.events
     assert resumed.model.config.layer_order == straight.model.config.layer_order
+    assert resumed.model.config.layer_widths == straight.model.config.layer_widths
     assert resumed.clock.tokens == straight.clock.tokens >= 8 * 2 * 4 * tiny.LENGTH
     assert resumed.clock.flops == straight.clock.flops
     losses = {entry["step"]: entry["loss"] for entry in straight.state.log_history if "loss" in entry}

@@ -33,7 +33,10 @@ def test_examples_are_short():
         assert len(script.read_text().splitlines()) <= 60, script.name
 
 
-@pytest.mark.parametrize("script", ["01_pretrain.py", "02_layerdrop.py", "03_stacking.py", "11_layerskip.py"])
+@pytest.mark.parametrize(
+    "script",
+    ["01_pretrain.py", "02_layerdrop.py", "03_stacking.py", "11_layerskip.py", "13_earlybert.py", "15_compress.py"],
+)
 def test_training_examples(corpus, tmp_path, script):
     done = run(script, corpus, "--budget", "8steps", "--vocab_size", "256", "--out", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -50,6 +53,11 @@ def test_training_examples(corpus, tmp_path, script):
     if script == "11_layerskip.py":
         assert "of rows and gated layers ran" in done.stdout
         assert "with all layers" in done.stdout
+    if script == "13_earlybert.py":
+        assert "Step 2: heads and neurons of the layers are [[3, " in done.stdout
+        assert (tmp_path / "run" / "ticket.json").is_file()
+    if script == "15_compress.py":
+        assert "cut to 3 layers of 2 heads and 256 neurons by michel" in done.stdout
     if script == "01_pretrain.py":
         task = run("make_task.py", "task.jsonl", "--dataset", corpus, cwd=tmp_path)
         assert task.returncode == 0, task.stderr
@@ -63,6 +71,15 @@ def test_training_examples(corpus, tmp_path, script):
         plotted = run("05_plot_loss.py", "run", cwd=tmp_path)
         assert plotted.returncode == 0, plotted.stderr
         assert (tmp_path / "run" / "loss.png").stat().st_size > 5000
+
+
+def test_lottery_example(corpus, tmp_path):
+    done = run("14_lottery.py", corpus, "--budget", "6steps", "--vocab_size", "256", "--out", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "50% of the weights are zero" in done.stdout
+    assert "with the same zeros" in done.stdout
+    for name in ("model.safetensors", "ticket.safetensors", "retrained/model.safetensors"):
+        assert (tmp_path / "run" / name).is_file(), name
 
 
 @pytest.mark.parametrize(
@@ -125,6 +142,27 @@ def test_comparison_example(corpus, tmp_path):
     again = run("07_compare.py", *words, cwd=tmp_path)  # all runs are done: only the report is made
     assert again.returncode == 0, again.stderr
     assert json.loads((tmp_path / "r" / "report.json").read_text())["arms"] == report["arms"]
+
+
+@pytest.mark.slow
+def test_compressed_comparison(corpus, tmp_path):
+    recipe = {
+        "model": {"num_hidden_layers": 4, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128},
+        "data": {"dataset": str(corpus), "sequence_length": 64, "vocab_size": 256, "validation": 0.05},
+        "training": {"output_dir": "out", "per_device_train_batch_size": 8},
+    }
+    (tmp_path / "large.yaml").write_text(json.dumps(recipe))  # JSON is YAML
+    cut = ["--depth", "2", "--head_keep", "0.5", "--ffn_keep", "0.5"]
+    words = ["large.yaml", *cut, "--budget", "8steps", "--seeds", "0", "--out", "r"]
+    done = run("compare_compressed.py", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    models = json.loads((tmp_path / "r" / "frontier.json").read_text())["models"]
+    assert list(models) == ["compressed", "random", "small", "large", "large, with zeros", "large, int8"]
+    sizes = {name: models[name]["parameters"]["mean"] for name in models}
+    assert sizes["compressed"] == sizes["random"] == sizes["small"] == sizes["large, with zeros"] < sizes["large"]
+    assert models["large, int8"]["bytes"]["mean"] < models["large"]["bytes"]["mean"]
+    assert [name for name in models if "latency_32" in models[name]] == ["compressed", "random", "small", "large"]
+    assert (tmp_path / "r" / "frontier.png").stat().st_size > 5000
 
 
 @pytest.mark.slow

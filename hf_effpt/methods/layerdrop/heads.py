@@ -38,8 +38,9 @@ def set_heads(stack: LayerStack, p: float, step: int, seed: int) -> None:
     heads = [output.in_features // size for output, size in zip(outputs, sizes, strict=True)]
     for output, size, kept in zip(outputs, sizes, draw_heads(p, heads, step, seed), strict=True):
         if not hasattr(output, MASK):
-            output.register_buffer(MASK, torch.ones_like(output.weight[0]), persistent=False)
             output.register_forward_pre_hook(_mask)
+        if len(getattr(output, MASK, ())) != output.in_features:  # there is none, or heads have been cut away since
+            output.register_buffer(MASK, torch.ones_like(output.weight[0]), persistent=False)
         getattr(output, MASK).copy_(torch.from_numpy(np.repeat(kept, size)))
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from hf_effpt.core.anatomy import is_pre_norm
 from hf_effpt.core.depth import flatten, stack_of
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.method import Method, Paper, start_after
+from hf_effpt.core.method import Method, Paper, end_before, start_after
 
 from .heads import remove_heads, set_heads
 from .scaling import Scales
@@ -84,10 +84,15 @@ class LayerDrop(Method):
             raise EffptError(f"`layerdrop.group` is a number of layers, at least 1, not {self.group!r}.")
         if not 0.0 <= self.heads < 1.0:
             raise EffptError(f"`layerdrop.heads` must be in [0, 1), not {self.heads}: at 1 no head would ever train.")
-        self._start = self.after or 0.0
+        self._start, self._end = self.after or 0.0, 1.0
 
     def bind(self, config: Any, others: Mapping[str, Method]) -> None:
-        self._start = start_after(self.name, self.after, others)
+        self._start, self._end = start_after(self.name, self.after, others), end_before(self.name, others)
+        if self._start >= self._end:
+            raise EffptError(
+                f"`layerdrop` would run from {self._start} of the clock, but it has to end at {self._end}, before the "
+                "model is cut; set `layerdrop.after` earlier, have the model grow earlier or be cut later."
+            )
         if config is not None:
             self._check_depth(config.num_hidden_layers)
             if self.scaling != "none" and not is_pre_norm(config):
@@ -120,8 +125,8 @@ class LayerDrop(Method):
 
     def schedule(self, backbone: nn.Module, step: int, fraction: float, seed: int) -> None:
         stack = stack_of(backbone)
-        progress = (fraction - self._start) / (1.0 - self._start)
-        started = progress >= 0.0
+        progress = (fraction - self._start) / (self._end - self._start)
+        started = progress >= 0.0 and (fraction < self._end or self._end == 1.0)
         skipped = self.draw(len(stack.order), step, seed, progress) if started else frozenset()
         stack.dropped = frozenset(stack.order[position] for position in skipped)
         if self.scaling != "none":

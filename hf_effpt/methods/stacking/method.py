@@ -12,7 +12,7 @@ from hf_effpt.core.anatomy import auxiliary_of, embeddings_of, is_pre_norm
 from hf_effpt.core.depth import LayerStack, flatten, set_order, stack_of
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.ledger import record
-from hf_effpt.core.method import Method, Paper, Run
+from hf_effpt.core.method import Method, Paper, Run, has_lost_layers
 
 from . import slope
 from .freezing import hold, release
@@ -65,6 +65,7 @@ class Stacking(Method):
     """
 
     name: ClassVar[str] = "stacking"
+    settles: ClassVar[int] = 1
     summary: ClassVar[str] = "Trains a shallow model first and grows it by copies of its layers."
     paper: ClassVar[Paper] = Paper(
         title="Efficient Training of BERT by Progressively Stacking",
@@ -200,8 +201,8 @@ class Stacking(Method):
 
     def advance(self, backbone: Any, step: int, fraction: float, run: Run | None = None) -> bool:
         stack = stack_of(backbone)
-        if fraction >= 1.0:
-            return False  # nothing would train what is added now
+        if fraction >= 1.0 or has_lost_layers(backbone.config):
+            return False  # nothing would train what is added now, or what is missing has been cut away
         stages, at = self.depths(len(stack)), self.fractions(len(stack))
         reached = sum(fraction >= growth for growth in at)
         if self._has_slowed(backbone, step, run):

@@ -56,6 +56,7 @@ class TNF(Method):
     """
 
     name: ClassVar[str] = "tnf"
+    reads_text: ClassVar[bool] = True
     summary: ClassVar[str] = "Blends notes of the contexts of rare words into their embeddings; the export has none."
     paper: ClassVar[Paper] = Paper(
         title="Taking Notes on the Fly Helps Language Pre-Training",

@@ -25,8 +25,11 @@ PAIRS = [
     (family, part)
     for family in (
         "EffptBert",
+        "CompressibleBert",
+        "EarlyBert",
         "LayerDropBert",
         "LayerSkipBert",
+        "LotteryBert",
         "StackableBert",
         "TNFBert",
         "EffptElectra",
@@ -50,8 +53,10 @@ def test_auto_classes_find_what_was_saved(tmp_path, family, part):
 
 
 def test_named_configurations_switch_their_method_on():
+    assert hf_effpt.EarlyBertConfig().methods == {"earlybert": {}}
     assert hf_effpt.LayerDropBertConfig().methods == {"layerdrop": {}}
     assert hf_effpt.LayerSkipBertConfig().methods == {"layerskip": {}}
+    assert hf_effpt.LotteryBertConfig().methods == {"lottery": {}}
     assert hf_effpt.StackableBertConfig(num_hidden_layers=12).methods == {"stacking": {}}
     assert hf_effpt.TNFBertConfig().methods == {"tnf": {}}
     both = hf_effpt.StackableBertConfig(methods={"layerdrop": {"p": 0.1}})

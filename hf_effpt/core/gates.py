@@ -1,0 +1,176 @@
+"""Gates on attention heads and feed-forward neurons: numbers that what they add to a layer is multiplied by.
+
+They act on the weights that mix heads and neurons, W_o and W_2, column by column, which is the same as on the outputs
+and stores no further activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .anatomy import attention_of, feed_forward_of, layers_of
+from .width import widths_of
+
+NAME = "width_gates"  # of the attribute of the backbone
+
+
+class GatedLinear(nn.Linear):
+    """A linear map whose inputs are gated in groups; the class that [`WidthGates`] gives to the stock modules."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        gates: WidthGates = self.__dict__["gates"]
+        return nn.functional.linear(input, gates.gated(self) if gates.on else self.weight, self.bias)
+
+
+class WidthGates(nn.Module):
+    """Gates of all layers of a backbone, one for each head and one for each neuron, all 1 at the start.
+
+    They are in fp32 whatever the model is cast to, have no weight decay, and may have a learning rate of their own.
+    While they are not `on`, the backbone is the stock one.
+
+    Args:
+        backbone: the encoder; [`attach`] puts them in.
+        learning_rate (`float`, *optional*): the peak of theirs, by default the run's.
+    """
+
+    no_weight_decay = True
+
+    def __init__(self, backbone: Any, learning_rate: float | None = None) -> None:
+        super().__init__()
+        self.learning_rate, self.on = learning_rate, False
+        device = next(backbone.parameters()).device
+        widths = widths_of(backbone)
+
+        def ones(sizes: list[int]) -> nn.ParameterList:
+            return nn.ParameterList(nn.Parameter(torch.ones(size, device=device)) for size in sizes)
+
+        self.heads = ones([heads for heads, _ in widths])  # of layer i of shape (heads,)
+        self.neurons = ones([neurons for _, neurons in widths])  # of layer i of shape (neurons,)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> WidthGates:
+        def keeps_precision(tensor: Tensor) -> Tensor:
+            new = fn(tensor)
+            return new if new.dtype == tensor.dtype else tensor.to(new.device)
+
+        return super()._apply(keeps_precision, recurse)
+
+    def draw_missing(self) -> None:
+        """Opens the gates that the weights to load had not."""
+        for gate in self.parameters():
+            if not getattr(gate, "_is_hf_initialized", False) and not gate.is_meta:
+                nn.init.ones_(gate)
+
+    def attach(self, backbone: Any) -> None:
+        """Makes the gates part of `backbone`."""
+        setattr(backbone, NAME, self)
+        for index, layer in enumerate(layers_of(backbone).children() if len(self.heads) else ()):
+            output, down = attention_of(layer).output, feed_forward_of(layer).down
+            for linear, kind in ((output, "heads"), (down, "neurons")):
+                linear.__class__ = GatedLinear
+                linear.__dict__.update(gates=self, gated=(kind, index))
+
+    def detach(self, backbone: Any) -> None:
+        """Takes the gates out again, as if all of them were 1."""
+        delattr(backbone, NAME)
+        for layer in layers_of(backbone).children():
+            for linear in (attention_of(layer).output, feed_forward_of(layer).down):
+                linear.__class__ = nn.Linear
+                for name in ("gates", "gated"):
+                    linear.__dict__.pop(name, None)
+
+    def gated(self, linear: nn.Linear) -> Tensor:
+        """The weights of a gated module, times its gates."""
+        kind, index = linear.__dict__["gated"]
+        gate = getattr(self, kind)[index]
+        weight = linear.weight
+        return (weight * gate.repeat_interleave(weight.shape[1] // len(gate)) if len(gate) else weight).to(
+            weight.dtype
+        )
+
+    @torch.no_grad()
+    def fold(self, backbone: Any) -> None:
+        """Multiplies the gates into the weights, and opens them: the function stays the same."""
+        for layer in layers_of(backbone).children():
+            for linear in (attention_of(layer).output, feed_forward_of(layer).down):
+                linear.weight.copy_(self.gated(linear))
+        for gate in self.parameters():
+            gate.fill_(1.0)
+
+    def retire(self, backbone: Any) -> None:
+        """Leaves no gates, but a module that still has its group of parameters in the optimizer."""
+        if gates_of(backbone) is self:
+            self.detach(backbone)
+        self.heads, self.neurons, self.on = nn.ParameterList(), nn.ParameterList(), False
+        self.attach(backbone)
+
+
+def gates_of(backbone: Any) -> WidthGates | None:
+    """The gates of `backbone`, if it has any, retired or not."""
+    return getattr(backbone, NAME, None)
+
+
+Scores = tuple[list[Tensor], list[Tensor]]  # of the heads and the neurons of every layer
+
+
+def importance(
+    backbone: Any,
+    losses: Iterator[Mapping[str, Tensor]],
+    loss_of: Callable[[Mapping[str, Tensor]], Tensor],
+    learning: Callable[[Mapping[str, Tensor]], AbstractContextManager],
+) -> Scores:
+    """How much the loss would change with each head and neuron: |dL/dgate|, mean over batches (Michel et al., 2019).
+
+    Those of heads are divided by their L2 norm in each layer. Weights and their gradients stay as they are.
+
+    Args:
+        backbone: the encoder, with [`WidthGates`] or without.
+        losses (`Iterator[Mapping[str, Tensor]]`): batches.
+        loss_of (`Callable`): the loss of a batch, a scalar.
+        learning (`Callable`): the context to compute it in.
+    """
+    with opened(backbone) as gates:
+        ours = list(gates.parameters())
+        sums = [torch.zeros_like(gate) for gate in ours]
+        for batch in losses:
+            with learning(batch):
+                found = torch.autograd.grad(loss_of(batch), ours, allow_unused=True)
+            for total, gradient in zip(sums, found, strict=True):
+                if gradient is not None:
+                    total += gradient.abs()
+        number = len(gates.heads)
+        heads = [total / total.norm().clamp(min=1e-12) for total in sums[:number]]
+        return heads, sums[number:]
+
+
+@contextmanager
+def opened(backbone: Any) -> Iterator[WidthGates]:
+    """Gates that are on and all 1, in place of those of `backbone` if it has any."""
+    own = gates_of(backbone)
+    gates = WidthGates(backbone)
+    gates.on = True
+    gates.attach(backbone)
+    try:
+        yield gates
+    finally:
+        gates.detach(backbone)
+        if own is not None:
+            own.attach(backbone)
+
+
+@torch.no_grad()
+def magnitude(backbone: Any) -> Scores:
+    """The L2 norm of the weights of each head and neuron."""
+    heads, neurons = [], []
+    for layer in layers_of(backbone).children():
+        attention, block = attention_of(layer), feed_forward_of(layer)
+        rows = [projection.weight.float() for projection in (attention.query, attention.key, attention.value)]
+        square = sum(row.square().sum(dim=1) for row in rows) + attention.output.weight.float().square().sum(dim=0)
+        heads.append(square.unflatten(0, (-1, attention.head_size)).sum(dim=1).sqrt())
+        square = block.up.weight.float().square().sum(dim=1) + block.down.weight.float().square().sum(dim=0)
+        neurons.append(square.sqrt())
+    return heads, neurons

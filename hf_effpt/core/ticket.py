@@ -1,0 +1,152 @@
+"""A ticket: which attention heads and feed-forward neurons of every layer are kept."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import EffptError
+
+ALIGNED = 64  # what widths are rounded to, so that matrix products of a GPU are whole tiles
+LEAST = 8  # where layers are too narrow for that
+NARROW = 512  # neurons of a layer, from which on they are not
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """A subnetwork of whole heads and neurons.
+
+    Args:
+        heads (`tuple[tuple[int, ...], ...]`): for every layer the indices of the heads it keeps, rising.
+        neurons (`tuple[tuple[int, ...], ...]`): for every layer the indices of its feed-forward neurons, rising.
+        shape (`tuple[tuple[int, int], ...]`): heads and neurons of the layers it was drawn from.
+        drawn_by (`dict[str, Any]`, *optional*): how, as a record.
+    """
+
+    heads: tuple[tuple[int, ...], ...]
+    neurons: tuple[tuple[int, ...], ...]
+    shape: tuple[tuple[int, int], ...]
+    drawn_by: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def widths(self) -> list[list[int]]:
+        """How many heads and neurons each layer keeps."""
+        return [[len(heads), len(neurons)] for heads, neurons in zip(self.heads, self.neurons, strict=True)]
+
+    def check(self, widths: Sequence[Sequence[int]]) -> None:
+        """Checks that the ticket is one of layers with so many heads and neurons.
+
+        Raises:
+            EffptError: if it is not.
+        """
+        if [list(layer) for layer in self.shape] != [list(layer) for layer in widths]:
+            raise EffptError(
+                f"The ticket was drawn from layers of {_words(self.shape)}, and the model has {_words(widths)}; draw "
+                "one with a model of this shape, or train the shape it was drawn from."
+            )
+
+    def save(self, path: str | os.PathLike) -> Path:
+        """Writes the ticket into a JSON file."""
+        path = Path(path)
+        content = {"heads": self.heads, "neurons": self.neurons, "shape": self.shape, "drawn_by": self.drawn_by}
+        path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        return path
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Ticket":
+        """Reads a ticket that `save` has written.
+
+        Raises:
+            EffptError: if there is none.
+        """
+        try:
+            read = json.loads(Path(path).read_text(encoding="utf-8"))
+            parts = {name: tuple(tuple(map(int, layer)) for layer in read[name]) for name in ("heads", "neurons")}
+            shape = tuple((int(heads), int(neurons)) for heads, neurons in read["shape"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise EffptError(
+                f"{path} holds no ticket ({error}); name a file that `Ticket.save` has written."
+            ) from error
+        return cls(**parts, shape=shape, drawn_by=read.get("drawn_by") or {})
+
+
+def _words(widths: Sequence[Sequence[int]]) -> str:
+    """Heads and neurons of layers in a few words."""
+    kinds = sorted({tuple(layer) for layer in widths})
+    return f"{len(widths)} times " + " or ".join(f"{heads} heads and {neurons} neurons" for heads, neurons in kinds)
+
+
+def draw(head_scores: Sequence[Tensor], neuron_scores: Sequence[Tensor], heads: int, neurons: int) -> Ticket:
+    """The ticket of the heads and neurons with the highest scores; of equals, those that come first.
+
+    Args:
+        head_scores (`Sequence[Tensor]`): for each layer, of shape `(heads,)`; they are ranked within the layer.
+        neuron_scores (`Sequence[Tensor]`): for each layer, of shape `(neurons,)`; they are ranked over all layers,
+            and then each layer's number is rounded to a multiple of 64 (of 8 in narrow layers, of 1 in those that are
+            no multiple of it), with the total kept.
+        heads (`int`): to keep in each layer.
+        neurons (`int`): to keep in all layers together.
+    """
+    sizes = [len(scores) for scores in neuron_scores]
+    ranked = _first(torch.cat([scores.flatten() for scores in neuron_scores]), neurons)
+    layer_of = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    wanted = torch.bincount(layer_of[ranked], minlength=len(sizes)).tolist()
+    return draw_widths(head_scores, neuron_scores, [(heads, kept) for kept in round_widths(wanted, sizes)])
+
+
+def draw_widths(
+    head_scores: Sequence[Tensor], neuron_scores: Sequence[Tensor], widths: Sequence[Sequence[int]]
+) -> Ticket:
+    """The ticket of the heads and neurons with the highest scores in their layer, which keeps so many of each.
+
+    Args:
+        head_scores, neuron_scores (`Sequence[Tensor]`): for each layer, of shape `(heads,)` and `(neurons,)`.
+        widths (`Sequence[Sequence[int]]`): heads and neurons that each layer keeps.
+    """
+    kept = [
+        (_first(of_heads, heads), _first(of_neurons, neurons))
+        for of_heads, of_neurons, (heads, neurons) in zip(head_scores, neuron_scores, widths, strict=True)
+    ]
+    return Ticket(
+        heads=tuple(tuple(sorted(heads.tolist())) for heads, _ in kept),
+        neurons=tuple(tuple(sorted(neurons.tolist())) for _, neurons in kept),
+        shape=tuple((len(of_heads), len(of)) for of_heads, of in zip(head_scores, neuron_scores, strict=True)),
+    )
+
+
+def _first(scores: Tensor, number: int) -> Tensor:
+    """The indices of the highest scores: exactly `number`, whatever is equal."""
+    return scores.detach().float().cpu().argsort(descending=True, stable=True)[:number]
+
+
+def unit_of(neurons: int) -> int:
+    """What the number of neurons a layer keeps is rounded to, of so many."""
+    unit = ALIGNED if neurons >= NARROW else LEAST
+    return unit if neurons % unit == 0 else 1
+
+
+def round_widths(wanted: Sequence[int], sizes: Sequence[int]) -> list[int]:
+    """Numbers of neurons near those wanted, each a multiple of the unit and at least one of it.
+
+    Rounded by the largest remainder: the total is what is wanted, to the nearest multiple.
+
+    Args:
+        wanted (`Sequence[int]`): number of neurons of each layer.
+        sizes (`Sequence[int]`): the most that it can have.
+    """
+    unit = max(1, min(unit_of(size) for size in sizes))
+    most = [size // unit for size in sizes]
+    exact = [number / unit for number in wanted]
+    total = max(len(sizes), min(sum(most), round(sum(wanted) / unit)))
+    units = [min(limit, max(1, int(number))) for number, limit in zip(exact, most, strict=True)]
+    while sum(units) != total:
+        step = 1 if sum(units) < total else -1
+        # The layer that is farthest on the other side of what it should have, and can still move.
+        movable = [i for i, count in enumerate(units) if (count < most[i] if step > 0 else count > 1)]
+        units[max(movable, key=lambda i: (step * (exact[i] - units[i]), -i))] += step
+    return [count * unit for count in units]

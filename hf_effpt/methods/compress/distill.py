@@ -1,0 +1,172 @@
+"""The teacher of a compressed model: the large one as it was right before the first cut.
+
+B batch, L row length, D hidden size.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from hf_effpt.core.anatomy import embeddings_of, layers_of, pooler_of
+from hf_effpt.core.depth import stack_of
+from hf_effpt.core.gates import GatedLinear
+from hf_effpt.core.ledger import let_go
+from hf_effpt.core.width import resize, widths_of
+
+NAME = "teacher"  # of the attribute of the backbone, and of what its event says: the widths of the teacher's layers
+FOR_USERS = ("output_hidden_states", "output_attentions")  # what a caller asks of the backbone besides
+
+
+class Teacher(nn.Module):
+    """The encoder that a backbone was; in training the last hidden states of the two are compared.
+
+    It is a part of the backbone, so that checkpoints have it, but does not learn: its weights are buffers. It always
+    runs as in evaluation, without notes or dropped layers.
+
+    Args:
+        backbone: the encoder that learns.
+        widths (`Sequence[Sequence[int]]`): heads and neurons of each of the teacher's layers.
+    """
+
+    is_work: ClassVar[bool] = True  # its hook is no onlooker: FLOPs are counted with it
+
+    def __init__(self, backbone: Any, widths: Sequence[Sequence[int]]) -> None:
+        super().__init__()
+        self.encoder: Any = _stock_encoder(backbone, widths).eval()
+        self.term: Tensor | None = None  # of the last forward, until somebody takes it
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "term": None}  # a copy of the model has had no forward, and graphs cannot be copied
+
+    def train(self, mode: bool = True) -> "Teacher":
+        return super().train(False)
+
+    def attach(self, backbone: Any) -> None:
+        """Makes this the teacher of `backbone`, whose last layer then computes all positions in training."""
+        setattr(backbone, NAME, self)
+        self._handle = backbone.register_forward_hook(self.compare, with_kwargs=True)
+        stack_of(backbone).read_whole = True
+
+    def detach(self, backbone: Any) -> None:
+        """Takes the teacher out of `backbone`; another may still read all positions."""
+        self._handle.remove()
+        delattr(backbone, NAME)
+
+    @torch.no_grad()
+    def learn_all(self, backbone: Any) -> None:
+        """Takes the weights of the layers of `backbone` that run, gates folded in."""
+        own = [*embeddings_of(self.encoder), *layers_of(self.encoder).children()]
+        layers = stack_of(backbone)
+        for part, theirs in zip(own, [*embeddings_of(backbone), *(layers[i] for i in layers.order)], strict=True):
+            _copy_tensors(part, theirs)
+
+    def compare(self, backbone: Any, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        """Compares the outputs of `backbone` with the teacher's on the same inputs, in the same precision."""
+        if not backbone.training:
+            return
+        kwargs = {name: value for name, value in kwargs.items() if name not in FOR_USERS}
+        with torch.no_grad():
+            wanted_BLD = self.encoder(*args, **kwargs)[0]
+        ids_BL = args[0] if args else kwargs.get("input_ids")
+        mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
+        self.term = distance(
+            output[0], wanted_BLD, real_tokens(wanted_BLD, ids_BL, mask, backbone.config.pad_token_id)
+        )
+
+    def take(self) -> Tensor | None:
+        """The term of the last forward in training, once."""
+        term, self.term = self.term, None
+        return term
+
+
+def distance(hidden_BLD: Tensor, wanted_BLD: Tensor, real_BL: Tensor) -> Tensor:
+    """The mean squared difference of hidden states at real tokens, in fp32."""
+    squared_BL = (hidden_BLD.float() - wanted_BLD.float()).square().mean(dim=2)
+    return (squared_BL * real_BL).sum() / real_BL.sum().clamp(min=1)
+
+
+def real_tokens(hidden_BLD: Tensor, ids_BL: Tensor | None, mask: Tensor | None, pad: int | None) -> Tensor:
+    """Where a batch has tokens and no padding, of shape `(batch_size, sequence_length)`.
+
+    Args:
+        ids_BL (`Tensor` of shape `(batch_size, sequence_length)`, *optional*): what is not `pad` is a token.
+        mask (`Tensor`, *optional*): of shape `(batch_size, sequence_length)` it says where there are tokens; one of
+            another shape only says which of them see each other.
+    """
+    real_BL = torch.ones(hidden_BLD.shape[:2], dtype=torch.bool, device=hidden_BLD.device)
+    if ids_BL is not None and pad is not None:
+        real_BL = real_BL & (ids_BL != pad)
+    return real_BL & mask.bool() if mask is not None and mask.ndim == 2 else real_BL
+
+
+def teach(backbone: Any) -> list[list[int]]:
+    """Makes what `backbone` is now its teacher; returns the teacher's widths, by which it is built again."""
+    every = widths_of(backbone)
+    widths = [every[index] for index in stack_of(backbone).order]
+    teacher = Teacher(backbone, widths)
+    teacher.learn_all(backbone)
+    teacher.attach(backbone)
+    return widths
+
+
+def teach_again(backbone: Any) -> None:
+    """Gives a new `backbone` the teacher that its configuration tells of; its weights are still to be loaded."""
+    for event in reversed(backbone.config.events or []):
+        if NAME in event:
+            Teacher(backbone, event[NAME]).attach(backbone)
+            return
+
+
+def teacher_of(backbone: Any) -> Teacher | None:
+    """The teacher of `backbone`, if it has one."""
+    return getattr(backbone, NAME, None)
+
+
+def dismiss(backbone: Any) -> None:
+    """Leaves nothing of a teacher, in `backbone` or in its configuration."""
+    if (teacher := teacher_of(backbone)) is not None:
+        teacher.detach(backbone)
+        let_go(backbone.config, (NAME,))
+
+
+def _stock_encoder(backbone: Any, widths: Sequence[Sequence[int]]) -> nn.Module:
+    """A stock encoder with layers of such widths, all its tensors buffers, and zeros unless they are constants."""
+    config = copy.deepcopy(backbone.config)
+    config.num_hidden_layers, config.layer_order, config.layer_widths = len(widths), None, None
+    # A backbone is a stock encoder with other layers, or of a class that tells which one it stands for.
+    stock_class = getattr(type(backbone), "stock_class", type(backbone))
+    with torch.device("meta"):
+        encoder: Any = stock_class(config)
+    if pooler_of(encoder) is not None:
+        encoder.pooler = None
+    if widths_of(encoder) != [list(layer) for layer in widths]:
+        resize(encoder, widths)
+    like = next(backbone.parameters())
+    for module in encoder.modules():
+        for name, parameter in [*module.named_parameters(recurse=False)]:
+            delattr(module, name)
+            module.register_buffer(name, torch.zeros(parameter.shape, dtype=like.dtype, device=like.device))
+    for part, theirs in zip(embeddings_of(encoder), embeddings_of(backbone), strict=True):
+        _copy_tensors(part, theirs, constants=True)
+    return encoder
+
+
+def _copy_tensors(part: nn.Module, theirs: nn.Module, constants: bool = False) -> None:
+    """Copies the tensors of a module into one of the same shape; of the `constants` only, if so asked.
+
+    Constants, such as the numbers of positions, are what no checkpoint holds.
+    """
+    for path, module in part.named_modules():
+        source: Any = theirs.get_submodule(path)
+        for name in [*module._buffers]:
+            if constants and name not in module._non_persistent_buffers_set:
+                continue
+            tensor = getattr(source, name)
+            if isinstance(source, GatedLinear) and name == "weight":
+                tensor = source.__dict__["gates"].gated(source)
+            elif isinstance(source, nn.Embedding):  # the table may add to what it holds
+                tensor = source(torch.arange(len(tensor), device=tensor.device))
+            module._buffers[name] = tensor.detach().clone()

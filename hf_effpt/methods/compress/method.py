@@ -1,0 +1,317 @@
+"""Train large, then compress: a large model is stopped early, cut, and trained on when cut (Li et al., 2020)."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hf_effpt.core.depth import flatten, set_order, stack_of
+from hf_effpt.core.errors import EffptError
+from hf_effpt.core.gates import NAME, Scores, WidthGates, magnitude
+from hf_effpt.core.ledger import record
+from hf_effpt.core.method import Method, Paper, Run, start_after
+from hf_effpt.core.ticket import Ticket, unit_of
+from hf_effpt.core.width import cut_state, cut_width
+
+from .distill import NAME as TEACHER
+from .distill import dismiss, teach, teach_again, teacher_of
+from .plan import Size, cut_at, size_after, thinned
+from .scores import at_random, michel, sizes_of, ticket_of
+
+Importance = Literal["michel", "gates", "magnitude", "random"]
+
+# What is kept where nothing is said: of twelve heads eight, and encoder products of 0.62 times the FLOPs (Chen et al.,
+# 2021, who cut so much).
+HEADS, NEURONS = 2 / 3, 0.6
+STRETCH = 0.1  # of the clock, before the first cut, in which gates learn
+L1 = 1e-4  # on the sum of the gates, and 0.01 as their learning rate, at which they move in so short a time
+GATE_RATE = 0.01
+
+
+@dataclass
+class Compress(Method):
+    """Trains a large model, cuts layers, heads and neurons away, and trains on what is left (Li et al., 2020).
+
+    All of it is one run on one clock: the learning rate goes on falling over the cuts and is fully decayed at the end,
+    and what is kept keeps its weights and its optimizer state. Heads and neurons are really gone, from the model and
+    from the optimizer.
+
+    Args:
+        depth (`int`, *optional*): layers to be left in the end, at equal distances; by default all.
+        head_keep (`float`, *optional*): share, in (0, 1], of the attention heads of each layer to be left. By default
+            2/3 where nothing is said of depth or neurons either, and else all.
+        ffn_keep (`float`, *optional*): share, in (0, 1], of the feed-forward neurons of all layers together to be
+            left. By default 0.6 where nothing is said of depth or heads either, and else all.
+        importance (`str`, *optional*, defaults to `"michel"`): which heads and neurons stay: by how much the loss
+            would change without them on 8 batches of training text (`michel`; Michel et al., 2019); by gates that
+            learn in the last tenth of the clock before the first cut (`gates`; Chen et al., 2021); by the norm of
+            their weights (`magnitude`); or, as the control, as many of each layer as `michel` would keep, but which
+            is drawn by lot, as are the layers (`random`).
+        at (`float`, *optional*, defaults to 0.7): fraction of the clock, in (0, 1), at which the large model is cut.
+        rounds (`int`, *optional*, defaults to 1): cuts, each of the same share of what is to go.
+        until (`float`, *optional*): with several rounds the fraction of the clock of the last; by default halfway
+            between `at` and the end.
+        distill (`float`, *optional*, defaults to 0): weight, at least 0, of a further term in the loss from the first
+            cut on: the mean squared difference of the last hidden states from those that the large model, as it was
+            right before that cut, has for the same inputs; a mean over the tokens that are no padding. That the term
+            is this one is our choice. 0 has no teacher.
+
+    Raises:
+        EffptError: if a value is outside its range, nothing would be cut, a layer would be left without a head or its
+            neurons, the model has fewer layers than are to be left, or another method still grows it at `at`.
+    """
+
+    name: ClassVar[str] = "compress"
+    settles: ClassVar[int] = 2
+    cuts_depth: ClassVar[bool] = True
+    summary: ClassVar[str] = "Trains a large model first, and cuts it down to a smaller one on the way."
+    conflicts: ClassVar[frozenset[str]] = frozenset({"earlybert", "lottery"})
+    paper: ClassVar[Paper] = Paper(
+        title="Train Large, Then Compress: Rethinking Model Size for Efficient Training and Inference of Transformers",
+        authors="Zhuohan Li, Eric Wallace, Sheng Shen, Kevin Lin, Kurt Keutzer, Dan Klein, Joseph E. Gonzalez",
+        year=2020,
+        arxiv="2002.11794",
+        bibtex=(
+            "@inproceedings{li2020train, title={Train Large, Then Compress: Rethinking Model Size for Efficient "
+            "Training and Inference of Transformers}, author={Li, Zhuohan and Wallace, Eric and Shen, Sheng and Lin, "
+            "Kevin and Keutzer, Kurt and Klein, Dan and Gonzalez, Joseph E.}, booktitle={ICML}, year={2020}}"
+        ),
+    )
+
+    depth: int | None = None
+    head_keep: float | None = None
+    ffn_keep: float | None = None
+    importance: Importance = "michel"
+    at: float = 0.7
+    rounds: int = 1
+    until: float | None = None
+    distill: float = 0.0
+
+    def __post_init__(self) -> None:
+        for key in ("head_keep", "ffn_keep"):
+            value = getattr(self, key)
+            if value is not None and not 0.0 < value <= 1.0:
+                raise EffptError(f"`compress.{key}` is the share that is kept, in (0, 1], not {value}.")
+        for key, needed in (("depth", "layers"), ("rounds", "cuts")):
+            value = getattr(self, key)
+            if not (key == "depth" and value is None) and (type(value) is not int or value < 1):
+                raise EffptError(f"`compress.{key}` is a number of {needed}, at least 1, not {value!r}.")
+        if self.importance not in get_args(Importance):
+            valid = ", ".join(get_args(Importance))
+            raise EffptError(f"`compress.importance` must be one of {valid}, not {self.importance!r}.")
+        if not 0.0 < self.at < 1.0:
+            raise EffptError(
+                f"`compress.at` is a fraction of the clock in (0, 1), not {self.at}: the large model trains before, "
+                "the small one after it."
+            )
+        if self.until is not None and self.rounds == 1:
+            raise EffptError(
+                "`compress.until` is when the last of several cuts is made; set `rounds`, or leave it out."
+            )
+        if self.until is not None and not self.at < self.until < 1.0:
+            raise EffptError(
+                f"`compress.until` is a fraction of the clock between `compress.at` and 1, {self.at} and 1, not "
+                f"{self.until}."
+            )
+        if not 0.0 <= self.distill < math.inf:
+            raise EffptError(
+                f"`compress.distill` is the weight of a term in the loss, at least 0 and finite, not {self.distill}; "
+                "leave it out to train without a teacher."
+            )
+        if self.depth is None and self._shares == (1.0, 1.0):
+            raise EffptError(
+                "`compress` has nothing to cut: `head_keep` and `ffn_keep` are 1 and `depth` is not set; set one of "
+                "them lower, or remove `compress`."
+            )
+        self._left = self.rounds
+
+    @property
+    def _shares(self) -> tuple[float, float]:
+        """Of heads and neurons the shares that are kept."""
+        nothing_said = self.depth is None and self.head_keep is None and self.ffn_keep is None
+        by_default = (HEADS, NEURONS) if nothing_said else (1.0, 1.0)
+        heads, neurons = self.head_keep, self.ffn_keep
+        return (by_default[0] if heads is None else heads, by_default[1] if neurons is None else neurons)
+
+    @property
+    def _by_gates(self) -> bool:
+        return self.importance == "gates" and self._shares != (1.0, 1.0)
+
+    @property
+    def _begins(self) -> float:
+        """From when on the model is made ready: gates learn before the first cut."""
+        return max(0.0, self.at - STRETCH) if self._by_gates else self.at
+
+    @property
+    def fractions(self) -> list[float]:
+        """The fractions of the clock at which the model is cut."""
+        return cut_at(self.at, (1.0 + self.at) / 2 if self.until is None else self.until, self.rounds)
+
+    @property
+    def settles_at(self) -> float:
+        return self.fractions[-1]
+
+    @property
+    def prepared_by(self) -> Mapping[str, float]:
+        """LayerDrop makes a model that bears the loss of layers, and is off from the first cut on."""
+        return {"layerdrop": self._begins}
+
+    @property
+    def reshapes(self) -> bool:
+        return self._left > 0 and self._shares != (1.0, 1.0)
+
+    def sizes(self, config: Any) -> tuple[Size, Size]:
+        """The size of a whole model of this configuration, and the one that it is cut down to."""
+        whole = Size(config.num_hidden_layers, config.num_attention_heads, config.intermediate_size)
+        heads, neurons = self._shares
+        depth = whole.depth if self.depth is None else self.depth
+        return whole, Size(depth, round(whole.heads * heads), round(whole.neurons * neurons))
+
+    def bind(self, config: Any, others: Mapping[str, Method]) -> None:
+        settled = start_after(self.name, None, others)
+        if self._begins < settled:
+            ready = f", and its gates learn from {self._begins:g} on" if self._by_gates else ""
+            raise EffptError(
+                f"`compress.at` is {self.at}{ready}, but another method changes the architecture until {settled} of "
+                "the clock; set `compress.at` later, or have the model grow earlier."
+            )
+        if config is None:
+            return
+        whole, wanted = self.sizes(config)
+        if wanted.depth > whole.depth:
+            raise EffptError(
+                f"`compress.depth` is {self.depth}, but the model has {whole.depth} layers; set it to 1 "
+                f"to {whole.depth}."
+            )
+        if wanted.heads < 1:
+            raise EffptError(
+                f"`compress.head_keep` is {self.head_keep}, which leaves none of {whole.heads} heads; set it to at "
+                f"least {1 / whole.heads:.3g}."
+            )
+        if wanted.neurons < (unit := unit_of(whole.neurons)):
+            raise EffptError(
+                f"`compress.ffn_keep` is {self.ffn_keep}, which leaves {wanted.neurons} of {whole.neurons} neurons, "
+                f"fewer than a layer can have, {unit}; set it to at least {unit / whole.neurons:.3g}."
+            )
+        if wanted == whole:
+            raise EffptError(
+                f"`compress` has nothing to cut of {whole.depth} layers with {whole.heads} heads and {whole.neurons} "
+                "neurons; set `depth`, `head_keep` or `ffn_keep` lower, or remove `compress`."
+            )
+        if "layerskip" in others and wanted.depth < 3:
+            raise EffptError(
+                f"`layerskip` always runs the first and the last layer, and `compress.depth` leaves {wanted.depth}; "
+                "leave at least 3, or remove `layerskip`."
+            )
+        done = sum(event["method"] == self.name for event in getattr(config, "events", None) or [])
+        self._left = max(0, self.rounds - done)
+
+    def prepare(self, backbone: Any, text: Any) -> None:
+        dismiss(backbone)  # who has taught in another run teaches in it only
+
+    def inject(self, backbone: nn.Module) -> None:
+        stack_of(backbone)
+        if self._by_gates:
+            self._put_gates(backbone)
+        if self.distill:
+            teach_again(backbone)
+
+    def _put_gates(self, backbone: nn.Module) -> None:
+        gates = WidthGates(backbone, GATE_RATE)
+        gates.attach(backbone)
+        if not self._left:
+            gates.retire(backbone)
+
+    def schedule(self, backbone: Any, step: int, fraction: float, seed: int) -> None:
+        if self._by_gates:
+            getattr(backbone, NAME).on = self._left > 0 and fraction >= self._begins
+
+    def penalty(self, backbone: Any) -> Tensor | None:
+        terms: list[Tensor] = []
+        # Of a model with a generator the loss of this encoder has a weight; the terms' share of it stays the same.
+        main = getattr(backbone.config, "main_weight", 1.0)
+        if self._by_gates and getattr(backbone, NAME).on:
+            total = torch.stack([gate.abs().sum() for gate in getattr(backbone, NAME).parameters()]).sum()
+            terms.append(L1 * main * total)
+        teacher = teacher_of(backbone)
+        if teacher is not None and (term := teacher.take()) is not None:
+            terms.append(self.distill * main * term)
+        return torch.stack(terms).sum() if terms else None
+
+    def advance(self, backbone: Any, step: int, fraction: float, run: Run | None = None) -> bool:
+        due, changed = sum(fraction >= at for at in self.fractions), False
+        # A long step may pass two cuts at once; then both are made, one after the other.
+        for done in range(self.rounds - self._left, due):
+            changed |= self._cut(backbone, step, done + 1, run)
+        if fraction >= 1.0:
+            dismiss(backbone)
+        return changed
+
+    def _cut(self, backbone: Any, step: int, number: int, run: Run | None) -> bool:
+        """Makes one of the cuts; returns whether layers are narrower for it."""
+        facts = {TEACHER: teach(backbone)} if self.distill and teacher_of(backbone) is None else {}
+        stack, (whole, wanted) = stack_of(backbone), self.sizes(backbone.config)
+        size = size_after(number, self.rounds, whole, wanted)
+        seed = 0 if run is None else run.seed
+        lot = np.random.Generator(np.random.Philox(key=[seed & 0xFFFFFFFFFFFFFFFF, step], counter=[0, 0, 0, 3]))
+        if size.depth < len(stack.order):
+            if self.importance == "random":
+                kept = np.sort(lot.permutation(len(stack.order))[: size.depth])
+                set_order(backbone, [stack.order[place] for place in kept])
+            else:
+                set_order(backbone, thinned(stack.order, whole.depth, wanted.depth, size.depth))
+        narrower = self._shares != (1.0, 1.0)
+        self._left -= 1
+        if narrower:
+            ticket = ticket_of(backbone, self._scores(backbone, run), size.heads, size.neurons)
+            if self.importance == "random":
+                ticket = at_random(ticket, lot)
+            self._narrow(backbone, ticket, run)
+        what = (
+            f"cut to {len(stack.order)} layers of {size.heads} heads and {size.neurons} neurons by {self.importance}"
+        )
+        what = f"{what}, {number} of {self.rounds}" if self.rounds > 1 else what
+        record(backbone.config, step, self.name, what, **facts)
+        return narrower
+
+    def _narrow(self, backbone: Any, ticket: Ticket, run: Run | None) -> None:
+        if self._by_gates:
+            gates: WidthGates = getattr(backbone, NAME)
+            gates.fold(backbone)
+            gates.detach(backbone)
+        cuts = cut_width(backbone, ticket)
+        if run is not None:
+            cut_state(run.optimizer, cuts)
+        if self._by_gates:
+            self._put_gates(backbone)
+
+    def _scores(self, backbone: Any, run: Run | None) -> Scores:
+        if self.importance == "magnitude":
+            return magnitude(backbone)
+        if self.importance == "gates":
+            gates: WidthGates = getattr(backbone, NAME)
+            return sizes_of(list(gates.heads)), sizes_of(list(gates.neurons))
+        if run is None:
+            raise EffptError(
+                f"`compress.importance` `{self.importance}` measures heads and neurons on text; use a Trainer, or "
+                "`magnitude`."
+            )
+        return michel(backbone, run)
+
+    def cost_signature(self, backbone: Any) -> str:
+        said = ["gates"] if self._by_gates and getattr(backbone, NAME).on else []
+        said += ["distilled"] if teacher_of(backbone) is not None else []
+        return " ".join(["compress", *said]) if said else ""
+
+    def eject(self, backbone: Any) -> None:
+        dismiss(backbone)
+        if self._by_gates:
+            gates: WidthGates = getattr(backbone, NAME)
+            if self._left:
+                gates.fold(backbone)
+            gates.detach(backbone)
+        flatten(backbone)

@@ -1,0 +1,3 @@
+from .method import EarlyBert
+
+__all__ = ["EarlyBert"]

@@ -1,0 +1,94 @@
+"""How tickets are drawn: by scores of heads and neurons in the layers that run, or at random as a control."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from hf_effpt.core.depth import stack_of
+from hf_effpt.core.errors import EffptError
+from hf_effpt.core.gates import Scores, WidthGates, importance, magnitude
+from hf_effpt.core.method import Run
+from hf_effpt.core.ticket import Ticket, draw, draw_widths, unit_of
+from hf_effpt.core.width import widths_of
+
+BATCHES = 8  # that `michel` takes importance from
+
+
+def heads_kept(share: float, heads: int) -> int:
+    """How many heads of a layer are kept: 8 of 12 and 10 of 16 with two thirds, as published."""
+    return int(share * heads + 1e-9)
+
+
+def check_shares(head_keep: float, ffn_keep: float, heads: int, neurons: int) -> None:
+    """Checks that no layer of so many heads and neurons would be left without any.
+
+    Raises:
+        EffptError: if one would.
+    """
+    if heads_kept(head_keep, heads) < 1:
+        raise EffptError(
+            f"`earlybert.head_keep` {head_keep} leaves none of the {heads} heads of a layer; keep at least "
+            f"{1 / heads:.3g}."
+        )
+    unit = unit_of(neurons)
+    if ffn_keep * neurons < unit:
+        raise EffptError(
+            f"`earlybert.ffn_keep` {ffn_keep} leaves {ffn_keep * neurons:.3g} of the {neurons} neurons of a layer, "
+            f"and a layer needs {unit} at least, to which widths are rounded; keep at least {unit / neurons:.3g}."
+        )
+
+
+def layers_that_run(backbone: Any) -> list[int]:
+    """The indices of the layers that a ticket is drawn from; the others are whole in it."""
+    return sorted(set(stack_of(backbone).order))
+
+
+def gate_scores(gates: WidthGates) -> Scores:
+    """|c| of every layer: what a gate takes away counts as much with either sign."""
+    return [gate.detach().abs() for gate in gates.heads], [gate.detach().abs() for gate in gates.neurons]
+
+
+def best(scores: Scores, backbone: Any, head_keep: float, ffn_keep: float) -> Ticket:
+    """The ticket of the highest scores: heads are ranked within each layer, neurons over all that run."""
+    layers = layers_that_run(backbone)
+    heads, neurons = ([of[layer] for layer in layers] for of in scores)
+    every = sum(len(of_layer) for of_layer in neurons)
+    drawn = draw(heads, neurons, heads_kept(head_keep, len(heads[0])), round(ffn_keep * every))
+    return _whole_elsewhere(drawn, layers, backbone)
+
+
+def worst(scores: Scores, good: Ticket, backbone: Any) -> Ticket:
+    """The ticket of the lowest scores, as wide as the good one in every layer."""
+    heads, neurons = ([-of_layer for of_layer in of] for of in scores)
+    return draw_widths(heads, neurons, good.widths)
+
+
+def any_like(good: Ticket, seed: int, step: int) -> Ticket:
+    """A ticket as wide as the good one in every layer, drawn from all of them: a function of seed and step."""
+    generator = np.random.Generator(np.random.Philox(key=[seed & 0xFFFFFFFFFFFFFFFF, step], counter=[0, 0, 0, 2]))
+    drawn = [[torch.from_numpy(generator.random(number)) for number in layer] for layer in good.shape]
+    return draw_widths([heads for heads, _ in drawn], [neurons for _, neurons in drawn], good.widths)
+
+
+def scores_by(kind: str, backbone: Any, run: Run) -> Scores:
+    """The scores of `magnitude`, or of `michel`: how the loss changes, over batches that are charged to the run."""
+    if kind == "magnitude":
+        return magnitude(backbone)
+    training = run.model.training
+    run.model.eval()  # without dropout: the run's random numbers are not those of a look at it
+    try:
+        return importance(backbone, run.draw(BATCHES), lambda batch: run.model(**batch).loss, run.learning)
+    finally:
+        run.model.train(training)
+
+
+def _whole_elsewhere(drawn: Ticket, layers: Sequence[int], backbone: Any) -> Ticket:
+    """A ticket of all layers that are allocated, from one of those that run."""
+    widths = widths_of(backbone)
+    heads = [tuple(range(number)) for number, _ in widths]
+    neurons = [tuple(range(number)) for _, number in widths]
+    for place, layer in enumerate(layers):
+        heads[layer], neurons[layer] = drawn.heads[place], drawn.neurons[place]
+    return Ticket(tuple(heads), tuple(neurons), tuple((number, of) for number, of in widths))

@@ -1,0 +1,336 @@
+"""EarlyBERT: early in a run gates find the heads and neurons that are worth training, and the rest is cut away."""
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from hf_effpt.core.anatomy import auxiliary_of
+from hf_effpt.core.depth import flatten, stack_of
+from hf_effpt.core.errors import EffptError
+from hf_effpt.core.gates import WidthGates, gates_of
+from hf_effpt.core.ledger import record
+from hf_effpt.core.method import Method, Paper, Run, start_after
+from hf_effpt.core.snapshot import snapshot_of
+from hf_effpt.core.ticket import Ticket
+from hf_effpt.core.width import cut_state, cut_width
+
+from .drawing import any_like, best, check_shares, gate_scores, layers_that_run, scores_by, worst
+from .search import NAME, Search
+
+logger = logging.getLogger(__name__)
+
+BY_GATES = ("earlybert", "random", "bad")  # tickets with the widths that a search by gates finds
+BY_SCORES = ("magnitude", "michel")
+
+
+@dataclass
+class EarlyBert(Method):
+    """Searches early in the run for a ticket, a narrower network, and trains only that (Chen et al., 2021).
+
+    In the search every attention head and every feed-forward neuron has a gate, which learns along with the weights
+    and is pushed towards zero. Every so often the heads and neurons with the largest gates are noted; when these masks
+    have come to agree, or the search has lasted long enough, the others are cut away. What is left is a model with
+    really smaller layers, which goes on from the weights it began the search with.
+
+    Args:
+        head_keep (`float`, *optional*, defaults to 2/3): share, in (0, 1], of the heads of each layer that are kept.
+        ffn_keep (`float`, *optional*, defaults to 0.6): share, in (0, 1], of the feed-forward neurons of all layers
+            together that are kept; a layer's number is rounded to a multiple of 64 (of 8 below 512 neurons).
+        max_search_steps (`float`, *optional*, defaults to 0.05): how long the search lasts at most: below 1 a share of
+            the clock, from 1 on a number of optimizer steps.
+        epsilon (`float`, *optional*, defaults to 0.1): the search is over when the newest mask differs from each of
+            the others in at most this share of the heads, and of the neurons, in [0, 1].
+        window (`int`, *optional*, defaults to 5): number of masks, at least 2, that are compared.
+        every (`int`, *optional*, defaults to 10): optimizer steps from one mask to the next.
+        weights (`str`, *optional*, defaults to `"rewind"`): `"rewind"` gives the ticket the weights of before the
+            search, and begins optimizer and learning rate anew; `"keep"` leaves it what it has learned, with its
+            optimizer state and the schedule of the whole run (You et al., 2020).
+        l1 (`float`, *optional*, defaults to 1e-4): weight, at least 0, of the sum of the absolute gates in the loss,
+            of those of heads and those of neurons alike. Where the main model's loss is weighted, as ELECTRA's by 50,
+            so is this.
+        gate_learning_rate (`float`, *optional*, defaults to 0.01): peak learning rate of the gates, above 0. With that
+            of the weights, as published, they hardly move.
+        ticket (`str`, *optional*, defaults to `"earlybert"`): what is kept: `"earlybert"`, what the largest gates are
+            of; `"magnitude"`, what has the largest weights at the end of a search without gates; `"michel"`, what the
+            loss then depends on most (Michel et al., 2019); as controls of the same widths `"random"`, and `"bad"`,
+            what the smallest gates are of (Prasanna et al., 2020); or the path of a saved ticket, which is cut before
+            the run begins.
+        after (`float`, *optional*): fraction of the clock, in [0, 1), at which the search begins. By default the
+            start, or when the depth no longer changes.
+
+    Raises:
+        EffptError: if a value is outside its range, no heads or neurons would be left in a layer, the search would
+            last to the end, there is no such ticket or it is one of another shape, or the model is narrow already.
+    """
+
+    name: ClassVar[str] = "earlybert"
+    settles: ClassVar[int] = 2
+    summary: ClassVar[str] = "Finds early which heads and neurons to keep, cuts the others away and trains the rest."
+    conflicts: ClassVar[frozenset[str]] = frozenset({"lottery", "compress"})
+    paper: ClassVar[Paper] = Paper(
+        title="EarlyBERT: Efficient BERT Training via Early-bird Lottery Tickets",
+        authors="Xiaohan Chen, Yu Cheng, Shuohang Wang, Zhe Gan, Zhangyang Wang, Jingjing Liu",
+        year=2021,
+        arxiv="2101.00063",
+        bibtex=(
+            "@inproceedings{chen2021earlybert, title={{EarlyBERT}: Efficient {BERT} Training via Early-bird Lottery "
+            "Tickets}, author={Chen, Xiaohan and Cheng, Yu and Wang, Shuohang and Gan, Zhe and Wang, Zhangyang and "
+            "Liu, Jingjing}, booktitle={ACL}, year={2021}}"
+        ),
+    )
+
+    head_keep: float = 2 / 3
+    ffn_keep: float = 0.6
+    max_search_steps: float = 0.05
+    epsilon: float = 0.1
+    window: int = 5
+    every: int = 10
+    weights: Literal["rewind", "keep"] = "rewind"
+    l1: float = 1e-4
+    gate_learning_rate: float = 0.01
+    ticket: str = "earlybert"
+    after: float | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("head_keep", "ffn_keep"):
+            if not 0.0 < getattr(self, key) <= 1.0:
+                raise EffptError(f"`earlybert.{key}` is a share in (0, 1], not {getattr(self, key)}.")
+        longest = self.max_search_steps
+        if not 0.0 < longest < math.inf or (longest >= 1 and longest != int(longest)):
+            raise EffptError(
+                "`earlybert.max_search_steps` is a share of the clock below 1 or a whole number of steps, not "
+                f"{longest}."
+            )
+        if not 0.0 <= self.epsilon <= 1.0:
+            raise EffptError(f"`earlybert.epsilon` is a share of heads and neurons in [0, 1], not {self.epsilon}.")
+        for key, least in (("window", 2), ("every", 1)):
+            value = getattr(self, key)
+            if type(value) is not int or value < least:
+                raise EffptError(f"`earlybert.{key}` is a whole number, at least {least}, not {value!r}.")
+        if self.weights not in ("rewind", "keep"):
+            raise EffptError(f"`earlybert.weights` must be rewind or keep, not {self.weights!r}.")
+        if not 0.0 <= self.l1 < math.inf:
+            raise EffptError(f"`earlybert.l1` is the weight of a penalty, at least 0, not {self.l1}.")
+        if not 0.0 < self.gate_learning_rate < math.inf:
+            raise EffptError(f"`earlybert.gate_learning_rate` must be above 0, not {self.gate_learning_rate}.")
+        if self.after is not None and not 0.0 <= self.after < 1.0:
+            raise EffptError(f"`earlybert.after` is a fraction of the clock in [0, 1), not {self.after}.")
+        self._start, self._config = self.after or 0.0, None
+
+    # When it acts.
+
+    @property
+    def _is_saved(self) -> bool:
+        """Whether the ticket is one of a file, so that nothing is searched for."""
+        return self.ticket not in (*BY_GATES, *BY_SCORES)
+
+    @property
+    def _is_drawn(self) -> bool:
+        """Whether the ticket has been drawn and cut, in this run or the one that a model comes from."""
+        events = getattr(self._config, "events", None) or []
+        return any(event["method"] == self.name for event in events)
+
+    @property
+    def reshapes(self) -> bool:
+        return not self._is_saved and not self._is_drawn
+
+    @property
+    def rewinds(self) -> bool:
+        return self.reshapes and self.weights == "rewind"
+
+    @property
+    def least_steps(self) -> int:
+        return int(self.max_search_steps) if self.reshapes and self.max_search_steps >= 1 else 0
+
+    @property
+    def settles_at(self) -> float:
+        if self._is_saved:
+            return 0.0
+        return self._start + self.max_search_steps if self.max_search_steps < 1 else math.inf
+
+    def bind(self, config: Any, others: Mapping[str, Method]) -> None:
+        self._config = config
+        self._start = start_after(self.name, self.after, others)
+        if self._is_saved:
+            if "stacking" in others:
+                raise EffptError(
+                    f"`earlybert.ticket` is a saved one, {self.ticket!r}, which is cut before the run begins, and "
+                    "`stacking` would copy its layers; search for a ticket after the last growth (leave `ticket` "
+                    "out), or remove `stacking`."
+                )
+        elif 1.0 <= self.settles_at < math.inf:
+            raise EffptError(
+                f"`earlybert` would search from {self._start:.3g} of the clock for {self.max_search_steps:.3g} of it, "
+                "to the end of the run; lower `earlybert.max_search_steps`, or have it begin earlier."
+            )
+        if not self._is_drawn:  # else it has been checked, and the file may be gone
+            self._check_ticket(config)
+
+    def _check_ticket(self, config: Any) -> None:
+        """Checks that there is such a ticket, and a model that it can be drawn from."""
+        saved = None
+        if self._is_saved:
+            if not Path(self.ticket).is_file():
+                raise EffptError(
+                    f"`earlybert.ticket` must be {', '.join((*BY_GATES, *BY_SCORES))} or the path of a ticket that "
+                    f"`Ticket.save` has written, and there is no file {self.ticket!r}."
+                )
+            saved = Ticket.load(self.ticket)
+        if config is None:
+            return
+        if config.layer_widths is not None:
+            raise EffptError(
+                "The model's layers have been cut already (`layer_widths`), and a ticket is drawn from whole ones; "
+                "start from a model of the full width, or train this one without `earlybert`."
+            )
+        shape = [config.num_attention_heads, config.intermediate_size]
+        if saved is not None:
+            saved.check([shape] * config.num_hidden_layers)
+        else:
+            check_shares(self.head_keep, self.ffn_keep, *shape)
+
+    # What it puts into the model.
+
+    def inject(self, backbone: Any) -> None:
+        config = backbone.config
+        shape = (config.num_hidden_layers, config.num_attention_heads, config.intermediate_size)
+        setattr(backbone, NAME, Search(self.window, *shape, begun=self._start <= 0).to(backbone.device))
+        stack_of(backbone)
+        if self.ticket in BY_GATES:
+            gates = WidthGates(backbone, self.gate_learning_rate)
+            if self._is_drawn:
+                gates.retire(backbone)
+            else:
+                gates.attach(backbone)
+                gates.on = True  # a model of which no run is made computes by what its gates have learned
+
+    def prepare(self, backbone: Any, text: Any) -> None:
+        """Cuts a saved ticket, of trained weights or new ones, while there is no optimizer yet."""
+        if self._is_saved and not self._is_drawn:
+            ticket = Ticket.load(self.ticket)
+            getattr(backbone, NAME).keep(ticket)
+            cut_width(backbone, ticket)
+            record(backbone.config, 0, self.name, f"cut the ticket of {self.ticket}: {_kept(ticket)}")
+
+    def schedule(self, backbone: Any, step: int, fraction: float, seed: int) -> None:
+        gates = gates_of(backbone)
+        if gates is not None and not self._is_drawn:
+            gates.on = getattr(backbone, NAME).since is not None
+
+    def penalty(self, backbone: Any) -> Tensor | None:
+        """The L1 norm of the gates of the layers that run: a sum, in the proportion that it has to a plain loss."""
+        gates = gates_of(backbone)
+        if gates is None or not gates.on or not self.l1:
+            return None
+        weight = self.l1
+        if auxiliary_of(backbone) is not None:  # the loss that reaches the gates is this many times its own mean
+            weight *= backbone.config.main_weight
+        layers = layers_that_run(backbone)
+        return weight * torch.cat([of[layer] for of in (gates.heads, gates.neurons) for layer in layers]).abs().sum()
+
+    def cost_signature(self, backbone: Any) -> str:
+        gates = gates_of(backbone)
+        return "earlybert gates" if gates is not None and gates.on else ""
+
+    def eject(self, backbone: Any) -> None:
+        gates = gates_of(backbone)
+        if gates is not None:
+            if not self._is_drawn:
+                gates.fold(backbone)
+            gates.detach(backbone)
+        delattr(backbone, NAME)
+        flatten(backbone)
+
+    def leave(self, backbone: Any, folder: Path) -> None:
+        """Writes the ticket beside the model that it has become."""
+        if (ticket := self.ticket_of(backbone)) is not None:
+            ticket.save(folder / "ticket.json")
+
+    # The search.
+
+    def advance(self, backbone: Any, step: int, fraction: float, run: Run | None = None) -> bool:
+        if run is None or not self.reshapes or fraction < self._start:
+            return False
+        search: Search = getattr(backbone, NAME)
+        if fraction >= 1.0:
+            logger.warning("the run has ended before a ticket was drawn: nothing is cut. Allow a shorter search.")
+            return False
+        if search.since is None:
+            search.begin(step)
+            if self.rewinds:  # to what the model is now, at its full depth
+                snapshot_of(run.model).take(run.model)
+            return False
+        searched = step - search.since
+        distances = None
+        if self.ticket in BY_GATES and searched > 0 and searched % self.every == 0:
+            search.note(self._good(backbone))
+            distances = search.distances(layers_that_run(backbone))
+        converged = distances is not None and max(distances) <= self.epsilon
+        share = self.max_search_steps < 1
+        is_over = fraction >= self.settles_at if share else searched >= self.max_search_steps
+        if not converged and not is_over:
+            return False
+        ticket = self._draw(backbone, step, run)
+        found = f"by {self.ticket} after {searched} steps of search"
+        if self.ticket in BY_GATES:
+            distances = distances or search.distances(layers_that_run(backbone))
+            said = (
+                f"masks differ in {distances[0]:.3f} of heads and {distances[1]:.3f} of neurons" if distances else ""
+            )
+            found += f" ({said or 'too few masks to compare'})"
+        self._cut(backbone, ticket, run)
+        search.keep(ticket)
+        span = (fraction, 1.0) if self.weights == "rewind" else None
+        what = f"drew a ticket {found}: {_kept(ticket)}; weights {'rewound' if span else 'kept'}"
+        record(backbone.config, step, self.name, what, span=span)
+        return True
+
+    def _good(self, backbone: Any) -> Ticket:
+        """The ticket of the gates as they are now."""
+        gates = gates_of(backbone)
+        assert gates is not None
+        return best(gate_scores(gates), backbone, self.head_keep, self.ffn_keep)
+
+    def _draw(self, backbone: Any, step: int, run: Run) -> Ticket:
+        if self.ticket in BY_SCORES:
+            return best(scores_by(self.ticket, backbone, run), backbone, self.head_keep, self.ffn_keep)
+        good, gates = self._good(backbone), gates_of(backbone)
+        assert gates is not None
+        if self.ticket == "random":
+            return any_like(good, run.seed, step)
+        return worst(gate_scores(gates), good, backbone) if self.ticket == "bad" else good
+
+    def _cut(self, backbone: Any, ticket: Ticket, run: Run) -> None:
+        """Leaves model and optimizer the ticket, as it was before the search or as it is now."""
+        gates = gates_of(backbone)
+        if self.weights == "rewind":
+            snapshot_of(run.model).put_back(run.model)
+            run.optimizer.state.clear()
+        elif gates is not None:
+            gates.fold(backbone)
+        if gates is not None:
+            gates.retire(backbone)
+        cut_state(run.optimizer, cut_width(backbone, ticket))
+
+    def ticket_of(self, backbone: Any) -> Ticket | None:
+        """The ticket that the layers of `backbone` were cut to; `None` before it is drawn."""
+        if not self._is_drawn:
+            return None
+        event = next(event for event in backbone.config.events if event["method"] == self.name)
+        kept = {"ticket": self.ticket, "head_keep": self.head_keep, "ffn_keep": self.ffn_keep}
+        return getattr(backbone, NAME).ticket(kept | {"step": event["step"], "what": event["what"]})
+
+
+def _kept(ticket: Ticket) -> str:
+    """How wide the layers of a ticket are, in a few words."""
+    said = []
+    for kind, name in enumerate(("heads", "neurons")):
+        kept, whole = [layer[kind] for layer in ticket.widths], sum(layer[kind] for layer in ticket.shape)
+        said.append(f"{sum(kept)} of {whole} {name} ({min(kept)} to {max(kept)} a layer)")
+    return ", ".join(said)

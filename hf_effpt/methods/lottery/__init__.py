@@ -1,0 +1,4 @@
+from .method import Lottery
+from .ticket import SparseTicket
+
+__all__ = ["Lottery", "SparseTicket"]

@@ -1,0 +1,134 @@
+"""Masks of single weights: which entries of an encoder's matrices there are, and which are zero."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_effpt.core.anatomy import attention_of, feed_forward_of, layers_of, pooler_of
+
+from .ticket import SparseTicket
+
+NAME = "masks"  # of the attribute of the backbone
+
+
+def prunable(backbone: Any) -> dict[str, nn.Linear]:
+    """The matrices that are pruned, by names that all architectures share, such as `layer.0.query` and `pooler`.
+
+    They are those of attention and feed-forward blocks and of the pooler: no embeddings, LayerNorms or biases
+    (`LT_pretrain.py` of Chen et al., 2020).
+    """
+    found: dict[str, nn.Linear] = {}
+    for index, layer in enumerate(layers_of(backbone).children()):
+        attention, block = attention_of(layer), feed_forward_of(layer)
+        for part in ("query", "key", "value", "output"):
+            found[f"layer.{index}.{part}"] = getattr(attention, part)
+        found |= {f"layer.{index}.up": block.up, f"layer.{index}.down": block.down}
+    pooler = pooler_of(backbone)
+    return found if pooler is None else found | {"pooler": pooler}
+
+
+class MaskedLinear(nn.Linear):
+    """A linear map with a masked matrix; the class that [`Masks`] gives to the stock modules."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        masks: Masks = self.__dict__["masks"]
+        return nn.functional.linear(input, masks.masked(self), self.bias)
+
+
+class Masks(nn.Module):
+    """A boolean buffer for each matrix that is pruned, `True` where a weight is kept; all of them at the start.
+
+    The forward pass multiplies by them, so that a weight that is not kept has no gradient either.
+
+    Args:
+        backbone: the encoder; [`attach`] puts them in.
+        ticket (`str`, *optional*): the file that they are read from.
+        persistent (`bool`, *optional*, defaults to `True`): whether checkpoints hold them.
+
+    Raises:
+        EffptError: if the file holds no ticket, or one of another shape.
+    """
+
+    def __init__(self, backbone: Any, ticket: str | None = None, persistent: bool = True) -> None:
+        super().__init__()
+        self.ticket = ticket
+        for name, linear in prunable(backbone).items():
+            kept = torch.ones_like(linear.weight, dtype=torch.bool)
+            self.register_buffer(_key(name), kept, persistent=persistent)
+        if ticket is not None and not next(self.buffers()).is_meta:
+            self._read(ticket)
+
+    def _read(self, path: str) -> None:
+        own = self.kept()
+        ticket = SparseTicket.load(path).fitted({name: mask.shape for name, mask in own.items()})
+        self.put({name: ticket.get(name, mask) for name, mask in own.items()})
+
+    def draw_missing(self) -> None:
+        """Fills the masks where the weights that a model is loaded from have none, as those of a stock model."""
+        missing = [mask for mask in self.buffers() if not getattr(mask, "_is_hf_initialized", False)]
+        for mask in missing:
+            if not mask.is_meta:
+                mask.fill_(True)
+        if self.ticket is not None and len(missing) == len(self._buffers) and not missing[0].is_meta:
+            self._read(self.ticket)
+
+    # Their place in the backbone.
+
+    def attach(self, backbone: Any) -> None:
+        """Makes the masks part of `backbone`."""
+        setattr(backbone, NAME, self)
+        for name, linear in prunable(backbone).items():
+            linear.__class__ = MaskedLinear
+            linear.__dict__.update(masks=self, masked_as=name)
+
+    def detach(self, backbone: Any) -> None:
+        """Takes the masks out again, and leaves the weights as they were seen through them in evaluation."""
+        self.eval()
+        self.impress(backbone)
+        delattr(backbone, NAME)
+        for linear in prunable(backbone).values():
+            linear.__class__ = nn.Linear
+            for name in ("masks", "masked_as"):
+                linear.__dict__.pop(name)
+
+    # What they hold.
+
+    def kept(self) -> dict[str, Tensor]:
+        """The masks by the names of [`prunable`]."""
+        return {name.replace("/", "."): mask for name, mask in self.named_buffers()}
+
+    @torch.no_grad()
+    def put(self, kept: dict[str, Tensor]) -> None:
+        """Takes other masks, all or some, of the same shapes."""
+        for name, mask in kept.items():
+            self.get_buffer(_key(name)).copy_(mask)
+
+    def mask_of(self, linear: nn.Module) -> Tensor:
+        """The mask of a module."""
+        return self.get_buffer(_key(linear.__dict__["masked_as"]))
+
+    def masked(self, linear: nn.Linear) -> Tensor:
+        """The matrix of a module as the forward pass has it."""
+        return torch.where(self.mask_of(linear), linear.weight, 0.0)
+
+    @torch.no_grad()
+    def impress(self, backbone: Any) -> None:
+        """Writes the matrices as the forward pass has them into the weights."""
+        for linear in prunable(backbone).values():
+            linear.weight.copy_(self.masked(linear))
+
+    def left(self) -> Tensor:
+        """How many weights are kept, a scalar on the device."""
+        return torch.stack([mask.sum() for mask in self.buffers()]).sum()
+
+    def size(self) -> int:
+        """How many weights there are."""
+        return sum(mask.numel() for mask in self.buffers())
+
+
+def _key(name: str) -> str:
+    """The name of a buffer, which must not have dots."""
+    return name.replace(".", "/")

@@ -1,0 +1,236 @@
+"""Lottery tickets: prune single weights in rounds, rewinding the others, or learn which of them to keep."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal, get_args
+
+from torch import nn
+
+from hf_effpt.core.depth import flatten
+from hf_effpt.core.errors import EffptError
+from hf_effpt.core.ledger import record
+from hf_effpt.core.method import Method, Paper, Run, start_after
+from hf_effpt.core.snapshot import Snapshot
+from hf_effpt.core.tally import tally_of
+
+from .masks import Masks, prunable
+from .ranking import Criterion, best, scores_of
+from .rounds import BEGAN, METHOD, begin, note_prunings, prunings, rounds_of
+from .signs import Signs, beginning
+from .supermask import Supermask
+
+Learn = Literal["magnitude", "supermask"]
+
+
+@dataclass
+class Lottery(Method):
+    """Prunes single weights in rounds and rewinds the others (Frankle and Carbin, 2019; Chen et al., 2020).
+
+    For research: zeros that are scattered over a matrix make no step faster and no model smaller, on no GPU or CPU.
+    The clock is divided into equal phases, one more than there are rounds. At the end of each but the last, the
+    weights of smallest magnitude over all layers are pruned, everything else is rewound, and optimizer and learning
+    rate begin anew. Or a supermask is learned (Zhou et al., 2019): the weights stay as they are, and scores say which
+    of them there are.
+
+    Args:
+        sparsity (`float`, *optional*, defaults to 0.7): share, in (0, 1), of the weights of attention, feed-forward
+            blocks and pooler that is pruned in the end.
+        rounds (`int`, *optional*, defaults to 7): number of prunings, at least 1; each takes as many weights.
+        rewind_to (`int`, *optional*, defaults to 0): number of steps of the first phase after which weights are as
+            they will be rewound to; by default those at its start.
+        criterion (`str`, *optional*, defaults to `"large_final"`): which weights are kept: those of `large_final`
+            magnitude; `large_final_same_sign`, and the same sign as what they are rewound to; of largest
+            `magnitude_increase` since then; or `random` ones, to compare with.
+        signs (`str`, *optional*, defaults to `"rewind"`): what pruned matrices are rewound to: their weights; or
+            constants, one standard deviation of those, with their sign (`keep_sign`) or a random one
+            (`random_sign`). A supermask has the constants from its start.
+        learn (`str`, *optional*, defaults to `"magnitude"`): `magnitude` trains and prunes weights; with `supermask`
+            the matrices that would be pruned stay as they are, and masks are learned. All else trains.
+        rescale (`bool`, *optional*, defaults to `False`): with `supermask`, divides each matrix by the share of it
+            that is kept.
+        score_learning_rate (`float`, *optional*, defaults to 0.1): with `supermask`, the peak of the scores' learning
+            rate, which follows the run's schedule.
+        ticket (`str`, *optional*): a file of masks, from `SparseTicket.save`, to train with from the start; nothing
+            is pruned.
+
+    Raises:
+        EffptError: if a value is outside its range or goes with others only, the ticket does not fit the model, or
+            another method would have layers trained unequally.
+    """
+
+    name: ClassVar[str] = METHOD
+    settles: ClassVar[int] = 2
+    summary: ClassVar[str] = "Research: prunes single weights in rounds and rewinds, or learns a mask; saves no time."
+    conflicts: ClassVar[frozenset[str]] = frozenset({"earlybert", "compress"})
+    paper: ClassVar[Paper] = Paper(
+        title="The Lottery Ticket Hypothesis for Pre-trained BERT Networks",
+        authors="Tianlong Chen, Jonathan Frankle, Shiyu Chang, Sijia Liu, Yang Zhang, Zhangyang Wang, Michael Carbin",
+        year=2020,
+        arxiv="2007.12223",
+        bibtex=(
+            "@inproceedings{chen2020lottery, title={The Lottery Ticket Hypothesis for Pre-trained {BERT} Networks}, "
+            "author={Chen, Tianlong and Frankle, Jonathan and Chang, Shiyu and Liu, Sijia and Zhang, Yang and Wang, "
+            "Zhangyang and Carbin, Michael}, booktitle={NeurIPS}, year={2020}}"
+        ),
+    )
+
+    sparsity: float = 0.7
+    rounds: int = 7
+    rewind_to: int = 0
+    criterion: Criterion = "large_final"
+    signs: Signs = "rewind"
+    learn: Learn = "magnitude"
+    rescale: bool = False
+    score_learning_rate: float = 0.1
+    ticket: str | None = None
+
+    def __post_init__(self) -> None:
+        for key, valid in (("criterion", Criterion), ("signs", Signs), ("learn", Learn)):
+            if getattr(self, key) not in get_args(valid):
+                raise EffptError(
+                    f"`lottery.{key}` must be one of {', '.join(get_args(valid))}, not {getattr(self, key)!r}."
+                )
+        if not 0.0 < self.sparsity < 1.0:
+            raise EffptError(f"`lottery.sparsity` is a share of the weights in (0, 1), not {self.sparsity}.")
+        for key, least in (("rounds", 1), ("rewind_to", 0)):
+            if type(getattr(self, key)) is not int or getattr(self, key) < least:
+                raise EffptError(f"`lottery.{key}` is a number of at least {least}, not {getattr(self, key)!r}.")
+        if not 0.0 < self.score_learning_rate < float("inf"):
+            raise EffptError(f"`lottery.score_learning_rate` must be above 0, not {self.score_learning_rate}.")
+        if self.ticket is not None:
+            self.ticket = os.fspath(self.ticket)
+            self._refuse({field.name for field in fields(self)} - {"ticket"}, "`lottery.ticket` is given: it is kept")
+        elif self.learn == "supermask":
+            unused = {"sparsity", "rounds", "rewind_to", "criterion"}
+            self._refuse(unused, "`lottery.learn` is `supermask`, which finds by itself how many weights it keeps")
+        else:
+            self._refuse({"rescale", "score_learning_rate"}, "`lottery.learn` is `magnitude`, which has no scores")
+        self._start, self._left = 0.0, self.rounds
+
+    def _refuse(self, keys: set[str], because: str) -> None:
+        """Refuses settings that would do nothing."""
+        idle = [f"`lottery.{key}`" for key in self.settings() if key in keys]
+        if idle:
+            raise EffptError(f"{because}; leave out {' and '.join(idle)}, which would do nothing.")
+
+    @property
+    def prunes(self) -> bool:
+        """Whether the method prunes weights itself."""
+        return self.learn == "magnitude" and self.ticket is None
+
+    @property
+    def rewinds(self) -> bool:
+        return self.prunes and self._left > 0
+
+    @property
+    def least_steps(self) -> int:
+        """The steps that must go by for the first phase to have reached what is rewound to."""
+        return self.rewind_to * (self._left + 1) if self.rewinds else 0
+
+    def bind(self, config: Any, others: Mapping[str, Method]) -> None:
+        self._start = start_after(self.name, None, others)
+        for other in ("layerdrop", "layerskip"):
+            if other in others and self.ticket is None:
+                raise EffptError(
+                    f"`lottery` compares the weights of all layers up to the end of the run, and with `{other}` some "
+                    "learn less often than others; remove one of them. With the masks of a `lottery.ticket` both can "
+                    "run."
+                )
+        if "stacking" in others and not self.prunes:
+            wrong = "`lottery.ticket` is" if self.ticket else "`lottery.learn` is `supermask`, whose weights are"
+            raise EffptError(
+                f"{wrong} for a model of full depth, and `stacking` would copy the layers of a shallow one over it; "
+                "remove one of them. Pruning by magnitude begins after the last growth."
+            )
+        if config is not None:
+            self._left = max(0, self.rounds - prunings(config))
+
+    def inject(self, backbone: Any) -> None:
+        if self.learn == "supermask":
+            masks: Masks = Supermask(backbone, self.score_learning_rate, self.rescale)
+        else:
+            masks = Masks(backbone, self.ticket)
+        masks.train(backbone.training).attach(backbone)
+        if self.ticket is not None and not next(backbone.parameters()).is_meta:
+            masks.impress(backbone)
+
+    def adopt(self, backbone: Any) -> None:
+        if self.learn == "magnitude":
+            backbone.masks.impress(backbone)
+
+    def schedule(self, backbone: Any, step: int, fraction: float, seed: int) -> None:
+        config, masks = backbone.config, backbone.masks
+        if self.learn == "supermask":
+            if self.signs != "rewind" and not any(event["method"] == METHOD for event in config.events or []):
+                self._begin_from(backbone, {name: linear.weight for name, linear in prunable(backbone).items()}, seed)
+                record(config, step, METHOD, f"{BEGAN} with constant weights, {self.signs}")
+            masks.draw(step, seed)
+        elif self.rewinds and self._start == 0.0 and rounds_of(config) is None:
+            begin(config, step, fraction, self.rounds)
+        tally_of(backbone).add(lottery_left=masks.left(), lottery_weights=masks.size())
+
+    def advance(self, backbone: Any, step: int, fraction: float, run: Run | None = None) -> bool:
+        if self.learn == "supermask":
+            return False
+        backbone.masks.impress(backbone)  # some optimizers move weights that have no gradient
+        if run is None or not self.rewinds or fraction >= 1.0:
+            return False  # there is nothing to rewind to, or nothing would train what is rewound
+        now = rounds_of(backbone.config)
+        if now is None:
+            if fraction >= self._start:
+                _snapshot_of(run).take(run.model)
+                run.optimizer.state.clear()
+                begin(backbone.config, step, fraction, self.rounds)
+            return False
+        if self.rewind_to and step == now.step + self.rewind_to and not now.done:
+            _snapshot_of(run).take(run.model)
+        if due := now.due(self.rounds, fraction):
+            if step < now.step + self.rewind_to:
+                raise EffptError(
+                    f"`lottery.rewind_to` is {self.rewind_to}, but the first phase had {step - now.step} steps; set "
+                    "it lower, have fewer `rounds`, or give a longer budget."
+                )
+            self._prune(backbone, step, fraction, due, run)
+        return not self.rewinds
+
+    def _prune(self, backbone: Any, step: int, fraction: float, due: int, run: Run) -> None:
+        """Prunes so many times at once, and rewinds all that is left."""
+        masks: Masks = backbone.masks
+        final = {name: linear.weight.detach().clone() for name, linear in prunable(backbone).items()}
+        kept = {name: mask.clone() for name, mask in masks.kept().items()}
+        _snapshot_of(run).put_back(run.model)
+        first = {name: linear.weight.detach().clone() for name, linear in prunable(backbone).items()}
+        scores = scores_of(self.criterion, final, first, run.seed + step)
+        done = prunings(backbone.config) + due
+        removed = round(masks.size() * (self.sparsity * done / self.rounds))
+        masks.put(best(scores, kept, masks.size() - removed))
+        self._begin_from(backbone, first, run.seed)
+        masks.impress(backbone)
+        run.optimizer.state.clear()
+        note_prunings(backbone.config, step, fraction, self.rounds, due, self.sparsity)
+        self._left = self.rounds - done
+
+    def _begin_from(self, backbone: Any, first: Mapping[str, Any], seed: int) -> None:
+        begun = beginning(first, self.signs, seed)
+        for name, linear in prunable(backbone).items():
+            linear.weight.data.copy_(begun[name])
+
+    def eject(self, backbone: Any) -> None:
+        backbone.masks.detach(backbone)
+        flatten(backbone)
+
+    def figures(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """`lottery_sparsity`, the share of the weights of pruned matrices that are zero; of a supermask, as drawn."""
+        total = sums.get("lottery_weights")
+        return {"lottery_sparsity": 1.0 - sums["lottery_left"] / total} if total else {}
+
+    def cost_signature(self, backbone: nn.Module) -> str:
+        return f"lottery {self.learn}{' rescaled' if self.rescale else ''}"
+
+
+def _snapshot_of(run: Run) -> Snapshot:
+    """The copy that the model of a run keeps, as it is there while anything will be rewound."""
+    snapshot = run.model.snapshot
+    assert isinstance(snapshot, Snapshot)
+    return snapshot

@@ -1,0 +1,75 @@
+"""Supermasks: the weights stay as they are, and which of them there are is learned (Zhou et al., 2019).
+
+s scores, p = sigmoid(s), m the mask that is drawn.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_effpt.core.hashing import places
+
+from .masks import Masks, prunable
+
+
+class Supermask(Masks):
+    """Masks that are drawn anew in every step, each weight's with a probability that is learned.
+
+    Scores are in fp32 whatever the model is cast to, have no weight decay, and a learning rate of their own. In
+    evaluation a weight is kept where its probability is at least one half.
+
+    Args:
+        backbone: the encoder; [`attach`] puts them in.
+        learning_rate (`float`): the peak of the scores'.
+        rescale (`bool`, *optional*, defaults to `False`): whether a matrix is divided by the share of it that is kept.
+    """
+
+    no_weight_decay = True
+
+    def __init__(self, backbone: Any, learning_rate: float, rescale: bool = False) -> None:
+        super().__init__(backbone, persistent=False)
+        self.learning_rate, self.rescale = learning_rate, rescale
+        self.names = list(prunable(backbone))
+        self.scores = nn.ParameterList(
+            nn.Parameter(torch.zeros_like(mask, dtype=torch.float32)) for mask in self.buffers()
+        )
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "Supermask":
+        def keeps_precision(tensor: Tensor) -> Tensor:
+            new = fn(tensor)
+            return new if new.dtype == tensor.dtype else tensor.to(new.device)
+
+        return super()._apply(keeps_precision, recurse)
+
+    def draw_missing(self) -> None:
+        """Puts the scores at their start where the weights that a model is loaded from have none."""
+        for score in self.scores:
+            if not getattr(score, "_is_hf_initialized", False) and not score.is_meta:
+                nn.init.zeros_(score)
+        for mask in self.buffers():
+            if not mask.is_meta:
+                mask.fill_(True)  # nothing has been drawn yet
+
+    @torch.no_grad()
+    def draw(self, step: int, seed: int) -> None:
+        """Draws the masks of an optimizer step."""
+        for index, (mask, score) in enumerate(zip(self.buffers(), self.scores, strict=True)):
+            mask.copy_(places(score, seed, step, index) < score.sigmoid())
+
+    def kept(self) -> dict[str, Tensor]:
+        """The masks of evaluation."""
+        return {name: score >= 0 for name, score in zip(self.names, self.scores, strict=True)}
+
+    def masked(self, linear: nn.Linear) -> Tensor:
+        """The matrix of a module as the forward pass has it; the scores learn as if m were p (straight-through)."""
+        score = self.scores[self.names.index(linear.__dict__["masked_as"])]
+        if self.training:
+            drawn = self.mask_of(linear).to(score.dtype)
+            p = score.sigmoid()
+            m = drawn + (p - p.detach())
+        else:
+            drawn = m = (score >= 0).to(score.dtype)
+        if self.rescale:
+            m = m / drawn.mean().clamp(min=1 / drawn.numel())
+        return (linear.weight.detach() * m).to(linear.weight.dtype)

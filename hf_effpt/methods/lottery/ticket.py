@@ -1,0 +1,103 @@
+"""A ticket of single weights: a mask for each matrix, in a file that other tasks and architectures can use."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hf_effpt.core.errors import EffptError
+
+
+@dataclass(frozen=True)
+class SparseTicket:
+    """Which single weights of an encoder are kept.
+
+    Args:
+        masks (`dict[str, Tensor]`): for each matrix, such as `layer.0.query`, a boolean tensor of its shape, `True`
+            where a weight is kept.
+        drawn_by (`dict[str, Any]`, *optional*): how, as a record.
+    """
+
+    masks: dict[str, Tensor]
+    drawn_by: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: Any) -> "SparseTicket":
+        """The ticket of a training model with the method `lottery`, as it stands.
+
+        Raises:
+            EffptError: if the model has no such masks.
+        """
+        masks = getattr(model.backbone, "masks", None)
+        if masks is None:
+            raise EffptError(
+                f"`{type(model).__name__}` has no masks of single weights; take a model with the method `lottery`, "
+                "such as `LotteryBertForMaskedLM.from_pretrained(…)` of a training checkpoint."
+            )
+        events = [event for event in model.config.events or [] if event["method"] == "lottery"]
+        drawn_by = {"settings": model.config.methods.get("lottery") or {}, "events": events}
+        return cls({name: mask.detach().cpu().clone() for name, mask in masks.kept().items()}, drawn_by)
+
+    @property
+    def sparsity(self) -> float:
+        """The share of the weights that is not kept."""
+        total = sum(mask.numel() for mask in self.masks.values())
+        return 1.0 - sum(int(mask.sum()) for mask in self.masks.values()) / total
+
+    def save(self, path: str | os.PathLike) -> Path:
+        """Writes the ticket into a safetensors file."""
+        path = Path(path)
+        save_file(self.masks, path, metadata={"format": "pt", "drawn_by": json.dumps(self.drawn_by)})
+        return path
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "SparseTicket":
+        """Reads a ticket that `save` has written.
+
+        Raises:
+            EffptError: if there is none.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                drawn_by = json.loads((file.metadata() or {})["drawn_by"])
+                masks = {name: file.get_tensor(name) for name in file.keys()}
+        except (OSError, SafetensorError, ValueError, KeyError) as error:
+            raise EffptError(
+                f"{path} holds no ticket of single weights ({type(error).__name__}: {error}); name a file that "
+                "`SparseTicket.save` has written."
+            ) from error
+        if not masks or any(mask.dtype != torch.bool for mask in masks.values()):
+            raise EffptError(f"{path} holds no masks; name a file that `SparseTicket.save` has written.")
+        return cls(masks, drawn_by)
+
+    def fitted(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+        """The masks for matrices of these names and shapes.
+
+        A pooler may be missing here or there, since masked language models have none: without a mask it stays whole.
+
+        Raises:
+            EffptError: if the ticket was drawn from an encoder of other layers.
+        """
+        ours, theirs = ({name for name in names if name != "pooler"} for names in (self.masks, shapes))
+        differing = sorted(ours ^ theirs) or [
+            f"{name} of {tuple(self.masks[name].shape)} and not {tuple(shapes[name])}"
+            for name in shapes
+            if name in self.masks and tuple(self.masks[name].shape) != tuple(shapes[name])
+        ]
+        if differing:
+            raise EffptError(
+                f"The ticket fits another model: it has {_depth(self.masks)} layers and the model {_depth(shapes)}, "
+                f"and they differ in {differing[0]}. Load an encoder of the shape that the ticket was drawn from."
+            )
+        return {name: mask for name, mask in self.masks.items() if name in shapes}
+
+
+def _depth(names: Mapping[str, Any]) -> int:
+    return len({name.split(".")[1] for name in names if name.startswith("layer.")})

@@ -1,0 +1,279 @@
+"""EarlyBERT without a run: settings, gates, penalty, masks, tickets and the controls."""
+
+import json
+import math
+
+import pytest
+import torch
+from transformers import BertConfig, BertForMaskedLM
+
+from hf_effpt.core.errors import EffptError
+from hf_effpt.core.gates import gates_of
+from hf_effpt.core.method import build_methods
+from hf_effpt.core.ticket import Ticket
+from hf_effpt.core.width import cut_width
+from hf_effpt.methods.earlybert import EarlyBert
+from hf_effpt.methods.earlybert.drawing import any_like, best, gate_scores, heads_kept, worst
+from hf_effpt.methods.earlybert.search import Search
+from hf_effpt.models import (
+    EffptBertConfig,
+    EffptBertForMaskedLM,
+    EffptBertForSequenceClassification,
+    EffptElectraForSequenceClassification,
+)
+from tests import tiny
+
+TICKET = Ticket(((0,), (1,), (0, 1), (1,)), (tuple(range(8)),) * 4, ((2, 64),) * 4)
+
+
+def searching(**settings):
+    torch.manual_seed(4)
+    model = tiny.model({"earlybert": settings})
+    model.methods[0].schedule(model.bert, 0, 0.0, seed=7)
+    return model
+
+
+# Settings.
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"head_keep": 0.0}, "head_keep` is a share in"),
+        ({"ffn_keep": 1.1}, "ffn_keep` is a share in"),
+        ({"head_keep": 0.4}, "leaves none of the 2 heads of a layer; keep at least 0.5"),
+        ({"ffn_keep": 0.1}, "leaves 6.4 of the 64 neurons of a layer, and a layer needs 8"),
+        ({"max_search_steps": 0.0}, "share of the clock below 1 or a whole number"),
+        ({"max_search_steps": 2.5}, "share of the clock below 1 or a whole number"),
+        ({"max_search_steps": 0.6, "after": 0.5}, "to the end of the run"),
+        ({"epsilon": 1.1}, "epsilon` is a share"),
+        ({"window": 1}, "window` is a whole number, at least 2"),
+        ({"every": 0}, "every` is a whole number, at least 1"),
+        ({"weights": "reset"}, "must be rewind or keep"),
+        ({"l1": -1.0}, "l1` is the weight of a penalty"),
+        ({"gate_learning_rate": 0.0}, "gate_learning_rate` must be above 0"),
+        ({"after": 1.0}, "after` is a fraction of the clock"),
+        ({"ticket": "goood"}, "or the path of a ticket .* there is no file 'goood'"),
+    ],
+)
+def test_impossible_settings_are_refused_at_construction(settings, said):
+    with pytest.raises(EffptError, match=said):
+        tiny.model({"earlybert": settings})
+
+
+def test_narrow_models_and_tickets_of_others_are_refused(tmp_path):
+    with pytest.raises(EffptError, match="have been cut already"):
+        tiny.model({"earlybert": {}}, layer_widths=[[1, 8]] * 4)
+    path = str(TICKET.save(tmp_path / "ticket.json"))
+    with pytest.raises(EffptError, match="drawn from layers of 4 times 2 heads and 64 neurons"):
+        tiny.model({"earlybert": {"ticket": path}}, num_hidden_layers=3)
+    with pytest.raises(EffptError, match="`stacking` would copy its layers"):
+        tiny.model({"earlybert": {"ticket": path}, "stacking": {"depth": 1, "at": [0.3, 0.7]}})
+
+
+def test_what_waits_for_it_needs_a_share_of_the_clock():
+    for waiting in ("layerdrop", "layerskip"):
+        with pytest.raises(EffptError, match=f"`{waiting}` starts when `earlybert` no longer .* a share of the clock"):
+            build_methods({waiting: {}, "earlybert": {"max_search_steps": 5}}, tiny.config())
+        ledger = {waiting: {}, "earlybert": {"max_search_steps": 0.2}, "stacking": {"depth": 2, "at": [0.3]}}
+        found = {method.name: method for method in build_methods(ledger, tiny.config())}
+        assert found["earlybert"]._start == 0.3
+        assert found[waiting]._start == 0.5
+        with pytest.raises(EffptError, match=f"`{waiting}.after` is 0.4"):
+            build_methods({**ledger, waiting: {"after": 0.4}}, tiny.config())
+    with pytest.raises(EffptError, match=r"`earlybert.after` is 0.2"):
+        build_methods({"earlybert": {"after": 0.2}, "stacking": {"depth": 2, "at": [0.3]}}, tiny.config())
+
+
+def test_published_numbers_of_heads():
+    assert [heads_kept(2 / 3, 12), heads_kept(2 / 3, 16), heads_kept(1.0, 12)] == [8, 10, 12]
+    assert heads_kept(0.7, 10) == 7
+
+
+# Gates.
+
+
+def three_steps(model_class, config):
+    torch.manual_seed(11)
+    model = model_class(config).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    seen = []
+    for step in range(3):
+        ids = torch.randint(5, tiny.VOCAB, (4, tiny.LENGTH), generator=torch.Generator().manual_seed(step))
+        for method in getattr(model, "methods", []):
+            method.schedule(model.backbone, step, step / 10, seed=0)
+            assert method.penalty(model.backbone) is None
+        logits = model(ids).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids.flatten())
+        loss.backward()
+        seen += [loss.detach(), logits.detach()]
+        seen += [p.grad.clone() for name, p in model.named_parameters() if "width_gates" not in name]
+        optimizer.step()
+        optimizer.zero_grad()
+    return model, seen, torch.get_rng_state()
+
+
+@pytest.mark.parametrize("methods", [None, {"earlybert": {"after": 0.5, "weights": "keep"}}])
+def test_off_and_before_its_start_it_is_stock_bit_for_bit(methods):
+    stock, expected, generator = three_steps(BertForMaskedLM, BertConfig(**tiny.SHAPE))
+    model, seen, ours = three_steps(EffptBertForMaskedLM, EffptBertConfig(**tiny.SHAPE, methods=methods))
+    assert all(torch.equal(left, right) for left, right in zip(expected, seen, strict=True))
+    assert torch.equal(generator, ours)
+    if methods is None:
+        assert set(model.state_dict()) == set(stock.state_dict())
+
+
+def test_one_gate_for_each_head_and_each_neuron():
+    gates = gates_of(searching().bert)
+    assert [gate.shape for gate in gates.heads] == [(2,)] * 4
+    assert [gate.shape for gate in gates.neurons] == [(64,)] * 4
+    assert all(gate.dtype == torch.float32 and (gate == 1).all() for gate in gates.parameters())
+
+
+def test_the_penalty_is_a_sum_whose_gradient_is_the_sign():
+    model = searching(l1=0.25)
+    gates = gates_of(model.bert)
+    with torch.no_grad():
+        gates.heads[0].copy_(torch.tensor([-2.0, 0.0]))
+    penalty = model.methods[0].penalty(model.bert)
+    assert penalty.item() == pytest.approx(0.25 * (2.0 + 0.0 + 3 * 2 + 4 * 64))
+    penalty.backward()
+    assert gates.heads[0].grad.tolist() == [-0.25, 0.0]
+    assert (gates.neurons[3].grad == 0.25).all()
+    assert all(p.grad is None for name, p in model.named_parameters() if "width_gates" not in name)
+
+
+def test_only_layers_that_run_are_penalised_and_cut():
+    model = tiny.model({"earlybert": {"l1": 1.0}}, layer_order=[0, 2])
+    assert model.methods[0].penalty(model.bert).item() == pytest.approx(2 * 2 + 2 * 64)
+    ticket = best(gate_scores(gates_of(model.bert)), model.bert, 0.5, 0.5)
+    assert ticket.widths == [[1, 56], [2, 64], [1, 8], [2, 64]]  # of equals the first, but no layer is emptied
+    assert worst(gate_scores(gates_of(model.bert)), ticket, model.bert).widths == ticket.widths
+
+
+def test_with_a_weighted_loss_the_penalty_keeps_its_share_of_the_gradient():
+    """50 times the loss and 50 times the penalty, of the main model only; by itself that has a plain loss again."""
+    shares = []
+    for weight in (1.0, 50.0):
+        torch.manual_seed(3)
+        model = tiny.joint("electra", {"earlybert": {}}, loss_weight=weight)
+        gate = gates_of(model.electra).neurons[1]
+        (main,) = torch.autograd.grad(weight * model(**tiny.batch(4)).main_loss, gate)
+        (pulled,) = torch.autograd.grad(model.methods[0].penalty(model.electra), gate)
+        shares.append((pulled.norm() / main.norm()).item())
+        assert pulled[0].item() == pytest.approx(weight * 1e-4)
+        assert gates_of(model.generator.electra) is None
+    assert shares[0] == pytest.approx(shares[1], rel=1e-4)
+    alone = EffptElectraForSequenceClassification(model.config)
+    assert alone.methods[0].penalty(alone.electra).item() == pytest.approx(1e-4 * 4 * 66)
+
+
+def test_learned_gates_count_in_an_export_in_mid_search():
+    model = searching(after=0.5).eval()
+    with torch.no_grad():
+        for gate in gates_of(model.bert).parameters():
+            gate.uniform_(-1.0, 2.0)
+    gates_of(model.bert).on = True
+    ids = torch.randint(5, tiny.VOCAB, (2, 6))
+    stock = model.export()
+    assert type(stock) is BertForMaskedLM
+    assert torch.allclose(stock(ids).logits, model(ids).logits, atol=1e-6)
+    assert gates_of(model.bert).neurons[0].std() > 0.1
+
+
+# Masks and tickets.
+
+
+def search_of(*masks, window=2, neurons=None):
+    search = Search(window, 1, 4, 4, begun=True)
+    for place, mask in enumerate(masks):
+        kept = tuple(index for index, bit in enumerate(mask) if bit == "1")
+        others = kept if neurons is None else tuple(i for i, bit in enumerate(neurons[place]) if bit == "1")
+        search.note(Ticket((kept,), (others,), ((4, 4),)))
+    return search
+
+
+def test_the_distance_of_masks_by_hand():
+    assert search_of("1100").distances([0]) is None
+    assert search_of("1100", "1010").distances([0]) == (0.5, 0.5)
+    assert search_of("1100", "1010", "1010").distances([0]) == (0.0, 0.0)
+    assert search_of("1100", "1010", neurons=("1100", "0011")).distances([0]) == (0.5, 1.0)
+    # all of the window, and not only the one before
+    assert search_of("1100", "1010", "1010", window=3).distances([0]) == (0.5, 0.5)
+
+
+def test_layers_that_do_not_run_have_no_part_in_the_distance():
+    search = Search(2, 2, 4, 4, begun=True)
+    for kept in ((0, 1), (0, 2)):
+        search.note(Ticket((kept, (0, 1, 2, 3)), (kept, (0, 1, 2, 3)), ((4, 4),) * 2))
+    assert search.distances([0]) == (0.5, 0.5)
+    assert search.distances([0, 1]) == (0.25, 0.25)
+
+
+def test_gates_are_ranked_by_their_size_whatever_the_sign():
+    model = searching()
+    gates = gates_of(model.bert)
+    with torch.no_grad():
+        gates.heads[0].copy_(torch.tensor([0.2, -0.9]))
+        gates.neurons[1].fill_(-3.0)
+    ticket = best(gate_scores(gates), model.bert, 0.5, 0.5)
+    assert ticket.heads == ((1,), (0,), (0,), (0,))
+    assert [width for _, width in ticket.widths] == [56, 56, 8, 8]  # the second layer's, and the first of the others
+
+
+def test_controls_are_as_wide_as_the_ticket_and_a_function_of_seed_and_step():
+    model = searching()
+    gates = gates_of(model.bert)
+    with torch.no_grad():
+        for gate in gates.parameters():
+            gate.uniform_(generator=torch.Generator().manual_seed(len(gate)))
+    scores = gate_scores(gates)
+    good = best(scores, model.bert, 0.5, 0.6)
+    state = torch.get_rng_state()
+    bad, other = worst(scores, good, model.bert), any_like(good, 7, 40)
+    assert good.widths == bad.widths == other.widths
+    assert len({good.neurons, bad.neurons, other.neurons}) == 3
+    assert any_like(good, 7, 40) == other
+    assert any_like(good, 7, 41) != other
+    assert any_like(good, 8, 40) != other
+    assert torch.equal(state, torch.get_rng_state())
+    layer = scores[1][0]
+    assert layer[list(bad.neurons[0])].max() <= layer[[i for i in range(64) if i not in bad.neurons[0]]].min()
+    assert bad.heads == tuple(tuple({0, 1} - set(kept)) for kept in good.heads)
+
+
+def test_a_saved_ticket_is_cut_before_the_run(tmp_path):
+    path = TICKET.save(tmp_path / "ticket.json")
+    trainer = tiny.trainer(tmp_path / "run", {"earlybert": {"ticket": str(path)}}, save_strategy="steps", save_steps=4)
+    plain = tiny.trainer(tmp_path / "plain")
+    cut_width(plain.model.bert, TICKET)
+    for name, weight in tiny.weights(plain.model).items():
+        assert torch.equal(weight, trainer.model.get_parameter(name)), name
+    assert trainer.model.config.events[0]["step"] == 0
+    assert not trainer.methods[0].reshapes
+    trainer.train()
+    trainer.save_model()
+    again = Ticket.load(tmp_path / "run" / "ticket.json")
+    assert (again.heads, again.neurons, again.shape) == (TICKET.heads, TICKET.neurons, TICKET.shape)
+    path.unlink()  # a checkpoint does not need it
+    model = EffptBertForMaskedLM.from_pretrained(tmp_path / "run" / "checkpoint-4")
+    assert model.config.layer_widths == TICKET.widths
+
+
+def test_a_saved_ticket_is_cut_out_of_trained_weights_of_any_task(tmp_path):
+    path = str(TICKET.save(tmp_path / "ticket.json"))
+    tiny.model().export().save_pretrained(tmp_path / "stock")
+    config = tiny.config({"earlybert": {"ticket": path}}, num_labels=2)
+    model = EffptBertForSequenceClassification.from_pretrained(tmp_path / "stock", config=config)
+    before = model.bert.encoder.layer[1].output.dense.weight.clone()
+    data = [{"input_ids": [2, 5 + row, 3], "labels": row % 2} for row in range(8)]
+    trainer = tiny.EffptTrainer(model, tiny.arguments(tmp_path, budget="2steps"), train_dataset=data)
+    assert torch.equal(model.bert.encoder.layer[1].output.dense.weight, before[:, :8])
+    trainer.train()
+    assert model.config.layer_widths == TICKET.widths
+
+
+def test_settings_are_json():
+    method = EarlyBert(max_search_steps=0.5, window=3)
+    assert EarlyBert(**json.loads(json.dumps(method.settings()))) == method
+    assert EarlyBert(max_search_steps=5).settles_at == math.inf
