@@ -19,6 +19,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from hf_effpt import Recipe, pretrain
 from hf_effpt.comparison.frontier import COMPRESSED, LARGE, RANDOM, SMALL, frontier, plot, table
+from hf_effpt.comparison.plots import require_plotting
 from hf_effpt.core.width import resize, widths_of
 from hf_effpt.evaluation.latency import latency
 from hf_effpt.evaluation.loss import fixed_mask_batches, held_out_loss
@@ -30,10 +31,15 @@ CUT = ("depth", "head_keep", "ffn_keep", "at", "rounds", "importance")
 
 def train(args: argparse.Namespace, folder: Path, flags: list[str], widths: list | None = None) -> None:
     """One run; with `widths`, of a model whose layers have so many heads and neurons from the start."""
-    if (folder / "run.json").is_file():
-        return
     fixed = ["--training.output_dir", str(folder), "--training.save_strategy", "no", "--training.report_to", "none"]
     recipe = Recipe.load(args.recipe, [*flags, *fixed])
+    asked = folder.with_suffix(".json")  # a run of other settings must not pass for this one
+    if asked.is_file() and json.loads(asked.read_text()) != recipe.resolved():
+        raise SystemExit(f"{folder} holds a run of other settings; name another --out")
+    if (folder / "run.json").is_file():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    asked.write_text(json.dumps(recipe.resolved()))
     if widths is None:
         pretrain(recipe)
         return
@@ -48,8 +54,6 @@ def train(args: argparse.Namespace, folder: Path, flags: list[str], widths: list
 def measure(args: argparse.Namespace, seed: int, given: list[str]) -> None:
     """Trains and measures the models of one seed, but for their latency."""
     folder = args.out / f"seed-{seed}"
-    if (folder / "points.json").is_file():
-        return
     common = [*given, "--training.budget", args.budget, "--training.seed", str(seed)]
     cut = [word for key in CUT if (value := getattr(args, key)) is not None
            for word in (f"--methods.compress.{key}", str(value))]  # fmt: skip
@@ -58,6 +62,8 @@ def measure(args: argparse.Namespace, seed: int, given: list[str]) -> None:
     train(args, folder / LARGE, common)
     widths = widths_of(load(folder / COMPRESSED).base_model)
     train(args, folder / SMALL, [*common, "--model.num_hidden_layers", str(len(widths))], widths)
+    if (folder / "points.json").is_file():
+        return
     models = {name: load(folder / name) for name in (COMPRESSED, RANDOM, SMALL, LARGE)}
     points = {name: {"bytes": stored_bytes(model)} for name, model in models.items()}
     zeros = with_zeros(models[LARGE], models[COMPRESSED].num_parameters())
@@ -86,7 +92,7 @@ def main() -> None:
     parser.add_argument("--ffn_keep", type=float, help="share of neurons to be left")
     parser.add_argument("--at", type=float, help="fraction of the budget at which the model is cut (default 0.7)")
     parser.add_argument("--rounds", type=int, help="number of cuts (default 1)")
-    parser.add_argument("--importance", help="michel (default), gates or magnitude")
+    parser.add_argument("--importance", choices=("michel", "gates", "magnitude"), help="default michel")
     parser.add_argument("--budget", default="90s", help="of each run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only_train", action="store_true", help="leave latency and the sum to a later call")
@@ -94,6 +100,9 @@ def main() -> None:
         "--out", type=Path, required=True, help="folder for the runs, `frontier.json` and `frontier.png`"
     )
     args, given = parser.parse_known_args()
+    require_plotting()
+    if cutting := {"compress", "earlybert", "lottery"} & set(Recipe.load(args.recipe, given).methods):
+        parser.error(f"the recipe is that of the large model, without {', '.join(cutting)}")
     for seed in args.seeds:
         measure(args, seed, given)
     if args.only_train:

@@ -24,16 +24,19 @@ from hf_effpt.pretraining import prepare_data
 
 
 def train(recipe: str, out: Path, overrides: list[str]) -> None:
+    fixed = ["--training.output_dir", str(out), "--training.save_strategy", "no", "--training.report_to", "none"]
+    asked, wanted = out.with_suffix(".json"), Recipe.load(recipe, [*overrides, *fixed])
+    if asked.is_file() and json.loads(asked.read_text()) != wanted.resolved():
+        raise SystemExit(f"{out} holds a run of other settings, which must not pass for this one; name another --out")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    asked.write_text(json.dumps(wanted.resolved()))
     if not (out / "run.json").is_file():
-        fixed = ["--training.output_dir", str(out), "--training.save_strategy", "no", "--training.report_to", "none"]
-        pretrain(Recipe.load(recipe, [*overrides, *fixed]))
+        pretrain(wanted)
 
 
 def measure(args: argparse.Namespace, seed: int, given: list[str]) -> dict[str, float]:
     """The held-out loss of every model of one seed."""
     found = args.out / f"seed-{seed}" / "losses.json"
-    if found.is_file():
-        return json.loads(found.read_text())
     common = [*given, "--training.budget", args.budget, "--training.seed", str(seed)]
     arms = {
         "layerdrop": [*common, "--methods.layerdrop.p", str(args.p)],
@@ -42,8 +45,11 @@ def measure(args: argparse.Namespace, seed: int, given: list[str]) -> dict[str, 
     }
     losses: dict[str, float] = {}
     for name, overrides in arms.items():
+        train(args.recipe, args.out / f"seed-{seed}" / name, overrides)
+    if found.is_file():
+        return json.loads(found.read_text())
+    for name, overrides in arms.items():
         folder = args.out / f"seed-{seed}" / name
-        train(args.recipe, folder, overrides)
         model, tokenizer = AutoModelForMaskedLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
         _, _, rows = prepare_data(Recipe.load(args.recipe, overrides))
         held_out = list(fixed_mask_batches(rows["validation"], tokenizer, 64))

@@ -87,7 +87,7 @@ class RunResult:
         return "\n".join(
             [
                 *lines,
-                f"The stock model is in {self.output_dir}. Next:",
+                f"The {'exported' if trust else 'stock'} model is in {self.output_dir}. Next:",
                 f"  AutoModelForSequenceClassification.from_pretrained({arguments})   # fine-tune it",
                 f"  effpt push {self.output_dir} ORG/NAME",
             ]

@@ -73,17 +73,53 @@ def benchmark_depth(results: dict) -> list[str]:
     return rows
 
 
+def benchmark_width(results: dict) -> list[str]:
+    rows = []
+    for model, arms in results.items():
+        base = next(iter(arms.values()))
+        for name, found in arms.items():
+            ratio = found["ratio"]
+            rows.append(
+                f"| {model} | {name} | {ratio['median']:.2f}x ({ratio['low']:.2f} to {ratio['high']:.2f}) | "
+                f"{found['gflops']:.1f} ({found['gflops'] / base['gflops']:.3f}x) | "
+                f"{found['saved_mb']:.0f} MB ({found['saved_mb'] / base['saved_mb']:.2f}x) |"
+            )
+    return rows
+
+
+def pruned(results: dict) -> list[str]:
+    """One row a model: loss, and what it lacks to the small one from scratch."""
+    return [
+        f"| {name} | {_mean(found['held_out_loss'])} | {_mean(found['difference_to_small'], '+.3f')} |"
+        for name, found in results.items()
+    ]
+
+
+def frontier(models: dict) -> list[str]:
+    """One row a model: loss, size, memory and latency."""
+    return [
+        f"| {name} | {_mean(found['held_out_loss'])} | {found['parameters']['mean']:,.0f} | "
+        f"{found['bytes']['mean'] / 1e6:.2f} MB | "
+        + " | ".join(
+            f"{found[latency]['mean']:.2f} ms" if latency in found else "" for latency in ("latency_1", "latency_32")
+        )
+        + " |"
+        for name, found in models.items()
+    ]
+
+
 def comparison(report: dict) -> list[str]:
     """One row an arm: loss, what it gained, and what else was measured."""
     if len({arm.get("loss_of") for arm in report["arms"]}) > 1:
         return of_objectives(report)
-    return [
-        f"| {arm['name']} | {_mean(arm['summary']['final_loss'])} | {_mean(arm['difference'], '+.3f')} | "
-        f"{_speed(arm['summary'])} | "
-        + " | ".join(_mean(arm["summary"]["scores"][name]) for name in _scores(report))
-        + f" | {arm['summary']['kwh'] * 1e3:.3f} | {arm['verdict']['label']} |"
-        for arm in report["arms"]
-    ]
+    rows = []
+    for arm in report["arms"]:
+        found = arm["summary"]
+        cells = [arm["name"], _mean(found["final_loss"]), _mean(arm["difference"], "+.3f"), _speed(found)]
+        cells += [_mean(found["scores"][name]) for name in _scores(report)]
+        cells += [f"{found['kwh'] * 1e3:.3f}", arm["verdict"]["label"]]
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
 
 
 def of_objectives(report: dict) -> list[str]:
@@ -131,6 +167,7 @@ TABLES = {
     "benchmark_notes": lambda found: benchmark_notes(found["results"]),
     "benchmark_depth": lambda found: benchmark_depth(found["results"]),
     "against_stock": comparison,
+    "depth": comparison,
     "methods": comparison,
     "objectives": comparison,
     "notes": comparison,

@@ -76,6 +76,12 @@ def check_controls(points: Points) -> None:
                 f"The control `{control}` has the seeds {sorted(points[control])}, and `{COMPRESSED}` has "
                 f"{sorted(points[COMPRESSED])}; train both with the same."
             )
+    for seed, point in points[LARGE].items():
+        if point["parameters"] <= points[COMPRESSED][seed]["parameters"]:
+            raise EffptError(
+                f"The control `{LARGE}` with seed {seed} has {point['parameters']:,} parameters, no more than "
+                f"`{COMPRESSED}`: it was cut, too, or nothing was; train it without `compress`."
+            )
     for name in (COMPRESSED, *CONTROLS):
         for seed, point in points[name].items():
             if lacking := [axis for axis in AXES if point.get(axis) is None]:

@@ -49,7 +49,7 @@ def budget_sweep(
     Args:
         recipe (`str`, `Path` or `Mapping`): as [`Recipe`] takes it; its objective is masked language modelling.
         sizes (`Sequence`): names such as `"mini"`, shapes such as `"6x128"` (layers and width, heads of 64), or
-            settings of the model, `{"name": …, "num_hidden_layers": 6, …}`.
+            settings of the model that differ from the recipe's, `{"name": …, "num_hidden_layers": 6}`.
         out (`str` or `Path`): the folder of the runs, of `sweep.json` and `sweep.md`.
         budget (`str`, *optional*): what each run may spend; by default the recipe's.
         seeds (`int` or `Sequence[int]`, *optional*, defaults to 1): how many, from 0, or which.
@@ -64,7 +64,8 @@ def budget_sweep(
         the sweep itself has spent.
 
     Raises:
-        EffptError: for fewer than two sizes, sizes with equal names, or another objective, before anything is trained;
+        EffptError: for fewer than two sizes, sizes with equal names, another objective, or a budget that says nothing
+            of what a step costs, before anything is trained;
             afterwards if a run has not spent the budget, has spent more, or its learning rate is not at the end of its
             schedule, so that the sizes could not be compared.
     """
@@ -78,6 +79,12 @@ def budget_sweep(
         raise EffptError(
             f"The objective is `{objective}`, whose loss depends on a generator that has a size of its own; sweep "
             "with `mlm`, or compare scores with `compare`."
+        )
+    text = budget or str((sections.get("training") or {}).get("budget") or "")
+    if text and (unit := Clock.parse(text).unit) in ("steps", "tokens"):
+        raise EffptError(
+            f"The budget {text} is {unit}, which a large model has as many of as a small one; sizes are compared by "
+            "what they cost: give time, reference time (10min_rst), flops or energy."
         )
     found = compare(arms, out, budget=budget, seeds=seeds, fractions=[1.0], gpus=gpus, command=command)
     clock = Clock(found["clock"]["unit"], found["clock"]["budget"])
@@ -107,8 +114,11 @@ def budget_sweep(
 
 def _arm(sections: Mapping[str, Any], size: str | Mapping[str, Any]) -> dict[str, Any]:
     """The recipe of one size."""
+    whole = dict(sections.get("model") or {})
     if isinstance(size, Mapping):
         shape = _without_name(size)
+        if "size" not in shape:  # it changes the recipe's shape, and does not replace it
+            shape = {key: whole[key] for key in SHAPE if key in whole} | shape
         name = str(size.get("name") or " ".join(f"{key}={value}" for key, value in shape.items()))
     elif match := re.fullmatch(r"(\d+)x(\d+)", size):
         layers, width = int(match[1]), int(match[2])
@@ -120,7 +130,7 @@ def _arm(sections: Mapping[str, Any], size: str | Mapping[str, Any]) -> dict[str
         raise EffptError(
             f"There is no size {size!r}; name one of {', '.join(SIZES)}, or a shape as layers and width: '6x128'."
         )
-    others = {key: value for key, value in (sections.get("model") or {}).items() if key not in SHAPE}
+    others = {key: value for key, value in whole.items() if key not in SHAPE}
     return {**sections, "name": name, "model": {**others, **shape}}
 
 

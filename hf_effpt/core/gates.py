@@ -47,7 +47,9 @@ class WidthGates(nn.Module):
         widths = widths_of(backbone)
 
         def ones(sizes: list[int]) -> nn.ParameterList:
-            return nn.ParameterList(nn.Parameter(torch.ones(size, device=device)) for size in sizes)
+            return nn.ParameterList(
+                nn.Parameter(torch.ones(size, device=device, dtype=torch.float32)) for size in sizes
+            )
 
         self.heads = ones([heads for heads, _ in widths])  # of layer i of shape (heads,)
         self.neurons = ones([neurons for _, neurons in widths])  # of layer i of shape (neurons,)
@@ -135,16 +137,17 @@ def importance(
     """
     with opened(backbone) as gates:
         ours = list(gates.parameters())
-        sums = [torch.zeros_like(gate) for gate in ours]
+        sums, batches = [torch.zeros_like(gate) for gate in ours], 0
         for batch in losses:
+            batches += 1
             with learning(batch):
                 found = torch.autograd.grad(loss_of(batch), ours, allow_unused=True)
             for total, gradient in zip(sums, found, strict=True):
                 if gradient is not None:
                     total += gradient.abs()
         number = len(gates.heads)
-        heads = [total / total.norm().clamp(min=1e-12) for total in sums[:number]]
-        return heads, sums[number:]
+        means = [total / max(1, batches) for total in sums]
+        return [mean / mean.norm().clamp(min=1e-12) for mean in means[:number]], means[number:]
 
 
 @contextmanager

@@ -1,7 +1,11 @@
 """Random numbers on the device that are a pure function of what they are for; no generator is touched."""
 
+import numpy as np
 import torch
 from torch import Tensor
+
+# Streams of random numbers beside one another: of each step, what a method draws is independent of the others.
+LAYERS, HEADS, TICKETS, CUTS = range(4)
 
 
 def _signed(value: int) -> int:
@@ -53,3 +57,8 @@ def places(like: Tensor, *salts: int) -> Tensor:
 def _shifted(values: Tensor, bits: int) -> Tensor:
     """A shift to the right that fills up with zeros, as on unsigned numbers."""
     return (values >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def generator_of(seed: int, step: int, stream: int) -> np.random.Generator:
+    """The random numbers of one stream in one step of a run, all that they depend on; no global generator moves."""
+    return np.random.Generator(np.random.Philox(key=[seed & 0xFFFFFFFFFFFFFFFF, step], counter=[0, 0, 0, stream]))

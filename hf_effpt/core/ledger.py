@@ -1,5 +1,6 @@
 """The ledger: what a run did to its model, kept in the model's configuration so that every checkpoint carries it."""
 
+from collections.abc import Mapping
 from typing import Any
 
 PRUNING = "pruning"  # where a method leaves word, on the backbone, of layers that it takes out of an export
@@ -12,7 +13,7 @@ def record(
     what: str,
     rewarmup: int = 0,
     span: tuple[float, float] | None = None,
-    **facts: Any,
+    facts: Mapping[str, Any] | None = None,
 ) -> None:
     """Notes in `config.events` that `method` changed the model after `step` optimizer steps.
 
@@ -21,12 +22,13 @@ def record(
             schedule says.
         span (`tuple[float, float]`, *optional*): the fractions of the clock between which the schedule of the learning
             rate is to run anew, from its warm-up to its end.
-        **facts: what else the method has to know to build the model again as it is now; JSON can write it.
+        facts (`Mapping[str, Any]`, *optional*): what else the method has to know to build the model again; JSON can
+            write it.
     """
     event: dict[str, Any] = {"step": step, "method": method, "what": what}
     event |= {"rewarmup": rewarmup} if rewarmup else {}
     event |= {"span": list(span)} if span else {}
-    config.events = [*(getattr(config, "events", None) or []), event | facts]
+    config.events = [*(getattr(config, "events", None) or []), event | dict(facts or {})]
 
 
 def rewarmed(config: Any, step: int) -> float:

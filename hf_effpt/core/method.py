@@ -104,14 +104,13 @@ class Method:
         return 0.0
 
     @property
-    def least_steps(self) -> int:
-        """Of how many optimizer steps a run has to be longer."""
-        return 0
-
-    @property
     def prepared_by(self) -> Mapping[str, float]:
         """Methods that run before this one's changes, not after, and the fraction of the clock at which each ends."""
         return {}
+
+    def least_steps(self, budget: int) -> int:
+        """In a budget of so many optimizer steps, the one until which the method may have to change the model."""
+        return 0
 
     def bind(self, config: Any, others: Mapping[str, Method]) -> None:
         """Checks the settings against the model's `config` and the run's other methods, before anything is built.
@@ -222,7 +221,7 @@ def end_before(name: str, others: Mapping[str, Method]) -> float:
 
 
 def has_lost_layers(config: Any) -> bool:
-    """Whether a method has left out layers already, which are not to be grown again."""
+    """Whether a method that may leave out layers has cut the model already: they are not to be grown again."""
     acted = {event["method"] for event in config.events or []}
     return any(METHODS[name].cuts_depth for name in acted if name in METHODS)
 

@@ -39,11 +39,24 @@ class Ticket:
         return [[len(heads), len(neurons)] for heads, neurons in zip(self.heads, self.neurons, strict=True)]
 
     def check(self, widths: Sequence[Sequence[int]]) -> None:
-        """Checks that the ticket is one of layers with so many heads and neurons.
+        """Checks that the ticket is one of layers with so many heads and neurons, and leaves each of them neurons.
 
         Raises:
             EffptError: if it is not.
         """
+        for kind, kept in enumerate((self.heads, self.neurons)):
+            what, least = (("heads", 0), ("neurons", 1))[kind]
+            wrong = [
+                layer
+                for layer, (indices, whole) in enumerate(zip(kept, self.shape, strict=False))
+                if list(indices) != sorted({*indices} & {*range(whole[kind])}) or len(indices) < least
+            ]
+            if wrong or len(kept) != len(self.shape):
+                of = f"of layer {wrong[0]} are {list(kept[wrong[0]])[:8]}" if wrong else f"are of {len(kept)} layers"
+                raise EffptError(
+                    f"The ticket's {what} {of}, but for each of {len(self.shape)} layers it has to name different "
+                    f"ones that are there, rising, and at least {least}; draw the ticket anew."
+                )
         if [list(layer) for layer in self.shape] != [list(layer) for layer in widths]:
             raise EffptError(
                 f"The ticket was drawn from layers of {_words(self.shape)}, and the model has {_words(widths)}; draw "

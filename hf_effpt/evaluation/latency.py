@@ -57,6 +57,8 @@ def latency(
     Raises:
         EffptError: for rows that a model cannot read, or too few rounds.
     """
+    if not models:
+        raise EffptError("There is no model to measure; give at least one, by name.")
     for name, model in models.items():
         if length > (most := model.config.max_position_embeddings):
             raise EffptError(f"Rows of {length} tokens are longer than `{name}` can read, {most}; give shorter ones.")

@@ -29,7 +29,7 @@ def add_lora(model: PreTrainedModel, rank: int) -> Any:
 
     Raises:
         EffptError: PEFT is not installed, the rank is below 1, no attention is found, or the model has gates that are
-            not all 1, which would gate the updates once they are merged.
+            not all 1, or masks, which would gate or mask the updates once they are merged.
     """
     check_lora(rank)
     from peft import LoraConfig, get_peft_model
@@ -40,6 +40,12 @@ def add_lora(model: PreTrainedModel, rank: int) -> Any:
         raise EffptError(
             f"{name} has gates that are not all 1, with which LoRA cannot be merged; fold them into the weights "
             f"first: `model.base_model.{GATES}.fold(model.base_model)`, or export the model."
+        )
+    masks = getattr(backbone, "masks", None)
+    if masks is not None and not all(bool(kept.all()) for kept in masks.kept().values()):
+        raise EffptError(
+            f"{name} has masks that leave weights out, with which LoRA cannot be merged; export the model, whose "
+            "weights have the zeros in them."
         )
     projections = [
         name

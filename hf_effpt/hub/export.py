@@ -21,7 +21,7 @@ from hf_effpt.core.files import replacing_folder_contents
 from hf_effpt.core.ledger import ledger_of
 from hf_effpt.core.objectives import objective_of
 from hf_effpt.models import pruned_bert
-from hf_effpt.models.base import EffptMixin, dense_of, exports_of, facts_of, fill, pruning_of
+from hf_effpt.models.base import EffptMixin, dense_of, exports_of, facts_of, fill, pooling_of, pruning_of
 from hf_effpt.models.configuration_electra import bert_settings
 
 from .card import model_card
@@ -224,8 +224,7 @@ def verify(folder: str | os.PathLike, model: PreTrainedModel) -> None:
     Raises:
         EffptError: if a parameter is missing, unexpected or different, or the tokenizer is larger than the vocabulary.
     """
-    own = {"add_pooling_layer": False} if isinstance(model, BertModel) and model.pooler is None else {}
-    loaded, report = type(model).from_pretrained(folder, output_loading_info=True, **own)
+    loaded, report = type(model).from_pretrained(folder, output_loading_info=True, **pooling_of(model))
     faults = [f"{kind} {sorted(report[kind])}" for kind in MISFITS if report[kind]]
     written = loaded.state_dict()
     faults += [

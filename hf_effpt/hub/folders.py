@@ -22,7 +22,7 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
-RECORD_FILES = ("README.md", "recipe.yaml", "run.json")
+RECORD_FILES = ("README.md", "recipe.yaml", "run.json", "ticket.json")
 AUXILIARY = ("generator",)  # folders of models that are exported beside the main one
 
 

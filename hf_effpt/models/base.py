@@ -29,6 +29,8 @@ class EffptMixin:
     pretrains: ClassVar[bool] = False  # whether it learns from masked text, and not from labels of a task
     main_loss_name: ClassVar[str | None] = None  # of a model whose loss has parts, the figure that it is judged by
     training_only: ClassVar[tuple[str, ...]] = ()  # beginnings of the names of what is not exported
+    # What methods learn in steps too small for half precision, whatever the rest is loaded in.
+    _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["width_gates", "gates", "masks.scores"]
     exports_narrow: ClassVar[bool] = False  # whether there is a class for what it exports with narrower layers
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
@@ -162,12 +164,16 @@ def dense_of(exported: PreTrainedModel) -> PreTrainedModel:
     widen(plain.base_model)
     left_out = ("model_type", "architectures", "transformers_version", "layer_widths", "auto_map")
     config = BertConfig(**{key: value for key, value in plain.config.to_dict().items() if key not in left_out})
-    own = {"add_pooling_layer": False} if isinstance(plain, BertModel) and plain.pooler is None else {}
     stock_class = next(cls for cls in type(exported).__mro__ if cls.__module__ == BertModel.__module__)
     with torch.device("meta"):
-        stock = stock_class(config, **own)
+        stock = stock_class(config, **pooling_of(plain))
     fill(stock, plain)
     return stock
+
+
+def pooling_of(model: nn.Module) -> dict[str, bool]:
+    """What the constructor of an encoder has to be told, so that it has a pooler where `model` has one."""
+    return {"add_pooling_layer": False} if isinstance(model, BertModel) and model.pooler is None else {}
 
 
 def facts_of(exported: PreTrainedModel) -> dict[str, Any]:

@@ -117,8 +117,8 @@ def check_processes(methods: list[Method], processes: int) -> None:
     for method in methods:
         if method.reshapes and processes > 1:
             raise EffptError(
-                f"`{method.name}` cuts the model in mid-run, which {processes} processes cannot follow together; draw "
-                "the ticket in one process and start from its checkpoint, which several can then go on with."
+                f"`{method.name}` cuts the model in mid-run, which {processes} processes cannot follow together; "
+                "train in one process until that is done, and resume from a checkpoint of after it in several."
             )
 
 
@@ -129,9 +129,10 @@ def check_steps(clock: Clock, methods: list[Method]) -> None:
         EffptError: if it does not.
     """
     for method in methods:
-        if clock.unit == "steps" and method.least_steps >= clock.budget:
+        last = method.least_steps(int(clock.budget)) if clock.unit == "steps" else 0
+        if last and last >= clock.budget:
             raise EffptError(
-                f"`{method.name}` may change the model until step {method.least_steps}, and the budget is "
+                f"`{method.name}` may change the model until step {last}, and the budget is "
                 f"{clock.budget:g} steps; allow it fewer, or give the run more."
             )
 

@@ -59,9 +59,9 @@ def set_paces(optimizer: Any, model: Any) -> None:
     """
     for module in model.modules():
         rate = getattr(module, "learning_rate", None)
-        if isinstance(rate, float):
+        if isinstance(rate, (int, float)):
             own = list(module.parameters())
             ids = {id(parameter) for parameter in own}
             for group in optimizer.param_groups:
                 group["params"] = [parameter for parameter in group["params"] if id(parameter) not in ids]
-            optimizer.add_param_group({"params": own, "lr": rate, "weight_decay": 0.0})
+            optimizer.add_param_group({"params": own, "lr": float(rate), "weight_decay": 0.0})

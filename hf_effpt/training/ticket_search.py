@@ -16,7 +16,8 @@ class EarlyBertTrainer(EffptTrainer):
     """Searches for a ticket and trains it (Chen et al., 2021, EarlyBERT).
 
     `train()` does both. `search()` stops between them, and `train()` then goes on from there to the end of the one
-    budget, as if it had not stopped.
+    budget, as if it had not stopped. The model that it trains is `trainer.model`, made from the checkpoint between
+    them, as whenever a run is resumed.
     """
 
     method = "earlybert"
@@ -32,7 +33,7 @@ class EarlyBertTrainer(EffptTrainer):
         """Trains until the ticket is drawn, and saves a checkpoint there.
 
         Raises:
-            EffptError: if the budget is spent before.
+            EffptError: if the run ends before.
         """
         if self.ticket is None or resume_from_checkpoint:
             stop = _StopAtTicket(self)
@@ -43,8 +44,9 @@ class EarlyBertTrainer(EffptTrainer):
                 self.remove_callback(stop)
             if self.ticket is None:
                 raise EffptError(
-                    f"The budget of {self.clock.budget:g} {self.clock.unit} was spent before a ticket was drawn; "
-                    "lower `earlybert.max_search_steps`, or give a larger budget."
+                    f"The run ended after {self.state.global_step} steps, before a ticket was drawn; where that is "
+                    f"all of its {self.clock.budget:g} {self.clock.unit}, lower `earlybert.max_search_steps`, or give "
+                    "it more."
                 )
             self._searched = str(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
         return self.ticket

@@ -96,7 +96,6 @@ class EffptTrainer(ChargingTrainer):
         self.masking = inner if isinstance(inner, DataCollatorForMaskedLM) else None
         if self.masking is not None and self.masking.shares is None:
             self.masking.shares = OBJECTIVES[objective_of(model.config)].corruption
-        checks.check_processes(model.methods, args.world_size)
         self.preparation = prepare_methods(model, train_dataset, processing_class, args.seed)
         for method in model.methods:
             data_collator = method.wrap_collator(data_collator)
@@ -163,6 +162,7 @@ class EffptTrainer(ChargingTrainer):
             let_go(self.model.config)
             if self.model.snapshot is not None:
                 self.model.snapshot.take(self.model)
+        checks.check_processes(self.methods, self.args.world_size)
         self.compile_model()
         with carbon.tracking(self.args, self.timekeeper):
             return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)

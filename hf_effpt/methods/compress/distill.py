@@ -56,7 +56,7 @@ class Teacher(nn.Module):
         delattr(backbone, NAME)
 
     @torch.no_grad()
-    def learn_all(self, backbone: Any) -> None:
+    def take_weights(self, backbone: Any) -> None:
         """Takes the weights of the layers of `backbone` that run, gates folded in."""
         own = [*embeddings_of(self.encoder), *layers_of(self.encoder).children()]
         layers = stack_of(backbone)
@@ -72,11 +72,10 @@ class Teacher(nn.Module):
             wanted_BLD = self.encoder(*args, **kwargs)[0]
         ids_BL = args[0] if args else kwargs.get("input_ids")
         mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
-        self.term = distance(
-            output[0], wanted_BLD, real_tokens(wanted_BLD, ids_BL, mask, backbone.config.pad_token_id)
-        )
+        real_BL = real_tokens(wanted_BLD, ids_BL, mask, backbone.config.pad_token_id)
+        self.term = distance(output[0], wanted_BLD, real_BL)
 
-    def take(self) -> Tensor | None:
+    def take_term(self) -> Tensor | None:
         """The term of the last forward in training, once."""
         term, self.term = self.term, None
         return term
@@ -107,7 +106,7 @@ def teach(backbone: Any) -> list[list[int]]:
     every = widths_of(backbone)
     widths = [every[index] for index in stack_of(backbone).order]
     teacher = Teacher(backbone, widths)
-    teacher.learn_all(backbone)
+    teacher.take_weights(backbone)
     teacher.attach(backbone)
     return widths
 

@@ -1,5 +1,6 @@
 """Train large, then compress: a large model is stopped early, cut, and trained on when cut (Li et al., 2020)."""
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from hf_effpt.core.depth import flatten, set_order, stack_of
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.gates import NAME, Scores, WidthGates, magnitude
+from hf_effpt.core.hashing import CUTS, generator_of
 from hf_effpt.core.ledger import record
 from hf_effpt.core.method import Method, Paper, Run, start_after
 from hf_effpt.core.ticket import Ticket, unit_of
@@ -21,6 +23,8 @@ from .distill import NAME as TEACHER
 from .distill import dismiss, teach, teach_again, teacher_of
 from .plan import Size, cut_at, size_after, thinned
 from .scores import at_random, michel, sizes_of, ticket_of
+
+logger = logging.getLogger(__name__)
 
 Importance = Literal["michel", "gates", "magnitude", "random"]
 
@@ -62,7 +66,8 @@ class Compress(Method):
 
     Raises:
         EffptError: if a value is outside its range, nothing would be cut, a layer would be left without a head or its
-            neurons, the model has fewer layers than are to be left, or another method still grows it at `at`.
+            neurons, the model has fewer layers than are to be left or is narrow already, or another method still grows
+            it at `at`.
     """
 
     name: ClassVar[str] = "compress"
@@ -208,9 +213,20 @@ class Compress(Method):
                 "leave at least 3, or remove `layerskip`."
             )
         done = sum(event["method"] == self.name for event in getattr(config, "events", None) or [])
+        if config.layer_widths is not None and not done and self._shares != (1.0, 1.0):
+            raise EffptError(
+                "The model's layers have been cut already (`layer_widths`), and `compress` takes its shares of whole "
+                "ones; start from a model of the full width, set only `compress.depth`, or remove `compress`."
+            )
         self._left = max(0, self.rounds - done)
 
     def prepare(self, backbone: Any, text: Any) -> None:
+        if self._left < self.rounds:
+            logger.warning(
+                "an earlier run has cut this model; of %d cuts by `compress` %d are left to make",
+                self.rounds,
+                self._left,
+            )
         dismiss(backbone)  # who has taught in another run teaches in it only
 
     def inject(self, backbone: nn.Module) -> None:
@@ -238,7 +254,7 @@ class Compress(Method):
             total = torch.stack([gate.abs().sum() for gate in getattr(backbone, NAME).parameters()]).sum()
             terms.append(L1 * main * total)
         teacher = teacher_of(backbone)
-        if teacher is not None and (term := teacher.take()) is not None:
+        if teacher is not None and (term := teacher.take_term()) is not None:
             terms.append(self.distill * main * term)
         return torch.stack(terms).sum() if terms else None
 
@@ -256,8 +272,7 @@ class Compress(Method):
         facts = {TEACHER: teach(backbone)} if self.distill and teacher_of(backbone) is None else {}
         stack, (whole, wanted) = stack_of(backbone), self.sizes(backbone.config)
         size = size_after(number, self.rounds, whole, wanted)
-        seed = 0 if run is None else run.seed
-        lot = np.random.Generator(np.random.Philox(key=[seed & 0xFFFFFFFFFFFFFFFF, step], counter=[0, 0, 0, 3]))
+        lot = generator_of(0 if run is None else run.seed, step, CUTS)
         if size.depth < len(stack.order):
             if self.importance == "random":
                 kept = np.sort(lot.permutation(len(stack.order))[: size.depth])
@@ -275,7 +290,7 @@ class Compress(Method):
             f"cut to {len(stack.order)} layers of {size.heads} heads and {size.neurons} neurons by {self.importance}"
         )
         what = f"{what}, {number} of {self.rounds}" if self.rounds > 1 else what
-        record(backbone.config, step, self.name, what, **facts)
+        record(backbone.config, step, self.name, what, facts=facts)
         return narrower
 
     def _narrow(self, backbone: Any, ticket: Ticket, run: Run | None) -> None:

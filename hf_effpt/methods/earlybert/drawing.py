@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from hf_effpt.core.depth import stack_of
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.gates import Scores, WidthGates, importance, magnitude
+from hf_effpt.core.hashing import TICKETS, generator_of
 from hf_effpt.core.method import Run
 from hf_effpt.core.ticket import Ticket, draw, draw_widths, unit_of
 from hf_effpt.core.width import widths_of
@@ -67,7 +67,7 @@ def worst(scores: Scores, good: Ticket, backbone: Any) -> Ticket:
 
 def any_like(good: Ticket, seed: int, step: int) -> Ticket:
     """A ticket as wide as the good one in every layer, drawn from all of them: a function of seed and step."""
-    generator = np.random.Generator(np.random.Philox(key=[seed & 0xFFFFFFFFFFFFFFFF, step], counter=[0, 0, 0, 2]))
+    generator = generator_of(seed, step, TICKETS)
     drawn = [[torch.from_numpy(generator.random(number)) for number in layer] for layer in good.shape]
     return draw_widths([heads for heads, _ in drawn], [neurons for _, neurons in drawn], good.widths)
 

@@ -102,7 +102,7 @@ class EarlyBert(Method):
             if not 0.0 < getattr(self, key) <= 1.0:
                 raise EffptError(f"`earlybert.{key}` is a share in (0, 1], not {getattr(self, key)}.")
         longest = self.max_search_steps
-        if not 0.0 < longest < math.inf or (longest >= 1 and longest != int(longest)):
+        if longest is True or not 0.0 < longest < math.inf or (longest >= 1 and longest != int(longest)):
             raise EffptError(
                 "`earlybert.max_search_steps` is a share of the clock below 1 or a whole number of steps, not "
                 f"{longest}."
@@ -121,6 +121,11 @@ class EarlyBert(Method):
             raise EffptError(f"`earlybert.gate_learning_rate` must be above 0, not {self.gate_learning_rate}.")
         if self.after is not None and not 0.0 <= self.after < 1.0:
             raise EffptError(f"`earlybert.after` is a fraction of the clock in [0, 1), not {self.after}.")
+        if not isinstance(self.ticket, (str, Path)):
+            raise EffptError(
+                f"`earlybert.ticket` is a word, {', '.join((*BY_GATES, *BY_SCORES))}, or a path, not {self.ticket!r}."
+            )
+        self.ticket = str(self.ticket)
         self._start, self._config = self.after or 0.0, None
 
     # When it acts.
@@ -144,9 +149,10 @@ class EarlyBert(Method):
     def rewinds(self) -> bool:
         return self.reshapes and self.weights == "rewind"
 
-    @property
-    def least_steps(self) -> int:
-        return int(self.max_search_steps) if self.reshapes and self.max_search_steps >= 1 else 0
+    def least_steps(self, budget: int) -> int:
+        if not self.reshapes or self.max_search_steps < 1:
+            return 0
+        return math.ceil(self._start * budget) + int(self.max_search_steps)
 
     @property
     def settles_at(self) -> float:
@@ -211,8 +217,16 @@ class EarlyBert(Method):
                 gates.on = True  # a model of which no run is made computes by what its gates have learned
 
     def prepare(self, backbone: Any, text: Any) -> None:
-        """Cuts a saved ticket, of trained weights or new ones, while there is no optimizer yet."""
-        if self._is_saved and not self._is_drawn:
+        """Cuts a saved ticket, of trained weights or new ones, while there is no optimizer yet.
+
+        A search that an earlier run has left begins anew: what its gates have come to stays in the weights.
+        """
+        if self._is_drawn:
+            return
+        getattr(backbone, NAME).forget()
+        if (gates := gates_of(backbone)) is not None:
+            gates.fold(backbone)
+        if self._is_saved:
             ticket = Ticket.load(self.ticket)
             getattr(backbone, NAME).keep(ticket)
             cut_width(backbone, ticket)

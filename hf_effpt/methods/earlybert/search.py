@@ -47,11 +47,16 @@ class Search(nn.Module):
     def draw_missing(self) -> None:
         """Has seen nothing yet, where the weights to load are of no search."""
         if not getattr(self.count, "_is_hf_initialized", False) and not self.count.is_meta:
-            for masks in (self.head_masks, self.neuron_masks, self.count):
-                masks.zero_()
             for kept in (self.heads, self.neurons):
                 kept.fill_(True)
-            self.began.fill_(self._first)
+            self.forget()
+
+    def forget(self) -> None:
+        """Has seen no masks, and begun only if it begins with the run."""
+        for seen in (self.head_masks, self.neuron_masks, self.count):
+            seen.zero_()
+        self.began.fill_(self._first)
+        self._since = None
 
     @property
     def since(self) -> int | None:

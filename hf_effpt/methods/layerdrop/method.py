@@ -10,6 +10,7 @@ from torch import nn
 from hf_effpt.core.anatomy import is_pre_norm
 from hf_effpt.core.depth import flatten, stack_of
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.hashing import LAYERS, generator_of
 from hf_effpt.core.method import Method, Paper, end_before, start_after
 
 from .heads import remove_heads, set_heads
@@ -147,7 +148,7 @@ class LayerDrop(Method):
 
     def draw(self, depth: int, step: int, seed: int, progress: float = 0.0) -> frozenset[int]:
         """The positions to skip in `step`: a pure function that leaves the global generators alone."""
-        generator = np.random.Generator(np.random.Philox(key=[seed & 0xFFFFFFFFFFFFFFFF, step]))
+        generator = generator_of(seed, step, LAYERS)
         drawn = np.repeat(generator.random(-(-depth // self.group)), self.group)[:depth]
         return frozenset(int(position) for position in np.flatnonzero(drawn < self.rates(depth, progress)))
 

@@ -1,5 +1,7 @@
 """Lottery tickets: prune single weights in rounds, rewinding the others, or learn which of them to keep."""
 
+import logging
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -19,6 +21,8 @@ from .ranking import Criterion, best, scores_of
 from .rounds import BEGAN, METHOD, begin, note_prunings, prunings, rounds_of
 from .signs import Signs, beginning
 from .supermask import Supermask
+
+logger = logging.getLogger(__name__)
 
 Learn = Literal["magnitude", "supermask"]
 
@@ -123,10 +127,9 @@ class Lottery(Method):
     def rewinds(self) -> bool:
         return self.prunes and self._left > 0
 
-    @property
-    def least_steps(self) -> int:
+    def least_steps(self, budget: int) -> int:
         """The steps that must go by for the first phase to have reached what is rewound to."""
-        return self.rewind_to * (self._left + 1) if self.rewinds else 0
+        return math.ceil(self._start * budget) + self.rewind_to * (self._left + 1) if self.rewinds else 0
 
     def bind(self, config: Any, others: Mapping[str, Method]) -> None:
         self._start = start_after(self.name, None, others)
@@ -154,6 +157,12 @@ class Lottery(Method):
         masks.train(backbone.training).attach(backbone)
         if self.ticket is not None and not next(backbone.parameters()).is_meta:
             masks.impress(backbone)
+
+    def prepare(self, backbone: Any, text: Any) -> None:
+        if self.prunes and self._left < self.rounds:
+            logger.warning(
+                "an earlier run has pruned this model; of %d rounds of `lottery` %d are left", self.rounds, self._left
+            )
 
     def adopt(self, backbone: Any) -> None:
         if self.learn == "magnitude":

@@ -82,13 +82,14 @@ class PrunedBertForMaskedLM(PrunedBertHead, BertForMaskedLM):
     """With a masked-language-modelling head."""
 
     _auto_class = "AutoModelForMaskedLM"
+    accepts_loss_kwargs = False  # the stock loss is a mean: the Trainer has to divide it by the accumulation
 
 
 class PrunedBertForMultipleChoice(PrunedBertHead, BertForMultipleChoice):
     """With a multiple-choice head."""
 
     _auto_class = "AutoModelForMultipleChoice"
-    accepts_loss_kwargs = False  # the stock losses are means: the Trainer has to divide them by the accumulation
+    accepts_loss_kwargs = False
 
 
 class PrunedBertForQuestionAnswering(PrunedBertHead, BertForQuestionAnswering):

@@ -139,5 +139,19 @@ def test_a_schedule_with_a_least_rate_ends_there(tmp_path, recipe):
         '{"min_lr": 3e-4}',
     ]
     found = budget_sweep(recipe, [SMALL, {**SMALL, "name": "deeper", "num_hidden_layers": 3}], tmp_path / "sweep",
-                         overrides=[*changes, "--training.budget", "6steps"])  # fmt: skip
+                         overrides=[*changes, "--training.budget", "2e8flops"], tolerance=0.5)  # fmt: skip
     assert {row["final_learning_rate"] for row in found["sizes"]} == {3e-4}
+
+
+@pytest.mark.parametrize("budget", ["6steps", "1e4tokens"])
+def test_budgets_that_say_nothing_of_costs_are_refused(tmp_path, recipe, budget):
+    with pytest.raises(EffptError, match=f"The budget {budget} is .*give time"):
+        budget_sweep(recipe, [SMALL, "2x128"], tmp_path / "sweep", budget=budget)
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_settings_of_a_size_change_those_of_the_recipe():
+    recipe = {"model": {"size": "base", "num_attention_heads": 6, "dropout": 0.1}}
+    arm = sweeping._arm(recipe, {"name": "shallow", "num_hidden_layers": 6})
+    assert arm["model"] == {"size": "base", "num_attention_heads": 6, "num_hidden_layers": 6, "dropout": 0.1}
+    assert sweeping._arm(recipe, "mini")["model"] == {"size": "mini", "dropout": 0.1}

@@ -57,9 +57,21 @@ def test_a_gate_multiplies_what_its_head_or_neuron_puts_out(attention):
         assert torch.allclose(plain(**given).loss, model(**given).loss, atol=2e-6)
 
 
-def test_folded_and_cut_are_the_same_function():
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_folded_and_cut_are_the_same_function(attention):
     """With gates of zero for what a ticket does not keep: gated, folded, masked and cut."""
-    model = wide()
+    _gated_folded_masked_and_cut(wide(attention), wide(attention), "cpu", torch.float32, 1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_folded_and_cut_are_the_same_function_in_bf16_on_a_gpu(attention):
+    """A layer without heads among them; bf16 has three digits."""
+    _gated_folded_masked_and_cut(wide(attention), wide(attention), "cuda", torch.bfloat16, 0.05)
+
+
+def _gated_folded_masked_and_cut(model, masked, device, dtype, atol):
+    model, masked = model.to(device), masked.to(device)
     gates = gated(model, seed=2)
     with torch.no_grad():
         for index in range(4):
@@ -70,17 +82,22 @@ def test_folded_and_cut_are_the_same_function():
                 gone = torch.ones(len(gate), dtype=torch.bool)
                 gone[list(kept)] = False
                 gate[gone] = 0.0
-    inputs = {**padded(), "labels": None}
-    expected = model(**inputs).logits
+    inputs = {name: tensor.to(device) for name, tensor in padded().items() if name != "labels"}
+
+    def close(a, b):
+        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+            return torch.allclose(a(**inputs).logits, b, atol=atol)
+
+    with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+        expected = model(**inputs).logits
     gates.fold(model.bert)
-    assert torch.allclose(model(**inputs).logits, expected, atol=1e-5)
+    assert close(model, expected)
     assert all((gate == 1).all() for gate in gates.parameters())
     gates.detach(model.bert)
-    masked = wide()
     masked.load_state_dict(model.state_dict())
-    assert torch.equal(mask(masked)(**inputs).logits, model(**inputs).logits)
+    assert close(mask(masked), expected)
     cut_width(model.bert, TICKET)
-    assert torch.allclose(model(**inputs).logits, expected, atol=1e-5)
+    assert close(model, expected)
 
 
 def test_detached_and_retired_gates_leave_stock_modules():
@@ -112,6 +129,16 @@ def test_they_are_fp32_whatever_the_model_is():
     assert all(gate.grad.dtype == torch.float32 for gate in gates.parameters())
 
 
+def test_they_are_fp32_in_a_model_that_is_loaded_in_half_precision(tmp_path):
+    tiny.model().export().save_pretrained(tmp_path / "stock")
+    config = tiny.config({"earlybert": {}})
+    model = EffptBertForMaskedLM.from_pretrained(tmp_path / "stock", config=config, dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path / "saved")
+    for each in (model, EffptBertForMaskedLM.from_pretrained(tmp_path / "saved")):
+        assert each.dtype == torch.bfloat16
+        assert {gate.dtype for gate in gates_of(each.bert).parameters()} == {torch.float32}
+
+
 def test_weights_that_were_saved_without_gates_get_open_ones(tmp_path):
     tiny.model().export().save_pretrained(tmp_path)
     model = EffptBertForMaskedLM.from_pretrained(tmp_path, config=tiny.config({"earlybert": {}}))
@@ -135,7 +162,7 @@ def test_importance_is_the_slope_of_the_loss_by_each_gate():
                 with opened(model.bert) as gates, torch.no_grad():
                     getattr(gates, kind)[layer][place] = value
                     losses.append(model(**batch).loss.double())
-            total += abs(losses[1] - losses[0]).item() / (2 * step)
+            total += abs(losses[1] - losses[0]).item() / (2 * step) / len(batches)  # a mean over batches
         return total
 
     for layer in (0, 3):

@@ -65,5 +65,22 @@ def test_saved_and_read(tmp_path):
 def test_a_ticket_of_other_layers_is_refused():
     ticket = Ticket(((0, 2),), ((1,),), ((3, 4),))
     ticket.check([[3, 4]])
+    Ticket(((),), ((1,),), ((3, 4),)).check([[3, 4]])  # a layer may do without heads
     with pytest.raises(EffptError, match="1 times 3 heads and 4 neurons, and the model has 2 times 3 heads"):
         ticket.check([[3, 4], [3, 4]])
+
+
+@pytest.mark.parametrize(
+    ("heads", "neurons"),
+    [
+        (((0, 3),), ((1,),)),  # there is no head 3
+        (((0, 0),), ((1,),)),
+        (((2, 0),), ((1,),)),
+        (((0,),), ((),)),  # no layer does without neurons
+        (((0,),), ((-1,),)),
+        (((0,), (1,)), ((1,),)),  # of two layers
+    ],
+)
+def test_tickets_that_name_what_is_not_there_are_refused(heads, neurons):
+    with pytest.raises(EffptError, match="it has to name different ones that are there, rising, and at least"):
+        Ticket(heads, neurons, ((3, 4),)).check([[3, 4]])

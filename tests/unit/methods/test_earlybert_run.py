@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from hf_effpt.core import gates as gates_module
+from hf_effpt.core.anatomy import attention_of, feed_forward_of, layers_of
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.gates import gates_of
 from hf_effpt.core.ticket import Ticket
@@ -225,7 +226,11 @@ def test_controls_run_through_the_same_code(tmp_path, ticket):
         assert trainer.ticket.widths == searched.ticket.widths
         assert trainer.ticket.neurons != searched.ticket.neurons
     assert sum(width for _, width in trainer.ticket.widths) == sum(width for _, width in searched.ticket.widths) == 152
-    assert trainer.state.log_history[-2]["loss"] < 6
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < losses[0] - 0.05  # the narrow model learns
+    for layer in layers_of(trainer.model.bert).children():  # nothing that is left is a row of zeros
+        for linear in (*attention_of(layer)[:4], *feed_forward_of(layer)):
+            assert (linear.weight != 0).any(dim=1).all()
 
 
 def test_michel_is_charged_and_leaves_the_random_numbers_alone(tmp_path, monkeypatch):
@@ -329,11 +334,42 @@ def test_only_the_main_model_is_cut(tmp_path, objective):
 
 
 def test_several_processes_are_refused_until_the_ticket_is_drawn(tmp_path):
-    trainer = made(tmp_path)
-    with pytest.raises(EffptError, match=r"2 processes cannot follow .* start from its checkpoint"):
+    """Before a run begins, and after a checkpoint is loaded, which may be of after the draw."""
+    trainer = made(tmp_path, save_strategy="steps", save_steps=5)
+    with pytest.raises(EffptError, match=r"2 processes cannot follow .* resume from a checkpoint"):
         checks.check_processes(trainer.methods, 2)
     trainer.train()
     checks.check_processes(trainer.methods, 2)
+    found = []
+    resumed = made(tmp_path, save_strategy="steps", save_steps=5)
+    check = checks.check_processes
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checks, "check_processes", lambda methods, _: found.append(check(methods, 2)))
+        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+        with pytest.raises(EffptError, match="cannot follow together"):
+            made(tmp_path / "new").train()
+    assert found == [None]
+
+
+def test_a_new_run_does_not_go_on_with_an_old_search(tmp_path):
+    settings = {**LONG, "after": 0.5, "max_search_steps": 0.25}
+    first = made(tmp_path, settings, save_strategy="steps", save_steps=5)
+    first.add_callback(tiny.StopAfter(5))
+    first.train()
+    model = type(first.model).from_pretrained(tmp_path / "checkpoint-5")
+    assert model.bert.ticket_search.since == 4
+    assert int(model.bert.ticket_search.count) == 1
+    gates_of(model.bert).on = True
+    batch = tiny.batch(4, objective="mlm")
+    before = model.eval()(**batch).loss.item()
+    again = EarlyBertTrainer(model, tiny.arguments(tmp_path / "again"), train_dataset=first.train_dataset,
+                             processing_class=first.processing_class)  # fmt: skip
+    assert again.model.eval()(**batch).loss.item() == pytest.approx(before, abs=1e-5)
+    assert model.bert.ticket_search.since is None
+    assert int(model.bert.ticket_search.count) == 0
+    assert all((gate == 1).all() for gate in gates_of(model.bert).parameters())
+    again.train()
+    assert again.model.config.events[-1]["step"] == 6
 
 
 def test_optimizers_that_cannot_be_cut_are_refused(tmp_path):

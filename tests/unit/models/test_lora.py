@@ -132,3 +132,15 @@ def test_gates_that_are_not_one_are_refused_until_they_are_folded():
     model.bert.width_gates.fold(model.bert)
     adapted = add_lora(model, 2)
     torch.testing.assert_close(output_of(adapted, batch_for(type(model))), before, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("settings", [{}, {"learn": "supermask"}])
+def test_masks_that_leave_weights_out_are_refused_until_the_model_is_exported(settings):
+    config = hf_effpt.LotteryBertConfig(**SETTINGS, methods={"lottery": settings})
+    model = hf_effpt.LotteryBertForSequenceClassification(config)
+    with torch.no_grad():
+        for kept in model.bert.masks.parameters() if settings else model.bert.masks.buffers():
+            kept[0] = -1.0 if settings else False
+    with pytest.raises(EffptError, match=r"masks that leave weights out.*export the model"):
+        add_lora(model, 2)
+    add_lora(model.export(), 2)
