@@ -16,6 +16,8 @@ import platform
 import shlex
 import statistics
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,28 +108,30 @@ class Arm:
             torch.cuda.synchronize()
         self.seconds.append(time.perf_counter() - began)
 
-    def saved_bytes(self, number: int) -> int:
-        """What the backward pass has to keep, each storage once, without the parameters, which are there anyway."""
-        known = {parameter.untyped_storage().data_ptr() for parameter in self.model.parameters()}
-        kept: dict[int, int] = {}
 
-        def keep(tensor: Tensor) -> Tensor:
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
+def saved_bytes(model: nn.Module, loss_of: Callable[[], Tensor]) -> int:
+    """What the backward pass has to keep, each storage once, without the parameters, which are there anyway."""
+    known = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
 
-        with saved_tensors_hooks(keep, lambda tensor: tensor):
-            loss = self.loss(number)
-        del loss
-        return sum(size for pointer, size in kept.items() if pointer not in known)
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
 
-    def flops(self, number: int) -> int:
-        """With the eager attention, which the counter sees whole."""
-        self.model.set_attn_implementation("eager")
-        with FlopCounterMode(display=False) as counter:
-            self.loss(number).backward()
-        self.model.zero_grad()
-        self.model.set_attn_implementation("sdpa")
-        return counter.get_total_flops()
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = loss_of()
+    del loss
+    return sum(size for pointer, size in kept.items() if pointer not in known)
+
+
+def flops(model: Any, loss_of: Callable[[], Tensor]) -> int:
+    """Of forward and backward, with the eager attention, which the counter sees whole."""
+    model.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counter:
+        loss_of().backward()
+    model.zero_grad()
+    model.set_attn_implementation("sdpa")
+    return counter.get_total_flops()
 
 
 def open_half(gates: Any) -> None:
@@ -147,12 +151,14 @@ def compare(shape: str, rounds: int) -> dict:
         numbers = range(3, rounds + 3) if ARMS[name][2] else [3]
         ratios = [mine / base for mine, base in zip(arm.seconds[3:], first.seconds[3:], strict=True)]
         low, middle, high = statistics.quantiles(ratios, n=4)
+        losses = [partial(arm.loss, number) for number in numbers]
         found[name] = {
             "milliseconds": 1e3 * statistics.median(arm.seconds[3:]),
             "ratio": {"median": middle, "low": low, "high": high, "mean": statistics.fmean(ratios)},
             "drawn": ARMS[name][2],
-            "saved_mb": statistics.fmean(map(arm.saved_bytes, numbers)) / 1e6,
-            "gflops": statistics.fmean(map(arm.flops, numbers)) / 1e9,
+            "saved_mb": statistics.fmean(saved_bytes(arm.model, partial(arm.loss, number)) for number in numbers)
+            / 1e6,
+            "gflops": statistics.fmean(flops(arm.model, loss) for loss in losses) / 1e9,
         }
     return found
 

@@ -18,10 +18,8 @@ import time
 from pathlib import Path
 
 import torch
-from benchmark_depth import Given
+from benchmark_depth import Given, flops, saved_bytes
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.flop_counter import FlopCounterMode
 
 from hf_effpt import EffptBertConfig, EffptBertModel
 from hf_effpt.core.gates import WidthGates
@@ -88,28 +86,6 @@ class Arm:
             torch.cuda.synchronize()
         self.seconds.append(time.perf_counter() - began)
 
-    def saved_bytes(self) -> int:
-        """What the backward pass has to keep, each storage once, without the parameters, which are there anyway."""
-        known = {parameter.untyped_storage().data_ptr() for parameter in self.model.parameters()}
-        kept: dict[int, int] = {}
-
-        def keep(tensor: Tensor) -> Tensor:
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
-
-        with saved_tensors_hooks(keep, lambda tensor: tensor):
-            loss = self.loss()
-        del loss
-        return sum(size for pointer, size in kept.items() if pointer not in known)
-
-    def flops(self) -> int:
-        self.model.set_attn_implementation("eager")
-        with FlopCounterMode(display=False) as counter:
-            self.loss().backward()
-        self.model.zero_grad()
-        self.model.set_attn_implementation("sdpa")
-        return counter.get_total_flops()
-
 
 def compare(shape: str, rounds: int) -> dict:
     arms = {kind: Arm(kind, shape) for kind in ARMS}
@@ -124,8 +100,8 @@ def compare(shape: str, rounds: int) -> dict:
             "milliseconds": 1e3 * statistics.median(arm.seconds[2:]),
             "ratio": {"median": middle, "low": low, "high": high},
             "widths": widths_of(arm.model),
-            "saved_mb": arm.saved_bytes() / 1e6,
-            "gflops": arm.flops() / 1e9,
+            "saved_mb": saved_bytes(arm.model, arm.loss) / 1e6,
+            "gflops": flops(arm.model, arm.loss) / 1e9,
         }
     return found
 
