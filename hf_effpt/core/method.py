@@ -222,7 +222,7 @@ def end_before(name: str, others: Mapping[str, Method]) -> float:
 
 def has_lost_layers(config: Any) -> bool:
     """Whether a method that may leave out layers has cut the model already: they are not to be grown again."""
-    acted = {event["method"] for event in config.events or []}
+    acted = {event["method"] for event in getattr(config, "events", None) or []}
     return any(METHODS[name].cuts_depth for name in acted if name in METHODS)
 
 

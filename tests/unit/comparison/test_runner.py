@@ -171,8 +171,10 @@ def test_an_interruption_ends_the_run_under_way(tmp_path):
     root = str(Path(__file__).parents[3])
     environment = {**os.environ, "PRETEND": "60"}
     process = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(tmp_path), root], env=environment, stderr=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-c", DRIVER, str(tmp_path), root], env=environment, stderr=subprocess.PIPE, text=True,
+        # a shell has what it starts in the background ignore interruptions, and the tests may be run so
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("running-*")) and time.monotonic() < deadline:
         time.sleep(0.02)

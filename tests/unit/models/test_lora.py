@@ -32,8 +32,8 @@ OURS = with_head(hf_effpt, hf_effpt.__all__)
 PRUNED = with_head(pruned_bert, pruned_bert.__all__)
 CASES = [
     *((cls, "whole") for cls in OURS),
-    # EarlyBERT cuts its layers itself, and starts from whole ones.
-    *((cls, "sliced") for cls in OURS if not cls.__name__.startswith("EarlyBert")),
+    # EarlyBERT and compression cut layers themselves, and start from whole ones.
+    *((cls, "sliced") for cls in OURS if not cls.__name__.startswith(("EarlyBert", "CompressibleBert"))),
     *((cls, "gated") for cls in OURS if cls.__name__.startswith("EffptBert")),
     *((cls, "sliced") for cls in PRUNED),
 ]
