@@ -10,7 +10,7 @@ import pytest
 import torch
 
 SCRIPT = """
-import json, sys
+import gc, json, sys
 import torch
 torch.set_num_threads(1)
 from tests import tiny
@@ -27,6 +27,8 @@ if trainer.is_world_process_zero():
                 "events": trainer.model.config.events}, out + "/result.pt")
 trainer.accelerator.wait_for_everyone()
 trainer.accelerator.end_training()
+del trainer  # what it holds of the process group must not live to the end of the interpreter, where gloo aborts
+gc.collect()
 """
 
 
