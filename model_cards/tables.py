@@ -169,6 +169,7 @@ TABLES = {
     "pruned": lambda found: pruned(found["results"]),
     "against_stock": comparison,
     "depth": comparison,
+    "width": comparison,
     "methods": comparison,
     "objectives": comparison,
     "notes": comparison,
