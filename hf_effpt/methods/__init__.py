@@ -1,4 +1,8 @@
-"""The methods; a new one is a folder beside these and its name in the line below."""
+"""The methods; a new one is a folder beside these and its name in the line below.
+
+Of two that act at the end of one step, the one that is named first does so first: what changes the depth stands before
+what changes the width.
+"""
 
 from hf_effpt.core.method import register
 
