@@ -166,6 +166,7 @@ TABLES = {
     "benchmark_steps": lambda found: benchmark_steps(found["results"]),
     "benchmark_notes": lambda found: benchmark_notes(found["results"]),
     "benchmark_depth": lambda found: benchmark_depth(found["results"]),
+    "benchmark_width": lambda found: benchmark_width(found["results"]),
     "pruned": lambda found: pruned(found["results"]),
     "against_stock": comparison,
     "depth": comparison,
