@@ -167,6 +167,7 @@ TABLES = {
     "benchmark_notes": lambda found: benchmark_notes(found["results"]),
     "benchmark_depth": lambda found: benchmark_depth(found["results"]),
     "benchmark_width": lambda found: benchmark_width(found["results"]),
+    "frontier": lambda found: frontier(found["models"]),
     "pruned": lambda found: pruned(found["results"]),
     "against_stock": comparison,
     "depth": comparison,
