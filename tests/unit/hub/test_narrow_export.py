@@ -155,7 +155,7 @@ def test_the_encoder_alone_is_narrow_too(small, tmp_path):
 
 def test_the_card_says_how_to_load_it_and_what_was_kept(small, tmp_path):
     card = (export(small[0], tmp_path / "out") / "README.md").read_text()
-    assert card.count(", trust_remote_code=True)") == 2  # to load it, and to fine-tune it
+    assert card.count(", trust_remote_code=True)") == 3  # to load the tokenizer and the model, and to fine-tune it
     assert "num_labels=2, trust_remote_code=True)" in card
     assert "effpt export FOLDER --out DIR --dense" in card
     assert "It is an ordinary Transformers checkpoint" not in card
