@@ -119,6 +119,11 @@ def gates_of(backbone: Any) -> WidthGates | None:
 Scores = tuple[list[Tensor], list[Tensor]]  # of the heads and the neurons of every layer
 
 
+def gate_scores(gates: WidthGates) -> Scores:
+    """|c| of every layer: what a gate takes away counts as much with either sign."""
+    return [gate.detach().abs() for gate in gates.heads], [gate.detach().abs() for gate in gates.neurons]
+
+
 def importance(
     backbone: Any,
     losses: Iterator[Mapping[str, Tensor]],

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from .anatomy import attention_of, feed_forward_of, layers_of, tell_heads
+from .depth import stack_of
 from .errors import EffptError
-from .ticket import Ticket
+from .ticket import Ticket, draw
 
 # Optimizers whose state is one number for each of a parameter, which can be cut along with it, and which look their
 # parameters up in their groups at every step.
@@ -45,6 +46,28 @@ def widths_of(backbone: Any) -> list[list[int]]:
         heads = attention.query.out_features // attention.head_size
         widths.append([heads, feed_forward_of(layer).up.out_features])
     return widths
+
+
+def layers_that_run(backbone: Any) -> list[int]:
+    """The indices of the layers that a ticket is drawn from; the others are whole in it."""
+    return sorted(set(stack_of(backbone).order))
+
+
+def draw_running(backbone: Any, scores: tuple[list[Tensor], list[Tensor]], heads: int, neurons: int) -> Ticket:
+    """The ticket of the highest scores in the layers that run; the other layers stay as they are.
+
+    Args:
+        backbone: the encoder.
+        scores (`tuple[list[Tensor], list[Tensor]]`): of the heads and neurons of all layers that are allocated.
+        heads (`int`): that each layer keeps.
+        neurons (`int`): that those that run keep together; each as many of its own as are among the best of all.
+    """
+    layers, widths = layers_that_run(backbone), widths_of(backbone)
+    drawn = draw(*([of[layer] for layer in layers] for of in scores), heads, neurons)
+    kept_heads, kept_neurons = ([tuple(range(layer[kind])) for layer in widths] for kind in (0, 1))
+    for place, layer in enumerate(layers):
+        kept_heads[layer], kept_neurons[layer] = drawn.heads[place], drawn.neurons[place]
+    return Ticket(tuple(kept_heads), tuple(kept_neurons), tuple((number, of) for number, of in widths))
 
 
 @torch.no_grad()

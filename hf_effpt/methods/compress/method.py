@@ -12,17 +12,17 @@ from torch import Tensor, nn
 
 from hf_effpt.core.depth import flatten, set_order, stack_of
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.gates import NAME, Scores, WidthGates, magnitude
+from hf_effpt.core.gates import NAME, Scores, WidthGates, gate_scores, magnitude
 from hf_effpt.core.hashing import CUTS, generator_of
 from hf_effpt.core.ledger import record
 from hf_effpt.core.method import Method, Paper, Run, start_after
 from hf_effpt.core.ticket import Ticket, unit_of
-from hf_effpt.core.width import cut_state, cut_width
+from hf_effpt.core.width import cut_state, cut_width, draw_running
 
 from .distill import NAME as TEACHER
 from .distill import dismiss, teach, teach_again, teacher_of
 from .plan import Size, cut_at, size_after, thinned
-from .scores import at_random, michel, sizes_of, ticket_of
+from .scores import at_random, michel
 
 logger = logging.getLogger(__name__)
 
@@ -282,7 +282,8 @@ class Compress(Method):
         narrower = self._shares != (1.0, 1.0)
         self._left -= 1
         if narrower:
-            ticket = ticket_of(backbone, self._scores(backbone, run), size.heads, size.neurons)
+            scores = self._scores(backbone, run)
+            ticket = draw_running(backbone, scores, size.heads, size.neurons * len(stack.order))
             if self.importance == "random":
                 ticket = at_random(ticket, lot)
             self._narrow(backbone, ticket, run)
@@ -308,8 +309,7 @@ class Compress(Method):
         if self.importance == "magnitude":
             return magnitude(backbone)
         if self.importance == "gates":
-            gates: WidthGates = getattr(backbone, NAME)
-            return sizes_of(list(gates.heads)), sizes_of(list(gates.neurons))
+            return gate_scores(getattr(backbone, NAME))
         if run is None:
             raise EffptError(
                 f"`compress.importance` `{self.importance}` measures heads and neurons on text; use a Trainer, or "

@@ -1,18 +1,16 @@
-"""What heads and neurons are worth, and the ticket of those that stay."""
+"""What heads and neurons are worth, and which stay by lot."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from hf_effpt.core.depth import stack_of
 from hf_effpt.core.gates import Scores, importance
 from hf_effpt.core.method import Run
 from hf_effpt.core.tally import tally_of
-from hf_effpt.core.ticket import Ticket, draw
-from hf_effpt.core.width import widths_of
+from hf_effpt.core.ticket import Ticket
 
 BATCHES = 8  # of training text that importance is a mean over
 
@@ -40,24 +38,6 @@ def _observing(backbone: nn.Module, run: Run) -> Iterator[None]:
         tally.sums = sums
 
 
-def ticket_of(backbone: nn.Module, scores: Scores, heads: int, neurons: int) -> Ticket:
-    """The ticket of the best heads and neurons of the layers that run; the other layers stay as they are.
-
-    Args:
-        backbone: the encoder.
-        scores (`Scores`): of the heads and neurons of all layers.
-        heads (`int`): that each layer keeps.
-        neurons (`int`): that a layer keeps on average; each keeps as many of its own as are among the best of all.
-    """
-    order, widths = stack_of(backbone).order, widths_of(backbone)
-    drawn = draw([scores[0][i] for i in order], [scores[1][i] for i in order], heads, neurons * len(order))
-    kept_heads = [tuple(range(most)) for most, _ in widths]
-    kept_neurons = [tuple(range(most)) for _, most in widths]
-    for place, index in enumerate(order):
-        kept_heads[index], kept_neurons[index] = drawn.heads[place], drawn.neurons[place]
-    return Ticket(tuple(kept_heads), tuple(kept_neurons), tuple((most, of) for most, of in widths))
-
-
 def at_random(ticket: Ticket, generator: np.random.Generator) -> Ticket:
     """A ticket of the same shape as `ticket`, of heads and neurons that are drawn by lot."""
 
@@ -67,8 +47,3 @@ def at_random(ticket: Ticket, generator: np.random.Generator) -> Ticket:
 
     heads = drawn(ticket.heads, [most for most, _ in ticket.shape])
     return Ticket(heads, drawn(ticket.neurons, [most for _, most in ticket.shape]), ticket.shape)
-
-
-def sizes_of(gates: Sequence[Tensor]) -> list[Tensor]:
-    """How large gates are, whatever their sign."""
-    return [gate.detach().abs() for gate in gates]

@@ -1,17 +1,15 @@
 """How tickets are drawn: by scores of heads and neurons in the layers that run, or at random as a control."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from hf_effpt.core.depth import stack_of
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.gates import Scores, WidthGates, importance, magnitude
+from hf_effpt.core.gates import Scores, importance, magnitude
 from hf_effpt.core.hashing import TICKETS, generator_of
 from hf_effpt.core.method import Run
-from hf_effpt.core.ticket import Ticket, draw, draw_widths, unit_of
-from hf_effpt.core.width import widths_of
+from hf_effpt.core.ticket import Ticket, draw_widths, unit_of
+from hf_effpt.core.width import draw_running, layers_that_run
 
 BATCHES = 8  # that `michel` takes importance from
 
@@ -40,23 +38,11 @@ def check_shares(head_keep: float, ffn_keep: float, heads: int, neurons: int) ->
         )
 
 
-def layers_that_run(backbone: Any) -> list[int]:
-    """The indices of the layers that a ticket is drawn from; the others are whole in it."""
-    return sorted(set(stack_of(backbone).order))
-
-
-def gate_scores(gates: WidthGates) -> Scores:
-    """|c| of every layer: what a gate takes away counts as much with either sign."""
-    return [gate.detach().abs() for gate in gates.heads], [gate.detach().abs() for gate in gates.neurons]
-
-
 def best(scores: Scores, backbone: Any, head_keep: float, ffn_keep: float) -> Ticket:
     """The ticket of the highest scores: heads are ranked within each layer, neurons over all that run."""
     layers = layers_that_run(backbone)
-    heads, neurons = ([of[layer] for layer in layers] for of in scores)
-    every = sum(len(of_layer) for of_layer in neurons)
-    drawn = draw(heads, neurons, heads_kept(head_keep, len(heads[0])), round(ffn_keep * every))
-    return _whole_elsewhere(drawn, layers, backbone)
+    every = sum(len(scores[1][layer]) for layer in layers)
+    return draw_running(backbone, scores, heads_kept(head_keep, len(scores[0][layers[0]])), round(ffn_keep * every))
 
 
 def worst(scores: Scores, good: Ticket, backbone: Any) -> Ticket:
@@ -82,13 +68,3 @@ def scores_by(kind: str, backbone: Any, run: Run) -> Scores:
         return importance(backbone, run.draw(BATCHES), lambda batch: run.model(**batch).loss, run.learning)
     finally:
         run.model.train(training)
-
-
-def _whole_elsewhere(drawn: Ticket, layers: Sequence[int], backbone: Any) -> Ticket:
-    """A ticket of all layers that are allocated, from one of those that run."""
-    widths = widths_of(backbone)
-    heads = [tuple(range(number)) for number, _ in widths]
-    neurons = [tuple(range(number)) for _, number in widths]
-    for place, layer in enumerate(layers):
-        heads[layer], neurons[layer] = drawn.heads[place], drawn.neurons[place]
-    return Ticket(tuple(heads), tuple(neurons), tuple((number, of) for number, of in widths))

@@ -13,14 +13,14 @@ from torch import Tensor
 from hf_effpt.core.anatomy import auxiliary_of
 from hf_effpt.core.depth import flatten, stack_of
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.gates import WidthGates, gates_of
+from hf_effpt.core.gates import WidthGates, gate_scores, gates_of
 from hf_effpt.core.ledger import record
 from hf_effpt.core.method import Method, Paper, Run, start_after
 from hf_effpt.core.snapshot import snapshot_of
 from hf_effpt.core.ticket import Ticket
-from hf_effpt.core.width import cut_state, cut_width
+from hf_effpt.core.width import cut_state, cut_width, layers_that_run
 
-from .drawing import any_like, best, check_shares, gate_scores, layers_that_run, scores_by, worst
+from .drawing import any_like, best, check_shares, scores_by, worst
 from .search import NAME, Search
 
 logger = logging.getLogger(__name__)

@@ -8,12 +8,12 @@ import torch
 from transformers import BertConfig, BertForMaskedLM
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.gates import gates_of
+from hf_effpt.core.gates import gate_scores, gates_of
 from hf_effpt.core.method import build_methods
 from hf_effpt.core.ticket import Ticket
 from hf_effpt.core.width import cut_width
 from hf_effpt.methods.earlybert import EarlyBert
-from hf_effpt.methods.earlybert.drawing import any_like, best, gate_scores, heads_kept, worst
+from hf_effpt.methods.earlybert.drawing import any_like, best, heads_kept, worst
 from hf_effpt.methods.earlybert.search import Search
 from hf_effpt.models import (
     EffptBertConfig,
