@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .anatomy import attention_of, feed_forward_of, layers_of
+from .precision import KeepsPrecision
 from .width import widths_of
 
 NAME = "width_gates"  # of the attribute of the backbone
@@ -27,7 +28,7 @@ class GatedLinear(nn.Linear):
         return nn.functional.linear(input, gates.gated(self) if gates.on else self.weight, self.bias)
 
 
-class WidthGates(nn.Module):
+class WidthGates(KeepsPrecision):
     """Gates of all layers of a backbone, one for each head and one for each neuron, all 1 at the start.
 
     They are in fp32 whatever the model is cast to, have no weight decay, and may have a learning rate of their own.
@@ -53,13 +54,6 @@ class WidthGates(nn.Module):
 
         self.heads = ones([heads for heads, _ in widths])  # of layer i of shape (heads,)
         self.neurons = ones([neurons for _, neurons in widths])  # of layer i of shape (neurons,)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> WidthGates:
-        def keeps_precision(tensor: Tensor) -> Tensor:
-            new = fn(tensor)
-            return new if new.dtype == tensor.dtype else tensor.to(new.device)
-
-        return super()._apply(keeps_precision, recurse)
 
     def draw_missing(self) -> None:
         """Opens the gates that the weights to load had not."""

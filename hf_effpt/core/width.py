@@ -63,7 +63,8 @@ def draw_running(backbone: Any, scores: tuple[list[Tensor], list[Tensor]], heads
         neurons (`int`): that those that run keep together; each as many of its own as are among the best of all.
     """
     layers, widths = layers_that_run(backbone), widths_of(backbone)
-    drawn = draw(*([of[layer] for layer in layers] for of in scores), heads, neurons)
+    of_heads, of_neurons = scores
+    drawn = draw([of_heads[layer] for layer in layers], [of_neurons[layer] for layer in layers], heads, neurons)
     kept_heads, kept_neurons = ([tuple(range(layer[kind])) for layer in widths] for kind in (0, 1))
     for place, layer in enumerate(layers):
         kept_heads[layer], kept_neurons[layer] = drawn.heads[place], drawn.neurons[place]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from hf_effpt.core.depth import stack_of
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.hashing import row_keys
+from hf_effpt.core.precision import KeepsPrecision
 from hf_effpt.core.processes import add_up, world
 from hf_effpt.core.rows import ask_for_row_losses
 from hf_effpt.core.tally import tally_of
@@ -38,7 +39,7 @@ class Reading(NamedTuple):
     keys_B: Tensor  # what the draws of a row depend on
 
 
-class Gates(nn.Module):
+class Gates(KeepsPrecision):
     """Gates for the layers of a backbone between its first and its last, which always run; they are its `router`.
 
     The parameters are in fp32 whatever the model is cast to. What a checkpoint must hold besides is in buffers:
@@ -85,13 +86,6 @@ class Gates(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """A copy takes along what the model has learned, and nothing of the step under way."""
         return {**self.__dict__, "reading": None, "_pass": None, "_losses": None, "_sums": None}
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Gates:
-        def keeps_precision(tensor: Tensor) -> Tensor:
-            new = fn(tensor)
-            return new if new.dtype == tensor.dtype else tensor.to(new.device)
-
-        return super()._apply(keeps_precision, recurse)
 
     @torch.no_grad()
     def draw(self) -> None:

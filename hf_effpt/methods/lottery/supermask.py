@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from hf_effpt.core.hashing import places
+from hf_effpt.core.precision import KeepsPrecision
 
 from .masks import Masks, prunable
 
 
-class Supermask(Masks):
+class Supermask(KeepsPrecision, Masks):
     """Masks that are drawn anew in every step, each weight's with a probability that is learned.
 
     Scores are in fp32 whatever the model is cast to, have no weight decay, and a learning rate of their own. In
@@ -34,13 +35,6 @@ class Supermask(Masks):
         self.scores = nn.ParameterList(
             nn.Parameter(torch.zeros_like(mask, dtype=torch.float32)) for mask in self.buffers()
         )
-
-    def _apply(self, fn: Any, recurse: bool = True) -> "Supermask":
-        def keeps_precision(tensor: Tensor) -> Tensor:
-            new = fn(tensor)
-            return new if new.dtype == tensor.dtype else tensor.to(new.device)
-
-        return super()._apply(keeps_precision, recurse)
 
     def draw_missing(self) -> None:
         """Puts the scores at their start where the weights that a model is loaded from have none."""
