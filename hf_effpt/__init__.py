@@ -18,7 +18,9 @@ _PUBLIC = {
     "Ticket": "core.ticket",
     "SparseTicket": "methods.lottery",
     "EffptError": "core.errors",
-    **dict.fromkeys(("Compress", "EarlyBert", "LayerDrop", "LayerSkip", "Lottery", "Stacking", "TNF"), "methods"),
+    **dict.fromkeys(
+        ("Compress", "EarlyBert", "LayerDrop", "LayerSkip", "Lottery", "Selection", "Stacking", "TNF"), "methods"
+    ),
     **dict.fromkeys(
         (
             f"{family}{part}"
@@ -29,6 +31,7 @@ _PUBLIC = {
                 "LayerDropBert",
                 "LayerSkipBert",
                 "LotteryBert",
+                "SelectionBert",
                 "StackableBert",
                 "TNFBert",
             )
@@ -64,6 +67,7 @@ _PUBLIC = {
             "LayerSkipTrainer",
             "LotteryTrainer",
             "McBertTrainer",
+            "SelectionTrainer",
             "StackingTrainer",
             "TNFTrainer",
         ),

@@ -20,8 +20,10 @@ from hf_effpt.data.cache import build_once, cache_folder
 from hf_effpt.data.corpus import Corpus, open_corpus
 from hf_effpt.data.masking import DataCollatorForMaskedLM
 from hf_effpt.data.packing import facts, pack
+from hf_effpt.data.selecting import Kept
 from hf_effpt.data.tokenizer import train_tokenizer
 from hf_effpt.data.tokenizer_report import tokenizer_report
+from hf_effpt.evaluation.document_scores import select_documents
 from hf_effpt.hub.folders import CODE_FILES
 from hf_effpt.models.build import model_for
 from hf_effpt.training.checkpoints import checkpoints_in
@@ -197,11 +199,34 @@ def claim(out: Path, recipe: Recipe, resume: bool) -> None:
 
 
 def prepare_data(recipe: Recipe) -> tuple[Corpus, PreTrainedTokenizerBase, DatasetDict]:
-    """The recipe's text, tokenizer and packed rows, from the cache where they have been made before."""
+    """The recipe's text, tokenizer and packed rows, from the cache where they have been made before.
+
+    With `data.select` only the rows to train on are of the documents that are selected: the text that is returned, the
+    tokenizer, which is trained on it, and what is held out are those of a run without, which it can be compared with.
+    """
     data = recipe.data
     corpus = open_corpus(data.dataset, text_column=data.text_column, split=data.split, streaming=data.streaming)
+    kept = prepare_selection(recipe, corpus)
     tokenizer = prepare_tokenizer(recipe, corpus)
-    return corpus, tokenizer, prepare_rows(recipe, corpus, tokenizer)
+    return corpus, tokenizer, prepare_rows(recipe, corpus, tokenizer, kept)
+
+
+def prepare_selection(recipe: Recipe, corpus: Corpus) -> Kept | None:
+    """The documents to train on, as `data.select` says, or `None` for all; chosen once for equal text and settings.
+
+    It is a step of the data, like packing: the clock of a run, and so its budget, is not charged for it. The seconds
+    that it took are logged and in `run.json`, under `data.select`.
+    """
+    data = recipe.data
+    if data.selection is None:
+        return None
+    share = data.held_out if isinstance(data.held_out, float) else None
+    kept = select_documents(corpus, data.selection, share, cache_dir=data.cache_dir)
+    logger.info(
+        "data.select: %s of %s documents kept; it took %.1f s when it was made, which no clock is charged for",
+        f"{kept.facts['kept']:,}", f"{kept.facts['documents']:,}", kept.facts["seconds"],
+    )  # fmt: skip
+    return kept
 
 
 def prepare_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase:
@@ -228,8 +253,10 @@ def prepare_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase
     return AutoTokenizer.from_pretrained(folder)
 
 
-def prepare_rows(recipe: Recipe, corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> DatasetDict:
-    """The packed training rows, and those held out."""
+def prepare_rows(
+    recipe: Recipe, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, kept: Kept | None = None
+) -> DatasetDict:
+    """The packed training rows, of the documents that are kept, and those held out."""
     data = recipe.data
     return pack(
         corpus,
@@ -237,6 +264,7 @@ def prepare_rows(recipe: Recipe, corpus: Corpus, tokenizer: PreTrainedTokenizerB
         sequence_length=data.sequence_length,
         isolate_documents=data.isolate_documents,
         validation=data.held_out,  # of a source with splits its validation split, whatever is trained on
+        kept=kept,
         cache_dir=data.cache_dir,
         num_proc=data.num_proc,
     )

@@ -47,7 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gpus", metavar="N,...", help="one run at a time on each of these GPUs (default: one in all)"
     )
-    parser.add_argument("--free", action="store_true", help="also run arms whose clock does not pay for their methods")
+    parser.add_argument(
+        "--free", action="store_true",
+        help="also run arms whose clock does not pay for their methods (with a budget in FLOPs: for picking rows)",
+    )  # fmt: skip
     parser.add_argument(
         "--different_data", action="store_true", help="let arms differ in data; there is no verdict then"
     )

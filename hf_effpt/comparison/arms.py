@@ -9,12 +9,13 @@ from typing import Any
 
 from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.method import METHODS, Method
 from hf_effpt.training.overrides import apply_overrides
 from hf_effpt.training.recipe import Recipe
 from hf_effpt.training.recipe_file import read_recipe_file
 
 # Of the data, what arms may differ in: how tokens are masked in training, and how the rows are made.
-FREE_DATA = {"mlm_probability", "whole_word", "num_proc", "cache_dir"}
+FREE_DATA = {"mlm_probability", "whole_word", "num_proc", "cache_dir", "select"}
 POINTS = 10  # evaluations a run
 # What a comparison sets in each run, and how it is told.
 OF_THE_GRID = {
@@ -119,14 +120,40 @@ def common_budget(arms: Sequence[Arm], budget: str | None) -> Clock:
     return clocks[0]
 
 
-def with_free_methods(arms: Sequence[Arm]) -> list[Arm]:
-    """The arms, and each with methods once more, its clock not paying for what they do besides training."""
-    extended = []
-    for arm in arms:
-        extended.append(arm)
-        if arm.sections.get("methods"):
-            extended.append(Arm(f"{arm.name} (methods free)", arm.sections, free=True))
-    return extended
+def with_free_methods(arms: Sequence[Arm], unit: str) -> list[Arm]:
+    """The arms, and each with methods once more, its clock not paying for what they do besides training.
+
+    A clock of FLOPs pays for scoring rows, so there the arms whose methods pick rows are run once more.
+
+    Args:
+        arms (`Sequence[Arm]`): the arms.
+        unit (`str`): of the clock.
+
+    Raises:
+        EffptError: if the clock would pay nothing for the methods anyway.
+    """
+    if unit in ("steps", "tokens"):
+        raise EffptError(
+            f"`--free` shows what arms would come to if their methods cost nothing, but the budget is {unit}, which "
+            "what they cost does not move; give one in seconds, in reference time (10min_rst), or, where methods pick "
+            "rows, in FLOPs."
+        )
+    freed = [arm for arm in arms if (_picks_rows(arm) if unit == "flops" else arm.sections.get("methods"))]
+    if unit == "flops" and not freed:
+        raise EffptError(
+            "`--free` shows what arms would come to if their methods cost nothing, but the budget is flops, which "
+            "only those that pick rows move, and no arm has one; give one in seconds, or reference time (10min_rst)."
+        )
+    return [
+        each
+        for arm in arms
+        for each in ([arm, Arm(f"{arm.name} (methods free)", arm.sections, free=True)] if arm in freed else [arm])
+    ]
+
+
+def _picks_rows(arm: Arm) -> bool:
+    methods = (METHODS.get(name) for name in arm.sections.get("methods") or {})
+    return any(method is not None and method.select is not Method.select for method in methods)
 
 
 def check_comparable(arms: Sequence[Arm], recipes: Mapping[str, Recipe], different_data: bool) -> None:

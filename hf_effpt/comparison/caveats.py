@@ -41,26 +41,28 @@ def loss_notes(found: Mapping[str, Entries], recipes: Mapping[str, Mapping[str, 
     return said
 
 
-def no_verdict(entries: Entries, baseline: Entries, unit: str) -> str | None:
+def no_verdict(entries: Entries, baseline: Entries, unit: str, against: str = "the baseline") -> str | None:
     """Why there can be no verdict on an arm.
 
     Args:
         entries, baseline (`Sequence`): the runs of the arm and of the baseline.
         unit (`str`): of the clock.
+        against (`str`, *optional*): what to call the baseline.
     """
     whole = [entry for entry in [*baseline, *entries] if entry["fraction"] == 1.0]
     for entry in whole:
-        where = " in the baseline" if entry in baseline else ""
+        where = f" in {against}" if entry in baseline else ""
         if entry["state"] == "diverged":
             return f"seed {entry['seed']} has diverged{where}"
         if entry["state"] == "finished" and _is_hot(entry):
             return f"the learning rate of seed {entry['seed']}{where} had not decayed at the end of its budget"
     finals = [entry for entry in whole if entry["state"] == "finished"]
     if len({tuple(entry["data"]) for entry in finals}) > 1:
-        return "it was evaluated on other text or tokens than the baseline"
+        return f"it was evaluated on other text or tokens than {against}"
     if unit in ("seconds", "joules") and len({_machine(entry) for entry in finals}) > 1:
         return (
-            f"its runs and the baseline's were made on different devices or versions, which a budget in {unit} feels"
+            f"its runs and those of {against} were made on different devices or versions, which a budget in {unit} "
+            "feels"
         )
     return None
 

@@ -64,7 +64,7 @@ def compare(
             arms of other objectives than the baseline's cannot be judged.
         gpus (`str`, *optional*): `0,1`: one run at a time on each of these; by default one run at a time in all.
         free (`bool`, *optional*, defaults to `False`): run arms with methods once more, their clock not paying for
-            what methods do besides training.
+            what methods do besides training; on a budget in FLOPs, those whose methods pick rows.
         different_data (`bool`, *optional*, defaults to `False`): let arms differ in data, without a verdict on those.
         command (`str`, *optional*): what is reported to have made the comparison.
 
@@ -77,14 +77,9 @@ def compare(
     require_plotting()
     out, numbers = Path(out), _seeds(seeds)
     arms = load_arms(recipes, overrides)
-    if free:
-        arms = with_free_methods(arms)
     clock = common_budget(arms, budget)
-    if free and clock.unit in ("steps", "tokens", "flops"):
-        raise EffptError(
-            f"`--free` shows what arms would come to if their methods took no time, but the budget is "
-            f"{clock.unit}, which time does not move; give one in seconds, or in reference time (10min_rst)."
-        )
+    if free:
+        arms = with_free_methods(arms, clock.unit)
     runs = grid(arms, clock, numbers, _fractions(fractions), out)
     firsts = {arm.name: next(run.recipe for run in runs if run.arm == arm.name) for arm in arms}
     check_comparable(arms, firsts, different_data)

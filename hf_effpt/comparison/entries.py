@@ -7,6 +7,7 @@ from typing import Any
 from hf_effpt.core.clock import JOULES_A_KWH
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.objectives import objective_in
+from hf_effpt.evaluation.held_out import fingerprint_in
 
 from .grid import Run
 
@@ -27,7 +28,7 @@ def run_entry(run: Run, fault: str | None, asked: Mapping[str, Any] | None = Non
     if record is None:
         state = "missing" if fault is None else "failed"
         return entry | {"state": state, "held_out_loss": None, "clock": {}, "co2e": None, "final_learning_rate": None,
-                        "costs": {}, "curve": [], "scores": {}, "score_notes": {}}  # fmt: skip
+                        "costs": {}, "accounts": {}, "curve": [], "scores": {}, "score_notes": {}}  # fmt: skip
     evaluation, energy = record.get("evaluation") or {}, record.get("energy") or {}
     loss = evaluation.get("held_out_loss")
     if loss is None:
@@ -48,6 +49,7 @@ def run_entry(run: Run, fault: str | None, asked: Mapping[str, Any] | None = Non
         "final_learning_rate": (record.get("learning_rate") or {}).get("final"),
         "peak_learning_rate": (record.get("learning_rate") or {}).get("peak"),
         "costs": record.get("costs") or {},
+        "accounts": record.get("accounts") or {},
         "curve": curve(record.get("history") or []),
         "scores": {name: score["value"] for name, score in scores.items()},
         "score_notes": {name: "; ".join(score["notes"]) for name, score in scores.items() if score.get("notes")},
@@ -91,4 +93,4 @@ def curve(history: list[dict[str, Any]]) -> list[dict[str, float | None]]:
 def data_of(record: dict[str, Any]) -> list[Any]:
     """What must be equal for held-out losses to be comparable: rows by content, and what they were made of."""
     data, masked = record.get("data") or {}, (record.get("evaluation") or {}).get("masked_tokens")
-    return [data.get("fingerprint"), data.get("sequence_length"), masked]
+    return [fingerprint_in(record), data.get("sequence_length"), masked]

@@ -23,7 +23,8 @@ def speed_up(arm: Losses, baseline: Losses, budget: float) -> dict[str, Any]:
         budget (`float`): the whole budget.
 
     Returns:
-        `budget_to_baseline_loss`, `speed_up` (with a 95 % interval where every seed has its own) and `speed_up_note`.
+        `budget_to_baseline_loss`, `speed_up` (with a 95 % interval where every seed has its own, and its `bound`, "at
+        least" or "at most", where it is only one) and `speed_up_note`.
     """
     seeds = sorted(set(arm.get(budget, {})) & set(baseline.get(budget, {})))
     if arm is baseline or arm == baseline:
@@ -40,23 +41,29 @@ def speed_up(arm: Losses, baseline: Losses, budget: float) -> dict[str, Any]:
         if same is None:
             return _found(None, None, "not reached within the budget")
         note = "not reached: the baseline was sooner" + ("" if why is None else ", by at least as much")
-        return _found(None, {"value": same / budget, "low": None, "high": None}, note)
+        return _found(None, _speed(same / budget, bound=why and "at most"), note)
     value = budget / reached
     if note is not None:
-        return _found(reached, {"value": value, "low": None, "high": None}, f"at least {value:.2f}x: {note}")
+        return _found(reached, _speed(value, bound="at least"), f"at least {value:.2f}x: {note}")
     each = [crossing({b: losses[seed] for b, losses in ours.items()}, theirs[budget][seed]) for seed in seeds]
     if len(seeds) < 2 or any(budget_ is None or word is not None for budget_, word in each):
         note = "no interval: some seeds reach it outside the budgets that were run"
-        return _found(reached, {"value": value, "low": None, "high": None}, note)
+        return _found(reached, _speed(value), note)
     logs = interval([math.log(budget / found) for found, _ in each if found is not None])
     assert logs is not None
     assert logs.low is not None
     assert logs.high is not None
-    return _found(reached, {"value": value, "low": math.exp(logs.low), "high": math.exp(logs.high)}, None)
+    return _found(reached, _speed(value, math.exp(logs.low), math.exp(logs.high)), None)
 
 
 def _means(losses: Losses, seeds: list[int]) -> dict[float, float]:
     return {budget: float(np.mean([by_seed[seed] for seed in seeds])) for budget, by_seed in losses.items()}
+
+
+def _speed(
+    value: float, low: float | None = None, high: float | None = None, bound: str | None = None
+) -> dict[str, Any]:
+    return {"value": value, "low": low, "high": high, "bound": bound}
 
 
 def _found(reached: float | None, speed: dict[str, Any] | None, note: str | None) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from hf_effpt.hub.card import duration
 
 from .arms import OF_THE_GRID, Arm
 from .caveats import loss_notes, no_verdict, notes, share_of, void_reason
+from .controls import Control, find_control, said_of_control, said_of_free
+from .cost_law import cost_law
 from .entries import run_entry
 from .grid import Run
 from .losses import ANOTHER, Entries, figures, final_losses, finals_of, floors, kind_of, loss_of, margins
@@ -83,8 +85,10 @@ def summarized(
 ) -> dict[str, Any]:
     """The content of `report.json` from the entries of the runs of each arm, the baseline first.
 
-    Where there can be no verdict on an arm, no differences and no speed-up are given either. Of an arm with another
-    objective than the baseline's, only scores are compared.
+    Where there can be no verdict on an arm, no differences and no speed-up are given either, but for the differences
+    of one whose clock does not pay for its methods; they are no part of the correction. Of an arm with another
+    objective than the baseline's, only scores are compared. An arm whose method picks rows gets no speed-up without
+    the same recipe with rows at random, and besides its difference to that one.
 
     Raises:
         EffptError: if no run of the baseline on the whole budget has finished.
@@ -100,24 +104,29 @@ def summarized(
     void = void_reason(found[baseline])
     unlearned = "the baseline has learned too little" if void else None
     unpaid = "its clock does not pay for its methods; it shows what they would be worth if they cost nothing"
-    reasons = {
-        name: unlearned or no_verdict(found[name], found[baseline], clock.unit) or (unpaid if name in free else None)
-        for name in others
-    }
+    unfit = {name: unlearned or no_verdict(found[name], found[baseline], clock.unit) for name in others}
+    reasons = {name: unfit[name] or (unpaid if name in free else None) for name in others}
     kinds = {name: loss_of(entries, recipes[name]) for name, entries in found.items()}
     differences = {
-        name: {} if reasons[name] else differences_of(found[name], found[baseline], kinds[name] == kinds[baseline])
+        name: {} if unfit[name] else differences_of(found[name], found[baseline], kinds[name] == kinds[baseline])
         for name in others
     }
-    judged = [name for name in others if differences[name].get(primary) is not None]
+    judged = [name for name in others if name not in free and differences[name].get(primary) is not None]
     for name, p in zip(judged, holm([differences[name][primary].p for name in judged]), strict=True):
         differences[name][primary] = replace(differences[name][primary], p_holm=p)
     energy = next((entry["energy"] for entry in every if (entry.get("energy") or {}).get("source")), {})
 
     def of_arm(name: str) -> dict[str, Any]:
         entries, is_baseline, kind = found[name], name == baseline, kind_of(found[name])
-        comparable, own = kinds[name] == kinds[baseline], differences.get(name, {})
-        without_speed = reasons.get(name) or (None if comparable else "another objective")
+        comparable, own, reason = kinds[name] == kinds[baseline], differences.get(name, {}), reasons.get(name)
+        control = None if is_baseline else find_control(name, found, recipes, free, clock.unit)
+        control = Control(reason=unfit[name]) if control and unfit.get(name) else control
+        beside = None if control is None or control.arm is None else found[control.arm]
+        to_control = {} if beside is None else differences_of(entries, beside, comparable=True)
+        of_control = "" if unfit.get(name) else said_of_control(control, to_control.get(primary), primary)
+        if name in free:
+            of_control = said_of_free(own.get(primary), primary) + of_control
+        without_speed = reason or (None if comparable else "another objective") or (control and control.reason)
         plain = {key: value and asdict(value) for key, value in own.items()}
         return {
             "name": name,
@@ -131,12 +140,14 @@ def summarized(
             "loss_of": kinds[name],
             "floor_name": kind.floor,
             "comparable": comparable,
-            "summary": summary(entries, found[baseline], clock, without_speed),
+            "summary": summary(entries, found[baseline], clock, without_speed, name in free),
             "difference": plain.pop(LOSS, None),
+            "control": control and asdict(control),
+            "control_difference": (gap := to_control.get(LOSS)) and asdict(gap),
             "score_differences": plain,
             "verdict": {"label": "baseline", "text": "The baseline: every other arm is measured against it."}
             if is_baseline
-            else verdict_on(primary, own, reasons[name], comparable, entries, found[baseline]),
+            else verdict_on(primary, own, reason, comparable, entries, found[baseline], of_control),
         }
 
     return {
@@ -175,10 +186,11 @@ def verdict_on(
     comparable: bool,
     entries: Entries,
     baseline: Entries,
+    of_control: str = "",
 ) -> dict[str, str]:
-    """The verdict on the primary measure, and what the others say against it."""
+    """The verdict on the primary measure, what the others say against it, and what is said `of_control`."""
     if primary == LOSS and not comparable and reason is None:
-        return {"label": "another objective", "text": f"Another objective: {ANOTHER}."}
+        return {"label": "another objective", "text": f"Another objective: {ANOTHER}.{of_control}"}
     score = None if primary == LOSS else primary
     said = verdict(differences.get(primary), reason or (score and lacking(score, entries, baseline)), score)
     if said["label"] in ("better", "no difference shown"):
@@ -190,7 +202,7 @@ def verdict_on(
         ]
         if worse:
             said["text"] += f" But {'; '.join(worse)}."
-    return said
+    return said | {"text": said["text"] + of_control}
 
 
 def lacking(score: str, entries: Entries, baseline: Entries) -> str | None:
@@ -202,9 +214,15 @@ def lacking(score: str, entries: Entries, baseline: Entries) -> str | None:
     return None
 
 
-def summary(entries: Entries, baseline: Entries, clock: Clock, reason: str | None) -> dict[str, Any]:
+def summary(
+    entries: Entries, baseline: Entries, clock: Clock, reason: str | None, free: bool = False
+) -> dict[str, Any]:
     """Means and intervals of an arm over its finished runs on the whole budget; no speed-up if there is a `reason`."""
     finals = finals_of(entries)
+    if reason:
+        speed = NO_SPEED | {"speed_up_note": f"not given: {reason}"}
+    else:
+        speed = speed_up(losses_by_budget(entries, clock), losses_by_budget(baseline, clock), clock.budget)
 
     def mean(values: list[float | None]) -> float | None:
         return None if not values or None in values else float(np.mean(np.array(values, dtype=float)))
@@ -219,11 +237,8 @@ def summary(entries: Entries, baseline: Entries, clock: Clock, reason: str | Non
         "margin": spread(margins(entries)),
         "generator_loss": spread(figures(entries, "generator_loss")),
         "replaced_rate": spread(figures(entries, "replaced_rate")),
-        **(
-            NO_SPEED | {"speed_up_note": f"not given: {reason}"}
-            if reason
-            else speed_up(losses_by_budget(entries, clock), losses_by_budget(baseline, clock), clock.budget)
-        ),
+        **speed,
+        "cost_law": cost_law(entries, baseline, speed, clock.unit, free),
         "scores": {
             name: score_summary(finals, name) for name in dict.fromkeys(n for e in finals for n in e["scores"])
         },

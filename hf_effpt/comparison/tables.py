@@ -12,6 +12,7 @@ from typing import Any
 from hf_effpt.core.clock import JOULES_A_KWH
 from hf_effpt.hub.card import duration
 
+from .controls import AGAINST
 from .primary import LOSS
 
 Report = Mapping[str, Any]
@@ -168,6 +169,16 @@ def _difference(arm: Mapping[str, Any], report: Report) -> Cell:
     return _gap(arm["difference"], "too few seeds with which both finished")
 
 
+def _control_difference(arm: Mapping[str, Any], report: Report) -> Cell:
+    control = arm.get("control")
+    if control is None:
+        return missing("the baseline" if arm["baseline"] else "it needs no such control")
+    if control["arm"] is None:
+        return missing(control["reason"])
+    found = _gap(arm["control_difference"], "too few seeds with which both finished")
+    return Cell(found.text, f"{found.note}; not corrected" if arm["control_difference"] else found.note)
+
+
 def _score_difference(name: str, arm: Mapping[str, Any], report: Report) -> Cell:
     if arm["baseline"]:
         return missing("the baseline")
@@ -205,6 +216,33 @@ def _speed_up(arm: Mapping[str, Any], report: Report) -> Cell:
     low, high = found["low"], found["high"]
     bounds = f"{low:.2f}x to {high:.2f}x" if low is not None and high is not None else "no interval"
     return Cell(f"{found['value']:.2f}x", "; ".join(filter(None, (bounds, note))))
+
+
+def _scoring_cost(arm: Mapping[str, Any], report: Report) -> Cell:
+    law = arm["summary"].get("cost_law")
+    if law is None:
+        return missing("it scores no rows")
+    if law["s"] is None:
+        return missing(None)
+    return Cell(f"{law['s']:.3f}", "by FLOPs" if law["by"] == "flops" else "by time")
+
+
+def _needed_gain(arm: Mapping[str, Any], report: Report) -> Cell:
+    law = arm["summary"].get("cost_law")
+    if law is None:
+        return missing("it scores no rows")
+    return missing(law["needed_note"]) if law["needed"] is None else Cell(f"{law['needed']:.2f}x", law["needed_note"])
+
+
+def _gain(arm: Mapping[str, Any], report: Report) -> Cell:
+    law = arm["summary"].get("cost_law")
+    if law is None:
+        return missing("it scores no rows")
+    gain = law["gain"]
+    if gain is None:
+        return missing(law["gain_note"])
+    bounds = "no interval" if gain["low"] is None else f"{gain['low']:.2f}x to {gain['high']:.2f}x"
+    return Cell(f"{gain['bound'] or ''} {gain['value']:.2f}x".strip(), "" if gain["bound"] else bounds)
 
 
 def _score(name: str, arm: Mapping[str, Any]) -> Cell:
@@ -254,6 +292,15 @@ def results_table(report: Report) -> Table:
     ]
     if any(arm["summary"]["generator_loss"] for arm in report["arms"]):
         rows.insert(4, ("Loss of its generator, nats a masked token", _generator))
+    if any(arm.get("control") for arm in report["arms"]):
+        after = next(place for place, (_, figure) in enumerate(rows) if figure is _difference) + 1
+        rows.insert(after, (f"Paired difference {AGAINST}, nats", _control_difference))
+    if any(arm["summary"].get("cost_law") for arm in report["arms"]):
+        rows += [
+            ("Cost to score a row, s, in rows learned from", _scoring_cost),
+            ("Gain in samples needed, 1 + s/k", _needed_gain),
+            ("Gain in samples it had", _gain),
+        ]
     table = [[Cell(label), *(figure(arm, report) for arm in report["arms"])] for label, figure in rows]
     for name in score_names(report):
         table.append([Cell(score_label(name)), *(_score(name, arm) for arm in report["arms"])])

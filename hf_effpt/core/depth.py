@@ -6,6 +6,7 @@ rests.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol
 
@@ -44,6 +45,8 @@ class LayerStack(nn.ModuleList):
         super().__init__(layers)
         self._order = tuple(range(len(self)))
         self.dropped: frozenset[int] = frozenset()
+        # How many of the layers of the order run, its first; by default all.
+        self.first: int | None = None
         # Called in place of the last layer that runs, with it as first argument: a head that needs few of its outputs
         # can have it compute no others.
         self.last: Callable[..., torch.Tensor] | None = None
@@ -77,7 +80,8 @@ class LayerStack(nn.ModuleList):
     @property
     def active(self) -> tuple[int, ...]:
         """Indices of the layers that the next forward runs."""
-        return tuple(i for i in self._order if i not in self.dropped) if self.training else self._order
+        order = tuple(i for i in self._order if i not in self.dropped) if self.training else self._order
+        return order[: self.first]
 
     def __iter__(self) -> Iterator[Any]:
         layers: list[Any] = [
@@ -116,10 +120,33 @@ def stack_of(backbone: Any) -> LayerStack:
     return layers
 
 
-def running(backbone: Any) -> list[Any]:
-    """The layers that the next forward runs, first to last."""
+def running(backbone: Any, training: bool | None = None) -> list[Any]:
+    """The layers that the next forward runs, first to last; by default in the mode that `backbone` is in."""
     layers = layers_of(backbone)
-    return [layers[index] for index in (layers.active if isinstance(layers, LayerStack) else range(len(layers)))]
+    if not isinstance(layers, LayerStack):
+        return list(layers)
+    return [layers[index] for index in (layers.order if training is False else layers.active)]
+
+
+@contextmanager
+def first_layers(backbone: Any, number: int | None) -> Iterator[None]:
+    """Has only the first layers of the order run in the block.
+
+    Args:
+        backbone: the encoder.
+        number (`int`, *optional*): of the layers that would run, how many do; by default all.
+
+    Raises:
+        EffptError: for a number below 1.
+    """
+    if number is not None and number < 1:
+        raise EffptError(f"The first {number} layers cannot run; at least 1 does, or `None` for all.")
+    stack = stack_of(backbone)
+    before, stack.first = stack.first, number
+    try:
+        yield
+    finally:
+        stack.first = before
 
 
 def router_of(backbone: Any) -> Router | None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import EffptError
+from .look import Look, Spent
 
 METHODS: dict[str, type[Method]] = {}
 
@@ -126,8 +127,9 @@ class Method:
             backbone: the encoder, still on the CPU and without an optimizer.
             text: with `batches()`, which yields the token ids of the training rows as int64 arrays of shape
                 `(rows, sequence_length)`; `continues`, for each token of the vocabulary whether it goes on with the
-                word of the token before; `specials`, the ids of the special tokens; `mask` and `pad`, two of
-                them; and `seed`, of the run. `None` for a method without `reads_text`.
+                word of the token before; `specials`, the ids of the special tokens; `mask`, `pad` and
+                `unknown`, some of them; `rows`, with a length, and `identity`, which tells them from others; and
+                `seed`, of the run. `None` for a method without `reads_text`.
 
         Raises:
             EffptError: if the text does not suit the settings.
@@ -154,9 +156,40 @@ class Method:
         """An extra loss (a scalar), counted once an optimizer step."""
         return None
 
-    def select(self, model: nn.Module, batches: list) -> list:
-        """Takes the batches of one optimizer step and returns as many, smaller ones to learn from."""
-        return batches
+    @property
+    def references(self) -> tuple[str, ...]:
+        """Folders of the models that it compares with; what they have cost is charged to the run."""
+        return ()
+
+    @property
+    def control(self) -> dict[str, Any] | None:
+        """Its settings in the run without which no gain can be put down to it; `None` if the baseline is enough."""
+        return None
+
+    def candidates(self, number: int, step: int | None, fraction: float) -> int:
+        """How many rows `select` is to be given in optimizer step `step` (from 0) for it to return `number`.
+
+        Without a step, the most that it is ever given.
+
+        Raises:
+            EffptError: if it could not choose among so few.
+        """
+        return number
+
+    def select(self, model: nn.Module, rows: dict[str, Tensor], look: Look) -> dict[str, Tensor]:
+        """Picks the rows that this process learns from in an optimizer step.
+
+        Args:
+            model: the training model.
+            rows: as many as `candidates` has said, over all micro-batches, as the collator makes them, with
+                `example_id` and `epoch`, int64 of shape `(rows,)`.
+            look ([`Look`]): the run; `look.number` rows are to be returned.
+        """
+        return rows
+
+    def account(self, backbone: nn.Module, spent: Spent) -> dict[str, Any]:
+        """What `run.json` says of what the method has cost; under `text` a sentence for people."""
+        return {}
 
     def wrap_collator(self, collator: Any) -> Any:
         """Returns the data collator to use in place of `collator`."""

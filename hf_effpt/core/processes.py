@@ -1,5 +1,6 @@
 """The processes that train together, as a method sees them."""
 
+import torch
 from torch import Tensor, distributed
 
 
@@ -14,3 +15,13 @@ def add_up(values: Tensor) -> Tensor:
     if world() > 1:
         distributed.all_reduce(values)
     return values
+
+
+def gather(values: Tensor) -> Tensor:
+    """What all processes hold, of equal shapes, one behind the other in their order; alone, what it is."""
+    if world() == 1:
+        return values
+    parts = [torch.empty_like(values) for _ in range(world())]
+    if not values.is_meta:  # of which there is only the shape
+        distributed.all_gather(parts, values.contiguous())
+    return torch.cat(parts)

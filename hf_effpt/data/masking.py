@@ -16,6 +16,8 @@ POSITION_BITS = 16
 UNMASKABLE = np.uint64(1 << 63)
 # A row with less than this share of tokens to mask (padding, a short text) is masked at the rate, not to the count.
 FULL_SHARE = 0.75
+# What masking a batch anew depends on, besides its tokens.
+KEPT = ("example_id", "epoch", "document_ids", "attention_mask")
 
 
 class DataCollatorForMaskedLM:
@@ -24,7 +26,8 @@ class DataCollatorForMaskedLM:
     a random one and 10 % stay, if not told otherwise.
 
     What is masked, and with what, is a pure function of `seed`, the example's epoch and id, and the position: the same
-    in every batch, order, worker and resumed run. Special tokens and padding are never masked.
+    in every batch, order, worker and resumed run. Special tokens and padding are never masked. With the attribute
+    `keyed` set, batches also say which example each row is, and in which epoch.
 
     Args:
         tokenizer (`PreTrainedTokenizerFast`): Has a pad, cls, sep and mask token.
@@ -60,6 +63,7 @@ class DataCollatorForMaskedLM:
         self.mlm_probability = mlm_probability
         self.whole_word = whole_word
         self.seed = seed
+        self.keyed = False
         self._ids = special_ids(tokenizer)
         self._special = np.zeros(len(tokenizer), bool)
         self._special[tokenizer.all_special_ids] = True
@@ -70,7 +74,9 @@ class DataCollatorForMaskedLM:
         """How many positions `masked_positions` names in rows of this length."""
         return max(1, round(self.mlm_probability * sequence_length))
 
-    def __call__(self, examples: Mapping[str, np.ndarray] | Sequence[Mapping]) -> dict[str, torch.Tensor]:
+    def __call__(
+        self, examples: Mapping[str, np.ndarray] | Sequence[Mapping], token_rates: np.ndarray | None = None
+    ) -> dict[str, torch.Tensor]:
         """
         Builds a batch.
 
@@ -79,30 +85,53 @@ class DataCollatorForMaskedLM:
                 `(batch_size, sequence_length)`, `example_id` and `epoch` of shape `(batch_size,)`; or a list of one
                 dict an example with `input_ids` and, optionally, the others and `attention_mask`, padded here to the
                 longest. Without an id, an example is known by its tokens; without an epoch, it is 0.
+            token_rates (`np.ndarray` of shape `(vocab_size,)`, *optional*): how much more often one token of the
+                vocabulary is masked than another, above 0; as many are masked in all. The first to be masked is drawn
+                with probabilities in these proportions, and so is each next from those that are left. A whole word
+                has the rate of its first token. By default, and where all are equal, every token has the same chance.
+                A model's vocabulary may have more rows than the tokenizer has tokens.
 
         Returns:
             int64 tensors: `input_ids` with masks and `labels` (-100 where nothing is predicted) of shape
             `(batch_size, sequence_length)`; `masked_positions` of shape `(batch_size, masked_count)`, ascending in
             each row, which holds all positions with a label and, if those are fewer, others; `document_ids` if given;
-            `attention_mask` if there is padding in a list of examples.
+            `attention_mask` if there is padding; if the collator is `keyed`, `example_id` and `epoch` of shape
+            `(batch_size,)`.
 
         Raises:
-            EffptError: a token id is not in the tokenizer's vocabulary.
+            EffptError: a token id is not in the tokenizer's vocabulary, or the rates are not one above 0 for each.
         """
-        extra = {}
+        extra, rates = {}, self._checked(token_rates)
         if isinstance(examples, Mapping):
             batch = {name: np.asarray(values) for name, values in examples.items()}
-            lengths = np.full(len(batch["input_ids"]), batch["input_ids"].shape[1])
+            lengths = _lengths(batch)
         else:
             batch, lengths = self._padded(examples)
-            if "attention_mask" in batch:
-                extra["attention_mask"] = batch["attention_mask"]
-        if "document_ids" in batch:
-            extra["document_ids"] = batch["document_ids"].astype(np.int64)
-        masked = self._mask(batch, lengths) | extra
+        for name in ("attention_mask", "document_ids"):
+            if name in batch:
+                extra[name] = batch[name].astype(np.int64)
+        masked = self._mask(batch, lengths, rates) | extra
         return {name: torch.from_numpy(values) for name, values in masked.items()}
 
-    def _mask(self, batch: dict[str, np.ndarray], lengths: np.ndarray) -> dict[str, np.ndarray]:
+    @staticmethod
+    def original(batch: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+        """What a batch of a `keyed` collator was made of, as arrays, to be masked anew.
+
+        Raises:
+            EffptError: the batch does not say which examples its rows are.
+        """
+        if "example_id" not in batch or "epoch" not in batch:
+            raise EffptError(
+                f"The batch has {', '.join(sorted(batch))}, and to mask it anew takes `example_id` and `epoch`; set "
+                "`keyed = True` on the collator that makes it."
+            )
+        arrays = {name: batch[name].cpu().numpy() for name in KEPT if name in batch}
+        labels = batch["labels"].cpu().numpy()
+        return arrays | {"input_ids": np.where(labels != -100, labels, batch["input_ids"].cpu().numpy())}
+
+    def _mask(
+        self, batch: dict[str, np.ndarray], lengths: np.ndarray, rates: np.ndarray | None
+    ) -> dict[str, np.ndarray]:
         original = batch["input_ids"].astype(np.int64)
         size, length = original.shape
         if original.min() < 0 or original.max() >= len(self._special):
@@ -113,9 +142,9 @@ class DataCollatorForMaskedLM:
         maskable = ~self._special[original]
         if "attention_mask" in batch:
             maskable &= batch["attention_mask"] != 0
-        key = self._example_keys(batch, original, lengths)
-        noise = fold(key[:, None], np.arange(length))
-        order = self._order(noise, original, maskable)
+        epoch, example = np.broadcast_to(batch.get("epoch", 0), size), self._examples(batch, original, lengths)
+        noise = fold(fold(self.seed, epoch, example)[:, None], np.arange(length))
+        order = self._order(noise, original, maskable, rates)
 
         count = self.masked_count(length)
         chosen = np.argpartition(order, count - 1, axis=1)[:, :count]
@@ -135,7 +164,24 @@ class DataCollatorForMaskedLM:
         replaced = np.where(hundredth < round(100 * masked), self._ids.mask, kept)
         corrupted = original.copy()
         np.put_along_axis(corrupted, chosen, np.where(labelled, replaced, tokens), axis=1)
-        return {"input_ids": corrupted, "labels": labels, "masked_positions": chosen}
+        masked = {"input_ids": corrupted, "labels": labels, "masked_positions": chosen}
+        keys = {"example_id": example.astype(np.int64), "epoch": epoch.astype(np.int64)}
+        return masked | keys if self.keyed else masked
+
+    def _checked(self, rates: np.ndarray | None) -> np.ndarray | None:
+        """The rates; none if all are equal, so that masks are then the usual ones."""
+        if rates is None:
+            return None
+        rates = np.asarray(rates, np.float64)
+        wrong = rates.ndim != 1 or len(rates) < len(self._special)
+        if wrong or not (np.isfinite(rates) & (rates > 0)).all():
+            raise EffptError(
+                f"token_rates of shape {rates.shape}, from {rates.min(initial=np.inf)} to "
+                f"{rates.max(initial=-np.inf)}, must be one finite number "
+                f"above 0 for each of the tokenizer's {len(self._special)} tokens."
+            )
+        rates = rates[: len(self._special)]
+        return None if (rates == rates[0]).all() else rates
 
     def _quota(self, maskable: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """How many tokens of each row to mask: the fixed count, but no more than the rate in a row of little text."""
@@ -143,22 +189,28 @@ class DataCollatorForMaskedLM:
         basis = np.where(available >= FULL_SHARE * lengths, lengths, available)
         return np.minimum(np.maximum(np.rint(self.mlm_probability * basis).astype(np.int64), 1), available)
 
-    def _example_keys(self, batch: dict[str, np.ndarray], original: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """One uint64 an example, of the seed, its epoch and its id."""
+    def _examples(self, batch: dict[str, np.ndarray], original: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """The ids of the examples, or what they are known by."""
+        if "example_id" in batch:
+            return batch["example_id"]
         position = np.arange(original.shape[1])
-        example = batch.get("example_id")
-        if example is None:
-            words = np.where(position < lengths[:, None], fold(original, position), np.uint64(0))
-            example = words.sum(axis=1, dtype=np.uint64)
-        return fold(self.seed, batch.get("epoch", 0), example)
+        words = np.where(position < lengths[:, None], fold(original, position), np.uint64(0))
+        return words.sum(axis=1, dtype=np.uint64)
 
-    def _order(self, noise: np.ndarray, original: np.ndarray, maskable: np.ndarray) -> np.ndarray:
+    def _order(
+        self, noise: np.ndarray, original: np.ndarray, maskable: np.ndarray, rates: np.ndarray | None
+    ) -> np.ndarray:
         """Sort keys of the positions, all different: those to mask first have the smallest."""
-        position = np.arange(original.shape[1])
+        position, leading = np.arange(original.shape[1]), original
         if self._continues is not None:
             inside = self._continues[original] & maskable
             word_start = np.maximum.accumulate(np.where(inside, 0, position), axis=1)
             noise = np.take_along_axis(noise, word_start, axis=1)
+            # A word that the row begins in the middle of starts, by its noise, at the special token before it.
+            first = word_start + ~np.take_along_axis(maskable, word_start, axis=1)
+            leading = np.take_along_axis(original, np.minimum(first, position[-1]), axis=1)
+        if rates is not None:
+            noise = _races(noise, rates[leading])
         order = (noise >> np.uint64(1)) & ~np.uint64((1 << POSITION_BITS) - 1)
         order |= position.astype(np.uint64)
         return np.where(maskable, order, order | UNMASKABLE)
@@ -179,3 +231,23 @@ class DataCollatorForMaskedLM:
             if name in examples[0]:
                 batch[name] = np.array([int(example[name]) for example in examples])
         return batch, lengths
+
+
+def _lengths(batch: dict[str, np.ndarray]) -> np.ndarray:
+    """How long the rows are without the padding at their ends."""
+    size, length = batch["input_ids"].shape
+    if "attention_mask" not in batch:
+        return np.full(size, length)
+    return ((batch["attention_mask"] != 0) * np.arange(1, length + 1)).max(axis=1)
+
+
+def _races(noise: np.ndarray, rates: np.ndarray) -> np.ndarray:
+    """Numbers that take the place of `noise`: those of higher rates are more often among the smallest.
+
+    Exponential times of arrival at these rates draw without replacement with probabilities in their proportions, as do
+    the keys of Efraimidis and Spirakis (2006). They rise with `noise`, so where rates are about equal the choice is
+    about what it is without them.
+    """
+    below_one = ((noise >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+    # Floating-point numbers above 0 are in the order of their bits.
+    return (-np.log1p(-below_one) / rates).view(np.uint64) << np.uint64(1)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from hf_effpt.data.encoding import TextEncoder
 from hf_effpt.data.packed_rows import PackedRows, facts
 from hf_effpt.data.row_writer import RowWriter
 from hf_effpt.data.rows import IsolatedRows, StreamRows
+from hf_effpt.data.selecting import Kept
 from hf_effpt.data.specials import special_ids
 
 __all__ = ["PackedRows", "facts", "pack"]
@@ -36,6 +38,7 @@ def pack(
     sequence_length: int = 128,
     isolate_documents: bool = False,
     validation: float | Corpus | str | None = 0.01,
+    kept: Kept | None = None,
     cache_dir: str | os.PathLike | None = None,
     num_proc: int | None = None,
     seed: int = 0,
@@ -56,6 +59,9 @@ def pack(
         validation (`float`, `Corpus` or `str`, *optional*, defaults to 0.01): Share of the documents held out, chosen
             by `seed` and the document's number (more of them if that makes no whole row); or a corpus of its own (of
             a source with splits, its validation split); or `None`.
+        kept ([`Kept`], *optional*): The documents to train on; what is held out is the same with and without. The
+            facts of the training rows say under `select` how they were chosen, and the `unselected_fingerprint` that
+            rows of all documents have.
         cache_dir (`str`, *optional*): Where rows are kept, by default `$HF_EFFPT_CACHE` or `~/.cache/hf_effpt`.
         num_proc (`int`, *optional*): 1 for one thread; by default the tokenizer uses every core.
         seed (`int`, *optional*, defaults to 0): Chooses the documents held out.
@@ -65,8 +71,8 @@ def pack(
         lists of uint16 (int32 for a vocabulary over 65,536), and `document_ids` with isolation.
 
     Raises:
-        EffptError: the corpus is missing, empty, unreadable or too small for one row, the tokenizer lacks a special
-            token or the fast backend, or an argument cannot be.
+        EffptError: the corpus is missing, empty, unreadable or too small for one row, or has other documents than
+            `kept` is about, the tokenizer lacks a special token or the fast backend, or an argument cannot be.
     """
     if sequence_length < 8:
         raise EffptError(f"sequence_length={sequence_length} leaves no room for text; it must be at least 8.")
@@ -83,9 +89,21 @@ def pack(
         validation = open_corpus(validation, text_column=corpus.text_column, split="validation")
     settings = _Settings(tokenizer, sequence_length, isolate_documents, cache_folder(cache_dir), num_proc)
     if validation is None or share is not None:
-        return _packed(corpus, settings, share, seed)
-    held_out = _packed(validation, settings, None, seed)
-    return DatasetDict({"train": _packed(corpus, settings, None, seed)["train"], "validation": held_out["train"]})
+        return _packed(corpus, settings, share, seed, kept)
+    aside = _packed(validation, settings, None, seed, None)["train"]
+    return DatasetDict({"train": _packed(corpus, settings, None, seed, kept)["train"], "validation": aside})
+
+
+def held_out(numbers: np.ndarray, share: float | None, seed: int = 0) -> np.ndarray:
+    """
+    Which documents of a corpus are held out, bool of shape `(documents,)`.
+
+    Args:
+        numbers (`np.ndarray` of shape `(documents,)`): Of the documents, in the order of the corpus.
+        share (`float`, *optional*): Of the documents, as `validation` of `pack`.
+        seed (`int`, *optional*, defaults to 0): As of `pack`.
+    """
+    return np.zeros(len(numbers), bool) if share is None else uniform(numbers, seed) < share
 
 
 class _Settings:
@@ -104,15 +122,28 @@ class _Settings:
         return (IsolatedRows if self.isolated else StreamRows)(self.sequence_length, self.ids, self.dtype)
 
 
-def _packed(corpus: Corpus, settings: _Settings, share: float | None, seed: int) -> DatasetDict:
+def _packed(corpus: Corpus, settings: _Settings, share: float | None, seed: int, kept: Kept | None) -> DatasetDict:
     """The splits of one corpus, from the cache or built."""
-    held_out = None if share is None else [share, seed]
-    key = hashlib.sha256(json.dumps([corpus.fingerprint, settings.key, held_out]).encode()).hexdigest()[:32]
+    parts = [corpus.fingerprint, settings.key, None if share is None else [share, seed]]
+    key = whole = _hash(parts)
+    if kept is not None:
+        key = _hash([*parts, kept.fingerprint])
     folder = build_once(
-        settings.cache / "packed" / key, lambda target: _build(corpus, settings, share, seed, target, key)
+        settings.cache / "packed" / key, lambda target: _build(corpus, settings, share, seed, kept, target, key)
     )
     splits = ["train"] if share is None else ["train", "validation"]
-    return DatasetDict({split: _load(folder, split, f"{key}-{split}") for split in splits})
+    packed = DatasetDict({split: _load(folder, split, f"{key}-{split}") for split in splits})
+    if kept is not None:
+        # Told here and not in the cache, where the same documents may have been chosen in another way.
+        info = packed["train"].info
+        known = json.loads(info.description)
+        known["hf_effpt"]["select"] = {**kept.facts, "unselected_fingerprint": f"{whole}-train"}
+        info.description = json.dumps(known)
+    return packed
+
+
+def _hash(parts: list) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
 def _load(folder: Path, split: str, fingerprint: str) -> Dataset:
@@ -122,17 +153,26 @@ def _load(folder: Path, split: str, fingerprint: str) -> Dataset:
     return Dataset(table, info=info, split=NamedSplit(split), fingerprint=fingerprint)
 
 
-def _build(corpus: Corpus, settings: _Settings, share: float | None, seed: int, target: Path, key: str) -> None:
+def _build(
+    corpus: Corpus,
+    settings: _Settings,
+    share: float | None,
+    seed: int,
+    kept: Kept | None,
+    target: Path,
+    key: str,
+) -> None:
     """Packs the corpus into `target`, holding out more documents than asked for if those make no row."""
     splits = ("train", "validation")
     while True:
         writers = {split: RowWriter(target / f"{split}.arrow", settings.builder()) for split in splits}
-        documents = _write(corpus, settings, share, seed, writers)
+        documents = _write(corpus, settings, share, seed, kept, writers)
         if not writers["train"].rows:
+            of = "" if kept is None else f", of the {kept.chosen_N.sum():,} documents that are selected,"
             raise EffptError(
                 f"The dataset {corpus.name!r} is too small: the {writers['train'].text_bytes:,} bytes of text to "
-                f"train on do not fill one row of {settings.sequence_length} tokens. Add text or lower "
-                "data.sequence_length."
+                f"train on{of} do not fill one row of {settings.sequence_length} tokens. Add text or lower "
+                f"data.sequence_length{'' if kept is None else ', or select less strictly by data.select'}."
             )
         if share is None or writers["validation"].rows:
             break
@@ -152,22 +192,37 @@ def _build(corpus: Corpus, settings: _Settings, share: float | None, seed: int, 
         (target / f"{split}.json").write_text(json.dumps({"hf_effpt": known}))
 
 
-def _write(corpus: Corpus, settings: _Settings, share: float | None, seed: int, writers: dict) -> int:
+def _write(
+    corpus: Corpus, settings: _Settings, share: float | None, seed: int, kept: Kept | None, writers: dict
+) -> int:
     """One pass over the corpus; returns how many documents it has."""
     documents = 0
     bar = tqdm(total=corpus.num_bytes, desc=f"Packing {corpus.name}", unit="B", unit_scale=True, disable=None)
     with bar, writers["train"], writers["validation"]:
         for texts, size in _batches(corpus):
+            numbers = np.arange(documents, documents + len(texts))
+            aside = held_out(numbers, share, seed)
+            wanted = aside | True if kept is None else aside | _among(kept, numbers)
+            texts = list(compress(texts, wanted))
             encoded = settings.encoder.encode(texts)
-            aside = np.zeros(len(texts), bool)
-            if share is not None:
-                aside = uniform(np.arange(documents, documents + len(texts)), seed) < share
-            for split, chosen in (("train", ~aside), ("validation", aside)):
-                picked = np.flatnonzero(chosen)
-                writers[split].add([encoded[index] for index in picked], [texts[index] for index in picked])
-            documents += len(texts)
+            for split, chosen in (("train", ~aside[wanted]), ("validation", aside[wanted])):
+                writers[split].add(list(compress(encoded, chosen)), list(compress(texts, chosen)))
+            documents += len(numbers)
             bar.update(size)
+    if kept is not None and documents != len(kept.chosen_N):
+        raise EffptError(
+            f"The dataset {corpus.name!r} has {documents:,} documents, but `kept` says of "
+            f"{len(kept.chosen_N):,} which are to be trained on; select among those of this dataset."
+        )
     return documents
+
+
+def _among(kept: Kept, numbers: np.ndarray) -> np.ndarray:
+    """Which of the documents of these successive numbers are kept; none of those that nothing is said of."""
+    chosen = np.zeros(len(numbers), bool)
+    known = kept.chosen_N[numbers[0] : numbers[-1] + 1]
+    chosen[: len(known)] = known
+    return chosen
 
 
 def _larger_share(corpus: Corpus, documents: int, share: float, seed: int) -> float:

@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Iterator
+from functools import cached_property
 
 import numpy as np
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.data.packed_rows import PackedRows
+from hf_effpt.data.packed_rows import PackedRows, identity_of_rows
 from hf_effpt.data.specials import special_ids
 
 ROWS = 8192  # read at a time
@@ -21,7 +22,7 @@ class TrainingText:
         seed (`int`): of the run, for what methods draw.
 
     Raises:
-        EffptError: the tokenizer lacks a special token, or does not tell where words begin.
+        EffptError: the tokenizer lacks a special token; or, when that is first asked, does not tell where words begin.
     """
 
     def __init__(self, rows: PackedRows, tokenizer, seed: int):
@@ -29,7 +30,18 @@ class TrainingText:
         self.rows, self.seed = rows, seed
         self.pad, self.mask = ids.pad, ids.mask
         self.specials = sorted(tokenizer.all_special_ids)
-        self.continues = continuations(tokenizer)
+        self.unknown = -1 if tokenizer.unk_token_id is None else tokenizer.unk_token_id
+        self._tokenizer = tokenizer
+
+    @cached_property
+    def continues(self) -> np.ndarray:
+        """For each token of the vocabulary, whether it goes on with the word of the token before."""
+        return continuations(self._tokenizer)
+
+    @property
+    def identity(self) -> str:
+        """What tells the rows from others."""
+        return identity_of_rows(self.rows)
 
     def batches(self) -> Iterator[np.ndarray]:
         """The token ids of all rows, as int64 arrays of shape `(rows, sequence_length)`."""

@@ -98,7 +98,7 @@ def held_out_text(folder: Path, tokenizer: PreTrainedTokenizerFast, text: str | 
     if "validation" not in rows:
         raise EffptError(f"The run of {folder} held out no text; name some by `--text`.")
     notes = []
-    before, now = (run.get("data") or {}).get("fingerprint"), facts(rows["train"])["fingerprint"]
+    before, now = fingerprint_in(run), facts(rows["train"])["fingerprint"]
     if before is None:
         notes.append("the run did not record which text it was trained on, so that none of this is in it is unchecked")
     elif before != now:
@@ -135,6 +135,12 @@ def evaluate_loss(
         "notes": [*text.notes, *([] if finite else ["diverged"])],
         "unigram_floor": floor,
     }
+
+
+def fingerprint_in(run: dict[str, Any]) -> str | None:
+    """What tells the text, tokenizer and packing of a run from others, whichever of its documents were selected."""
+    known = run.get("data") or {}
+    return (known.get("select") or {}).get("unselected_fingerprint", known.get("fingerprint"))
 
 
 def _check_source(dataset: str, folder: Path) -> None:

@@ -70,6 +70,7 @@ def model_card(run: Mapping[str, Any], repo_id: str | None = None) -> ModelCard:
         methods=methods,
         events=[{key: cell(value) for key, value in event.items()} for event in ledger.get("events") or ()],
         costs=_costs(part(run, "clock"), part(run, "energy"), part(run, "throughput")),
+        accounts=_accounts(part(run, "accounts")),
         data=_data(data, part(run, "tokenizer")),
         recipe=yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True).strip() if recipe else None,
         command=run.get("command"),
@@ -138,6 +139,12 @@ def _costs(clock: Mapping[str, Any], energy: Mapping[str, Any], throughput: Mapp
             ("Model FLOPs utilization", throughput.get("mfu"), "{:.1%}"),
         ]
     )
+
+
+def _accounts(accounts: Mapping[str, Any]) -> list[str]:
+    """What methods say of what they have cost."""
+    texts = [part(accounts, name).get("text") for name in accounts]
+    return [" ".join(text.split()) for text in texts if text]
 
 
 def _figures(value: float) -> str:

@@ -11,10 +11,11 @@ from .earlybert import EarlyBert
 from .layerdrop import LayerDrop
 from .layerskip import LayerSkip
 from .lottery import Lottery
+from .selection import Selection
 from .stacking import Stacking
 from .tnf import TNF
 
-for _method in (LayerDrop, LayerSkip, Stacking, TNF, EarlyBert, Compress, Lottery):
+for _method in (LayerDrop, LayerSkip, Stacking, TNF, EarlyBert, Compress, Lottery, Selection):
     register(_method)
 
-__all__ = ["TNF", "Compress", "EarlyBert", "LayerDrop", "LayerSkip", "Lottery", "Stacking"]
+__all__ = ["TNF", "Compress", "EarlyBert", "LayerDrop", "LayerSkip", "Lottery", "Selection", "Stacking"]

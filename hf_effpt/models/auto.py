@@ -32,6 +32,7 @@ def register_auto() -> None:
         (named, "LayerDropBert"),
         (named, "LayerSkipBert"),
         (named, "LotteryBert"),
+        (named, "SelectionBert"),
         (named, "StackableBert"),
         (named, "TNFBert"),
         (electra, "EffptElectra"),

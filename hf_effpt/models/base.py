@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, PreTrainedModel
 
-from hf_effpt.core.depth import flatten
+from hf_effpt.core.depth import first_layers, flatten
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.ledger import PRUNING
 from hf_effpt.core.method import Method, build_methods
@@ -131,6 +131,24 @@ class EffptMixin:
         """Stock models that are exported besides, by the name of their folder."""
         return {}
 
+    def represent(self, batch: Mapping[str, Tensor], layers: int | None = None) -> Tensor:
+        """A vector for each row, of shape `(batch_size, size)`: the mean over its tokens, without padding, in fp32.
+
+        Args:
+            batch (`Mapping[str, Tensor]`): `input_ids`, and what else the collator makes of rows.
+            layers (`int`, *optional*): mean of what: 0, of the table of words at the tokens, and nothing else is
+                computed; more, of the outputs of so many layers, the first; by default of those of the whole encoder.
+        """
+        ids_BL = batch["input_ids"]
+        if layers == 0:
+            vectors_BLD = self.backbone.get_input_embeddings()(ids_BL)
+        else:
+            with first_layers(self.backbone, layers):
+                vectors_BLD = self.backbone(return_dict=True, **encoder_inputs(self, batch)).last_hidden_state
+        real_BL = real_tokens(ids_BL, batch.get("attention_mask"), batch.get("document_ids"))
+        share_BL = real_BL.float() / real_BL.sum(dim=1, keepdim=True).clamp(min=1)
+        return (share_BL[:, :, None] * vectors_BLD.float()).sum(dim=1)
+
     @staticmethod
     def count_items(batch: Mapping[str, Tensor]) -> Tensor | None:
         """What the loss of a micro-batch is a mean over: the number of its labels."""
@@ -204,6 +222,29 @@ def fill(stock: PreTrainedModel, source: nn.Module, name_of: Callable[[str], str
             setattr(stock.get_submodule(owner), leaf, buffer)
     stock.generation_config = None
     stock.eval()
+
+
+# What of a batch is for the loss, or how it is given back, and not for the encoder.
+NOT_ENCODED = ("labels", "masked_positions", "num_items_in_batch", "loss_hints", "return_dict")
+
+
+def encoder_inputs(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """What the encoder of a model is given of a masked batch; documents are kept apart."""
+    inputs = {name: value for name, value in batch.items() if name not in NOT_ENCODED}
+    document_ids = inputs.pop("document_ids", None)
+    if document_ids is not None:
+        attention = model.config._attn_implementation
+        inputs["attention_mask"], inputs["position_ids"] = isolate_documents(document_ids, attention, model.dtype)
+    return inputs
+
+
+def real_tokens(like_BL: Tensor, attention_mask: Tensor | None, document_ids: Tensor | None) -> Tensor:
+    """Where a row has tokens and no padding, of the shape of `like_BL`."""
+    if document_ids is not None:
+        return document_ids > 0
+    if attention_mask is not None:
+        return attention_mask == 1
+    return torch.ones_like(like_BL, dtype=torch.bool)
 
 
 def isolate_documents(document_ids_BL: Tensor, attention: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

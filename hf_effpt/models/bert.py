@@ -1,8 +1,9 @@
 """BERT for efficient pre-training: stock modules and parameter names, and a head that sees masked positions only."""
 
+from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 from transformers import (
     BertForMaskedLM,
@@ -14,10 +15,11 @@ from transformers import (
 )
 from transformers.modeling_outputs import MaskedLMOutput
 
-from hf_effpt.core.depth import stack_of
-from hf_effpt.core.rows import receiver_of
+from hf_effpt.core.depth import first_layers, stack_of
+from hf_effpt.core.errors import EffptError
+from hf_effpt.core.reading import Reading
 
-from .base import EffptMixin, isolate_documents
+from .base import EffptMixin, encoder_inputs, isolate_documents
 from .configuration_effpt import EffptBertConfig
 from .pruned_bert import (
     PrunedBertForMaskedLM,
@@ -26,7 +28,8 @@ from .pruned_bert import (
     PrunedBertForTokenClassification,
     PrunedBertModel,
 )
-from .sparse_layer import encode_at
+from .sparse_layer import encode_at, positions_of
+from .told_losses import Reduction, told_loss
 
 
 class NarrowingMixin(EffptMixin):
@@ -78,6 +81,7 @@ class EffptBertForMaskedLM(NarrowingMixin, BertForMaskedLM):
         masked_positions: Tensor | None = None,
         document_ids: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        loss_hints: Tensor | None = None,
         **kwargs: Any,
     ) -> MaskedLMOutput:
         """Without `labels`, the stock forward with logits everywhere; with them, the loss and no logits.
@@ -92,6 +96,8 @@ class EffptBertForMaskedLM(NarrowingMixin, BertForMaskedLM):
                 within its row, 0 for padding; documents then do not see each other and each has positions from 0.
             num_items_in_batch (`Tensor` or `int`, *optional*): masked tokens of the whole optimizer step; the loss is
                 the sum over this batch divided by it. By default the mean over this batch.
+            loss_hints (`Tensor` of shape `(batch_size,)` or `(batch_size, masked)`, *optional*): for the methods that
+                are told of the loss; nothing else reads them.
         """
         if document_ids is not None:
             attention_mask, position_ids = isolate_documents(
@@ -119,36 +125,57 @@ class EffptBertForMaskedLM(NarrowingMixin, BertForMaskedLM):
                 hidden_ND, labels_N = hidden_BLD[labels != -100], labels[labels != -100]
         if labels is not None:
             logits_NV = self.cls(hidden_ND)
-            loss = masked_loss(logits_NV, labels_N, num_items_in_batch)
-            if self.training and (receiver := receiver_of(self.bert)) is not None:
-                receiver(*row_losses(logits_NV, labels_N, _rows_of(labels, masked_positions), len(labels)))
+            packed = masked_positions is None
+            asked = (labels if packed else labels_N.view_as(masked_positions)) != -100
+            total = told_loss(self.bert, partial(token_loss, logits_NV, labels_N), asked, loss_hints, packed)
+            loss = total / (label_count(labels_N) if num_items_in_batch is None else num_items_in_batch)
         output = MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
         return output if return_dict else output.to_tuple()
 
+    def read(self, batch: Mapping[str, Tensor], layers: int | None = None, of_generator: bool = False) -> Reading:
+        """The encoder's outputs at the masked positions of a batch, and the head above them.
+
+        Args:
+            batch (`Mapping[str, Tensor]`): what `forward` takes, with `labels`.
+            layers (`int`, *optional*): how many layers run, the first; by default all.
+            of_generator (`bool`, *optional*, defaults to `False`): whether the generator shall answer.
+
+        Raises:
+            EffptError: if the generator shall, for there is none.
+        """
+        if of_generator:
+            raise EffptError(
+                f"`{type(self).__name__}` has no generator to answer in its place; use a model with one, such as "
+                "`model.objective: electra`, or let it answer itself (`scorer: full`)."
+            )
+        labels, positions = batch["labels"], batch.get("masked_positions")
+        if positions is None:
+            positions = positions_of(labels)
+        with first_layers(self.bert, layers):
+            _, hidden_BMD = encode_at(self.bert, positions, **encoder_inputs(self, batch))
+        return Reading(hidden_BMD, labels.gather(1, positions), self._answer)
+
+    def _answer(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """What the decoder reads, and its logits."""
+        features = self.cls.predictions.transform(hidden)
+        return features, self.cls.predictions.decoder(features)
+
 
 def masked_loss(logits_NV: Tensor, labels_N: Tensor, num_items: Tensor | int | None = None) -> Tensor:
     """Cross-entropy in fp32, summed over the labels that are not -100 and divided by `num_items` or their number."""
-    total = nn.functional.cross_entropy(logits_NV.float(), labels_N, reduction="sum", ignore_index=-100)
-    if num_items is None:
-        num_items = (labels_N != -100).sum().clamp(min=1)
-    return total / num_items
+    return token_loss(logits_NV, labels_N) / (label_count(labels_N) if num_items is None else num_items)
 
 
-@torch.no_grad()
-def row_losses(logits_NV: Tensor, labels_N: Tensor, row_N: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    """The loss of each row, summed over its labels that are not -100, and their number; of shape `(rows,)`."""
-    losses_N = nn.functional.cross_entropy(logits_NV.float(), labels_N, reduction="none", ignore_index=-100)
-    sums_B = losses_N.new_zeros(rows).index_add_(0, row_N, losses_N)
-    return sums_B, torch.zeros_like(sums_B).index_add_(0, row_N, (labels_N != -100).to(sums_B.dtype))
+def token_loss(logits_NV: Tensor, labels_N: Tensor, reduction: Reduction = "sum") -> Tensor:
+    """Cross-entropy in fp32 where labels are not -100, summed or of each token; zero elsewhere."""
+    return nn.functional.cross_entropy(logits_NV.float(), labels_N, reduction=reduction, ignore_index=-100)
 
 
-def _rows_of(labels_BL: Tensor, positions_BM: Tensor | None) -> Tensor:
-    """The row of each label that goes into the loss."""
-    if positions_BM is None:
-        return (labels_BL != -100).nonzero()[:, 0]
-    return torch.arange(len(positions_BM), device=positions_BM.device).repeat_interleave(positions_BM.shape[1])
+def label_count(labels_N: Tensor) -> Tensor:
+    """The number of labels that are not -100, at least 1."""
+    return (labels_N != -100).sum().clamp(min=1)
 
 
 class EffptBertForSequenceClassification(NarrowingMixin, BertForSequenceClassification):

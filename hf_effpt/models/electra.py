@@ -5,6 +5,7 @@ B batch, L row length, M chosen positions a row, D hidden size.
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,11 +17,15 @@ from transformers import (
     ElectraModel,
 )
 
+from hf_effpt.core.depth import first_layers
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.reading import Reading
 
 from .base import EffptMixin
 from .configuration_electra import SHARED, EffptElectraConfig
 from .generator import TIED, WORDS, Batch, JointOutput, WithGenerator
+from .sparse_layer import encode_at
+from .told_losses import Reduction
 
 
 class _WithoutGenerator(EffptMixin):
@@ -111,20 +116,43 @@ class ElectraForJointPreTraining(WithGenerator, ElectraForPreTraining):
             hidden_BLD = self.electra(corrupted_BL, return_dict=True, **batch.inputs).last_hidden_state
             logits_BL = self.discriminator_predictions(hidden_BLD)
         wanted_BL, per = batch.real_BL, batch.items[1]
-        if self.config.objective == "electra_15":
+        if self._judges_chosen:
             wanted_BL = torch.zeros_like(wanted_BL).scatter(1, batch.positions_BM, batch.chosen_BM)
             per = batch.items[0]
-        loss = replaced_loss(logits_BL, replaced_BL, wanted_BL)
+        loss = self._main_loss(batch, partial(replaced_loss, logits_BL, replaced_BL, wanted_BL), wanted_BL)
         sums = self._generator_sums(batch, logits_NV, generator_loss, replaced_BL) | {"main_loss": loss}
         return self._joined(
             batch, generator_loss, loss, per,
             logits=logits_BL, corrupted_ids=corrupted_BL, replaced=replaced_BL, sums=sums,
         )  # fmt: skip
 
+    @property
+    def _judges_chosen(self) -> bool:
+        """Whether the discriminator judges the chosen positions only."""
+        return self.config.objective == "electra_15"
+
+    def _read_main(self, batch: Batch, layers: int | None) -> Reading:
+        """The discriminator at all positions, or of `electra_15` the chosen ones; labels are 1 at replaced tokens."""
+        corrupted_BL, replaced_BL = self._corrupted(batch)
+        wanted = batch.real_BL
+        with first_layers(self.electra, layers):
+            if self._judges_chosen:
+                _, hidden = encode_at(self.electra, batch.positions_BM, corrupted_BL, **batch.inputs)
+                wanted, replaced_BL = batch.chosen_BM, replaced_BL.gather(1, batch.positions_BM)
+            else:
+                hidden = self.electra(corrupted_BL, return_dict=True, **batch.inputs).last_hidden_state
+        return Reading(hidden, torch.where(wanted, replaced_BL.long(), -100), self._judge)
+
+    def _judge(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """What the last layer of the discriminator's head reads, and its logit."""
+        head = self.discriminator_predictions
+        features = head.activation(head.dense(hidden))
+        return features, head.dense_prediction(features)
+
     def figures(self, sums: Mapping[str, float]) -> dict[str, float]:
         """What a log entry or an evaluation says, from the sums over its batches."""
         masked = max(1.0, sums["masked"])
-        judged = masked if self.config.objective == "electra_15" else max(1.0, sums["tokens"])
+        judged = masked if self._judges_chosen else max(1.0, sums["tokens"])
         replaced = sums["replaced"] / judged
         return self.generator_figures(sums) | {
             self.main_loss_name: sums["main_loss"] / judged,
@@ -155,12 +183,11 @@ def shared_names(config: EffptElectraConfig) -> set[str]:
     return names - {WORDS, "generator_lm_head.weight"} if config.disentangled else names
 
 
-def replaced_loss(logits_BL: Tensor, replaced_BL: Tensor, wanted_BL: Tensor) -> Tensor:
-    """Binary cross-entropy of replaced-token detection in fp32, summed over the wanted tokens."""
-    loss_BL = nn.functional.binary_cross_entropy_with_logits(
-        logits_BL.float(), replaced_BL.float(), weight=wanted_BL.float(), reduction="sum"
+def replaced_loss(logits_BL: Tensor, replaced_BL: Tensor, wanted_BL: Tensor, reduction: Reduction = "sum") -> Tensor:
+    """Binary cross-entropy of replaced-token detection in fp32, of the wanted tokens: summed or of each."""
+    return nn.functional.binary_cross_entropy_with_logits(
+        logits_BL.float(), replaced_BL.float(), weight=wanted_BL.float(), reduction=reduction
     )
-    return loss_BL
 
 
 def prior_entropy(share: float) -> float:

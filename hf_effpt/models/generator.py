@@ -7,9 +7,10 @@ B batch, L row length, M chosen positions a row, N positions in all, D hidden si
 
 import copy
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -18,14 +19,16 @@ from transformers import ElectraForMaskedLM, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from hf_effpt.core.anatomy import set_auxiliary
-from hf_effpt.core.depth import flatten, stack_of
+from hf_effpt.core.depth import first_layers, flatten, stack_of
 from hf_effpt.core.hashing import row_keys
+from hf_effpt.core.reading import Reading
 from hf_effpt.core.tally import tally_of
 
-from .base import EffptMixin, fill, isolate_documents
+from .base import EffptMixin, encoder_inputs, fill, isolate_documents, real_tokens
 from .bert import masked_loss
 from .sampling import sample, uniforms
 from .sparse_layer import drops, encode_at, gather_rows, positions_of
+from .told_losses import Reduction, told_loss
 
 WORDS = "electra.embeddings.word_embeddings.weight"
 TIED = {
@@ -73,6 +76,7 @@ class Batch:
     real_BL: Tensor  # False at padding
     inputs: dict[str, Any]  # attention mask, positions and the like
     items: tuple[Tensor, Tensor]  # chosen positions and real tokens, of the whole optimizer step where it is known
+    hints: Tensor | None = None  # for the methods that are told of the main loss
 
     @property
     def chosen_BM(self) -> Tensor:
@@ -136,6 +140,7 @@ class WithGenerator(EffptMixin):
         masked_positions: Tensor | None = None,
         document_ids: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        loss_hints: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """Without `labels`, the main model's stock forward on `input_ids`; with them, both losses of a masked batch.
@@ -147,13 +152,14 @@ class WithGenerator(EffptMixin):
             masked_positions, document_ids: as in [`EffptBertForMaskedLM`].
             num_items_in_batch (`Tensor` of shape `(2,)`, *optional*): chosen positions and tokens of the whole
                 optimizer step, which the losses are divided by; by default those of this batch.
+            loss_hints (`Tensor` of shape `(batch_size, …)`, *optional*): for the methods that are told of the main
+                loss; nothing else reads them.
         """
-        real_BL = None if labels is None else _real_tokens(labels, attention_mask, document_ids)
-        if document_ids is not None:
-            attention_mask, position_ids = isolate_documents(
-                document_ids, self.config._attn_implementation, self.dtype
-            )
         if labels is None:
+            if document_ids is not None:
+                attention_mask, position_ids = isolate_documents(
+                    document_ids, self.config._attn_implementation, self.dtype
+                )
             return super().forward(
                 input_ids,
                 attention_mask=attention_mask,
@@ -162,13 +168,48 @@ class WithGenerator(EffptMixin):
                 inputs_embeds=inputs_embeds,
                 **kwargs,
             )
-        return_dict = kwargs.pop("return_dict", None)
-        kwargs.pop("note_ids", None)  # looked up in ids that the main model does not read
-        given = {"attention_mask": attention_mask, "token_type_ids": token_type_ids, "position_ids": position_ids}
-        output = self._learn(
-            self._read(input_ids, labels, masked_positions, real_BL, num_items_in_batch, given | kwargs)
-        )
-        return output.to_tuple() if return_dict is False else output
+        given = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "labels": labels,
+            "masked_positions": masked_positions,
+            "document_ids": document_ids,
+            "num_items_in_batch": num_items_in_batch,
+            "loss_hints": loss_hints,
+            **kwargs,
+        }
+        output = self._learn(self._batch(given))
+        return output.to_tuple() if kwargs.get("return_dict") is False else output
+
+    def read(self, batch: Mapping[str, Tensor], layers: int | None = None, of_generator: bool = False) -> Reading:
+        """The outputs of an encoder where it has to answer, on what it reads in training, and the head above them.
+
+        Args:
+            batch (`Mapping[str, Tensor]`): what `forward` takes, with `labels`.
+            layers (`int`, *optional*): how many layers of that encoder run, the first; by default all.
+            of_generator (`bool`, *optional*, defaults to `False`): whether the generator is read, which predicts
+                tokens, and not the main model.
+        """
+        masked = self._batch(batch)
+        return self._read_generator(masked, layers) if of_generator else self._read_main(masked, layers)
+
+    def _read_generator(self, batch: Batch, layers: int | None = None) -> Reading:
+        encoder = self.generator.electra
+        with first_layers(encoder, layers):
+            _, hidden_BMD = encode_at(encoder, batch.positions_BM, batch.masked_BL, **batch.inputs)
+        return Reading(hidden_BMD, batch.labels_BM, partial(predict_words, self.generator))
+
+    def _read_main(self, batch: Batch, layers: int | None) -> Reading:
+        """What the main model makes of a masked batch; each class has its own."""
+        raise NotImplementedError
+
+    def _corrupted(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The ids that the main model reads, and where they are not the originals."""
+        reading = self._read_generator(batch)
+        _, logits_NV = reading.head(reading.hidden_BMD.flatten(0, 1))
+        return self._insert(batch, self._sample(batch, logits_NV))
 
     def _learn(self, batch: Batch) -> JointOutput:
         """The losses of a masked batch; each class has its own."""
@@ -177,21 +218,20 @@ class WithGenerator(EffptMixin):
     @staticmethod
     def count_items(batch: Mapping[str, Tensor]) -> Tensor:
         """What the losses of a micro-batch are means over: its chosen positions, and its tokens without padding."""
-        real = _real_tokens(batch["labels"], batch.get("attention_mask"), batch.get("document_ids"))
+        real = real_tokens(batch["labels"], batch.get("attention_mask"), batch.get("document_ids"))
         return torch.stack([(batch["labels"] != -100).sum(), real.sum()])
 
-    def _read(
-        self,
-        input_ids: Tensor,
-        labels: Tensor,
-        masked_positions: Tensor | None,
-        real_BL: Tensor,
-        num_items_in_batch: Tensor | int | None,
-        inputs: dict[str, Any],
-    ) -> Batch:
+    def _batch(self, given: Mapping[str, Any]) -> Batch:
+        """What `forward` is given, as both models see it."""
+        inputs = encoder_inputs(self, given)
+        inputs.pop("note_ids", None)  # looked up in ids that the main model does not read
+        inputs.pop("inputs_embeds", None)
+        input_ids, labels = inputs.pop("input_ids"), given["labels"]
+        masked_positions, num_items_in_batch = given.get("masked_positions"), given.get("num_items_in_batch")
         if masked_positions is None:
             masked_positions = positions_of(labels)
         labels_BM = labels.gather(1, masked_positions)
+        real_BL = real_tokens(labels, given.get("attention_mask"), given.get("document_ids"))
         masked, real = (labels_BM != -100).sum().clamp(min=1), real_BL.sum().clamp(min=1)
         if torch.is_tensor(num_items_in_batch) and num_items_in_batch.ndim == 1:
             masked, real = num_items_in_batch.clamp(min=1).unbind()
@@ -205,6 +245,7 @@ class WithGenerator(EffptMixin):
             real_BL,
             inputs,
             (masked, real),
+            given.get("loss_hints"),
         )
 
     def _generate(self, batch: Batch, everywhere: bool = False) -> tuple[Tensor, Tensor, Tensor]:
@@ -227,7 +268,11 @@ class WithGenerator(EffptMixin):
 
     def generator_logits(self, hidden_ND: Tensor) -> Tensor:
         """The generator's logits for some of its outputs, of shape `(positions, vocab_size)`."""
-        return self.generator.generator_lm_head(self.generator.generator_predictions(hidden_ND))
+        return predict_words(self.generator, hidden_ND)[1]
+
+    def _main_loss(self, batch: Batch, loss: Callable[[Reduction], Tensor], asked_BP: Tensor) -> Tensor:
+        """The loss of the main model, summed, after methods have been told of it; the generator's they never are."""
+        return told_loss(self.electra, loss, asked_BP, batch.hints)
 
     def _insert(self, batch: Batch, samples_BM: Tensor) -> tuple[Tensor, Tensor]:
         """The original ids with samples at chosen positions, and where those differ: a correct sample is no fake."""
@@ -289,12 +334,10 @@ class WithGenerator(EffptMixin):
         return f"{own.objective} embedding {own.embedding_size} generator {sizes}"
 
 
-def _real_tokens(like_BL: Tensor, attention_mask: Tensor | None, document_ids: Tensor | None) -> Tensor:
-    if document_ids is not None:
-        return document_ids > 0
-    if attention_mask is not None:
-        return attention_mask == 1
-    return torch.ones_like(like_BL, dtype=torch.bool)
+def predict_words(model: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """What the head over the vocabulary of an `ElectraForMaskedLM` multiplies with the table, and its logits."""
+    features = model.generator_predictions(hidden)
+    return features, model.generator_lm_head(features)
 
 
 @contextmanager

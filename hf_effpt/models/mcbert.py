@@ -15,7 +15,11 @@ from torch import Tensor, nn
 from transformers import BertForMaskedLM, BertModel, ElectraForMaskedLM, ElectraModel, PreTrainedModel
 from transformers.models.electra.modeling_electra import ElectraDiscriminatorPredictions
 
+from hf_effpt.core.errors import EffptError
+from hf_effpt.core.reading import Reading
+
 from .base import EffptMixin
+from .bert import token_loss
 from .candidates import candidate_logits, chunks
 from .configuration_electra import McBertConfig
 from .electra import prior_entropy, replaced_loss
@@ -108,15 +112,18 @@ class McBertForPreTraining(WithGenerator, ElectraForMaskedLM):
             outputs_BLD = self.electra(corrupted_BL, return_dict=True, **batch.inputs).last_hidden_state
             logits_BLK = self._candidate_logits(outputs_BLD, candidates_BLK).masked_fill(repeated_BLK, -torch.inf)
         answer_BL = torch.where(batch.real_BL, replaced_BL.long(), -100)
-        loss = nn.functional.cross_entropy(
-            logits_BLK.flatten(0, 1), answer_BL.flatten(), reduction="sum", ignore_index=-100
+        loss = self._main_loss(
+            batch, partial(token_loss, logits_BLK.flatten(0, 1), answer_BL.flatten()), batch.real_BL
         )
         return loss, batch.items[1], logits_BLK, {"main_loss": loss}
 
     def _learn_to_select(
         self, batch: Batch, hidden: Tensor, drawn_BMK: Tensor, corrupted_BL: Tensor, replaced_BL: Tensor
     ) -> tuple[Tensor, int, Tensor, dict[str, Tensor]]:
-        """The loss of both tasks, per token and per chosen position already, and as in [`_learn_to_choose`]."""
+        """The loss of both tasks, per token and per chosen position already, and as in [`_learn_to_choose`].
+
+        Methods are told of the choice among candidates only, and what they answer weights nothing else.
+        """
         truth_BM1 = batch.original_BL.gather(1, batch.positions_BM)[:, :, None]
         candidates_BMK = torch.cat([truth_BM1, drawn_BMK[:, :, 1:]], dim=2)
         with self.own_stream():
@@ -125,11 +132,17 @@ class McBertForPreTraining(WithGenerator, ElectraForMaskedLM):
             logits_BMK = self._candidate_logits(gather_rows(outputs_BLD, batch.positions_BM), candidates_BMK)
         detection = replaced_loss(logits_BL, replaced_BL, batch.real_BL)
         answer_BM = torch.where(batch.chosen_BM, 0, -100)
-        selection = nn.functional.cross_entropy(
-            logits_BMK.flatten(0, 1), answer_BM.flatten(), reduction="sum", ignore_index=-100
+        selection = self._main_loss(
+            batch, partial(token_loss, logits_BMK.flatten(0, 1), answer_BM.flatten()), batch.chosen_BM
         )
         loss = detection / batch.items[1] + SELECTION_WEIGHT * selection / batch.items[0]
         return loss, 1, logits_BL, {"main_loss": selection, "detection_loss": detection}
+
+    def _read_main(self, batch: Batch, layers: int | None) -> Reading:
+        raise EffptError(
+            f"`{type(self).__name__}` answers among a few candidates, so its probabilities are of nothing that can be "
+            "compared from token to token; have the generator read instead (`scorer: generator`)."
+        )
 
     def _draw(self, batch: Batch, logits_NV: Tensor) -> Tensor:
         """K draws a chosen position, of shape `(batch_size, positions, K)`: the first of them is what is inserted."""

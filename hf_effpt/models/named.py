@@ -139,6 +139,32 @@ class LotteryBertForSequenceClassification(EffptBertForSequenceClassification):
 
 
 @strict
+class SelectionBertConfig(EffptBertConfig):
+    """Configuration of a BERT that learns from the rows judged to teach most (Jiang et al., 2019, and others)."""
+
+    model_type = "selection_bert"
+    default_methods: ClassVar[dict[str, dict]] = {"selection": {}}
+
+
+class SelectionBertModel(EffptBertModel):
+    """The encoder, trained on selected rows."""
+
+    config_class = SelectionBertConfig
+
+
+class SelectionBertForMaskedLM(EffptBertForMaskedLM):
+    """BERT with a masked-language-modelling head, trained on selected rows."""
+
+    config_class = SelectionBertConfig
+
+
+class SelectionBertForSequenceClassification(EffptBertForSequenceClassification):
+    """BERT with a sequence classification head, trained on selected rows."""
+
+    config_class = SelectionBertConfig
+
+
+@strict
 class StackableBertConfig(EffptBertConfig):
     """Configuration of a BERT that grows by progressive stacking (Gong et al., 2019)."""
 

@@ -4,18 +4,22 @@ B batch, L row length, M chosen positions a row, N positions in all, D hidden si
 """
 
 from collections.abc import Mapping
+from functools import partial
 
 from torch import Tensor, nn
 from transformers import ElectraForMaskedLM
 
+from hf_effpt.core.depth import first_layers
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.reading import Reading
 
-from .bert import masked_loss
+from .bert import token_loss
 from .candidates import log_probabilities
 from .configuration_electra import EffptElectraConfig
 from .electra import prior_entropy
-from .generator import Batch, JointOutput, WithGenerator
+from .generator import Batch, JointOutput, WithGenerator, predict_words
 from .sparse_layer import encode_at
+from .told_losses import Reduction
 
 OBJECTIVES = ("replace_mlm", "all_tokens_mlm")
 
@@ -59,8 +63,8 @@ class ElectraForReplacedMaskedLM(WithGenerator, ElectraForMaskedLM):
     def _predict(self, batch: Batch, corrupted_BL: Tensor) -> Tensor:
         """The loss at the chosen positions, summed; no others have outputs where nobody can tell."""
         _, hidden_BMD = encode_at(self.electra, batch.positions_BM, corrupted_BL, **batch.inputs)
-        logits_NV = self.generator_lm_head(self.generator_predictions(hidden_BMD.flatten(0, 1)))
-        return masked_loss(logits_NV, batch.labels_BM.flatten(), 1)
+        _, logits_NV = predict_words(self, hidden_BMD.flatten(0, 1))
+        return self._main_loss(batch, partial(token_loss, logits_NV, batch.labels_BM.flatten()), batch.chosen_BM)
 
     def _copy_or_predict(self, batch: Batch, corrupted_BL: Tensor) -> Tensor:
         """The loss at every token, summed: with a probability of its own what is read is copied, else predicted."""
@@ -73,7 +77,19 @@ class ElectraForReplacedMaskedLM(WithGenerator, ElectraForMaskedLM):
         predicted_N = logsigmoid(-copy_N) + predicted_N
         # Copying gives the right token unless it was replaced.
         log_N = (logsigmoid(copy_N).logaddexp(predicted_N)).where(corrupted_BL.flatten() == wanted_N, predicted_N)
-        return -(log_N * batch.real_BL.flatten()).sum()
+        log_N = log_N * batch.real_BL.flatten()
+
+        def loss(reduction: Reduction) -> Tensor:
+            return -log_N if reduction == "none" else -log_N.sum()
+
+        return self._main_loss(batch, loss, batch.real_BL)
+
+    def _read_main(self, batch: Batch, layers: int | None) -> Reading:
+        """The main model at the chosen positions, and what its head predicts there; of copying it says nothing."""
+        corrupted_BL, _ = self._corrupted(batch)
+        with first_layers(self.electra, layers):
+            _, hidden_BMD = encode_at(self.electra, batch.positions_BM, corrupted_BL, **batch.inputs)
+        return Reading(hidden_BMD, batch.labels_BM, partial(predict_words, self))
 
     def figures(self, sums: Mapping[str, float]) -> dict[str, float]:
         """What a log entry or an evaluation says, from the sums over its batches."""

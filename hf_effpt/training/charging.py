@@ -22,6 +22,12 @@ class ChargingTrainer(LoadingTrainer):
     _warmup = 0.0  # the share of the budget that the learning rate rises in, once there is a schedule
     _step_loss: Any
     _step_flops: float
+    method_flops: dict[str, float]
+    preparation: dict[str, float]  # seconds of each method before a new run
+    prepared_flops: dict[str, float]
+    prepaid: float  # the share of the budget that is for that
+    _uncharged = 0.0  # seconds of a method's that only measured
+    _in_table = 0.0  # seconds of a method's that reference time knows
 
     def live_run(self) -> Run:
         """The run as methods see it at the end of a step."""
@@ -52,13 +58,37 @@ class ChargingTrainer(LoadingTrainer):
 
         Reference time is charged the seconds themselves, since what a method does has no entry in the table.
         """
-        began = time.perf_counter()
+        began, self._uncharged, self._in_table = time.perf_counter(), 0.0, 0.0
         with nullcontext() if self.args.charge_methods else self.timekeeper.paused():
             yield
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - began - self._uncharged
         self.costs[method.name] = self.costs.get(method.name, 0.0) + seconds
         if self.reference is not None and self.args.charge_methods:
-            self.reference.add_seconds(seconds)
+            self.reference.add_seconds(seconds - self._in_table)
+
+    @contextmanager
+    def uncharged(self) -> Iterator[None]:
+        """What is done only to measure a method is not charged to it."""
+        # The clock is stopped by whoever measures: to stop it waits for the device.
+        began = time.perf_counter()
+        yield
+        self._uncharged += time.perf_counter() - began
+
+    def charge_flops(self, method: Method, flops: float) -> None:
+        """Charges FLOPs that a method has spent in the step under way, over all processes."""
+        self.method_flops[method.name] = self.method_flops.get(method.name, 0.0) + flops
+        if self.args.charge_methods:
+            self._step_flops += flops
+
+    def charge_preparation(self) -> None:
+        """Charges a new run for what its methods had to find out, or to have trained, before it."""
+        self.costs, self.method_flops = dict(self.preparation), dict(self.prepared_flops)
+        if self.args.charge_methods:
+            seconds, flops = sum(self.preparation.values()), sum(self.prepared_flops.values())
+            self.clock.tick(
+                steps=0, flops=flops, seconds=seconds, reference_seconds=seconds if self.reference else None
+            )
+            self.prepaid = self.clock.fraction
 
     def charge_between_steps(self) -> None:
         """Charges the clock for what methods have done since the step, so that a checkpoint made now has it."""

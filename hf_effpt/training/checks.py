@@ -74,8 +74,8 @@ def check_left(clock: Clock, costs: dict[str, float]) -> None:
     if clock.finished:
         spent = ", ".join(f"`{name}` {seconds:.1f} s" for name, seconds in costs.items())
         raise EffptError(
-            f"Looking through the training text has taken {spent}, all of the budget of {clock.budget:g} "
-            f"{clock.unit}; give a longer one."
+            f"What methods had to find out, or to have trained, before the run has cost {spent}, all of the budget "
+            f"of {clock.budget:g} {clock.unit}; give a longer one."
         )
 
 

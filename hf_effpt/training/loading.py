@@ -14,6 +14,8 @@ from hf_effpt.data.masking import DataCollatorForMaskedLM
 from .saving import ExportingTrainer
 from .stream import BatchStream, KeyedRows
 
+KEYS = ("example_id", "epoch")  # what tells rows apart, and no model reads
+
 
 class LoadingTrainer(ExportingTrainer):
     """A Trainer whose batches are a function of seed and position."""
@@ -21,10 +23,17 @@ class LoadingTrainer(ExportingTrainer):
     data_collator: Any
     rows_seen: int
     _step_tokens: int  # of the step under way
+    picks_rows: bool  # whether methods pick rows out of more than a step holds
+    _carried: dict[str, Tensor] | None  # rows taken from the stream that no step has had yet
 
     def get_train_dataloader(self) -> DataLoader:
         """An endless stream of batches, entered at the row where the run stands."""
-        return self._loader(self.train_dataset, self.data_collator, self._stream(self._data_seed, self.rows_seen))
+        self._carried = None
+        # Where methods pick rows, each process may stand within a batch of its own.
+        apart = self.args.world_size > 1
+        skip = self.rows_seen // self.args.world_size % self.args.train_batch_size if self.picks_rows and apart else 0
+        stream = self._stream(self._data_seed, self.rows_seen - skip * self.args.world_size, skip)
+        return self._loader(self.train_dataset, self.data_collator, stream)
 
     def draw(self, number: int) -> Iterator[dict[str, Tensor]]:
         """So many batches of training rows in another order than the run's, whose tokens are charged."""
@@ -32,18 +41,23 @@ class LoadingTrainer(ExportingTrainer):
         for batch in self._loader(self.train_dataset, self.data_collator, stream, workers=0):
             if self.args.charge_methods:
                 self._step_tokens += batch["input_ids"].numel() * self.args.world_size
-            yield {name: value.to(self.args.device, non_blocking=True) for name, value in batch.items()}
+            yield {
+                name: value.to(self.args.device, non_blocking=True)
+                for name, value in batch.items()
+                if name not in KEYS
+            }
 
     @property
     def _data_seed(self) -> int:
         return self.args.seed if self.args.data_seed is None else self.args.data_seed
 
-    def _stream(self, seed: int, start: int) -> BatchStream:
+    def _stream(self, seed: int, start: int, skip: int = 0) -> BatchStream:
         return BatchStream(
             len(self.train_dataset),
             self.args.train_batch_size,
             seed,
             start=start,
+            skip=skip,
             rank=self.args.process_index,
             world=self.args.world_size,
         )

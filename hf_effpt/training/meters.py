@@ -94,6 +94,10 @@ class StepMeter:
             return {}
         # Forward is measured inside the whole training step, so backward is what else the step took.
         self._seconds["backward"] = max(0.0, self._seconds.pop("training_step", 0.0) - self._seconds["forward"])
+        parts = PARTS
+        if "selection" in self._seconds:  # which is a part of getting the data
+            self._seconds["data"] -= self._seconds["selection"]
+            parts = (*PARTS, "selection")
         rates = {"tokens_per_second": self.tokens / self.seconds}
         rates["mfu"] = self.flops / self.seconds / (devices * peak_flops(self.device, dtype))
-        return rates | {f"time_{part}": self._seconds[part] / self.seconds for part in PARTS}
+        return rates | {f"time_{part}": self._seconds[part] / self.seconds for part in parts}

@@ -27,6 +27,12 @@ class LotteryTrainer(EffptTrainer):
     method = "lottery"
 
 
+class SelectionTrainer(EffptTrainer):
+    """Trains on the rows that are judged to teach most, out of more than a step holds (Jiang et al., 2019)."""
+
+    method = "selection"
+
+
 class StackingTrainer(EffptTrainer):
     """Trains by progressive stacking (Gong et al., 2019)."""
 

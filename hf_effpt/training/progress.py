@@ -25,7 +25,7 @@ class ClockCallback(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         trainer = self.trainer
         own = {"rows": trainer.rows_seen, "data": identity_of(trainer.train_dataset), "costs": trainer.costs}
-        own["prepaid"] = trainer.prepaid
+        own |= {"prepaid": trainer.prepaid, "method_flops": trainer.method_flops}
         own["bias_correction"] = trainer.args.bias_correction  # which the optimizer's state is made for
         return {"args": {}, "attributes": trainer.clock.as_dict() | own}
 
@@ -51,7 +51,10 @@ class ClockCallback(TrainerCallback, ExportableState):
         trainer = self.trainer
         rows = len(trainer.train_dataset)
         state.epoch = trainer.rows_seen / rows
-        if trainer.rows_seen // rows > (trainer.rows_seen - trainer.step_rows) // rows and not trainer.clock.finished:
+        if (
+            trainer.rows_seen // rows > (trainer.rows_seen - trainer.step_rows_seen) // rows
+            and not trainer.clock.finished
+        ):
             self.on_pass_end(args, control)
         if self._is_due(args.eval_strategy, args.eval_steps):
             control.should_evaluate = True
@@ -68,7 +71,7 @@ class ClockCallback(TrainerCallback, ExportableState):
         trainer, config = self.trainer, self.trainer.model.config
         run, events, changed = trainer.live_run(), config.events, False
         for method in trainer.methods:
-            with trainer.method_cost(method):
+            with trainer.method_cost(method), trainer.counting(method, "advance"):
                 changed |= method.advance(trainer.model.backbone, step, trainer.clock.fraction, run)
         trainer.charge_between_steps()
         if changed:

@@ -12,6 +12,7 @@ import transformers
 
 import hf_effpt
 from hf_effpt.core.ledger import ledger_of
+from hf_effpt.core.look import Spent
 from hf_effpt.core.objectives import objective_of
 from hf_effpt.models.base import facts_of, pruning_of
 
@@ -36,6 +37,8 @@ def run_record(trainer: "ExportingTrainer", exported: Any) -> dict[str, Any]:
         },
         "throughput": throughput(history),
         "costs": trainer.costs,
+        "method_flops": trainer.method_flops,
+        "accounts": accounts(trainer),
         "environment": environment(trainer.args.device),
         "history": history,
         "command": shlex.join([*([] if tool == "effpt" else ["python"]), tool, *sys.argv[1:]]),
@@ -54,6 +57,18 @@ def run_record(trainer: "ExportingTrainer", exported: Any) -> dict[str, Any]:
     if trainer.evaluation is not None:
         record["evaluation"] = trainer.evaluation
     return record | pruning_of(exported) | trainer.facts
+
+
+def accounts(trainer: Any) -> dict[str, dict[str, Any]]:
+    """What the methods say of what they have cost; those that say something."""
+    clock, charged = trainer.clock, trainer.args.charge_methods
+    told = {}
+    for method in trainer.methods:
+        parts = (trainer.costs, trainer.method_flops, trainer.preparation, trainer.prepared_flops)
+        seconds, flops, before, flops_before = (part.get(method.name, 0.0) for part in parts)
+        spent = Spent(clock.seconds, clock.flops, seconds, flops, before, flops_before, charged)
+        told[method.name] = method.account(trainer.model.backbone, spent)
+    return {name: said for name, said in told.items() if said}
 
 
 def throughput(history: list[dict[str, Any]]) -> dict[str, float]:

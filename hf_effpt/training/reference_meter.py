@@ -55,6 +55,11 @@ class ReferenceMeter:
         operation = optimizer_operation(model, optimizer)
         self._add(operation, lambda: time_optimizer(model, optimizer, max_grad_norm))
 
+    def add_work(self, name: str, model: Any, batch: Mapping[str, Tensor], work: Callable[[Any, Any], Any]) -> None:
+        """Adds what a method makes of rows without learning from them, by the name of that work."""
+        operation = step_operation(f"score {name}", model, batch, self.dtype)
+        self._add(operation, lambda: time_work(model, batch, work, self.autocast))
+
     def _add(self, operation: str, measure: Callable[[], float]) -> None:
         def uncharged() -> float:
             with self.paused():
@@ -144,6 +149,13 @@ def time_step(model: Any, batch: Mapping[str, Tensor], autocast: Callable[[], Ab
             loss.backward()
 
         return time_of(step, next(copied.parameters()).device)
+
+
+def time_work(model: Any, batch: Mapping[str, Tensor], work: Callable[[Any, Any], Any], autocast: Callable) -> float:
+    """Seconds of `work` on a copy of `model`, in evaluation mode and without gradients."""
+    with _standing_in(model) as copied, torch.no_grad(), autocast():
+        copied.eval()
+        return time_of(lambda: work(copied, batch), next(copied.parameters()).device)
 
 
 def time_optimizer(model: Any, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> float:

@@ -35,6 +35,7 @@ class ExportingTrainer(Trainer):
     timekeeper: Timekeeper
     reference: ReferenceMeter | None  # where the budget is reference system time
     costs: dict[str, float]  # seconds of each method besides training
+    method_flops: dict[str, float]
     facts: dict[str, Any]  # what `run.json` says beyond what the trainer itself knows
     evaluation: dict[str, Any] | None  # the last held-out loss
 

@@ -5,7 +5,10 @@ from typing import Any, Literal
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.objectives import OBJECTIVES
+from hf_effpt.data.selecting import SelectSettings
 from hf_effpt.models.build import config_for
+
+from .sections import parse_section
 
 # layers, hidden size, heads: the BERT miniatures of Turc et al. (2019), and BERT itself
 SIZES: dict[str, tuple[int, int, int]] = {
@@ -163,6 +166,10 @@ class DataSettings:
         lowercase (`bool`, *optional*, defaults to `True`): Whether a trained tokenizer folds case.
         num_proc (`int`, *optional*): Processes that tokenize; by default one a core.
         cache_dir (`str`, *optional*): Where packed rows are kept; by default `~/.cache/hf_effpt`.
+        select (`dict`, *optional*):
+            Which documents are trained on, once and for all, by the settings of [`SelectSettings`]:
+            `{"deduplicate": "near"}`, or `{"model": "small_run/", "keep": 0.5, "band": "middle"}`. What is held out,
+            and the tokenizer, are as without.
 
     Raises:
         EffptError: for an impossible value.
@@ -183,6 +190,7 @@ class DataSettings:
     lowercase: bool = True
     num_proc: int | None = None
     cache_dir: str | None = None
+    select: dict[str, Any] | str | None = None  # a word is refused by name, as all that is no mapping
 
     def __post_init__(self) -> None:
         require(bool(self.dataset), "data.dataset", self.dataset, "a file, folder, Hub dataset or builtin:pydoc")
@@ -198,6 +206,14 @@ class DataSettings:
         require(self.num_proc is None or self.num_proc >= 1, "data.num_proc", self.num_proc, "at least 1")
         nearest = max(64, (self.vocab_size + 32) // 64 * 64)
         require(self.vocab_size == nearest, "data.vocab_size", self.vocab_size, f"a multiple of 64, such as {nearest}")
+        if self.select is not None:
+            self.select = parse_section("data.select", SelectSettings, self.select).settings()
+            require(not self.streaming, "data.streaming", True, "false with `data.select`, which reads the text again")
+
+    @property
+    def selection(self) -> SelectSettings | None:
+        """`select` as typed settings."""
+        return None if self.select is None else parse_section("data.select", SelectSettings, self.select)
 
     @property
     def held_out(self) -> float | str | None:

@@ -30,18 +30,29 @@ class BatchStream(Sampler):
         batch_size (`int`): rows of a micro-batch of one process.
         seed (`int`): of the permutations.
         start (`int`, *optional*, defaults to 0): position in the stream, in rows of all processes, to begin at.
+        skip (`int`, *optional*, defaults to 0): rows of the first batch, fewer than it has, that are left out of it.
         rank, world (`int`, *optional*): number of this process and of all.
     """
 
     def __init__(
-        self, num_rows: int, batch_size: int, seed: int, *, start: int = 0, rank: int = 0, world: int = 1
+        self,
+        num_rows: int,
+        batch_size: int,
+        seed: int,
+        *,
+        start: int = 0,
+        skip: int = 0,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         self.num_rows, self.batch_size, self.seed = num_rows, batch_size, seed
-        self.start, self.rank, self.world = start, rank, world
+        self.start, self.skip, self.rank, self.world = start, skip, rank, world
 
     def __iter__(self) -> Iterator[np.ndarray]:
+        skip = self.skip
         for first in count(self.start + self.rank * self.batch_size, self.world * self.batch_size):
-            yield self.keys(np.arange(first, first + self.batch_size))
+            yield self.keys(np.arange(first + skip, first + self.batch_size))
+            skip = 0
 
     def keys(self, positions: np.ndarray) -> np.ndarray:
         """The (epoch, row) pairs, of shape `(positions, 2)`, at these positions of the stream."""

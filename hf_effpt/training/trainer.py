@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainerState
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import TrainOutput
@@ -25,7 +24,7 @@ from hf_effpt.data.masking import DataCollatorForMaskedLM
 from . import carbon, checkpoints, checks
 from .adam import UncorrectedAdamW
 from .arguments import EffptTrainingArguments
-from .charging import ChargingTrainer
+from .choosing import ChoosingTrainer
 from .energy import check_resumed
 from .flops import FlopCounter
 from .measuring import evaluate_rows, figures_of
@@ -40,7 +39,7 @@ from .timekeeping import Timekeeper
 ENDLESS = 2**31 - 1  # the number of steps where the clock, not a count, ends the run
 
 
-class EffptTrainer(ChargingTrainer):
+class EffptTrainer(ChoosingTrainer):
     """Trains a model of this package on a budget, with its methods, and exports a stock model.
 
     Everything not named here is as in [`transformers.Trainer`]. `train(resume_from_checkpoint=…)` continues bit for
@@ -120,6 +119,7 @@ class EffptTrainer(ChargingTrainer):
         self.facts, self.evaluation = {}, None
         self.meter = StepMeter(self.args.device)
         self.counter = FlopCounter()
+        self.check_pickers()
         self.begin(None)
         checks.check_steps(self.clock, self.methods)
         self.callback_handler.callbacks.insert(0, ClockCallback(self))
@@ -136,6 +136,11 @@ class EffptTrainer(ChargingTrainer):
     def step_rows(self) -> int:
         """Rows of an optimizer step, over all micro-batches and processes."""
         return self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
+
+    @property
+    def step_rows_seen(self) -> int:
+        """Rows that all processes have taken from the stream in the last optimizer step."""
+        return self._step_rows * self.args.world_size
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """As in the stock Trainer; resuming builds the model that the checkpoint's configuration describes.
@@ -173,28 +178,21 @@ class EffptTrainer(ChargingTrainer):
         if clock is None:
             rows = 0 if self.train_dataset is None else len(self.train_dataset)
             clock = Clock("steps", max(1, math.ceil(self.args.num_train_epochs * rows / self.step_rows)))
-        self.rows_seen = 0
+        self.rows_seen, self._step_rows, self._carried = 0, 0, None
         self._step_tokens, self._step_flops = 0, 0.0
         self._step_loss: Any = 0.0
-        self.costs, self.prepaid = {}, 0.0
+        self.costs, self.method_flops, self.prepaid = {}, {}, 0.0
         self.timekeeper = Timekeeper(clock, self.args.device, self.args.world_size)
         self.reference = self._reference_meter() if clock.unit == "reference_seconds" else None
         if totals is not None:
             clock.restore(totals)
             self.rows_seen = totals["rows"]
             self.costs = dict(totals.get("costs") or {})
+            self.method_flops = dict(totals.get("method_flops") or {})
             check_resumed(clock)
             self.prepaid = totals.get("prepaid", 0.0)
         elif self.preparation:
             self.charge_preparation()
-
-    def charge_preparation(self) -> None:
-        """Charges a new run for what its methods had to find out of the text before it."""
-        self.costs = dict(self.preparation)
-        if self.args.charge_methods:
-            seconds = sum(self.preparation.values())
-            self.clock.tick(steps=0, seconds=seconds, reference_seconds=seconds if self.reference else None)
-            self.prepaid = self.clock.fraction
 
     @property
     def trained_share(self) -> float:
@@ -245,7 +243,7 @@ class EffptTrainer(ChargingTrainer):
     @staticmethod
     def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> tuple[Any, Any]:
         """As in the stock Trainer, or the optimizer without bias correction."""
-        kind, kwargs = ChargingTrainer.get_optimizer_cls_and_kwargs(args, model)
+        kind, kwargs = ChoosingTrainer.get_optimizer_cls_and_kwargs(args, model)
         return (kind if args.bias_correction else UncorrectedAdamW), kwargs
 
     def get_decay_parameter_names(self, model: Any) -> list[str]:
@@ -287,18 +285,18 @@ class EffptTrainer(ChargingTrainer):
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """The micro-batches of one optimizer step, on the device, and the number of labels in all of them."""
         with self.meter.measure("data"):
-            batches = list(islice(epoch_iterator, num_batches))
             self._step_loss = 0.0
-            self._step_tokens += sum(batch["input_ids"].numel() for batch in batches) * self.args.world_size
-            for method in self.methods:
-                chooses = type(method).select is not Method.select
-                with self.method_cost(method), FlopCounterMode(display=False) if chooses else nullcontext() as counter:
-                    batches = method.select(self.model, batches)
-                if counter is not None and self.args.charge_methods:
-                    self._step_flops += counter.get_total_flops() * self.args.world_size
-            batches = [
-                {name: value.to(device, non_blocking=True) for name, value in batch.items()} for batch in batches
-            ]
+            if self.picks_rows:
+                batches = self.chosen(epoch_iterator, num_batches, device)
+            else:
+                self._step_rows = num_batches * self.args.train_batch_size
+                batches = [
+                    {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+                    for batch in islice(epoch_iterator, num_batches)
+                ]
+            tokens = sum(batch["input_ids"].numel() for batch in batches)
+            seen = self._step_rows / (num_batches * self.args.train_batch_size)
+            self._step_tokens += round(tokens * seen) * self.args.world_size
             return batches, self._get_num_items_in_batch(batches, device)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
@@ -348,7 +346,7 @@ class EffptTrainer(ChargingTrainer):
             reference = self.reference.take()
         seconds = self.timekeeper.step(tokens=self._step_tokens, flops=self._step_flops, reference_seconds=reference)
         self.meter.add(tokens=self._step_tokens, flops=self._step_flops, seconds=seconds)
-        self.rows_seen += self.step_rows
+        self.rows_seen += self.step_rows_seen
         self._step_tokens, self._step_flops = 0, 0.0
 
     # What is measured.

@@ -12,6 +12,7 @@ SETTINGS: dict[str, dict] = {
     "layerdrop": {"p": 0.4},
     "layerskip": {"target": 0.4},
     "lottery": {"sparsity": 0.6, "rounds": 3},
+    "selection": {"strategy": "least_confidence", "keep": 0.5, "start": 0.0, "end": 0.9, "interrupt": 3},
     "stacking": {"depth": 1, "at": [0.3, 0.7]},
     "tnf": {"k": 2, "min_count": 5, "max_count": 7},
 }
@@ -35,6 +36,22 @@ VARIANTS: dict[str, dict[str, dict]] = {
     "lottery, rewound to later": {"lottery": {"rounds": 2, "rewind_to": 1, "criterion": "magnitude_increase"}},
     "lottery at random": {"lottery": {"rounds": 2, "criterion": "random", "signs": "random_sign"}},
     "supermask": {"lottery": {"learn": "supermask", "signs": "keep_sign", "rescale": True}},
+    **{
+        f"selection, {name}": {"selection": {"start": 0.0, "end": 1.0, "interrupt": 0, **settings}}
+        for name, settings in {
+            "adaptive masking": {"strategy": "adaptive_masking"},
+            "core set": {"strategy": "core_set", "queue": 16},
+            "deep Bayesian": {"strategy": "deep_bayesian", "level": "full", "rule": "bald"},
+            "discriminative": {"strategy": "discriminative", "scorer": "first_layer", "queue": 24},
+            "gradient length": {"strategy": "expected_gradient_length", "mode": "weighted"},
+            "InfoBatch": {"strategy": "infobatch", "end": 0.875},
+            "loss rank": {"strategy": "loss_rank", "max_age": 6},
+            "perceptrons": {"strategy": "perceptron_ensemble", "warmup": 3, "keep": 0.7},
+            "random": {"strategy": "random", "keep": 0.3},
+            "reweighting": {"strategy": "reweighting"},
+            "selective backprop": {"strategy": "selective_backprop", "scorer": "first_layer", "keep": 0.7},
+        }.items()
+    },
     "pld": {"layerdrop": {"p": 0.8, "rate": "pld", "heads": 0.3}},
     "progressive": {"layerdrop": {"p": 0.5, "rate": "progressive", "group": 1}},
 }

@@ -35,10 +35,21 @@ def test_examples_are_short():
 
 @pytest.mark.parametrize(
     "script",
-    ["01_pretrain.py", "02_layerdrop.py", "03_stacking.py", "11_layerskip.py", "13_earlybert.py", "15_compress.py"],
+    [
+        "01_pretrain.py",
+        "02_layerdrop.py",
+        "03_stacking.py",
+        "11_layerskip.py",
+        "13_earlybert.py",
+        "15_compress.py",
+        "16_selection.py",
+    ],
 )
 def test_training_examples(corpus, tmp_path, script):
-    done = run(script, corpus, "--budget", "8steps", "--vocab_size", "256", "--out", "run", cwd=tmp_path)
+    words = ["--budget", "8steps", "--vocab_size", "256", "--out", "run"]
+    if script == "16_selection.py":
+        words += ["--strategy", "least_confidence"]  # which needs no warm-up
+    done = run(script, corpus, *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Held-out loss" in done.stdout
     assert (tmp_path / "run" / "model.safetensors").is_file()
@@ -56,6 +67,9 @@ def test_training_examples(corpus, tmp_path, script):
     if script == "13_earlybert.py":
         assert "Step 2: heads and neurons of the layers are [[3, " in done.stdout
         assert (tmp_path / "run" / "ticket.json").is_file()
+    if script == "16_selection.py":
+        # all rows in the first half, then a choice of twice as many in every other step: two of the eight
+        assert "Selection learned from 256 of 320 rows and judged 128" in done.stdout
     if script == "15_compress.py":
         assert "cut to 3 layers of 2 heads and 256 neurons by michel" in done.stdout
     if script == "01_pretrain.py":
@@ -125,6 +139,21 @@ def test_step_benchmark(corpus, tmp_path):
     assert flops["mlm"] < flops["mlm, last layer everywhere"] == flops["tnf"] < flops["electra"] < flops["mcbert"]
     assert flops["electra"] < 1.35 * flops["mlm"]
     assert flops["mcbert"] < 1.6 * flops["electra"]
+
+
+@pytest.mark.slow
+def test_selection_benchmark(tmp_path):
+    arms = ["random", "selective_backprop full", "selective_backprop stale", "core_set first_layer", "reweighting"]
+    done = run("benchmark_selection.py", "--rounds", "3", "--arms", *arms, "--out", "r.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (found,) = json.loads((tmp_path / "r.json").read_text())["results"].values()
+    assert set(found) == set(arms)
+    # what does not depend on the machine: the operations, of which a forward pass is a third
+    assert found["random"]["s_flops"] == found["selective_backprop stale"]["s_flops"] == 0.0
+    assert found["selective_backprop full"]["s_flops"] == pytest.approx(1 / 3, abs=0.01)
+    assert found["selective_backprop full"]["per_trained"]["flops"] == pytest.approx(1 + 2 / 3, abs=0.02)
+    assert 0.0 < found["core_set first_layer"]["s_flops"] < 0.15
+    assert (found["reweighting"]["keep"], found["random"]["keep"]) == (1.0, 0.5)
 
 
 @pytest.mark.slow

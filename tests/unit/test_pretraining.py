@@ -1,5 +1,15 @@
+import json
+import logging
+import random
+
+import pytest
+
 from hf_effpt.core.clock import Clock
-from hf_effpt.pretraining import RunResult
+from hf_effpt.core.errors import EffptError
+from hf_effpt.data.packing import facts
+from hf_effpt.evaluation import document_scores
+from hf_effpt.pretraining import RunResult, claim, prepare_data, pretrain
+from hf_effpt.training.recipe import Recipe
 
 ELECTRA = {
     "objective": "electra",
@@ -40,3 +50,114 @@ def test_summary_names_other_ways_to_run_the_model():
     assert "Run otherwise than as exported, the model has 5.7500 by `hardened`." in summary(found)
     del found["held_out_loss_hardened"]
     assert "otherwise" not in summary(found)
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """Forty documents, and as many doubles of the first ten, whose white space differs."""
+    draw = random.Random(0)
+    words = ["".join(draw.choices("abcdefgh", k=4)) for _ in range(80)]
+    texts = [" ".join(draw.choices(words, k=120)) for _ in range(40)]
+    texts += [texts[number % 10].replace(" ", "  ") for number in range(40)]
+    path = tmp_path / "corpus.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    return path
+
+
+def recipe(corpus, out, *flags):
+    sections = {
+        "model": {"size": "tiny", "hidden_size": 32},
+        "data": {"dataset": str(corpus), "sequence_length": 32, "vocab_size": 256, "validation": 0.1},
+        "training": {"output_dir": str(out), "budget": "2steps", "per_device_train_batch_size": 4,
+                     "report_to": "none", "disable_tqdm": True, "use_cpu": True},
+    }  # fmt: skip
+    return Recipe.load(sections, flags)
+
+
+EXACT = ("--data.select.deduplicate", "exact")
+
+
+def test_selection_leaves_tokenizer_and_held_out_rows_as_they_are(corpus, tmp_path):
+    text, tokenizer, rows = prepare_data(recipe(corpus, tmp_path))
+    other_text, other_tokenizer, selected = prepare_data(recipe(corpus, tmp_path, *EXACT))
+    assert other_tokenizer.get_vocab() == tokenizer.get_vocab()
+    assert list(other_text.texts()) == list(text.texts())
+    assert selected["validation"]["input_ids"][:] == rows["validation"]["input_ids"][:]
+    assert facts(selected["train"])["documents"] < 0.6 * facts(rows["train"])["documents"]
+    assert facts(selected["train"])["select"]["unselected_fingerprint"] == facts(rows["train"])["fingerprint"]
+
+
+def test_validation_text_of_its_own_leaves_all_documents_to_select_from(corpus, tmp_path):
+    *_, selected = prepare_data(recipe(corpus, tmp_path, *EXACT, "--data.validation", str(corpus)))
+    assert facts(selected["train"])["documents"] == 40
+    assert facts(selected["validation"])["documents"] == 80
+
+
+def test_a_run_on_what_a_run_before_it_judged_says_so_in_its_record(corpus, tmp_path, monkeypatch, caplog):
+    small = pretrain(recipe(corpus, tmp_path / "small")).output_dir
+    calls, real = [], document_scores.document_losses
+    monkeypatch.setattr(document_scores, "document_losses", lambda *parts: (calls.append(1), real(*parts))[1])
+    flags = [*EXACT, "--data.select.model", str(small), "--data.select.keep", "0.5", "--data.select.band", "middle"]
+    chosen = recipe(corpus, tmp_path / "out", *flags)
+    assert Recipe.load(chosen.resolved()) == chosen
+    with caplog.at_level(logging.INFO, logger="hf_effpt"):
+        pretrain(chosen)
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    said = run["data"]["select"]
+    assert {"deduplicate": "exact", "model": str(small), "keep": 0.5, "band": "middle"}.items() <= said.items()
+    assert 60 < said["documents"] < 80
+    assert said["kept"] == run["data"]["documents"]
+    assert 0.2 < said["kept"] / said["documents"] < 0.35
+    assert 0 < said["seconds"] < 300
+    assert f"{said['kept']} of {said['documents']} documents kept" in caplog.text
+    assert run["recipe"]["data"]["select"] == chosen.data.select
+    assert run["clock"]["steps"] == 2
+    *_, again = prepare_data(chosen)
+    assert facts(again["train"])["select"] == said
+    assert calls == [1]
+
+
+def test_a_run_is_not_resumed_with_another_selection(corpus, tmp_path):
+    recipe(corpus, tmp_path, *EXACT).save(tmp_path / "recipe.yaml")
+    claim(tmp_path, recipe(corpus, tmp_path, *EXACT), resume=True)
+    near = ["--data.select.deduplicate", "near", "--data.select.similarity"]
+    for flags in ([], [*near, "0.8"]):
+        with pytest.raises(EffptError, match=r"has `data\.select: {'deduplicate': 'exact'}`, but the recipe now says"):
+            claim(tmp_path, recipe(corpus, tmp_path, *flags), resume=True)
+    recipe(corpus, tmp_path, *near, "0.8").save(tmp_path / "recipe.yaml")
+    claim(tmp_path, recipe(corpus, tmp_path, *near[:2]), resume=True)  # the usual similarity
+    with pytest.raises(EffptError, match=r"has `data\.select: .*'similarity': 0\.8.* now says .*0\.7"):
+        claim(tmp_path, recipe(corpus, tmp_path, *near, "0.7"), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--data.select.kept", "0.5"], "Section `data.select` has no key `kept`: did you mean `keep`"),
+        (["--data.select", "near"], "Section `data.select` is 'near', but must be a mapping"),
+        (["--data.select", "{}"], "which selects nothing"),
+        (["--data.select.keep", "half"], "`data.select.keep` is 'half': invalid float value"),
+        (["--data.select.deduplicate", "nearly"], "`data.select.deduplicate` is 'nearly': invalid choice"),
+        (["--data.select.keep", "0.5", "--data.select.model", "m"], "must be one of low, middle, high"),
+        ([*EXACT, "--data.streaming", "true"], "`data.streaming` is True, but must be false with `data.select`"),
+    ],
+)
+def test_a_selection_that_cannot_be_is_refused_with_the_recipe(corpus, tmp_path, flags, message):
+    with pytest.raises(EffptError) as error:
+        recipe(corpus, tmp_path, *flags)
+    assert message in str(error.value)
+
+
+def test_a_model_that_is_not_there_is_missed_before_any_work(corpus, tmp_path):
+    flags = ["--data.select.deduplicate", "semantic", "--data.select.model", str(tmp_path / "missing")]
+    with pytest.raises(EffptError, match=r"`data\.select\.model` is .*missing.* has no config\.json"):
+        prepare_data(recipe(corpus, tmp_path, *flags))
+    assert not list((tmp_path / "cache").glob("tokenizer-*"))
+
+
+def test_the_command_line_adds_to_the_selection_of_a_recipe(corpus, tmp_path):
+    near = recipe(corpus, tmp_path, "--data.select", "{deduplicate: near, similarity: 0.7}")
+    assert near.data.select == {"deduplicate": "near", "similarity": 0.7}
+    changed = Recipe.load(near.resolved(), ["--data.select.similarity", "0.9"])
+    assert changed.data.selection.similarity == 0.9
+    assert Recipe.load(near.resolved(), ["--data.select", "null"]).data.selection is None

@@ -19,7 +19,7 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.hashing import row_keys
 from hf_effpt.core.precision import KeepsPrecision
 from hf_effpt.core.processes import add_up, world
-from hf_effpt.core.rows import ask_for_row_losses
+from hf_effpt.core.rows import TokenLosses, ask_for_losses
 from hf_effpt.core.tally import tally_of
 
 from .routing import Pass, check_inputs
@@ -27,6 +27,7 @@ from .routing import Pass, check_inputs
 if TYPE_CHECKING:
     from .method import LayerSkip
 
+NAME = "layerskip"
 WIDTH = 10  # of the recurrent network, as in the paper's code
 OPEN = 0.95  # the probability at the start: about all layers run
 RECENT = 0.01  # an average over steps moves by at least this share in each
@@ -115,14 +116,14 @@ class Gates(KeepsPrecision):
         backbone.gates = self
         self._handle = backbone.register_forward_pre_hook(self.read, with_kwargs=True)
         if self.estimator == "reinforce":
-            ask_for_row_losses(backbone, self.take_losses)
+            ask_for_losses(backbone, NAME, self.take_losses)
         if self.evaluation != "all":
             stack_of(backbone).router = self
 
     def detach(self, backbone: Any) -> None:
         """Takes the gates out of `backbone`."""
         self._handle.remove()
-        ask_for_row_losses(backbone, None)
+        ask_for_losses(backbone, NAME, None)
         stack_of(backbone).router = None
         del backbone.gates
 
@@ -156,7 +157,8 @@ class Gates(KeepsPrecision):
     def forward(self, layers: list[Any]) -> list[Any]:
         """The layers, or in their place what runs each of them on the rows whose gate is open."""
         last = len(layers) - 1
-        if not self.training and self.evaluation == "hardened":
+        # Which layers a copy without values would keep cannot be known: it is counted with all.
+        if not self.training and self.evaluation == "hardened" and self.forced is None:
             return [layers[position] for position in self.kept(len(layers))]
         if last < 2 or not self.is_routing():
             return layers
@@ -202,8 +204,9 @@ class Gates(KeepsPrecision):
 
     # How they learn.
 
-    def take_losses(self, sums_B: Tensor, labels_B: Tensor) -> None:
+    def take_losses(self, losses: TokenLosses) -> None:
         """Takes the losses of the rows of the pass that has just been."""
+        sums_B, labels_B = losses.by_row()
         self._losses = sums_B / labels_B.clamp(min=1), labels_B > 0
 
     def penalty(self) -> Tensor | None:

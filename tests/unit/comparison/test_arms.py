@@ -108,10 +108,28 @@ def test_one_budget_for_all():
 
 
 def test_arms_with_methods_run_once_more_for_free():
-    arms = with_free_methods([arm("plain"), arm("dropped", methods={"layerdrop": {"p": 0.2}})])
+    arms = with_free_methods([arm("plain"), arm("dropped", methods={"layerdrop": {"p": 0.2}})], "seconds")
     assert [each.name for each in arms] == ["plain", "dropped", "dropped (methods free)"]
     charged = [each.recipe("8steps", 0, "x").training.charge_methods for each in arms]
     assert charged == [True, True, False]
+
+
+def test_of_a_budget_in_flops_those_arms_are_freed_whose_methods_pick_rows(picking):
+    picks = arm("picks", methods={"layerdrop": {"p": 0.2}, "picking": {}})
+    arms = with_free_methods([arm("plain"), arm("dropped", methods={"layerdrop": {"p": 0.2}}), picks], "flops")
+    assert [each.name for each in arms] == ["plain", "dropped", "picks", "picks (methods free)"]
+    assert [each.free for each in arms] == [False, False, False, True]
+    freed = with_free_methods([arm("plain"), picks], "seconds")
+    assert [each.name for each in freed] == ["plain", "picks", "picks (methods free)"]
+
+
+def test_where_methods_cost_nothing_on_the_clock_none_is_freed(picking):
+    dropped, picks = arm("dropped", methods={"layerdrop": {"p": 0.2}}), arm("picks", methods={"picking": {}})
+    for unit in ("steps", "tokens"):
+        with pytest.raises(EffptError, match=rf"--free.*the budget is {unit}.*give one in seconds"):
+            with_free_methods([dropped, picks], unit)
+    with pytest.raises(EffptError, match=r"the budget is flops.*pick rows.*no arm has one; give one in seconds"):
+        with_free_methods([arm("plain"), dropped], "flops")
 
 
 def test_arms_take_turns_and_each_seed_begins_with_another(tmp_path):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from hf_effpt.core.anatomy import layers_of
-from hf_effpt.core.depth import LayerStack, flatten, router_of, set_order, stack_of
+from hf_effpt.core.depth import LayerStack, first_layers, flatten, router_of, running, set_order, stack_of
 from hf_effpt.core.errors import EffptError
 from tests import tiny
 
@@ -81,3 +81,46 @@ def test_flatten_keeps_what_runs_in_the_order_it_runs():
     assert type(model.bert.encoder.layer) is nn.ModuleList
     assert model.config.num_hidden_layers == 2
     assert torch.equal(model(ids).logits, before)
+
+
+def test_the_first_layers_run_in_order_and_then_all_again():
+    model = tiny.model().train()
+    stack = stack_of(model.bert)
+    stack.order, stack.dropped = (3, 0, 2), frozenset({3})
+    with first_layers(model.bert, 1):
+        assert list(stack) == [stack[0]]
+        with first_layers(model.bert.eval(), 2):
+            assert list(stack) == [stack[3], stack[0]]
+        assert running(model.bert) == [stack[3]]
+    with first_layers(model.bert, None):
+        assert stack.active == (3, 0, 2)
+    with first_layers(model.bert, 9):
+        assert stack.active == (3, 0, 2)
+    with pytest.raises(ValueError, match="within"), first_layers(model.bert, 1):
+        raise ValueError("within")
+    assert stack.active == (3, 0, 2)
+    assert running(model.bert.train(), training=False) == [stack[3], stack[0], stack[2]]
+
+
+def test_of_the_first_layers_the_last_is_the_one_that_computes_less():
+    model = tiny.model().eval()
+    stack, called = stack_of(model.bert), []
+    stack.last = lambda layer, hidden, *args, **kwargs: called.append(layer) or layer(hidden, *args, **kwargs)
+    with first_layers(model.bert, 2):
+        model.bert(torch.randint(5, tiny.VOCAB, (2, 6)))
+    assert called == [stack[1]]
+
+
+def test_a_router_is_given_the_first_layers():
+    model = tiny.model().eval()
+    stack, given = stack_of(model.bert), []
+    stack.router = lambda layers: given.append(list(layers)) or layers
+    with first_layers(model.bert, 2):
+        model.bert(torch.randint(5, tiny.VOCAB, (2, 6)))
+    assert given == [[stack[0], stack[1]]]
+
+
+@pytest.mark.parametrize("number", [0, -1])
+def test_refuses_fewer_layers_than_one(number):
+    with pytest.raises(EffptError, match=f"first {number} layers"), first_layers(tiny.model().bert, number):
+        pass

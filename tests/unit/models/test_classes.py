@@ -30,6 +30,7 @@ PAIRS = [
         "LayerDropBert",
         "LayerSkipBert",
         "LotteryBert",
+        "SelectionBert",
         "StackableBert",
         "TNFBert",
         "EffptElectra",
@@ -57,6 +58,7 @@ def test_named_configurations_switch_their_method_on():
     assert hf_effpt.LayerDropBertConfig().methods == {"layerdrop": {}}
     assert hf_effpt.LayerSkipBertConfig().methods == {"layerskip": {}}
     assert hf_effpt.LotteryBertConfig().methods == {"lottery": {}}
+    assert hf_effpt.SelectionBertConfig().methods == {"selection": {}}
     assert hf_effpt.StackableBertConfig(num_hidden_layers=12).methods == {"stacking": {}}
     assert hf_effpt.TNFBertConfig().methods == {"tnf": {}}
     both = hf_effpt.StackableBertConfig(methods={"layerdrop": {"p": 0.1}})

@@ -109,9 +109,7 @@ def test_padding_is_left_out_of_the_mean():
 def test_generator_sees_chosen_positions_only():
     """Its loss and logits are those of the stock class, cut to the chosen positions, those left visible among them."""
     model, batch = tiny.joint(), tiny.batch()
-    made = model._read(
-        batch["input_ids"], batch["labels"], batch["masked_positions"], torch.ones_like(batch["labels"]) > 0, None, {}
-    )
+    made = model._batch(batch)
     _, logits, loss = model._generate(made)
     full = model.generator(batch["input_ids"]).logits
     at = batch["masked_positions"][:, :, None].expand(-1, -1, full.shape[-1])

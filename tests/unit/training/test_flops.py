@@ -1,7 +1,10 @@
+from itertools import product
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from hf_effpt.core.depth import stack_of
 from hf_effpt.training.flops import FlopCounter, ghost_of
 from tests import tiny
 
@@ -69,3 +72,83 @@ def test_labels_without_positions_count_as_many():
 
 def test_ghost_has_no_storage():
     assert {tensor.device.type for tensor in ghost_of(tiny.model()).state_dict().values()} == {"meta"}
+
+
+WORKS = {
+    "whole": lambda model, batch: (reading := model.read(batch)).head(reading.hidden_BMD),
+    "first layer": lambda model, batch: (reading := model.read(batch, layers=1)).head(reading.hidden_BMD),
+    "generator": lambda model, batch: (reading := model.read(batch, of_generator=True)).head(reading.hidden_BMD),
+    "first layer without a head": lambda model, batch: model.represent(batch, layers=1),
+    "words": lambda model, batch: model.represent(batch, layers=0),
+    "losses": lambda model, batch: model(**batch).loss,
+}
+
+
+def real_work(model, work, inputs):
+    """What the counter counts of work that is done, with eager attention."""
+    model.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as real, torch.no_grad():
+        work(model.eval(), inputs)
+    return real.get_total_flops()
+
+
+REFUSED = [("generator", "mlm"), ("whole", "mcbert"), ("first layer", "mcbert")]
+OBJECTIVES = ("mlm", "electra", "electra_15", "replace_mlm", "mcbert")
+
+
+@pytest.mark.parametrize(("name", "objective"), [pair for pair in product(WORKS, OBJECTIVES) if pair not in REFUSED])
+def test_work_equals_a_real_run_with_eager_attention(name, objective):
+    """Spec test 9: what scoring costs."""
+    model = (tiny.model() if objective == "mlm" else tiny.joint(objective)).train()
+    inputs = {**batch(), "document_ids": torch.tensor([[1] * 5 + [2] * 3] * 2)}
+    counted = FlopCounter().count_work(model, inputs, WORKS[name], name)
+    assert model.training
+    assert counted == pytest.approx(real_work(model, WORKS[name], inputs), rel=0.01)
+    assert (counted > 0) == (name != "words")
+
+
+def test_work_is_a_third_of_a_training_step_and_the_first_layer_a_fourth_of_it():
+    model = tiny.model(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).train()
+    whole = FlopCounter().count_work(model, batch(), WORKS["whole"], "whole")
+    assert whole == pytest.approx(analytic(2, 8, 3), rel=0.01)
+    assert 3 * whole == pytest.approx(FlopCounter().count(model, batch()), rel=0.01)
+    first = FlopCounter().count_work(model, batch(), WORKS["first layer"], "first")
+    assert first == pytest.approx(analytic(2, 8, 3, layers=1), rel=0.01)
+
+
+def test_work_needs_no_positions_and_no_mask():
+    model, inputs = tiny.model(), batch()
+    expected = FlopCounter().count_work(model, inputs, WORKS["whole"], 0)
+    del inputs["masked_positions"]
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    assert FlopCounter().count_work(model, inputs, WORKS["whole"], 0) == expected
+
+
+def test_equal_work_is_counted_once_whatever_mode_the_model_is_in():
+    counter, model, runs = FlopCounter(), tiny.model({"layerdrop": {"p": 0.5}}).train(), []
+    inputs, more = batch(), batch(rows=3)
+
+    def work(copied, meta):
+        runs.append((copied.training, torch.is_grad_enabled(), meta["input_ids"].device.type))
+
+    generator = torch.get_rng_state()
+    for dropped in ((), (1,), (1, 2)):
+        stack_of(model.bert).dropped = frozenset(dropped)
+        counter.count_work(model, inputs, work, "a")
+    counter.count_work(model.eval(), inputs, work, "a")
+    assert runs == [(False, False, "meta")]
+    counter.count_work(model, inputs, work, "b")
+    counter.count_work(model, more, work, "a")
+    assert len(runs) == 3
+    assert torch.is_grad_enabled()
+    assert torch.equal(generator, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("evaluation", ["all", "threshold", "hardened"])
+def test_work_of_a_model_that_skips_layers_is_that_of_all(evaluation):
+    settings = {"layerskip": {"evaluation": evaluation, "harden": 0.9}}
+    model = tiny.model(settings).train()
+    model.bert.gates.rates.fill_(0.1)
+    plain = FlopCounter().count_work(tiny.model(), batch(), WORKS["whole"], 0)
+    counted = FlopCounter().count_work(model, batch(), WORKS["whole"], 0)
+    assert plain <= counted < 1.05 * plain  # with the gates' own

@@ -1,0 +1,76 @@
+"""Spoils a corpus, so that it matters which rows are learned from: half of it copies, a fifth noise.
+
+    python examples/compare/selection/spoil_corpus.py corpus/ --out spoiled/
+    effpt compare ... --data.dataset spoiled/ --data.validation spoiled/ --data.isolate_documents true
+
+Of the bytes to train on, 30 % are documents of the corpus, 50 % exact copies of a tenth of these, and 20 % words drawn
+uniformly from all that occur, as many as in a document. What was held out stays so, or else one document in a hundred.
+Isolated documents begin a row, so that copies of them are copies of rows.
+"""
+
+import argparse
+import json
+import random
+from itertools import accumulate, cycle
+from pathlib import Path
+
+from hf_effpt.core.errors import EffptError
+from hf_effpt.data.corpus import open_corpus
+
+SHARES = {"originals": 0.3, "copies": 0.5, "noise": 0.2}
+REPEATED, LEAST = 0.1, 100  # the share of the originals that is copied, and the documents that it takes
+
+
+def documents(corpus):
+    """The training documents and those held out."""
+    train, held_out = open_corpus(corpus), open_corpus(corpus, split="validation")
+    if train.fingerprint != held_out.fingerprint:
+        return list(train.texts()), list(held_out.texts())
+    texts = list(train.texts())
+    return [text for number, text in enumerate(texts) if number % 100], texts[::100]
+
+
+def bytes_of(texts):
+    return sum(len(text.encode()) for text in texts)
+
+
+def spoiled(texts, seed=0):
+    """The documents of each kind, by its name."""
+    if len(texts) < LEAST:
+        raise EffptError(f"The corpus has {len(texts)} documents to train on, and it takes {LEAST} to spoil one.")
+    draw, size = random.Random(seed), bytes_of(texts)
+
+    def fill(kind, source):
+        room = SHARES[kind] * size
+        while room > 0:
+            yield (text := next(source))
+            room -= bytes_of([text])
+
+    kinds = {"originals": list(fill("originals", iter(draw.sample(texts, len(texts)))))}
+    repeated = kinds["originals"][: max(1, round(REPEATED * len(kinds["originals"])))]
+    kinds["copies"] = list(fill("copies", cycle(repeated)))
+    words, lengths = sorted({word for text in texts for word in text.split()}), [len(text.split()) for text in texts]
+    noise = iter(lambda: " ".join(draw.choices(words, k=draw.choice(lengths))), None)
+    return kinds | {"noise": list(fill("noise", noise))}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("corpus", help="a folder or file of text, as `data.dataset` takes it")
+    parser.add_argument("--out", required=True, type=Path, help="the folder to write")
+    parser.add_argument("--megabytes", type=float, help="how much of the text to take; by default all of it")
+    parser.add_argument("--seed", default=0, type=int)
+    args = parser.parse_args()
+    train, held_out = documents(args.corpus)
+    if args.megabytes is not None:
+        train = random.Random(args.seed).sample(train, len(train))
+        sizes = accumulate(bytes_of([text]) for text in train)
+        train = [text for text, size in zip(train, sizes, strict=True) if size <= 1e6 * args.megabytes]
+    kinds = spoiled(train, args.seed)
+    mixed = [text for texts in kinds.values() for text in texts]
+    args.out.mkdir(parents=True, exist_ok=True)
+    for split, texts in (("train", random.Random(args.seed).sample(mixed, len(mixed))), ("validation", held_out)):
+        lines = (json.dumps({"text": text}, ensure_ascii=False) for text in texts)
+        (args.out / f"{split}-00000.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    for kind, texts in kinds.items():
+        print(f"{kind}: {len(texts):,} documents, {bytes_of(texts) / bytes_of(mixed):.1%} of the bytes")

@@ -1,0 +1,80 @@
+"""Which rows are picked by their scores, with ties and chance that depend on the rows and not on their order.
+
+N rows looked at.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from hf_effpt.core.hashing import salted, uniform
+
+if TYPE_CHECKING:
+    from .strategy import Pool, Uses
+
+# What is drawn by chance in a step, each independent of the others.
+UNIFORM, RANKED, TIES, PRUNED = range(0x5E1EC7, 0x5E1EC7 + 4)
+
+
+def chance(pool: "Pool", what: int) -> Tensor:
+    """A float64 number in [0, 1) for each row, a pure function of seed, step, and the row itself."""
+    return uniform(salted(pool.keys_N, pool.seed, pool.step, what))
+
+
+def by_score(scores_N: Tensor, pool: "Pool") -> Tensor:
+    """The numbers of the rows from the highest score to the lowest; of equal ones the lower id is first."""
+    by_id_N = pool.ids_N.argsort(stable=True)
+    return by_id_N[scores_N[by_id_N].argsort(descending=True, stable=True)]
+
+
+def rank_weights(number: int, keep: float) -> Tensor:
+    """The weights, for rows from the lowest score to the highest, that sampling by rank goes by, adding up to 1.
+
+    That of rank j of N is proportional to ((j + 1/2) / N) ** (1 / keep - 1) (selective backprop of MosaicML Composer).
+    """
+    ranks_N = (torch.arange(number, dtype=torch.float64) + 0.5) / number
+    weights_N = ranks_N ** (1.0 / keep - 1.0)
+    return weights_N / weights_N.sum()
+
+
+def sample(weights_N: Tensor, pool: "Pool", number: int, what: int = RANKED) -> Tensor:
+    """`number` rows drawn without replacement with these weights, in rising order (Efraimidis and Spirakis, 2006)."""
+    races_N = chance(pool, what).clamp(min=2.0**-60).log() / weights_N.double().clamp(min=1e-300)
+    return by_score(races_N, pool)[:number].sort().values
+
+
+def choose(scores_N: Tensor, pool: "Pool", number: int, uses: "Uses") -> Tensor:
+    """`number` rows by their scores, in rising order, as the settings say.
+
+    A share of them, `explore`, is drawn uniformly, and `outliers` of the highest scores are left to those draws.
+
+    Args:
+        scores_N (`Tensor` of shape `(rows,)`): the higher, the more is a row wanted.
+        pool ([`Pool`]): the rows.
+        number (`int`): how many.
+        uses ([`Uses`]): with `mode`, `keep`, `explore` and `outliers`.
+    """
+    explored = min(number, round(uses.explore * number))
+    left_out = min(len(pool) - number, round(uses.outliers * len(pool)))
+    order_N = by_score(scores_N, pool)
+    wanted_N = torch.zeros(len(pool), dtype=torch.float64, device=scores_N.device)
+    wanted_N[order_N] = _wanted(scores_N[order_N], uses).to(wanted_N.device)
+    wanted_N[order_N[:left_out]] = 0.0
+    if uses.mode == "topk":
+        picked = order_N[left_out : left_out + number - explored]
+    else:
+        picked = sample(wanted_N, pool, number - explored)
+    if not explored:
+        return picked.sort().values
+    rest_N = chance(pool, UNIFORM)
+    rest_N[picked] = -1.0
+    return torch.cat([picked, by_score(rest_N, pool)[:explored]]).sort().values
+
+
+def _wanted(sorted_N: Tensor, uses: "Uses") -> Tensor:
+    """The weights that rows are drawn with, from the highest score to the lowest."""
+    if uses.mode == "weighted":
+        low, high = sorted_N[-1].double(), sorted_N[0].double()
+        return (sorted_N.double() - low) / (high - low).clamp(min=1e-12) + 1e-6
+    return rank_weights(len(sorted_N), uses.keep).flip(0)

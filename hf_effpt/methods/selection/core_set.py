@@ -1,0 +1,154 @@
+"""Core-set: the rows that are farthest from all that were trained on lately, and from one another.
+
+N rows looked at, C centres, Q places of the queue, D size of a vector.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hf_effpt.core.hashing import places
+
+from .strategy import Pool, Strategy, Uses, push
+from .vectors import fill_up, in_fp32, vector_size
+
+WIDTH = 64  # that longer vectors are projected to
+_PROJECTION = 0xC04E5E7
+
+
+def k_centre(
+    points_ND: Tensor,
+    number: int,
+    centres_CD: Tensor | None = None,
+    first: int | None = None,
+    outliers: float = 0.0,
+    real_C: Tensor | None = None,
+) -> Tensor:
+    """Greedy k-centre: again and again the point that is farthest from its nearest centre (Sener and Savarese, 2018).
+
+    Without centres to begin with, the first one is the point that is farthest from the mean of the points. Of points
+    that are equally far the lower number comes first.
+
+    Args:
+        points_ND (`Tensor` of shape `(rows, size)`): the points.
+        number (`int`): how many to pick, at most as many as there are.
+        centres_CD (`Tensor` of shape `(centres, size)`, *optional*): centres there are already.
+        first (`int`, *optional*): the number of the point to begin with.
+        outliers (`float`, *optional*, defaults to 0.0): share of the points, in [0, 1), that is not picked: the
+            farthest from the nearest of the centres, or from the mean of the points where there are none.
+        real_C (`Tensor` of shape `(centres,)`, *optional*): `False` for a centre that does not count.
+
+    Returns:
+        `Tensor` of shape `(number,)`: the numbers of the points, in the order in which they were picked.
+    """
+    points_ND, total = points_ND.float(), len(points_ND)
+    nearest_N = points_ND.new_full((total,), torch.inf)
+    if centres_CD is not None and len(centres_CD):
+        nearest_N = _nearest(points_ND, centres_CD.float(), real_C)
+    spread_N = _spread(points_ND, nearest_N)
+    barred_N = torch.zeros(total, dtype=torch.bool, device=points_ND.device)
+    left_out = min(total - number, round(outliers * total))
+    barred_N[spread_N.argsort(stable=True)[total - left_out :]] = True
+    picked = [torch.empty(0, dtype=torch.long, device=points_ND.device)]
+    for turn in range(number):
+        if turn == 0 and first is not None:
+            at = torch.full((1,), first, device=points_ND.device)
+        else:
+            farness_N = nearest_N if turn else spread_N
+            at = farness_N.masked_fill(barred_N, -1.0).argmax(dim=0, keepdim=True)
+        picked.append(at)
+        barred_N[at] = True
+        nearest_N = torch.minimum(nearest_N, _squares_from(points_ND, points_ND.index_select(0, at)))
+    return torch.cat(picked)
+
+
+class CoreSet(Strategy):
+    """Picks rows whose vectors are far from those of rows trained on lately, and apart (Sener and Savarese, 2018).
+
+    Vectors are divided by their length and, where long, projected to 64 numbers by fixed random signs, which keep
+    distances about as they are. What is farthest is often noise: a share `outliers` is left out. With an empty queue
+    the first row is the one that is farthest from the mean.
+
+    Args:
+        uses ([`Uses`]): with `scorer`, `queue`, `outliers` and `explore`.
+        config: of the model.
+    """
+
+    sees = "vectors"
+    scorers = ("embedding", "first_layer", "full")
+    usual: ClassVar = {"queue": 1024, "outliers": 0.02, "explore": 0.1}
+
+    queue: Tensor
+    size: Tensor
+    place: Tensor
+    projection: Tensor
+
+    def __init__(self, uses: Uses, config: Any) -> None:
+        super().__init__(uses, config)
+        self.length = vector_size(config, uses.scorer)
+        width = min(self.length, WIDTH)
+        self.buffer("queue", torch.zeros(uses.queue, width, dtype=torch.float32))
+        self.buffer("size", torch.zeros((), dtype=torch.long))
+        self.buffer("place", torch.zeros((), dtype=torch.long))
+        if self.length > WIDTH:
+            self.buffer("projection", torch.zeros(self.length, WIDTH, dtype=torch.float32))
+
+    @torch.no_grad()
+    def draw(self, seed: int) -> None:
+        for buffer in self.buffers():
+            buffer.zero_()
+        if self.length > WIDTH:
+            signs = (places(self.projection, seed, _PROJECTION) < 0.5).float() * 2 - 1
+            self.projection.copy_(signs * WIDTH**-0.5)
+
+    @torch.no_grad()
+    def points(self, pool: Pool) -> Tensor:
+        """What distances are between, of shape `(rows, 64)` or less."""
+        assert pool.seen is not None
+        points_ND = F.normalize(pool.seen[:, : self.length].float())
+        if self.length <= WIDTH:
+            return points_ND
+        with in_fp32(points_ND):
+            return points_ND @ self.projection
+
+    @torch.no_grad()
+    def scores(self, pool: Pool) -> Tensor:
+        """The squared distance from the nearest row trained on lately; from the mean of the pool if there is none."""
+        points_ND = self.points(pool)
+        return _spread(points_ND, _nearest(points_ND, self.queue, self._real()))
+
+    @torch.no_grad()
+    def pick(self, pool: Pool, number: int) -> Tensor:
+        wanted = number - min(number, round(self.uses.explore * number))
+        order_N = pool.ids_N.argsort(stable=True)
+        points_ND = self.points(pool.of(order_N))
+        picked = k_centre(points_ND, wanted, self.queue, outliers=self.uses.outliers, real_C=self._real())
+        return fill_up(order_N[picked], pool, number)
+
+    def learn(self, pool: Pool, losses_N: Tensor) -> None:
+        push(self.queue, self.size, self.place, self.points(pool))
+
+    def _real(self) -> Tensor:
+        return torch.arange(len(self.queue), device=self.queue.device) < self.size
+
+
+def _squares_from(points_ND: Tensor, centre_D: Tensor) -> Tensor:
+    return (points_ND - centre_D).square().sum(dim=1)
+
+
+def _nearest(points_ND: Tensor, centres_CD: Tensor, real_C: Tensor | None) -> Tensor:
+    """The squared distance of each point from the nearest centre that counts; infinite if none does."""
+    with in_fp32(points_ND):
+        products_NC = points_ND @ centres_CD.T
+    squares_N, squares_C = points_ND.square().sum(dim=1), centres_CD.square().sum(dim=1)
+    squares_NC = (squares_N[:, None] + squares_C - 2 * products_NC).clamp(min=0.0)  # which rounding may make negative
+    return (squares_NC if real_C is None else squares_NC.masked_fill(~real_C, torch.inf)).amin(dim=1)
+
+
+def _spread(points_ND: Tensor, nearest_N: Tensor) -> Tensor:
+    """The squared distance from the nearest centre; from the mean where there is none, as only the device knows."""
+    return torch.where(nearest_N.isinf(), _squares_from(points_ND, points_ND.mean(dim=0)), nearest_N)

@@ -1,0 +1,227 @@
+"""Discriminative active learning: a classifier tells rows not yet trained on from those that were.
+
+N rows looked at, G those of all processes, S rows drawn from the queue, D size of a vector.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim.adam import adam
+
+from hf_effpt.core.hashing import places, salted
+from hf_effpt.core.processes import gather
+
+from .choosing import by_score, chance
+from .strategy import Pool, Strategy, Uses, push
+from .vectors import Moments, Networks, area_under_curve, fill_up, vector_size
+
+HIDDEN = 128
+RATE = 0.001  # of learning
+STEPS = 2  # of Adam in each fit
+PARTS = 4  # in which rows are picked, with a fit before each
+CLIP = 10.0  # logits end there
+HELD_OUT = 8  # one row in so many is never fitted
+RECENT = 0.05  # an average over steps moves by at least this share in each
+CHANCE = 0.55  # the AUC from which the classifier knows something
+_WEIGHTS, _HELD, _DRAWN, _LOTS, _UNKNOWN = range(0xD15C, 0xD15C + 5)
+
+
+class Classifier(Networks):
+    """A perceptron whose output is the logit of label 1, with its own Adam.
+
+    Args:
+        size (`int`): of its inputs.
+    """
+
+    steps: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__(1, size, HIDDEN)
+        for index, weight in enumerate(self.weights):
+            self.register_buffer(f"mean_{index}", torch.zeros_like(weight))
+            self.register_buffer(f"square_{index}", torch.zeros_like(weight))
+        self.register_buffer("steps", torch.zeros(len(self.weights), dtype=torch.float32))
+
+    def logits(self, rows_ND: Tensor) -> Tensor:
+        """Of shape `(rows,)`, at most 10 from 0."""
+        return self(rows_ND)[0][0].clamp(-CLIP, CLIP)
+
+    @torch.no_grad()
+    def fit(self, rows_ND: Tensor, labels_N: Tensor, counts_N: Tensor) -> None:
+        """Takes two steps on the cross-entropy, in which both labels weigh the same however many rows have them.
+
+        Args:
+            rows_ND (`Tensor` of shape `(rows, size)`): standardised.
+            labels_N (`Tensor` of shape `(rows,)`): 0 or 1.
+            counts_N (`Tensor` of shape `(rows,)`): whether there is something to learn from a row.
+        """
+        ones_N, zeros_N = labels_N * counts_N, (1 - labels_N) * counts_N
+        shares_N = (ones_N / ones_N.sum().clamp(min=1) + zeros_N / zeros_N.sum().clamp(min=1)) / 2
+        for _ in range(STEPS):
+            logits_EN, hidden_ENH = self(rows_ND)
+            # A logit beyond the clip still has a gradient: otherwise a row that is wrong there would stay wrong.
+            slopes_EN = shares_N * (logits_EN.clamp(-CLIP, CLIP).sigmoid() - labels_N)
+            adam(
+                self.weights,
+                self.gradients(rows_ND, hidden_ENH, slopes_EN),
+                [getattr(self, f"mean_{index}") for index in range(len(self.steps))],
+                [getattr(self, f"square_{index}") for index in range(len(self.steps))],
+                [],
+                [self.steps[index] for index in range(len(self.steps))],
+                differentiable=True,  # else it waits for the device to know the number of steps
+                amsgrad=False,
+                beta1=0.9,
+                beta2=0.999,
+                lr=RATE,
+                weight_decay=0.0,
+                eps=1e-8,
+                maximize=False,
+            )
+
+
+class Discriminative(Strategy):
+    """Picks rows that a classifier takes for such as were not trained on lately (Gissin and Shalev-Shwartz, 2019).
+
+    A perceptron tells the rows looked at from a queue of rows trained on. In each step it goes on learning, in all
+    processes from the rows of all of them, so that it stays the same everywhere. Then a copy picks the rows of one
+    process in four parts: after each it learns that those picked are trained on now, and after the last it is thrown
+    away. While nothing was trained on, rows are picked at random.
+
+    In one pass through shuffled text, rows trained on and rows to come do not differ, and nothing can be learned. One
+    row in eight, by its key, is never fitted and is picked by lot; `auc` says how well the classifier tells those
+    apart, 0.5 being chance. Were they picked by their scores, those trained on would score higher than others for that
+    reason alone, and it would be below 0.5.
+
+    Args:
+        uses ([`Uses`]): with `scorer`, `queue`, `explore` and `outliers`.
+        config: of the model.
+    """
+
+    sees = "vectors"
+    scorers = ("embedding", "first_layer", "full")
+    usual: ClassVar = {"queue": 4096}
+
+    queue: Tensor
+    size: Tensor
+    place: Tensor
+    auc: Tensor
+    measured: Tensor
+
+    def __init__(self, uses: Uses, config: Any) -> None:
+        super().__init__(uses, config)
+        self.length = vector_size(config, uses.scorer)
+        self.classifier, self.moments = Classifier(self.length), Moments(self.length)
+        self.buffer("queue", torch.zeros(uses.queue, self.length + 1, dtype=torch.float32))  # at the end: held out
+        self.buffer("size", torch.zeros((), dtype=torch.long))
+        self.buffer("place", torch.zeros((), dtype=torch.long))
+        self.buffer("auc", torch.full((), 0.5, dtype=torch.float64))
+        self.buffer("measured", torch.zeros((), dtype=torch.long))
+
+    @torch.no_grad()
+    def draw(self, seed: int) -> None:
+        for buffer in self.buffers():
+            buffer.zero_()
+        self.classifier.draw(seed, _WEIGHTS)
+        self.auc.fill_(0.5)
+
+    @torch.no_grad()
+    def scores(self, pool: Pool) -> Tensor:
+        """The logits of not being trained on."""
+        return self._scores(self.classifier, self.moments.standardised(self._vectors(pool)), pool)
+
+    @torch.no_grad()
+    def pick(self, pool: Pool, number: int) -> Tensor:
+        order_N = pool.ids_N.argsort(stable=True)
+        ours = pool.of(order_N)
+        self._go_on(gather(self._vectors(ours)), gather(_learned_from(ours)), pool)
+        rows_ND, counts_N = self.moments.standardised(self._vectors(ours)), _learned_from(ours)
+        classifier = copy.deepcopy(self.classifier)
+        wanted = number - min(number, round(self.uses.explore * number))
+        left_out = min(len(pool) - number, round(self.uses.outliers * len(pool)))
+        labels_N, picked = torch.ones_like(counts_N), []
+        barred_N = torch.zeros_like(counts_N, dtype=torch.bool)
+        for part in range(PARTS):
+            if part:
+                self._fit(classifier, rows_ND, labels_N, counts_N, pool, part)
+            scores_N = self._scores(classifier, rows_ND, ours)
+            lots_N = scores_N.sort().values[(chance(ours, _LOTS) * len(ours)).long()]
+            scores_N = torch.where(counts_N > 0, scores_N, lots_N)
+            if not part:
+                barred_N[by_score(scores_N, ours)[:left_out]] = True
+            some = wanted * (part + 1) // PARTS - wanted * part // PARTS
+            at = by_score(scores_N.masked_fill(barred_N, -torch.inf), ours)[:some]
+            barred_N[at], labels_N[at] = True, 0.0
+            picked.append(order_N[at])
+        return fill_up(torch.cat(picked), pool, number)
+
+    @torch.no_grad()
+    def learn(self, pool: Pool, losses_N: Tensor) -> None:
+        rows_ND = self._vectors(pool)
+        self.moments.take(rows_ND)
+        push(self.queue, self.size, self.place, torch.cat([rows_ND, 1 - _learned_from(pool)[:, None]], dim=1))
+
+    def sums(self) -> dict[str, Tensor]:
+        known = (self.measured > 0).double()
+        return {"selection_auc": self.auc * known, "selection_auc_steps": known}
+
+    def figures(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """`selection_auc`, over the last twenty steps or so; nothing before rows that are held out can be compared."""
+        steps = sums.get("selection_auc_steps")
+        return {"selection_auc": sums["selection_auc"] / steps} if steps else {}
+
+    def alarm(self, figures: Mapping[str, float]) -> str | None:
+        if figures.get("selection_auc", 1.0) >= CHANCE or self.measured * RECENT < 1:
+            return None
+        return (
+            f"`discriminative` cannot tell rows to come from rows trained on (AUC {figures['selection_auc']:.2f}, 0.5 "
+            "is chance), as in one pass over shuffled text, so it picks at random and costs more; use `random`, or "
+            "another strategy."
+        )
+
+    def _vectors(self, pool: Pool) -> Tensor:
+        assert pool.seen is not None
+        return pool.seen[:, : self.length].float()
+
+    def _scores(self, classifier: Classifier, rows_ND: Tensor, pool: Pool) -> Tensor:
+        return torch.where(self.size > 0, classifier.logits(rows_ND).double(), chance(pool, _UNKNOWN))
+
+    def _trained(self, number: int, pool: Pool, part: int) -> tuple[Tensor, Tensor]:
+        """Rows drawn from the queue, standardised, and whether there is something to learn from them."""
+        like_S = self.queue.new_zeros(number)
+        at_S = (places(like_S, pool.seed, pool.step, _DRAWN, part) * self.size).long()
+        drawn_SD = self.queue[at_S]
+        return self.moments.standardised(drawn_SD[:, :-1]), 1 - drawn_SD[:, -1]
+
+    def _fit(
+        self, classifier: Classifier, rows_ND: Tensor, labels_N: Tensor, counts_N: Tensor, pool: Pool, part: int
+    ) -> None:
+        """Fits on rows looked at, and on as many of the queue, with label 0."""
+        trained_SD, counts_S = self._trained(len(rows_ND), pool, part)
+        labels = torch.cat([labels_N, torch.zeros_like(counts_S)])
+        classifier.fit(torch.cat([rows_ND, trained_SD]), labels, torch.cat([counts_N, counts_S]))
+
+    def _go_on(self, rows_GD: Tensor, counts_G: Tensor, pool: Pool) -> None:
+        """Measures the classifier and lets it learn from the rows of all processes."""
+        rows_GD = self.moments.standardised(rows_GD)
+        trained_SD, counts_S = self._trained(len(rows_GD), pool, 0)
+        held_G, held_S = 1 - counts_G, 1 - counts_S
+        scores_G, scores_S = self.classifier.logits(rows_GD), self.classifier.logits(trained_SD)
+        found = area_under_curve(scores_G, scores_S, held_G, held_S)
+        known = (self.size > 0) & (held_G.sum() * held_S.sum() > 0)
+        recent = (1.0 / (self.measured + 1)).clamp(min=RECENT)
+        self.auc.lerp_(found, torch.where(known, recent, 0.0).double())
+        self.measured += known
+        fitted = copy.deepcopy(self.classifier)
+        self._fit(fitted, rows_GD, torch.ones_like(counts_G), counts_G, pool, 0)
+        for buffer, new in zip(self.classifier.buffers(), fitted.buffers(), strict=True):
+            buffer.copy_(torch.where(self.size > 0, new, buffer))
+
+
+def _learned_from(pool: Pool) -> Tensor:
+    """1 for rows that the classifier is fitted on, 0 for those held out, in fp32."""
+    return (salted(pool.keys_N, pool.seed, _HELD) % HELD_OUT != 0).float()

@@ -1,0 +1,123 @@
+"""Scores by the gradient that a row has in the last linear layer, in closed form.
+
+B batch, M positions a row, F size of the features, V answers. Of a row with m answers asked for, that gradient is
+G = 1/m sum_t d_t [h_t; 1]^T, with the features h_t, the residual d_t = p_t - onehot(y_t), and the 1 where there is a
+bias. Labels that are drawn from p have E d_t = 0, so no product of two positions is left in E |G|^2. Of one answer,
+the logit of yes, p_t is the probability of yes, d_t the number p_t - y_t, E d_t^2 = p_t (1 - p_t) and
+E |d_t| = p_t (1 - p_t) + (1 - p_t) p_t.
+"""
+
+from contextlib import nullcontext
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from hf_effpt.core.reading import Reading
+
+from .strategy import Scorer, Sight, Strategy
+from .uncertainty import exact, mean_asked
+
+
+def expected_sq(logits_BMV: Tensor, features_BMF: Tensor, labels_BM: Tensor, bias: bool = True) -> Tensor:
+    """E |G|^2 over labels drawn from the model, of shape `(batch_size,)`: 1/m^2 sum_t E |d_t|^2 (|h_t|^2 + 1).
+
+    Args:
+        logits_BMV (`Tensor` of shape `(batch_size, positions, answers)`): of the last layer.
+        features_BMF (`Tensor` of shape `(batch_size, positions, features)`): that it reads.
+        labels_BM (`Tensor` of shape `(batch_size, positions)`): -100 where no answer is asked for; no other counts.
+        bias (`bool`, *optional*, defaults to `True`): whether the layer has one.
+    """
+    p_BMV, asked_BM = _probabilities(logits_BMV), labels_BM != -100
+    squares_BM = (p_BMV * (1.0 - p_BMV))[..., 0] if p_BMV.shape[-1] == 1 else 1.0 - _norms(p_BMV).square()
+    mean_B = mean_asked(squares_BM * _lengths(features_BMF, bias).square(), asked_BM)
+    return mean_B / asked_BM.sum(dim=1).clamp(min=1)
+
+
+def expected_norm(logits_BMV: Tensor, features_BMF: Tensor, labels_BM: Tensor, bias: bool = True) -> Tensor:
+    """The mean over positions of E |d_t [h_t; 1]^T|, of shape `(batch_size,)` (Settles et al., 2008).
+
+    Label v, of probability p_v, has the residual |p - onehot(v)| = sqrt(|p|^2 - 2 p_v + 1). Arguments are those of
+    [`expected_sq`].
+    """
+    p_BMV = _probabilities(logits_BMV)
+    if p_BMV.shape[-1] == 1:
+        norms_BM = (2.0 * p_BMV * (1.0 - p_BMV))[..., 0]
+    else:
+        squares_BMV = torch.sub(_norms(p_BMV).square()[..., None] + 1.0, p_BMV, alpha=2.0)
+        norms_BM = squares_BMV.clamp_(min=0.0).sqrt_().mul_(p_BMV).sum(dim=-1)
+    return mean_asked(norms_BM * _lengths(features_BMF, bias), labels_BM != -100)
+
+
+def observed(logits_BMV: Tensor, features_BMF: Tensor, labels_BM: Tensor, bias: bool = True) -> Tensor:
+    """|G|^2 of the right answers, of shape `(batch_size,)`: 1/m^2 times the sum of DD^T o (HH^T + 1).
+
+    The gradient itself, answers times features, is never there. Arguments are those of [`expected_sq`].
+    """
+    asked_BM = labels_BM != -100
+    residuals_BMV = _residuals(logits_BMV, labels_BM)
+    features_BMF = exact(features_BMF).masked_fill(~asked_BM[..., None], 0.0)
+    # Rows are scored under the run's autocast, which would multiply these matrices in half precision.
+    with nullcontext() if logits_BMV.is_meta else torch.autocast(logits_BMV.device.type, enabled=False):
+        grams_BMM = (residuals_BMV @ residuals_BMV.mT) * (features_BMF @ features_BMF.mT + float(bias))
+    return grams_BMM.sum(dim=(1, 2)).clamp(min=0.0) / asked_BM.sum(dim=1).clamp(min=1).square()
+
+
+def el2n(logits_BMV: Tensor, labels_BM: Tensor) -> Tensor:
+    """The mean over positions of |d_t| of the right answers, of shape `(batch_size,)` (Paul et al., 2021).
+
+    Args:
+        logits_BMV (`Tensor` of shape `(batch_size, positions, answers)`): of the last layer.
+        labels_BM (`Tensor` of shape `(batch_size, positions)`): -100 where no answer is asked for.
+    """
+    return mean_asked(_norms(_residuals(logits_BMV, labels_BM)), labels_BM != -100)
+
+
+def _probabilities(logits_BMV: Tensor) -> Tensor:
+    """In full precision, those of the answers or that of yes, in memory of their own."""
+    logits_BMV = exact(logits_BMV)
+    return logits_BMV.sigmoid() if logits_BMV.shape[-1] == 1 else logits_BMV.softmax(dim=-1)
+
+
+def _residuals(logits_BMV: Tensor, labels_BM: Tensor) -> Tensor:
+    """Probabilities minus the right answers; zero where none is asked for."""
+    p_BMV, labels_BM1 = _probabilities(logits_BMV), labels_BM[..., None]
+    if p_BMV.shape[-1] == 1:
+        p_BMV.sub_(labels_BM1)
+    else:
+        right_BM1 = labels_BM1.clamp(min=0)
+        p_BMV.scatter_(-1, right_BM1, p_BMV.gather(-1, right_BM1) - 1.0)
+    return p_BMV.masked_fill_(labels_BM1 == -100, 0.0)
+
+
+def _norms(vectors: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(vectors, dim=-1)
+
+
+def _lengths(features_BMF: Tensor, bias: bool) -> Tensor:
+    """|[h; 1]|, or |h| without a bias."""
+    return (_norms(exact(features_BMF)).square() + float(bias)).sqrt()
+
+
+_GRADIENTS = {"expected_sq": expected_sq, "expected_norm": expected_norm, "observed": observed}
+
+
+class ExpectedGradientLength(Strategy):
+    """Prefers rows whose gradient in the last linear layer is expected to be long.
+
+    The answers are those that the model expects (Settles et al., 2008, in the form of Braasch, section 4.2); the rules
+    `observed` and `el2n` go by the right ones. Features grow as a model learns, so scores of one step are to be ranked
+    and not compared with a fixed number, nor with those of another step.
+    """
+
+    sees: ClassVar[Sight] = "logits"
+    scorers: ClassVar[tuple[Scorer, ...]] = ("full", "first_layer", "generator")
+    rules: ClassVar[tuple[str, ...]] = (*_GRADIENTS, "el2n")
+
+    @torch.no_grad()
+    def rate(self, reading: Reading) -> Tensor:
+        features_BMF, logits_BMV = reading.head(reading.hidden_BMD)
+        rule = self.uses.rule or self.rules[0]
+        if rule == "el2n":
+            return el2n(logits_BMV, reading.labels_BM)
+        return _GRADIENTS[rule](logits_BMV, features_BMF, reading.labels_BM)

@@ -1,0 +1,131 @@
+"""Strategies that go by the losses of rows, and the one that goes by nothing.
+
+N rows looked at, Q losses remembered.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from hf_effpt.core.processes import gather
+
+from .choosing import PRUNED, UNIFORM, by_score, chance, sample
+from .strategy import Pool, Strategy, Uses, push
+
+PRESSURE = 100.0  # of the first rank over the last, at the beginning (Loshchilov and Hutter, 2015)
+EVERYWHERE = {"start": 0.0, "end": 1.0, "interrupt": 0}
+
+
+class Random(Strategy):
+    """Picks rows by lot: what every other strategy has to be better than."""
+
+    sees = "nothing"
+    usual: ClassVar[Mapping[str, Any]] = {"explore": 0.0}
+
+    def scores(self, pool: Pool) -> Tensor:
+        return chance(pool, UNIFORM)
+
+
+class SelectiveBackprop(Strategy):
+    """Picks rows with a probability that rises with the rank of their loss among the last (Jiang et al., 2019).
+
+    The probability is the share of those losses that are not above it, to the power of 1 / keep - 1, which keeps about
+    as many: 1 for half of the rows, 2 for a third.
+    """
+
+    sees = "losses"
+    scorers = ("full", "first_layer", "generator", "stale")
+    usual: ClassVar[Mapping[str, Any]] = {"explore": 0.0, "queue": 5000, "mode": "rank_sample"}
+    history: Tensor
+    size: Tensor
+    place: Tensor
+
+    def __init__(self, uses: Uses, config: Any) -> None:
+        super().__init__(uses, config)
+        self.buffer("history", torch.zeros(uses.queue, dtype=torch.float32))
+        self.buffer("size", torch.zeros((), dtype=torch.int64))
+        self.buffer("place", torch.zeros((), dtype=torch.int64))
+
+    def pick(self, pool: Pool, number: int) -> Tensor:
+        assert pool.seen is not None
+        losses_N = pool.seen.float()
+        push(self.history, self.size, self.place, gather(losses_N))
+        taken_Q = torch.arange(len(self.history), device=losses_N.device) < self.size
+        weights_N = percentile(losses_N, self.history, taken_Q) ** (1.0 / self.uses.keep - 1.0)
+        return sample(weights_N, pool, number)
+
+
+def percentile(losses_N: Tensor, history_Q: Tensor, taken_Q: Tensor) -> Tensor:
+    """The share of a history, of which the places in `taken_Q` are in use, that is not above each loss; `(N,)`."""
+    below_NQ = (history_Q <= losses_N[:, None]) & taken_Q
+    return below_NQ.sum(dim=1).double() / taken_Q.sum().clamp(min=1)
+
+
+class LossRank(Strategy):
+    """Picks rows with a probability that falls exponentially with the rank of the loss (Loshchilov and Hutter, 2015).
+
+    The row of the highest loss is 100 times as likely as that of the lowest at first, and as likely at the end.
+    """
+
+    sees = "losses"
+    scorers = ("stale", "full", "first_layer", "generator")
+    usual: ClassVar[Mapping[str, Any]] = {"explore": 0.0, "mode": "rank_sample"}
+
+    def pick(self, pool: Pool, number: int) -> Tensor:
+        assert pool.seen is not None
+        order_N = by_score(pool.seen, pool)
+        ranks_N = torch.arange(len(pool), device=order_N.device, dtype=torch.float64)
+        pressure = math.log(PRESSURE) * (1.0 - pool.fraction)
+        weights_N = torch.empty_like(ranks_N).scatter_(0, order_N, torch.exp(-pressure * ranks_N / len(pool)))
+        return sample(weights_N, pool, number)
+
+
+class Rho(Strategy):
+    """Picks the rows whose loss is furthest above that of a model trained on held-out text (Mindermann et al., 2022).
+
+    What that model cannot predict either is noise; what this one can already is learned.
+    """
+
+    sees = "losses"
+    scorers = ("full",)
+    compares = "rows"
+
+
+class InfoBatch(Strategy):
+    """Leaves out some of the rows with a loss below the mean, and weighs the others of them up (Qin et al., 2023).
+
+    As published each of them is left out with a probability r, and those that stay weigh 1 / (1 - r). Here, where a
+    step has a fixed number of rows, as many are left out as there are too many, and r follows. The expected sum of the
+    losses is that of all rows looked at. Where there is no room for one row below the mean, rows are drawn uniformly.
+    """
+
+    sees = "losses"
+    scorers = ("stale",)
+    usual: ClassVar[Mapping[str, Any]] = {"keep": 0.75, "explore": 0.0, "start": 0.0, "end": 0.875, "interrupt": 0}
+    mean = math.inf  # of all losses that are remembered, set by whoever remembers
+
+    def pick(self, pool: Pool, number: int) -> Tensor:
+        assert pool.seen is not None
+        easy_N = prunable(pool.seen, self.mean)
+        hard = len(pool) - easy_N.sum()
+        fits = hard < number
+        keys_N = chance(pool, PRUNED) + torch.where(fits & ~easy_N, 2.0, 0.0)
+        kept_N = by_score(keys_N, pool)[:number].sort().values
+        up = (len(pool) - hard) / (number - hard).clamp(min=1)
+        share = number / len(pool)
+        self._weights_N = torch.where(fits, torch.where(easy_N, up * share, share), 1.0).float()
+        return kept_N
+
+    def hints(self, pool: Pool, kept_N: Tensor) -> Tensor:
+        return self._weights_N[kept_N]
+
+    def weights(self, losses: Any, pool: Pool) -> Tensor | None:
+        return None if losses.hints is None else losses.hints[losses.row_N]
+
+
+def prunable(losses_N: Tensor, mean: Tensor | float) -> Tensor:
+    """Which rows may be left out: those with a loss below the mean, not one that equals it."""
+    return losses_N < mean

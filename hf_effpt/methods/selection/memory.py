@@ -1,0 +1,90 @@
+"""The losses that rows had when they were last trained on, for strategies that do without a look.
+
+N rows looked at, R rows of the dataset.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hf_effpt.core.errors import EffptError
+from hf_effpt.core.precision import KeepsPrecision
+
+from .choosing import TIES, chance
+from .strategy import Pool
+
+NAME = "selection_losses.npz"  # of the file in the folder of a run
+
+
+class Memory(KeepsPrecision):
+    """The last loss of each row of the dataset, and the optimizer step that it is of; -1 where there is none.
+
+    Args:
+        rows (`int`): of the dataset.
+        max_age (`int`, *optional*): steps after which a loss no longer counts.
+    """
+
+    losses: Tensor
+    steps: Tensor
+
+    def __init__(self, rows: int, max_age: int | None) -> None:
+        super().__init__()
+        self.max_age = max_age
+        self.register_buffer("losses", torch.zeros(rows, dtype=torch.float32))
+        self.register_buffer("steps", torch.full((rows,), -1, dtype=torch.int32))
+
+    def learn(self, pool: Pool, losses_N: Tensor) -> None:
+        """Remembers the losses of rows that were trained on; of a row that was twice in a step, the higher one."""
+        # Writing to one place twice is not deterministic on every device, and processes would part.
+        self.losses.scatter_reduce_(0, pool.ids_N, losses_N.float(), "amax", include_self=False)
+        self.steps[pool.ids_N] = pool.step
+
+    def known(self, step: int, changed: int) -> Tensor:
+        """Which rows have a loss that still counts in optimizer step `step`, bool of shape `(R,)`.
+
+        Args:
+            changed (`int`): the step after which the architecture changed last; older losses are another model's.
+        """
+        oldest = max(changed, 0 if self.max_age is None else step - self.max_age)
+        return (self.steps >= oldest) & (self.steps >= 0)
+
+    def read(self, pool: Pool, changed: int) -> tuple[Tensor, Tensor]:
+        """The losses of rows, `(N,)`, and the mean of all that count; a row without one is above them all, by lot."""
+        known_R = self.known(pool.step, changed)
+        known_N, losses_N = known_R[pool.ids_N], self.losses[pool.ids_N].double()
+        above = torch.where(known_R, self.losses, -torch.inf).max().double().clamp(min=0.0)
+        mean = (self.losses.double() * known_R).sum() / known_R.sum().clamp(min=1)
+        return torch.where(known_N, losses_N, above + 1.0 + chance(pool, TIES)), mean
+
+    def save(self, folder: Path, identity: str) -> None:
+        """Writes the losses into a run's folder, for another run on the same rows."""
+        losses, steps = self.losses.cpu().numpy(), self.steps.cpu().numpy()
+        np.savez_compressed(folder / NAME, identity=np.array(identity), losses=losses, steps=steps)
+
+    def load(self, table: str, identity: str) -> None:
+        """Begins with the losses of another run; they are as old as the first step.
+
+        Raises:
+            EffptError: if the file cannot be read, or is of other rows.
+        """
+        try:
+            with np.load(table, allow_pickle=False) as found:
+                losses, steps, of = found["losses"], found["steps"], str(found["identity"])
+        except (OSError, ValueError, KeyError, EOFError, TypeError, BadZipFile) as error:
+            raise EffptError(
+                f"`selection.table` {table!r} is no table of losses ({str(error).splitlines()[0]}); give the "
+                f"`{NAME}` that a run with `scorer: stale` has left in its folder."
+            ) from error
+        if of != identity or len(losses) != len(self.losses):
+            raise EffptError(
+                f"`selection.table` {table!r} is of other rows: it has {len(losses):,} ({of}), and the data of this "
+                f"run are {len(self.losses):,} ({identity}); use the table of a run on the same text, tokenizer and "
+                "`sequence_length`, or leave it out."
+            )
+        self.losses.copy_(torch.from_numpy(losses))
+        self.steps.copy_(torch.from_numpy(np.where(steps >= 0, 0, -1).astype(np.int32)))

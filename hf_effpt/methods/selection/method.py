@@ -1,0 +1,287 @@
+"""Selection: of the rows at hand, learns from those that are judged to teach most, and is charged for the judging."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from hf_effpt.core.depth import flatten
+from hf_effpt.core.errors import EffptError
+from hf_effpt.core.hashing import salted
+from hf_effpt.core.look import Look, Spent
+from hf_effpt.core.method import Method, Paper, Run
+from hf_effpt.core.objectives import objective_of
+
+from .costs import account
+from .memory import Memory
+from .scoring import reference_losses, scores
+from .selector import Selector
+from .settings import check, resolve
+from .strategies import STRATEGIES
+from .strategy import Level, Mode, Pool, Scorer
+from .table import IrreducibleLosses
+
+
+@dataclass
+class Selection(Method):
+    """Looks at more rows than a step can hold and learns from a share of them (Braasch, section 4.2).
+
+    A step costs 1 + s / keep times one without selection, s being the cost of scoring a row beside that of learning
+    from it: what it gains in samples has to be more than that. Published results say that it is not, for BERT, at an
+    equal budget (Kaddour et al., 2023); compare it with `strategy: random` before you believe in it.
+
+    Args:
+        strategy (`str`, *optional*, defaults to `"perceptron_ensemble"`): how rows are judged; the method card
+            describes each.
+        keep (`float`, *optional*): share, in (0, 1], of the rows looked at that are learned from; with 1 nothing is
+            scored. By default the strategy's own, most often 0.5. Of `token_selection` the share of the masked
+            tokens, of `reweighting` the least weight of a row, of `adaptive_masking` the least rate at which a token
+            is masked, beside that of the hardest.
+        scorer (`str`, *optional*): what a row is judged by: `"full"`, a whole forward pass; `"first_layer"`, the
+            outputs of the first layer; `"embedding"`, the mean of its input embeddings; `"stale"`, the loss it had
+            when it was last trained on; `"generator"`, that of ELECTRA or MC-BERT. By default the strategy's own.
+        rule (`str`, *optional*): a variant of the strategy.
+        mode (`str`, *optional*): `"topk"` takes the highest scores, `"rank_sample"` draws with probabilities that rise
+            with the rank, `"weighted"` with the score. By default the strategy's own, most often `"topk"`.
+        start, end (`float`, *optional*): fractions of the clock between which rows are selected, by default 0.5 and
+            0.9: all data are needed at both ends.
+        interrupt (`int`, *optional*): every so manieth step in that time takes rows as they come, 0 for none; by
+            default 2.
+        explore (`float`, *optional*): share of the rows learned from, in [0, 1), that are drawn uniformly; by default
+            0.1 with `topk`, else 0.
+        outliers (`float`, *optional*): share of the rows looked at, in [0, 1), that score highest and are not chosen
+            for it; by default 0.02 for `core_set` and `least_confidence`, else 0.
+        warmup (`int`, *optional*): steps in which a strategy that learns to judge takes rows as they come.
+        passes (`int`, *optional*, defaults to 5): draws of dropout of `deep_bayesian`.
+        dropout (`float`, *optional*, defaults to 0.1): its rate there, in (0, 1), whatever the model is trained with.
+        level (`str`, *optional*, defaults to `"head"`): what those draws go through: the `"head"`, or the `"full"`
+            model.
+        members (`int`, *optional*, defaults to 5): of the `perceptron_ensemble`.
+        queue (`int`, *optional*): how many of the rows last trained on a strategy remembers.
+        max_age (`int`, *optional*): steps after which a stale score no longer counts; by default it always does, but
+            for one from before a change of the architecture.
+        holdout (`str`, *optional*): folder of the masked language model that `rho` and `token_selection` compare
+            with, of the same vocabulary.
+        table (`str`, *optional*): a file of losses, as a run with stale scores leaves it in its folder, to begin with.
+        rows (`int`, *optional*): rows of the dataset; the run itself writes it.
+
+    Raises:
+        EffptError: if a value is outside its range, or the strategy does not have that setting or scorer.
+    """
+
+    name: ClassVar[str] = "selection"
+    summary: ClassVar[str] = "Scores more rows than it trains on and learns from the best; the export is stock."
+    reads_text: ClassVar[bool] = True
+    paper: ClassVar[Paper] = Paper(
+        title="Accelerating Deep Learning by Focusing on the Biggest Losers",
+        authors="Angela H. Jiang, Daniel L.-K. Wong, Giulio Zhou, David G. Andersen, Jeffrey Dean, and others",
+        year=2019,
+        arxiv="1910.00762",
+        bibtex=(
+            "@misc{jiang2019accelerating, title={Accelerating Deep Learning by Focusing on the Biggest Losers}, "
+            "author={Jiang, Angela H. and Wong, Daniel L.-K. and Zhou, Giulio and Andersen, David G. and Dean, "
+            "Jeffrey and others}, eprint={1910.00762}, archivePrefix={arXiv}, year={2019}}"
+        ),
+    )
+
+    strategy: str = "perceptron_ensemble"
+    keep: float | None = None
+    scorer: Scorer | None = None
+    rule: str | None = None
+    mode: Mode | None = None
+    start: float | None = None
+    end: float | None = None
+    interrupt: int | None = None
+    explore: float | None = None
+    outliers: float | None = None
+    warmup: int | None = None
+    passes: int = 5
+    dropout: float = 0.1
+    level: Level = "head"
+    members: int = 5
+    queue: int | None = None
+    max_age: int | None = None
+    holdout: str | None = None
+    table: str | None = None
+    rows: int | None = None
+
+    def __post_init__(self) -> None:
+        self.uses = resolve(self)
+        self._selector: Selector | None = None  # in the backbone
+        self._table: IrreducibleLosses | None = None
+        self._data: str | None = None  # what tells the rows of the run from others
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        return () if self.holdout is None or self.uses.keep == 1.0 else (self.holdout,)
+
+    @property
+    def control(self) -> dict[str, Any] | None:
+        kind = STRATEGIES[self.strategy]
+        if self.strategy == "random" or not kind.picks_rows or self.uses.keep == 1.0:
+            return None
+        return {"strategy": "random", "keep": self.uses.keep}
+
+    def bind(self, config: Any, others: Mapping[str, Method]) -> None:
+        if config is not None:
+            self.uses = resolve(self, objective_of(config))
+            check(self, objective_of(config))
+
+    def prepare(self, backbone: Any, text: Any) -> None:
+        self.rows = len(text.rows)
+        # A checkpoint tells by this setting how many losses its model remembers.
+        backbone.config.methods = {**backbone.config.methods, self.name: self.settings()}
+        self.uses = replace(self.uses, rows=self.rows)
+        if hasattr(backbone, "selector"):
+            backbone.selector.detach(backbone)
+        self.inject(backbone)
+        selector = backbone.selector
+        selector.strategy.draw(text.seed)
+        selector.unknown.fill_(text.unknown)
+        if self.table is not None and selector.memory is not None:
+            selector.memory.load(self.table, text.identity)
+        elif self.table is not None:
+            self._open_table(text.identity)
+
+    def inject(self, backbone: Any) -> None:
+        strategy = STRATEGIES[self.strategy](self.uses, backbone.config)
+        memory = Memory(self.rows, self.max_age) if self.uses.scorer == "stale" and self.rows else None
+        self._selector = Selector(strategy, memory, backbone.config.vocab_size).to(backbone.device)
+        self._selector.attach(backbone, listens=self.uses.keep < 1.0)
+
+    def wrap_collator(self, collator: Any) -> Any:
+        """Refuses, when a trainer is made, a collator that could not mask anew."""
+        # Of its class: a collator around another has the attributes of that one.
+        if self.strategy == "adaptive_masking" and not hasattr(type(collator), "original"):
+            raise EffptError(
+                f"`selection.strategy` `adaptive_masking` chooses the masks itself, which `{type(collator).__name__}` "
+                "would not know of; use a `DataCollatorForMaskedLM` alone, or another strategy."
+            )
+        return collator
+
+    def candidates(self, number: int, step: int | None, fraction: float) -> int:
+        kind, keep = STRATEGIES[self.strategy], self.uses.keep
+        if keep == 1.0 or not kind.picks_rows:
+            return number
+        most = round(number / keep)
+        if most <= number:
+            raise EffptError(
+                f"`selection.keep` {keep} of a step of {number} rows asks for {most} to choose from, so that there is "
+                "no choice; keep a smaller share, or make the batch larger."
+            )
+        return most if step is None or self.is_on(step, fraction) else number
+
+    def is_on(self, step: int, fraction: float) -> bool:
+        """Whether rows are picked, or learned from otherwise, in optimizer step `step` (from 0)."""
+        uses = self.uses
+        within = uses.start <= fraction < uses.end or (uses.end == 1.0 and fraction >= uses.start)
+        return within and step >= uses.warmup and not (uses.interrupt and step % uses.interrupt == 0)
+
+    def select(self, model: Any, rows: dict[str, Tensor], look: Look) -> dict[str, Tensor]:
+        if self.uses.keep == 1.0:
+            return rows
+        self._data = look.data
+        selector, ids_N = model.backbone.selector, rows["example_id"]
+        strategy = selector.strategy
+        strategy.on = self.is_on(look.step, look.fraction)
+        pool = Pool(salted(ids_N ^ (rows["epoch"] << 40)), ids_N, None, look.step, look.fraction, look.seed)
+        measures = selector.look_at(rows)
+        picks = strategy.on and strategy.picks_rows
+        pool, scored = self._see(model, rows, look, pool, measures, picks)
+        kept_N = torch.arange(look.number, device=ids_N.device)
+        if picks:
+            with look.counted():
+                kept_N = strategy.pick(pool, look.number)
+            judged_N = None if strategy.sees in ("vectors", "nothing") else pool.seen
+            selector.compare(model.backbone, kept_N, judged_N, measures)
+            rows = {name: values[kept_N] for name, values in rows.items()}
+            pool = pool.of(kept_N)
+        elif strategy.on:
+            rows = self._weigh(rows, look, strategy)
+        hints = strategy.hints(pool, kept_N) if picks else None
+        selector.count(model.backbone, len(ids_N), scored, look.number)
+        selector.expect(pool)
+        return rows if hints is None else rows | {"loss_hints": hints}
+
+    def _see(
+        self, model: Any, rows: dict[str, Tensor], look: Look, pool: Pool, measures: Any, picks: bool
+    ) -> tuple[Pool, int]:
+        """The pool with what the scorer makes of it, and how many rows were judged for that."""
+        selector, strategy = model.backbone.selector, model.backbone.selector.strategy
+        if strategy.sees == "vectors":  # which it learns from in any step
+            seen = torch.cat([scores(strategy, model, rows, look), torch.stack(measures, dim=1)], dim=1)
+            return pool.seeing(seen), len(pool)
+        if not picks or strategy.sees == "nothing":
+            return pool, 0
+        if selector.memory is not None:
+            events = model.backbone.config.events or []
+            seen, strategy.mean = selector.memory.read(pool, events[-1]["step"] if events else 0)
+            return pool.seeing(seen), 0
+        seen = scores(strategy, model, rows, look)
+        if strategy.compares:
+            seen = seen - self._irreducible(rows, look)
+        return pool.seeing(seen), len(pool)
+
+    def _irreducible(self, rows: dict[str, Tensor], look: Look) -> Tensor:
+        """The losses of the reference model, from the table if it has them all."""
+        assert self.holdout is not None
+        table = None if self.table is None else self._open_table(look.data)
+        where = (look.masks, look.host["example_id"].numpy(), look.host["epoch"].numpy())
+        if table is not None and (known := table.read(*where)) is not None:
+            return torch.from_numpy(known).to(rows["input_ids"].device, non_blocking=True)
+        losses_N = reference_losses(look.reference(self.holdout), rows, look, tokens=False).float()
+        if table is not None:
+            table.add(*where, losses_N)
+        return losses_N
+
+    def _open_table(self, data: str) -> IrreducibleLosses:
+        """The table of irreducible losses on disk, opened once."""
+        if self._table is None:
+            assert self.table is not None
+            assert self.holdout is not None
+            self._table = IrreducibleLosses(Path(self.table), self.rows or 0, data, Path(self.holdout))
+        return self._table
+
+    def _weigh(self, rows: dict[str, Tensor], look: Look, strategy: Any) -> dict[str, Tensor]:
+        """The rows with what a strategy needs that learns from all of them, but not alike."""
+        if strategy.compares == "tokens":
+            assert self.holdout is not None
+            return rows | {"loss_hints": reference_losses(look.reference(self.holdout), rows, look, tokens=True)}
+        if self.strategy != "adaptive_masking":
+            return rows
+        masked = look.mask_anew({name: values.cpu() for name, values in rows.items()}, strategy.rates_in(look.step))
+        device = rows["input_ids"].device
+        rows = {name: values.to(device, non_blocking=True) for name, values in masked.items()}
+        return rows | {"loss_hints": rows["labels"].gather(1, rows["masked_positions"])}
+
+    def advance(self, backbone: Any, step: int, fraction: float, run: Run | None = None) -> bool:
+        if run is not None and self.uses.keep < 1.0:
+            backbone.selector.settle(backbone)
+        return False
+
+    def eject(self, backbone: Any) -> None:
+        backbone.selector.detach(backbone)
+        flatten(backbone)
+
+    def leave(self, backbone: Any, folder: Path) -> None:
+        """Writes the losses that rows had last into the folder, for the `table` of another run."""
+        if self._table is not None:
+            self._table.write()
+        if backbone.selector.memory is not None and self._data is not None:
+            backbone.selector.memory.save(folder, self._data)
+
+    def figures(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Rows looked at, judged and trained on; scores of those kept and left, by decile; and how the two differ."""
+        return {} if self._selector is None else self._selector.figures(sums)
+
+    def account(self, backbone: Any, spent: Spent) -> dict[str, Any]:
+        """What it cost to judge a row beside learning from it, and the gain that it needs."""
+        seen, scored, trained = backbone.selector.counts.tolist()
+        return (
+            account(self.uses, STRATEGIES[self.strategy].picks_rows, (seen, scored, trained), spent)
+            if self.uses.keep < 1.0
+            else {}
+        )

@@ -1,0 +1,156 @@
+"""A committee of small networks that learns from the losses of trained rows which rows will have high ones.
+
+N rows, D features, E members, H hidden units of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import accumulate
+from math import exp, factorial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from hf_effpt.core.hashing import places, salted, uniform
+
+from .choosing import UNIFORM, chance
+from .strategy import Pool, Strategy, Uses
+from .vectors import EXTRAS, Moments, Networks, vector_size
+
+HIDDEN = 32
+RATE = 0.01  # of learning
+SUBSPACE = 0.8  # share of the features that a member sees
+BETA = 1.0  # standard deviations that an upper confidence bound lies above the mean
+TRUSTED = 0.2  # the rank correlation from which the committee is believed
+RECENT = 0.1  # an average over steps moves by at least this share in each
+STEEPEST = 5.0  # norm of a member's gradient: that of a row of many features alone would throw it past the mark
+_WEIGHTS, _FEATURES, _BOOTSTRAP = range(0xE25E8B1E, 0xE25E8B1E + 3)
+# The probabilities of at most 0, 1, ... of what comes once on average; above the last lie less than one in 10 ** 6.
+_POISSON = list(accumulate(exp(-1.0) / factorial(count) for count in range(9)))
+
+
+class PerceptronEnsemble(Strategy):
+    """Predicts the loss of a row by five small networks, without a forward pass (in the way of Ouyang et al., 2022).
+
+    The networks differ by where they begin, by the features that they see, and by how often each row counts for them,
+    which is drawn from a Poisson distribution. They take one step of gradient descent on the standardised losses of
+    the rows that each optimizer step has trained on. Before that they predict those losses: while the rank correlation
+    of prediction and loss has lately been below 0.2, rows are picked at random.
+
+    Args:
+        uses ([`Uses`]): with `members` and `rule`: `"mean"`, the predicted loss; `"ucb"`, that and one standard
+            deviation of the members; `"vote"`, the share of the members that predict more than the median of the
+            losses lately, of equal shares the higher mean; `"agreement"`, the standard deviation of the members.
+        config: of the model.
+    """
+
+    sees = "vectors"
+    scorers = ("embedding", "first_layer")
+    rules = ("mean", "ucb", "vote", "agreement")
+    usual: ClassVar = {"warmup": 200}
+
+    subspace: Tensor
+    steps: Tensor
+    median: Tensor
+    correlation: Tensor
+
+    def __init__(self, uses: Uses, config: Any) -> None:
+        super().__init__(uses, config)
+        features = vector_size(config, uses.scorer) + EXTRAS
+        self.networks = Networks(uses.members, features, HIDDEN)
+        self.features, self.losses = Moments(features), Moments(1)
+        self.buffer("subspace", torch.zeros(uses.members, features, dtype=torch.float32))
+        self.buffer("steps", torch.zeros((), dtype=torch.long))
+        self.buffer("median", torch.zeros(1, dtype=torch.float64))
+        self.buffer("correlation", torch.zeros((), dtype=torch.float64))
+
+    @torch.no_grad()
+    def draw(self, seed: int) -> None:
+        for buffer in self.buffers():
+            buffer.zero_()
+        self.networks.draw(seed, _WEIGHTS)
+        ranks_ED = places(self.subspace, seed, _FEATURES).argsort(dim=1).argsort(dim=1)
+        self.subspace.copy_(ranks_ED < round(SUBSPACE * ranks_ED.shape[1]))
+        self.networks.first.mul_(self.subspace[..., None])
+
+    @torch.no_grad()
+    def predict(self, pool: Pool) -> Tensor:
+        """The losses that the members predict, in standard deviations from the usual, of shape `(members, rows)`."""
+        assert pool.seen is not None
+        return self.networks(self.features.standardised(pool.seen))[0]
+
+    @torch.no_grad()
+    def judge(self, pool: Pool) -> Tensor:
+        """The scores by the rule, whether the committee is to be believed or not, of shape `(rows,)`."""
+        losses_EN = self.predict(pool)
+        mean_N, deviation_N = losses_EN.mean(dim=0), losses_EN.std(dim=0, correction=0)
+        if self.uses.rule == "ucb":
+            return mean_N + BETA * deviation_N
+        if self.uses.rule == "vote":  # of five members it leaves many ties
+            return (losses_EN > self.losses.standardised(self.median)).float().mean(dim=0) + 1e-3 * mean_N.sigmoid()
+        return deviation_N if self.uses.rule == "agreement" else mean_N
+
+    @torch.no_grad()
+    def scores(self, pool: Pool) -> Tensor:
+        return torch.where(self.correlation < TRUSTED, chance(pool, UNIFORM), self.judge(pool).double())
+
+    @torch.no_grad()
+    def learn(self, pool: Pool, losses_N: Tensor) -> None:
+        assert pool.seen is not None
+        recent = (1.0 / (self.steps + 1)).clamp(min=RECENT)
+        found = rank_correlation(self.predict(pool).mean(dim=0), losses_N)
+        self.correlation.lerp_(found, torch.where(losses_N.amin() < losses_N.amax(), recent, 0.0).double())
+        self.median.lerp_(losses_N.double().sort().values[(len(losses_N) - 1) // 2], recent.double())
+        self.steps += 1
+        self.features.take(pool.seen)
+        self.losses.take(losses_N[:, None])
+        self._descend(pool, self.losses.standardised(losses_N[:, None])[:, 0])
+
+    def _descend(self, pool: Pool, target_N: Tensor) -> None:
+        """One step on the mean squared error of the rows that each member has drawn."""
+        assert pool.seen is not None
+        rows_ND = self.features.standardised(pool.seen)
+        counts_EN = draws(pool, self.uses.members)
+        losses_EN, hidden_ENH = self.networks(rows_ND)
+        slopes_EN = 2 * counts_EN * (losses_EN - target_N) / counts_EN.sum(dim=1, keepdim=True).clamp(min=1)
+        first_EDH, *others = self.networks.gradients(rows_ND, hidden_ENH, slopes_EN)
+        gradients = [first_EDH * self.subspace[..., None], *others]
+        norms_E = torch.stack([g.reshape(len(g), -1).square().sum(dim=1) for g in gradients]).sum(dim=0).sqrt()
+        rates_E = RATE * STEEPEST / norms_E.clamp(min=STEEPEST)
+        for weight, gradient in zip(self.networks.weights, gradients, strict=True):
+            weight.sub_(gradient * rates_E.view(-1, *[1] * (gradient.ndim - 1)))
+
+    def sums(self) -> dict[str, Tensor]:
+        return {"selection_correlation": self.correlation, "selection_correlation_steps": torch.ones(())}
+
+    def figures(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """`selection_correlation`, the rank correlation of predicted and true losses over the last ten steps or so."""
+        steps = sums.get("selection_correlation_steps")
+        return {"selection_correlation": sums["selection_correlation"] / steps} if steps else {}
+
+
+def draws(pool: Pool, members: int) -> Tensor:
+    """How often each row counts for each member, Poisson-distributed about 1, of shape `(members, rows)`, in fp32.
+
+    A pure function of the row, seed, step and member (online bagging; Oza and Russell, 2001).
+    """
+    keys = [salted(pool.keys_N, pool.seed, pool.step, _BOOTSTRAP, member) for member in range(members)]
+    uniform_EN = uniform(torch.stack(keys))
+    return torch.stack([uniform_EN >= bound for bound in _POISSON]).sum(dim=0).float()
+
+
+def rank_correlation(one_N: Tensor, other_N: Tensor) -> Tensor:
+    """Spearman's rank correlation of two sequences, a scalar in fp64; 0 where one of them is constant."""
+    one_N, other_N = _centred_ranks(one_N), _centred_ranks(other_N)
+    norm = (one_N.square().sum() * other_N.square().sum()).sqrt()
+    return (one_N * other_N).sum() / norm.clamp(min=0.25)  # ranks are multiples of one half
+
+
+def _centred_ranks(values_N: Tensor) -> Tensor:
+    """The ranks less their mean; equal values share the mean of theirs."""
+    values_N = values_N.contiguous()
+    sorted_N = values_N.sort().values
+    below_N, up_to_N = (torch.searchsorted(sorted_N, values_N, right=right) for right in (False, True))
+    return (below_N + up_to_N - len(values_N)).double() / 2

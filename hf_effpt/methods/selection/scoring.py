@@ -1,0 +1,116 @@
+"""What strategies see of rows: by what they are judged, and what a look costs.
+
+B rows at a time, M positions a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_effpt.core.hashing import row_keys
+from hf_effpt.core.look import Batch, Look
+from hf_effpt.core.reading import Reading
+from hf_effpt.core.rows import listening, row_losses
+
+from .strategy import Scorer, Strategy
+
+LAYERS: dict[Scorer, int | None] = {"embedding": 0, "first_layer": 1, "full": None}  # that a look goes through
+
+
+def scores(strategy: Strategy, model: Any, rows: Batch, look: Look) -> Tensor:
+    """What a strategy that sees logits or losses, or vectors, sees of rows: `(rows,)`, or `(rows, size)`."""
+    scorer, sees = strategy.uses.scorer, strategy.sees
+    assert scorer is not None
+    if sees == "logits":
+        strategy.salts = (look.seed, look.step)
+        thorough = strategy.uses.level == "full" and hasattr(strategy, "rate_draws")
+        work = partial(_rated_by_draws if thorough else _rated, strategy, scorer)
+    elif sees == "losses":
+        work = partial(_losses, scorer)
+    else:
+        work = partial(_vectors, LAYERS[scorer])
+    return look.scored(f"{type(strategy).__name__} {strategy.uses}", work, rows)
+
+
+def _read(scorer: Scorer, model: Any, batch: Batch) -> Reading:
+    return model.read(batch, layers=LAYERS.get(scorer), of_generator=scorer == "generator")
+
+
+def _rated(strategy: Any, scorer: Scorer, model: Any, batch: Batch) -> Tensor:
+    strategy.keys_B = row_keys(batch["input_ids"])
+    return strategy.rate(_read(scorer, model, batch))
+
+
+def _rated_by_draws(strategy: Any, scorer: Scorer, model: Any, batch: Batch) -> Tensor:
+    def draws() -> Iterator[Reading]:
+        for number in range(strategy.uses.passes):
+            with dropping(model, strategy.uses.dropout, hash((*strategy.salts, number)) & 0x7FFFFFFF):
+                yield _read(scorer, model, batch)
+
+    return strategy.rate_draws(draws())
+
+
+@contextmanager
+def dropping(model: nn.Module, rate: float, seed: int) -> Iterator[None]:
+    """Dropout at this rate in a model that is otherwise in evaluation mode; the global generators stay as they are."""
+    device = next(model.parameters()).device
+    layers = [module for module in model.modules() if isinstance(module, nn.Dropout)]
+    # Attention drops its weights itself, by the rate of the module that it holds.
+    holders = [module for module in model.modules() if isinstance(getattr(module, "dropout", None), nn.Dropout)]
+    before = [module.p for module in layers]
+    try:
+        for module in layers:
+            module.p = rate
+        for module in (*layers, *holders):
+            module.training = True
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            if device.type != "meta":
+                torch.manual_seed(seed)
+            yield
+    finally:
+        for module, p in zip(layers, before, strict=True):
+            module.p = p
+        for module in (*layers, *holders):
+            module.training = False
+
+
+def _losses(scorer: Scorer, model: Any, batch: Batch) -> Tensor:
+    return row_losses(model, dict(batch)) if scorer == "full" else losses_of(_read(scorer, model, batch))
+
+
+def losses_of(reading: Reading) -> Tensor:
+    """The mean loss of each row at the positions that are asked for, fp32 of shape `(batch_size,)`."""
+    _, logits_BMV = reading.head(reading.hidden_BMD)
+    logits_BMV, asked_BM = logits_BMV.float(), reading.asked_BM
+    answers_BM = reading.labels_BM.clamp(min=0)
+    if logits_BMV.shape[-1] == 1:
+        losses_BM = nn.functional.binary_cross_entropy_with_logits(
+            logits_BMV[..., 0], answers_BM.float(), reduction="none"
+        )
+    else:
+        losses_BM = nn.functional.cross_entropy(logits_BMV.flatten(0, 1), answers_BM.flatten(), reduction="none")
+    losses_BM = losses_BM.view_as(asked_BM) * asked_BM
+    return losses_BM.sum(dim=1) / asked_BM.sum(dim=1).clamp(min=1)
+
+
+def _vectors(layers: int | None, model: Any, batch: Batch) -> Tensor:
+    return model.represent(batch, layers).float()
+
+
+def reference_losses(model: nn.Module, rows: Batch, look: Look, tokens: bool) -> Tensor:
+    """The losses of a reference model, of rows `(rows,)`, or of their masked tokens `(rows, positions)`."""
+    if tokens:
+        return look.scored("losses of tokens", _token_losses, rows, model)
+    return look.scored("losses of rows", lambda judge, batch: row_losses(judge, dict(batch)), rows, model)
+
+
+def _token_losses(model: Any, batch: Batch) -> Tensor:
+    with listening(model.backbone) as heard:
+        model(**batch)
+    return heard[-1].losses_N.view(heard[-1].rows, -1)

@@ -1,0 +1,27 @@
+"""The strategies by name; a new one is a class beside these and a line below."""
+
+from .core_set import CoreSet
+from .discriminative import Discriminative
+from .gradient_length import ExpectedGradientLength
+from .losses import InfoBatch, LossRank, Random, Rho, SelectiveBackprop
+from .perceptrons import PerceptronEnsemble
+from .strategy import Strategy
+from .uncertainty import DeepBayesian, LeastConfidence
+from .weighing import AdaptiveMasking, Reweighting, TokenSelection
+
+STRATEGIES: dict[str, type[Strategy]] = {
+    "least_confidence": LeastConfidence,
+    "deep_bayesian": DeepBayesian,
+    "perceptron_ensemble": PerceptronEnsemble,
+    "expected_gradient_length": ExpectedGradientLength,
+    "core_set": CoreSet,
+    "discriminative": Discriminative,
+    "random": Random,
+    "selective_backprop": SelectiveBackprop,
+    "loss_rank": LossRank,
+    "rho": Rho,
+    "infobatch": InfoBatch,
+    "token_selection": TokenSelection,
+    "reweighting": Reweighting,
+    "adaptive_masking": AdaptiveMasking,
+}

@@ -1,0 +1,112 @@
+"""The losses of a reference model on disk, so that they are computed once for each example, epoch and mask.
+
+N rows looked at.
+"""
+
+import hashlib
+import json
+import shutil
+import zlib
+from contextlib import suppress
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+from torch import Tensor
+
+from hf_effpt.core.errors import EffptError
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+WAITING = 64  # steps whose losses are written together, so that few steps wait for the device
+
+
+class IrreducibleLosses:
+    """A folder with a file of fp32 for each epoch and kind of mask, as long as the dataset, filled in as they come.
+
+    Args:
+        folder (`Path`): made if it is not there.
+        rows (`int`): of the dataset.
+        data (`str`): what tells it from others.
+        model (`Path`): the folder of the reference model.
+
+    Raises:
+        EffptError: if the folder holds something else.
+    """
+
+    def __init__(self, folder: Path, rows: int, data: str, model: Path) -> None:
+        self.folder, self.rows = folder, rows
+        self._files: dict[str, np.memmap] = {}
+        self._new: list[tuple[str, np.ndarray, np.ndarray, Tensor]] = []
+        identity, said = {"data": data, "model": _hash_of(model)}, folder / "table.json"
+        if not said.is_file():
+            self._begin(identity)
+        try:
+            before = json.loads(said.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise EffptError(
+                f"`selection.table` {str(folder)!r} is there, and no table of losses; give a new folder."
+            ) from error
+        if before != identity:
+            raise EffptError(
+                f"`selection.table` {str(folder)!r} holds the losses of another model or dataset ({before}, now "
+                f"{identity}); give another folder, or leave it out."
+            )
+
+    def _begin(self, identity: dict[str, str]) -> None:
+        """Makes the folder at once with what it says, since several processes may; one that holds something stays."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        made = self.folder.with_name(f".{self.folder.name}.{uuid4().hex}")
+        made.mkdir()
+        (made / "table.json").write_text(json.dumps(identity), encoding="utf-8")
+        try:
+            made.rename(self.folder)
+        except OSError:
+            shutil.rmtree(made)
+
+    def _file(self, masks: str, epoch: int) -> np.memmap:
+        name = f"epoch-{epoch}-{zlib.crc32(masks.encode()):08x}.npy"
+        if name not in self._files:
+            path = self.folder / name
+            if not path.is_file():
+                made = path.with_name(f".{name}.{uuid4().hex}")
+                with made.open("wb") as file:
+                    np.lib.format.write_array(file, np.full(self.rows, np.nan, np.float32))
+                with suppress(FileExistsError):  # another process was faster
+                    path.hardlink_to(made)
+                made.unlink()
+            self._files[name] = np.lib.format.open_memmap(path, mode="r+")
+        return self._files[name]
+
+    def read(self, masks: str, ids_N: np.ndarray, epochs_N: np.ndarray) -> np.ndarray | None:
+        """The losses of rows, fp32 of shape `(N,)`, if all of them are known; else `None`."""
+        found_N = np.empty(len(ids_N), np.float32)
+        for epoch in np.unique(epochs_N):
+            here_N = epochs_N == epoch
+            found_N[here_N] = self._file(masks, int(epoch))[ids_N[here_N]]
+        return None if np.isnan(found_N).any() else found_N
+
+    def add(self, masks: str, ids_N: np.ndarray, epochs_N: np.ndarray, losses_N: Tensor) -> None:
+        """Takes new losses, which are written when there are many."""
+        self._new.append((masks, ids_N, epochs_N, losses_N))
+        if len(self._new) >= WAITING:
+            self.write()
+
+    def write(self) -> None:
+        """Writes what has been taken."""
+        for masks, ids_N, epochs_N, losses_N in self._new:
+            on_host_N = losses_N.cpu().numpy()
+            for epoch in np.unique(epochs_N):
+                here_N = epochs_N == epoch
+                self._file(masks, int(epoch))[ids_N[here_N]] = on_host_N[here_N]
+        self._new.clear()
+        for file in self._files.values():
+            file.flush()
+
+
+def _hash_of(model: Path) -> str:
+    """A hash of the weights in the folder of a model."""
+    for name in WEIGHTS:
+        if (model / name).is_file():
+            with (model / name).open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    raise EffptError(f"`selection.holdout` {str(model)!r} has none of {', '.join(WEIGHTS)}; give a folder of a model.")

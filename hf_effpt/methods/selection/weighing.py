@@ -1,0 +1,112 @@
+"""Strategies that learn from all rows, but not from all of each alike.
+
+B rows of a micro-batch, M masked positions a row, N tokens, V vocabulary.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from hf_effpt.core.processes import add_up
+from hf_effpt.core.rows import TokenLosses
+
+from .losses import EVERYWHERE
+from .strategy import Pool, Strategy, Uses
+
+FADES = 0.9  # of the mean loss of a token, by each step that it is masked in
+RENEWED = 32  # steps in which the rates of masking stay as they are, since to read them waits for the device
+
+
+class TokenSelection(Strategy):
+    """Learns only from the masked tokens whose loss is furthest above a reference model's (Lin et al., 2024, Rho-1).
+
+    It saves nothing but some of the head: the encoder runs over all tokens as before.
+    """
+
+    sees = "nothing"
+    usual: ClassVar[Mapping[str, Any]] = {"keep": 0.6, **EVERYWHERE}
+    picks_rows = False
+    compares = "tokens"
+
+    def weights(self, losses: TokenLosses, pool: Pool) -> Tensor | None:
+        if losses.hints is None:
+            return None
+        return highest(losses.losses_N - losses.hints.flatten(), losses.asked_N, self.uses.keep)
+
+
+def highest(excess_N: Tensor, asked_N: Tensor, keep: float) -> Tensor:
+    """Weights of a mean of one over the tokens with a loss: zero but for the share of them with the highest excess."""
+    order_N = torch.where(asked_N, excess_N, -torch.inf).argsort(descending=True, stable=True)
+    rank_N = torch.empty_like(order_N).scatter_(0, order_N, torch.arange(len(order_N), device=order_N.device))
+    asked = asked_N.sum()
+    kept = (keep * asked).ceil().clamp(min=1)
+    return torch.where(rank_N < kept, asked / kept, 0.0).float()
+
+
+class Reweighting(Strategy):
+    """Weighs rows of a low loss down, within bounds (after LinUpper of Sow et al., 2025).
+
+    The weight rises linearly from `keep` for a loss one standard deviation below the micro-batch's mean to 1 for one
+    above, and stays there; then all are scaled to a mean of 1.
+    """
+
+    sees = "nothing"
+    usual: ClassVar[Mapping[str, Any]] = {"keep": 0.5, **EVERYWHERE}
+    picks_rows = False
+
+    def weights(self, losses: TokenLosses, pool: Pool) -> Tensor | None:
+        if not self.on:
+            return None
+        sums_B, counts_B = losses.by_row()
+        return bounded(sums_B / counts_B.clamp(min=1), self.uses.keep)[losses.row_N]
+
+
+def bounded(losses_B: Tensor, least: float) -> Tensor:
+    """Weights with a mean of 1 that rise with the loss, the lowest at least `least` of the highest."""
+    scaled_B = (losses_B - losses_B.mean()) / losses_B.std(correction=0).clamp(min=1e-6)
+    weights_B = least + (1.0 - least) * (0.5 + 0.5 * scaled_B).clamp(0.0, 1.0)
+    return weights_B / weights_B.mean()
+
+
+class AdaptiveMasking(Strategy):
+    """Masks tokens the more often, the worse the model predicts them (after Edman and Fraser, 2025).
+
+    The rate of a token, relative to others, goes from `keep` for one that is always predicted to 1 for one that never
+    is: by exp(-loss), its mean over the last times that it was masked. As many tokens of a row are masked as before.
+    """
+
+    sees = "nothing"
+    usual: ClassVar[Mapping[str, Any]] = {"keep": 0.25, **EVERYWHERE}
+    picks_rows = False
+    losses: Tensor
+    rates: Tensor
+
+    def __init__(self, uses: Uses, config: Any) -> None:
+        super().__init__(uses, config)
+        self.buffer("losses", torch.full((config.vocab_size,), float("inf"), dtype=torch.float32))
+        self.buffer("rates", torch.ones(config.vocab_size, dtype=torch.float32))
+        self._on_host: tuple[int, Any] | None = None
+
+    def rates_in(self, step: int) -> Any:
+        """The rates of a step, as an array of shape `(vocab_size,)`; they are renewed every so many steps."""
+        window = step // RENEWED
+        if self._on_host is None or self._on_host[0] != window:
+            self._on_host = window, self.rates.cpu().numpy().astype("float64")
+        return self._on_host[1]
+
+    def heard(self, pool: Pool, told: Sequence[TokenLosses]) -> None:
+        sums_V = torch.zeros(2, len(self.losses), dtype=torch.float64, device=self.losses.device)
+        for of in told:
+            if of.hints is None:
+                continue
+            token_N = of.hints.flatten().clamp(min=0)
+            sums_V[0].index_add_(0, token_N, (of.losses_N * of.asked_N).double())
+            sums_V[1].index_add_(0, token_N, of.asked_N.double())
+        total_V, count_V = add_up(sums_V)
+        mean_V = (total_V / count_V.clamp(min=1)).float()
+        known_V = torch.where(torch.isinf(self.losses), mean_V, FADES * self.losses + (1.0 - FADES) * mean_V)
+        self.losses.copy_(torch.where(count_V > 0, known_V, self.losses))
+        if (pool.step + 1) % RENEWED == 0:
+            self.rates.copy_(self.uses.keep + (1.0 - self.uses.keep) * (1.0 - torch.exp(-self.losses)))

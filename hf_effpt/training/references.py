@@ -1,0 +1,70 @@
+"""Models that a method compares the trained one with: loaded once, never changed, and paid for."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoTokenizer
+
+from hf_effpt.core.errors import EffptError
+from hf_effpt.models.bert import EffptBertForMaskedLM
+from hf_effpt.models.configuration_effpt import EffptBertConfig
+
+LEFT_OUT = ("model_type", "architectures", "transformers_version")  # what a configuration says of its class
+
+
+def load_reference(folder: str, vocab_size: int, tokenizer: Any) -> Any:
+    """The frozen masked language model in a folder.
+
+    Args:
+        folder (`str`): as `effpt pretrain` leaves it, or a Hub id.
+        vocab_size (`int`): of the model that is trained.
+        tokenizer: what it is trained with.
+
+    Raises:
+        EffptError: if there is none, or it has another vocabulary.
+    """
+    with _or_refused(folder):
+        stock = AutoConfig.from_pretrained(folder)
+    kinds = stock.architectures or []
+    if "BertForMaskedLM" not in kinds:
+        raise EffptError(
+            f"The model to compare with in {folder!r} is a {', '.join(kinds) or 'model without a head'}, and needed "
+            "is a `BertForMaskedLM`, as `effpt pretrain` leaves with `model.objective: mlm`."
+        )
+    own = {key: value for key, value in stock.to_dict().items() if key not in LEFT_OUT}
+    with _or_refused(folder):
+        model = EffptBertForMaskedLM.from_pretrained(folder, config=EffptBertConfig(**own))
+    known = None
+    if (Path(folder) / "tokenizer.json").is_file():
+        known = AutoTokenizer.from_pretrained(folder).get_vocab()
+    if model.config.vocab_size != vocab_size or (known is not None and known != tokenizer.get_vocab()):
+        raise EffptError(
+            f"The model to compare with in {folder!r} has another vocabulary ({model.config.vocab_size:,} rows, here "
+            f"{vocab_size:,}, or other tokens), so that their losses are of different things; train it with the "
+            "tokenizer of this run (`data.tokenizer`)."
+        )
+    return model.eval().requires_grad_(False)
+
+
+@contextmanager
+def _or_refused(folder: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise EffptError(
+            f"The model to compare with cannot be loaded from {folder!r} ({str(error).splitlines()[0]}); give the "
+            "folder of a run of `effpt pretrain`."
+        ) from error
+
+
+def cost_of_reference(folder: str) -> tuple[float, float] | None:
+    """The seconds and FLOPs that the run in a folder has spent; `None` if it does not say."""
+    path = Path(folder) / "run.json"
+    if not path.is_file():
+        return None
+    clock = json.loads(path.read_text(encoding="utf-8")).get("clock") or {}
+    return clock.get("seconds", 0.0), clock.get("flops", 0.0)

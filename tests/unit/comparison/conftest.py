@@ -1,0 +1,44 @@
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import pytest
+
+import hf_effpt.methods  # noqa: F401  fills METHODS
+from hf_effpt.core.method import METHODS, Method, Paper, register, unregister
+
+
+@pytest.fixture
+def picking():
+    """A method that picks rows and has to be compared with rows at random, registered while a test runs."""
+
+    @dataclass
+    class Picking(Method):
+        name = "picking"
+        summary = "Picks rows."
+        paper = Paper("P", "A", 2026, "@misc{p}")
+
+        strategy: str = "best"
+        keep: float | None = None
+        start: float | None = None
+        end: float | None = None
+        interrupt: int | None = None
+        warmup: int | None = None
+
+        def __post_init__(self):
+            early = self.strategy == "early"
+            usual = {"keep": 0.75 if early else 0.5, "start": 0.0 if early else 0.5, "end": 0.9, "interrupt": 2}
+            given = {name: getattr(self, name) for name in usual if getattr(self, name) is not None}
+            self.uses = SimpleNamespace(**usual | given)
+
+        @property
+        def control(self):
+            keep = self.uses.keep
+            return None if self.strategy == "random" or keep == 1 else {"strategy": "random", "keep": keep}
+
+        def select(self, model, rows, look):
+            return rows
+
+    before = dict(METHODS)
+    yield register(Picking)
+    unregister("picking")
+    assert before == METHODS

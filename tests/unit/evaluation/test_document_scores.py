@@ -1,0 +1,242 @@
+import json
+import random
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertModel,
+    ElectraConfig,
+    ElectraForPreTraining,
+)
+
+from hf_effpt.core.errors import EffptError
+from hf_effpt.data import DataCollatorForMaskedLM, corpus_of
+from hf_effpt.data.packing import held_out
+from hf_effpt.data.selecting import SelectSettings
+from hf_effpt.evaluation import document_scores as module
+from hf_effpt.evaluation.document_scores import document_embeddings, document_losses, select_documents
+from tests import tiny
+
+SHAPE = {key: value for key, value in tiny.SHAPE.items() if key != "methods"}
+
+
+def varied(model):
+    """In evaluation mode, with weights large enough for every token in sight to matter."""
+    torch.manual_seed(1)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, mean=0.5 if parameter.ndim == 1 else 0.0, std=0.2)
+    return model.eval()
+
+
+def knows_frequencies():
+    """A model that gives word `wi` a probability that falls with i, wherever it stands."""
+    model = BertForMaskedLM(BertConfig(**SHAPE)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        model.cls.predictions.bias.copy_(-0.1 * torch.arange(tiny.VOCAB))
+    return model
+
+
+def text(words):
+    return " ".join(f"w{word % 123}" for word in words)
+
+
+@pytest.fixture
+def texts():
+    """40 documents of 1 to 200 words."""
+    draw = random.Random(0)
+    return [text(draw.choices(range(123), k=draw.randint(1, 200))) for _ in range(40)]
+
+
+def saved(model, folder):
+    model.save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+def selected(corpus, tmp_path, share=None, **settings):
+    return select_documents(corpus, SelectSettings(**settings), share, cache_dir=tmp_path / "cache")
+
+
+def test_a_loss_is_the_mean_over_the_masked_tokens_of_the_first_rows(texts):
+    model, collate = varied(BertForMaskedLM(BertConfig(**SHAPE))), DataCollatorForMaskedLM(tiny.tokenizer())
+    found = document_losses(model, tiny.tokenizer(), texts)
+    length = tiny.SHAPE["max_position_embeddings"]
+    for document, words in enumerate(texts):
+        ids = tiny.tokenizer().backend_tokenizer.encode(words, add_special_tokens=False).ids[: 4 * (length - 2)]
+        total = masked = 0
+        for first in range(0, len(ids), length - 2):
+            inputs = collate([{"input_ids": [2, *ids[first : first + length - 2], 3]}])
+            labels = inputs.pop("labels")
+            inputs.pop("masked_positions")
+            with torch.no_grad():
+                logits = model(**inputs).logits
+            total += nn.functional.cross_entropy(logits[labels != -100], labels[labels != -100], reduction="sum")
+            masked += int((labels != -100).sum())
+        assert found[document] == pytest.approx(float(total) / masked, rel=1e-4)
+    assert len(set(found.round(3))) > 30
+
+
+def test_scores_depend_on_neither_neighbours_nor_mode_and_move_no_generator(monkeypatch, texts):
+    model = varied(BertForMaskedLM(BertConfig(**SHAPE))).train()
+    state = torch.get_rng_state()
+    losses = document_losses(model, tiny.tokenizer(), texts)
+    embeddings = document_embeddings(model.bert, tiny.tokenizer(), texts)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(part.training for part in model.modules())
+    monkeypatch.setattr(module, "GROUP", 7)
+    monkeypatch.setattr(module, "BATCH", 3)
+    turned = [*texts[::-1], texts[0]]
+    again = document_losses(model, tiny.tokenizer(), turned)
+    np.testing.assert_allclose(again[:-1], losses[::-1], rtol=1e-4)
+    assert again[-1] == pytest.approx(again[-2], rel=1e-5)
+    np.testing.assert_allclose(
+        document_embeddings(model.bert, tiny.tokenizer(), turned)[:-1], embeddings[::-1], rtol=1e-3, atol=1e-4
+    )
+
+
+def test_an_embedding_is_the_mean_output_over_the_tokens_of_the_first_rows(texts):
+    encoder = varied(BertModel(BertConfig(**SHAPE)))
+    found = document_embeddings(encoder, tiny.tokenizer(), texts)
+    assert found.shape == (40, 32)
+    for document, words in enumerate(texts):
+        ids = tiny.tokenizer().backend_tokenizer.encode(words, add_special_tokens=False).ids[:120]
+        with torch.no_grad():
+            outputs = [
+                encoder(torch.tensor([[2, *ids[first : first + 30], 3]])).last_hidden_state[0]
+                for first in range(0, len(ids), 30)
+            ]
+        np.testing.assert_allclose(found[document], torch.cat(outputs).mean(0).numpy(), rtol=1e-3, atol=1e-4)
+
+
+def test_documents_in_which_nothing_can_be_masked_have_no_loss():
+    losses = document_losses(knows_frequencies(), tiny.tokenizer(), ["w1 w2", "unheard of", "\x00", "w3"])
+    assert np.isnan(losses).tolist() == [False, True, True, False]
+    embeddings = document_embeddings(knows_frequencies().bert, tiny.tokenizer(), ["w1", "\x00"])
+    assert np.isfinite(embeddings).all()
+
+
+@pytest.mark.parametrize(("band", "words"), [("low", range(20)), ("middle", range(10, 30)), ("high", range(20, 40))])
+def test_a_model_keeps_the_band_of_its_losses(tmp_path, band, words):
+    """Document i is made of one word, the less frequent the higher i."""
+    folder = saved(knows_frequencies(), tmp_path / "model")
+    order = random.Random(1).sample(range(40), 40)
+    corpus = corpus_of([text([3 * word] * 50) for word in order])
+    kept = selected(corpus, tmp_path, model=folder, keep=0.5, band=band)
+    assert sorted(np.array(order)[kept.chosen_N]) == list(words)
+    assert kept.facts["documents"] == 40
+    assert kept.facts["kept"] == 20
+
+
+def test_doubles_go_before_losses_are_compared(monkeypatch, tmp_path, texts):
+    folder, judged = saved(knows_frequencies(), tmp_path / "model"), []
+
+    def fake(model, tokenizer, documents):
+        judged.extend(documents)
+        return np.arange(len(judged), dtype=float)
+
+    monkeypatch.setattr(module, "document_losses", fake)
+    corpus = corpus_of([text for text in texts[:10] for _ in range(3)])
+    kept = selected(corpus, tmp_path, deduplicate="exact", model=folder, keep=0.3, band="high")
+    assert judged == texts[:10]
+    assert np.flatnonzero(kept.chosen_N).tolist() == [21, 24, 27]
+    assert kept.facts["documents"] == 30
+
+
+def test_semantic_doubles_are_those_that_a_model_embeds_alike(tmp_path):
+    """The model knows the words of a document and not their order."""
+    model = BertModel(BertConfig(**SHAPE))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.fill_(float("LayerNorm.weight" in name))
+        nn.init.normal_(model.embeddings.word_embeddings.weight)
+    folder = saved(model, tmp_path / "model")
+    originals = [text(range(6 * topic, 6 * topic + 6)) for topic in range(20)]
+    doubles = [" ".join(reversed(words.split())) for words in originals[:15]]
+    kept = selected(corpus_of([*originals, *doubles]), tmp_path, deduplicate="semantic", model=folder)
+    assert kept.chosen_N.tolist() == [True] * 20 + [False] * 15
+    assert kept.facts["similarity"] == 0.95
+
+
+def test_only_documents_that_are_not_held_out_are_looked_at(tmp_path, texts):
+    corpus, aside = corpus_of(texts + texts), held_out(np.arange(80), 0.25)
+    kept = selected(corpus, tmp_path, share=0.25, deduplicate="exact")
+    assert kept.facts["documents"] == 80 - aside.sum()
+    assert not (kept.chosen_N & aside).any()
+    # A document goes only for one before it that is trained on.
+    assert kept.chosen_N[40:].tolist() == (~aside[40:] & aside[:40]).tolist()
+    with pytest.raises(EffptError, match="All documents of 'texts in memory' are held out"):
+        selected(corpus, tmp_path, share=np.nextafter(1, 0), deduplicate="exact")
+
+
+def test_the_second_call_does_not_judge_again(monkeypatch, tmp_path, texts):
+    folder, calls = saved(knows_frequencies(), tmp_path / "model"), []
+    real = module.document_losses
+    monkeypatch.setattr(module, "document_losses", lambda *parts: (calls.append(1), real(*parts))[1])
+
+    def again(documents=texts, **changes):
+        return selected(corpus_of(documents), tmp_path, **{"model": folder, "keep": 0.5, "band": "low", **changes})
+
+    first, second = again(), again()
+    assert (first.chosen_N == second.chosen_N).all()
+    assert first.facts == second.facts
+    assert first.facts["seconds"] > 0
+    assert {"model": folder, "keep": 0.5, "band": "low"}.items() <= first.facts.items()
+    moved = saved(knows_frequencies(), tmp_path / "moved")
+    assert again(model=moved).facts == first.facts | {"model": moved}
+    assert len(calls) == 1
+    for number, change in enumerate(
+        [{"band": "high"}, {"keep": 0.4}, {"share": 0.1}, {"documents": texts[1:]}, {"deduplicate": "exact"}]
+    ):
+        again(**change)
+        assert len(calls) == number + 2
+    other = saved(varied(BertForMaskedLM(BertConfig(**SHAPE))), tmp_path / "other")
+    assert again(model=other).facts["weights"] != first.facts["weights"]
+    assert len(calls) == 7
+
+
+def test_a_model_that_cannot_judge_is_named(tmp_path, texts):
+    band = {"keep": 0.5, "band": "low"}
+
+    def refused(message, folder, **settings):
+        with pytest.raises(EffptError, match=message):
+            selected(corpus_of(texts), tmp_path, model=str(folder), **settings)
+
+    refused("`data.select.model` is '.*missing'.*has no config.json", tmp_path / "missing", **band)
+    refused("has no config.json", tmp_path / "missing", deduplicate="semantic")
+    electra = saved(ElectraForPreTraining(ElectraConfig(**SHAPE)), tmp_path / "electra")
+    refused("holds a ElectraForPreTraining, but `keep` goes by the loss of a masked language", electra, **band)
+    classifier = saved(BertForSequenceClassification(BertConfig(**SHAPE)), tmp_path / "classifier")
+    refused("lacks weights of its pre-training head", classifier, **band)
+    assert selected(corpus_of(texts), tmp_path, model=classifier, deduplicate="semantic").chosen_N.any()
+    masked = saved(knows_frequencies(), tmp_path / "masked")
+    record = {"model": {"objective": "replace_mlm"}}
+    (tmp_path / "masked" / "run.json").write_text(json.dumps(record))
+    refused("pre-trained by `replace_mlm` and has never read the mask token", masked, **band)
+
+
+def test_a_model_that_has_diverged_leaves_nothing(tmp_path, texts):
+    model = knows_frequencies()
+    nn.init.constant_(model.bert.embeddings.word_embeddings.weight, float("nan"))
+    folder = saved(model, tmp_path / "model")
+    with pytest.raises(EffptError, match=r"leaves nothing of the 40 documents of .*losses are numbers"):
+        selected(corpus_of(texts), tmp_path, model=folder, keep=0.5, band="low")
+    with pytest.raises(EffptError, match=r"embeddings by `data\.select\.model` are no numbers"):
+        selected(corpus_of(texts), tmp_path, model=folder, deduplicate="semantic")
+    whole = saved(knows_frequencies(), tmp_path / "whole")
+    with pytest.raises(EffptError, match="leaves nothing of the 4 documents"):
+        selected(corpus_of(texts[:4]), tmp_path, model=whole, keep=0.1, band="low")
+    assert not [path for path in (tmp_path / "cache" / "selected").iterdir() if path.is_dir()]
+
+
+def test_near_doubles_need_datasketch_before_anything_is_read(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "datasketch", None)
+    with pytest.raises(EffptError, match=r"pip install \"hf_effpt\[dedup\]\""):
+        selected(corpus_of([]), tmp_path, deduplicate="near")

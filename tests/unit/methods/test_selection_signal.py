@@ -1,0 +1,96 @@
+"""Spec test 10: does selection do anything? A signal that is planted in the rows, and who finds it."""
+
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, Features, Sequence, Value
+
+from hf_effpt.methods.selection.choosing import choose
+from hf_effpt.methods.selection.losses import SelectiveBackprop
+from hf_effpt.methods.selection.strategies import STRATEGIES
+from tests import tiny
+from tests.picking import Watched, selection, trained
+
+NOISE = 0.3
+SCHOOL = {"per_device_train_batch_size": 16, "budget": "500steps", "learning_rate": 3e-3, "logging_steps": 500}
+
+
+def dataset(ids):
+    features = Features({"input_ids": Sequence(Value("uint16"), length=tiny.LENGTH)})
+    return Dataset.from_dict({"input_ids": np.asarray(ids).astype(np.uint16)}, features=features)
+
+
+def clean(number, seed):
+    return np.array(tiny.rows(number, seed)["input_ids"])
+
+
+def noisy(number=400):
+    """Rows of which 30 % are uniform noise, and which of them are."""
+    generator = np.random.default_rng(5)
+    ids, is_noise = clean(number, 2), np.arange(number) < NOISE * number
+    ids[is_noise, 1:-1] = generator.integers(5, tiny.VOCAB, (is_noise.sum(), tiny.LENGTH - 2))
+    return dataset(ids), is_noise
+
+
+@pytest.fixture(scope="module")
+def holdout(tmp_path_factory):
+    """A model that has learned from other rows, all of them clean."""
+    torch.set_num_threads(1)
+    return trained(tmp_path_factory.mktemp("clean"), dataset(clean(400, 3)), **SCHOOL)
+
+
+def kept_share(out, rows, marked, ledger, budget="60steps", late=0.5, **settings):
+    """What share of the rows kept, in the later part of a run, is of those that are marked."""
+    trainer = tiny.trainer(
+        out, ledger, cls=Watched, layers=2,
+        **{**SCHOOL, "budget": budget, "per_device_train_batch_size": 8, **settings},
+    )  # fmt: skip
+    trainer.train_dataset = rows
+    trainer.train()
+    kept = [row for step in trainer.kept[round(late * len(trainer.kept)) :] for row in step]
+    return float(np.mean(marked[kept]))
+
+
+class HighestLosses(SelectiveBackprop):
+    """The rows of the highest losses, and nothing else."""
+
+    usual: ClassVar = {**SelectiveBackprop.usual, "mode": "topk"}
+
+    def pick(self, pool, number):
+        return choose(pool.seen, pool, number, self.uses)
+
+
+def test_spec_10_the_highest_losses_are_mostly_noise_once_something_is_learned(tmp_path, monkeypatch):
+    monkeypatch.setitem(STRATEGIES, "selective_backprop", HighestLosses)
+    rows, is_noise = noisy()
+    ledger = selection("selective_backprop", keep=0.25, start=0.7)
+    assert kept_share(tmp_path, rows, is_noise, ledger, budget="400steps", late=0.75) > 0.5
+
+
+def test_spec_10_a_reference_model_keeps_noise_out(tmp_path, holdout):
+    rows, is_noise = noisy()
+    ledger = selection("rho", keep=0.25, explore=0.0, holdout=str(holdout))
+    assert kept_share(tmp_path, rows, is_noise, ledger) < 0.1
+
+
+def test_spec_10_selective_backprop_keeps_more_noise_than_random(tmp_path):
+    rows, is_noise = noisy()
+    shares = {
+        name: kept_share(tmp_path / name, rows, is_noise, selection(name, keep=0.25, start=0.7), "400steps", 0.75)
+        for name in ("selective_backprop", "random")
+    }
+    assert shares["random"] == pytest.approx(NOISE, abs=0.06)
+    assert shares["selective_backprop"] > shares["random"] + 0.1
+
+
+@pytest.mark.parametrize(("name", "least", "most"), [("core_set", 0.0, 0.15), ("random", 0.4, 0.6)])
+def test_spec_10_rows_far_from_those_trained_on_are_no_duplicates(tmp_path, name, least, most):
+    generator = np.random.default_rng(1)
+    different = clean(200, 2)
+    different[:, 1:-1] = generator.integers(5, tiny.VOCAB, (200, tiny.LENGTH - 2))
+    ids = np.concatenate([different, np.repeat(different[:10], 20, axis=0)])
+    marked = np.arange(400) >= 200
+    ledger = selection(name, keep=0.5, explore=0.0)
+    assert least <= kept_share(tmp_path, dataset(ids), marked, ledger, "24steps", late=0.25) <= most
