@@ -51,6 +51,25 @@ def losses(arm: dict, report: dict) -> list[tuple[str, str]]:
     return rows
 
 
+def cost_of_picking(arm: dict, report: dict) -> list[tuple[str, str]]:
+    """Of an arm that picks rows, what that cost and brought, also where the clock does not pay for it."""
+    law = arm["summary"].get("cost_law")
+    if law is None:
+        return []
+    rows = [("Cost to score a row, s, in rows learned from", f"{law['s']:.3f}")]
+    rows.append(("Gain in samples needed, 1 + s/k", f"{law['needed']:.2f}x"))
+    if law["gain"] is not None:
+        bound = law["gain"].get("bound") or ""
+        rows.append(("Gain in samples it had", f"{bound} {law['gain']['value']:.2f}x".strip()))
+    if arm.get("control_difference"):
+        rows.append((f"Difference to `{arm['control']['arm']}`", interval(arm["control_difference"])))
+    for free in (each for each in report["arms"] if each["free"] and each["recipe"]["methods"] == arm["methods"]):
+        if free["difference"]:
+            said = f"{interval(free['difference'])} to `{report['baseline']}`"
+            rows.append(("Difference if scoring cost nothing", said))
+    return rows
+
+
 def card(name: str, arm: dict, report: dict, results: str) -> str:
     """The card of one arm of a comparison."""
     summary, unit, energy = arm["summary"], report["clock"]["unit"], report["energy"]
@@ -61,6 +80,7 @@ def card(name: str, arm: dict, report: dict, results: str) -> str:
     if not arm["baseline"] and arm.get("comparable", True):
         rows.append((f"Difference to `{report['baseline']}`, paired by seed", interval(arm["difference"])))
         rows.append((f"Speed-up to the final loss of `{report['baseline']}`", speed(summary, unit)))
+    rows += cost_of_picking(arm, report)
     for score, found in summary["scores"].items():
         rows.append((score, interval(found)))
         if "loss_of" in arm and (gap := arm["score_differences"].get(score)):
@@ -107,7 +127,7 @@ def cards() -> dict[Path, str]:
     for path in sorted((HERE / "results").glob("*.json")):
         report = json.loads(path.read_text(encoding="utf-8"))
         for arm in report.get("arms", ()):
-            if arm["name"] not in NOT_OURS:
+            if arm["name"] not in NOT_OURS and not arm.get("free"):
                 name = f"{path.stem}_{arm['name']}"
                 found[HERE / f"{name}.md"] = card(name, arm, report, path.name)
     return found

@@ -122,6 +122,42 @@ def comparison(report: dict) -> list[str]:
     return rows
 
 
+def selection(report: dict) -> list[str]:
+    """One row a strategy: cost and gain, loss and differences, with its clock paying for it and without."""
+    arms = {arm["name"]: arm for arm in report["arms"]}
+    rows = []
+    for name, arm in arms.items():
+        if arm["free"]:
+            continue
+        law, free = arm["summary"].get("cost_law") or {}, arms.get(f"{name} (methods free)", {})
+        cells = [name, "" if law.get("s") is None else f"{law['s']:.3f}"]
+        cells += ["" if law.get("needed") is None else f"{law['needed']:.2f}x", _gain(law.get("gain"))]
+        cells += [_mean(arm["summary"]["final_loss"]), _mean(arm["difference"], "+.3f")]
+        cells += [_mean(arm["control_difference"], "+.3f"), arm["verdict"]["label"]]
+        if any(each["free"] for each in report["arms"]):
+            cells += [_mean(free.get(key), "+.3f") for key in ("difference", "control_difference")]
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
+def _gain(found: dict | None) -> str:
+    if found is None:
+        return ""
+    return f"{found.get('bound') or ''} {found['value']:.2f}x".strip()
+
+
+def selection_costs(results: dict) -> list[str]:
+    rows = []
+    for model, arms in results.items():
+        for name, found in arms.items():
+            seconds, law = found["s_seconds"], [found[key]["seconds"] for key in ("per_trained", "per_seen")]
+            rows.append(
+                f"| {model} | {name} | {found['s_flops']:.3f} | {seconds['median']:.3f} ({seconds['low']:.3f} to "
+                f"{seconds['high']:.3f}) | {law[0]:.2f}x | {law[1]:.2f}x |"
+            )
+    return rows
+
+
 def of_objectives(report: dict) -> list[str]:
     """As [`comparison`], of arms whose losses do not compare: each beside its floor, then scores with their gains.
 
@@ -175,6 +211,9 @@ TABLES = {
     "methods": comparison,
     "objectives": comparison,
     "notes": comparison,
+    "selection": selection,
+    "selection_spoiled": selection,
+    "selection_costs": lambda found: selection_costs(found["results"]),
 }
 
 

@@ -45,11 +45,12 @@ def pool(seen: Any = None, ids: Any = None, step: int = 0, fraction: float = 0.5
 
 
 class Watched(EffptTrainer):
-    """Notes which rows each step has looked at and kept, and that no global generator has moved meanwhile."""
+    """Notes which rows each step has looked at and kept, by epoch, and that no global generator has moved meanwhile."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.looked: list[list[tuple[int, int]]] = []
         self.kept: list[list[int]] = []
+        self.kept_in: list[list[int]] = []
         super().__init__(*args, **kwargs)
 
     def pull(self, batches: Any, number: int) -> dict[str, torch.Tensor]:
@@ -66,6 +67,7 @@ class Watched(EffptTrainer):
             found = select(method, model, rows, look)
             assert all(np.array_equal(a, b) for a, b in zip(before, generators(), strict=True))
             self.kept.append(found["example_id"].tolist())
+            self.kept_in.append(found["epoch"].tolist())
             return found
 
         method.select = noting

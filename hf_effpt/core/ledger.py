@@ -48,9 +48,11 @@ def span_of(config: Any) -> tuple[float, float]:
 
 
 def let_go(config: Any, asked: tuple[str, ...] = ("rewarmup", "span")) -> None:
-    """Leaves of past events what they say: what they ask of the learning rate was meant for the run they were in."""
+    """Leaves of events what they say, marked as `past`: what they ask of the learning rate, and the steps that they
+    count, were meant for the run they were in."""
     if config.events:
-        config.events = [{key: event[key] for key in event if key not in asked} for event in config.events]
+        kept = [{key: event[key] for key in event if key not in asked} for event in config.events]
+        config.events = [event | {"past": True} for event in kept]
 
 
 def ledger_of(config: Any) -> dict[str, Any]:

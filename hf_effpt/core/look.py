@@ -14,7 +14,9 @@ Work = Callable[[Any, Batch], Tensor]
 class Scored(Protocol):
     """Has a model judge rows, some at a time, as in evaluation, charged to the run."""
 
-    def __call__(self, name: str, work: Work, rows: Batch, model: nn.Module | None = None) -> Tensor:
+    def __call__(
+        self, name: str, work: Work, rows: Batch, model: nn.Module | None = None, known: Tensor | None = None
+    ) -> Tensor:
         """What `work(model, some of the rows)` gives, for all rows, one after another.
 
         Args:
@@ -22,6 +24,8 @@ class Scored(Protocol):
             work (`Callable`): returns a tensor whose first dimension is that of the rows.
             rows (`Mapping[str, Tensor]`): of a masked batch.
             model (`nn.Module`, *optional*): by default the training model.
+            known (`Tensor`, *optional*): what comes out, where it has been computed before; then FLOPs and reference
+                time are charged, and nothing is done.
         """
         ...
 
@@ -39,7 +43,7 @@ class Look:
         reference (`Callable[[str], nn.Module]`): the frozen model of one of the method's `references`.
         mask_anew (`Callable`): the rows, and by token of the vocabulary relative rates at which it is masked, an array
             of shape `(vocab_size,)`; the same rows with other masks. All of it on the CPU.
-        host (`Mapping[str, Tensor]`): `example_id` and `epoch` of the rows on the CPU, int64 of shape `(rows,)`.
+        host (`Mapping[str, Tensor]`): the rows on the CPU.
         data (`str`): what tells the rows of this dataset from others.
         masks (`str`): all that the masks of an example in an epoch depend on.
     """

@@ -20,6 +20,8 @@ class TokenLosses:
         rows (`int`): of the batch.
         hints (`Tensor` of shape `(rows,)` or `(rows, positions)`, *optional*): what came with the batch as
             `loss_hints`.
+        packed (`bool`, *optional*, defaults to `False`): whether rows have as many tokens here as they have losses,
+            and not each as many as any other.
     """
 
     losses_N: Tensor
@@ -27,9 +29,13 @@ class TokenLosses:
     row_N: Tensor
     rows: int
     hints: Tensor | None = None
+    packed: bool = False
 
     def by_row(self) -> tuple[Tensor, Tensor]:
         """The loss of each row, summed over its tokens, and the number of those; both of shape `(rows,)`."""
+        if not self.packed:  # which adds up in an order of its own on no device
+            shape = (self.rows, -1)
+            return self.losses_N.view(shape).sum(dim=1), self.asked_N.view(shape).sum(dim=1).to(self.losses_N.dtype)
         sums_B = self.losses_N.new_zeros(self.rows).index_add_(0, self.row_N, self.losses_N)
         return sums_B, torch.zeros_like(sums_B).index_add_(0, self.row_N, self.asked_N.to(sums_B.dtype))
 

@@ -61,7 +61,8 @@ class EffptMixin:
         if not any(method.rewinds for method in self.methods):
             self.snapshot = None
         elif self.snapshot is None:
-            self.snapshot = Snapshot(self)
+            # What selection has learned of the rows is true of them whatever the weights are.
+            self.snapshot = Snapshot(self, without=("selector.",))
             # A copy that a new run makes of its own weights is not missing from those of others.
             self._keys_to_ignore_on_load_missing = {*(self._keys_to_ignore_on_load_missing or ()), r"^snapshot\."}
 

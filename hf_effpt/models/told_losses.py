@@ -41,5 +41,5 @@ def told_loss(
     else:
         row_N = torch.arange(len(asked_BP), device=asked_BP.device).repeat_interleave(asked_BP.shape[1])
         asked_N = asked_BP.flatten()
-    weights_N = tell_losses(backbone, TokenLosses(losses_N, asked_N, row_N, len(asked_BP), hints))
+    weights_N = tell_losses(backbone, TokenLosses(losses_N, asked_N, row_N, len(asked_BP), hints, packed))
     return loss("sum") if weights_N is None else (weights_N * loss("none").flatten()).sum()

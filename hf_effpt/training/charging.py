@@ -25,6 +25,8 @@ class ChargingTrainer(LoadingTrainer):
     method_flops: dict[str, float]
     preparation: dict[str, float]  # seconds of each method before a new run
     prepared_flops: dict[str, float]
+    prepared_besides: dict[str, float]  # of all of them, by other units of a clock
+    reference_models_seconds = 0.0  # of that preparation, what the training of models to compare with took
     prepaid: float  # the share of the budget that is for that
     _uncharged = 0.0  # seconds of a method's that only measured
     _in_table = 0.0  # seconds of a method's that reference time knows
@@ -53,8 +55,10 @@ class ChargingTrainer(LoadingTrainer):
             self._step_flops += self._counted[shapes] * self.args.world_size
 
     @contextmanager
-    def method_cost(self, method: Method) -> Iterator[None]:
+    def method_cost(self, method: Method, noted: bool = True) -> Iterator[None]:
         """Adds up the seconds that a method takes besides training; the clock pays for them unless told not to.
+
+        What a device does after it was asked is none of them: where that counts, they are not `noted` here.
 
         Reference time is charged the seconds themselves, since what a method does has no entry in the table.
         """
@@ -62,7 +66,8 @@ class ChargingTrainer(LoadingTrainer):
         with nullcontext() if self.args.charge_methods else self.timekeeper.paused():
             yield
         seconds = time.perf_counter() - began - self._uncharged
-        self.costs[method.name] = self.costs.get(method.name, 0.0) + seconds
+        if noted:
+            self.costs[method.name] = self.costs.get(method.name, 0.0) + seconds
         if self.reference is not None and self.args.charge_methods:
             self.reference.add_seconds(seconds - self._in_table)
 
@@ -85,9 +90,14 @@ class ChargingTrainer(LoadingTrainer):
         self.costs, self.method_flops = dict(self.preparation), dict(self.prepared_flops)
         if self.args.charge_methods:
             seconds, flops = sum(self.preparation.values()), sum(self.prepared_flops.values())
-            self.clock.tick(
-                steps=0, flops=flops, seconds=seconds, reference_seconds=seconds if self.reference else None
-            )
+            besides = self.prepared_besides
+            # What was trained elsewhere knows its reference time; what was found out here takes the time it took.
+            here = seconds - self.reference_models_seconds
+            reference = here + besides.get("reference_seconds", 0.0) if self.reference else None
+            tokens = int(besides.get("tokens", 0))
+            self.clock.tick(steps=0, tokens=tokens, flops=flops, seconds=seconds, reference_seconds=reference)
+            if self.clock.joules is not None:
+                self.clock.joules += besides.get("joules", 0.0)
             self.prepaid = self.clock.fraction
 
     def charge_between_steps(self) -> None:

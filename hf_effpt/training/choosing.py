@@ -20,7 +20,7 @@ from .charging import ChargingTrainer
 from .flops import FlopCounter
 from .loading import KEYS
 from .meters import StepMeter
-from .references import cost_of_reference, load_reference
+from .references import BESIDES, cost_of_reference, load_reference
 
 logger = logging.getLogger(__name__)
 
@@ -51,17 +51,18 @@ class ChoosingTrainer(ChargingTrainer):
         """
         self._references: dict[str, Any] = {}
         self._own_flops: dict[tuple, float] = {}
-        self.prepared_flops = {}
+        self.prepared_flops, self.prepared_besides = {}, {}
         for method in self.pickers:
             if self.masking is None:
                 raise EffptError(
                     f"`{method.name}` judges masked rows, so it needs a `DataCollatorForMaskedLM` and a model that "
                     f"pre-trains, not `{type(self.data_collator).__name__}`; remove `{method.name}` to fine-tune."
                 )
-            self.masking.keyed = True
             for folder in method.references:
-                self.reference_model(folder)
+                self._check_length(self.reference_model(folder), folder)
                 self._charge_reference(method, folder)
+        if self.masking is not None:
+            self.masking.keyed = self.picks_rows
         number = self.args.train_batch_size * self.args.gradient_accumulation_steps
         wanted = self._wanted(number, None, 0.0) * self.args.world_size
         if self.train_dataset is not None and wanted > len(self.train_dataset):
@@ -79,8 +80,20 @@ class ChoosingTrainer(ChargingTrainer):
                 folder, method.name,
             )  # fmt: skip
             return
-        for spent, of in zip(cost, (self.preparation, self.prepared_flops), strict=True):
-            of[method.name] = of.get(method.name, 0.0) + spent
+        self.preparation[method.name] = self.preparation.get(method.name, 0.0) + cost["seconds"]
+        self.prepared_flops[method.name] = self.prepared_flops.get(method.name, 0.0) + cost["flops"]
+        self.reference_models_seconds += cost["seconds"]
+        self.prepared_besides = {unit: cost[unit] + self.prepared_besides.get(unit, 0.0) for unit in BESIDES}
+
+    def _check_length(self, model: Any, folder: str) -> None:
+        if self.train_dataset is None or not PackedRows.fits(self.train_dataset):
+            return
+        length, most = PackedRows(self.train_dataset).sequence_length, model.config.max_position_embeddings
+        if length > most:
+            raise EffptError(
+                f"The model to compare with in {folder!r} reads {most} tokens at most, and rows have {length}; train "
+                "one with as large a `model.max_position_embeddings`, or pack shorter rows."
+            )
 
     def _wanted(self, number: int, step: int | None, fraction: float) -> int:
         for method in reversed(self.pickers):
@@ -93,16 +106,21 @@ class ChoosingTrainer(ChargingTrainer):
         while have < number:
             parts.append(next(batches))
             have += len(parts[-1]["input_ids"])
-        rows = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        rows = parts[0] if len(parts) == 1 else self._joined(parts)
         self._carried = {name: values[number:] for name, values in rows.items()} if have > number else None
         return {name: values[:number] for name, values in rows.items()}
+
+    def _joined(self, parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        rows = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        pinned = any(values.is_pinned() for values in parts[0].values())  # which a copy no longer is
+        return {name: values.pin_memory() for name, values in rows.items()} if pinned else rows
 
     def chosen(self, batches: Iterator[dict[str, Tensor]], number: int, device: torch.device) -> list[dict]:
         """So many micro-batches, on the device, of the rows that the methods have picked."""
         step, fraction, size = self.state.global_step, self.clock.fraction, self.args.train_batch_size
         left = size * number
         self._step_rows = self._wanted(left, step, fraction)
-        rows = self.pull(batches, self._step_rows)
+        host = rows = self.pull(batches, self._step_rows)
         for place, method in enumerate(self.pickers):
             later = left
             for other in reversed(self.pickers[place + 1 :]):
@@ -113,18 +131,27 @@ class ChoosingTrainer(ChargingTrainer):
                 counted=partial(self.counting, method, "select", later),
                 reference=self.reference_model,
                 mask_anew=self.mask_anew,
-                host={name: rows[name].cpu() for name in KEYS},
+                host=host,
                 data=self.data_identity,
                 masks=self._masks,
             )  # fmt: skip
+            host = {name: values.cpu() for name, values in rows.items()} if place else host
             rows = {name: values.to(device, non_blocking=True) for name, values in rows.items()}
-            with self.meter.measure("selection"), self.method_cost(method):
+            with self.meter.measure("selection"), self.method_cost(method, noted=device.type != "cuda"):
                 rows = method.select(self.model, rows, look)
         rows = {name: values.to(device, non_blocking=True) for name, values in rows.items() if name not in KEYS}
         return [{name: values[at : at + size] for name, values in rows.items()} for at in range(0, left, size)]
 
     @torch.no_grad()
-    def scored(self, method: Method, name: str, work: Work, rows: Mapping[str, Tensor], model: Any = None) -> Tensor:
+    def scored(
+        self,
+        method: Method,
+        name: str,
+        work: Work,
+        rows: Mapping[str, Tensor],
+        model: Any = None,
+        known: Tensor | None = None,
+    ) -> Tensor:
         """Has a model judge rows, as many at a time as a micro-batch has, charged as work of `method`."""
         judge, size = model or self.model, self.args.train_batch_size
         inputs = {key: values for key, values in rows.items() if key not in KEYS}
@@ -132,14 +159,15 @@ class ChoosingTrainer(ChargingTrainer):
         with self._observing(judge), self.accelerator.autocast():
             for at in range(0, len(rows["input_ids"]), size):
                 batch = {key: values[at : at + size] for key, values in inputs.items()}
-                found.append(work(judge, batch))
+                if known is None:
+                    found.append(work(judge, batch))
                 with self.uncharged():
                     flops = self.counter.count_work(judge, batch, work, (name, model is None))
                     if self.reference is not None and self.args.charge_methods:
                         self.reference.add_work(name, judge, batch, work)
                 self.charge_flops(method, flops * self.args.world_size)
         self._in_table += time.perf_counter() - began - (self._uncharged - measured)
-        return torch.cat(found)
+        return torch.cat(found) if known is None else known
 
     @contextmanager
     def counting(self, method: Method, *what: Any) -> Iterator[None]:
@@ -169,6 +197,12 @@ class ChoosingTrainer(ChargingTrainer):
         finally:
             for module in training:
                 module.training = True
+
+    def note_selection(self) -> None:
+        """Adds up what the meter has measured of picking rows, where the device works on its own."""
+        if self.args.device.type == "cuda" and self.pickers:
+            name = self.pickers[0].name
+            self.costs[name] = self.costs.get(name, 0.0) + self.meter.selecting
 
     def mask_anew(self, rows: Mapping[str, Tensor], rates: Any) -> dict[str, Tensor]:
         """The same rows, masked again by token of the vocabulary."""

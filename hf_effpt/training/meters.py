@@ -59,7 +59,7 @@ class StepMeter:
         """Begins a new window."""
         self._seconds: dict[str, float] = defaultdict(float)
         self._events.clear()
-        self.tokens, self.flops, self.seconds = 0, 0.0, 0.0
+        self.tokens, self.flops, self.seconds, self.selecting = 0, 0.0, 0.0, 0.0
 
     def begin(self, part: str) -> None:
         if self.device.type == "cuda":
@@ -94,7 +94,7 @@ class StepMeter:
             return {}
         # Forward is measured inside the whole training step, so backward is what else the step took.
         self._seconds["backward"] = max(0.0, self._seconds.pop("training_step", 0.0) - self._seconds["forward"])
-        parts = PARTS
+        parts, self.selecting = PARTS, self._seconds.get("selection", 0.0)
         if "selection" in self._seconds:  # which is a part of getting the data
             self._seconds["data"] -= self._seconds["selection"]
             parts = (*PARTS, "selection")

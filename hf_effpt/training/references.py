@@ -13,6 +13,7 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.models.bert import EffptBertForMaskedLM
 from hf_effpt.models.configuration_effpt import EffptBertConfig
 
+BESIDES = ("tokens", "joules", "reference_seconds")  # that a run may be charged for besides seconds and FLOPs
 LEFT_OUT = ("model_type", "architectures", "transformers_version")  # what a configuration says of its class
 
 
@@ -61,10 +62,18 @@ def _or_refused(folder: str) -> Iterator[None]:
         ) from error
 
 
-def cost_of_reference(folder: str) -> tuple[float, float] | None:
-    """The seconds and FLOPs that the run in a folder has spent; `None` if it does not say."""
+def cost_of_reference(folder: str) -> dict[str, float] | None:
+    """What the run in a folder has spent, by unit of a clock; `None` if it does not say.
+
+    Raises:
+        EffptError: if its `run.json` cannot be read.
+    """
     path = Path(folder) / "run.json"
     if not path.is_file():
         return None
-    clock = json.loads(path.read_text(encoding="utf-8")).get("clock") or {}
-    return clock.get("seconds", 0.0), clock.get("flops", 0.0)
+    try:
+        clock = json.loads(path.read_text(encoding="utf-8"))["clock"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise EffptError(f"{path} cannot be read ({error!r}), so what that run has cost is not known.") from error
+    cost = {unit: float(clock.get(unit) or 0.0) for unit in ("seconds", "flops", *BESIDES)}
+    return cost | {"reference_seconds": cost["reference_seconds"] or cost["seconds"]}

@@ -77,6 +77,7 @@ class Timekeeper:
         try:
             yield
         finally:
+            synchronize(self.device)  # and what was launched in the block is not
             self._is_paused = False
         skipped = (now - then for now, then in zip(self._now(), before, strict=True))
         self._last = tuple(last + gap for last, gap in zip(self._last, skipped, strict=True))

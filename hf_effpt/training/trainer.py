@@ -297,6 +297,7 @@ class EffptTrainer(ChoosingTrainer):
             tokens = sum(batch["input_ids"].numel() for batch in batches)
             seen = self._step_rows / (num_batches * self.args.train_batch_size)
             self._step_tokens += round(tokens * seen) * self.args.world_size
+            self._step_learned = tokens * self.args.world_size
             return batches, self._get_num_items_in_batch(batches, device)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
@@ -345,7 +346,7 @@ class EffptTrainer(ChoosingTrainer):
             self.reference.add_optimizer(self.model, self.optimizer, self.args.max_grad_norm)
             reference = self.reference.take()
         seconds = self.timekeeper.step(tokens=self._step_tokens, flops=self._step_flops, reference_seconds=reference)
-        self.meter.add(tokens=self._step_tokens, flops=self._step_flops, seconds=seconds)
+        self.meter.add(tokens=self._step_learned, flops=self._step_flops, seconds=seconds)
         self.rows_seen += self.step_rows_seen
         self._step_tokens, self._step_flops = 0, 0.0
 
@@ -358,6 +359,7 @@ class EffptTrainer(ChoosingTrainer):
             with self.timekeeper.paused():
                 logs |= self.meter.summary(self._matmul_dtype, devices=self.args.world_size)
                 logs |= figures_of(self.model, self.accelerator)
+                self.note_selection()
             self.meter.reset()
         if any(name.endswith("loss") for name in logs if name != "train_loss"):  # which comes with its own totals
             totals = self.clock.as_dict() | {"clock": self.clock.fraction}

@@ -34,7 +34,7 @@ trainer = tiny.trainer(out, ledger, cls=Noting, **settings)
 trainer.train(resume_from_checkpoint=resume or None)
 selector = trainer.model.bert.selector
 torch.save({"weights": tiny.weights(trainer.model), "selector": selector.state_dict(), "looked": trainer.looked,
-            "kept": trainer.kept, "shapes": shapes, "clock": trainer.clock.as_dict(), "rows": trainer.rows_seen,
+            "kept": trainer.kept, "kept_in": trainer.kept_in, "shapes": shapes, "clock": trainer.clock.as_dict(), "rows": trainer.rows_seen,
             "method_flops": trainer.method_flops, "carried": None if trainer._carried is None else
             trainer._carried["example_id"].tolist()}, f"{out}/result-{trainer.args.process_index}{bool(resume)}.pt")
 trainer.accelerator.wait_for_everyone()
@@ -87,9 +87,8 @@ def alone(out, results):
         for part in range(2):
             batches.append([])
             for result in results:
-                epochs = {row: epoch for epoch, row in result["looked"][step]}
-                rows = result["kept"][step][part * SIZE : (part + 1) * SIZE]
-                batches[-1] += [(epochs[row], row) for row in rows]
+                keys = list(zip(result["kept_in"][step], result["kept"][step], strict=True))
+                batches[-1] += keys[part * SIZE : (part + 1) * SIZE]
     trainer = tiny.trainer(
         out, None, cls=OfThese, **{**SETTINGS, "per_device_train_batch_size": 2 * SIZE, "budget": f"{STEPS}steps"}
     )

@@ -34,6 +34,13 @@ def bytes_of(texts):
     return sum(len(text.encode()) for text in texts)
 
 
+def some(texts, size, seed):
+    """Documents drawn by lot until they are of so many bytes."""
+    drawn = random.Random(seed).sample(texts, len(texts))
+    ends = list(accumulate(bytes_of([text]) for text in drawn))
+    return [text for text, end in zip(drawn, ends, strict=True) if end - bytes_of([text]) <= size]
+
+
 def spoiled(texts, seed=0):
     """The documents of each kind, by its name."""
     if len(texts) < LEAST:
@@ -58,14 +65,13 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", help="a folder or file of text, as `data.dataset` takes it")
     parser.add_argument("--out", required=True, type=Path, help="the folder to write")
-    parser.add_argument("--megabytes", type=float, help="how much of the text to take; by default all of it")
+    parser.add_argument("--megabytes", type=float, help="of text to train on, with a 75th of it held out")
     parser.add_argument("--seed", default=0, type=int)
     args = parser.parse_args()
     train, held_out = documents(args.corpus)
     if args.megabytes is not None:
-        train = random.Random(args.seed).sample(train, len(train))
-        sizes = accumulate(bytes_of([text]) for text in train)
-        train = [text for text, size in zip(train, sizes, strict=True) if size <= 1e6 * args.megabytes]
+        size = 1e6 * args.megabytes
+        train, held_out = some(train, size, args.seed), some(held_out, size / 75, args.seed)
     kinds = spoiled(train, args.seed)
     mixed = [text for texts in kinds.values() for text in texts]
     args.out.mkdir(parents=True, exist_ok=True)

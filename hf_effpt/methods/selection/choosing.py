@@ -28,12 +28,12 @@ def by_score(scores_N: Tensor, pool: "Pool") -> Tensor:
     return by_id_N[scores_N[by_id_N].argsort(descending=True, stable=True)]
 
 
-def rank_weights(number: int, keep: float) -> Tensor:
+def rank_weights(number: int, keep: float, device: torch.device | None = None) -> Tensor:
     """The weights, for rows from the lowest score to the highest, that sampling by rank goes by, adding up to 1.
 
     That of rank j of N is proportional to ((j + 1/2) / N) ** (1 / keep - 1) (selective backprop of MosaicML Composer).
     """
-    ranks_N = (torch.arange(number, dtype=torch.float64) + 0.5) / number
+    ranks_N = (torch.arange(number, dtype=torch.float64, device=device) + 0.5) / number
     weights_N = ranks_N ** (1.0 / keep - 1.0)
     return weights_N / weights_N.sum()
 
@@ -58,18 +58,27 @@ def choose(scores_N: Tensor, pool: "Pool", number: int, uses: "Uses") -> Tensor:
     explored = min(number, round(uses.explore * number))
     left_out = min(len(pool) - number, round(uses.outliers * len(pool)))
     order_N = by_score(scores_N, pool)
-    wanted_N = torch.zeros(len(pool), dtype=torch.float64, device=scores_N.device)
-    wanted_N[order_N] = _wanted(scores_N[order_N], uses).to(wanted_N.device)
-    wanted_N[order_N[:left_out]] = 0.0
     if uses.mode == "topk":
-        picked = order_N[left_out : left_out + number - explored]
-    else:
-        picked = sample(wanted_N, pool, number - explored)
-    if not explored:
+        return fill_up(order_N[left_out : left_out + number - explored], pool, number)
+    wanted_N = torch.zeros(len(pool), dtype=torch.float64, device=scores_N.device)
+    wanted_N[order_N] = _wanted(scores_N[order_N], uses)
+    wanted_N[order_N[:left_out]] = 0.0
+    return fill_up(sample(wanted_N, pool, number - explored), pool, number)
+
+
+def fill_up(picked: Tensor, pool: "Pool", number: int) -> Tensor:
+    """The rows picked and, up to `number`, others drawn uniformly, in rising order.
+
+    Args:
+        picked (`Tensor` of shape `(picked,)`): numbers of rows of the pool, none twice.
+        pool ([`Pool`]): the rows.
+        number (`int`): how many are wanted in all.
+    """
+    if len(picked) == number:
         return picked.sort().values
     rest_N = chance(pool, UNIFORM)
     rest_N[picked] = -1.0
-    return torch.cat([picked, by_score(rest_N, pool)[:explored]]).sort().values
+    return torch.cat([picked, by_score(rest_N, pool)[: number - len(picked)]]).sort().values
 
 
 def _wanted(sorted_N: Tensor, uses: "Uses") -> Tensor:
@@ -77,4 +86,4 @@ def _wanted(sorted_N: Tensor, uses: "Uses") -> Tensor:
     if uses.mode == "weighted":
         low, high = sorted_N[-1].double(), sorted_N[0].double()
         return (sorted_N.double() - low) / (high - low).clamp(min=1e-12) + 1e-6
-    return rank_weights(len(sorted_N), uses.keep).flip(0)
+    return rank_weights(len(sorted_N), uses.keep, sorted_N.device).flip(0)

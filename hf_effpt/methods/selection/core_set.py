@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from hf_effpt.core.hashing import places
 
+from .choosing import fill_up
 from .strategy import Pool, Strategy, Uses, push
-from .vectors import fill_up, in_fp32, vector_size
+from .vectors import in_fp32, vector_size
 
 WIDTH = 64  # that longer vectors are projected to
 _PROJECTION = 0xC04E5E7

@@ -16,9 +16,9 @@ from torch.optim.adam import adam
 from hf_effpt.core.hashing import places, salted
 from hf_effpt.core.processes import gather
 
-from .choosing import by_score, chance
+from .choosing import by_score, chance, fill_up
 from .strategy import Pool, Strategy, Uses, push
-from .vectors import Moments, Networks, area_under_curve, fill_up, vector_size
+from .vectors import Moments, Networks, area_under_curve, vector_size
 
 HIDDEN = 128
 RATE = 0.001  # of learning

@@ -19,10 +19,11 @@ from .choosing import TIES, chance
 from .strategy import Pool
 
 NAME = "selection_losses.npz"  # of the file in the folder of a run
+RENEWED = 64  # steps in which the mean of all losses stays as it is
 
 
 class Memory(KeepsPrecision):
-    """The last loss of each row of the dataset, and the optimizer step that it is of; -1 where there is none.
+    """The last loss of each row of the dataset, the step that it is of, -1 where there is none, and the mean of all.
 
     Args:
         rows (`int`): of the dataset.
@@ -31,35 +32,45 @@ class Memory(KeepsPrecision):
 
     losses: Tensor
     steps: Tensor
+    mean: Tensor
 
     def __init__(self, rows: int, max_age: int | None) -> None:
         super().__init__()
         self.max_age = max_age
         self.register_buffer("losses", torch.zeros(rows, dtype=torch.float32))
         self.register_buffer("steps", torch.full((rows,), -1, dtype=torch.int32))
+        self.register_buffer("mean", torch.full((), torch.inf, dtype=torch.float64))
 
-    def learn(self, pool: Pool, losses_N: Tensor) -> None:
+    def begin(self) -> None:
+        """Forgets everything."""
+        self.losses.zero_()
+        self.steps.fill_(-1)
+        self.mean.fill_(torch.inf)
+
+    def learn(self, pool: Pool, losses_N: Tensor, changed: int) -> None:
         """Remembers the losses of rows that were trained on; of a row that was twice in a step, the higher one."""
         # Writing to one place twice is not deterministic on every device, and processes would part.
         self.losses.scatter_reduce_(0, pool.ids_N, losses_N.float(), "amax", include_self=False)
         self.steps[pool.ids_N] = pool.step
+        if pool.step % RENEWED == 0:  # of a large dataset it takes long
+            known_R = self._counts(self.steps, pool.step, changed)
+            self.mean.copy_((self.losses.double() * known_R).sum() / known_R.sum().clamp(min=1))
 
-    def known(self, step: int, changed: int) -> Tensor:
-        """Which rows have a loss that still counts in optimizer step `step`, bool of shape `(R,)`.
+    def _counts(self, steps: Tensor, step: int, changed: int) -> Tensor:
+        """Whether losses of these steps still count in optimizer step `step`; those of another architecture do not."""
+        oldest = max(changed, 0 if self.max_age is None else step - self.max_age)
+        return (steps >= oldest) & (steps >= 0)
+
+    def read(self, pool: Pool, changed: int) -> Tensor:
+        """The losses of rows, fp64 of shape `(N,)`; those without one are above the others, in an order drawn by lot.
 
         Args:
-            changed (`int`): the step after which the architecture changed last; older losses are another model's.
+            pool ([`Pool`]): the rows.
+            changed (`int`): the step after which the architecture changed last.
         """
-        oldest = max(changed, 0 if self.max_age is None else step - self.max_age)
-        return (self.steps >= oldest) & (self.steps >= 0)
-
-    def read(self, pool: Pool, changed: int) -> tuple[Tensor, Tensor]:
-        """The losses of rows, `(N,)`, and the mean of all that count; a row without one is above them all, by lot."""
-        known_R = self.known(pool.step, changed)
-        known_N, losses_N = known_R[pool.ids_N], self.losses[pool.ids_N].double()
-        above = torch.where(known_R, self.losses, -torch.inf).max().double().clamp(min=0.0)
-        mean = (self.losses.double() * known_R).sum() / known_R.sum().clamp(min=1)
-        return torch.where(known_N, losses_N, above + 1.0 + chance(pool, TIES)), mean
+        known_N, losses_N = self._counts(self.steps[pool.ids_N], pool.step, changed), self.losses[pool.ids_N].double()
+        above = torch.where(known_N, losses_N, 0.0).max()
+        return torch.where(known_N, losses_N, above + 1.0 + chance(pool, TIES))
 
     def save(self, folder: Path, identity: str) -> None:
         """Writes the losses into a run's folder, for another run on the same rows."""
@@ -73,7 +84,7 @@ class Memory(KeepsPrecision):
             EffptError: if the file cannot be read, or is of other rows.
         """
         try:
-            with np.load(table, allow_pickle=False) as found:
+            with Path(table).open("rb") as file, np.load(file, allow_pickle=False) as found:
                 losses, steps, of = found["losses"], found["steps"], str(found["identity"])
         except (OSError, ValueError, KeyError, EOFError, TypeError, BadZipFile) as error:
             raise EffptError(

@@ -18,7 +18,7 @@ from hf_effpt.core.objectives import objective_of
 from .costs import account
 from .memory import Memory
 from .scoring import reference_losses, scores
-from .selector import Selector
+from .selector import Selector, changed_at
 from .settings import check, resolve
 from .strategies import STRATEGIES
 from .strategy import Level, Mode, Pool, Scorer
@@ -48,8 +48,8 @@ class Selection(Method):
             with the rank, `"weighted"` with the score. By default the strategy's own, most often `"topk"`.
         start, end (`float`, *optional*): fractions of the clock between which rows are selected, by default 0.5 and
             0.9: all data are needed at both ends.
-        interrupt (`int`, *optional*): every so manieth step in that time takes rows as they come, 0 for none; by
-            default 2.
+        interrupt (`int`, *optional*): of the steps in that time, one in so many takes rows as they come, 0 for none;
+            by default 2.
         explore (`float`, *optional*): share of the rows learned from, in [0, 1), that are drawn uniformly; by default
             0.1 with `topk`, else 0.
         outliers (`float`, *optional*): share of the rows looked at, in [0, 1), that score highest and are not chosen
@@ -139,7 +139,7 @@ class Selection(Method):
             backbone.selector.detach(backbone)
         self.inject(backbone)
         selector = backbone.selector
-        selector.strategy.draw(text.seed)
+        selector.begin(text.seed)
         selector.unknown.fill_(text.unknown)
         if self.table is not None and selector.memory is not None:
             selector.memory.load(self.table, text.identity)
@@ -211,15 +211,14 @@ class Selection(Method):
     ) -> tuple[Pool, int]:
         """The pool with what the scorer makes of it, and how many rows were judged for that."""
         selector, strategy = model.backbone.selector, model.backbone.selector.strategy
-        if strategy.sees == "vectors":  # which it learns from in any step
+        if strategy.sees == "vectors" and look.fraction < self.uses.end:  # which it learns from in any step until then
             seen = torch.cat([scores(strategy, model, rows, look), torch.stack(measures, dim=1)], dim=1)
             return pool.seeing(seen), len(pool)
         if not picks or strategy.sees == "nothing":
-            return pool, 0
+            return pool, 0  # and after the end nothing is learned for later
         if selector.memory is not None:
-            events = model.backbone.config.events or []
-            seen, strategy.mean = selector.memory.read(pool, events[-1]["step"] if events else 0)
-            return pool.seeing(seen), 0
+            strategy.mean = selector.memory.mean
+            return pool.seeing(selector.memory.read(pool, changed_at(model.backbone))), 0
         seen = scores(strategy, model, rows, look)
         if strategy.compares:
             seen = seen - self._irreducible(rows, look)
@@ -230,10 +229,10 @@ class Selection(Method):
         assert self.holdout is not None
         table = None if self.table is None else self._open_table(look.data)
         where = (look.masks, look.host["example_id"].numpy(), look.host["epoch"].numpy())
-        if table is not None and (known := table.read(*where)) is not None:
-            return torch.from_numpy(known).to(rows["input_ids"].device, non_blocking=True)
-        losses_N = reference_losses(look.reference(self.holdout), rows, look, tokens=False).float()
-        if table is not None:
+        known = None if table is None else table.read(*where)
+        known_N = None if known is None else torch.from_numpy(known).to(rows["input_ids"].device, non_blocking=True)
+        losses_N = reference_losses(look.reference(self.holdout), rows, look, tokens=False, known=known_N).float()
+        if table is not None and known is None:
             table.add(*where, losses_N)
         return losses_N
 
@@ -252,7 +251,7 @@ class Selection(Method):
             return rows | {"loss_hints": reference_losses(look.reference(self.holdout), rows, look, tokens=True)}
         if self.strategy != "adaptive_masking":
             return rows
-        masked = look.mask_anew({name: values.cpu() for name, values in rows.items()}, strategy.rates_in(look.step))
+        masked = look.mask_anew(look.host, strategy.rates_in(look.step))
         device = rows["input_ids"].device
         rows = {name: values.to(device, non_blocking=True) for name, values in masked.items()}
         return rows | {"loss_hints": rows["labels"].gather(1, rows["masked_positions"])}

@@ -103,11 +103,14 @@ def _vectors(layers: int | None, model: Any, batch: Batch) -> Tensor:
     return model.represent(batch, layers).float()
 
 
-def reference_losses(model: nn.Module, rows: Batch, look: Look, tokens: bool) -> Tensor:
-    """The losses of a reference model, of rows `(rows,)`, or of their masked tokens `(rows, positions)`."""
+def reference_losses(model: nn.Module, rows: Batch, look: Look, tokens: bool, known: Tensor | None = None) -> Tensor:
+    """The losses of a reference model, of rows `(rows,)`, or of their masked tokens `(rows, positions)`.
+
+    What is `known` of them already is not computed again, and charged all the same.
+    """
     if tokens:
         return look.scored("losses of tokens", _token_losses, rows, model)
-    return look.scored("losses of rows", lambda judge, batch: row_losses(judge, dict(batch)), rows, model)
+    return look.scored("losses of rows", lambda judge, batch: row_losses(judge, dict(batch)), rows, model, known)
 
 
 def _token_losses(model: Any, batch: Batch) -> Tensor:

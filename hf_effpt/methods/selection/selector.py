@@ -25,6 +25,11 @@ logger = logging.getLogger(__name__)
 RARER, SHORTER = 0.5, 0.1  # nats of log frequency, and share of the length, from which a drift is worth an alarm
 
 
+def changed_at(backbone: Any) -> int:
+    """The step of this run after which another method changed the architecture last, or 0."""
+    return max((event["step"] for event in backbone.config.events or [] if not event.get("past")), default=0)
+
+
 class Selector(KeepsPrecision):
     """The strategy at work in a backbone, whose submodule `selector` it is; nothing of it is a parameter.
 
@@ -69,6 +74,20 @@ class Selector(KeepsPrecision):
         ask_for_losses(backbone, "selection", None)
         del backbone.selector
 
+    def draw_missing(self) -> None:
+        """Begins anew where the weights that a model is loaded from have none of its buffers."""
+        if not getattr(self.counts, "_is_hf_initialized", False):
+            self.begin(0)
+
+    def begin(self, seed: int) -> None:
+        """Puts all buffers to what they are before a run."""
+        self.counts.zero_()
+        self.frequencies.zero_()
+        self.unknown.fill_(-1)
+        if self.memory is not None:
+            self.memory.begin()
+        self.strategy.draw(seed)
+
     # What is learned from.
 
     def expect(self, pool: Pool) -> None:
@@ -99,9 +118,10 @@ class Selector(KeepsPrecision):
         # By their numbers: it shall not matter in which order rows came, or to which process.
         order_N = ids_N.argsort(stable=True)
         every, every_N = every.of(order_N), gather(losses_N)[order_N]
-        self.strategy.learn(every, every_N)
+        if seen is not None or self.strategy.sees != "vectors":
+            self.strategy.learn(every, every_N)
         if self.memory is not None:
-            self.memory.learn(every, every_N)
+            self.memory.learn(every, every_N, changed_at(backbone))
         tally_of(backbone).add(**self.strategy.sums())
 
     # What it does to the data.

@@ -14,10 +14,8 @@ from torch import Tensor
 from hf_effpt.core.hashing import places
 from hf_effpt.core.precision import KeepsPrecision
 
-from .choosing import UNIFORM, by_score, chance
-
 if TYPE_CHECKING:
-    from .strategy import Pool, Scorer
+    from .strategy import Scorer
 
 # Behind each vector stand its row's length in tokens, mean log unigram frequency, and share of unknown tokens.
 EXTRAS = 3
@@ -39,19 +37,6 @@ def vector_size(config: Any, scorer: Scorer | None) -> int:
 def in_fp32(like: Tensor) -> AbstractContextManager:
     """A block in which no autocast makes products less precise."""
     return nullcontext() if like.is_meta else torch.autocast(like.device.type, enabled=False)
-
-
-def fill_up(picked: Tensor, pool: Pool, number: int) -> Tensor:
-    """The rows picked and, up to `number`, others drawn uniformly, in rising order.
-
-    Args:
-        picked (`Tensor` of shape `(picked,)`): numbers of rows of the pool, none twice.
-        pool ([`Pool`]): the rows.
-        number (`int`): how many are wanted in all.
-    """
-    rest_N = chance(pool, UNIFORM)
-    rest_N[picked] = -1.0
-    return torch.cat([picked, by_score(rest_N, pool)[: number - len(picked)]]).sort().values
 
 
 class Moments(KeepsPrecision):

@@ -22,7 +22,8 @@ RENEWED = 32  # steps in which the rates of masking stay as they are, since to r
 class TokenSelection(Strategy):
     """Learns only from the masked tokens whose loss is furthest above a reference model's (Lin et al., 2024, Rho-1).
 
-    It saves nothing but some of the head: the encoder runs over all tokens as before.
+    They are those of a micro-batch, so that it depends on how a step is cut into these. It saves nothing but some of
+    the head: the encoder runs over all tokens as before.
     """
 
     sees = "nothing"
@@ -88,6 +89,10 @@ class AdaptiveMasking(Strategy):
         self.buffer("losses", torch.full((config.vocab_size,), float("inf"), dtype=torch.float32))
         self.buffer("rates", torch.ones(config.vocab_size, dtype=torch.float32))
         self._on_host: tuple[int, Any] | None = None
+
+    def draw(self, seed: int) -> None:
+        self.losses.fill_(torch.inf)
+        self.rates.fill_(1.0)
 
     def rates_in(self, step: int) -> Any:
         """The rates of a step, as an array of shape `(vocab_size,)`; they are renewed every so many steps."""

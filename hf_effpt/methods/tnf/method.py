@@ -151,7 +151,7 @@ class TNF(Method):
             NoteDictionary(self, config.hidden_size, config.vocab_size).attach(backbone)
 
     def schedule(self, backbone: Any, step: int, fraction: float, seed: int) -> None:
-        events = backbone.config.events or []
+        events = [event for event in backbone.config.events or [] if not event.get("past")]
         if self.entries is None or not events or self.at_growth == "keep":
             return
         # How long ago another method has changed the model, from what a checkpoint holds: a resumed run does the same.

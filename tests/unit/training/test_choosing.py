@@ -13,7 +13,9 @@ from transformers import BertForSequenceClassification, BertModel
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.method import Method
+from hf_effpt.data.masking import DataCollatorForMaskedLM
 from hf_effpt.methods.selection import Selection
+from hf_effpt.methods.tnf import DataCollatorForNotes
 from hf_effpt.models import EffptBertConfig, EffptBertForMaskedLM
 from hf_effpt.models.bert import EffptBertForSequenceClassification
 from hf_effpt.training import reference_meter
@@ -345,8 +347,12 @@ def test_rows_that_are_not_masked_by_us_are_refused(tmp_path):
 
 def test_masks_cannot_be_chosen_behind_the_back_of_a_collator_for_notes(tmp_path):
     ledger = {"tnf": {"k": 2, "min_count": 5, "max_count": 7}} | selection("adaptive_masking")
+    parts = {"args": tiny.arguments(tmp_path), "train_dataset": tiny.rows(), "processing_class": tiny.tokenizer()}
+    without = EffptTrainer(model=tiny.model(ledger), **parts)  # whose model looks notes up itself
+    without.train()
+    collator = DataCollatorForNotes(DataCollatorForMaskedLM(tiny.tokenizer()), without.model.bert.notes)
     with pytest.raises(EffptError, match=r"which `DataCollatorForNotes` would not know of"):
-        tiny.trainer(tmp_path, ledger)
+        EffptTrainer(model=tiny.model(ledger), data_collator=collator, **parts)
 
 
 @pytest.mark.parametrize("strategy", ["infobatch", "rho"])
