@@ -29,6 +29,7 @@ from hf_effpt.models.build import model_for
 from hf_effpt.training.checkpoints import checkpoints_in
 from hf_effpt.training.checks import exclude_specials, is_unused
 from hf_effpt.training.recipe import Recipe
+from hf_effpt.training.record import accounts
 from hf_effpt.training.trainer import EffptTrainer
 
 logger = logging.getLogger(__name__)
@@ -45,11 +46,13 @@ class RunResult:
         output_dir (`Path`): the run folder; its root holds the stock model.
         clock (`Clock`): what was spent.
         evaluation (`Mapping[str, Any]`, *optional*): what was measured on held-out text, as `run.json` has it.
+        accounts (`Mapping[str, Any]`, *optional*): what methods say that they have cost, as `run.json` has it.
     """
 
     output_dir: Path
     clock: Clock
     evaluation: Mapping[str, Any] = field(default_factory=dict)
+    accounts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def held_out_loss(self) -> float | None:
@@ -83,6 +86,7 @@ class RunResult:
                 f"Its generator's loss is {of_generator:.4f} nats a masked token, the unigram floor is "
                 f"{_against(of_generator, unigram)}."
             )
+        lines += [account["text"] for account in self.accounts.values() if "text" in account]
         # A model that brings its own code is asked for with it.
         trust = any((Path(self.output_dir) / name).is_file() for name in CODE_FILES)
         arguments = f"{str(self.output_dir)!r}{', trust_remote_code=True' if trust else ''}"
@@ -140,7 +144,7 @@ def pretrain(recipe: Recipe, *, resume: bool | str = False) -> RunResult:
     trainer.save_model()
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
-    return RunResult(out, trainer.clock, evaluation)
+    return RunResult(out, trainer.clock, evaluation, accounts(trainer))
 
 
 def build_trainer(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, rows: DatasetDict) -> EffptTrainer:

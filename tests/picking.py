@@ -45,7 +45,7 @@ def pool(seen: Any = None, ids: Any = None, step: int = 0, fraction: float = 0.5
 
 
 class Watched(EffptTrainer):
-    """Notes which rows each step has looked at and kept, by epoch, and that no global generator has moved meanwhile."""
+    """Notes which rows each step has looked at and kept, and that no global generator has moved meanwhile."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.looked: list[list[tuple[int, int]]] = []
@@ -80,3 +80,26 @@ class Watched(EffptTrainer):
 def generators() -> list[Any]:
     """The states of the global generators."""
     return [torch.get_rng_state().numpy(), np.random.get_state()[1], np.array(random.getstate()[1])]
+
+
+def run(out: Path, ledger: Any, cls: type[EffptTrainer] = Watched, train: bool = True, **settings: Any) -> Any:
+    """The trainer of a small model, with its run unless it is not to be trained yet."""
+    trainer = tiny.trainer(out, ledger, cls=cls, **{"layers": 2, **settings})
+    if train:
+        trainer.train()
+    return trainer
+
+
+def assert_same_run(straight: EffptTrainer, again: EffptTrainer) -> None:
+    """Weights, what methods remember, and what was charged, bit for bit."""
+    ours, theirs = straight.model.state_dict(), again.model.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+    assert straight.clock.tokens == again.clock.tokens
+    assert straight.clock.flops == again.clock.flops
+    assert straight.method_flops == again.method_flops
+
+
+def never(*args: Any, **kwargs: Any) -> None:
+    """In the place of what is not to happen."""
+    raise AssertionError("it has happened")

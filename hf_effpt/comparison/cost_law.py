@@ -2,11 +2,10 @@
 
 To learn from a row costs 1, to score one costs s. With a share k of the rows kept, a row learned from costs
 1 + s / k; where only some steps pick rows it costs c = 1 + s * scored / trained on the average of the run, which is
-the same if all do. So at an equal clock the arm trains 1 / c as many rows as the baseline. If it is `speed_up` times
-as soon at the baseline's loss, it got there on 1 / (speed_up * c) as many rows: its gain in samples is
-A = speed_up * c, and it pays if A > c (derived). What a run has paid before its first step is not in c, and makes A
-seem the smaller. A budget in tokens pays for each row looked at instead, so that c = seen / trained; for one in steps
-c = 1.
+the same if all do. Where a share p of the budget was spent before the first step, it is c / (1 - p). So at an equal
+clock the arm trains 1 / c as many rows as the baseline. If it is `speed_up` times as soon at the baseline's loss, it
+got there on 1 / (speed_up * c) as many rows: its gain in samples is A = speed_up * c, and it pays if A > c (derived).
+A budget in tokens pays for each row looked at instead, so that c = seen / trained; for one in steps c = 1.
 """
 
 from collections.abc import Mapping
@@ -65,9 +64,14 @@ def _needed(
         return float(np.mean(looked)), "a budget in tokens pays for each row looked at, and for no scoring"
     if while_picking is None:
         return None, "what it costs to score a row was not recorded"
+    before = float(
+        np.mean([account.get(f"prepaid_{'flops' if unit == 'flops' else 'seconds'}") or 0.0 for account in accounts])
+    )
     found = float(np.mean([_cost(s, account) for s, account in zip(costs, accounts, strict=True)]))
     partly = abs(found - while_picking) > 0.01 * while_picking
-    return found, f"{while_picking:.2f} in the steps that pick rows" if partly else ""
+    notes = [f"{while_picking:.2f} in the steps that pick rows"] if partly else []
+    notes += [f"{found:.2f}, and {before:.0%} of the budget was spent before the first step"] if before else []
+    return found / (1.0 - before), "; ".join(notes)
 
 
 def _cost(s: float, account: Mapping[str, Any]) -> float:

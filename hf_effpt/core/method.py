@@ -162,6 +162,16 @@ class Method:
         return ()
 
     @property
+    def does(self) -> str:
+        """What it does with these settings, in one sentence."""
+        return self.summary
+
+    @property
+    def cited(self) -> Paper | None:
+        """The paper to cite with these settings, if it is one of its own."""
+        return self.paper
+
+    @property
     def control(self) -> dict[str, Any] | None:
         """Its settings in the run without which no gain can be put down to it; `None` if the baseline is enough."""
         return None

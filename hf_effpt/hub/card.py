@@ -10,7 +10,8 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 import hf_effpt.methods  # noqa: F401  (fills METHODS)
-from hf_effpt.core.method import METHODS
+from hf_effpt.core.errors import EffptError
+from hf_effpt.core.method import METHODS, Method
 from hf_effpt.core.objectives import OBJECTIVES, objective_in
 
 from .card_losses import head_notes, loss_note, loss_results, loss_rows, loss_verdict, objective_text
@@ -112,10 +113,21 @@ def _method(name: str, settings: Mapping[str, Any]) -> dict[str, str]:
     text = {"name": name, "settings": ", ".join(f"{key}: {value}" for key, value in given.items())}
     if name not in METHODS:  # a method of somebody else's package, which need not be imported here
         return text | {"summary": "", "citation": "", "bibtex": ""}
-    paper = METHODS[name].paper
+    method = _built(name, given)
+    paper, does = (METHODS[name].paper, METHODS[name].summary) if method is None else (method.cited, method.does)
+    if paper is None:
+        return text | {"summary": does, "citation": "", "bibtex": ""}
     title = f"[{paper.title}]({paper.url})" if paper.url else paper.title
     citation = f"{title} ({paper.authors}, {paper.year})"
-    return text | {"summary": METHODS[name].summary, "citation": citation, "bibtex": paper.bibtex}
+    return text | {"summary": does, "citation": citation, "bibtex": paper.bibtex}
+
+
+def _built(name: str, settings: Mapping[str, Any]) -> Method | None:
+    """The method with these settings; `None` if this version does not have them."""
+    try:
+        return METHODS[name](**settings)
+    except (EffptError, TypeError):
+        return None
 
 
 def _costs(clock: Mapping[str, Any], energy: Mapping[str, Any], throughput: Mapping[str, Any]) -> Rows:

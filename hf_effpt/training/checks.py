@@ -65,14 +65,16 @@ def check_parts(model: PreTrainedModel, args: Any, datasets: list[Any], tokenize
             )
 
 
-def check_left(clock: Clock, costs: dict[str, float]) -> None:
+def check_left(clock: Clock, costs: dict[str, float], flops: dict[str, float]) -> None:
     """Checks that what methods had to find out beforehand has left something of the budget.
 
     Raises:
         EffptError: if it has not.
     """
     if clock.finished:
-        spent = ", ".join(f"`{name}` {seconds:.1f} s" for name, seconds in costs.items())
+        spent = ", ".join(
+            f"`{name}` {seconds:.1f} s and {flops.get(name, 0):.3g} FLOPs" for name, seconds in costs.items()
+        )
         raise EffptError(
             f"What methods had to find out, or to have trained, before the run has cost {spent}, all of the budget "
             f"of {clock.budget:g} {clock.unit}; give a longer one."

@@ -21,13 +21,18 @@ def load_reference(folder: str, vocab_size: int, tokenizer: Any) -> Any:
     """The frozen masked language model in a folder.
 
     Args:
-        folder (`str`): as `effpt pretrain` leaves it, or a Hub id.
+        folder (`str`): as `effpt pretrain` leaves it.
         vocab_size (`int`): of the model that is trained.
         tokenizer: what it is trained with.
 
     Raises:
         EffptError: if there is none, or it has another vocabulary.
     """
+    if not Path(folder).is_dir():
+        raise EffptError(
+            f"The model to compare with is to be in {folder!r}, and there is no such folder; give that of a run of "
+            "`effpt pretrain` (`selection.holdout`)."
+        )
     with _or_refused(folder):
         stock = AutoConfig.from_pretrained(folder)
     kinds = stock.architectures or []

@@ -163,7 +163,7 @@ class EffptTrainer(ChoosingTrainer):
             resume_from_checkpoint = str(checkpoint)
         else:
             self.begin(None)
-            checks.check_left(self.clock, self.costs)
+            checks.check_left(self.clock, self.costs, self.method_flops)
             let_go(self.model.config)
             if self.model.snapshot is not None:
                 self.model.snapshot.take(self.model)

@@ -11,6 +11,8 @@ Isolated documents begin a row, so that copies of them are copies of rows.
 import argparse
 import json
 import random
+import sys
+from contextlib import suppress
 from itertools import accumulate, cycle
 from pathlib import Path
 
@@ -23,9 +25,11 @@ REPEATED, LEAST = 0.1, 100  # the share of the originals that is copied, and the
 
 def documents(corpus):
     """The training documents and those held out."""
-    train, held_out = open_corpus(corpus), open_corpus(corpus, split="validation")
-    if train.fingerprint != held_out.fingerprint:
-        return list(train.texts()), list(held_out.texts())
+    train = open_corpus(corpus)
+    with suppress(EffptError):  # of a folder that names no files so
+        held_out = open_corpus(corpus, split="validation")
+        if train.fingerprint != held_out.fingerprint:
+            return list(train.texts()), list(held_out.texts())
     texts = list(train.texts())
     return [text for number, text in enumerate(texts) if number % 100], texts[::100]
 
@@ -44,7 +48,7 @@ def some(texts, size, seed):
 def spoiled(texts, seed=0):
     """The documents of each kind, by its name."""
     if len(texts) < LEAST:
-        raise EffptError(f"The corpus has {len(texts)} documents to train on, and it takes {LEAST} to spoil one.")
+        sys.exit(f"The corpus has {len(texts)} documents to train on, and it takes {LEAST} to spoil one.")
     draw, size = random.Random(seed), bytes_of(texts)
 
     def fill(kind, source):

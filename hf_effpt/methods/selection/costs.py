@@ -11,44 +11,59 @@ from hf_effpt.core.look import Spent
 from .strategy import Uses
 
 
-def account(uses: Uses, picks_rows: bool, counts: tuple[int, int, int], spent: Spent) -> dict[str, Any]:
+def account(uses: Uses, strategy: str, picks_rows: bool, counts: tuple[int, int, int], spent: Spent) -> dict[str, Any]:
     """What a run with selection has cost.
 
     Args:
         uses ([`Uses`]): the settings.
+        strategy (`str`): its name.
         picks_rows (`bool`): whether rows are left out; else `keep` is no share of them, and the law has k = 1.
         counts (`tuple[int, int, int]`): rows looked at, judged, and trained on.
         spent ([`Spent`]): by the run, and by selection.
 
     Returns:
-        `keep`, `seen`, `scored`, `trained`, and where rows were judged the cost `s` and the break-even gain 1 + s / k,
-        by FLOPs and by seconds; a sentence in `text`.
+        `keep`, `seen`, `scored`, `trained`; by FLOPs and by seconds the cost `s`, the break-even gain 1 + s / k, and
+        the share of the run that was spent before it, `prepaid`; a sentence in `text`.
     """
     seen, scored, trained = counts
     told: dict[str, Any] = {"keep": uses.keep, "seen": seen, "scored": scored, "trained": trained}
     for unit in ("flops", "seconds"):
-        own, total = getattr(spent, f"method_{unit}"), getattr(spent, unit)
+        own, total, before = (getattr(spent, f"{kind}{unit}") for kind in ("method_", "", "prepared_"))
         rest = total - own if spent.charged else total
-        judging = own - getattr(spent, f"prepared_{unit}")
         if trained and rest > 0 and seen:
-            cost = judging / (scored or seen) / (rest / trained)
+            cost = (own - before) / (scored or seen) / (rest / trained)
             told |= {f"s_{unit}": cost, f"break_even_{unit}": 1.0 + cost / (uses.keep if picks_rows else 1.0)}
-    told["text"] = _sentence(told, picks_rows, spent)
+            told[f"prepaid_{unit}"] = before / total if spent.charged else 0.0
+    told["text"] = _sentence(told, uses, strategy, picks_rows, spent)
     return told
 
 
-def _sentence(told: dict[str, Any], picks_rows: bool, spent: Spent) -> str:
-    looked = f"Selection learned from {told['trained']:,} of {told['seen']:,} rows and judged {told['scored']:,}"
+def _sentence(told: dict[str, Any], uses: Uses, strategy: str, picks_rows: bool, spent: Spent) -> str:
+    seen, trained = told["seen"], told["trained"]
+    if picks_rows and seen == trained:
+        return (
+            f"Selection has picked no rows: it does so between {uses.start:g} and {uses.end:g} of the budget, after "
+            f"{uses.warmup} steps of warm-up."
+        )
+    if strategy == "random":
+        return f"Selection learned from {trained:,} of {seen:,} rows, drawn by lot."
+    looked = f"Selection learned from {trained:,} of {seen:,} rows" if picks_rows else "Selection kept all rows"
     if "s_flops" not in told:
         return f"{looked}."
+    judged = "judge one" if told["scored"] else "choose among them"
     paid = "" if spent.charged else ", which the clock did not pay for"
+    needed = f"{told['break_even_flops']:.2f} ({told['break_even_seconds']:.2f})"
     before = ""
     if spent.prepared_flops:
-        before = f" The model that it compares with had cost {spent.prepared_flops:.3g} FLOPs before."
-    which = f"With keep {told['keep']:g} its rows" if picks_rows else "They"
+        share = f", {told['prepaid_flops']:.0%} of the run" if spent.charged else ""
+        before = f" The model that it compares with had cost {spent.prepared_flops:.3g} FLOPs before{share}."
+    law = (
+        f"With keep {told['keep']:g} a row has to teach more than {needed} times as much as a random one; `effpt "
+        "compare` with the plain run and `strategy: random` measures whether it did"
+        if picks_rows
+        else f"A step has to teach more than {needed} times as much as a plain one; `effpt compare` measures it"
+    )
     return (
-        f"{looked}: to judge one cost {told['s_flops']:.3f} of learning from it in FLOPs, {told['s_seconds']:.3f} in "
-        f"time{paid}. {which} have to teach more than {told['break_even_flops']:.2f} "
-        f"({told['break_even_seconds']:.2f}) times as much as random ones; `effpt compare` with `strategy: random` "
-        f"measures whether they did.{before}"
+        f"{looked}: to {judged} cost {told['s_flops']:.3f} of learning from it in FLOPs, {told['s_seconds']:.3f} in "
+        f"time{paid}. {law}.{before}"
     )

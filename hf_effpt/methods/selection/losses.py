@@ -39,6 +39,7 @@ class SelectiveBackprop(Strategy):
     sees = "losses"
     scorers = ("full", "first_layer", "generator", "stale")
     usual: ClassVar[Mapping[str, Any]] = {"explore": 0.0, "queue": 5000, "mode": "rank_sample"}
+    explores = False
     history: Tensor
     size: Tensor
     place: Tensor
@@ -56,10 +57,15 @@ class SelectiveBackprop(Strategy):
     def pick(self, pool: Pool, number: int) -> Tensor:
         assert pool.seen is not None
         losses_N = pool.seen.float()
-        push(self.history, self.size, self.place, gather(losses_N))
+        if self.uses.scorer != "stale":
+            push(self.history, self.size, self.place, gather(losses_N))
         taken_Q = torch.arange(len(self.history), device=losses_N.device) < self.size
         weights_N = percentile(losses_N, self.history, taken_Q) ** (1.0 / self.uses.keep - 1.0)
         return sample(weights_N, pool, number)
+
+    def learn(self, pool: Pool, losses_N: Tensor) -> None:
+        if self.uses.scorer == "stale":  # of the rows looked at some have no loss
+            push(self.history, self.size, self.place, losses_N)
 
 
 def percentile(losses_N: Tensor, history_Q: Tensor, taken_Q: Tensor) -> Tensor:
@@ -77,6 +83,7 @@ class LossRank(Strategy):
     sees = "losses"
     scorers = ("stale", "full", "first_layer", "generator")
     usual: ClassVar[Mapping[str, Any]] = {"explore": 0.0, "mode": "rank_sample"}
+    explores = False
 
     def pick(self, pool: Pool, number: int) -> Tensor:
         assert pool.seen is not None
@@ -109,6 +116,7 @@ class InfoBatch(Strategy):
     sees = "losses"
     scorers = ("stale",)
     usual: ClassVar[Mapping[str, Any]] = {"keep": 0.75, "explore": 0.0, "start": 0.0, "end": 0.875, "interrupt": 0}
+    explores = False
     mean = math.inf  # of all losses that are remembered, set by whoever remembers
 
     def pick(self, pool: Pool, number: int) -> Tensor:

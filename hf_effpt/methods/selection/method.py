@@ -55,17 +55,17 @@ class Selection(Method):
         outliers (`float`, *optional*): share of the rows looked at, in [0, 1), that score highest and are not chosen
             for it; by default 0.02 for `core_set` and `least_confidence`, else 0.
         warmup (`int`, *optional*): steps in which a strategy that learns to judge takes rows as they come.
-        passes (`int`, *optional*, defaults to 5): draws of dropout of `deep_bayesian`.
-        dropout (`float`, *optional*, defaults to 0.1): its rate there, in (0, 1), whatever the model is trained with.
-        level (`str`, *optional*, defaults to `"head"`): what those draws go through: the `"head"`, or the `"full"`
-            model.
-        members (`int`, *optional*, defaults to 5): of the `perceptron_ensemble`.
+        passes (`int`, *optional*): draws of dropout of `deep_bayesian`, by default 5.
+        dropout (`float`, *optional*): its rate there, in (0, 1), by default 0.1, whatever the model is trained with.
+        level (`str`, *optional*): what those draws go through: the `"head"`, the default, or the `"full"` model.
+        members (`int`, *optional*): networks of the `perceptron_ensemble`, by default 5.
         queue (`int`, *optional*): how many of the rows last trained on a strategy remembers.
         max_age (`int`, *optional*): steps after which a stale score no longer counts; by default it always does, but
             for one from before a change of the architecture.
         holdout (`str`, *optional*): folder of the masked language model that `rho` and `token_selection` compare
             with, of the same vocabulary.
-        table (`str`, *optional*): a file of losses, as a run with stale scores leaves it in its folder, to begin with.
+        table (`str`, *optional*): with `scorer: stale` a file of losses, as such a run leaves it in its folder, to
+            begin with; with `rho` a folder in which the losses of `holdout` are kept.
         rows (`int`, *optional*): rows of the dataset; the run itself writes it.
 
     Raises:
@@ -98,10 +98,10 @@ class Selection(Method):
     explore: float | None = None
     outliers: float | None = None
     warmup: int | None = None
-    passes: int = 5
-    dropout: float = 0.1
-    level: Level = "head"
-    members: int = 5
+    passes: int | None = None
+    dropout: float | None = None
+    level: Level | None = None
+    members: int | None = None
     queue: int | None = None
     max_age: int | None = None
     holdout: str | None = None
@@ -117,6 +117,17 @@ class Selection(Method):
     @property
     def references(self) -> tuple[str, ...]:
         return () if self.holdout is None or self.uses.keep == 1.0 else (self.holdout,)
+
+    @property
+    def does(self) -> str:
+        """What the strategy does, with its source."""
+        said = (STRATEGIES[self.strategy].__doc__ or "").strip().splitlines()[0]
+        return f"`{self.strategy}`. {said}"
+
+    @property
+    def cited(self) -> Paper | None:
+        """The paper of the method, if it is that of the strategy."""
+        return self.paper if self.strategy == "selective_backprop" else None
 
     @property
     def control(self) -> dict[str, Any] | None:
@@ -195,7 +206,7 @@ class Selection(Method):
         if picks:
             with look.counted():
                 kept_N = strategy.pick(pool, look.number)
-            judged_N = None if strategy.sees in ("vectors", "nothing") else pool.seen
+            judged_N = pool.seen if scored and strategy.sees != "vectors" else None
             selector.compare(model.backbone, kept_N, judged_N, measures)
             rows = {name: values[kept_N] for name, values in rows.items()}
             pool = pool.of(kept_N)
@@ -280,7 +291,7 @@ class Selection(Method):
         """What it cost to judge a row beside learning from it, and the gain that it needs."""
         seen, scored, trained = backbone.selector.counts.tolist()
         return (
-            account(self.uses, STRATEGIES[self.strategy].picks_rows, (seen, scored, trained), spent)
+            account(self.uses, self.strategy, STRATEGIES[self.strategy].picks_rows, (seen, scored, trained), spent)
             if self.uses.keep < 1.0
             else {}
         )

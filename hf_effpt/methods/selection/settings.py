@@ -11,7 +11,12 @@ from .strategy import Level, Mode, Scorer, Strategy, Uses
 if TYPE_CHECKING:
     from .method import Selection
 
-OPEN = ("keep", "mode", "start", "end", "interrupt", "explore", "outliers", "warmup", "queue")
+OPEN = (
+    "keep", "mode", "start", "end", "interrupt", "explore", "outliers",
+    "warmup", "passes", "dropout", "level", "members", "queue",
+)  # fmt: skip
+COUNTS = ("interrupt", "warmup", "passes", "members", "queue", "max_age")
+DRAWS = ("passes", "dropout", "level")
 GENERATED = ("electra", "electra_15", "replace_mlm", "all_tokens_mlm", "mcbert")  # objectives with a generator
 
 
@@ -35,10 +40,6 @@ def resolve(settings: "Selection", objective: str = "mlm") -> Uses:
         **usual | given,
         scorer=settings.scorer or _usual_scorer(kind, objective),
         rule=settings.rule or (kind.rules[0] if kind.rules else None),
-        passes=settings.passes,
-        dropout=settings.dropout,
-        level=settings.level,
-        members=settings.members,
         max_age=settings.max_age,
         rows=settings.rows or 0,
     )
@@ -71,7 +72,11 @@ def _refuse_what_it_has_not(settings: "Selection", kind: type[Strategy]) -> None
         ),
         "max_age": (scorer == "stale", "only with `scorer: stale` are losses kept that can be too old"),
         "queue": ("queue" in kind.usual, f"`{name}` has no queue"),
+        "explore": (kind.explores, f"`{name}` draws by itself, or leaves no row out"),
+        "outliers": (kind.explores, f"`{name}` takes no rows for the height of their scores alone"),
+        "members": (name == "perceptron_ensemble", "only `perceptron_ensemble` has several"),
     }
+    only |= dict.fromkeys(DRAWS, (name == "deep_bayesian", "only `deep_bayesian` draws dropout"))
     for key, (fits, why) in only.items():
         if getattr(settings, key) is not None and not fits:
             raise EffptError(f"`selection.{key}` is {getattr(settings, key)!r}, but {why}; leave it out.")
@@ -83,6 +88,10 @@ def _refuse_what_it_has_not(settings: "Selection", kind: type[Strategy]) -> None
 
 
 def _check_ranges(settings: "Selection", uses: Uses) -> None:
+    for key in COUNTS:
+        value = getattr(uses, key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise EffptError(f"`selection.{key}` is a whole number, not {value!r}.")
     if not 0.0 < uses.keep <= 1.0:
         raise EffptError(
             f"`selection.keep` is a share in (0, 1], not {uses.keep}: 0.5 learns from half of the rows looked at, "
@@ -98,8 +107,8 @@ def _check_ranges(settings: "Selection", uses: Uses) -> None:
             raise EffptError(f"`selection.{key}` must be in [0, 1), not {getattr(uses, key)}.")
     if uses.interrupt == 1 or uses.interrupt < 0:
         raise EffptError(
-            f"`selection.interrupt` is {uses.interrupt}: every so manieth step takes rows as they come, so at 1 none "
-            "would be selected; give at least 2, or 0 for no interruption."
+            f"`selection.interrupt` is {uses.interrupt}: of the steps one in so many takes rows as they come, so "
+            "at 1 none would be selected; give at least 2, or 0 for no interruption."
         )
     for key, least in (("passes", 2), ("members", 2), ("warmup", 0), ("queue", 0)):
         if getattr(uses, key) < least:

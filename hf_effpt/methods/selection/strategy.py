@@ -92,6 +92,7 @@ class Strategy(KeepsPrecision):
     scorers: tuple[Scorer, ...] = ()  # that it can be given, the usual one first
     rules: ClassVar[tuple[str, ...]] = ()  # its variants, the usual one first
     usual: ClassVar[Mapping[str, Any]] = {}  # what it has of [`Uses`] where that is left open, if not the defaults
+    explores: ClassVar[bool] = True  # may draw a share of the rows uniformly, and leave out those that score highest
     picks_rows: ClassVar[bool] = True  # and does not change what is learned of all of them
     compares: ClassVar[Literal["rows", "tokens"] | None] = None  # with whose losses of a reference model
     on = False  # in the step under way

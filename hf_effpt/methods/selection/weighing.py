@@ -28,7 +28,7 @@ class TokenSelection(Strategy):
 
     sees = "nothing"
     usual: ClassVar[Mapping[str, Any]] = {"keep": 0.6, **EVERYWHERE}
-    picks_rows = False
+    picks_rows, explores = False, False
     compares = "tokens"
 
     def weights(self, losses: TokenLosses, pool: Pool) -> Tensor | None:
@@ -55,7 +55,7 @@ class Reweighting(Strategy):
 
     sees = "nothing"
     usual: ClassVar[Mapping[str, Any]] = {"keep": 0.5, **EVERYWHERE}
-    picks_rows = False
+    picks_rows, explores = False, False
 
     def weights(self, losses: TokenLosses, pool: Pool) -> Tensor | None:
         if not self.on:
@@ -80,7 +80,7 @@ class AdaptiveMasking(Strategy):
 
     sees = "nothing"
     usual: ClassVar[Mapping[str, Any]] = {"keep": 0.25, **EVERYWHERE}
-    picks_rows = False
+    picks_rows, explores = False, False
     losses: Tensor
     rates: Tensor
 

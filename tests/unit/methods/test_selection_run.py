@@ -1,7 +1,5 @@
 """Runs with selection: what they pick, that they repeat and resume exactly, and how it goes along with the rest."""
 
-import logging
-
 import numpy as np
 import pytest
 import torch
@@ -11,13 +9,11 @@ from hf_effpt.core.hashing import salted, uniform
 from hf_effpt.core.rows import is_asked_for_losses
 from hf_effpt.methods.selection import scoring
 from hf_effpt.methods.selection.choosing import UNIFORM
-from hf_effpt.methods.selection.memory import NAME, Memory
 from hf_effpt.methods.selection.strategies import STRATEGIES
-from hf_effpt.training.loading import KEYS
 from hf_effpt.training.stream import BatchStream
 from hf_effpt.training.trainer import EffptTrainer
 from tests import tiny
-from tests.picking import Watched, compared, selection, trained
+from tests.picking import Watched, assert_same_run, compared, never, run, selection, trained
 
 PICKING = [name for name in STRATEGIES if STRATEGIES[name].picks_rows]
 # Strategies with what else they can be asked to do, where it is another path.
@@ -39,13 +35,6 @@ def holdout(tmp_path_factory):
     return trained(tmp_path_factory.mktemp("holdout"))
 
 
-def run(out, ledger, cls=Watched, train=True, **settings):
-    trainer = tiny.trainer(out, ledger, cls=cls, **{"layers": 2, **settings})
-    if train:
-        trainer.train()
-    return trainer
-
-
 def losses_of(trainer):
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
@@ -64,9 +53,6 @@ def plain(tmp_path_factory):
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_spec_6_keeping_all_is_the_plain_path_bit_for_bit(tmp_path, monkeypatch, plain, name):
-    def never(*args, **kwargs):
-        raise AssertionError("scored")
-
     monkeypatch.setattr(EffptTrainer, "scored", never)
     monkeypatch.setattr(scoring, "scores", never)
     monkeypatch.setattr("hf_effpt.methods.selection.method.scores", never)
@@ -102,15 +88,6 @@ def test_spec_6_random_equals_plain_training_on_the_same_subset(tmp_path):
 
 
 # Spec 7: runs repeat exactly.
-
-
-def assert_same_run(straight, again):
-    ours, theirs = straight.model.state_dict(), again.model.state_dict()
-    assert ours.keys() == theirs.keys()
-    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
-    assert straight.clock.tokens == again.clock.tokens
-    assert straight.clock.flops == again.clock.flops
-    assert straight.method_flops == again.method_flops
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -244,227 +221,3 @@ def test_the_whole_model_judges_in_evaluation_mode_and_trains_on(tmp_path, monke
     assert len(set(judged)) == 3
     assert len(running) - len(judged) < 8 * 3
     assert trainer.model.training
-
-
-# With the rest of the package.
-
-
-class Spied(Watched):
-    """Fails if what no model reads reaches one."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.calls = 0
-
-        def check(module, args, given):
-            self.calls += 1
-            assert not set(KEYS) & set(given)
-
-        self.model.register_forward_pre_hook(check, with_kwargs=True)
-        self.model.bert.register_forward_pre_hook(check, with_kwargs=True)
-
-
-@pytest.mark.parametrize("name", STRATEGIES)
-def test_no_model_is_given_the_number_of_an_example(tmp_path, holdout, name):
-    trainer = run(tmp_path, selection(name, **compared(name, holdout)), Spied, budget="2steps")
-    assert trainer.calls >= 4
-
-
-def test_early_bert_searches_rows_without_their_numbers(tmp_path):
-    ledger = selection("core_set") | {"earlybert": {"ticket": "michel", "max_search_steps": 0.5}}
-    trainer = run(tmp_path, ledger, train=False, layers=4)
-    drawn, draw = [], trainer.draw
-
-    def noting(number):
-        for batch in draw(number):
-            drawn.append(set(batch))
-            yield batch
-
-    trainer.draw = noting
-    trainer.train()
-    assert drawn
-    assert all(not set(KEYS) & names for names in drawn)
-    assert any(event["method"] == "earlybert" for event in trainer.model.config.events)
-
-
-def test_losses_from_before_a_growth_do_not_count(tmp_path, monkeypatch):
-    known, read = [], Memory.read
-
-    def noting(self, rows, changed):
-        known.append((rows.step, changed, self.known(rows.step, changed).sum().item()))
-        return read(self, rows, changed)
-
-    monkeypatch.setattr(Memory, "read", noting)
-    ledger = selection("infobatch", end=1.0) | {"stacking": {"depth": 1, "at": [0.5]}}
-    trainer = run(tmp_path, ledger)
-    assert [event["step"] for event in trainer.model.config.events] == [4]
-    assert [changed for _, changed, _ in known] == [0] * 4 + [4] * 4
-    counts = [count for *_, count in known]
-    assert counts[0] == counts[4] == 0
-    assert counts[3] > counts[1] > 0
-    assert counts[5] > 0
-
-
-def test_no_notes_are_taken_while_rows_are_judged(tmp_path):
-    ledger = selection("least_confidence") | {"tnf": {"k": 2, "min_count": 5, "max_count": 7}}
-    trainer = run(tmp_path, ledger, train=False, gradient_accumulation_steps=2)
-    notes, scored, same = trainer.model.bert.notes, trainer.scored, []
-
-    def noting(*args, **kwargs):
-        before = notes.vectors.clone()
-        found = scored(*args, **kwargs)
-        same.append(torch.equal(before, notes.vectors))
-        return found
-
-    trainer.scored = noting
-    before = notes.vectors.clone()
-    trainer.train()
-    assert same == [True] * 8
-    assert not torch.equal(before, notes.vectors)
-
-
-def test_layers_that_are_skipped_are_skipped_on_picked_rows(tmp_path):
-    ledger = selection("selective_backprop") | {"layerskip": {"target": 0.4, "estimator": "reinforce"}}
-    settings = {"save_strategy": "steps", "save_steps": 4, "layers": 4}
-    straight = run(tmp_path, ledger, **settings)
-    resumed = run(tmp_path, ledger, train=False, **settings)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
-    assert_same_run(straight, resumed)
-
-
-@pytest.mark.parametrize(
-    ("objective", "settings", "scorer"),
-    [
-        ("electra", {"strategy": "least_confidence"}, "full"),
-        ("electra", {"strategy": "least_confidence", "scorer": "generator"}, "generator"),
-        ("electra", {"strategy": "selective_backprop"}, "full"),
-        ("electra", {"strategy": "selective_backprop", "scorer": "generator"}, "generator"),
-        ("electra", {"strategy": "expected_gradient_length"}, "full"),
-        ("electra_15", {"strategy": "deep_bayesian", "rule": "bald"}, "full"),
-        ("electra", {}, "embedding"),
-        ("replace_mlm", {"strategy": "loss_rank", "scorer": "full"}, "full"),
-        ("all_tokens_mlm", {"strategy": "infobatch"}, "stale"),
-        ("mcbert", {"strategy": "least_confidence"}, "generator"),
-        ("mcbert", {"strategy": "selective_backprop"}, "full"),
-        ("mcbert", {"strategy": "reweighting"}, None),
-    ],
-)
-def test_other_objectives_are_selected_for_and_resumed(tmp_path, objective, settings, scorer):
-    ledger = selection(**{"strategy": "perceptron_ensemble", **settings})
-    more = {"objective": objective, "save_strategy": "steps", "save_steps": 2, "budget": "4steps"}
-    straight = run(tmp_path, ledger, **more)
-    assert straight.methods[0].uses.scorer == scorer
-    resumed = run(tmp_path, ledger, train=False, **more)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    assert_same_run(straight, resumed)
-
-
-def test_scoring_by_the_generator_is_cheaper(tmp_path):
-    spent = {}
-    for scorer in ("full", "generator"):
-        ledger = selection("least_confidence", scorer=scorer)
-        trainer = run(tmp_path / scorer, ledger, objective="electra", budget="2steps")
-        spent[scorer] = trainer.method_flops["selection"]
-    assert 0 < spent["generator"] < 0.6 * spent["full"]
-
-
-def test_masks_can_be_chosen_where_the_model_has_rows_that_no_token_has(tmp_path):
-    """A table of words is often made longer than the vocabulary."""
-    model = tiny.model(selection("adaptive_masking"), vocab_size=tiny.VOCAB + 64, num_hidden_layers=2)
-    trainer = Watched(
-        model=model, args=tiny.arguments(tmp_path, budget="3steps"), train_dataset=tiny.rows(),
-        processing_class=tiny.tokenizer(),
-    )  # fmt: skip
-    trainer.train()
-    assert len(trainer.kept) == 3
-
-
-def test_masks_follow_what_is_hard_and_stay_as_many(tmp_path):
-    ledger = selection("adaptive_masking", keep=0.05)
-    trainer = run(tmp_path, ledger, train=False, budget="40steps")
-    strategy = trainer.model.bert.selector.strategy
-    counts, forward = [], trainer.model.forward
-
-    def noting(*args, **given):
-        counts.append((given["labels"] != -100).sum(dim=1))
-        return forward(*args, **given)
-
-    trainer.model.forward = noting
-    trainer.train()
-    assert torch.cat(counts).unique().tolist() == [2]
-    assert (strategy.rates < 1).any()
-    assert strategy.rates.min() >= 0.05
-
-
-# What it leaves, and says.
-
-
-def test_stale_losses_go_on_in_another_run(tmp_path):
-    first = run(tmp_path / "a", selection("infobatch"))
-    first.save_model()
-    table = tmp_path / "a" / NAME
-    again = run(tmp_path / "b", selection("infobatch", table=str(table)), train=False)
-    memory = again.model.bert.selector.memory
-    assert torch.equal(memory.losses, first.model.bert.selector.memory.losses)
-    assert (memory.steps >= 0).sum() > 16
-
-
-def test_losses_of_a_reference_model_are_computed_once(tmp_path, holdout):
-    ledger = selection("rho", holdout=str(holdout), table=str(tmp_path / "table"))
-    first = run(tmp_path / "a", ledger)
-    first.save_model()
-    again = run(tmp_path / "b", ledger)
-    assert again.kept == first.kept
-    prepared = first.prepared_flops["selection"]
-    judging = [trainer.method_flops["selection"] - prepared for trainer in (first, again)]
-    assert judging[1] == pytest.approx(judging[0] / 2, rel=0.01)
-    assert all(torch.equal(a, b) for a, b in zip(first.model.parameters(), again.model.parameters(), strict=True))
-
-
-def test_a_log_entry_tells_what_selection_does(tmp_path):
-    trainer = run(tmp_path, selection("least_confidence", outliers=0.0, explore=0.0), logging_steps=2)
-    entries = [entry for entry in trainer.state.log_history if "loss" in entry]
-    for entry in entries:
-        assert entry["selection_seen"] == entry["selection_scored"] == 2 * entry["selection_trained"] == 16
-        assert entry["selection_score_kept_10%"] <= entry["selection_score_kept_50%"]
-        assert entry["selection_score_kept"] > entry["selection_score_left"]
-        assert entry["selection_score_kept_10%"] > entry["selection_score_left_10%"]
-        assert entry["selection_length_shift"] == 0.0
-        assert "selection_frequency_shift" in entry
-
-
-@pytest.mark.parametrize(
-    ("name", "figure"), [("perceptron_ensemble", "selection_correlation"), ("discriminative", "selection_auc")]
-)
-def test_a_log_entry_tells_what_a_strategy_has_learned(tmp_path, name, figure):
-    trainer = run(tmp_path, selection(name), gradient_accumulation_steps=2)
-    told = [entry[figure] for entry in trainer.state.log_history if figure in entry]
-    assert len(told) > 2
-    assert all(-1.0 <= value <= 1.0 for value in told)
-
-
-def test_a_classifier_that_knows_nothing_is_warned_of_once(tmp_path, caplog):
-    """In one pass over shuffled text rows to come are like rows trained on."""
-    trainer = run(tmp_path, selection("discriminative"), train=False, budget="4steps")
-    strategy = trainer.model.bert.selector.strategy
-    strategy.measured.fill_(100)
-    with caplog.at_level(logging.WARNING, "hf_effpt"):
-        trainer.train()
-    assert caplog.text.count("cannot tell rows to come from rows trained on") == 1
-
-
-def test_a_drift_of_what_is_learned_from_is_warned_of_once(tmp_path, caplog):
-    trainer = run(tmp_path, selection("random"), train=False)
-    selector = trainer.model.bert.selector
-    sums = {"selection_picks": 2.0, "selection_length_kept": 40.0, "selection_length_left": 30.0}
-    even = {"selection_frequency_kept": -6.0, "selection_frequency_left": -6.0}
-    rare = {"selection_frequency_kept": -8.0, "selection_frequency_left": -6.0}
-    with caplog.at_level(logging.WARNING, "hf_effpt"):
-        figures = selector.figures(sums | rare)
-        selector.figures(sums | rare)
-    assert (figures["selection_frequency_shift"], figures["selection_length_shift"]) == (-1.0, 5.0)
-    assert caplog.text.count("keeps rows of rarer tokens") == 1
-    assert caplog.text.count("longer") == 1
-    caplog.clear()
-    selector.figures({**sums, **even, "selection_length_kept": 30.0})
-    assert not caplog.text
