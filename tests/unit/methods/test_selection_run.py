@@ -171,7 +171,8 @@ class Permuted(Watched):
 @pytest.mark.parametrize("name", PICKING)
 def test_spec_7_permuting_the_candidates_permutes_the_selection(tmp_path, holdout, name):
     """With a learning rate of next to 0, so that the order in which gradients are added up does not matter."""
-    ledger = selection(name, explore=0.2, **compared(name, holdout)) if name != "infobatch" else selection(name)
+    explored = {"explore": 0.2} if STRATEGIES[name].explores else {}
+    ledger = selection(name, **explored, **compared(name, holdout))
     settings = {"learning_rate": 1e-30, "gradient_accumulation_steps": 2, "budget": "6steps"}
     straight, other = (run(tmp_path / cls.__name__, ledger, cls, **settings) for cls in (Watched, Permuted))
     assert [sorted(rows) for rows in other.kept] == [sorted(rows) for rows in straight.kept]

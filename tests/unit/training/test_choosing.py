@@ -191,7 +191,7 @@ def test_an_account_is_given_of_what_it_cost(tmp_path):
     assert account["s_flops"] == pytest.approx(record["method_flops"]["selection"] / 128 / (rest / 64))
     assert 0.3 < account["s_flops"] < 0.36
     assert account["break_even_flops"] == pytest.approx(1 + 2 * account["s_flops"])
-    assert "Selection learned from 64 of 128 rows and judged 128" in account["text"]
+    assert "Selection learned from 64 of 128 rows" in account["text"]
     plain = run(tmp_path / "all", selection("least_confidence", keep=1.0))
     plain.save_model()
     assert json.loads((tmp_path / "all" / "run.json").read_text())["accounts"] == {}

@@ -92,7 +92,7 @@ def damaged(folder):
 @pytest.mark.parametrize(
     ("make", "told"),
     [
-        (None, "cannot be loaded from"),
+        (None, "there is no such folder"),
         (lambda folder: folder.mkdir(), "cannot be loaded from"),
         (without_weights, "cannot be loaded from"),
         (damaged, "cannot be loaded from"),

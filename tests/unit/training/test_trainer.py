@@ -254,8 +254,11 @@ class Probe(Method):
     def penalty(self, backbone):
         return 100.0 * backbone.embeddings.LayerNorm.weight.mean()
 
-    def select(self, model, batches):
-        return [{name: value[:2] for name, value in batch.items()} for batch in batches]
+    def candidates(self, number, step, fraction):
+        return 2 * number
+
+    def select(self, model, rows, look):
+        return {name: value[::2] for name, value in rows.items()}
 
     def wrap_collator(self, collator):
         return lambda examples: collator(examples) | {"token_type_ids": torch.zeros(4, tiny.LENGTH, dtype=torch.long)}
@@ -270,7 +273,7 @@ def _probe():
 
 @pytest.mark.usefixtures("_probe")
 @pytest.mark.parametrize("accumulation", [1, 4])
-def test_penalty_counts_once_a_step_and_selection_shrinks_the_batches(tmp_path, accumulation):
+def test_penalty_counts_once_a_step_and_of_more_rows_some_are_learned_from(tmp_path, accumulation):
     trainer = tiny.trainer(tmp_path, {"probe": {}}, gradient_accumulation_steps=accumulation, budget="2steps")
     shapes = []
     trainer.model.bert.register_forward_pre_hook(
@@ -280,8 +283,9 @@ def test_penalty_counts_once_a_step_and_selection_shrinks_the_batches(tmp_path, 
         with_kwargs=True,
     )
     trainer.train()
-    assert set(shapes) == {(2, tiny.LENGTH)}
+    assert set(shapes) == {(4, tiny.LENGTH)}
     assert len(shapes) == 2 * accumulation
+    assert trainer.rows_seen == 2 * 2 * 4 * accumulation
     assert entries(trainer)[0] == pytest.approx(100 + 4.85, abs=0.5)
 
 
