@@ -261,7 +261,7 @@ def test_prepaid_share_survives_a_resumption(tmp_path):
 def test_a_budget_that_leaves_nothing_for_training_is_refused(tmp_path, monkeypatch):
     trainer = tiny.trainer(tmp_path, {"tnf": {"min_count": 5, "max_count": 7}}, budget="2s")
     monkeypatch.setattr(trainer, "preparation", {"tnf": 3.0})
-    with pytest.raises(EffptError, match=r"`tnf` 3.0 s and 0 FLOPs, all of the budget of 2 seconds; give a longer one"):
+    with pytest.raises(EffptError, match=r"`tnf` 3.0 s and 0 FLOPs, all of the budget of 2 seconds; give a longer"):
         trainer.train()
 
 
