@@ -20,7 +20,7 @@ from .charging import ChargingTrainer
 from .flops import FlopCounter
 from .loading import KEYS
 from .meters import StepMeter
-from .references import BESIDES, cost_of_reference, load_reference
+from .references import BESIDES, cost_of_reference, has_seen, load_reference
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +80,12 @@ class ChoosingTrainer(ChargingTrainer):
                 folder, method.name,
             )  # fmt: skip
             return
+        if has_seen(folder, self.train_dataset):
+            logger.warning(
+                "The model in %s, which `%s` compares with, was trained on the rows of this run, so it knows their "
+                "noise as well; train it on text of its own.",
+                folder, method.name,
+            )  # fmt: skip
         self.preparation[method.name] = self.preparation.get(method.name, 0.0) + cost["seconds"]
         self.prepared_flops[method.name] = self.prepared_flops.get(method.name, 0.0) + cost["flops"]
         self.reference_models_seconds += cost["seconds"]

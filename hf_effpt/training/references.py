@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer
 
 from hf_effpt.core.errors import EffptError
+from hf_effpt.data.packing import facts
 from hf_effpt.models.bert import EffptBertForMaskedLM
 from hf_effpt.models.configuration_effpt import EffptBertConfig
 
@@ -82,3 +83,13 @@ def cost_of_reference(folder: str) -> dict[str, float] | None:
         raise EffptError(f"{path} cannot be read ({error!r}), so what that run has cost is not known.") from error
     cost = {unit: float(clock.get(unit) or 0.0) for unit in ("seconds", "flops", *BESIDES)}
     return cost | {"reference_seconds": cost["reference_seconds"] or cost["seconds"]}
+
+
+def has_seen(folder: str, dataset: Any) -> bool:
+    """Whether the run in a folder was trained on these very rows, as far as both say."""
+    path = Path(folder) / "run.json"
+    before = (json.loads(path.read_text(encoding="utf-8")).get("data") or {}) if path.is_file() else {}
+    try:
+        return before.get("fingerprint") == facts(dataset)["fingerprint"]
+    except (EffptError, AttributeError):  # of rows that were not packed here, and of none
+        return False

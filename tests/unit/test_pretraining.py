@@ -33,6 +33,12 @@ def test_a_loss_is_told_against_the_floor_of_its_objective():
     assert "generator" not in older
 
 
+def test_what_methods_have_cost_is_told():
+    accounts = {"selection": {"s_flops": 0.3, "text": "To judge a row cost 0.3 of learning from it."}, "other": {}}
+    said = RunResult("out", Clock("steps", 1), {}, accounts).summary()
+    assert "To judge a row cost 0.3 of learning from it." in said
+
+
 def test_without_held_out_text_nothing_is_said_of_losses():
     assert "loss" not in summary({})
     result = RunResult("out", Clock("steps", 1), ELECTRA)

@@ -19,7 +19,7 @@ from .choosing import TIES, chance
 from .strategy import Pool
 
 NAME = "selection_losses.npz"  # of the file in the folder of a run
-RENEWED = 64  # steps in which the mean of all losses stays as it is
+RENEWED = 64  # steps in which the mean of all losses stays as it is; at first and after a change, fewer
 
 
 class Memory(KeepsPrecision):
@@ -52,7 +52,8 @@ class Memory(KeepsPrecision):
         # Writing to one place twice is not deterministic on every device, and processes would part.
         self.losses.scatter_reduce_(0, pool.ids_N, losses_N.float(), "amax", include_self=False)
         self.steps[pool.ids_N] = pool.step
-        if pool.step % RENEWED == 0:  # of a large dataset it takes long
+        since = pool.step - changed
+        if since % RENEWED == 0 or since.bit_count() == 1:  # of a large dataset it takes long
             known_R = self._counts(self.steps, pool.step, changed)
             self.mean.copy_((self.losses.double() * known_R).sum() / known_R.sum().clamp(min=1))
 

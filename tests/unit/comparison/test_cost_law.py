@@ -53,6 +53,19 @@ def test_a_budget_in_flops_goes_by_flops_and_others_by_time():
         assert law(unit=unit)["needed"] == pytest.approx(1.8)
 
 
+def test_what_was_spent_before_the_first_step_raises_what_is_needed():
+    found = law(prepaid_seconds=0.25)
+    assert found["needed"] == pytest.approx(1.8 / 0.75)
+    assert found["needed_note"] == "1.80, and 25% of the budget was spent before the first step"
+    assert found["gain"]["value"] == pytest.approx(1.8 / 0.75 * math.sqrt(2))
+
+
+def test_an_arm_that_is_behind_is_measured_by_shorter_runs_of_the_baseline():
+    """It reaches the baseline's loss in no budget, so that what counts is where the baseline reaches the arm's."""
+    found = law(losses={1.0: [6.3, 6.4, 6.5]})
+    assert found["gain"]["value"] == pytest.approx(1.8 / math.sqrt(2))
+
+
 def test_the_mean_over_runs_is_taken():
     entries = [*of({1.0: [5.9]}, s_seconds=0.2), *of({1.0: [5.9]}, s_seconds=0.4)]
     found = cost_law(entries, at(BASE), NO_SPEED | {"speed_up_note": "x"}, "seconds", False)

@@ -39,8 +39,16 @@ def test_the_mean_of_all_losses_is_renewed_every_so_many_steps():
     assert kept.mean == 4.5
     kept.learn(pool(ids=[3], number=1, step=RENEWED), torch.tensor([6.0]), 0)
     assert kept.mean == 4.0
-    kept.learn(pool(ids=[3], number=1, step=2 * RENEWED), torch.tensor([8.0]), RENEWED + 1)
+    kept.learn(pool(ids=[3], number=1, step=2 * RENEWED), torch.tensor([8.0]), RENEWED)
     assert kept.mean == 8.0  # the others are another architecture's
+
+
+def test_at_first_and_after_a_change_the_mean_is_renewed_more_often():
+    kept, means = memory(), []
+    for step in range(10):
+        kept.learn(pool(ids=[0], number=1, step=step), torch.tensor([float(step)]), 5 if step >= 5 else 0)
+        means.append(kept.mean.item())
+    assert means == [0, 1, 2, 2, 4, 5, 6, 7, 7, 9]
 
 
 def test_a_row_that_a_step_has_twice_has_the_higher_loss():

@@ -39,6 +39,17 @@ def test_what_its_training_has_cost_is_charged_at_the_start(tmp_path, holdout, s
         assert "had cost" in account["text"]
 
 
+def test_one_that_was_trained_on_the_very_rows_is_warned_of(tmp_path, holdout, caplog, monkeypatch):
+    tiny.trainer(tmp_path, selection("rho", holdout=str(holdout)), layers=2)
+    assert "knows their noise" not in caplog.text
+    monkeypatch.setattr("hf_effpt.training.references.facts", lambda dataset: {"fingerprint": "these rows"})
+    record = json.loads((holdout / "run.json").read_text()) | {"data": {"fingerprint": "these rows"}}
+    shutil.copytree(holdout, tmp_path / "same")
+    (tmp_path / "same" / "run.json").write_text(json.dumps(record))
+    tiny.trainer(tmp_path, selection("rho", holdout=str(tmp_path / "same")), layers=2)
+    assert "knows their noise as well; train it on text of its own" in caplog.text
+
+
 def test_a_budget_that_its_training_has_used_up_is_refused(tmp_path, holdout):
     spent = json.loads((holdout / "run.json").read_text())["clock"]["flops"]
     trainer = tiny.trainer(tmp_path, selection("rho", holdout=str(holdout)), layers=2, budget=f"{spent / 2}flops")
