@@ -194,6 +194,16 @@ def _emissions(energy: Mapping[str, Any], environment: Mapping[str, Any]) -> dic
     return {key: value for key, value in entry.items() if value is not None}
 
 
+def _chosen_from(data: Mapping[str, Any]) -> str | None:
+    """How many documents there were to choose from, and by what they were chosen; `None` if all of them are there."""
+    chosen = part(data, "select")
+    if not chosen:
+        return None
+    told = ("deduplicate", "similarity", "model", "keep", "band")
+    rules = ", ".join(f"`{key}: {chosen[key]}`" for key in told if key in chosen)
+    return f"{chosen.get('documents', 0):,} documents, by {rules}"
+
+
 def _data(data: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> Rows:
     size, isolated = data.get("bytes"), data.get("isolated")
     return rows(
@@ -201,6 +211,7 @@ def _data(data: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> Rows:
             ("Corpus", data.get("dataset"), "`{}`"),
             ("Fingerprint", data.get("fingerprint"), "`{}`"),
             ("Documents", data.get("documents"), "{:,}"),
+            ("Chosen from", _chosen_from(data), "{}"),
             ("Raw text", None if size is None else size / 1e6, "{:,.2f} MB"),
             ("Tokens, packed", data.get("tokens"), "{:,}"),
             ("Sequence length", data.get("sequence_length"), "{}"),

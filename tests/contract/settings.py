@@ -44,6 +44,7 @@ VARIANTS: dict[str, dict[str, dict]] = {
             "deep Bayesian": {"strategy": "deep_bayesian", "level": "full", "rule": "bald"},
             "discriminative": {"strategy": "discriminative", "scorer": "first_layer", "queue": 24},
             "gradient length": {"strategy": "expected_gradient_length", "mode": "weighted"},
+            "highest loss": {"strategy": "highest_loss", "mode": "rank_sample"},
             "InfoBatch": {"strategy": "infobatch", "end": 0.875},
             "loss rank": {"strategy": "loss_rank", "max_age": 6},
             "perceptrons": {"strategy": "perceptron_ensemble", "warmup": 3, "keep": 0.7},

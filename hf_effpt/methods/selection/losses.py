@@ -29,6 +29,13 @@ class Random(Strategy):
         return chance(pool, UNIFORM)
 
 
+class HighestLoss(Strategy):
+    """Picks the rows of the highest loss, or draws them by its rank (`mode`; MosaicML Composer)."""
+
+    sees = "losses"
+    scorers = ("full", "first_layer", "generator", "stale")
+
+
 class SelectiveBackprop(Strategy):
     """Picks rows with a probability that rises with the rank of their loss among the last (Jiang et al., 2019).
 

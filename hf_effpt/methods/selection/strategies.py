@@ -3,7 +3,7 @@
 from .core_set import CoreSet
 from .discriminative import Discriminative
 from .gradient_length import ExpectedGradientLength
-from .losses import InfoBatch, LossRank, Random, Rho, SelectiveBackprop
+from .losses import HighestLoss, InfoBatch, LossRank, Random, Rho, SelectiveBackprop
 from .perceptrons import PerceptronEnsemble
 from .strategy import Strategy
 from .uncertainty import DeepBayesian, LeastConfidence
@@ -17,6 +17,7 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "core_set": CoreSet,
     "discriminative": Discriminative,
     "random": Random,
+    "highest_loss": HighestLoss,
     "selective_backprop": SelectiveBackprop,
     "loss_rank": LossRank,
     "rho": Rho,

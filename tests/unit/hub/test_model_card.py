@@ -123,6 +123,12 @@ def test_what_a_method_says_of_its_cost_stands_below_the_costs(record):
     assert "What it cost" not in model_card({"accounts": {"tnf": {"keep": 1}}}).text
 
 
+def test_documents_that_were_chosen_are_said_to_be(record):
+    assert "Chosen from" not in str(model_card(record))
+    record["data"]["select"] = {"documents": 12345, "kept": 6000, "deduplicate": "near", "similarity": 0.8}
+    assert "| Chosen from | 12,345 documents, by `deduplicate: near`, `similarity: 0.8` |" in str(model_card(record))
+
+
 @pytest.mark.parametrize("energy", [None, ENERGY, ENERGY | TRACKED])
 def test_whatever_is_missing_is_left_out(record, energy):
     record["energy"] = energy

@@ -1,16 +1,11 @@
 """Spec test 10: does selection do anything? A signal that is planted in the rows, and who finds it."""
 
-from typing import ClassVar
-
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Features, Sequence, Value
 from transformers import set_seed
 
-from hf_effpt.methods.selection.choosing import choose
-from hf_effpt.methods.selection.losses import SelectiveBackprop
-from hf_effpt.methods.selection.strategies import STRATEGIES
 from tests import tiny
 from tests.picking import Watched, selection, trained
 
@@ -56,19 +51,9 @@ def kept_share(out, rows, marked, ledger, budget="60steps", late=0.5, **settings
     return float(np.mean(marked[kept]))
 
 
-class HighestLosses(SelectiveBackprop):
-    """The rows of the highest losses, and nothing else."""
-
-    usual: ClassVar = {**SelectiveBackprop.usual, "mode": "topk"}
-
-    def pick(self, pool, number):
-        return choose(pool.seen, pool, number, self.uses)
-
-
-def test_spec_10_the_highest_losses_are_mostly_noise_once_something_is_learned(tmp_path, monkeypatch):
-    monkeypatch.setitem(STRATEGIES, "selective_backprop", HighestLosses)
+def test_spec_10_the_highest_losses_are_mostly_noise_once_something_is_learned(tmp_path):
     rows, is_noise = noisy()
-    ledger = selection("selective_backprop", keep=0.25, start=0.7)
+    ledger = selection("highest_loss", keep=0.25, start=0.7, explore=0.0)
     assert kept_share(tmp_path, rows, is_noise, ledger, budget="400steps", late=0.75) > 0.5
 
 
