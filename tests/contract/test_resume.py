@@ -16,8 +16,11 @@ def test_resumed_run_equals_the_straight_one(tmp_path, ledger, at, dropout):
     check_resumption(tmp_path, ledger, at, dropout)
 
 
-@pytest.mark.parametrize("at", [2, 4, 7])
-@pytest.mark.parametrize("variant", VARIANTS)
+# Selection changes no shape, so that one place to resume at is as good as another.
+@pytest.mark.parametrize(
+    ("variant", "at"),
+    [(variant, at) for variant in VARIANTS for at in (2, 4, 7) if at == 4 or not variant.startswith("selection")],
+)
 def test_so_does_every_variant_of_a_method(tmp_path, variant, at):
     check_resumption(tmp_path, VARIANTS[variant], at, dropout=0.1)
 
