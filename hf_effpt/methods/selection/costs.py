@@ -48,6 +48,7 @@ def _sentence(told: dict[str, Any], uses: Uses, strategy: str, picks_rows: bool,
     if strategy == "random":
         return f"Selection learned from {trained:,} of {seen:,} rows, drawn by lot."
     looked = f"Selection learned from {trained:,} of {seen:,} rows" if picks_rows else "Selection kept all rows"
+    looked += f" and judged {told['scored']:,}" if told["scored"] else ""
     if "s_flops" not in told:
         return f"{looked}."
     judged = "judge one" if told["scored"] else "choose among them"

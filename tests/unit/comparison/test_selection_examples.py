@@ -12,7 +12,6 @@ import yaml
 from hf_effpt.comparison.arms import Arm, load_arms
 from hf_effpt.comparison.controls import find_control
 from hf_effpt.comparison.grid import identity
-from hf_effpt.core.errors import EffptError
 from hf_effpt.data.corpus import open_corpus
 from tests.unit.comparison.records import runs
 
@@ -113,9 +112,25 @@ def test_of_a_corpus_without_splits_a_hundredth_is_held_out(spoil, corpus, tmp_p
     assert not set(texts[::100]) & set(open_corpus(str(tmp_path / "out")).texts())
 
 
+def test_nor_is_a_corpus_without_a_validation_split_refused(spoil, corpus, tmp_path):
+    texts = write(corpus / "train-0.jsonl", 300)
+    spoil(corpus, tmp_path / "out")
+    assert list(open_corpus(str(tmp_path / "out"), split="validation").texts()) == texts[::100]
+
+
+def test_as_much_is_taken_as_asked_for(spoil, corpus, tmp_path):
+    texts = write(corpus / "text.jsonl", 600)
+    size = sum(len(text.encode()) for text in texts)
+    spoil(corpus, tmp_path / "out", "--megabytes", str(size / 2e6))
+    parts = [list(open_corpus(str(tmp_path / "out"), split=split).texts()) for split in ("train", "validation")]
+    taken, held_out = (sum(len(text.encode()) for text in part) for part in parts)
+    assert 0.45 * size < taken < 0.65 * size
+    assert 0 < held_out < size / 75
+
+
 def test_a_few_documents_cannot_be_spoiled(spoil, corpus, tmp_path):
     write(corpus / "train.jsonl", 20)
     write(corpus / "validation.jsonl", 5, first=1000)
-    with pytest.raises(EffptError, match="has 20 documents to train on, and it takes 100"):
+    with pytest.raises(SystemExit, match="has 20 documents to train on, and it takes 100"):
         spoil(corpus, tmp_path / "out")
     assert not (tmp_path / "out").exists()
