@@ -92,11 +92,11 @@ class CoreSet(Strategy):
         super().__init__(uses, config)
         self.length = vector_size(config, uses.scorer)
         width = min(self.length, WIDTH)
-        self.buffer("queue", torch.zeros(uses.queue, width, dtype=torch.float32))
-        self.buffer("size", torch.zeros((), dtype=torch.long))
-        self.buffer("place", torch.zeros((), dtype=torch.long))
+        self.register_buffer("queue", torch.zeros(uses.queue, width, dtype=torch.float32))
+        self.register_buffer("size", torch.zeros((), dtype=torch.long))
+        self.register_buffer("place", torch.zeros((), dtype=torch.long))
         if self.length > WIDTH:
-            self.buffer("projection", torch.zeros(self.length, WIDTH, dtype=torch.float32))
+            self.register_buffer("projection", torch.zeros(self.length, WIDTH, dtype=torch.float32))
 
     @torch.no_grad()
     def draw(self, seed: int) -> None:

@@ -116,11 +116,13 @@ class Discriminative(Strategy):
         super().__init__(uses, config)
         self.length = vector_size(config, uses.scorer)
         self.classifier, self.moments = Classifier(self.length), Moments(self.length)
-        self.buffer("queue", torch.zeros(uses.queue, self.length + 1, dtype=torch.float32))  # at the end: held out
-        self.buffer("size", torch.zeros((), dtype=torch.long))
-        self.buffer("place", torch.zeros((), dtype=torch.long))
-        self.buffer("auc", torch.full((), 0.5, dtype=torch.float64))
-        self.buffer("measured", torch.zeros((), dtype=torch.long))
+        self.register_buffer(
+            "queue", torch.zeros(uses.queue, self.length + 1, dtype=torch.float32)
+        )  # at the end: held out
+        self.register_buffer("size", torch.zeros((), dtype=torch.long))
+        self.register_buffer("place", torch.zeros((), dtype=torch.long))
+        self.register_buffer("auc", torch.full((), 0.5, dtype=torch.float64))
+        self.register_buffer("measured", torch.zeros((), dtype=torch.long))
 
     @torch.no_grad()
     def draw(self, seed: int) -> None:

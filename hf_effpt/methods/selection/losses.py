@@ -53,9 +53,9 @@ class SelectiveBackprop(Strategy):
 
     def __init__(self, uses: Uses, config: Any) -> None:
         super().__init__(uses, config)
-        self.buffer("history", torch.zeros(uses.queue, dtype=torch.float32))
-        self.buffer("size", torch.zeros((), dtype=torch.int64))
-        self.buffer("place", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("history", torch.zeros(uses.queue, dtype=torch.float32))
+        self.register_buffer("size", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("place", torch.zeros((), dtype=torch.int64))
 
     def draw(self, seed: int) -> None:
         for buffer in self.buffers():

@@ -61,10 +61,10 @@ class PerceptronEnsemble(Strategy):
         features = vector_size(config, uses.scorer) + EXTRAS
         self.networks = Networks(uses.members, features, HIDDEN)
         self.features, self.losses = Moments(features), Moments(1)
-        self.buffer("subspace", torch.zeros(uses.members, features, dtype=torch.float32))
-        self.buffer("steps", torch.zeros((), dtype=torch.long))
-        self.buffer("median", torch.zeros(1, dtype=torch.float64))
-        self.buffer("correlation", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("subspace", torch.zeros(uses.members, features, dtype=torch.float32))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+        self.register_buffer("median", torch.zeros(1, dtype=torch.float64))
+        self.register_buffer("correlation", torch.zeros((), dtype=torch.float64))
 
     @torch.no_grad()
     def draw(self, seed: int) -> None:

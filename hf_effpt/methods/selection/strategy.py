@@ -149,10 +149,6 @@ class Strategy(KeepsPrecision):
         """What to warn of, by what a log entry says."""
         return None
 
-    def buffer(self, name: str, value: Tensor) -> None:
-        """Adds a buffer that checkpoints keep."""
-        self.register_buffer(name, value)
-
 
 @torch.no_grad()
 def push(queue_QD: Tensor, size: Tensor, place: Tensor, rows_ND: Tensor) -> None:

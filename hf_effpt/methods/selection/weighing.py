@@ -86,8 +86,8 @@ class AdaptiveMasking(Strategy):
 
     def __init__(self, uses: Uses, config: Any) -> None:
         super().__init__(uses, config)
-        self.buffer("losses", torch.full((config.vocab_size,), float("inf"), dtype=torch.float32))
-        self.buffer("rates", torch.ones(config.vocab_size, dtype=torch.float32))
+        self.register_buffer("losses", torch.full((config.vocab_size,), float("inf"), dtype=torch.float32))
+        self.register_buffer("rates", torch.ones(config.vocab_size, dtype=torch.float32))
         self._on_host: tuple[int, Any] | None = None
 
     def draw(self, seed: int) -> None:

@@ -4,7 +4,9 @@ B batch, L row length, D hidden size, M entries, C places for occurrences.
 """
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
+
+from hf_effpt.core.processes import gather
 
 from .lookup import Occurrences, Words
 
@@ -29,14 +31,7 @@ def window_means(hidden_BLD: Tensor, found: Occurrences, words: Words, k: int) -
 
 def gather_processes(entry_C: Tensor, used_C: Tensor, notes_CD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The occurrences of all processes in the order of their ranks; all must see batches of one shape."""
-    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
-        return entry_C, used_C, notes_CD
-    gathered = []
-    for tensor in (entry_C, used_C.byte(), notes_CD):
-        parts = [torch.empty_like(tensor) for _ in range(distributed.get_world_size())]
-        distributed.all_gather(parts, tensor.contiguous())
-        gathered.append(torch.cat(parts))
-    return gathered[0], gathered[1].bool(), gathered[2]
+    return gather(entry_C), gather(used_C.byte()).bool(), gather(notes_CD)
 
 
 def take_in(
