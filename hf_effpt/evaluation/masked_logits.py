@@ -15,6 +15,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from hf_effpt.core.anatomy import layers_of, replace_layers
 from hf_effpt.core.depth import LayerStack
+from hf_effpt.core.modes import evaluating
 from hf_effpt.models.sparse_layer import gather_rows, layer_at
 
 
@@ -41,14 +42,8 @@ def predicts_masked_tokens(model: nn.Module) -> bool:
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Without dropout and gradients; afterwards every module is in the mode it was in."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True
+    with evaluating(model), torch.no_grad():
+        yield
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.look import Look, Work
 from hf_effpt.core.method import Method
+from hf_effpt.core.modes import evaluating
 from hf_effpt.data.packed_rows import PackedRows, identity_of_rows
 
 from .charging import ChargingTrainer
@@ -162,7 +163,7 @@ class ChoosingTrainer(ChargingTrainer):
         judge, size = model or self.model, self.args.train_batch_size
         inputs = {key: values for key, values in rows.items() if key not in KEYS}
         found, began, measured = [], time.perf_counter(), self._uncharged
-        with self._observing(judge), self.accelerator.autocast():
+        with evaluating(judge), self.accelerator.autocast():
             for at in range(0, len(rows["input_ids"]), size):
                 batch = {key: values[at : at + size] for key, values in inputs.items()}
                 if known is None:
@@ -192,17 +193,6 @@ class ChoosingTrainer(ChargingTrainer):
         else:
             yield
         self.charge_flops(method, self._own_flops[key] * self.args.world_size)
-
-    @contextmanager
-    def _observing(self, model: Any) -> Iterator[None]:
-        """The whole model in evaluation mode; each module is afterwards in the mode it was in."""
-        training = [module for module in model.modules() if module.training]
-        model.eval()
-        try:
-            yield
-        finally:
-            for module in training:
-                module.training = True
 
     def note_selection(self) -> None:
         """Adds up what the meter has measured of picking rows, where the device works on its own."""

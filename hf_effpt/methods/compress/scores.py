@@ -9,6 +9,7 @@ from torch import nn
 
 from hf_effpt.core.gates import Scores, importance
 from hf_effpt.core.method import Run
+from hf_effpt.core.modes import evaluating
 from hf_effpt.core.tally import tally_of
 from hf_effpt.core.ticket import Ticket
 
@@ -25,16 +26,12 @@ def michel(backbone: nn.Module, run: Run) -> Scores:
 def _observing(backbone: nn.Module, run: Run) -> Iterator[None]:
     """The whole model, as in evaluation; random numbers, tally and modes are afterwards what they were."""
     device = next(backbone.parameters()).device
-    training = [module for module in run.model.modules() if module.training]
     tally = tally_of(backbone)
     sums = tally.take()
-    run.model.eval()
     try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with evaluating(run.model), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             yield
     finally:
-        for module in training:
-            module.training = True
         tally.sums = sums
 
 
