@@ -1,8 +1,6 @@
 """TNF with other methods, other encoders, several processes, data workers and fine-tuning."""
 
 import pickle
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -20,6 +18,7 @@ from hf_effpt.methods.tnf import DataCollatorForNotes
 from hf_effpt.models import EffptBertForMaskedLM, EffptBertForSequenceClassification
 from hf_effpt.training.flops import FlopCounter
 from tests import tiny
+from tests.together import together
 
 from . import notes
 from .notes import RARE
@@ -196,47 +195,29 @@ def test_fine_tuning_with_notes(tmp_path, use):
 
 
 PROCESSES = """
-import sys
-import torch
-from torch import distributed, multiprocessing
+from torch import distributed
+from tests.unit.methods.test_tnf_composition import written
 
-from tests.unit.methods import notes
+distributed.init_process_group("gloo")
+rank = distributed.get_rank()
+torch.save(written(rank, 2), f"{sys.argv[1]}/{rank}.pt")
+"""
 
-NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
-
-def run(rank, world, folder):
-    torch.set_num_threads(1)
-    if world > 1:
-        distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+def written(rank, world):
+    """The notes that a process has after three steps of its share of the rows."""
     model = notes.model(config=NO_DROPOUT).train()
     rows = torch.tensor(notes.rows())
     for step in range(3):
         batch = rows[4 * step : 4 * step + 4]
         model(batch[rank * 4 // world : (rank + 1) * 4 // world])
-    torch.save(model.bert.notes.vectors, f"{folder}/{world}-{rank}.pt")
-    if world > 1:
-        distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    folder = sys.argv[1]
-    run(0, 1, folder)
-    multiprocessing.spawn(run, (2, folder), nprocs=2)
-"""
+    return model.bert.notes.vectors
 
 
 @pytest.mark.slow
 def test_two_processes_write_the_notes_of_one(tmp_path):
-    (tmp_path / "processes.py").write_text(PROCESSES)
-    done = subprocess.run(
-        [sys.executable, str(tmp_path / "processes.py"), str(tmp_path)],
-        env={"PYTHONPATH": ":".join(sys.path), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    one, first, second = (torch.load(tmp_path / f"{name}.pt") for name in ("1-0", "2-0", "2-1"))
+    together(tmp_path, PROCESSES)
+    one, first, second = written(0, 1), *(torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert torch.equal(first, second)
     assert torch.allclose(first, one, atol=1e-6)
     assert not torch.allclose(one, notes.model().bert.notes.vectors, atol=1e-2)
