@@ -15,7 +15,6 @@ from hf_effpt.training import reference_meter
 from hf_effpt.training.flops import FlopCounter
 from hf_effpt.training.reference_meter import optimizer_operation, step_operation, time_step
 from tests import tiny
-from tests.invariant.test_processes import launch
 
 from .skipping import HALF, gated, lean, ran
 
@@ -143,18 +142,6 @@ def test_micro_batches_do_not_matter(tmp_path, rows, accumulation, settings):
         assert torch.allclose(value, runs[1].model.state_dict()[name], atol=5e-6), name
     assert runs[0].clock.flops == pytest.approx(runs[1].clock.flops, rel=1e-9)
     assert 0 < runs[0].model.bert.gates.executed < 1
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("estimator", ["ste_reweighted", "reinforce"])
-def test_two_processes_equal_one(tmp_path, estimator):
-    methods = {"layerskip": {"target": 0.4, "estimator": estimator}}
-    one = launch(tmp_path / "one", methods, 1, 4, "mlm")
-    two = launch(tmp_path / "two", methods, 2, 2, "mlm")
-    assert two["flops"] == pytest.approx(one["flops"], rel=1e-9)
-    assert two["losses"] == pytest.approx(one["losses"], abs=1e-5)
-    for name, weight in one["weights"].items():
-        assert torch.allclose(weight, two["weights"][name], atol=5e-6), name
 
 
 def test_gates_are_not_decayed(tmp_path):
