@@ -1,5 +1,7 @@
 """Random numbers on the device that are a pure function of what they are for; no generator is touched."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,7 +14,9 @@ def _signed(value: int) -> int:
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
-_GOLDEN, _FIRST, _SECOND = map(_signed, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+_ALL = 0xFFFFFFFFFFFFFFFF
+_STEPS = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+_GOLDEN, _FIRST, _SECOND = map(_signed, _STEPS)
 _ROW = 0x632BE59BD9B4E019
 
 
@@ -43,15 +47,23 @@ def row_keys(ids_BL: Tensor, real_BL: Tensor | None = None) -> Tensor:
 
 def salted(keys: Tensor, *salts: int) -> Tensor:
     """Other keys for each sequence of integers, of which 64 bits count."""
-    for salt in salts:
-        keys = mix(keys ^ _signed(salt & 0xFFFFFFFFFFFFFFFF))
-    return keys
+    return mix(keys ^ _signed(_folded(salts)))
 
 
 def places(like: Tensor, *salts: int) -> Tensor:
     """A float64 number in [0, 1) for each place of a tensor of that shape, on its device."""
-    key = int(salted(torch.zeros((), dtype=torch.long, device="cpu"), *salts))
-    return uniform(salted(torch.arange(like.numel(), device=like.device), key)).view(like.shape)
+    return uniform(salted(torch.arange(like.numel(), device=like.device), *salts)).view(like.shape)
+
+
+def _folded(salts: Sequence[int]) -> int:
+    """One number for a sequence of them: what is equal for all keys costs the device nothing."""
+    folded = 0
+    for salt in salts:
+        folded = ((folded ^ (salt & _ALL)) + _STEPS[0]) & _ALL
+        folded = ((folded ^ (folded >> 30)) * _STEPS[1]) & _ALL
+        folded = ((folded ^ (folded >> 27)) * _STEPS[2]) & _ALL
+        folded ^= folded >> 31
+    return folded
 
 
 def _shifted(values: Tensor, bits: int) -> Tensor:

@@ -1,8 +1,9 @@
 """What a model makes of masked rows, for a method that judges them; nothing is learned from it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 
@@ -28,3 +29,15 @@ class Reading:
     def asked_BM(self) -> Tensor:
         """Where an answer is asked for."""
         return self.labels_BM != -100
+
+    def thinned(self, number: int | None) -> "Reading":
+        """The reading at no more than `number` positions of a row, evenly spread over those that are asked for."""
+        if number is None or number >= self.labels_BM.shape[1]:
+            return self
+        places_M = torch.arange(number, device=self.labels_BM.device)
+        asked_B1 = self.asked_BM.sum(dim=1, keepdim=True)
+        at_BM = torch.where(asked_B1 > number, ((places_M + 0.5) * asked_B1 / number).long(), places_M)
+        # those asked for first, so that the n-th of them is in place n
+        at_BM = self.asked_BM.byte().argsort(dim=1, descending=True, stable=True).gather(1, at_BM)
+        at_BMD = at_BM[:, :, None].expand(-1, -1, self.hidden_BMD.shape[2])
+        return replace(self, hidden_BMD=self.hidden_BMD.gather(1, at_BMD), labels_BM=self.labels_BM.gather(1, at_BM))

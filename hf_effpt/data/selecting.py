@@ -1,6 +1,6 @@
 """Which documents are learned from, chosen once before they are packed: those without a double, those of some losses.
 
-N documents, D size of an embedding, C documents of a cluster.
+N documents, D size of an embedding, C documents of a cluster, P pairs of documents.
 """
 
 import hashlib
@@ -25,6 +25,7 @@ PERMUTATIONS = 128
 # Permutations of a long document are taken for so many shingles at a time, to stay small in memory.
 SHINGLES_AT_ONCE = 8192
 ROUNDS = 20  # of k-means
+PAIRS = 10_000  # of documents that are looked at for how alike they are by chance
 
 
 @dataclass(frozen=True)
@@ -208,6 +209,24 @@ def without_semantic(embeddings_ND: np.ndarray, similarity: float) -> np.ndarray
         members_C = members_C[np.argsort(nearness_C, kind="stable")]
         stays[members_C] = _apart(unit_ND[members_C], similarity)
     return stays
+
+
+def alike_by_chance(embeddings_ND: np.ndarray, similarity: float) -> float:
+    """The share of pairs of documents, drawn by lot, whose cosine is above `similarity`.
+
+    Args:
+        embeddings_ND (`np.ndarray` of shape `(documents, size)`): of any length.
+        similarity (`float`): the cosine above which documents are doubles.
+    """
+    documents = len(embeddings_ND)
+    if documents < 2:
+        return 0.0
+    drawn = np.random.default_rng(0)
+    ones = drawn.integers(0, documents, PAIRS)
+    others = (ones + drawn.integers(1, documents, PAIRS)) % documents
+    one_PD, other_PD = embeddings_ND[ones], embeddings_ND[others]
+    lengths_P = np.linalg.norm(one_PD, axis=1) * np.linalg.norm(other_PD, axis=1)
+    return float(((one_PD * other_PD).sum(axis=1) > similarity * np.maximum(lengths_P, 1e-12)).mean())
 
 
 def _apart(unit_CD: np.ndarray, similarity: float) -> np.ndarray:

@@ -5,6 +5,7 @@ N documents, B rows of a batch, L row length, M masked positions of a row, V voc
 
 import hashlib
 import json
+import logging
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -30,6 +31,7 @@ from hf_effpt.data.packing import held_out
 from hf_effpt.data.selecting import (
     Kept,
     SelectSettings,
+    alike_by_chance,
     in_band,
     require_datasketch,
     without_exact,
@@ -43,12 +45,15 @@ from .masked_logits import evaluation_mode, masked_logits
 from .record import weights_of
 from .tables import first_line
 
+logger = logging.getLogger(__name__)
+
 # Raise when other documents are chosen by the same settings.
 FORMAT = 1
 # A document is judged by its first rows, so many of at most so many tokens.
 ROWS, LENGTH = 4, 128
 # No text has so few tokens that this many characters do not fill a row a token; the rest need not be tokenised.
 CHARACTERS = 16
+OFTEN = 0.01  # from which share of pairs on documents are doubles by chance more often than they could be
 GROUP, BATCH = 512, 64  # documents tokenised together, rows read together
 
 
@@ -59,7 +64,8 @@ def select_documents(
 
     Only documents that are not held out are looked at, so that what is held out is the same with and without. The
     facts are how many there were, `documents`, and are `kept`; the `seconds` it took when it was made; the settings;
-    and a hash of the model's `weights`.
+    a hash of the model's `weights`; and, of semantic doubles, the share of pairs of documents drawn by lot that are
+    doubles, `alike_by_chance`, which is warned of if it is above 0.01.
 
     Args:
         corpus ([`Corpus`]): the text; it is read several times.
@@ -79,6 +85,13 @@ def select_documents(
         cache_folder(cache_dir) / "selected" / key, lambda target: _select(corpus, settings, share, target)
     )
     known = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+    if known.get("alike_by_chance", 0.0) > OFTEN:
+        logger.warning(
+            "`data.select` takes %.0f %% of all pairs of documents for doubles, at `similarity` %s. Unless the text "
+            "is the same over and over, the model in %s hardly tells documents apart, and most of those left out are "
+            "no doubles: name one that is trained longer, or raise `similarity`.",
+            100 * known["alike_by_chance"], settings.similarity, settings.model,
+        )  # fmt: skip
     known |= settings.settings() | ({} if weights is None else {"weights": weights})
     return Kept(np.load(folder / "kept.npy"), known)
 
@@ -115,7 +128,7 @@ def check_model(settings: SelectSettings) -> str | None:
 
 def _select(corpus: Corpus, settings: SelectSettings, share: float | None, target: Path) -> None:
     """Writes into `target` which documents are kept, and how many."""
-    began = time.perf_counter()
+    began, alike = time.perf_counter(), {}
     model, tokenizer = (None, None) if settings.model is None else _load(settings)
     chosen_N = ~held_out(np.arange(sum(1 for _ in corpus.texts())), share)
     documents = int(chosen_N.sum())
@@ -136,6 +149,7 @@ def _select(corpus: Corpus, settings: SelectSettings, share: float | None, targe
     elif settings.deduplicate == "semantic":
         embeddings_ND = document_embeddings(model.base_model, tokenizer, texts("Embedding"))
         chosen_N[chosen_N] = without_semantic(embeddings_ND, settings.similarity)
+        alike = {"alike_by_chance": alike_by_chance(embeddings_ND, settings.similarity)}
     if settings.keep is not None:
         losses_N = document_losses(model, tokenizer, texts("Judging"))
         chosen_N[chosen_N] = in_band(losses_N, settings.keep, settings.band)
@@ -146,7 +160,7 @@ def _select(corpus: Corpus, settings: SelectSettings, share: float | None, targe
             "train on; add text, raise `keep`, or name a `model` whose losses are numbers."
         )
     np.save(target / "kept.npy", chosen_N)
-    known = {"documents": documents, "kept": kept, "seconds": time.perf_counter() - began}
+    known = {"documents": documents, "kept": kept, "seconds": time.perf_counter() - began, **alike}
     (target / "facts.json").write_text(json.dumps(known), encoding="utf-8")
 
 

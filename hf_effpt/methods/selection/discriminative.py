@@ -5,7 +5,6 @@ N rows looked at, G those of all processes, S rows drawn from the queue, D size 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -38,41 +37,57 @@ class Classifier(Networks):
         size (`int`): of its inputs.
     """
 
+    mean: Tensor
+    square: Tensor
     steps: Tensor
 
     def __init__(self, size: int) -> None:
         super().__init__(1, size, HIDDEN)
-        for index, weight in enumerate(self.weights):
-            self.register_buffer(f"mean_{index}", torch.zeros_like(weight))
-            self.register_buffer(f"square_{index}", torch.zeros_like(weight))
-        self.register_buffer("steps", torch.zeros(len(self.weights), dtype=torch.float32))
+        self.register_buffer("mean", torch.zeros_like(self.values))
+        self.register_buffer("square", torch.zeros_like(self.values))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.float32))
 
     def logits(self, rows_ND: Tensor) -> Tensor:
         """Of shape `(rows,)`, at most 10 from 0."""
         return self(rows_ND)[0][0].clamp(-CLIP, CLIP)
 
+    def state(self) -> list[Tensor]:
+        """A copy of all that fitting changes."""
+        return [buffer.clone() for buffer in self.buffers()]
+
+    def go_back(self, state: list[Tensor], where: Tensor | bool = True) -> None:
+        """Takes a state that was before, if `where` says so."""
+        for buffer, old in zip(self.buffers(), state, strict=True):
+            buffer.copy_(old if where is True else torch.where(where, old, buffer))
+
     @torch.no_grad()
-    def fit(self, rows_ND: Tensor, labels_N: Tensor, counts_N: Tensor) -> None:
+    def fit(self, rows_ND: Tensor, labels_N: Tensor, counts_N: Tensor) -> Tensor:
         """Takes two steps on the cross-entropy, in which both labels weigh the same however many rows have them.
 
         Args:
             rows_ND (`Tensor` of shape `(rows, size)`): standardised.
             labels_N (`Tensor` of shape `(rows,)`): 0 or 1.
             counts_N (`Tensor` of shape `(rows,)`): whether there is something to learn from a row.
+
+        Returns:
+            the logits before it, of shape `(rows,)`.
         """
         ones_N, zeros_N = labels_N * counts_N, (1 - labels_N) * counts_N
         shares_N = (ones_N / ones_N.sum().clamp(min=1) + zeros_N / zeros_N.sum().clamp(min=1)) / 2
-        for _ in range(STEPS):
+        before_N = torch.empty(0)
+        for step in range(STEPS):
             logits_EN, hidden_ENH = self(rows_ND)
+            logits_EN = logits_EN.clamp(-CLIP, CLIP)
+            before_N = before_N if step else logits_EN[0]
             # A logit beyond the clip still has a gradient: otherwise a row that is wrong there would stay wrong.
-            slopes_EN = shares_N * (logits_EN.clamp(-CLIP, CLIP).sigmoid() - labels_N)
+            slopes_EN = shares_N * (logits_EN.sigmoid() - labels_N)
             adam(
-                self.weights,
-                self.gradients(rows_ND, hidden_ENH, slopes_EN),
-                [getattr(self, f"mean_{index}") for index in range(len(self.steps))],
-                [getattr(self, f"square_{index}") for index in range(len(self.steps))],
+                [self.values],
+                [self.gradients(rows_ND, hidden_ENH, slopes_EN)],
+                [self.mean],
+                [self.square],
                 [],
-                [self.steps[index] for index in range(len(self.steps))],
+                [self.steps],
                 differentiable=True,  # else it waits for the device to know the number of steps
                 amsgrad=False,
                 beta1=0.9,
@@ -82,15 +97,16 @@ class Classifier(Networks):
                 eps=1e-8,
                 maximize=False,
             )
+        return before_N
 
 
 class Discriminative(Strategy):
     """Picks rows that a classifier takes for such as were not trained on lately (Gissin and Shalev-Shwartz, 2019).
 
     A perceptron tells the rows looked at from a queue of rows trained on. In each step it goes on learning, in all
-    processes from the rows of all of them, so that it stays the same everywhere. Then a copy picks the rows of one
-    process in four parts: after each it learns that those picked are trained on now, and after the last it is thrown
-    away. While nothing was trained on, rows are picked at random.
+    processes from the rows of all of them, so that it stays the same everywhere. Then it picks the rows of one
+    process in four parts: after each it learns that those picked are trained on now, and after the last it forgets
+    that. While nothing was trained on, rows are picked at random.
 
     In one pass through shuffled text, rows trained on and rows to come do not differ, and nothing can be learned. One
     row in eight, by its key, is never fitted and is picked by lot; `auc` says how well the classifier tells those
@@ -134,7 +150,7 @@ class Discriminative(Strategy):
     @torch.no_grad()
     def scores(self, pool: Pool) -> Tensor:
         """The logits of not being trained on."""
-        return self._scores(self.classifier, self.moments.standardised(self._vectors(pool)), pool)
+        return self._scores(self.moments.standardised(self._vectors(pool)), pool)
 
     @torch.no_grad()
     def pick(self, pool: Pool, number: int) -> Tensor:
@@ -142,15 +158,15 @@ class Discriminative(Strategy):
         ours = pool.of(order_N)
         self._go_on(gather(self._vectors(ours)), gather(_learned_from(ours)), pool)
         rows_ND, counts_N = self.moments.standardised(self._vectors(ours)), _learned_from(ours)
-        classifier = copy.deepcopy(self.classifier)
+        state = self.classifier.state()
         wanted = number - min(number, round(self.uses.explore * number))
         left_out = min(len(pool) - number, round(self.uses.outliers * len(pool)))
         labels_N, picked = torch.ones_like(counts_N), []
         barred_N = torch.zeros_like(counts_N, dtype=torch.bool)
         for part in range(PARTS):
             if part:
-                self._fit(classifier, rows_ND, labels_N, counts_N, pool, part)
-            scores_N = self._scores(classifier, rows_ND, ours)
+                self._fit(rows_ND, labels_N, counts_N, pool, part)
+            scores_N = self._scores(rows_ND, ours)
             lots_N = scores_N.sort().values[(chance(ours, _LOTS) * len(ours)).long()]
             scores_N = torch.where(counts_N > 0, scores_N, lots_N)
             if not part:
@@ -159,6 +175,7 @@ class Discriminative(Strategy):
             at = by_score(scores_N.masked_fill(barred_N, -torch.inf), ours)[:some]
             barred_N[at], labels_N[at] = True, 0.0
             picked.append(order_N[at])
+        self.classifier.go_back(state)
         return fill_up(torch.cat(picked), pool, number)
 
     @torch.no_grad()
@@ -189,8 +206,8 @@ class Discriminative(Strategy):
         assert pool.seen is not None
         return pool.seen[:, : self.length].float()
 
-    def _scores(self, classifier: Classifier, rows_ND: Tensor, pool: Pool) -> Tensor:
-        return torch.where(self.size > 0, classifier.logits(rows_ND).double(), chance(pool, _UNKNOWN))
+    def _scores(self, rows_ND: Tensor, pool: Pool) -> Tensor:
+        return torch.where(self.size > 0, self.classifier.logits(rows_ND).double(), chance(pool, _UNKNOWN))
 
     def _trained(self, number: int, pool: Pool, part: int) -> tuple[Tensor, Tensor]:
         """Rows drawn from the queue, standardised, and whether there is something to learn from them."""
@@ -200,28 +217,24 @@ class Discriminative(Strategy):
         return self.moments.standardised(drawn_SD[:, :-1]), 1 - drawn_SD[:, -1]
 
     def _fit(
-        self, classifier: Classifier, rows_ND: Tensor, labels_N: Tensor, counts_N: Tensor, pool: Pool, part: int
-    ) -> None:
-        """Fits on rows looked at, and on as many of the queue, with label 0."""
+        self, rows_ND: Tensor, labels_N: Tensor, counts_N: Tensor, pool: Pool, part: int
+    ) -> tuple[Tensor, Tensor]:
+        """Fits on rows looked at, and on as many of the queue, with label 0; the logits before, and which count."""
         trained_SD, counts_S = self._trained(len(rows_ND), pool, part)
-        labels = torch.cat([labels_N, torch.zeros_like(counts_S)])
-        classifier.fit(torch.cat([rows_ND, trained_SD]), labels, torch.cat([counts_N, counts_S]))
+        labels, counts = torch.cat([labels_N, torch.zeros_like(counts_S)]), torch.cat([counts_N, counts_S])
+        return self.classifier.fit(torch.cat([rows_ND, trained_SD]), labels, counts), counts
 
     def _go_on(self, rows_GD: Tensor, counts_G: Tensor, pool: Pool) -> None:
         """Measures the classifier and lets it learn from the rows of all processes."""
-        rows_GD = self.moments.standardised(rows_GD)
-        trained_SD, counts_S = self._trained(len(rows_GD), pool, 0)
-        held_G, held_S = 1 - counts_G, 1 - counts_S
-        scores_G, scores_S = self.classifier.logits(rows_GD), self.classifier.logits(trained_SD)
+        state = self.classifier.state()
+        logits, counts = self._fit(self.moments.standardised(rows_GD), torch.ones_like(counts_G), counts_G, pool, 0)
+        self.classifier.go_back(state, self.size == 0)
+        (scores_G, scores_S), (held_G, held_S) = logits.chunk(2), (1 - counts).chunk(2)
         found = area_under_curve(scores_G, scores_S, held_G, held_S)
         known = (self.size > 0) & (held_G.sum() * held_S.sum() > 0)
         recent = (1.0 / (self.measured + 1)).clamp(min=RECENT)
         self.auc.lerp_(found, torch.where(known, recent, 0.0).double())
         self.measured += known
-        fitted = copy.deepcopy(self.classifier)
-        self._fit(fitted, rows_GD, torch.ones_like(counts_G), counts_G, pool, 0)
-        for buffer, new in zip(self.classifier.buffers(), fitted.buffers(), strict=True):
-            buffer.copy_(torch.where(self.size > 0, new, buffer))
 
 
 def _learned_from(pool: Pool) -> Tensor:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from hf_effpt.core.depth import flatten
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.hashing import salted
 from hf_effpt.core.look import Look, Spent
 from hf_effpt.core.method import Method, Paper, Run
 from hf_effpt.core.objectives import objective_of
@@ -60,6 +59,8 @@ class Selection(Method):
         level (`str`, *optional*): what those draws go through: the `"head"`, the default, or the `"full"` model.
         members (`int`, *optional*): networks of the `perceptron_ensemble`, by default 5.
         queue (`int`, *optional*): how many of the rows last trained on a strategy remembers.
+        num_score_positions (`int`, *optional*): at how many of its masked positions a row is judged by strategies
+            that go by the model's answers, which makes the head cheaper; by default at all.
         max_age (`int`, *optional*): steps after which a stale score no longer counts; by default it always does, but
             for one from before a change of the architecture.
         holdout (`str`, *optional*): folder of the masked language model that `rho` and `token_selection` compare
@@ -103,6 +104,7 @@ class Selection(Method):
     level: Level | None = None
     members: int | None = None
     queue: int | None = None
+    num_score_positions: int | None = None
     max_age: int | None = None
     holdout: str | None = None
     table: str | None = None
@@ -198,7 +200,7 @@ class Selection(Method):
         selector, ids_N = model.backbone.selector, rows["example_id"]
         strategy = selector.strategy
         strategy.on = self.is_on(look.step, look.fraction)
-        pool = Pool(salted(ids_N ^ (rows["epoch"] << 40)), ids_N, None, look.step, look.fraction, look.seed)
+        pool = Pool(ids_N ^ (rows["epoch"] << 40), ids_N, None, look.step, look.fraction, look.seed)
         measures = selector.look_at(rows)
         picks = strategy.on and strategy.picks_rows
         pool, scored = self._see(model, rows, look, pool, measures, picks)

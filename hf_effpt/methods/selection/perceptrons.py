@@ -1,6 +1,6 @@
 """A committee of small networks that learns from the losses of trained rows which rows will have high ones.
 
-N rows, D features, E members, H hidden units of each.
+N rows, D features, E members, H hidden units and W weights of each.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class PerceptronEnsemble(Strategy):
         self.networks.draw(seed, _WEIGHTS)
         ranks_ED = places(self.subspace, seed, _FEATURES).argsort(dim=1).argsort(dim=1)
         self.subspace.copy_(ranks_ED < round(SUBSPACE * ranks_ED.shape[1]))
-        self.networks.first.mul_(self.subspace[..., None])
+        self.networks.weights[0].mul_(self.subspace[..., None])
 
     @torch.no_grad()
     def predict(self, pool: Pool) -> Tensor:
@@ -115,12 +115,10 @@ class PerceptronEnsemble(Strategy):
         counts_EN = draws(pool, self.uses.members)
         losses_EN, hidden_ENH = self.networks(rows_ND)
         slopes_EN = 2 * counts_EN * (losses_EN - target_N) / counts_EN.sum(dim=1, keepdim=True).clamp(min=1)
-        first_EDH, *others = self.networks.gradients(rows_ND, hidden_ENH, slopes_EN)
-        gradients = [first_EDH * self.subspace[..., None], *others]
-        norms_E = torch.stack([g.reshape(len(g), -1).square().sum(dim=1) for g in gradients]).sum(dim=0).sqrt()
-        rates_E = RATE * STEEPEST / norms_E.clamp(min=STEEPEST)
-        for weight, gradient in zip(self.networks.weights, gradients, strict=True):
-            weight.sub_(gradient * rates_E.view(-1, *[1] * (gradient.ndim - 1)))
+        gradients_EW = self.networks.gradients(rows_ND, hidden_ENH, slopes_EN)
+        self.networks.split(gradients_EW)[0].mul_(self.subspace[..., None])
+        norms_E1 = torch.linalg.vector_norm(gradients_EW, dim=1, keepdim=True)
+        self.networks.values.sub_(gradients_EW * (RATE * STEEPEST / norms_E1.clamp(min=STEEPEST)))
 
     def sums(self) -> dict[str, Tensor]:
         return {"selection_correlation": self.correlation, "selection_correlation_steps": torch.ones(())}
@@ -136,8 +134,8 @@ def draws(pool: Pool, members: int) -> Tensor:
 
     A pure function of the row, seed, step and member (online bagging; Oza and Russell, 2001).
     """
-    keys = [salted(pool.keys_N, pool.seed, pool.step, _BOOTSTRAP, member) for member in range(members)]
-    uniform_EN = uniform(torch.stack(keys))
+    keys_N = salted(pool.keys_N, pool.seed, pool.step, _BOOTSTRAP)
+    uniform_EN = uniform(keys_N + torch.arange(members, device=keys_N.device)[:, None])
     return torch.stack([uniform_EN >= bound for bound in _POISSON]).sum(dim=0).float()
 
 

@@ -44,14 +44,14 @@ def _read(scorer: Scorer, model: Any, batch: Batch) -> Reading:
 
 def _rated(strategy: Any, scorer: Scorer, model: Any, batch: Batch) -> Tensor:
     strategy.keys_B = row_keys(batch["input_ids"])
-    return strategy.rate(_read(scorer, model, batch))
+    return strategy.rate(_read(scorer, model, batch).thinned(strategy.uses.num_score_positions))
 
 
 def _rated_by_draws(strategy: Any, scorer: Scorer, model: Any, batch: Batch) -> Tensor:
     def draws() -> Iterator[Reading]:
         for number in range(strategy.uses.passes):
             with dropping(model, strategy.uses.dropout, hash((*strategy.salts, number)) & 0x7FFFFFFF):
-                yield _read(scorer, model, batch)
+                yield _read(scorer, model, batch).thinned(strategy.uses.num_score_positions)
 
     return strategy.rate_draws(draws())
 

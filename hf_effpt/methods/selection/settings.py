@@ -15,7 +15,7 @@ OPEN = (
     "keep", "mode", "start", "end", "interrupt", "explore", "outliers",
     "warmup", "passes", "dropout", "level", "members", "queue",
 )  # fmt: skip
-COUNTS = ("interrupt", "warmup", "passes", "members", "queue", "max_age")
+COUNTS = ("interrupt", "warmup", "passes", "members", "queue", "max_age", "num_score_positions")
 DRAWS = ("passes", "dropout", "level")
 GENERATED = ("electra", "electra_15", "replace_mlm", "all_tokens_mlm", "mcbert")  # objectives with a generator
 
@@ -41,6 +41,7 @@ def resolve(settings: "Selection", objective: str = "mlm") -> Uses:
         scorer=settings.scorer or _usual_scorer(kind, objective),
         rule=settings.rule or (kind.rules[0] if kind.rules else None),
         max_age=settings.max_age,
+        num_score_positions=settings.num_score_positions,
         rows=settings.rows or 0,
     )
     _check_ranges(settings, uses)
@@ -71,6 +72,7 @@ def _refuse_what_it_has_not(settings: "Selection", kind: type[Strategy]) -> None
             "only `scorer: stale` begins with a table of losses, and `rho` keeps one",
         ),
         "max_age": (scorer == "stale", "only with `scorer: stale` are losses kept that can be too old"),
+        "num_score_positions": (kind.sees == "logits", f"`{name}` does not go by answers at masked positions"),
         "queue": ("queue" in kind.usual, f"`{name}` has no queue"),
         "explore": (kind.explores, f"`{name}` draws by itself, or leaves no row out"),
         "outliers": (kind.explores, f"`{name}` takes no rows for the height of their scores alone"),
@@ -122,6 +124,11 @@ def _check_ranges(settings: "Selection", uses: Uses) -> None:
         )
     if uses.max_age is not None and uses.max_age < 1:
         raise EffptError(f"`selection.max_age` is a number of steps of at least 1, not {uses.max_age}.")
+    if uses.num_score_positions is not None and uses.num_score_positions < 1:
+        raise EffptError(
+            f"`selection.num_score_positions` is {uses.num_score_positions}, but a row is judged at 1 position at "
+            "least; leave it out to judge it at all that are masked."
+        )
 
 
 def check(settings: "Selection", objective: str) -> None:

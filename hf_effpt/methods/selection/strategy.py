@@ -77,6 +77,7 @@ class Uses:
     members: int = 5
     queue: int = 0
     max_age: int | None = None
+    num_score_positions: int | None = None
     rows: int = 0
 
 

@@ -1,7 +1,7 @@
 """Scores by how unsure a model is of its answers, in one reading or in several under dropout.
 
-B batch, M positions a row, D hidden size, V answers, P places in a row of hidden states. Of one answer, the logit of
-yes, the other is no, whose logit is 0.
+B batch, M positions a row, D hidden size, V answers, P places in a row of hidden states, Q quarters of them. Of one
+answer, the logit of yes, the other is no, whose logit is 0.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.hashing import salted, uniform
+from hf_effpt.core.hashing import mix, salted
 from hf_effpt.core.reading import Reading
 
 from .strategy import Scorer, Sight, Strategy, Uses
@@ -172,10 +172,13 @@ class DeepBayesian(Strategy):
 
     def draws(self, reading: Reading) -> Iterator[Reading]:
         """The reading under each draw of dropout on what the encoder puts out, for the head alone to run again."""
-        hidden_BMD = reading.hidden_BMD
-        places_P = torch.arange(hidden_BMD.shape[1] * hidden_BMD.shape[2], device=hidden_BMD.device)
+        hidden_BMD, rate = reading.hidden_BMD, self.uses.dropout
+        size = hidden_BMD.shape[1] * hidden_BMD.shape[2]
+        places_Q = torch.arange((size + 3) // 4, device=hidden_BMD.device)
         for number in range(self.uses.passes):
             keys_B = salted(self.keys_B, *self.salts, _DROPOUT, number)
-            kept_BP = uniform(keys_B[:, None] + places_P) >= self.uses.dropout
-            kept_BMD = hidden_BMD.where(kept_BP.view_as(hidden_BMD), 0.0) / (1.0 - self.uses.dropout)
+            # Sixteen bits say whether one number is dropped, so that four share a hash.
+            bits_BP = mix(keys_B[:, None] + places_Q).view(torch.int16)[:, :size]
+            kept_BP = bits_BP >= round(rate * 2**16) - 2**15
+            kept_BMD = hidden_BMD.where(kept_BP.view_as(hidden_BMD), 0.0) / (1.0 - rate)
             yield replace(reading, hidden_BMD=kept_BMD)

@@ -1,6 +1,6 @@
 """The vectors that rows are judged by, and what the strategies that see them are built of.
 
-N rows, D size of a vector, E networks, H hidden units of each, P rows with label 1, Q rows with label 0.
+N rows, D size of a vector, E networks, H hidden units and W weights of each, P rows with label 1, Q rows with label 0.
 """
 
 from __future__ import annotations
@@ -83,43 +83,47 @@ class Networks(KeepsPrecision):
         hidden (`int`): units of each.
     """
 
-    first: Tensor
-    bias: Tensor
-    last: Tensor
-    offset: Tensor
+    values: Tensor  # all weights of a network in one row, so that learning is a few operations in all
 
     def __init__(self, members: int, size: int, hidden: int) -> None:
         super().__init__()
-        shapes = {"first": (members, size, hidden), "bias": (members, hidden), "last": (members, hidden)}
-        for name, shape in (shapes | {"offset": (members,)}).items():
-            self.register_buffer(name, torch.zeros(shape, dtype=torch.float32))
+        self.shapes = ((size, hidden), (hidden,), (hidden,), ())
+        self.sizes = [size * hidden, hidden, hidden, 1]
+        self.register_buffer("values", torch.zeros(members, sum(self.sizes), dtype=torch.float32))
+
+    def split(self, values_EW: Tensor) -> list[Tensor]:
+        """Views of what belongs to the hidden layer's weights and biases, and the output's, each of all members."""
+        parts = values_EW.split(self.sizes, dim=1)
+        return [part.view(-1, *shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
     @property
     def weights(self) -> list[Tensor]:
         """What learns."""
-        return [self.first, self.bias, self.last, self.offset]
+        return self.split(self.values)
 
     @torch.no_grad()
     def draw(self, seed: int, salt: int) -> None:
         """Draws the weights as `nn.Linear` does, from no generator."""
         for index, weight in enumerate(self.weights):
-            inputs = self.first.shape[1] if index < 2 else self.first.shape[2]
+            inputs = self.shapes[0][0 if index < 2 else 1]
             weight.copy_((2 * places(weight, seed, salt, index) - 1) * inputs**-0.5)
 
     @torch.no_grad()
     def forward(self, rows_ND: Tensor) -> tuple[Tensor, Tensor]:
         """The outputs for the rows, of shape `(members, rows)`, and the hidden layer, `(members, rows, hidden)`."""
+        first_EDH, bias_EH, last_EH, offset_E = self.weights
         with in_fp32(rows_ND):
-            hidden_ENH = (rows_ND @ self.first + self.bias[:, None]).relu()
-            return (hidden_ENH @ self.last[:, :, None])[..., 0] + self.offset[:, None], hidden_ENH
+            hidden_ENH = (rows_ND @ first_EDH + bias_EH[:, None]).relu()
+            return (hidden_ENH @ last_EH[:, :, None])[..., 0] + offset_E[:, None], hidden_ENH
 
     @torch.no_grad()
-    def gradients(self, rows_ND: Tensor, hidden_ENH: Tensor, slopes_EN: Tensor) -> list[Tensor]:
-        """The gradients of a loss as to `weights`, from those as to the outputs."""
+    def gradients(self, rows_ND: Tensor, hidden_ENH: Tensor, slopes_EN: Tensor) -> Tensor:
+        """The gradients of a loss as to `values`, from those as to the outputs."""
         with in_fp32(rows_ND):
-            slopes_ENH = slopes_EN[..., None] * self.last[:, None] * (hidden_ENH > 0)
+            slopes_ENH = slopes_EN[..., None] * self.weights[2][:, None] * (hidden_ENH > 0)
             last_EH = (slopes_EN[:, None] @ hidden_ENH)[:, 0]
-            return [rows_ND.T @ slopes_ENH, slopes_ENH.sum(dim=1), last_EH, slopes_EN.sum(dim=1)]
+            parts = (rows_ND.T @ slopes_ENH, slopes_ENH.sum(dim=1), last_EH, slopes_EN.sum(dim=1, keepdim=True))
+        return torch.cat([part.flatten(1) for part in parts], dim=1)
 
 
 def area_under_curve(scores_P: Tensor, scores_Q: Tensor, weights_P: Tensor, weights_Q: Tensor) -> Tensor:

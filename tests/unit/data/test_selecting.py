@@ -10,6 +10,7 @@ from hf_effpt.data.packing import held_out
 from hf_effpt.data.selecting import (
     Kept,
     SelectSettings,
+    alike_by_chance,
     in_band,
     without_exact,
     without_near,
@@ -110,6 +111,15 @@ def test_of_alike_documents_of_a_cluster_only_the_farthest_stays():
 def test_of_equal_embeddings_the_first_stays():
     assert without_semantic(np.ones((9, 3), np.float32), 0.95).tolist() == [True] + [False] * 8
     assert without_semantic(np.ones((1, 3), np.float32), 0.95).tolist() == [True]
+
+
+def test_how_alike_documents_are_by_chance_is_a_share_of_pairs_of_two():
+    angles = np.array([0.0, 0.1, np.pi / 2, np.pi])
+    embeddings = np.stack([np.cos(angles), np.sin(angles)], axis=1) * np.array([[1.0], [5.0], [0.3], [2.0]])
+    assert alike_by_chance(embeddings, 0.95) == pytest.approx(1 / 6, abs=0.01)
+    assert alike_by_chance(np.ones((9, 3)), 0.95) == 1.0
+    assert alike_by_chance(np.zeros((9, 3)), 0.95) == 0.0
+    assert alike_by_chance(np.ones((1, 3)), 0.95) == 0.0
 
 
 @pytest.mark.parametrize(

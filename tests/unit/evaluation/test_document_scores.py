@@ -163,6 +163,24 @@ def test_semantic_doubles_are_those_that_a_model_embeds_alike(tmp_path):
     kept = selected(corpus_of([*originals, *doubles]), tmp_path, deduplicate="semantic", model=folder)
     assert kept.chosen_N.tolist() == [True] * 20 + [False] * 15
     assert kept.facts["similarity"] == 0.95
+    # 15 of 35 * 34 / 2 pairs
+    assert kept.facts["alike_by_chance"] == pytest.approx(15 / 595, abs=0.005)
+
+
+def test_a_model_that_tells_no_documents_apart_is_warned_of_each_time(tmp_path, caplog):
+    model = BertModel(BertConfig(**SHAPE))
+    with torch.no_grad():  # all documents are about the bias of the last layer
+        model.encoder.layer[-1].output.LayerNorm.bias.fill_(50.0)
+    folder = saved(model, tmp_path / "model")
+    corpus = corpus_of([text(range(6 * topic, 6 * topic + 6)) for topic in range(20)])
+    for _ in range(2):  # the second time from the cache
+        caplog.clear()
+        kept = selected(corpus, tmp_path, deduplicate="semantic", model=folder)
+        assert kept.chosen_N.sum() < 10
+        assert "takes 100 % of all pairs of documents for doubles" in caplog.text
+    caplog.clear()
+    selected(corpus, tmp_path, deduplicate="exact")
+    assert not caplog.text
 
 
 def test_only_documents_that_are_not_held_out_are_looked_at(tmp_path, texts):

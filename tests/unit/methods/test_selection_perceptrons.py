@@ -87,7 +87,7 @@ def test_members_differ_by_weights_features_and_rows():
     strategy = made(PerceptronEnsemble, SIZE)
     assert strategy.subspace.sum(dim=1).tolist() == [round(0.8 * (SIZE + 3))] * 5
     assert len({tuple(member.tolist()) for member in strategy.subspace}) == 5
-    first_EDH = strategy.networks.first
+    first_EDH = strategy.networks.weights[0]
     assert len({float(member.sum()) for member in first_EDH}) == 5
     hidden = strategy.subspace == 0
     for step in range(5):

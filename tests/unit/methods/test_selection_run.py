@@ -25,6 +25,7 @@ VARIANTS = {
     "first layer": {"strategy": "least_confidence", "scorer": "first_layer", "mode": "rank_sample"},
     "losses of the first layer": {"strategy": "selective_backprop", "scorer": "first_layer"},
     "whole encoder": {"strategy": "core_set", "scorer": "full", "queue": 12},
+    "at some positions": {"strategy": "least_confidence", "num_score_positions": 1},
     "interrupted": {"strategy": "perceptron_ensemble", "scorer": "first_layer", "interrupt": 3, "warmup": 2},
     "masks, interrupted": {"strategy": "adaptive_masking", "interrupt": 2},
 }
