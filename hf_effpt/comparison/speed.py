@@ -32,28 +32,40 @@ def speed_up(arm: Losses, baseline: Losses, budget: float) -> dict[str, Any]:
     if not seeds:
         return _found(None, None, "no finished pairs")
     ours, theirs = ({b: r for b, r in of.items() if set(seeds) <= set(r)} for of in (arm, baseline))
-    means, target = _means(ours, seeds), float(np.mean([theirs[budget][seed] for seed in seeds]))
-    if len(means) == 1 and (len(theirs) == 1 or means[budget] <= target):
+    means, baselines = _means(ours, seeds), _means(theirs, seeds)
+    if len(means) == 1 and (len(theirs) == 1 or means[budget] <= baselines[budget]):
         return _found(None, None, "not measured: it takes runs on shorter budgets, such as --fractions 0.5,0.7,1")
-    reached, note = crossing(means, target)
-    if reached is None:
-        same, why = crossing(_means(theirs, seeds), means[budget])
-        if same is None:
-            return _found(None, None, "not reached within the budget")
-        note = "not reached: the baseline was sooner" + ("" if why is None else ", by at least as much")
-        return _found(None, _speed(same / budget, bound=why and "at most"), note)
-    value = budget / reached
-    if note is not None:
-        return _found(reached, _speed(value, bound="at least"), f"at least {value:.2f}x: {note}")
-    each = [crossing({b: losses[seed] for b, losses in ours.items()}, theirs[budget][seed]) for seed in seeds]
-    if len(seeds) < 2 or any(budget_ is None or word is not None for budget_, word in each):
-        note = "no interval: some seeds reach it outside the budgets that were run"
-        return _found(reached, _speed(value), note)
-    logs = interval([math.log(budget / found) for found, _ in each if found is not None])
+    value, bound, note = _once(means, baselines, budget)
+    if value is None:
+        return _found(None, None, note)
+    reached = budget / value if value >= 1 else None
+    if bound is not None:
+        return _found(reached, _speed(value, bound=bound), note)
+    each = [_once(*({b: losses[seed] for b, losses in of.items()} for of in (ours, theirs)), budget) for seed in seeds]
+    found = [math.log(one) for one, bound, _ in each if one is not None and bound is None]
+    if len(seeds) < 2 or len(found) < len(seeds):
+        outside = "no interval: some seeds reach it outside the budgets that were run"
+        return _found(reached, _speed(value), note or outside)
+    logs = interval(found)
     assert logs is not None
     assert logs.low is not None
     assert logs.high is not None
-    return _found(reached, _speed(value, math.exp(logs.low), math.exp(logs.high)), None)
+    return _found(reached, _speed(value, math.exp(logs.low), math.exp(logs.high)), note)
+
+
+def _once(
+    arm: Mapping[float, float], baseline: Mapping[float, float], budget: float
+) -> tuple[float | None, str | None, str | None]:
+    """A speed-up by losses by budget, whether it is only a bound, and what to know of it."""
+    reached, word = crossing(arm, baseline[budget])
+    if reached is not None:
+        value = budget / reached
+        return value, word and "at least", word and f"at least {value:.2f}x: {word}"
+    same, word = crossing(baseline, arm[budget])
+    if same is None:
+        return None, None, "not reached within the budget"
+    note = "not reached: the baseline was sooner" + ("" if word is None else ", by at least as much")
+    return same / budget, word and "at most", note
 
 
 def _means(losses: Losses, seeds: list[int]) -> dict[float, float]:

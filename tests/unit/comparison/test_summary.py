@@ -1,6 +1,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 
 from hf_effpt.comparison.speed import speed_up
@@ -216,8 +217,27 @@ def test_an_arm_that_is_slower_is_measured_by_the_baselines_shorter_runs():
     assert found["speed_up"]["value"] == 0.5
     assert "at least" in found["speed_up_note"]
     between = losses(at({0.5: [6.9, 7.0, 7.1], 1.0: [6.3, 6.4, 6.5]}))
-    assert speed_up(between, base, BUDGET)["speed_up"]["value"] == pytest.approx(math.sqrt(0.5))
-    assert "not reached" in speed_up(between, base, BUDGET)["speed_up_note"]
+    found = speed_up(between, base, BUDGET)
+    for name in ("value", "low", "high"):
+        assert found["speed_up"][name] == pytest.approx(math.sqrt(0.5))
+    assert "not reached" in found["speed_up_note"]
+
+
+def test_the_interval_of_a_speed_up_takes_the_seeds_in_which_it_was_sooner_and_those_in_which_it_was_not():
+    base = losses(at({0.5: [6.6, 6.7, 6.8], 1.0: BASE}))
+    mixed = losses(at({0.5: [6.5, 7.0, 7.1], 1.0: [5.9, 6.4, 6.5]}))  # by seed 2 ** (1 / 6), 2 ** -0.5, 2 ** -0.5
+    found = speed_up(mixed, base, BUDGET)
+    logs = np.array([1 / 6, -1 / 2, -1 / 2]) * math.log(2)
+    half = 4.302653 * logs.std(ddof=1) / math.sqrt(3)  # the 97.5 % quantile of t with 2 degrees of freedom
+    assert found["speed_up"]["low"] == pytest.approx(math.exp(logs.mean() - half), rel=1e-4)
+    assert found["speed_up"]["high"] == pytest.approx(math.exp(logs.mean() + half), rel=1e-4)
+    assert found["speed_up"]["bound"] is None
+    assert found["budget_to_baseline_loss"] is None
+    # a seed that is no sooner than the baseline's shortest run leaves no interval
+    mixed[BUDGET][2] = 6.9
+    found = speed_up(mixed, base, BUDGET)
+    assert found["speed_up"]["value"] < 1
+    assert found["speed_up"]["low"] is None
 
 
 def test_speed_up_beyond_what_was_run_is_a_bound():
