@@ -12,6 +12,7 @@ from hf_effpt.core.ledger import rewarmed
 from hf_effpt.core.method import Method, Run
 
 from .loading import LoadingTrainer
+from .references import UNITS
 
 
 class ChargingTrainer(LoadingTrainer):
@@ -23,10 +24,8 @@ class ChargingTrainer(LoadingTrainer):
     _step_loss: Any
     _step_flops: float
     method_flops: dict[str, float]
-    preparation: dict[str, float]  # seconds of each method before a new run
-    prepared_flops: dict[str, float]
-    prepared_besides: dict[str, float]  # of all of them, by other units of a clock
-    reference_models_seconds = 0.0  # of that preparation, what the training of models to compare with took
+    preparation: dict[str, float]  # seconds that each method took before a new run
+    prior: dict[str, dict[str, float]]  # what models that it compares with had cost before, by unit of a clock
     prepaid: float  # the share of the budget that is for that
     _uncharged = 0.0  # seconds of a method's that only measured
     _in_table = 0.0  # seconds of a method's that reference time knows
@@ -87,18 +86,24 @@ class ChargingTrainer(LoadingTrainer):
 
     def charge_preparation(self) -> None:
         """Charges a new run for what its methods had to find out, or to have trained, before it."""
-        self.costs, self.method_flops = dict(self.preparation), dict(self.prepared_flops)
+        paid = {unit: sum(cost[unit] for cost in self.prior.values()) for unit in UNITS}
+        self.costs = {name: self.seconds_before(name) for name in self.preparation | self.prior}
+        self.method_flops = {name: cost["flops"] for name, cost in self.prior.items()}
         if self.args.charge_methods:
-            seconds, flops = sum(self.preparation.values()), sum(self.prepared_flops.values())
-            besides = self.prepared_besides
+            here = sum(self.preparation.values())
             # What was trained elsewhere knows its reference time; what was found out here takes the time it took.
-            here = seconds - self.reference_models_seconds
-            reference = here + besides.get("reference_seconds", 0.0) if self.reference else None
-            tokens = int(besides.get("tokens", 0))
-            self.clock.tick(steps=0, tokens=tokens, flops=flops, seconds=seconds, reference_seconds=reference)
+            reference = here + paid["reference_seconds"] if self.reference else None
+            self.clock.tick(
+                steps=0, tokens=int(paid["tokens"]), flops=paid["flops"], seconds=here + paid["seconds"],
+                reference_seconds=reference,
+            )  # fmt: skip
             if self.clock.joules is not None:
-                self.clock.joules += besides.get("joules", 0.0)
+                self.clock.joules += paid["joules"]
             self.prepaid = self.clock.fraction
+
+    def seconds_before(self, name: str) -> float:
+        """What a method took before a new run, with the training of models that it compares with."""
+        return self.preparation.get(name, 0.0) + self.prior.get(name, {}).get("seconds", 0.0)
 
     def charge_between_steps(self) -> None:
         """Charges the clock for what methods have done since the step, so that a checkpoint made now has it."""

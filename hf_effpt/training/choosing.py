@@ -21,7 +21,7 @@ from .charging import ChargingTrainer
 from .flops import FlopCounter
 from .loading import KEYS
 from .meters import StepMeter
-from .references import BESIDES, cost_of_reference, has_seen, load_reference
+from .references import UNITS, cost_in, has_seen, load_reference, record_in
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class ChoosingTrainer(ChargingTrainer):
         """
         self._references: dict[str, Any] = {}
         self._own_flops: dict[tuple, float] = {}
-        self.prepared_flops, self.prepared_besides = {}, {}
+        self.prior = {}
         for method in self.pickers:
             if self.masking is None:
                 raise EffptError(
@@ -74,23 +74,21 @@ class ChoosingTrainer(ChargingTrainer):
 
     def _charge_reference(self, method: Method, folder: str) -> None:
         """Has the run pay for the training of a model that its method compares with."""
-        cost = cost_of_reference(folder)
-        if cost is None:
+        record = record_in(folder)
+        if record is None:
             logger.warning(
                 "%s has no run.json, so what the model in it has cost is not known and `%s` is not charged for it.",
                 folder, method.name,
             )  # fmt: skip
             return
-        if has_seen(folder, self.train_dataset):
+        if has_seen(record, self.train_dataset):
             logger.warning(
                 "The model in %s, which `%s` compares with, was trained on the rows of this run, so it knows their "
                 "noise as well; train it on text of its own.",
                 folder, method.name,
             )  # fmt: skip
-        self.preparation[method.name] = self.preparation.get(method.name, 0.0) + cost["seconds"]
-        self.prepared_flops[method.name] = self.prepared_flops.get(method.name, 0.0) + cost["flops"]
-        self.reference_models_seconds += cost["seconds"]
-        self.prepared_besides = {unit: cost[unit] + self.prepared_besides.get(unit, 0.0) for unit in BESIDES}
+        before = self.prior.get(method.name, dict.fromkeys(UNITS, 0.0))
+        self.prior[method.name] = {unit: before[unit] + spent for unit, spent in cost_in(record, folder).items()}
 
     def _check_length(self, model: Any, folder: str) -> None:
         if self.train_dataset is None or not PackedRows.fits(self.train_dataset):

@@ -64,9 +64,10 @@ def accounts(trainer: Any) -> dict[str, dict[str, Any]]:
     clock, charged = trainer.clock, trainer.args.charge_methods
     told = {}
     for method in trainer.methods:
-        parts = (trainer.costs, trainer.method_flops, trainer.preparation, trainer.prepared_flops)
-        seconds, flops, before, flops_before = (part.get(method.name, 0.0) for part in parts)
-        spent = Spent(clock.seconds, clock.flops, seconds, flops, before, flops_before, charged)
+        name = method.name
+        own = trainer.costs.get(name, 0.0), trainer.method_flops.get(name, 0.0)
+        before = trainer.seconds_before(name), trainer.prior.get(name, {}).get("flops", 0.0)
+        spent = Spent(clock.seconds, clock.flops, *own, *before, charged)
         told[method.name] = method.account(trainer.model.backbone, spent)
     return {name: said for name, said in told.items() if said}
 

@@ -14,7 +14,7 @@ from hf_effpt.data.packing import facts
 from hf_effpt.models.bert import EffptBertForMaskedLM
 from hf_effpt.models.configuration_effpt import EffptBertConfig
 
-BESIDES = ("tokens", "joules", "reference_seconds")  # that a run may be charged for besides seconds and FLOPs
+UNITS = ("seconds", "flops", "tokens", "joules", "reference_seconds")  # that a run may be charged in
 LEFT_OUT = ("model_type", "architectures", "transformers_version")  # what a configuration says of its class
 
 
@@ -68,8 +68,8 @@ def _or_refused(folder: str) -> Iterator[None]:
         ) from error
 
 
-def cost_of_reference(folder: str) -> dict[str, float] | None:
-    """What the run in a folder has spent, by unit of a clock; `None` if it does not say.
+def record_in(folder: str) -> dict[str, Any] | None:
+    """What the run in a folder says of itself, if it does.
 
     Raises:
         EffptError: if its `run.json` cannot be read.
@@ -78,18 +78,33 @@ def cost_of_reference(folder: str) -> dict[str, float] | None:
     if not path.is_file():
         return None
     try:
-        clock = json.loads(path.read_text(encoding="utf-8"))["clock"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise EffptError(f"{path} cannot be read ({error!r}), so what that run has cost is not known.") from error
-    cost = {unit: float(clock.get(unit) or 0.0) for unit in ("seconds", "flops", *BESIDES)}
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise _unread(folder, error) from error
+
+
+def cost_in(record: dict[str, Any], folder: str) -> dict[str, float]:
+    """What a run has spent, by unit of a clock, from what it says of itself in `folder`.
+
+    Raises:
+        EffptError: if it does not say.
+    """
+    try:
+        cost = {unit: float(record["clock"].get(unit) or 0.0) for unit in UNITS}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _unread(folder, error) from error
     return cost | {"reference_seconds": cost["reference_seconds"] or cost["seconds"]}
 
 
-def has_seen(folder: str, dataset: Any) -> bool:
-    """Whether the run in a folder was trained on these very rows, as far as both say."""
-    path = Path(folder) / "run.json"
-    before = (json.loads(path.read_text(encoding="utf-8")).get("data") or {}) if path.is_file() else {}
+def _unread(folder: str, error: Exception) -> EffptError:
+    return EffptError(
+        f"{Path(folder) / 'run.json'} cannot be read ({error!r}), so what that run has cost is not known."
+    )
+
+
+def has_seen(record: dict[str, Any], dataset: Any) -> bool:
+    """Whether a run was trained on these very rows, as far as both say."""
     try:
-        return before.get("fingerprint") == facts(dataset)["fingerprint"]
+        return (record.get("data") or {}).get("fingerprint") == facts(dataset)["fingerprint"]
     except (EffptError, AttributeError):  # of rows that were not packed here, and of none
         return False

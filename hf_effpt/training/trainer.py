@@ -191,7 +191,7 @@ class EffptTrainer(ChoosingTrainer):
             self.method_flops = dict(totals.get("method_flops") or {})
             check_resumed(clock)
             self.prepaid = totals.get("prepaid", 0.0)
-        elif self.preparation:
+        elif self.preparation or self.prior:
             self.charge_preparation()
 
     @property

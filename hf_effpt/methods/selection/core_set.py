@@ -117,12 +117,6 @@ class CoreSet(Strategy):
             return points_ND @ self.projection
 
     @torch.no_grad()
-    def scores(self, pool: Pool) -> Tensor:
-        """The squared distance from the nearest row trained on lately; from the mean of the pool if there is none."""
-        points_ND = self.points(pool)
-        return _spread(points_ND, _nearest(points_ND, self.queue, self._real()))
-
-    @torch.no_grad()
     def pick(self, pool: Pool, number: int) -> Tensor:
         wanted = number - min(number, round(self.uses.explore * number))
         order_N = pool.ids_N.argsort(stable=True)

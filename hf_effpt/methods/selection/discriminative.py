@@ -55,10 +55,10 @@ class Classifier(Networks):
         """A copy of all that fitting changes."""
         return [buffer.clone() for buffer in self.buffers()]
 
-    def go_back(self, state: list[Tensor], where: Tensor | bool = True) -> None:
-        """Takes a state that was before, if `where` says so."""
+    def go_back(self, state: list[Tensor], condition: Tensor | None = None) -> None:
+        """Takes a state that was before, on a condition that only the device may know."""
         for buffer, old in zip(self.buffers(), state, strict=True):
-            buffer.copy_(old if where is True else torch.where(where, old, buffer))
+            buffer.copy_(old if condition is None else torch.where(condition, old, buffer))
 
     @torch.no_grad()
     def fit(self, rows_ND: Tensor, labels_N: Tensor, counts_N: Tensor) -> Tensor:
@@ -148,11 +148,6 @@ class Discriminative(Strategy):
         self.auc.fill_(0.5)
 
     @torch.no_grad()
-    def scores(self, pool: Pool) -> Tensor:
-        """The logits of not being trained on."""
-        return self._scores(self.moments.standardised(self._vectors(pool)), pool)
-
-    @torch.no_grad()
     def pick(self, pool: Pool, number: int) -> Tensor:
         order_N = pool.ids_N.argsort(stable=True)
         ours = pool.of(order_N)
@@ -207,6 +202,7 @@ class Discriminative(Strategy):
         return pool.seen[:, : self.length].float()
 
     def _scores(self, rows_ND: Tensor, pool: Pool) -> Tensor:
+        """The logits of not being trained on."""
         return torch.where(self.size > 0, self.classifier.logits(rows_ND).double(), chance(pool, _UNKNOWN))
 
     def _trained(self, number: int, pool: Pool, part: int) -> tuple[Tensor, Tensor]:

@@ -73,7 +73,7 @@ def test_one_without_a_record_is_used_and_not_charged(tmp_path, holdout, caplog)
     (tmp_path / "model" / "run.json").unlink()
     trainer = run(tmp_path / "run", selection("rho", holdout=str(tmp_path / "model")), budget="2steps")
     assert "is not charged for it" in caplog.text
-    assert trainer.prepared_flops == {}
+    assert trainer.prior == {}
 
 
 def other_vocabulary(folder):
