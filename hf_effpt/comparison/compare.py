@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.method import build_methods
 from hf_effpt.hub.folders import write_json
 from hf_effpt.pretraining import prepare_data
 from hf_effpt.training.checks import check_size
@@ -136,8 +137,10 @@ def _prepare(recipes: Mapping[str, Recipe]) -> None:
             raise EffptError(
                 f"Arm `{name}` holds out no text, so there is nothing to compare by; set `data.validation`."
             )
-        args = recipe.training
-        check_size(rows["train"], args.train_batch_size * args.world_size * args.gradient_accumulation_steps)
+        try:
+            check_size(rows["train"], recipe.training, build_methods(recipe.methods))
+        except EffptError as error:
+            raise EffptError(f"Arm `{name}`: {error}") from error
 
 
 def write_report(found: dict[str, Any], out: Path) -> None:

@@ -1,5 +1,6 @@
 """What is checked about the parts of a run before any training."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch.utils.data import IterableDataset
@@ -97,17 +98,28 @@ def is_unused(token: str) -> bool:
     return token.startswith("[unused") and token.endswith("]")
 
 
-def check_size(dataset: Any, batch: int) -> None:
-    """Checks that the training data fill one optimizer step.
+def check_size(dataset: Any, args: Any, methods: Sequence[Method]) -> None:
+    """Checks that the training data fill one optimizer step, with all that methods want to look at in it.
 
     Raises:
-        EffptError: if they do not.
+        EffptError: if they do not, or a method could not choose among so few.
     """
-    if len(dataset) < batch:
+    number = args.train_batch_size * args.gradient_accumulation_steps
+    wanted, looking = number, None
+    for method in reversed(methods):
+        more = method.candidates(wanted, None, 0.0)
+        wanted, looking = more, method.name if more > wanted else looking
+    if len(dataset) >= wanted * args.world_size:
+        return
+    if looking is not None and len(dataset) >= number * args.world_size:
         raise EffptError(
-            f"The training data are {len(dataset)} rows, too few for one step of {batch}; use more text, shorter "
-            "rows, or a smaller `per_device_train_batch_size` or `gradient_accumulation_steps`."
+            f"`{looking}` looks at {wanted * args.world_size} rows in a step, and the training data are "
+            f"{len(dataset)}; use more text, a smaller batch, or keep a larger share."
         )
+    raise EffptError(
+        f"The training data are {len(dataset)} rows, too few for one step of {number * args.world_size}; use more "
+        "text, shorter rows, or a smaller `per_device_train_batch_size` or `gradient_accumulation_steps`."
+    )
 
 
 def check_processes(methods: list[Method], processes: int) -> None:

@@ -64,13 +64,6 @@ class ChoosingTrainer(ChargingTrainer):
                 self._charge_reference(method, folder)
         if self.masking is not None:
             self.masking.keyed = self.picks_rows
-        number = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        wanted = self._wanted(number, None, 0.0) * self.args.world_size
-        if self.train_dataset is not None and wanted > len(self.train_dataset):
-            raise EffptError(
-                f"`{self.pickers[0].name}` looks at {wanted} rows in a step, and the training data are "
-                f"{len(self.train_dataset)}; use more text, a smaller batch, or keep a larger share."
-            )
 
     def _charge_reference(self, method: Method, folder: str) -> None:
         """Has the run pay for the training of a model that its method compares with."""
@@ -100,7 +93,7 @@ class ChoosingTrainer(ChargingTrainer):
                 "one with as large a `model.max_position_embeddings`, or pack shorter rows."
             )
 
-    def _wanted(self, number: int, step: int | None, fraction: float) -> int:
+    def _wanted(self, number: int, step: int, fraction: float) -> int:
         for method in reversed(self.pickers):
             number = method.candidates(number, step, fraction)
         return number

@@ -114,7 +114,7 @@ class EffptTrainer(ChoosingTrainer):
                 **kwargs,
             )
         if train_dataset is not None:
-            checks.check_size(train_dataset, self.step_rows)
+            checks.check_size(train_dataset, self.args, self.methods)
         self.preparation = agreed(self.preparation, self.accelerator)
         self.facts, self.evaluation = {}, None
         self.meter = StepMeter(self.args.device)

@@ -1,0 +1,43 @@
+"""What a comparison checks before its first run."""
+
+import importlib
+
+import pytest
+
+from hf_effpt.core.errors import EffptError
+from hf_effpt.training.recipe import Recipe
+from tests import tiny
+
+compare = importlib.import_module("hf_effpt.comparison.compare")  # beside the function of that name
+
+
+def recipe(tmp_path, batch, methods=None):
+    return Recipe.load(
+        {
+            "model": {"size": "tiny"},
+            "data": {"dataset": str(tmp_path)},
+            "methods": methods or {},
+            "training": {"output_dir": str(tmp_path / "out"), "per_device_train_batch_size": batch, "use_cpu": True},
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("batch", "methods", "told"),
+    [
+        (64, None, "Arm `other`: The training data are 48 rows, too few for one step of 64"),
+        (
+            8,
+            {"selection": {"strategy": "random", "keep": 0.125}},
+            "Arm `other`: `selection` looks at 64 rows in a step",
+        ),
+    ],
+    ids=["step", "window"],
+)
+def test_a_step_that_the_data_cannot_fill_is_refused_before_any_run(tmp_path, monkeypatch, batch, methods, told):
+    rows = {"train": tiny.rows(48), "validation": tiny.rows(4)}
+    monkeypatch.setattr(compare, "prepare_data", lambda recipe: (None, None, rows))
+    good = recipe(tmp_path, 48)
+    compare._prepare({"plain": good})
+    with pytest.raises(EffptError, match=told):
+        compare._prepare({"plain": good, "other": recipe(tmp_path, batch, methods)})
