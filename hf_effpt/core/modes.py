@@ -3,7 +3,10 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
+
+from .tally import tally_of
 
 
 @contextmanager
@@ -16,3 +19,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def observing(backbone: nn.Module, model: nn.Module) -> Iterator[None]:
+    """A look at a model in training: in evaluation mode; random numbers and tally are afterwards what they were."""
+    device = next(backbone.parameters()).device
+    tally = tally_of(backbone)
+    sums = tally.take()
+    try:
+        with evaluating(model), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        tally.sums = sums

@@ -1,16 +1,13 @@
 """What heads and neurons are worth, and which stay by lot."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy as np
-import torch
 from torch import nn
 
 from hf_effpt.core.gates import Scores, importance
 from hf_effpt.core.method import Run
-from hf_effpt.core.modes import evaluating
-from hf_effpt.core.tally import tally_of
+from hf_effpt.core.modes import observing
 from hf_effpt.core.ticket import Ticket
 
 BATCHES = 8  # of training text that importance is a mean over
@@ -18,21 +15,8 @@ BATCHES = 8  # of training text that importance is a mean over
 
 def michel(backbone: nn.Module, run: Run) -> Scores:
     """The importance of heads and neurons for the run's loss (Michel et al., 2019), charged to the run."""
-    with _observing(backbone, run):
+    with observing(backbone, run.model):
         return importance(backbone, run.draw(BATCHES), lambda batch: run.model(**batch).loss, run.learning)
-
-
-@contextmanager
-def _observing(backbone: nn.Module, run: Run) -> Iterator[None]:
-    """The whole model, as in evaluation; random numbers, tally and modes are afterwards what they were."""
-    device = next(backbone.parameters()).device
-    tally = tally_of(backbone)
-    sums = tally.take()
-    try:
-        with evaluating(run.model), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            yield
-    finally:
-        tally.sums = sums
 
 
 def at_random(ticket: Ticket, generator: np.random.Generator) -> Ticket:

@@ -8,6 +8,7 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.gates import Scores, importance, magnitude
 from hf_effpt.core.hashing import TICKETS, generator_of
 from hf_effpt.core.method import Run
+from hf_effpt.core.modes import observing
 from hf_effpt.core.ticket import Ticket, draw_widths, unit_of
 from hf_effpt.core.width import draw_running, layers_that_run
 
@@ -62,9 +63,5 @@ def scores_by(kind: str, backbone: Any, run: Run) -> Scores:
     """The scores of `magnitude`, or of `michel`: how the loss changes, over batches that are charged to the run."""
     if kind == "magnitude":
         return magnitude(backbone)
-    training = run.model.training
-    run.model.eval()  # without dropout: the run's random numbers are not those of a look at it
-    try:
+    with observing(backbone, run.model):  # without dropout: the run's random numbers are not those of a look at it
         return importance(backbone, run.draw(BATCHES), lambda batch: run.model(**batch).loss, run.learning)
-    finally:
-        run.model.train(training)
