@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM
+from transformers import BertForMaskedLM
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.gates import gate_scores, gates_of
@@ -16,12 +16,12 @@ from hf_effpt.methods.earlybert import EarlyBert
 from hf_effpt.methods.earlybert.drawing import any_like, best, heads_kept, worst
 from hf_effpt.methods.earlybert.search import Search
 from hf_effpt.models import (
-    EffptBertConfig,
     EffptBertForMaskedLM,
     EffptBertForSequenceClassification,
     EffptElectraForSequenceClassification,
 )
 from tests import tiny
+from tests.stock import assert_learns_as_stock
 
 TICKET = Ticket(((0,), (1,), (0, 1), (1,)), (tuple(range(8)),) * 4, ((2, 64),) * 4)
 
@@ -93,32 +93,9 @@ def test_published_numbers_of_heads():
 # Gates.
 
 
-def three_steps(model_class, config):
-    torch.manual_seed(11)
-    model = model_class(config).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    seen = []
-    for step in range(3):
-        ids = torch.randint(5, tiny.VOCAB, (4, tiny.LENGTH), generator=torch.Generator().manual_seed(step))
-        for method in getattr(model, "methods", []):
-            method.schedule(model.backbone, step, step / 10, seed=0)
-            assert method.penalty(model.backbone) is None
-        logits = model(ids).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids.flatten())
-        loss.backward()
-        seen += [loss.detach(), logits.detach()]
-        seen += [p.grad.clone() for name, p in model.named_parameters() if "width_gates" not in name]
-        optimizer.step()
-        optimizer.zero_grad()
-    return model, seen, torch.get_rng_state()
-
-
 @pytest.mark.parametrize("methods", [None, {"earlybert": {"after": 0.5, "weights": "keep"}}])
 def test_off_and_before_its_start_it_is_stock_bit_for_bit(methods):
-    stock, expected, generator = three_steps(BertForMaskedLM, BertConfig(**tiny.SHAPE))
-    model, seen, ours = three_steps(EffptBertForMaskedLM, EffptBertConfig(**tiny.SHAPE, methods=methods))
-    assert all(torch.equal(left, right) for left, right in zip(expected, seen, strict=True))
-    assert torch.equal(generator, ours)
+    stock, model = assert_learns_as_stock(methods, own="width_gates")
     if methods is None:
         assert set(model.state_dict()) == set(stock.state_dict())
 

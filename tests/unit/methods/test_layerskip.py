@@ -4,12 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM
 
 from hf_effpt.core.depth import stack_of
 from hf_effpt.methods.layerskip.routing import Pass, rows_of_share
-from hf_effpt.models import EffptBertConfig, EffptBertForMaskedLM
 from tests import tiny
+from tests.stock import assert_learns_as_stock
 
 from .skipping import HALF, OPEN, SHUT, decisions, gated, lean, plain_like, ragged, ran, spread, started
 
@@ -145,35 +144,8 @@ def test_padding_does_not_change_the_gates():
     assert torch.allclose(torch.stack(logits), torch.stack(model.bert.gates._pass.logits), atol=1e-4)
 
 
-def three_steps(model_class, config):
-    """Losses, logits, gradients and generator state after three steps with dropout, before the gates start."""
-    torch.manual_seed(11)
-    model = model_class(config).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    seen = []
-    for step in range(3):
-        ids = torch.randint(5, tiny.VOCAB, (4, tiny.LENGTH), generator=torch.Generator().manual_seed(step))
-        for method in getattr(model, "methods", []):
-            method.schedule(model.backbone, step, step / 10, seed=0)
-        logits = model(ids).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids.flatten())
-        loss.backward()
-        for method in getattr(model, "methods", []):
-            assert method.penalty(model.backbone) is None
-            method.advance(model.backbone, step + 1, (step + 1) / 10)
-        seen += [loss.detach(), logits.detach()]
-        seen += [p.grad.clone() for name, p in model.named_parameters() if ".gates." not in name]
-        optimizer.step()
-        optimizer.zero_grad()
-    return model, seen, torch.get_rng_state()
-
-
 def test_before_the_start_it_is_stock_bit_for_bit():
-    _, expected, generator = three_steps(BertForMaskedLM, BertConfig(**tiny.SHAPE))
-    config = EffptBertConfig(**tiny.SHAPE, methods={"layerskip": {"after": 0.5, "estimator": "reinforce"}})
-    model, seen, our_generator = three_steps(EffptBertForMaskedLM, config)
-    assert all(torch.equal(left, right) for left, right in zip(expected, seen, strict=True))
-    assert torch.equal(generator, our_generator)
+    _, model = assert_learns_as_stock({"layerskip": {"after": 0.5, "estimator": "reinforce"}}, own=".gates.")
     assert all(p.grad is None for p in model.bert.gates.parameters())
 
 

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.method import build_methods
@@ -12,8 +11,9 @@ from hf_effpt.methods.lottery.masks import prunable
 from hf_effpt.methods.lottery.ranking import best, scores_of
 from hf_effpt.methods.lottery.rounds import begin, note_prunings, rounds_of
 from hf_effpt.methods.lottery.signs import beginning
-from hf_effpt.models import EffptBertConfig, EffptBertForMaskedLM, EffptBertForSequenceClassification
+from hf_effpt.models import EffptBertForMaskedLM, EffptBertForSequenceClassification
 from tests import tiny
+from tests.stock import assert_learns_as_stock
 
 FIRST = {"a": torch.tensor([[1.0, -1.0, 2.0]]), "b": torch.tensor([[-0.5, 0.5]])}
 FINAL = {"a": torch.tensor([[-0.9, -3.0, 2.1]]), "b": torch.tensor([[-1.2, -0.1]])}
@@ -88,37 +88,9 @@ def test_what_is_pruned():
     assert prunable(classifier.bert)["pooler"] is classifier.bert.pooler.dense
 
 
-def three_steps(model_class, config):
-    """Losses, logits, gradients and generator state after three steps with dropout, before anything is pruned."""
-    torch.manual_seed(11)
-    model = model_class(config).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    seen = []
-    for step in range(3):
-        ids = torch.randint(5, tiny.VOCAB, (4, tiny.LENGTH), generator=torch.Generator().manual_seed(step))
-        for method in getattr(model, "methods", []):
-            method.schedule(model.backbone, step, step / 100, seed=0)
-        logits = model(ids).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids.flatten())
-        loss.backward()
-        seen += [loss.detach(), logits.detach(), *(p.grad.clone() for p in model.parameters())]
-        optimizer.step()
-        optimizer.zero_grad()
-        for method in getattr(model, "methods", []):
-            assert not method.advance(model.backbone, step + 1, (step + 1) / 100)
-    return model, seen, torch.get_rng_state()
-
-
 def test_before_the_first_pruning_it_is_stock_bit_for_bit():
-    stock, expected, generator = three_steps(BertForMaskedLM, BertConfig(**tiny.SHAPE))
-    model, seen, our_generator = three_steps(
-        EffptBertForMaskedLM, EffptBertConfig(**tiny.SHAPE, methods={"lottery": {}})
-    )
+    stock, model = assert_learns_as_stock({"lottery": {}}, until=0.03)
     assert [name for name, _ in stock.named_parameters()] == [name for name, _ in model.named_parameters()]
-    assert all(torch.equal(left, right) for left, right in zip(expected, seen, strict=True))
-    assert torch.equal(generator, our_generator)
-    for name, weight in stock.state_dict().items():
-        assert torch.equal(weight, model.state_dict()[name]), name
 
 
 class Watch(tiny.TrainerCallback):
