@@ -143,7 +143,8 @@ def selection(report: dict) -> list[str]:
 def _gain(found: dict | None) -> str:
     if found is None:
         return ""
-    return f"{found.get('bound') or ''} {found['value']:.2f}x".strip()
+    interval = "" if found["low"] is None else f" ({found['low']:.2f} to {found['high']:.2f})"
+    return f"{found.get('bound') or ''} {found['value']:.2f}x{interval}".strip()
 
 
 def selection_costs(results: dict) -> list[str]:

@@ -9,7 +9,9 @@ from hf_effpt.models import EffptBertConfig, EffptBertForMaskedLM
 from tests import tiny
 
 
-def assert_learns_as_stock(methods: dict[str, Any] | None, own: str | None = None, until: float = 0.3) -> tuple[Any, Any]:
+def assert_learns_as_stock(
+    methods: dict[str, Any] | None, own: str | None = None, until: float = 0.3
+) -> tuple[Any, Any]:
     """The stock model and ours after three equal steps with dropout.
 
     Args:
