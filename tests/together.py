@@ -21,12 +21,14 @@ __import__("os")._exit(0)
 """
 
 
-def together(folder: Path, script: str, *arguments: str, processes: int = 2) -> None:
+def together(folder: Path, script: str, *arguments: str, processes: int = 2, launched: bool = False) -> None:
     """Runs a script in so many processes at once, which talk through gloo, and waits for them.
 
     Args:
         folder (`Path`): where the script is put, and what it writes to.
         script (`str`): which finds `folder` and the arguments in `sys.argv`.
+        processes (`int`): how many.
+        launched (`bool`): whether `accelerate launch` starts them, as users have it.
     """
     folder.mkdir(exist_ok=True)
     file = folder / "script.py"
@@ -34,14 +36,21 @@ def together(folder: Path, script: str, *arguments: str, processes: int = 2) -> 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    here = {"PYTHONPATH": os.getcwd(), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(file), str(folder), *arguments]
+    here = os.environ | {"PYTHONPATH": os.getcwd(), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    if launched:  # which takes several processes for as many GPUs, unless it is told that there is none
+        options = [
+            "--multi_gpu", "--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no",
+            "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1", "--main_process_port", str(port),
+        ]  # fmt: skip
+        command[1:1] = ["-m", "accelerate.commands.launch", *options]
+    ranks = [None] if launched else range(processes)
     here |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
-    said = [folder / f"said-{rank}.txt" for rank in range(processes)]
-    running = []
-    for rank, saying in enumerate(said):
-        env = os.environ | here | {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(processes)}
-        with saying.open("w") as output:
-            command = [sys.executable, str(file), str(folder), *arguments]
+    said, running = [], []
+    for rank in ranks:
+        env = here if rank is None else here | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        said.append(folder / f"said-{rank}.txt")
+        with said[-1].open("w") as output:
             running.append(subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT))
     try:
         ended = [process.wait(timeout=240) for process in running]

@@ -1,7 +1,7 @@
 """How much sooner an arm reaches the baseline's loss, by separate runs that are each decayed on their own budget."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,37 +35,45 @@ def speed_up(arm: Losses, baseline: Losses, budget: float) -> dict[str, Any]:
     means, baselines = _means(ours, seeds), _means(theirs, seeds)
     if len(means) == 1 and (len(theirs) == 1 or means[budget] <= baselines[budget]):
         return _found(None, None, "not measured: it takes runs on shorter budgets, such as --fractions 0.5,0.7,1")
-    value, bound, note = _once(means, baselines, budget)
-    if value is None:
-        return _found(None, None, note)
-    reached = budget / value if value >= 1 else None
-    if bound is not None:
-        return _found(reached, _speed(value, bound=bound), note)
-    each = [_once(*({b: losses[seed] for b, losses in of.items()} for of in (ours, theirs)), budget) for seed in seeds]
-    found = [math.log(one) for one, bound, _ in each if one is not None and bound is None]
-    if len(seeds) < 2 or len(found) < len(seeds):
-        outside = "no interval: some seeds reach it outside the budgets that were run"
-        return _found(reached, _speed(value), note or outside)
-    logs = interval(found)
-    assert logs is not None
-    assert logs.low is not None
-    assert logs.high is not None
-    return _found(reached, _speed(value, math.exp(logs.low), math.exp(logs.high)), note)
-
-
-def _once(
-    arm: Mapping[float, float], baseline: Mapping[float, float], budget: float
-) -> tuple[float | None, str | None, str | None]:
-    """A speed-up by losses by budget, whether it is only a bound, and what to know of it."""
-    reached, word = crossing(arm, baseline[budget])
+    reached, word = crossing(means, baselines[budget])
     if reached is not None:
         value = budget / reached
-        return value, word and "at least", word and f"at least {value:.2f}x: {word}"
-    same, word = crossing(baseline, arm[budget])
+        if word is not None:
+            return _found(reached, _speed(value, bound="at least"), f"at least {value:.2f}x: {word}")
+        logs = [-math.log(at / budget) for at in _reached(ours, theirs[budget], seeds)]
+        return _found(reached, *_with_interval(value, logs, len(seeds)))
+    same, word = crossing(baselines, means[budget])
     if same is None:
-        return None, None, "not reached within the budget"
-    note = "not reached: the baseline was sooner" + ("" if word is None else ", by at least as much")
-    return same / budget, word and "at most", note
+        return _found(None, None, "not reached within the budget")
+    note = "not reached on the mean of the seeds: the baseline was sooner"
+    if word is not None:
+        return _found(None, _speed(same / budget, bound="at most"), f"{note}, by at least as much")
+    logs = [math.log(at / budget) for at in _reached(theirs, ours[budget], seeds)]
+    return _found(None, *_with_interval(same / budget, logs, len(seeds), note))
+
+
+def _reached(curve: Losses, targets: Mapping[int, float], seeds: Sequence[int]) -> list[float]:
+    """Where each seed reaches its target, of those that do.
+
+    All seeds go by the same curve, also those that reach theirs beyond its budgets: if some went by the other's, two
+    equal arms would seem to differ.
+    """
+    found = [crossing({b: losses[seed] for b, losses in curve.items()}, targets[seed], beyond=True) for seed in seeds]
+    return [at for at, word in found if at is not None and word is None]
+
+
+def _with_interval(
+    value: float, logs: Sequence[float], seeds: int, note: str | None = None
+) -> tuple[dict[str, Any], str | None]:
+    """A speed-up with the interval that those of the seeds give, if all have one, and what to know of it."""
+    if len(logs) < seeds or seeds < 2:
+        why = "no interval: some seeds would reach it far outside the budgets that were run, or never"
+        return _speed(value), "; ".join([note, why] if note else [why])
+    bounds = interval(logs)
+    assert bounds is not None
+    assert bounds.low is not None
+    assert bounds.high is not None
+    return _speed(value, math.exp(bounds.low), math.exp(bounds.high)), note
 
 
 def _means(losses: Losses, seeds: list[int]) -> dict[float, float]:

@@ -10,6 +10,7 @@ from scipy import stats
 
 LEAST_SEEDS = 3  # fewer pairs give no verdict
 CONFIDENCE = 0.95
+FARTHEST = 10.0  # times as short or long as the runs that were made may be one that they speak for
 
 
 @dataclass(frozen=True)
@@ -85,12 +86,14 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def crossing(losses: Mapping[float, float], target: float) -> tuple[float | None, str | None]:
+def crossing(losses: Mapping[float, float], target: float, beyond: bool = False) -> tuple[float | None, str | None]:
     """The budget at which separate, fully decayed runs reach a loss, with loss linear in the logarithm of the budget.
 
     Args:
         losses (`Mapping[float, float]`): final loss by budget.
         target (`float`): the loss to reach.
+        beyond (`bool`, *optional*, defaults to `False`): have the first and the last two runs say what shorter and
+            longer ones would reach, up to about ten times as short or long.
 
     Returns:
         The budget and `None`; or `None` and why there is none. A target that the shortest run already reaches gives
@@ -99,13 +102,24 @@ def crossing(losses: Mapping[float, float], target: float) -> tuple[float | None
     points = sorted(losses.items())
     if not points:
         return None, "no finished runs"
+    segments = list(pairwise(points))
     if points[0][1] <= target:
-        return points[0][0], "reached by the shortest run already: it may need less"
-    for (short, worse), (long, better) in pairwise(points):
-        if better <= target:
-            share = (worse - target) / (worse - better)
-            return short * (long / short) ** share, None
-    return None, "not reached within the budget"
+        found = _along(segments[0], target) if beyond and segments else None
+        return (found, None) if found else (points[0][0], "reached by the shortest run already: it may need less")
+    for segment in segments:
+        if segment[1][1] <= target:
+            return _along(segment, target), None
+    found = _along(segments[-1], target) if beyond and segments else None
+    return found, None if found else "not reached within the budget"
+
+
+def _along(segment: tuple[tuple[float, float], tuple[float, float]], target: float) -> float | None:
+    """The budget at which the line through two runs has a loss, if that is not farther away than [`FARTHEST`]."""
+    (short, worse), (long, better) = segment
+    if worse <= better:
+        return None
+    logs = (worse - target) / (worse - better) * math.log(long / short)
+    return short * math.exp(logs) if abs(logs) <= math.log(FARTHEST * long / short) else None
 
 
 def verdict(difference: Difference | None, reason: str | None = None, score: str | None = None) -> dict[str, str]:

@@ -19,11 +19,14 @@ class Reading:
         head (`Callable[[Tensor], tuple[Tensor, Tensor]]`): from hidden states of shape `(..., hidden_size)` to the
             features that the last linear layer reads, `(..., features)`, and its logits, `(..., answers)`. With one
             answer it is a logit of yes, and labels are 0 or 1.
+        whole_B (`Tensor` of shape `(batch_size,)`, *optional*): of a thinned reading, how many answers were asked for
+            before.
     """
 
     hidden_BMD: Tensor
     labels_BM: Tensor
     head: Callable[[Tensor], tuple[Tensor, Tensor]]
+    whole_B: Tensor | None = None
 
     @property
     def asked_BM(self) -> Tensor:
@@ -40,4 +43,9 @@ class Reading:
         # those asked for first, so that the n-th of them is in place n
         at_BM = self.asked_BM.byte().argsort(dim=1, descending=True, stable=True).gather(1, at_BM)
         at_BMD = at_BM[:, :, None].expand(-1, -1, self.hidden_BMD.shape[2])
-        return replace(self, hidden_BMD=self.hidden_BMD.gather(1, at_BMD), labels_BM=self.labels_BM.gather(1, at_BM))
+        return replace(
+            self,
+            hidden_BMD=self.hidden_BMD.gather(1, at_BMD),
+            labels_BM=self.labels_BM.gather(1, at_BM),
+            whole_B=asked_B1[:, 0],
+        )

@@ -64,8 +64,8 @@ def select_documents(
 
     Only documents that are not held out are looked at, so that what is held out is the same with and without. The
     facts are how many there were, `documents`, and are `kept`; the `seconds` it took when it was made; the settings;
-    a hash of the model's `weights`; and, of semantic doubles, the share of pairs of documents drawn by lot that are
-    doubles, `alike_by_chance`, which is warned of if it is above 0.01.
+    a hash of the model's `weights`; and, of semantic doubles, `alike_by_chance`, the share of pairs of the documents
+    left, which are of different clusters, that are doubles all the same; it is warned of if it is above 0.01.
 
     Args:
         corpus ([`Corpus`]): the text; it is read several times.
@@ -87,9 +87,9 @@ def select_documents(
     known = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
     if known.get("alike_by_chance", 0.0) > OFTEN:
         logger.warning(
-            "`data.select` takes %.0f %% of all pairs of documents for doubles, at `similarity` %s. Unless the text "
-            "is the same over and over, the model in %s hardly tells documents apart, and most of those left out are "
-            "no doubles: name one that is trained longer, or raise `similarity`.",
+            "About %.0f %% of all pairs of documents that `data.select` leaves are still doubles at `similarity` %s: "
+            "the model in %s hardly tells documents apart, and most of those that went were no doubles. Name one that "
+            "is trained longer, or raise `similarity`.",
             100 * known["alike_by_chance"], settings.similarity, settings.model,
         )  # fmt: skip
     known |= settings.settings() | ({} if weights is None else {"weights": weights})
@@ -148,8 +148,8 @@ def _select(corpus: Corpus, settings: SelectSettings, share: float | None, targe
         chosen_N[chosen_N] = without_near(texts("Comparing"), settings.similarity)
     elif settings.deduplicate == "semantic":
         embeddings_ND = document_embeddings(model.base_model, tokenizer, texts("Embedding"))
-        chosen_N[chosen_N] = without_semantic(embeddings_ND, settings.similarity)
-        alike = {"alike_by_chance": alike_by_chance(embeddings_ND, settings.similarity)}
+        chosen_N[chosen_N] = stays = without_semantic(embeddings_ND, settings.similarity)
+        alike = {"alike_by_chance": alike_by_chance(embeddings_ND[stays], settings.similarity)}
     if settings.keep is not None:
         losses_N = document_losses(model, tokenizer, texts("Judging"))
         chosen_N[chosen_N] = in_band(losses_N, settings.keep, settings.band)

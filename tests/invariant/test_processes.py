@@ -54,7 +54,7 @@ def trained(out, objective, methods, rows):
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path, subtests):
     """Not even what generators sample depends on how many processes there are."""
-    together(tmp_path / "two", SCRIPT, json.dumps(CASES))
+    together(tmp_path / "two", SCRIPT, json.dumps(CASES), launched=True)
     for name, (objective, methods) in CASES.items():
         with subtests.test(name):
             one = trained(tmp_path / "one" / name, objective, methods, rows=4)

@@ -106,12 +106,13 @@ def test_spec_8_two_processes(tmp_path, holdout, subtests):
     picking = selection("least_confidence", keep=0.5, explore=0.0, outliers=0.0)
     filled = selection("rho", keep=0.5, holdout=str(holdout), table=str(tmp_path / "table"))
     cases = [{"name": name, "ledger": ledger, **saving} for name, ledger in ledgers.items()]
-    cases += [{"name": name, "ledger": ledgers[name], "resume": "checkpoint-4", **saving} for name in RESUMED]
     cases += [
         {"name": "alone", "ledger": picking, "budget": "1steps"},
         {"name": "table", "ledger": filled, "budget": "2steps"},
     ]
     together(tmp_path / "two", SCRIPT, json.dumps(cases))
+    resumed = [{"name": name, "ledger": ledgers[name], "resume": "checkpoint-4", **saving} for name in RESUMED]
+    together(tmp_path / "two", SCRIPT, json.dumps(resumed))  # in processes that have seen nothing of the runs before
 
     def results(name):
         return [torch.load(tmp_path / "two" / f"{name}-{rank}.pt") for rank in range(2)]

@@ -74,11 +74,11 @@ class Classifier(Networks):
         """
         ones_N, zeros_N = labels_N * counts_N, (1 - labels_N) * counts_N
         shares_N = (ones_N / ones_N.sum().clamp(min=1) + zeros_N / zeros_N.sum().clamp(min=1)) / 2
-        before_N = torch.empty(0)
-        for step in range(STEPS):
+        seen = []
+        for _ in range(STEPS):
             logits_EN, hidden_ENH = self(rows_ND)
             logits_EN = logits_EN.clamp(-CLIP, CLIP)
-            before_N = before_N if step else logits_EN[0]
+            seen.append(logits_EN[0])
             # A logit beyond the clip still has a gradient: otherwise a row that is wrong there would stay wrong.
             slopes_EN = shares_N * (logits_EN.sigmoid() - labels_N)
             adam(
@@ -97,7 +97,7 @@ class Classifier(Networks):
                 eps=1e-8,
                 maximize=False,
             )
-        return before_N
+        return seen[0]
 
 
 class Discriminative(Strategy):

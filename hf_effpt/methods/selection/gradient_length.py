@@ -120,4 +120,8 @@ class ExpectedGradientLength(Strategy):
         rule = self.uses.rule or self.rules[0]
         if rule == "el2n":
             return el2n(logits_BMV, reading.labels_BM)
-        return _GRADIENTS[rule](logits_BMV, features_BMF, reading.labels_BM)
+        scores_B = _GRADIENTS[rule](logits_BMV, features_BMF, reading.labels_BM)
+        if rule == "expected_sq" and reading.whole_B is not None:
+            # It falls with the number of answers, which is that of the row and not that of those looked at.
+            scores_B = scores_B * reading.asked_BM.sum(dim=1) / reading.whole_B.clamp(min=1)
+        return scores_B

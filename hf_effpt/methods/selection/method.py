@@ -59,8 +59,8 @@ class Selection(Method):
         level (`str`, *optional*): what those draws go through: the `"head"`, the default, or the `"full"` model.
         members (`int`, *optional*): networks of the `perceptron_ensemble`, by default 5.
         queue (`int`, *optional*): how many of the rows last trained on a strategy remembers.
-        num_score_positions (`int`, *optional*): at how many of its masked positions a row is judged by strategies
-            that go by the model's answers, which makes the head cheaper; by default at all.
+        num_score_positions (`int`, *optional*): at how many of the positions at which it is asked for an answer a row
+            is judged by strategies that go by those answers, which makes the head cheaper; by default at all.
         max_age (`int`, *optional*): steps after which a stale score no longer counts; by default it always does, but
             for one from before a change of the architecture.
         holdout (`str`, *optional*): folder of the masked language model that `rho` and `token_selection` compare

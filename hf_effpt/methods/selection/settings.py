@@ -72,7 +72,11 @@ def _refuse_what_it_has_not(settings: "Selection", kind: type[Strategy]) -> None
             "only `scorer: stale` begins with a table of losses, and `rho` keeps one",
         ),
         "max_age": (scorer == "stale", "only with `scorer: stale` are losses kept that can be too old"),
-        "num_score_positions": (kind.sees == "logits", f"`{name}` does not go by answers at masked positions"),
+        "num_score_positions": (
+            kind.sees == "logits" and settings.rule != "observed",
+            "only strategies that go by what the model answers can do with fewer positions, and of "
+            "`expected_gradient_length` the rule `observed` cannot",
+        ),
         "queue": ("queue" in kind.usual, f"`{name}` has no queue"),
         "explore": (kind.explores, f"`{name}` draws by itself, or leaves no row out"),
         "outliers": (kind.explores, f"`{name}` takes no rows for the height of their scores alone"),

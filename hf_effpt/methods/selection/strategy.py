@@ -113,6 +113,7 @@ class Strategy(KeepsPrecision):
     def scores(self, pool: Pool) -> Tensor:
         """The scores of the pool, of shape `(rows,)`; the higher, the more is a row wanted."""
         assert pool.seen is not None
+        assert pool.seen.ndim == 1
         return pool.seen
 
     def pick(self, pool: Pool, number: int) -> Tensor:

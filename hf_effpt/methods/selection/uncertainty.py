@@ -179,6 +179,6 @@ class DeepBayesian(Strategy):
             keys_B = salted(self.keys_B, *self.salts, _DROPOUT, number)
             # Sixteen bits say whether one number is dropped, so that four share a hash.
             bits_BP = mix(keys_B[:, None] + places_Q).view(torch.int16)[:, :size]
-            kept_BP = bits_BP >= round(rate * 2**16) - 2**15
+            kept_BP = bits_BP >= min(max(round(rate * 2**16), 1), 2**16 - 1) - 2**15
             kept_BMD = hidden_BMD.where(kept_BP.view_as(hidden_BMD), 0.0) / (1.0 - rate)
             yield replace(reading, hidden_BMD=kept_BMD)

@@ -101,6 +101,13 @@ def test_crossing_is_linear_in_the_logarithm_of_the_budget():
     assert budget == 50.0
     assert "may need less" in word
     assert crossing({}, 1.0) == (None, "no finished runs")
+    # half as far again, on the scale of logarithms
+    assert crossing(losses, 5.5, beyond=True) == (pytest.approx(100 * 2**0.5), None)
+    assert crossing(losses, 7.5, beyond=True) == (pytest.approx(50 * 2**-0.5), None)
+    assert crossing(losses, 0.0, beyond=True) == (None, "not reached within the budget")  # at 64 times the budget
+    assert "may need less" in crossing(losses, 20.0, beyond=True)[1]
+    assert crossing({100.0: 6.0}, 5.9, beyond=True) == (None, "not reached within the budget")
+    assert crossing({50.0: 6.0, 100.0: 6.0}, 5.9, beyond=True) == (None, "not reached within the budget")
     # the first budget that reaches it counts, even where a longer run came out worse
     assert crossing({50.0: 7.0, 70.0: 6.4, 100.0: 6.6}, 6.5)[0] < 70
 

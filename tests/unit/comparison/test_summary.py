@@ -233,11 +233,24 @@ def test_the_interval_of_a_speed_up_takes_the_seeds_in_which_it_was_sooner_and_t
     assert found["speed_up"]["high"] == pytest.approx(math.exp(logs.mean() + half), rel=1e-4)
     assert found["speed_up"]["bound"] is None
     assert found["budget_to_baseline_loss"] is None
-    # a seed that is no sooner than the baseline's shortest run leaves no interval
-    mixed[BUDGET][2] = 6.9
+    # a seed whose longer run of the baseline is worse says nothing
+    base[0.5 * BUDGET][2] = 6.1
     found = speed_up(mixed, base, BUDGET)
     assert found["speed_up"]["value"] < 1
     assert found["speed_up"]["low"] is None
+    assert "the baseline was sooner; no interval: some seeds" in found["speed_up_note"]
+
+
+def test_the_interval_of_equal_arms_of_other_slopes_covers_1():
+    """Had each seed the curve of whichever arm it finds behind, the mean would be off."""
+    draw, covered = np.random.default_rng(0), 0
+    for _ in range(400):
+        noise = draw.normal(scale=0.03, size=(4, 20))
+        base = losses(at({0.5: list(6.5 + noise[0]), 1.0: list(6.0 + noise[1])}, seeds=range(20)))
+        arm = losses(at({0.5: list(6.2 + noise[2]), 1.0: list(6.0 + noise[3])}, seeds=range(20)))
+        found = speed_up(arm, base, BUDGET)["speed_up"]
+        covered += found["low"] <= 1 <= found["high"]
+    assert 0.93 < covered / 400 < 0.97
 
 
 def test_speed_up_beyond_what_was_run_is_a_bound():

@@ -82,8 +82,15 @@ def shares(strategy, scores, number=1, draws=3000, fraction=0.5):
         ({"strategy": "deep_bayesian", "dropout": 0.0}, "without dropout all draws"),
         ({"strategy": "deep_bayesian", "dropout": 1.0}, r"`selection.dropout` must be in \(0, 1\)"),
         ({"strategy": "infobatch", "max_age": 0}, "at least 1, not 0"),
-        ({"strategy": "core_set", "num_score_positions": 2}, "does not go by answers at masked positions"),
-        ({"strategy": "rho", "holdout": "x", "num_score_positions": 2}, "does not go by answers"),
+        ({"strategy": "core_set", "num_score_positions": 2}, "only strategies that go by what the model answers"),
+        (
+            {"strategy": "rho", "holdout": "x", "num_score_positions": 2},
+            "only strategies that go by what the model answers",
+        ),
+        (
+            {"strategy": "expected_gradient_length", "rule": "observed", "num_score_positions": 2},
+            "rule `observed` cannot",
+        ),
         ({"strategy": "deep_bayesian", "num_score_positions": 0}, "at 1 position at least"),
         ({"strategy": "deep_bayesian", "num_score_positions": 0.5}, "is a whole number, not 0.5"),
     ],

@@ -212,6 +212,20 @@ def test_each_rule_scores_what_the_head_reads(rule, answers):
     assert ExpectedGradientLength(Uses(rule=rule), None).rate(ghost).shape == (4,)
 
 
+@pytest.mark.parametrize("rule", [rule for rule in ExpectedGradientLength.rules if rule != "observed"])
+def test_at_fewer_positions_the_score_is_about_the_same_however_many_answers_a_row_asks_for(rule):
+    """Of rows whose positions are all alike, it is the same."""
+    features, layer, labels = row(6, rows=4)
+    labels = labels.clamp(min=0)
+    labels[0, 1:] = labels[1, 3:] = -100
+    alike = features[:, :1].expand_as(features)
+    labels = torch.where(labels == -100, -100, labels[:, :1])
+    reading = Reading(alike, labels, lambda hidden: (hidden, layer(hidden)))
+    strategy = ExpectedGradientLength(Uses(rule=rule), None)
+    for number in (1, 2, 3):
+        assert torch.allclose(strategy.rate(reading.thinned(number)), strategy.rate(reading))
+
+
 def test_of_no_rule_the_expected_square_is_meant():
     features, layer, labels = row(6, rows=4)
     reading = Reading(features, labels, lambda hidden: (hidden, layer(hidden)))

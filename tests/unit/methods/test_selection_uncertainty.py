@@ -211,6 +211,28 @@ def test_draws_drop_as_much_as_they_say_and_keep_the_mean():
         assert (first & second).float().mean().item() == pytest.approx(0.25**2, abs=0.01)
 
 
+@pytest.mark.parametrize("size", [1, 3, 7])
+def test_draws_of_sizes_that_are_no_multiple_of_four(size):
+    given = Reading(torch.ones(4000, 1, size), torch.zeros(4000, 1, dtype=torch.long), lambda hidden: (hidden, hidden))
+    (first, second) = (
+        draw.hidden_BMD[:, 0] == 0 for draw in bayesian(torch.arange(4000), dropout=0.5, passes=2).draws(given)
+    )
+    for place in range(size):
+        assert first[:, place].float().mean().item() == pytest.approx(0.5, abs=0.04)
+        for other in range(place):
+            assert (first[:, place] == first[:, other]).float().mean().item() == pytest.approx(0.5, abs=0.04)
+        assert (first[:, place] == second[:, place]).float().mean().item() == pytest.approx(0.5, abs=0.04)
+
+
+@pytest.mark.parametrize(("rate", "share"), [(1e-7, 2.0**-16), (1 - 1e-7, 1 - 2.0**-16)])
+def test_a_rate_near_0_or_1_is_none_of_them(rate, share):
+    given = Reading(torch.ones(64, 64, 64), torch.zeros(64, 64, dtype=torch.long), lambda hidden: (hidden, hidden))
+    (draw, _) = bayesian(torch.arange(64), dropout=rate, passes=2).draws(given)
+    gone = int((draw.hidden_BMD == 0).sum())
+    assert 0 < gone < 64**3
+    assert gone / 64**3 == pytest.approx(share, abs=5e-5)
+
+
 def test_whole_passes_are_judged_like_draws_at_the_head_and_get_no_dropout_of_their_own():
     given = reading()
     strategy = bayesian(KEYS)

@@ -181,6 +181,27 @@ def test_spec_9_reference_time_pays_for_judging(tmp_path, monkeypatch, charged):
     assert any(name.startswith("score LeastConfidence") for name in operations) == charged
 
 
+@pytest.mark.parametrize(
+    ("objective", "settings"),
+    [
+        ("mlm", {"strategy": "expected_gradient_length"}),
+        ("mlm", {"strategy": "deep_bayesian", "passes": 3}),
+        ("mlm", {"strategy": "deep_bayesian", "level": "full", "passes": 2}),
+        ("mlm", {"strategy": "least_confidence", "scorer": "first_layer"}),
+        ("electra", {"strategy": "expected_gradient_length"}),
+        ("electra", {"strategy": "least_confidence", "scorer": "generator"}),
+        ("mcbert", {"strategy": "least_confidence", "scorer": "generator"}),
+    ],
+)
+def test_at_fewer_positions_judging_costs_less(tmp_path, objective, settings):
+    spent = []
+    for number in (None, 1):
+        ledger = selection(**settings, num_score_positions=number)
+        trainer = run(tmp_path / str(number), ledger, objective=objective, budget="2steps")
+        spent.append(trainer.method_flops["selection"])
+    assert 0 < spent[1] < spent[0]
+
+
 def test_an_account_is_given_of_what_it_cost(tmp_path):
     trainer = run(tmp_path, selection("least_confidence"), gradient_accumulation_steps=2)
     trainer.save_model()
