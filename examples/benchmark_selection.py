@@ -50,6 +50,8 @@ def arms_of(holdout: str) -> dict[str, tuple[str, dict]]:
             scored = settings if scorer is None else {**settings, "scorer": scorer}
             arms[strategy if scorer is None else f"{strategy} {scorer}"] = ("mlm", scored)
     arms["deep_bayesian full, whole model"] = ("mlm", arms["deep_bayesian full"][1] | {"level": "full"})
+    few = arms["deep_bayesian first_layer"][1] | {"num_score_positions": 3}
+    arms["deep_bayesian first_layer, 3 positions"] = ("mlm", few)
     for scorer in ("full", "generator"):
         settings = {"strategy": "least_confidence", "scorer": scorer, "keep": KEEP, **ALWAYS}
         arms[f"electra: least_confidence {scorer}"] = ("electra", settings)

@@ -215,6 +215,7 @@ TABLES = {
     "selection": selection,
     "selection_spoiled": selection,
     "selection_costs": lambda found: selection_costs(found["results"]),
+    "selection_costs_256": lambda found: selection_costs(found["results"]),
 }
 
 
