@@ -59,8 +59,10 @@ def cost_of_picking(arm: dict, report: dict) -> list[tuple[str, str]]:
     rows = [("Cost to score a row, s, in rows learned from", f"{law['s']:.3f}")]
     rows.append(("Gain in samples needed, 1 + s/k", f"{law['needed']:.2f}x"))
     if law["gain"] is not None:
-        bound = law["gain"].get("bound") or ""
-        rows.append(("Gain in samples it had", f"{bound} {law['gain']['value']:.2f}x".strip()))
+        gain = law["gain"]
+        shown = f"{gain.get('bound') or ''} {gain['value']:.2f}x".strip()
+        bounds = "" if gain["low"] is None else f" ({gain['low']:.2f}x to {gain['high']:.2f}x)"
+        rows.append(("Gain in samples it had", shown + bounds))
     if arm.get("control_difference"):
         rows.append((f"Difference to `{arm['control']['arm']}`", interval(arm["control_difference"])))
     for free in (each for each in report["arms"] if each["free"] and each["recipe"]["methods"] == arm["methods"]):
