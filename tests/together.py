@@ -38,7 +38,7 @@ def together(folder: Path, script: str, *arguments: str, processes: int = 2, lau
         port = probe.getsockname()[1]
     command = [sys.executable, str(file), str(folder), *arguments]
     here = os.environ | {"PYTHONPATH": os.getcwd(), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    if launched:  # which takes several processes for as many GPUs, unless it is told that there is none
+    if launched:  # `--multi_gpu` is how it starts several processes; that there is no GPU the environment says
         options = [
             "--multi_gpu", "--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no",
             "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1", "--main_process_port", str(port),
@@ -57,4 +57,4 @@ def together(folder: Path, script: str, *arguments: str, processes: int = 2, lau
     finally:
         for process in running:
             process.kill()
-    assert not any(ended), [saying.read_text()[-3000:] for saying in said]
+    assert not any(ended), [saying.read_text()[-10_000:] for saying in said]

@@ -68,6 +68,7 @@ def _with_interval(
     """A speed-up with the interval that those of the seeds give, if all have one, and what to know of it."""
     if len(logs) < seeds or seeds < 2:
         why = "no interval: some seeds would reach it far outside the budgets that were run, or never"
+        why = why if seeds > 1 else "no interval: it takes several seeds"
         return _speed(value), "; ".join([note, why] if note else [why])
     bounds = interval(logs)
     assert bounds is not None

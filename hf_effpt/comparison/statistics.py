@@ -10,7 +10,7 @@ from scipy import stats
 
 LEAST_SEEDS = 3  # fewer pairs give no verdict
 CONFIDENCE = 0.95
-FARTHEST = 10.0  # times as short or long as the runs that were made may be one that they speak for
+FARTHEST = 10.0  # times shorter than two runs, or longer, may be one that they speak for
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def crossing(losses: Mapping[float, float], target: float, beyond: bool = False)
         losses (`Mapping[float, float]`): final loss by budget.
         target (`float`): the loss to reach.
         beyond (`bool`, *optional*, defaults to `False`): have the first and the last two runs say what shorter and
-            longer ones would reach, up to about ten times as short or long.
+            longer ones would reach, up to ten times as short or long.
 
     Returns:
         The budget and `None`; or `None` and why there is none. A target that the shortest run already reaches gives
@@ -119,7 +119,8 @@ def _along(segment: tuple[tuple[float, float], tuple[float, float]], target: flo
     if worse <= better:
         return None
     logs = (worse - target) / (worse - better) * math.log(long / short)
-    return short * math.exp(logs) if abs(logs) <= math.log(FARTHEST * long / short) else None
+    near = -math.log(FARTHEST) <= logs <= math.log(FARTHEST * long / short)
+    return short * math.exp(logs) if near else None
 
 
 def verdict(difference: Difference | None, reason: str | None = None, score: str | None = None) -> dict[str, str]:

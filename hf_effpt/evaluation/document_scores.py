@@ -53,7 +53,8 @@ FORMAT = 1
 ROWS, LENGTH = 4, 128
 # No text has so few tokens that this many characters do not fill a row a token; the rest need not be tokenised.
 CHARACTERS = 16
-OFTEN = 0.01  # from which share of pairs on documents are doubles by chance more often than they could be
+# From which share of pairs on documents are doubles more often than they could be: of all, and of those left.
+MOST, OFTEN = 0.5, 0.01
 GROUP, BATCH = 512, 64  # documents tokenised together, rows read together
 
 
@@ -64,8 +65,9 @@ def select_documents(
 
     Only documents that are not held out are looked at, so that what is held out is the same with and without. The
     facts are how many there were, `documents`, and are `kept`; the `seconds` it took when it was made; the settings;
-    a hash of the model's `weights`; and, of semantic doubles, `alike_by_chance`, the share of pairs of the documents
-    left, which are of different clusters, that are doubles all the same; it is warned of if it is above 0.01.
+    a hash of the model's `weights`; and of semantic doubles the share of all pairs of documents that are doubles,
+    `alike`, and of those that are left, `left_alike`, where they can only be of different clusters. They are warned of
+    above 0.5, or above 0.01 of those left.
 
     Args:
         corpus ([`Corpus`]): the text; it is read several times.
@@ -85,12 +87,13 @@ def select_documents(
         cache_folder(cache_dir) / "selected" / key, lambda target: _select(corpus, settings, share, target)
     )
     known = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
-    if known.get("alike_by_chance", 0.0) > OFTEN:
+    if known.get("alike", 0.0) > MOST or known.get("left_alike", 0.0) > OFTEN:
         logger.warning(
-            "About %.0f %% of all pairs of documents that `data.select` leaves are still doubles at `similarity` %s: "
-            "the model in %s hardly tells documents apart, and most of those that went were no doubles. Name one that "
-            "is trained longer, or raise `similarity`.",
-            100 * known["alike_by_chance"], settings.similarity, settings.model,
+            "`data.select` takes about %.0f %% of all pairs of documents for doubles at `similarity` %s, and %.0f %% "
+            "of those that it leaves. Unless the text is the same over and over, the model in %s hardly tells "
+            "documents apart, and most that went were no doubles: name one that is trained longer, or raise "
+            "`similarity`.",
+            100 * known["alike"], settings.similarity, 100 * known["left_alike"], settings.model,
         )  # fmt: skip
     known |= settings.settings() | ({} if weights is None else {"weights": weights})
     return Kept(np.load(folder / "kept.npy"), known)
@@ -149,7 +152,10 @@ def _select(corpus: Corpus, settings: SelectSettings, share: float | None, targe
     elif settings.deduplicate == "semantic":
         embeddings_ND = document_embeddings(model.base_model, tokenizer, texts("Embedding"))
         chosen_N[chosen_N] = stays = without_semantic(embeddings_ND, settings.similarity)
-        alike = {"alike_by_chance": alike_by_chance(embeddings_ND[stays], settings.similarity)}
+        alike = {
+            name: alike_by_chance(of_ND, settings.similarity)
+            for name, of_ND in (("alike", embeddings_ND), ("left_alike", embeddings_ND[stays]))
+        }
     if settings.keep is not None:
         losses_N = document_losses(model, tokenizer, texts("Judging"))
         chosen_N[chosen_N] = in_band(losses_N, settings.keep, settings.band)

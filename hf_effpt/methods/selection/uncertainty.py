@@ -172,13 +172,14 @@ class DeepBayesian(Strategy):
 
     def draws(self, reading: Reading) -> Iterator[Reading]:
         """The reading under each draw of dropout on what the encoder puts out, for the head alone to run again."""
-        hidden_BMD, rate = reading.hidden_BMD, self.uses.dropout
+        hidden_BMD = reading.hidden_BMD
         size = hidden_BMD.shape[1] * hidden_BMD.shape[2]
         places_Q = torch.arange((size + 3) // 4, device=hidden_BMD.device)
+        # Sixteen bits say whether one number is dropped, so that four share a hash.
+        dropped = min(max(round(self.uses.dropout * 2**16), 1), 2**16 - 1)
         for number in range(self.uses.passes):
             keys_B = salted(self.keys_B, *self.salts, _DROPOUT, number)
-            # Sixteen bits say whether one number is dropped, so that four share a hash.
             bits_BP = mix(keys_B[:, None] + places_Q).view(torch.int16)[:, :size]
-            kept_BP = bits_BP >= min(max(round(rate * 2**16), 1), 2**16 - 1) - 2**15
-            kept_BMD = hidden_BMD.where(kept_BP.view_as(hidden_BMD), 0.0) / (1.0 - rate)
+            kept_BP = bits_BP >= dropped - 2**15
+            kept_BMD = hidden_BMD.where(kept_BP.view_as(hidden_BMD), 0.0) / (1.0 - dropped / 2**16)
             yield replace(reading, hidden_BMD=kept_BMD)

@@ -104,8 +104,10 @@ def test_crossing_is_linear_in_the_logarithm_of_the_budget():
     # half as far again, on the scale of logarithms
     assert crossing(losses, 5.5, beyond=True) == (pytest.approx(100 * 2**0.5), None)
     assert crossing(losses, 7.5, beyond=True) == (pytest.approx(50 * 2**-0.5), None)
-    assert crossing(losses, 0.0, beyond=True) == (None, "not reached within the budget")  # at 64 times the budget
-    assert "may need less" in crossing(losses, 20.0, beyond=True)[1]
+    for times, reached in ((9, True), (11, False)):
+        further = math.log2(times)
+        assert (crossing(losses, 6.0 - further, beyond=True)[1] is None) == reached
+        assert (crossing(losses, 7.0 + further, beyond=True)[1] is None) == reached
     assert crossing({100.0: 6.0}, 5.9, beyond=True) == (None, "not reached within the budget")
     assert crossing({50.0: 6.0, 100.0: 6.0}, 5.9, beyond=True) == (None, "not reached within the budget")
     # the first budget that reaches it counts, even where a longer run came out worse

@@ -150,7 +150,7 @@ def test_doubles_go_before_losses_are_compared(monkeypatch, tmp_path, texts):
     assert kept.facts["documents"] == 30
 
 
-def test_semantic_doubles_are_those_that_a_model_embeds_alike(tmp_path):
+def test_semantic_doubles_are_those_that_a_model_embeds_alike(tmp_path, caplog):
     """The model knows the words of a document and not their order."""
     model = BertModel(BertConfig(**SHAPE))
     with torch.no_grad():
@@ -163,7 +163,9 @@ def test_semantic_doubles_are_those_that_a_model_embeds_alike(tmp_path):
     kept = selected(corpus_of([*originals, *doubles]), tmp_path, deduplicate="semantic", model=folder)
     assert kept.chosen_N.tolist() == [True] * 20 + [False] * 15
     assert kept.facts["similarity"] == 0.95
-    assert kept.facts["alike_by_chance"] == 0.0
+    assert kept.facts["alike"] == pytest.approx(15 / 595, abs=0.005)  # of 35 * 34 / 2 pairs
+    assert kept.facts["left_alike"] == 0.0
+    assert not caplog.text
 
 
 def test_a_model_that_tells_no_documents_apart_is_warned_of_each_time(tmp_path, caplog):
@@ -176,7 +178,7 @@ def test_a_model_that_tells_no_documents_apart_is_warned_of_each_time(tmp_path, 
         caplog.clear()
         kept = selected(corpus, tmp_path, deduplicate="semantic", model=folder)
         assert kept.chosen_N.sum() < 10
-        assert "About 100 % of all pairs of documents" in caplog.text
+        assert "takes about 100 % of all pairs of documents for doubles" in caplog.text
     caplog.clear()
     selected(corpus, tmp_path, deduplicate="exact")
     assert not caplog.text

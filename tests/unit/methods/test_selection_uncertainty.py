@@ -231,6 +231,7 @@ def test_a_rate_near_0_or_1_is_none_of_them(rate, share):
     gone = int((draw.hidden_BMD == 0).sum())
     assert 0 < gone < 64**3
     assert gone / 64**3 == pytest.approx(share, abs=5e-5)
+    assert draw.hidden_BMD.max().item() == pytest.approx(1 / (1 - share))
 
 
 def test_whole_passes_are_judged_like_draws_at_the_head_and_get_no_dropout_of_their_own():
