@@ -209,7 +209,7 @@ def test_against_stock(corpus, tmp_path):
     assert (stock["name"], ours["name"]) == ("stock", "hf_effpt")
     for arm in (stock, ours):
         (entry,) = arm["runs"]
-        assert 2 <= entry["clock"]["seconds"] < 4
+        assert entry["clock"]["seconds"] >= 2
         assert entry["final_learning_rate"] == pytest.approx(0, abs=1e-9)
         assert len(entry["curve"]) >= 2
     # dense logits: the stock model spends more on a token

@@ -1,6 +1,7 @@
 """The seam through which methods pick rows: the stream, what is counted, who pays, and what is refused."""
 
 import json
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -145,16 +146,28 @@ def test_spec_9_what_a_strategy_computes_itself_is_charged_too(tmp_path):
 
 
 @pytest.mark.parametrize("strategy", ["least_confidence", "perceptron_ensemble", "discriminative"])
-def test_spec_9_the_clock_pays_only_if_it_is_to(tmp_path, strategy):
+def test_spec_9_the_clock_pays_only_if_it_is_to(tmp_path, monkeypatch, strategy):
+    now, select = [0.0], Selection.select
+
+    def moment():
+        now[0] += 1e-6
+        return now[0]
+
+    def slow(*given):  # a second a step, in a time in which nothing else takes any
+        now[0] += 1.0
+        return select(*given)
+
+    monkeypatch.setattr(time, "perf_counter", moment)
+    monkeypatch.setattr(Selection, "select", slow)
     paid, free = (
         run(tmp_path / str(charged), selection(strategy), charge_methods=charged) for charged in (True, False)
     )
     assert paid.kept == free.kept
     assert paid.method_flops == free.method_flops
     assert paid.clock.flops - free.clock.flops == paid.method_flops["selection"] > 0
-    assert free.clock.seconds < paid.clock.seconds
-    assert paid.costs["selection"] > 0
-    assert free.costs["selection"] > 0
+    assert (paid.clock.seconds, free.clock.seconds) == pytest.approx((8.0, 0.0), abs=0.01)
+    assert paid.costs["selection"] == pytest.approx(8.0, abs=0.01)
+    assert free.costs["selection"] == pytest.approx(8.0, abs=0.01)
     assert paid.clock.tokens == free.clock.tokens
 
 
