@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -290,6 +290,13 @@ def nearest(wrong: str, valid: list[str]) -> str:
     """A hint that names the valid key nearest to a mistyped one, or all of them."""
     close = difflib.get_close_matches(wrong, valid, n=1, cutoff=0.5)
     return f"did you mean `{close[0]}`?" if close else f"valid ones are: {', '.join(sorted(valid)) or 'none'}."
+
+
+def candidates(methods: Sequence[Method], number: int, step: int | None, fraction: float) -> int:
+    """How many rows methods that pick one after another are to be given for `number` to be left."""
+    for method in reversed(methods):
+        number = method.candidates(number, step, fraction)
+    return number
 
 
 def build_methods(ledger: Mapping[str, Mapping[str, Any] | None] | None, config: Any = None) -> list[Method]:

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.method import Method
+from hf_effpt.core.method import Method, candidates
 from hf_effpt.core.width import ELEMENTWISE
 from hf_effpt.data.packing import PackedRows
 from hf_effpt.models.base import EffptMixin
@@ -105,13 +105,11 @@ def check_size(dataset: Any, args: Any, methods: Sequence[Method]) -> None:
         EffptError: if they do not, or a method could not choose among so few.
     """
     number = args.train_batch_size * args.gradient_accumulation_steps
-    wanted, looking = number, None
-    for method in reversed(methods):
-        more = method.candidates(wanted, None, 0.0)
-        wanted, looking = more, method.name if more > wanted else looking
+    wanted = candidates(methods, number, None, 0.0)
     if len(dataset) >= wanted * args.world_size:
         return
-    if looking is not None and len(dataset) >= number * args.world_size:
+    if len(dataset) >= number * args.world_size:
+        looking = next(method.name for method in methods if method.candidates(number, None, 0.0) > number)
         raise EffptError(
             f"`{looking}` looks at {wanted * args.world_size} rows in a step, and the training data are "
             f"{len(dataset)}; use more text, a smaller batch, or keep a larger share."

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.look import Look, Work
-from hf_effpt.core.method import Method
+from hf_effpt.core.method import Method, candidates
 from hf_effpt.core.modes import evaluating
 from hf_effpt.data.packed_rows import PackedRows, identity_of_rows
 
@@ -93,11 +93,6 @@ class ChoosingTrainer(ChargingTrainer):
                 "one with as large a `model.max_position_embeddings`, or pack shorter rows."
             )
 
-    def _wanted(self, number: int, step: int, fraction: float) -> int:
-        for method in reversed(self.pickers):
-            number = method.candidates(number, step, fraction)
-        return number
-
     def pull(self, batches: Iterator[dict[str, Tensor]], number: int) -> dict[str, Tensor]:
         """The next rows of the stream, in whatever sizes they come; what is left of a batch waits for the next."""
         parts, have = ([self._carried], len(self._carried["input_ids"])) if self._carried else ([], 0)
@@ -117,12 +112,10 @@ class ChoosingTrainer(ChargingTrainer):
         """So many micro-batches, on the device, of the rows that the methods have picked."""
         step, fraction, size = self.state.global_step, self.clock.fraction, self.args.train_batch_size
         left = size * number
-        self._step_rows = self._wanted(left, step, fraction)
+        self._step_rows = candidates(self.pickers, left, step, fraction)
         host = rows = self.pull(batches, self._step_rows)
         for place, method in enumerate(self.pickers):
-            later = left
-            for other in reversed(self.pickers[place + 1 :]):
-                later = other.candidates(later, step, fraction)
+            later = candidates(self.pickers[place + 1 :], left, step, fraction)
             look = Look(
                 later, step, fraction, self.args.seed,
                 scored=partial(self.scored, method),

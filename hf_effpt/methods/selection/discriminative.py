@@ -151,8 +151,9 @@ class Discriminative(Strategy):
     def pick(self, pool: Pool, number: int) -> Tensor:
         order_N = pool.ids_N.argsort(stable=True)
         ours = pool.of(order_N)
-        self._go_on(gather(self._vectors(ours)), gather(_learned_from(ours)), pool)
-        rows_ND, counts_N = self.moments.standardised(self._vectors(ours)), _learned_from(ours)
+        vectors_ND, counts_N = self._vectors(ours), _learned_from(ours)
+        self._go_on(gather(vectors_ND), gather(counts_N), pool)
+        rows_ND = self.moments.standardised(vectors_ND)
         state = self.classifier.state()
         wanted = number - min(number, round(self.uses.explore * number))
         left_out = min(len(pool) - number, round(self.uses.outliers * len(pool)))
