@@ -18,9 +18,9 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.objectives import floor_in, measured_as
 from hf_effpt.data.cache import build_once, cache_folder
 from hf_effpt.data.corpus import Corpus, open_corpus
+from hf_effpt.data.document_selection import Kept
 from hf_effpt.data.masking import DataCollatorForMaskedLM
 from hf_effpt.data.packing import facts, pack
-from hf_effpt.data.selecting import Kept
 from hf_effpt.data.tokenizer import train_tokenizer
 from hf_effpt.data.tokenizer_report import tokenizer_report
 from hf_effpt.evaluation.document_scores import select_documents

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from hf_effpt.training.reference import this_system
+from hf_effpt.training.reference_time_table import this_system
 from tests import tiny
 
 # name -> objective, methods, dropout

@@ -68,9 +68,9 @@ def find_control(
 
 
 def _settled(method: Method, key: str) -> Any:
-    """A setting of a method, or what the method has settled in its `uses` where the recipe leaves it open."""
+    """A setting of a method, or what the method has settled in its `resolved` where the recipe leaves it open."""
     given = getattr(method, key, None)
-    return getattr(getattr(method, "uses", None), key, None) if given is None else given
+    return getattr(getattr(method, "resolved", None), key, None) if given is None else given
 
 
 def _as_recipe(wanted: Mapping[str, Mapping[str, Any]]) -> str:

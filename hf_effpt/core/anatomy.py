@@ -28,14 +28,14 @@ def replace_layers(backbone: Any, layers: nn.ModuleList) -> None:
     backbone.encoder.layer = layers
 
 
-def auxiliary_of(backbone: nn.Module) -> Any:
+def generator_of(backbone: nn.Module) -> Any:
     """The encoder that only helps to train `backbone` (ELECTRA's generator, MC-BERT's controller), or `None`."""
-    return backbone.__dict__.get("auxiliary")
+    return backbone.__dict__.get("generator_encoder")
 
 
-def set_auxiliary(backbone: nn.Module, auxiliary: nn.Module) -> None:
+def set_generator(backbone: nn.Module, auxiliary: nn.Module) -> None:
     """Lets methods find the auxiliary encoder; as no submodule, since it is no part of `backbone`."""
-    backbone.__dict__["auxiliary"] = auxiliary
+    backbone.__dict__["generator_encoder"] = auxiliary
 
 
 def embeddings_of(backbone: Any) -> list[nn.Module]:

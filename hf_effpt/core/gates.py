@@ -55,7 +55,7 @@ class WidthGates(KeepsPrecision):
         self.heads = ones([heads for heads, _ in widths])  # of layer i of shape (heads,)
         self.neurons = ones([neurons for _, neurons in widths])  # of layer i of shape (neurons,)
 
-    def draw_missing(self) -> None:
+    def reset_missing_parameters(self) -> None:
         """Opens the gates that the weights to load had not."""
         for gate in self.parameters():
             if not getattr(gate, "_is_hf_initialized", False) and not gate.is_meta:

@@ -47,7 +47,7 @@ def span_of(config: Any) -> tuple[float, float]:
     return tuple(spans[-1]) if spans else (0.0, 1.0)
 
 
-def let_go(config: Any, asked: tuple[str, ...] = ("rewarmup", "span")) -> None:
+def archive_events(config: Any, asked: tuple[str, ...] = ("rewarmup", "span")) -> None:
     """Leaves of events what they say, marked as `past`: what they ask of the learning rate, and the steps that they
     count, were meant for the run they were in."""
     if config.events:

@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from .context import CostReport, Look
 from .errors import EffptError
-from .look import Look, Spent
 
 METHODS: dict[str, type[Method]] = {}
 
@@ -80,7 +80,7 @@ class Method:
     paper: ClassVar[Paper]
     conflicts: ClassVar[frozenset[str]] = frozenset()
     # Of what changes the architecture, the place in the order in which it does: depth 1, width 2.
-    settles: ClassVar[int] = 9
+    order: ClassVar[int] = 9
     cuts_depth: ClassVar[bool] = False  # whether it leaves out layers for good
     reads_text: ClassVar[bool] = False  # whether `prepare` looks through the training text
 
@@ -90,12 +90,12 @@ class Method:
         return False
 
     @property
-    def reshapes(self) -> bool:
+    def changes_parameters(self) -> bool:
         """Whether the set of parameters will still change in the run, which its optimizer has to follow."""
         return False
 
     @property
-    def rewinds(self) -> bool:
+    def needs_snapshot(self) -> bool:
         """Whether weights will still be rewound: then the model keeps a [`Snapshot`], taken when a new run begins."""
         return False
 
@@ -162,7 +162,7 @@ class Method:
         return ()
 
     @property
-    def does(self) -> str:
+    def describe(self) -> str:
         """What it does with these settings, in one sentence."""
         return self.summary
 
@@ -197,7 +197,7 @@ class Method:
         """
         return rows
 
-    def account(self, backbone: nn.Module, spent: Spent) -> dict[str, Any]:
+    def cost_report(self, backbone: nn.Module, spent: CostReport) -> dict[str, Any]:
         """What `run.json` says of what the method has cost; under `text` a sentence for people."""
         return {}
 
@@ -208,10 +208,10 @@ class Method:
     def eject(self, backbone: nn.Module) -> None:
         """Undoes `inject`: leaves only the stock architecture, at its present depth."""
 
-    def leave(self, backbone: nn.Module, folder: Path) -> None:
+    def save_artifacts(self, backbone: nn.Module, folder: Path) -> None:
         """Writes into the folder of the exported model what a run leaves besides."""
 
-    def figures(self, sums: Mapping[str, float]) -> dict[str, float]:
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         """What a log entry says of the method, from the sums that it has added to the backbone's tally."""
         return {}
 
@@ -241,8 +241,8 @@ def start_after(name: str, after: float | None, others: Mapping[str, Method]) ->
     Raises:
         EffptError: if `after` lies before that.
     """
-    rank = METHODS[name].settles
-    waits_for = (other for other in others.values() if other.settles < rank and name not in other.prepared_by)
+    rank = METHODS[name].order
+    waits_for = (other for other in others.values() if other.order < rank and name not in other.prepared_by)
     last = max(waits_for, key=lambda other: other.settles_at, default=None)
     settled = 0.0 if last is None else last.settles_at
     if last is not None and settled > 1.0:
@@ -325,7 +325,7 @@ def build_methods(ledger: Mapping[str, Mapping[str, Any] | None] | None, config:
                 f"A setting of `{name}` in {dict(settings or {})} has the wrong type: {error}."
             ) from error
     # First those whose changes the others wait for: when they have settled may depend on the model.
-    for name, method in sorted(methods.items(), key=lambda item: item[1].settles):
+    for name, method in sorted(methods.items(), key=lambda item: item[1].order):
         others = {other: methods[other] for other in methods if other != name}
         for other, that in others.items():
             if other in method.conflicts or name in that.conflicts:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from .tally import tally_of
+from .metrics import accumulator_of
 
 
 @contextmanager
@@ -25,7 +25,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def observing(backbone: nn.Module, model: nn.Module) -> Iterator[None]:
     """A look at a model in training: in evaluation mode; random numbers and tally are afterwards what they were."""
     device = next(backbone.parameters()).device
-    tally = tally_of(backbone)
+    tally = accumulator_of(backbone)
     sums = tally.take()
     try:
         with evaluating(model), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

@@ -54,7 +54,7 @@ NAME = "snapshot"  # of the attribute of the model that holds one
 
 
 def snapshot_of(model: Any) -> Snapshot:
-    """The snapshot of a model with a method that `rewinds`."""
+    """The snapshot of a model with a method that `needs_snapshot`."""
     return getattr(model, NAME)
 
 

@@ -1,4 +1,4 @@
-"""Reading packed datasets without copies and without a step per row."""
+"""HeadInputs packed datasets without copies and without a step per row."""
 
 import hashlib
 import json

@@ -68,7 +68,7 @@ def _extracted(cache_dir: str | os.PathLike | None) -> Path:
 def _extract(sources: list[tuple[str, str, Path]], target: Path) -> None:
     prose = Prose()
     rows = []
-    bar = tqdm(sources, desc="Reading installed documentation", unit=" files", disable=None)
+    bar = tqdm(sources, desc="HeadInputs installed documentation", unit=" files", disable=None)
     with _no_garbage_collection():
         for package, module, path in bar:
             for docstring in module_docstrings(path):

@@ -25,10 +25,7 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.objectives import OBJECTIVES, objective_in
 from hf_effpt.data.cache import build_once, cache_folder
 from hf_effpt.data.corpus import Corpus
-from hf_effpt.data.encoding import TextEncoder
-from hf_effpt.data.masking import DataCollatorForMaskedLM
-from hf_effpt.data.packing import held_out
-from hf_effpt.data.selecting import (
+from hf_effpt.data.document_selection import (
     Kept,
     SelectSettings,
     alike_by_chance,
@@ -38,6 +35,9 @@ from hf_effpt.data.selecting import (
     without_near,
     without_semantic,
 )
+from hf_effpt.data.encoding import TextEncoder
+from hf_effpt.data.masking import DataCollatorForMaskedLM
+from hf_effpt.data.packing import held_out
 from hf_effpt.data.specials import special_ids
 
 from .checkpoint import config_of, discriminates, load_pretrained, readable_length

@@ -11,9 +11,9 @@ from .masked_logits import evaluation_mode
 
 
 def held_out_sums(model: Any, batches: Iterable[dict[str, Tensor]]) -> tuple[dict[str, float], np.ndarray]:
-    """What the figures of `model` are made of, summed in evaluation mode, and how often each token was masked.
+    """What the metrics of `model` are made of, summed in evaluation mode, and how often each token was masked.
 
-    Its generator's samples are a pure function of the rows, so the same text gives the same figures at every call.
+    Its generator's samples are a pure function of the rows, so the same text gives the same metrics at every call.
 
     Args:
         model: with a generator.

@@ -86,7 +86,7 @@ class Plan:
                     if on_result:
                         on_result(part.task.name, result)
                 own = tuple(f"{metric}{end}" for end in part.task.validation for metric in part.task.metrics)
-                for figure in self.protocol.figures_of(base, own):
+                for figure in self.protocol.logged_metrics(base, own):
                     name = self.protocol.score_name(part.task.name, figure) + suffix
                     scores[name] = self.protocol.over_seeds(figure, results, notes)
                     values[part.task.name, figure] = scores[name]["value"]

@@ -104,7 +104,7 @@ class Protocol:
         """How many seeds a task is run with."""
         return self.task_seeds.get(task, self.seeds)
 
-    def figures_of(self, task: str, metrics: tuple[str, ...]) -> tuple[str, ...]:
+    def logged_metrics(self, task: str, metrics: tuple[str, ...]) -> tuple[str, ...]:
         """The figures reported of a task; of one that the protocol does not know, its `metrics`."""
         return self.reported.get(task, metrics)
 

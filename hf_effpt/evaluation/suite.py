@@ -167,7 +167,7 @@ def check_tasks(
     found: dict[tuple[str, str], float | None] = {}
     for task in load_tasks([name for name in names if name not in (LOSS, BLIMP)], data):
         own = tuple(f"{metric}{end}" for end in task.validation for metric in task.metrics)
-        found |= {(task.name, figure): 0.0 for figure in plan.figures_of(base_name(task.name), own)}
+        found |= {(task.name, figure): 0.0 for figure in plan.logged_metrics(base_name(task.name), own)}
     scores += [plan.score_name(task, figure) for task, figure in found]
     return [*scores, f"average@{plan.name}"] if plan.average(found)[0] is not None else scores
 

@@ -114,7 +114,7 @@ def _method(name: str, settings: Mapping[str, Any]) -> dict[str, str]:
     if name not in METHODS:  # a method of somebody else's package, which need not be imported here
         return text | {"summary": "", "citation": "", "bibtex": ""}
     method = _built(name, given)
-    paper, does = (METHODS[name].paper, METHODS[name].summary) if method is None else (method.cited, method.does)
+    paper, does = (METHODS[name].paper, METHODS[name].summary) if method is None else (method.cited, method.describe)
     if paper is None:
         return text | {"summary": does, "citation": "", "bibtex": ""}
     title = f"[{paper.title}]({paper.url})" if paper.url else paper.title

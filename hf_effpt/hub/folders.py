@@ -23,13 +23,13 @@ TOKENIZER_FILES = (
     "merges.txt",
 )
 RECORD_FILES = ("README.md", "recipe.yaml", "run.json", "ticket.json")
-AUXILIARY = ("generator",)  # folders of models that are exported beside the main one
+EXTRA_FOLDERS = ("generator",)  # folders of models that are exported beside the main one
 
 
 def files_of(folder: Path) -> list[str]:
     """The files of an exported model that are there: its own, its record's, and those of what lies beside it."""
     own = (*MODEL_FILES, *TOKENIZER_FILES, *RECORD_FILES)
-    beside = [f"{place}/{name}" for place in AUXILIARY for name in (*MODEL_FILES, *TOKENIZER_FILES)]
+    beside = [f"{place}/{name}" for place in EXTRA_FOLDERS for name in (*MODEL_FILES, *TOKENIZER_FILES)]
     return [name for name in (*own, *beside) if (folder / name).is_file()]
 
 

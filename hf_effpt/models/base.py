@@ -53,12 +53,12 @@ class EffptMixin:
         """As in the stock class; what a method has put in draws itself where the weights that are loaded lack it."""
         super().initialize_weights()
         for module in self.modules():
-            if (draw_missing := getattr(module, "draw_missing", None)) is not None:
-                draw_missing()
+            if (reset_missing_parameters := getattr(module, "reset_missing_parameters", None)) is not None:
+                reset_missing_parameters()
 
     def keep_snapshot(self) -> None:
         """Has the model keep a copy of its weights for as long as a method may rewind them."""
-        if not any(method.rewinds for method in self.methods):
+        if not any(method.needs_snapshot for method in self.methods):
             self.snapshot = None
         elif self.snapshot is None:
             # What selection has learned of the rows is true of them whatever the weights are.
@@ -128,11 +128,11 @@ class EffptMixin:
     def before_export(self) -> None:
         """Makes the parameters of a copy those of the stock model."""
 
-    def export_auxiliary(self) -> dict[str, PreTrainedModel]:
+    def extra_exports(self) -> dict[str, PreTrainedModel]:
         """Stock models that are exported besides, by the name of their folder."""
         return {}
 
-    def represent(self, batch: Mapping[str, Tensor], layers: int | None = None) -> Tensor:
+    def mean_pool(self, batch: Mapping[str, Tensor], layers: int | None = None) -> Tensor:
         """A vector for each row, of shape `(batch_size, size)`: the mean over its tokens, without padding, in fp32.
 
         Args:
@@ -156,13 +156,13 @@ class EffptMixin:
         labels = batch.get("labels")
         return None if labels is None else (labels != -100).sum()
 
-    def figures(self, sums: Mapping[str, float]) -> dict[str, float]:
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         """What a log entry or an evaluation says of the model, from the sums that its batches left in the tally."""
         return {}
 
-    def floor(self, figures: Mapping[str, float], unigram_floor: float | None) -> float | None:
+    def floor(self, metrics: Mapping[str, float], unigram_floor: float | None) -> float | None:
         """What the held-out loss has to get below to show that anything was learned of the text."""
-        return figures.get("floor")
+        return metrics.get("floor")
 
     def cost_signature(self) -> str:
         """What of the model, besides its layers, decides the time of a step."""
@@ -204,7 +204,7 @@ def facts_of(exported: PreTrainedModel) -> dict[str, Any]:
 
 def exports_of(model: Any) -> dict[str, PreTrainedModel]:
     """What a training model exports to, by the place in the folder; the main model's is the root."""
-    return {"": model.export(), **model.export_auxiliary()}
+    return {"": model.export(), **model.extra_exports()}
 
 
 def fill(stock: PreTrainedModel, source: nn.Module, name_of: Callable[[str], str | None] = lambda name: name) -> None:
@@ -226,7 +226,7 @@ def fill(stock: PreTrainedModel, source: nn.Module, name_of: Callable[[str], str
 
 
 # What of a batch is for the loss, or how it is given back, and not for the encoder.
-NOT_ENCODED = ("labels", "masked_positions", "num_items_in_batch", "loss_hints", "return_dict")
+NOT_ENCODED = ("labels", "masked_positions", "num_items_in_batch", "loss_weight_inputs", "return_dict")
 
 
 def encoder_inputs(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:

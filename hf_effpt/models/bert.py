@@ -17,7 +17,8 @@ from transformers.modeling_outputs import MaskedLMOutput
 
 from hf_effpt.core.depth import first_layers, stack_of
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.reading import Reading
+from hf_effpt.core.head_inputs import HeadInputs
+from hf_effpt.core.token_losses import Reduction, observed_loss
 
 from .base import EffptMixin, encoder_inputs, isolate_documents
 from .configuration_effpt import EffptBertConfig
@@ -29,7 +30,6 @@ from .pruned_bert import (
     PrunedBertModel,
 )
 from .sparse_layer import encode_at, positions_of
-from .told_losses import Reduction, told_loss
 
 
 class NarrowingMixin(EffptMixin):
@@ -81,7 +81,7 @@ class EffptBertForMaskedLM(NarrowingMixin, BertForMaskedLM):
         masked_positions: Tensor | None = None,
         document_ids: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
-        loss_hints: Tensor | None = None,
+        loss_weight_inputs: Tensor | None = None,
         **kwargs: Any,
     ) -> MaskedLMOutput:
         """Without `labels`, the stock forward with logits everywhere; with them, the loss and no logits.
@@ -96,8 +96,8 @@ class EffptBertForMaskedLM(NarrowingMixin, BertForMaskedLM):
                 within its row, 0 for padding; documents then do not see each other and each has positions from 0.
             num_items_in_batch (`Tensor` or `int`, *optional*): masked tokens of the whole optimizer step; the loss is
                 the sum over this batch divided by it. By default the mean over this batch.
-            loss_hints (`Tensor` of shape `(batch_size,)` or `(batch_size, masked)`, *optional*): for the methods that
-                are told of the loss; nothing else reads them.
+            loss_weight_inputs (`Tensor` of shape `(batch_size,)` or `(batch_size, masked)`, *optional*): passed on to
+                methods that weight the loss of tokens; nothing else reads them.
         """
         if document_ids is not None:
             attention_mask, position_ids = isolate_documents(
@@ -127,14 +127,17 @@ class EffptBertForMaskedLM(NarrowingMixin, BertForMaskedLM):
             logits_NV = self.cls(hidden_ND)
             packed = masked_positions is None
             asked = (labels if packed else labels_N.view_as(masked_positions)) != -100
-            total = told_loss(self.bert, partial(token_loss, logits_NV, labels_N), asked, loss_hints, packed)
+            loss_of = partial(token_loss, logits_NV, labels_N)
+            total = observed_loss(self.bert, loss_of, asked, loss_weight_inputs, packed)
             loss = total / (label_count(labels_N) if num_items_in_batch is None else num_items_in_batch)
         output = MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
         return output if return_dict else output.to_tuple()
 
-    def read(self, batch: Mapping[str, Tensor], layers: int | None = None, of_generator: bool = False) -> Reading:
+    def head_inputs(
+        self, batch: Mapping[str, Tensor], layers: int | None = None, of_generator: bool = False
+    ) -> HeadInputs:
         """The encoder's outputs at the masked positions of a batch, and the head above them.
 
         Args:
@@ -155,7 +158,7 @@ class EffptBertForMaskedLM(NarrowingMixin, BertForMaskedLM):
             positions = positions_of(labels)
         with first_layers(self.bert, layers):
             _, hidden_BMD = encode_at(self.bert, positions, **encoder_inputs(self, batch))
-        return Reading(hidden_BMD, labels.gather(1, positions), self._answer)
+        return HeadInputs(hidden_BMD, labels.gather(1, positions), self._answer)
 
     def _answer(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """What the decoder reads, and its logits."""

@@ -19,13 +19,13 @@ from transformers import (
 
 from hf_effpt.core.depth import first_layers
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.reading import Reading
+from hf_effpt.core.head_inputs import HeadInputs
+from hf_effpt.core.token_losses import Reduction
 
 from .base import EffptMixin
 from .configuration_electra import SHARED, EffptElectraConfig
 from .generator import TIED, WORDS, Batch, JointOutput, WithGenerator
 from .sparse_layer import encode_at
-from .told_losses import Reduction
 
 
 class _WithoutGenerator(EffptMixin):
@@ -131,7 +131,7 @@ class ElectraForJointPreTraining(WithGenerator, ElectraForPreTraining):
         """Whether the discriminator judges the chosen positions only."""
         return self.config.objective == "electra_15"
 
-    def _read_main(self, batch: Batch, layers: int | None) -> Reading:
+    def _main_inputs(self, batch: Batch, layers: int | None) -> HeadInputs:
         """The discriminator at all positions, or of `electra_15` the chosen ones; labels are 1 at replaced tokens."""
         corrupted_BL, replaced_BL = self._corrupted(batch)
         wanted = batch.real_BL
@@ -141,7 +141,7 @@ class ElectraForJointPreTraining(WithGenerator, ElectraForPreTraining):
                 wanted, replaced_BL = batch.chosen_BM, replaced_BL.gather(1, batch.positions_BM)
             else:
                 hidden = self.electra(corrupted_BL, return_dict=True, **batch.inputs).last_hidden_state
-        return Reading(hidden, torch.where(wanted, replaced_BL.long(), -100), self._judge)
+        return HeadInputs(hidden, torch.where(wanted, replaced_BL.long(), -100), self._judge)
 
     def _judge(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """What the last layer of the discriminator's head reads, and its logit."""
@@ -149,12 +149,12 @@ class ElectraForJointPreTraining(WithGenerator, ElectraForPreTraining):
         features = head.activation(head.dense(hidden))
         return features, head.dense_prediction(features)
 
-    def figures(self, sums: Mapping[str, float]) -> dict[str, float]:
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         """What a log entry or an evaluation says, from the sums over its batches."""
         masked = max(1.0, sums["masked"])
         judged = masked if self._judges_chosen else max(1.0, sums["tokens"])
         replaced = sums["replaced"] / judged
-        return self.generator_figures(sums) | {
+        return self.generator_metrics(sums) | {
             self.main_loss_name: sums["main_loss"] / judged,
             "replaced_rate": replaced,
             "floor": prior_entropy(replaced),

@@ -18,17 +18,17 @@ from torch import Tensor, nn
 from transformers import ElectraForMaskedLM, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from hf_effpt.core.anatomy import set_auxiliary
+from hf_effpt.core.anatomy import set_generator
 from hf_effpt.core.depth import first_layers, flatten, stack_of
-from hf_effpt.core.hashing import row_keys
-from hf_effpt.core.reading import Reading
-from hf_effpt.core.tally import tally_of
+from hf_effpt.core.head_inputs import HeadInputs
+from hf_effpt.core.metrics import accumulator_of
+from hf_effpt.core.random import row_keys
+from hf_effpt.core.token_losses import Reduction, observed_loss
 
 from .base import EffptMixin, encoder_inputs, fill, isolate_documents, real_tokens
 from .bert import masked_loss
 from .sampling import sample, uniforms
 from .sparse_layer import drops, encode_at, gather_rows, positions_of
-from .told_losses import Reduction, told_loss
 
 WORDS = "electra.embeddings.word_embeddings.weight"
 TIED = {
@@ -53,7 +53,7 @@ class JointOutput(ModelOutput):
         logits (`Tensor`, *optional*): of the main model, where it has some for every token.
         corrupted_ids (`Tensor` of shape `(batch_size, sequence_length)`): what the main model has read.
         replaced (`Tensor` of shape `(batch_size, sequence_length)`): where that is another token than the original.
-        sums (`dict[str, Tensor]`): what the figures of a log entry or an evaluation are made of.
+        sums (`dict[str, Tensor]`): what the metrics of a log entry or an evaluation are made of.
     """
 
     loss: Tensor | None = None
@@ -76,7 +76,7 @@ class Batch:
     real_BL: Tensor  # False at padding
     inputs: dict[str, Any]  # attention mask, positions and the like
     items: tuple[Tensor, Tensor]  # chosen positions and real tokens, of the whole optimizer step where it is known
-    hints: Tensor | None = None  # for the methods that are told of the main loss
+    weight_inputs: Tensor | None = None  # for the methods that are told of the main loss
 
     @property
     def chosen_BM(self) -> Tensor:
@@ -99,7 +99,7 @@ class WithGenerator(EffptMixin):
         self.generator = ElectraForMaskedLM(config.generator_config())
         for encoder in (self.electra, self.generator.electra):
             stack_of(encoder)
-        set_auxiliary(self.electra, self.generator.electra)
+        set_generator(self.electra, self.generator.electra)
         self._add_heads(config)
         # Of this object, not the class, whose own constructor ties before there is a generator.
         self._tied_weights_keys = {**(self._tied_weights_keys or {}), **TIED}
@@ -140,7 +140,7 @@ class WithGenerator(EffptMixin):
         masked_positions: Tensor | None = None,
         document_ids: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
-        loss_hints: Tensor | None = None,
+        loss_weight_inputs: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """Without `labels`, the main model's stock forward on `input_ids`; with them, both losses of a masked batch.
@@ -152,8 +152,8 @@ class WithGenerator(EffptMixin):
             masked_positions, document_ids: as in [`EffptBertForMaskedLM`].
             num_items_in_batch (`Tensor` of shape `(2,)`, *optional*): chosen positions and tokens of the whole
                 optimizer step, which the losses are divided by; by default those of this batch.
-            loss_hints (`Tensor` of shape `(batch_size, …)`, *optional*): for the methods that are told of the main
-                loss; nothing else reads them.
+            loss_weight_inputs (`Tensor` of shape `(batch_size, …)`, *optional*): passed on to methods that weight the
+                main loss; nothing else reads them.
         """
         if labels is None:
             if document_ids is not None:
@@ -177,13 +177,15 @@ class WithGenerator(EffptMixin):
             "masked_positions": masked_positions,
             "document_ids": document_ids,
             "num_items_in_batch": num_items_in_batch,
-            "loss_hints": loss_hints,
+            "loss_weight_inputs": loss_weight_inputs,
             **kwargs,
         }
         output = self._learn(self._batch(given))
         return output.to_tuple() if kwargs.get("return_dict") is False else output
 
-    def read(self, batch: Mapping[str, Tensor], layers: int | None = None, of_generator: bool = False) -> Reading:
+    def head_inputs(
+        self, batch: Mapping[str, Tensor], layers: int | None = None, of_generator: bool = False
+    ) -> HeadInputs:
         """The outputs of an encoder where it has to answer, on what it reads in training, and the head above them.
 
         Args:
@@ -193,21 +195,21 @@ class WithGenerator(EffptMixin):
                 tokens, and not the main model.
         """
         masked = self._batch(batch)
-        return self._read_generator(masked, layers) if of_generator else self._read_main(masked, layers)
+        return self._generator_inputs(masked, layers) if of_generator else self._main_inputs(masked, layers)
 
-    def _read_generator(self, batch: Batch, layers: int | None = None) -> Reading:
+    def _generator_inputs(self, batch: Batch, layers: int | None = None) -> HeadInputs:
         encoder = self.generator.electra
         with first_layers(encoder, layers):
             _, hidden_BMD = encode_at(encoder, batch.positions_BM, batch.masked_BL, **batch.inputs)
-        return Reading(hidden_BMD, batch.labels_BM, partial(predict_words, self.generator))
+        return HeadInputs(hidden_BMD, batch.labels_BM, partial(predict_words, self.generator))
 
-    def _read_main(self, batch: Batch, layers: int | None) -> Reading:
+    def _main_inputs(self, batch: Batch, layers: int | None) -> HeadInputs:
         """What the main model makes of a masked batch; each class has its own."""
         raise NotImplementedError
 
     def _corrupted(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The ids that the main model reads, and where they are not the originals."""
-        reading = self._read_generator(batch)
+        reading = self._generator_inputs(batch)
         _, logits_NV = reading.head(reading.hidden_BMD.flatten(0, 1))
         return self._insert(batch, self._sample(batch, logits_NV))
 
@@ -245,7 +247,7 @@ class WithGenerator(EffptMixin):
             real_BL,
             inputs,
             (masked, real),
-            given.get("loss_hints"),
+            given.get("loss_weight_inputs"),
         )
 
     def _generate(self, batch: Batch, everywhere: bool = False) -> tuple[Tensor, Tensor, Tensor]:
@@ -270,9 +272,9 @@ class WithGenerator(EffptMixin):
         """The generator's logits for some of its outputs, of shape `(positions, vocab_size)`."""
         return predict_words(self.generator, hidden_ND)[1]
 
-    def _main_loss(self, batch: Batch, loss: Callable[[Reduction], Tensor], asked_BP: Tensor) -> Tensor:
+    def _main_loss(self, batch: Batch, loss: Callable[[Reduction], Tensor], labelled_BP: Tensor) -> Tensor:
         """The loss of the main model, summed, after methods have been told of it; the generator's they never are."""
-        return told_loss(self.electra, loss, asked_BP, batch.hints)
+        return observed_loss(self.electra, loss, labelled_BP, batch.weight_inputs)
 
     def _insert(self, batch: Batch, samples_BM: Tensor) -> tuple[Tensor, Tensor]:
         """The original ids with samples at chosen positions, and where those differ: a correct sample is no fake."""
@@ -297,12 +299,12 @@ class WithGenerator(EffptMixin):
         generator, main = generator / batch.items[0], main / per
         output["sums"] = {name: value.detach() for name, value in output["sums"].items()}
         if self.training:
-            tally_of(self.electra).add(**output["sums"])
+            accumulator_of(self.electra).add(**output["sums"])
         loss = generator + self.config.main_weight * main
         return JointOutput(loss=loss, generator_loss=generator, main_loss=main, **output)
 
     @staticmethod
-    def generator_figures(sums: Mapping[str, float]) -> dict[str, float]:
+    def generator_metrics(sums: Mapping[str, float]) -> dict[str, float]:
         """What a log entry or an evaluation says of the generator, from the sums over its batches."""
         masked = max(1.0, sums["masked"])
         return {"generator_loss": sums["generator_loss"] / masked, "generator_accuracy": sums["guessed"] / masked}
@@ -323,7 +325,7 @@ class WithGenerator(EffptMixin):
         fill(stock, plain)
         return stock
 
-    def export_auxiliary(self) -> dict[str, PreTrainedModel]:
+    def extra_exports(self) -> dict[str, PreTrainedModel]:
         """What is exported besides the main model, by the name of its folder."""
         return {"generator": self.export_generator()}
 

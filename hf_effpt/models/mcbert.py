@@ -16,7 +16,7 @@ from transformers import BertForMaskedLM, BertModel, ElectraForMaskedLM, Electra
 from transformers.models.electra.modeling_electra import ElectraDiscriminatorPredictions
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.reading import Reading
+from hf_effpt.core.head_inputs import HeadInputs
 
 from .base import EffptMixin
 from .bert import token_loss
@@ -105,7 +105,7 @@ class McBertForPreTraining(WithGenerator, ElectraForMaskedLM):
     def _learn_to_choose(
         self, batch: Batch, hidden_BLD: Tensor, drawn_BMK: Tensor, corrupted_BL: Tensor, replaced_BL: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """The loss over all tokens, summed, what it is divided by, the candidates' logits, and the figures' sums."""
+        """The loss over all tokens, summed, what it is divided by, the candidates' logits, and the metrics' sums."""
         candidates_BLK = self._draw_elsewhere(batch, hidden_BLD, drawn_BMK)
         candidates_BLK, repeated_BLK = self._candidates(batch, candidates_BLK, replaced_BL)
         with self.own_stream():
@@ -138,7 +138,7 @@ class McBertForPreTraining(WithGenerator, ElectraForMaskedLM):
         loss = detection / batch.items[1] + SELECTION_WEIGHT * selection / batch.items[0]
         return loss, 1, logits_BL, {"main_loss": selection, "detection_loss": detection}
 
-    def _read_main(self, batch: Batch, layers: int | None) -> Reading:
+    def _main_inputs(self, batch: Batch, layers: int | None) -> HeadInputs:
         raise EffptError(
             f"`{type(self).__name__}` answers among a few candidates, so its probabilities are of nothing that can be "
             "compared from token to token; have the generator read instead (`scorer: generator`)."
@@ -205,15 +205,15 @@ class McBertForPreTraining(WithGenerator, ElectraForMaskedLM):
         """What besides the main model's layers decides the time of a step."""
         return f"{super().cost_signature()} {self.config.candidates} candidates at {self.config.candidates_at}"
 
-    def figures(self, sums: Mapping[str, float]) -> dict[str, float]:
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         """What a log entry or an evaluation says, from the sums over its batches."""
         masked, tokens = max(1.0, sums["masked"]), max(1.0, sums["tokens"])
         replaced = sums["replaced"] / tokens
-        figures = self.generator_figures(sums) | {"replaced_rate": replaced}
+        metrics = self.generator_metrics(sums) | {"replaced_rate": replaced}
         if self.selects:
             detection = {"detection_loss": sums["detection_loss"] / tokens, "detection_floor": prior_entropy(replaced)}
             guess = math.log(self.config.candidates)
-            return figures | {"candidate_loss": sums["main_loss"] / masked, "floor": guess, **detection}
+            return metrics | {"candidate_loss": sums["main_loss"] / masked, "floor": guess, **detection}
         # Of always answering "none of the above", as often as that is right.
         floor = prior_entropy(replaced) + replaced * math.log(self.config.candidates - 1)
-        return figures | {"candidate_loss": sums["main_loss"] / tokens, "floor": floor}
+        return metrics | {"candidate_loss": sums["main_loss"] / tokens, "floor": floor}

@@ -11,7 +11,8 @@ from transformers import ElectraForMaskedLM
 
 from hf_effpt.core.depth import first_layers
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.reading import Reading
+from hf_effpt.core.head_inputs import HeadInputs
+from hf_effpt.core.token_losses import Reduction
 
 from .bert import token_loss
 from .candidates import log_probabilities
@@ -19,7 +20,6 @@ from .configuration_electra import EffptElectraConfig
 from .electra import prior_entropy
 from .generator import Batch, JointOutput, WithGenerator, predict_words
 from .sparse_layer import encode_at
-from .told_losses import Reduction
 
 OBJECTIVES = ("replace_mlm", "all_tokens_mlm")
 
@@ -84,25 +84,25 @@ class ElectraForReplacedMaskedLM(WithGenerator, ElectraForMaskedLM):
 
         return self._main_loss(batch, loss, batch.real_BL)
 
-    def _read_main(self, batch: Batch, layers: int | None) -> Reading:
+    def _main_inputs(self, batch: Batch, layers: int | None) -> HeadInputs:
         """The main model at the chosen positions, and what its head predicts there; of copying it says nothing."""
         corrupted_BL, _ = self._corrupted(batch)
         with first_layers(self.electra, layers):
             _, hidden_BMD = encode_at(self.electra, batch.positions_BM, corrupted_BL, **batch.inputs)
-        return Reading(hidden_BMD, batch.labels_BM, partial(predict_words, self))
+        return HeadInputs(hidden_BMD, batch.labels_BM, partial(predict_words, self))
 
-    def figures(self, sums: Mapping[str, float]) -> dict[str, float]:
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         """What a log entry or an evaluation says, from the sums over its batches."""
         masked, tokens = max(1.0, sums["masked"]), max(1.0, sums["tokens"])
         everywhere = self.config.objective == "all_tokens_mlm"
-        return self.generator_figures(sums) | {
+        return self.generator_metrics(sums) | {
             self.main_loss_name: sums["main_loss"] / (tokens if everywhere else masked),
             "replaced_rate": sums["replaced"] / (tokens if everywhere else masked),
         }
 
-    def floor(self, figures: Mapping[str, float], unigram_floor: float | None) -> float | None:
+    def floor(self, metrics: Mapping[str, float], unigram_floor: float | None) -> float | None:
         """What the held-out loss has to get below: token frequencies alone, and copying as often as it is right."""
         if unigram_floor is None or self.config.objective == "replace_mlm":
             return unigram_floor
-        replaced = figures["replaced_rate"]
+        replaced = metrics["replaced_rate"]
         return prior_entropy(replaced) + replaced * unigram_floor

@@ -8,7 +8,7 @@ B batch, L row length, M positions of a row, N positions in all, K draws, V voca
 import torch
 from torch import Tensor
 
-from hf_effpt.core.hashing import uniform
+from hf_effpt.core.random import uniform
 
 _POSITION, _DRAW = 0x1F83D9ABFB41BD6B, 0x5BE0CD19137E2179
 

@@ -12,7 +12,7 @@ from hf_effpt.core.ledger import rewarmed
 from hf_effpt.core.method import Method, Run
 
 from .loading import LoadingTrainer
-from .references import UNITS
+from .reference_models import UNITS
 
 
 class ChargingTrainer(LoadingTrainer):

@@ -127,7 +127,7 @@ def check_processes(methods: list[Method], processes: int) -> None:
         EffptError: if one does: what keeps the processes' gradients equal cannot be told of it.
     """
     for method in methods:
-        if method.reshapes and processes > 1:
+        if method.changes_parameters and processes > 1:
             raise EffptError(
                 f"`{method.name}` cuts the model in mid-run, which {processes} processes cannot follow together; "
                 "train in one process until that is done, and resume from a checkpoint of after it in several."
@@ -155,7 +155,7 @@ def check_optimizer(optimizer: Any, methods: list[Method]) -> None:
     Raises:
         EffptError: if it keeps lists of parameters of its own, or a state that cannot be cut along with them.
     """
-    reshaping = [method.name for method in methods if method.reshapes]
+    reshaping = [method.name for method in methods if method.changes_parameters]
     if reshaping and not isinstance(optimizer, ELEMENTWISE):
         raise EffptError(
             f"`{reshaping[0]}` cuts parameters in mid-run, and `{type(optimizer).__name__}` cannot follow: it keeps "

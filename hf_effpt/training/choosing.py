@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from hf_effpt.core.context import Look, Work
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.look import Look, Work
 from hf_effpt.core.method import Method, candidates
 from hf_effpt.core.modes import evaluating
 from hf_effpt.data.packed_rows import PackedRows, identity_of_rows
@@ -21,7 +21,7 @@ from .charging import ChargingTrainer
 from .flops import FlopCounter
 from .loading import KEYS
 from .meters import StepMeter
-from .references import UNITS, cost_in, has_seen, load_reference, record_in
+from .reference_models import UNITS, cost_in, has_seen, load_reference, record_in
 
 logger = logging.getLogger(__name__)
 

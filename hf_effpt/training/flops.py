@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
-from hf_effpt.core.anatomy import auxiliary_of, embeddings_of
+from hf_effpt.core.anatomy import embeddings_of, generator_of
 from hf_effpt.core.depth import router_of, running
 
 
@@ -91,7 +91,7 @@ class FlopCounter:
     @staticmethod
     def parts(model: Any, training: bool | None = None) -> tuple:
         """What decides the cost besides the shapes of the batch: what of the layers that run is there, and learns."""
-        auxiliary = auxiliary_of(model.backbone)
+        auxiliary = generator_of(model.backbone)
         encoders = [model.backbone, *([] if auxiliary is None else [auxiliary])]
         sizes = (tuple(sorted(map(_sizes, running(encoder, training)))) for encoder in encoders)
         also = (method.cost_signature(model.backbone) for method in model.methods)

@@ -1,4 +1,4 @@
-"""Reading a recipe's YAML strictly: mistakes are reported with their line, and a key given twice is a mistake."""
+"""HeadInputs a recipe's YAML strictly: mistakes are reported with their line, and a key given twice is a mistake."""
 
 import difflib
 import re

@@ -11,8 +11,8 @@ import torch
 import transformers
 
 import hf_effpt
+from hf_effpt.core.context import CostReport
 from hf_effpt.core.ledger import ledger_of
-from hf_effpt.core.look import Spent
 from hf_effpt.core.objectives import objective_of
 from hf_effpt.models.base import facts_of, pruning_of
 
@@ -67,8 +67,8 @@ def accounts(trainer: Any) -> dict[str, dict[str, Any]]:
         name = method.name
         own = trainer.costs.get(name, 0.0), trainer.method_flops.get(name, 0.0)
         before = trainer.seconds_before(name), trainer.prior.get(name, {}).get("flops", 0.0)
-        spent = Spent(clock.seconds, clock.flops, *own, *before, charged)
-        told[method.name] = method.account(trainer.model.backbone, spent)
+        spent = CostReport(clock.seconds, clock.flops, *own, *before, charged)
+        told[method.name] = method.cost_report(trainer.model.backbone, spent)
     return {name: said for name, said in told.items() if said}
 
 

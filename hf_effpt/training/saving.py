@@ -17,7 +17,7 @@ from hf_effpt.models.base import exports_of
 from .arguments import EffptTrainingArguments
 from .checkpoints import checkpoints_in, fault
 from .record import run_record
-from .reference_meter import ReferenceMeter
+from .reference_time_meter import ReferenceMeter
 from .timekeeping import Timekeeper
 
 
@@ -99,7 +99,7 @@ class ExportingTrainer(Trainer):
                     if self.processing_class is not None:
                         self.processing_class.save_pretrained(folder / name)
                 for method in self.model.methods:
-                    method.leave(self.model.backbone, folder)
+                    method.save_artifacts(self.model.backbone, folder)
                 (folder / "run.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
                 model_card(record, self.hub_model_id).save(folder / "README.md")
         if self.args.push_to_hub and not _internal_call:

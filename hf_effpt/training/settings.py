@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.objectives import OBJECTIVES
-from hf_effpt.data.selecting import SelectSettings
+from hf_effpt.data.document_selection import SelectSettings
 from hf_effpt.models.build import config_for
 
 from .sections import parse_section

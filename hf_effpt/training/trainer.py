@@ -16,7 +16,7 @@ from transformers.trainer_utils import TrainOutput
 from hf_effpt.core.anatomy import layers_of
 from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.ledger import let_go, rewarmed, span_of
+from hf_effpt.core.ledger import archive_events, rewarmed, span_of
 from hf_effpt.core.method import Method
 from hf_effpt.core.objectives import OBJECTIVES, objective_of
 from hf_effpt.data.masking import DataCollatorForMaskedLM
@@ -24,15 +24,15 @@ from hf_effpt.data.masking import DataCollatorForMaskedLM
 from . import carbon, checkpoints, checks
 from .adam import UncorrectedAdamW
 from .arguments import EffptTrainingArguments
+from .callbacks import ClockCallback, ClockProgress
 from .choosing import ChoosingTrainer
 from .energy import check_resumed
+from .evaluation_loop import evaluate_rows, logged_metrics
 from .flops import FlopCounter
-from .measuring import evaluate_rows, figures_of
 from .meters import StepMeter
 from .preparing import agreed, prepare_methods
-from .progress import ClockCallback, ClockProgress
-from .reference import ReferenceTimes
-from .reference_meter import ReferenceMeter
+from .reference_time_meter import ReferenceMeter
+from .reference_time_table import ReferenceTimes
 from .schedule import clock_schedule, set_paces
 from .timekeeping import Timekeeper
 
@@ -164,7 +164,7 @@ class EffptTrainer(ChoosingTrainer):
         else:
             self.begin(None)
             checks.check_left(self.clock, self.costs, self.method_flops)
-            let_go(self.model.config)
+            archive_events(self.model.config)
             if self.model.snapshot is not None:
                 self.model.snapshot.take(self.model)
         checks.check_processes(self.methods, self.args.world_size)
@@ -358,7 +358,7 @@ class EffptTrainer(ChoosingTrainer):
             self.meter.seconds += self.timekeeper.settle()
             with self.timekeeper.paused():
                 logs |= self.meter.summary(self._matmul_dtype, devices=self.args.world_size)
-                logs |= figures_of(self.model, self.accelerator)
+                logs |= logged_metrics(self.model, self.accelerator)
                 self.note_selection()
             self.meter.reset()
         if any(name.endswith("loss") for name in logs if name != "train_loss"):  # which comes with its own totals

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from hf_effpt.core.anatomy import auxiliary_of
+from hf_effpt.core.anatomy import generator_of
 from hf_effpt.core.depth import stack_of
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.objectives import OBJECTIVES
@@ -189,7 +189,7 @@ def test_growth_keeps_what_is_shared_and_what_is_learned(tmp_path, objective, au
     class Watch(tiny.TrainerCallback):
         def on_step_end(self, *args, **kwargs):
             depth = len(stack_of(trainer.model.electra).order)
-            along = len(stack_of(auxiliary_of(trainer.model.electra)).order)
+            along = len(stack_of(generator_of(trainer.model.electra)).order)
             assert along == (depth if auxiliary == "grow" else 4)
             if depth not in depths:
                 depths.append(depth)

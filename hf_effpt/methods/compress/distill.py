@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hf_effpt.core.anatomy import embeddings_of, layers_of, pooler_of
 from hf_effpt.core.depth import stack_of
 from hf_effpt.core.gates import GatedLinear
-from hf_effpt.core.ledger import let_go
+from hf_effpt.core.ledger import archive_events
 from hf_effpt.core.width import resize, widths_of
 
 NAME = "teacher"  # of the attribute of the backbone, and of what its event says: the widths of the teacher's layers
@@ -128,7 +128,7 @@ def dismiss(backbone: Any) -> None:
     """Leaves nothing of a teacher, in `backbone` or in its configuration."""
     if (teacher := teacher_of(backbone)) is not None:
         teacher.detach(backbone)
-        let_go(backbone.config, (NAME,))
+        archive_events(backbone.config, (NAME,))
 
 
 def _stock_encoder(backbone: Any, widths: Sequence[Sequence[int]]) -> nn.Module:

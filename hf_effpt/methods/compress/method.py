@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from hf_effpt.core.depth import flatten, set_order, stack_of
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.gates import NAME, Scores, WidthGates, gate_scores, magnitude
-from hf_effpt.core.hashing import CUTS, generator_of
 from hf_effpt.core.ledger import record
 from hf_effpt.core.method import Method, Paper, Run, start_after
+from hf_effpt.core.random import CUTS, step_rng
 from hf_effpt.core.ticket import Ticket, unit_of
 from hf_effpt.core.width import cut_state, cut_width, draw_running
 
@@ -71,7 +71,7 @@ class Compress(Method):
     """
 
     name: ClassVar[str] = "compress"
-    settles: ClassVar[int] = 2
+    order: ClassVar[int] = 2
     cuts_depth: ClassVar[bool] = True
     summary: ClassVar[str] = "Trains a large model first, and cuts it down to a smaller one on the way."
     conflicts: ClassVar[frozenset[str]] = frozenset({"earlybert", "lottery"})
@@ -166,7 +166,7 @@ class Compress(Method):
         return {"layerdrop": self._begins}
 
     @property
-    def reshapes(self) -> bool:
+    def changes_parameters(self) -> bool:
         return self._left > 0 and self._shares != (1.0, 1.0)
 
     def sizes(self, config: Any) -> tuple[Size, Size]:
@@ -272,7 +272,7 @@ class Compress(Method):
         facts = {TEACHER: teach(backbone)} if self.distill and teacher_of(backbone) is None else {}
         stack, (whole, wanted) = stack_of(backbone), self.sizes(backbone.config)
         size = size_after(number, self.rounds, whole, wanted)
-        lot = generator_of(0 if run is None else run.seed, step, CUTS)
+        lot = step_rng(0 if run is None else run.seed, step, CUTS)
         if size.depth < len(stack.order):
             if self.importance == "random":
                 kept = np.sort(lot.permutation(len(stack.order))[: size.depth])

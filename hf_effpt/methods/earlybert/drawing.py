@@ -6,9 +6,9 @@ import torch
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.gates import Scores, importance, magnitude
-from hf_effpt.core.hashing import TICKETS, generator_of
 from hf_effpt.core.method import Run
 from hf_effpt.core.modes import observing
+from hf_effpt.core.random import TICKETS, step_rng
 from hf_effpt.core.ticket import Ticket, draw_widths, unit_of
 from hf_effpt.core.width import draw_running, layers_that_run
 
@@ -54,7 +54,7 @@ def worst(scores: Scores, good: Ticket, backbone: Any) -> Ticket:
 
 def any_like(good: Ticket, seed: int, step: int) -> Ticket:
     """A ticket as wide as the good one in every layer, drawn from all of them: a function of seed and step."""
-    generator = generator_of(seed, step, TICKETS)
+    generator = step_rng(seed, step, TICKETS)
     drawn = [[torch.from_numpy(generator.random(number)) for number in layer] for layer in good.shape]
     return draw_widths([heads for heads, _ in drawn], [neurons for _, neurons in drawn], good.widths)
 

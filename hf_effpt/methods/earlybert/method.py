@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from hf_effpt.core.anatomy import auxiliary_of
+from hf_effpt.core.anatomy import generator_of
 from hf_effpt.core.depth import flatten, stack_of
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.gates import WidthGates, gate_scores, gates_of
@@ -70,7 +70,7 @@ class EarlyBert(Method):
     """
 
     name: ClassVar[str] = "earlybert"
-    settles: ClassVar[int] = 2
+    order: ClassVar[int] = 2
     summary: ClassVar[str] = "Finds early which heads and neurons to keep, cuts the others away and trains the rest."
     conflicts: ClassVar[frozenset[str]] = frozenset({"lottery", "compress"})
     paper: ClassVar[Paper] = Paper(
@@ -142,15 +142,15 @@ class EarlyBert(Method):
         return any(event["method"] == self.name for event in events)
 
     @property
-    def reshapes(self) -> bool:
+    def changes_parameters(self) -> bool:
         return not self._is_saved and not self._is_drawn
 
     @property
-    def rewinds(self) -> bool:
-        return self.reshapes and self.weights == "rewind"
+    def needs_snapshot(self) -> bool:
+        return self.changes_parameters and self.weights == "rewind"
 
     def least_steps(self, budget: int) -> int:
-        if not self.reshapes or self.max_search_steps < 1:
+        if not self.changes_parameters or self.max_search_steps < 1:
             return 0
         return math.ceil(self._start * budget) + int(self.max_search_steps)
 
@@ -243,7 +243,7 @@ class EarlyBert(Method):
         if gates is None or not gates.on or not self.l1:
             return None
         weight = self.l1
-        if auxiliary_of(backbone) is not None:  # the loss that reaches the gates is this many times its own mean
+        if generator_of(backbone) is not None:  # the loss that reaches the gates is this many times its own mean
             weight *= backbone.config.main_weight
         layers = layers_that_run(backbone)
         return weight * torch.cat([of[layer] for of in (gates.heads, gates.neurons) for layer in layers]).abs().sum()
@@ -261,7 +261,7 @@ class EarlyBert(Method):
         delattr(backbone, NAME)
         flatten(backbone)
 
-    def leave(self, backbone: Any, folder: Path) -> None:
+    def save_artifacts(self, backbone: Any, folder: Path) -> None:
         """Writes the ticket beside the model that it has become."""
         if (ticket := self.ticket_of(backbone)) is not None:
             ticket.save(folder / "ticket.json")
@@ -269,7 +269,7 @@ class EarlyBert(Method):
     # The search.
 
     def advance(self, backbone: Any, step: int, fraction: float, run: Run | None = None) -> bool:
-        if run is None or not self.reshapes or fraction < self._start:
+        if run is None or not self.changes_parameters or fraction < self._start:
             return False
         search: Search = getattr(backbone, NAME)
         if fraction >= 1.0:
@@ -277,7 +277,7 @@ class EarlyBert(Method):
             return False
         if search.since is None:
             search.begin(step)
-            if self.rewinds:  # to what the model is now, at its full depth
+            if self.needs_snapshot:  # to what the model is now, at its full depth
                 snapshot_of(run.model).take(run.model)
             return False
         searched = step - search.since

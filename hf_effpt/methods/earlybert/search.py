@@ -44,7 +44,7 @@ class Search(nn.Module):
         self.register_buffer("count", torch.zeros((), dtype=torch.long))
         self.register_buffer("began", torch.full((), self._first, dtype=torch.long))
 
-    def draw_missing(self) -> None:
+    def reset_missing_parameters(self) -> None:
         """Has seen nothing yet, where the weights to load are of no search."""
         if not getattr(self.count, "_is_hf_initialized", False) and not self.count.is_meta:
             for kept in (self.heads, self.neurons):

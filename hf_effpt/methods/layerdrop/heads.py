@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_effpt.core.depth import LayerStack
-from hf_effpt.core.hashing import HEADS, generator_of
+from hf_effpt.core.random import HEADS, step_rng
 
 MASK = "heads_kept"  # the buffer of the projection that mixes the heads, of shape (D,)
 
@@ -23,7 +23,7 @@ def draw_heads(p: float, shapes: list[int], step: int, seed: int) -> list[np.nda
         shapes (`list[int]`): number of heads by position.
         step, seed (`int`): all that the draws depend on; they have a stream of their own beside that of the layers.
     """
-    generator = generator_of(seed, step, HEADS)
+    generator = step_rng(seed, step, HEADS)
     return [generator.random(heads) >= p for heads in shapes]
 
 

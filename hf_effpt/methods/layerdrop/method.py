@@ -10,8 +10,8 @@ from torch import nn
 from hf_effpt.core.anatomy import is_pre_norm
 from hf_effpt.core.depth import flatten, stack_of
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.hashing import LAYERS, generator_of
 from hf_effpt.core.method import Method, Paper, end_before, start_after
+from hf_effpt.core.random import LAYERS, step_rng
 
 from .heads import remove_heads, set_heads
 from .scaling import Scales
@@ -148,7 +148,7 @@ class LayerDrop(Method):
 
     def draw(self, depth: int, step: int, seed: int, progress: float = 0.0) -> frozenset[int]:
         """The positions to skip in `step`: a pure function that leaves the global generators alone."""
-        generator = generator_of(seed, step, LAYERS)
+        generator = step_rng(seed, step, LAYERS)
         drawn = np.repeat(generator.random(-(-depth // self.group)), self.group)[:depth]
         return frozenset(int(position) for position in np.flatnonzero(drawn < self.rates(depth, progress)))
 

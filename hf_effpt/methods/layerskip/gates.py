@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from hf_effpt.core.depth import stack_of
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.hashing import row_keys
+from hf_effpt.core.metrics import accumulator_of
 from hf_effpt.core.precision import KeepsPrecision
 from hf_effpt.core.processes import add_up, world
-from hf_effpt.core.rows import TokenLosses, ask_for_losses
-from hf_effpt.core.tally import tally_of
+from hf_effpt.core.random import row_keys
+from hf_effpt.core.token_losses import TokenLosses, observe_losses
 
 from .routing import Pass, check_inputs
 
@@ -33,7 +33,7 @@ OPEN = 0.95  # the probability at the start: about all layers run
 RECENT = 0.01  # an average over steps moves by at least this share in each
 
 
-class Reading(NamedTuple):
+class HeadInputs(NamedTuple):
     """What the gates have to know of the rows under way."""
 
     real_BL: Tensor  # False at padding
@@ -78,7 +78,7 @@ class Gates(KeepsPrecision):
         self.on, self.step, self.seed = False, 0, 0
         self.share: float = 1.0
         self.forced: float | None = None
-        self.reading: Any = None  # a `Reading` while the backbone runs
+        self.reading: Any = None  # a `HeadInputs` while the backbone runs
         self._pass: Pass | None = None  # the last one of training, until it has been paid for
         self._losses: tuple[Tensor, Tensor] | None = None
         self._sums: Tensor | None = None  # over the micro-batches of the step under way
@@ -103,7 +103,7 @@ class Gates(KeepsPrecision):
         self.baseline.fill_(0.0)
         self.steps.fill_(0)
 
-    def draw_missing(self) -> None:
+    def reset_missing_parameters(self) -> None:
         """Draws the weights where those that a model is loaded from have none, as those of a stock model."""
         # By now the parameters have been drawn as those of any other layer; a buffer tells whether they were loaded.
         if not getattr(self.steps, "_is_hf_initialized", False):
@@ -116,14 +116,14 @@ class Gates(KeepsPrecision):
         backbone.gates = self
         self._handle = backbone.register_forward_pre_hook(self.read, with_kwargs=True)
         if self.estimator == "reinforce":
-            ask_for_losses(backbone, NAME, self.take_losses)
+            observe_losses(backbone, NAME, self.take_losses)
         if self.evaluation != "all":
             stack_of(backbone).router = self
 
     def detach(self, backbone: Any) -> None:
         """Takes the gates out of `backbone`."""
         self._handle.remove()
-        ask_for_losses(backbone, NAME, None)
+        observe_losses(backbone, NAME, None)
         stack_of(backbone).router = None
         del backbone.gates
 
@@ -150,7 +150,7 @@ class Gates(KeepsPrecision):
             real_BL = mask.bool()
         else:
             real_BL = torch.ones_like(ids_BL, dtype=torch.bool) if pad is None else ids_BL != pad
-        self.reading = Reading(real_BL, row_keys(ids_BL, real_BL))
+        self.reading = HeadInputs(real_BL, row_keys(ids_BL, real_BL))
 
     # As a router.
 
@@ -262,7 +262,7 @@ class Gates(KeepsPrecision):
         self.baseline.lerp_(torch.where(losses > 0, loss / losses.clamp(min=1), self.baseline).float(), recent)
         self.executed.copy_(open_P.mean() / rows)
         self.steps += 1
-        tally_of(backbone).add(layerskip_ran=open_P.sum(), layerskip_pairs=rows * len(open_P))
+        accumulator_of(backbone).add(layerskip_ran=open_P.sum(), layerskip_pairs=rows * len(open_P))
 
     @contextmanager
     def evaluating(self, backbone: Any, evaluation: str) -> Iterator[None]:

@@ -193,7 +193,7 @@ class LayerSkip(Method):
         gates.detach(backbone)
         flatten(backbone)
 
-    def figures(self, sums: Mapping[str, float]) -> dict[str, float]:
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         """`layerskip_executed`, of the rows and gated layers the share that ran."""
         pairs = sums.get("layerskip_pairs")
         return {"layerskip_executed": sums["layerskip_ran"] / pairs} if pairs else {}

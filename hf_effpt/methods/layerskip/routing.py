@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.hashing import salted, uniform
+from hf_effpt.core.random import salted, uniform
 
 if TYPE_CHECKING:
     from .gates import Gates

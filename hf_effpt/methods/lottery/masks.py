@@ -66,7 +66,7 @@ class Masks(nn.Module):
         ticket = SparseTicket.load(path).fitted({name: mask.shape for name, mask in own.items()})
         self.put({name: ticket.get(name, mask) for name, mask in own.items()})
 
-    def draw_missing(self) -> None:
+    def reset_missing_parameters(self) -> None:
         """Fills the masks where the weights that a model is loaded from have none, as those of a stock model."""
         missing = [mask for mask in self.buffers() if not getattr(mask, "_is_hf_initialized", False)]
         for mask in missing:

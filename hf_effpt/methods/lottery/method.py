@@ -13,8 +13,8 @@ from hf_effpt.core.depth import flatten
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.ledger import record
 from hf_effpt.core.method import Method, Paper, Run, start_after
+from hf_effpt.core.metrics import accumulator_of
 from hf_effpt.core.snapshot import Snapshot
-from hf_effpt.core.tally import tally_of
 
 from .masks import Masks, prunable
 from .ranking import Criterion, best, scores_of
@@ -64,7 +64,7 @@ class Lottery(Method):
     """
 
     name: ClassVar[str] = METHOD
-    settles: ClassVar[int] = 2
+    order: ClassVar[int] = 2
     summary: ClassVar[str] = "Research: prunes single weights in rounds and rewinds, or learns a mask; saves no time."
     conflicts: ClassVar[frozenset[str]] = frozenset({"earlybert", "compress"})
     paper: ClassVar[Paper] = Paper(
@@ -124,12 +124,12 @@ class Lottery(Method):
         return self.learn == "magnitude" and self.ticket is None
 
     @property
-    def rewinds(self) -> bool:
+    def needs_snapshot(self) -> bool:
         return self.prunes and self._left > 0
 
     def least_steps(self, budget: int) -> int:
         """The steps that must go by for the first phase to have reached what is rewound to."""
-        return math.ceil(self._start * budget) + self.rewind_to * (self._left + 1) if self.rewinds else 0
+        return math.ceil(self._start * budget) + self.rewind_to * (self._left + 1) if self.needs_snapshot else 0
 
     def bind(self, config: Any, others: Mapping[str, Method]) -> None:
         self._start = start_after(self.name, None, others)
@@ -175,15 +175,15 @@ class Lottery(Method):
                 self._begin_from(backbone, {name: linear.weight for name, linear in prunable(backbone).items()}, seed)
                 record(config, step, METHOD, f"{BEGAN} with constant weights, {self.signs}")
             masks.draw(step, seed)
-        elif self.rewinds and self._start == 0.0 and rounds_of(config) is None:
+        elif self.needs_snapshot and self._start == 0.0 and rounds_of(config) is None:
             begin(config, step, fraction, self.rounds)
-        tally_of(backbone).add(lottery_left=masks.left(), lottery_weights=masks.size())
+        accumulator_of(backbone).add(lottery_left=masks.left(), lottery_weights=masks.size())
 
     def advance(self, backbone: Any, step: int, fraction: float, run: Run | None = None) -> bool:
         if self.learn == "supermask":
             return False
         backbone.masks.impress(backbone)  # some optimizers move weights that have no gradient
-        if run is None or not self.rewinds or fraction >= 1.0:
+        if run is None or not self.needs_snapshot or fraction >= 1.0:
             return False  # there is nothing to rewind to, or nothing would train what is rewound
         now = rounds_of(backbone.config)
         if now is None:
@@ -201,7 +201,7 @@ class Lottery(Method):
                     "it lower, have fewer `rounds`, or give a longer budget."
                 )
             self._prune(backbone, step, fraction, due, run)
-        return not self.rewinds
+        return not self.needs_snapshot
 
     def _prune(self, backbone: Any, step: int, fraction: float, due: int, run: Run) -> None:
         """Prunes so many times at once, and rewinds all that is left."""
@@ -229,7 +229,7 @@ class Lottery(Method):
         backbone.masks.detach(backbone)
         flatten(backbone)
 
-    def figures(self, sums: Mapping[str, float]) -> dict[str, float]:
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         """`lottery_sparsity`, the share of the weights of pruned matrices that are zero; of a supermask, as drawn."""
         total = sums.get("lottery_weights")
         return {"lottery_sparsity": 1.0 - sums["lottery_left"] / total} if total else {}

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hf_effpt.core.hashing import places
+from hf_effpt.core.random import places
 
 Criterion = Literal["large_final", "large_final_same_sign", "magnitude_increase", "random"]
 _RANDOM = 0x10C1  # sets these draws apart from others of the same seed

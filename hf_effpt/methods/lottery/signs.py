@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hf_effpt.core.hashing import places
+from hf_effpt.core.random import places
 
 Signs = Literal["rewind", "keep_sign", "random_sign"]
 _SIGNS = 0x516  # sets these draws apart from others of the same seed

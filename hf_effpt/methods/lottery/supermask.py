@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_effpt.core.hashing import places
 from hf_effpt.core.precision import KeepsPrecision
+from hf_effpt.core.random import places
 
 from .masks import Masks, prunable
 
@@ -36,7 +36,7 @@ class Supermask(KeepsPrecision, Masks):
             nn.Parameter(torch.zeros_like(mask, dtype=torch.float32)) for mask in self.buffers()
         )
 
-    def draw_missing(self) -> None:
+    def reset_missing_parameters(self) -> None:
         """Puts the scores at their start where the weights that a model is loaded from have none."""
         for score in self.scores:
             if not getattr(score, "_is_hf_initialized", False) and not score.is_meta:

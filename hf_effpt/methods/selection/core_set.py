@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_effpt.core.hashing import places
+from hf_effpt.core.random import places
 
-from .choosing import fill_up
-from .strategy import Pool, Strategy, Uses, push
+from .picking import fill_up
+from .strategy import Pool, ResolvedSettings, Strategy, push
 from .vectors import in_fp32, vector_size
 
 WIDTH = 64  # that longer vectors are projected to
@@ -75,24 +75,24 @@ class CoreSet(Strategy):
     the first row is the one that is farthest from the mean.
 
     Args:
-        uses ([`Uses`]): with `scorer`, `queue`, `outliers` and `explore`.
+        resolved ([`ResolvedSettings`]): with `scorer`, `queue`, `outliers` and `explore`.
         config: of the model.
     """
 
-    sees = "vectors"
+    input_kind = "vectors"
     scorers = ("embedding", "first_layer", "full")
-    usual: ClassVar = {"queue": 1024, "outliers": 0.02, "explore": 0.1}
+    defaults: ClassVar = {"queue": 1024, "outliers": 0.02, "explore": 0.1}
 
     queue: Tensor
     size: Tensor
     place: Tensor
     projection: Tensor
 
-    def __init__(self, uses: Uses, config: Any) -> None:
-        super().__init__(uses, config)
-        self.length = vector_size(config, uses.scorer)
+    def __init__(self, resolved: ResolvedSettings, config: Any) -> None:
+        super().__init__(resolved, config)
+        self.length = vector_size(config, resolved.scorer)
         width = min(self.length, WIDTH)
-        self.register_buffer("queue", torch.zeros(uses.queue, width, dtype=torch.float32))
+        self.register_buffer("queue", torch.zeros(resolved.queue, width, dtype=torch.float32))
         self.register_buffer("size", torch.zeros((), dtype=torch.long))
         self.register_buffer("place", torch.zeros((), dtype=torch.long))
         if self.length > WIDTH:
@@ -118,10 +118,10 @@ class CoreSet(Strategy):
 
     @torch.no_grad()
     def pick(self, pool: Pool, number: int) -> Tensor:
-        wanted = number - min(number, round(self.uses.explore * number))
+        wanted = number - min(number, round(self.resolved.explore * number))
         order_N = pool.ids_N.argsort(stable=True)
         points_ND = self.points(pool.of(order_N))
-        picked = k_centre(points_ND, wanted, self.queue, outliers=self.uses.outliers, real_C=self._real())
+        picked = k_centre(points_ND, wanted, self.queue, outliers=self.resolved.outliers, real_C=self._real())
         return fill_up(order_N[picked], pool, number)
 
     def learn(self, pool: Pool, losses_N: Tensor) -> None:

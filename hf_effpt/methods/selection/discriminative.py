@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
-from hf_effpt.core.hashing import places, salted
 from hf_effpt.core.processes import gather
+from hf_effpt.core.random import places, salted
 
-from .choosing import by_score, chance, fill_up
-from .strategy import Pool, Strategy, Uses, push
+from .picking import by_score, chance, fill_up
+from .strategy import Pool, ResolvedSettings, Strategy, push
 from .vectors import Moments, Networks, area_under_curve, vector_size
 
 HIDDEN = 128
@@ -114,13 +114,13 @@ class Discriminative(Strategy):
     reason alone, and it would be below 0.5.
 
     Args:
-        uses ([`Uses`]): with `scorer`, `queue`, `explore` and `outliers`.
+        resolved ([`ResolvedSettings`]): with `scorer`, `queue`, `explore` and `outliers`.
         config: of the model.
     """
 
-    sees = "vectors"
+    input_kind = "vectors"
     scorers = ("embedding", "first_layer", "full")
-    usual: ClassVar = {"queue": 4096}
+    defaults: ClassVar = {"queue": 4096}
 
     queue: Tensor
     size: Tensor
@@ -128,12 +128,12 @@ class Discriminative(Strategy):
     auc: Tensor
     measured: Tensor
 
-    def __init__(self, uses: Uses, config: Any) -> None:
-        super().__init__(uses, config)
-        self.length = vector_size(config, uses.scorer)
+    def __init__(self, resolved: ResolvedSettings, config: Any) -> None:
+        super().__init__(resolved, config)
+        self.length = vector_size(config, resolved.scorer)
         self.classifier, self.moments = Classifier(self.length), Moments(self.length)
         self.register_buffer(
-            "queue", torch.zeros(uses.queue, self.length + 1, dtype=torch.float32)
+            "queue", torch.zeros(resolved.queue, self.length + 1, dtype=torch.float32)
         )  # at the end: held out
         self.register_buffer("size", torch.zeros((), dtype=torch.long))
         self.register_buffer("place", torch.zeros((), dtype=torch.long))
@@ -155,8 +155,8 @@ class Discriminative(Strategy):
         self._go_on(gather(vectors_ND), gather(counts_N), pool)
         rows_ND = self.moments.standardised(vectors_ND)
         state = self.classifier.state()
-        wanted = number - min(number, round(self.uses.explore * number))
-        left_out = min(len(pool) - number, round(self.uses.outliers * len(pool)))
+        wanted = number - min(number, round(self.resolved.explore * number))
+        left_out = min(len(pool) - number, round(self.resolved.outliers * len(pool)))
         labels_N, picked = torch.ones_like(counts_N), []
         barred_N = torch.zeros_like(counts_N, dtype=torch.bool)
         for part in range(PARTS):
@@ -184,16 +184,16 @@ class Discriminative(Strategy):
         known = (self.measured > 0).double()
         return {"selection_auc": self.auc * known, "selection_auc_steps": known}
 
-    def figures(self, sums: Mapping[str, float]) -> dict[str, float]:
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         """`selection_auc`, over the last twenty steps or so; nothing before rows that are held out can be compared."""
         steps = sums.get("selection_auc_steps")
         return {"selection_auc": sums["selection_auc"] / steps} if steps else {}
 
-    def alarm(self, figures: Mapping[str, float]) -> str | None:
-        if figures.get("selection_auc", 1.0) >= CHANCE or self.measured * RECENT < 1:
+    def warning(self, metrics: Mapping[str, float]) -> str | None:
+        if metrics.get("selection_auc", 1.0) >= CHANCE or self.measured * RECENT < 1:
             return None
         return (
-            f"`discriminative` cannot tell rows to come from rows trained on (AUC {figures['selection_auc']:.2f}, 0.5 "
+            f"`discriminative` cannot tell rows to come from rows trained on (AUC {metrics['selection_auc']:.2f}, 0.5 "
             "is chance), as in one pass over shuffled text, so it picks at random and costs more; use `random`, or "
             "another strategy."
         )

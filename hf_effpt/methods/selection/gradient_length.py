@@ -13,9 +13,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from hf_effpt.core.reading import Reading
+from hf_effpt.core.head_inputs import HeadInputs
 
-from .strategy import Scorer, Sight, Strategy
+from .strategy import InputKind, Scorer, Strategy
 from .uncertainty import exact, mean_asked
 
 
@@ -28,10 +28,10 @@ def expected_sq(logits_BMV: Tensor, features_BMF: Tensor, labels_BM: Tensor, bia
         labels_BM (`Tensor` of shape `(batch_size, positions)`): -100 where no answer is asked for; no other counts.
         bias (`bool`, *optional*, defaults to `True`): whether the layer has one.
     """
-    p_BMV, asked_BM = _probabilities(logits_BMV), labels_BM != -100
+    p_BMV, labelled_BM = _probabilities(logits_BMV), labels_BM != -100
     squares_BM = (p_BMV * (1.0 - p_BMV))[..., 0] if p_BMV.shape[-1] == 1 else 1.0 - _norms(p_BMV).square()
-    mean_B = mean_asked(squares_BM * _lengths(features_BMF, bias).square(), asked_BM)
-    return mean_B / asked_BM.sum(dim=1).clamp(min=1)
+    mean_B = mean_asked(squares_BM * _lengths(features_BMF, bias).square(), labelled_BM)
+    return mean_B / labelled_BM.sum(dim=1).clamp(min=1)
 
 
 def expected_norm(logits_BMV: Tensor, features_BMF: Tensor, labels_BM: Tensor, bias: bool = True) -> Tensor:
@@ -54,13 +54,13 @@ def observed(logits_BMV: Tensor, features_BMF: Tensor, labels_BM: Tensor, bias: 
 
     The gradient itself, answers times features, is never there. Arguments are those of [`expected_sq`].
     """
-    asked_BM = labels_BM != -100
+    labelled_BM = labels_BM != -100
     residuals_BMV = _residuals(logits_BMV, labels_BM)
-    features_BMF = exact(features_BMF).masked_fill(~asked_BM[..., None], 0.0)
+    features_BMF = exact(features_BMF).masked_fill(~labelled_BM[..., None], 0.0)
     # Rows are scored under the run's autocast, which would multiply these matrices in half precision.
     with nullcontext() if logits_BMV.is_meta else torch.autocast(logits_BMV.device.type, enabled=False):
         grams_BMM = (residuals_BMV @ residuals_BMV.mT) * (features_BMF @ features_BMF.mT + float(bias))
-    return grams_BMM.sum(dim=(1, 2)).clamp(min=0.0) / asked_BM.sum(dim=1).clamp(min=1).square()
+    return grams_BMM.sum(dim=(1, 2)).clamp(min=0.0) / labelled_BM.sum(dim=1).clamp(min=1).square()
 
 
 def el2n(logits_BMV: Tensor, labels_BM: Tensor) -> Tensor:
@@ -110,18 +110,18 @@ class ExpectedGradientLength(Strategy):
     and not compared with a fixed number, nor with those of another step.
     """
 
-    sees: ClassVar[Sight] = "logits"
+    input_kind: ClassVar[InputKind] = "logits"
     scorers: ClassVar[tuple[Scorer, ...]] = ("full", "first_layer", "generator")
     rules: ClassVar[tuple[str, ...]] = (*_GRADIENTS, "el2n")
 
     @torch.no_grad()
-    def rate(self, reading: Reading) -> Tensor:
+    def rate(self, reading: HeadInputs) -> Tensor:
         features_BMF, logits_BMV = reading.head(reading.hidden_BMD)
-        rule = self.uses.rule or self.rules[0]
+        rule = self.resolved.rule or self.rules[0]
         if rule == "el2n":
             return el2n(logits_BMV, reading.labels_BM)
         scores_B = _GRADIENTS[rule](logits_BMV, features_BMF, reading.labels_BM)
-        if rule == "expected_sq" and reading.whole_B is not None:
+        if rule == "expected_sq" and reading.num_labels_B is not None:
             # It falls with the number of answers, which is that of the row and not that of those looked at.
-            scores_B = scores_B * reading.asked_BM.sum(dim=1) / reading.whole_B.clamp(min=1)
+            scores_B = scores_B * reading.labelled_BM.sum(dim=1) / reading.num_labels_B.clamp(min=1)
         return scores_B

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from hf_effpt.core.processes import gather
 
-from .choosing import PRUNED, UNIFORM, by_score, chance, sample
-from .strategy import Pool, Strategy, Uses, push
+from .picking import PRUNED, UNIFORM, by_score, chance, sample
+from .strategy import Pool, ResolvedSettings, Strategy, push
 
 PRESSURE = 100.0  # of the first rank over the last, at the beginning (Loshchilov and Hutter, 2015)
 EVERYWHERE = {"start": 0.0, "end": 1.0, "interrupt": 0}
@@ -22,8 +22,8 @@ EVERYWHERE = {"start": 0.0, "end": 1.0, "interrupt": 0}
 class Random(Strategy):
     """Picks rows by lot: what every other strategy has to be better than."""
 
-    sees = "nothing"
-    usual: ClassVar[Mapping[str, Any]] = {"explore": 0.0}
+    input_kind = "nothing"
+    defaults: ClassVar[Mapping[str, Any]] = {"explore": 0.0}
 
     def scores(self, pool: Pool) -> Tensor:
         return chance(pool, UNIFORM)
@@ -32,7 +32,7 @@ class Random(Strategy):
 class HighestLoss(Strategy):
     """Picks the rows of the highest loss, or draws them by its rank (`mode`; MosaicML Composer)."""
 
-    sees = "losses"
+    input_kind = "losses"
     scorers = ("full", "first_layer", "generator", "stale")
 
 
@@ -43,17 +43,17 @@ class SelectiveBackprop(Strategy):
     as many: 1 for half of the rows, 2 for a third.
     """
 
-    sees = "losses"
+    input_kind = "losses"
     scorers = ("full", "first_layer", "generator", "stale")
-    usual: ClassVar[Mapping[str, Any]] = {"explore": 0.0, "queue": 5000, "mode": "rank_sample"}
+    defaults: ClassVar[Mapping[str, Any]] = {"explore": 0.0, "queue": 5000, "mode": "rank_sample"}
     explores = False
     history: Tensor
     size: Tensor
     place: Tensor
 
-    def __init__(self, uses: Uses, config: Any) -> None:
-        super().__init__(uses, config)
-        self.register_buffer("history", torch.zeros(uses.queue, dtype=torch.float32))
+    def __init__(self, resolved: ResolvedSettings, config: Any) -> None:
+        super().__init__(resolved, config)
+        self.register_buffer("history", torch.zeros(resolved.queue, dtype=torch.float32))
         self.register_buffer("size", torch.zeros((), dtype=torch.int64))
         self.register_buffer("place", torch.zeros((), dtype=torch.int64))
 
@@ -64,14 +64,14 @@ class SelectiveBackprop(Strategy):
     def pick(self, pool: Pool, number: int) -> Tensor:
         assert pool.seen is not None
         losses_N = pool.seen.float()
-        if self.uses.scorer != "stale":
+        if self.resolved.scorer != "stale":
             push(self.history, self.size, self.place, gather(losses_N))
         taken_Q = torch.arange(len(self.history), device=losses_N.device) < self.size
-        weights_N = percentile(losses_N, self.history, taken_Q) ** (1.0 / self.uses.keep - 1.0)
+        weights_N = percentile(losses_N, self.history, taken_Q) ** (1.0 / self.resolved.keep - 1.0)
         return sample(weights_N, pool, number)
 
     def learn(self, pool: Pool, losses_N: Tensor) -> None:
-        if self.uses.scorer == "stale":  # of the rows looked at some have no loss
+        if self.resolved.scorer == "stale":  # of the rows looked at some have no loss
             push(self.history, self.size, self.place, losses_N)
 
 
@@ -87,9 +87,9 @@ class LossRank(Strategy):
     The row of the highest loss is 100 times as likely as that of the lowest at first, and as likely at the end.
     """
 
-    sees = "losses"
+    input_kind = "losses"
     scorers = ("stale", "full", "first_layer", "generator")
-    usual: ClassVar[Mapping[str, Any]] = {"explore": 0.0, "mode": "rank_sample"}
+    defaults: ClassVar[Mapping[str, Any]] = {"explore": 0.0, "mode": "rank_sample"}
     explores = False
 
     def pick(self, pool: Pool, number: int) -> Tensor:
@@ -107,7 +107,7 @@ class Rho(Strategy):
     What that model cannot predict either is noise; what this one can already is learned.
     """
 
-    sees = "losses"
+    input_kind = "losses"
     scorers = ("full",)
     compares = "rows"
 
@@ -120,9 +120,9 @@ class InfoBatch(Strategy):
     losses is that of all rows looked at. Where there is no room for one row below the mean, rows are drawn uniformly.
     """
 
-    sees = "losses"
+    input_kind = "losses"
     scorers = ("stale",)
-    usual: ClassVar[Mapping[str, Any]] = {"keep": 0.75, "explore": 0.0, "start": 0.0, "end": 0.875, "interrupt": 0}
+    defaults: ClassVar[Mapping[str, Any]] = {"keep": 0.75, "explore": 0.0, "start": 0.0, "end": 0.875, "interrupt": 0}
     explores = False
     mean = math.inf  # of all losses that are remembered, set by whoever remembers
 
@@ -138,11 +138,11 @@ class InfoBatch(Strategy):
         self._weights_N = torch.where(fits, torch.where(easy_N, up * share, share), 1.0).float()
         return kept_N
 
-    def hints(self, pool: Pool, kept_N: Tensor) -> Tensor:
+    def loss_weight_inputs(self, pool: Pool, kept_N: Tensor) -> Tensor:
         return self._weights_N[kept_N]
 
-    def weights(self, losses: Any, pool: Pool) -> Tensor | None:
-        return None if losses.hints is None else losses.hints[losses.row_N]
+    def loss_weights(self, losses: Any, pool: Pool) -> Tensor | None:
+        return None if losses.weight_inputs is None else losses.weight_inputs[losses.row_N]
 
 
 def prunable(losses_N: Tensor, mean: Tensor | float) -> Tensor:

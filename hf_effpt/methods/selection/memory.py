@@ -15,7 +15,7 @@ from torch import Tensor
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.precision import KeepsPrecision
 
-from .choosing import TIES, chance
+from .picking import TIES, chance
 from .strategy import Pool
 
 NAME = "selection_losses.npz"  # of the file in the folder of a run

@@ -8,17 +8,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from hf_effpt.core.context import CostReport, Look
 from hf_effpt.core.depth import flatten
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.look import Look, Spent
 from hf_effpt.core.method import Method, Paper, Run
 from hf_effpt.core.objectives import objective_of
 
-from .costs import account
+from .config import check, resolve
+from .cost import cost_report
 from .memory import Memory
 from .scoring import reference_losses, scores
-from .selector import Selector, changed_at
-from .settings import check, resolve
+from .state import Selector, changed_at
 from .strategies import STRATEGIES
 from .strategy import Level, Mode, Pool, Scorer
 from .table import IrreducibleLosses
@@ -111,17 +111,17 @@ class Selection(Method):
     rows: int | None = None
 
     def __post_init__(self) -> None:
-        self.uses = resolve(self)
+        self.resolved = resolve(self)
         self._selector: Selector | None = None  # in the backbone
         self._table: IrreducibleLosses | None = None
         self._data: str | None = None  # what tells the rows of the run from others
 
     @property
     def references(self) -> tuple[str, ...]:
-        return () if self.holdout is None or self.uses.keep == 1.0 else (self.holdout,)
+        return () if self.holdout is None or self.resolved.keep == 1.0 else (self.holdout,)
 
     @property
-    def does(self) -> str:
+    def describe(self) -> str:
         """What the strategy does, with its source."""
         said = (STRATEGIES[self.strategy].__doc__ or "").strip().splitlines()[0]
         return f"`{self.strategy}`. {said}"
@@ -134,20 +134,20 @@ class Selection(Method):
     @property
     def control(self) -> dict[str, Any] | None:
         kind = STRATEGIES[self.strategy]
-        if self.strategy == "random" or not kind.picks_rows or self.uses.keep == 1.0:
+        if self.strategy == "random" or not kind.picks_rows or self.resolved.keep == 1.0:
             return None
-        return {"strategy": "random", "keep": self.uses.keep}
+        return {"strategy": "random", "keep": self.resolved.keep}
 
     def bind(self, config: Any, others: Mapping[str, Method]) -> None:
         if config is not None:
-            self.uses = resolve(self, objective_of(config))
+            self.resolved = resolve(self, objective_of(config))
             check(self, objective_of(config))
 
     def prepare(self, backbone: Any, text: Any) -> None:
         self.rows = len(text.rows)
         # A checkpoint tells by this setting how many losses its model remembers.
         backbone.config.methods = {**backbone.config.methods, self.name: self.settings()}
-        self.uses = replace(self.uses, rows=self.rows)
+        self.resolved = replace(self.resolved, rows=self.rows)
         if hasattr(backbone, "selector"):
             backbone.selector.detach(backbone)
         self.inject(backbone)
@@ -160,10 +160,10 @@ class Selection(Method):
             self._open_table(text.identity)
 
     def inject(self, backbone: Any) -> None:
-        strategy = STRATEGIES[self.strategy](self.uses, backbone.config)
-        memory = Memory(self.rows, self.max_age) if self.uses.scorer == "stale" and self.rows else None
+        strategy = STRATEGIES[self.strategy](self.resolved, backbone.config)
+        memory = Memory(self.rows, self.max_age) if self.resolved.scorer == "stale" and self.rows else None
         self._selector = Selector(strategy, memory, backbone.config.vocab_size).to(backbone.device)
-        self._selector.attach(backbone, listens=self.uses.keep < 1.0)
+        self._selector.attach(backbone, listens=self.resolved.keep < 1.0)
 
     def wrap_collator(self, collator: Any) -> Any:
         """Refuses, when a trainer is made, a collator that could not mask anew."""
@@ -176,7 +176,7 @@ class Selection(Method):
         return collator
 
     def candidates(self, number: int, step: int | None, fraction: float) -> int:
-        kind, keep = STRATEGIES[self.strategy], self.uses.keep
+        kind, keep = STRATEGIES[self.strategy], self.resolved.keep
         if keep == 1.0 or not kind.picks_rows:
             return number
         most = round(number / keep)
@@ -189,12 +189,12 @@ class Selection(Method):
 
     def is_on(self, step: int, fraction: float) -> bool:
         """Whether rows are picked, or learned from otherwise, in optimizer step `step` (from 0)."""
-        uses = self.uses
-        within = uses.start <= fraction < uses.end or (uses.end == 1.0 and fraction >= uses.start)
-        return within and step >= uses.warmup and not (uses.interrupt and step % uses.interrupt == 0)
+        resolved = self.resolved
+        within = resolved.start <= fraction < resolved.end or (resolved.end == 1.0 and fraction >= resolved.start)
+        return within and step >= resolved.warmup and not (resolved.interrupt and step % resolved.interrupt == 0)
 
     def select(self, model: Any, rows: dict[str, Tensor], look: Look) -> dict[str, Tensor]:
-        if self.uses.keep == 1.0:
+        if self.resolved.keep == 1.0:
             return rows
         self._data = look.data
         selector, ids_N = model.backbone.selector, rows["example_id"]
@@ -208,26 +208,27 @@ class Selection(Method):
         if picks:
             with look.counted():
                 kept_N = strategy.pick(pool, look.number)
-            judged_N = pool.seen if scored and strategy.sees != "vectors" else None
+            judged_N = pool.seen if scored and strategy.input_kind != "vectors" else None
             selector.compare(model.backbone, kept_N, judged_N, measures)
             rows = {name: values[kept_N] for name, values in rows.items()}
             pool = pool.of(kept_N)
         elif strategy.on:
             rows = self._weigh(rows, look, strategy)
-        hints = strategy.hints(pool, kept_N) if picks else None
+        hints = strategy.loss_weight_inputs(pool, kept_N) if picks else None
         selector.count(model.backbone, len(ids_N), scored, look.number)
         selector.expect(pool)
-        return rows if hints is None else rows | {"loss_hints": hints}
+        return rows if hints is None else rows | {"loss_weight_inputs": hints}
 
     def _see(
         self, model: Any, rows: dict[str, Tensor], look: Look, pool: Pool, measures: Any, picks: bool
     ) -> tuple[Pool, int]:
         """The pool with what the scorer makes of it, and how many rows were judged for that."""
         selector, strategy = model.backbone.selector, model.backbone.selector.strategy
-        if strategy.sees == "vectors" and look.fraction < self.uses.end:  # which it learns from in any step until then
+        # It learns from vectors in any step until the end.
+        if strategy.input_kind == "vectors" and look.fraction < self.resolved.end:
             seen = torch.cat([scores(strategy, model, rows, look), torch.stack(measures, dim=1)], dim=1)
             return pool.seeing(seen), len(pool)
-        if not picks or strategy.sees == "nothing":
+        if not picks or strategy.input_kind == "nothing":
             return pool, 0  # and after the end nothing is learned for later
         if selector.memory is not None:
             strategy.mean = selector.memory.mean
@@ -261,16 +262,17 @@ class Selection(Method):
         """The rows with what a strategy needs that learns from all of them, but not alike."""
         if strategy.compares == "tokens":
             assert self.holdout is not None
-            return rows | {"loss_hints": reference_losses(look.reference(self.holdout), rows, look, tokens=True)}
+            losses = reference_losses(look.reference(self.holdout), rows, look, tokens=True)
+            return rows | {"loss_weight_inputs": losses}
         if self.strategy != "adaptive_masking":
             return rows
         masked = look.mask_anew(look.host, strategy.rates_in(look.step))
         device = rows["input_ids"].device
         rows = {name: values.to(device, non_blocking=True) for name, values in masked.items()}
-        return rows | {"loss_hints": rows["labels"].gather(1, rows["masked_positions"])}
+        return rows | {"loss_weight_inputs": rows["labels"].gather(1, rows["masked_positions"])}
 
     def advance(self, backbone: Any, step: int, fraction: float, run: Run | None = None) -> bool:
-        if run is not None and self.uses.keep < 1.0:
+        if run is not None and self.resolved.keep < 1.0:
             backbone.selector.settle(backbone)
         return False
 
@@ -278,22 +280,24 @@ class Selection(Method):
         backbone.selector.detach(backbone)
         flatten(backbone)
 
-    def leave(self, backbone: Any, folder: Path) -> None:
+    def save_artifacts(self, backbone: Any, folder: Path) -> None:
         """Writes the losses that rows had last into the folder, for the `table` of another run."""
         if self._table is not None:
             self._table.write()
         if backbone.selector.memory is not None and self._data is not None:
             backbone.selector.memory.save(folder, self._data)
 
-    def figures(self, sums: Mapping[str, float]) -> dict[str, float]:
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Rows looked at, judged and trained on; scores of those kept and left, by decile; and how the two differ."""
-        return {} if self._selector is None else self._selector.figures(sums)
+        return {} if self._selector is None else self._selector.metrics(sums)
 
-    def account(self, backbone: Any, spent: Spent) -> dict[str, Any]:
+    def cost_report(self, backbone: Any, spent: CostReport) -> dict[str, Any]:
         """What it cost to judge a row beside learning from it, and the gain that it needs."""
         seen, scored, trained = backbone.selector.counts.tolist()
         return (
-            account(self.uses, self.strategy, STRATEGIES[self.strategy].picks_rows, (seen, scored, trained), spent)
-            if self.uses.keep < 1.0
+            cost_report(
+                self.resolved, self.strategy, STRATEGIES[self.strategy].picks_rows, (seen, scored, trained), spent
+            )
+            if self.resolved.keep < 1.0
             else {}
         )

@@ -13,15 +13,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from hf_effpt.core.hashing import places, salted, uniform
+from hf_effpt.core.random import places, salted, uniform
 
-from .choosing import UNIFORM, chance
-from .strategy import Pool, Strategy, Uses
+from .picking import UNIFORM, chance
+from .strategy import Pool, ResolvedSettings, Strategy
 from .vectors import EXTRAS, Moments, Networks, vector_size
 
 HIDDEN = 32
 RATE = 0.01  # of learning
-SUBSPACE = 0.8  # share of the features that a member sees
+SUBSPACE = 0.8  # share of the features that a member input_kind
 BETA = 1.0  # standard deviations that an upper confidence bound lies above the mean
 TRUSTED = 0.2  # the rank correlation from which the committee is believed
 RECENT = 0.1  # an average over steps moves by at least this share in each
@@ -40,28 +40,29 @@ class PerceptronEnsemble(Strategy):
     of prediction and loss has lately been below 0.2, rows are picked at random.
 
     Args:
-        uses ([`Uses`]): with `members` and `rule`: `"mean"`, the predicted loss; `"ucb"`, that and one standard
+        resolved ([`ResolvedSettings`]): with `members` and `rule`: `"mean"`, the predicted loss; `"ucb"`, that and one
+            standard
             deviation of the members; `"vote"`, the share of the members that predict more than the median of the
             losses lately, of equal shares the higher mean; `"agreement"`, the standard deviation of the members.
         config: of the model.
     """
 
-    sees = "vectors"
+    input_kind = "vectors"
     scorers = ("embedding", "first_layer")
     rules = ("mean", "ucb", "vote", "agreement")
-    usual: ClassVar = {"warmup": 200}
+    defaults: ClassVar = {"warmup": 200}
 
     subspace: Tensor
     steps: Tensor
     median: Tensor
     correlation: Tensor
 
-    def __init__(self, uses: Uses, config: Any) -> None:
-        super().__init__(uses, config)
-        features = vector_size(config, uses.scorer) + EXTRAS
-        self.networks = Networks(uses.members, features, HIDDEN)
+    def __init__(self, resolved: ResolvedSettings, config: Any) -> None:
+        super().__init__(resolved, config)
+        features = vector_size(config, resolved.scorer) + EXTRAS
+        self.networks = Networks(resolved.members, features, HIDDEN)
         self.features, self.losses = Moments(features), Moments(1)
-        self.register_buffer("subspace", torch.zeros(uses.members, features, dtype=torch.float32))
+        self.register_buffer("subspace", torch.zeros(resolved.members, features, dtype=torch.float32))
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
         self.register_buffer("median", torch.zeros(1, dtype=torch.float64))
         self.register_buffer("correlation", torch.zeros((), dtype=torch.float64))
@@ -86,11 +87,11 @@ class PerceptronEnsemble(Strategy):
         """The scores by the rule, whether the committee is to be believed or not, of shape `(rows,)`."""
         losses_EN = self.predict(pool)
         mean_N, deviation_N = losses_EN.mean(dim=0), losses_EN.std(dim=0, correction=0)
-        if self.uses.rule == "ucb":
+        if self.resolved.rule == "ucb":
             return mean_N + BETA * deviation_N
-        if self.uses.rule == "vote":  # of five members it leaves many ties
+        if self.resolved.rule == "vote":  # of five members it leaves many ties
             return (losses_EN > self.losses.standardised(self.median)).float().mean(dim=0) + 1e-3 * mean_N.sigmoid()
-        return deviation_N if self.uses.rule == "agreement" else mean_N
+        return deviation_N if self.resolved.rule == "agreement" else mean_N
 
     @torch.no_grad()
     def scores(self, pool: Pool) -> Tensor:
@@ -112,7 +113,7 @@ class PerceptronEnsemble(Strategy):
         """One step on the mean squared error of the rows that each member has drawn."""
         assert pool.seen is not None
         rows_ND = self.features.standardised(pool.seen)
-        counts_EN = draws(pool, self.uses.members)
+        counts_EN = draws(pool, self.resolved.members)
         losses_EN, hidden_ENH = self.networks(rows_ND)
         slopes_EN = 2 * counts_EN * (losses_EN - target_N) / counts_EN.sum(dim=1, keepdim=True).clamp(min=1)
         gradients_EW = self.networks.gradients(rows_ND, hidden_ENH, slopes_EN)
@@ -123,7 +124,7 @@ class PerceptronEnsemble(Strategy):
     def sums(self) -> dict[str, Tensor]:
         return {"selection_correlation": self.correlation, "selection_correlation_steps": torch.ones(())}
 
-    def figures(self, sums: Mapping[str, float]) -> dict[str, float]:
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         """`selection_correlation`, the rank correlation of predicted and true losses over the last ten steps or so."""
         steps = sums.get("selection_correlation_steps")
         return {"selection_correlation": sums["selection_correlation"] / steps} if steps else {}

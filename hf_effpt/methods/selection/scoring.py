@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_effpt.core.hashing import row_keys
-from hf_effpt.core.look import Batch, Look
-from hf_effpt.core.reading import Reading
-from hf_effpt.core.rows import listening, row_losses
+from hf_effpt.core.context import Batch, Look
+from hf_effpt.core.head_inputs import HeadInputs
+from hf_effpt.core.random import row_keys
+from hf_effpt.core.token_losses import recording_losses, row_losses
 
 from .strategy import Scorer, Strategy
 
@@ -25,33 +25,33 @@ LAYERS: dict[Scorer, int | None] = {"embedding": 0, "first_layer": 1, "full": No
 
 def scores(strategy: Strategy, model: Any, rows: Batch, look: Look) -> Tensor:
     """What a strategy that sees logits or losses, or vectors, sees of rows: `(rows,)`, or `(rows, size)`."""
-    scorer, sees = strategy.uses.scorer, strategy.sees
+    scorer, input_kind = strategy.resolved.scorer, strategy.input_kind
     assert scorer is not None
-    if sees == "logits":
+    if input_kind == "logits":
         strategy.salts = (look.seed, look.step)
-        thorough = strategy.uses.level == "full" and hasattr(strategy, "rate_draws")
+        thorough = strategy.resolved.level == "full" and hasattr(strategy, "rate_draws")
         work = partial(_rated_by_draws if thorough else _rated, strategy, scorer)
-    elif sees == "losses":
+    elif input_kind == "losses":
         work = partial(_losses, scorer)
     else:
         work = partial(_vectors, LAYERS[scorer])
-    return look.scored(f"{type(strategy).__name__} {strategy.uses}", work, rows)
+    return look.scored(f"{type(strategy).__name__} {strategy.resolved}", work, rows)
 
 
-def _read(scorer: Scorer, model: Any, batch: Batch) -> Reading:
-    return model.read(batch, layers=LAYERS.get(scorer), of_generator=scorer == "generator")
+def _read(scorer: Scorer, model: Any, batch: Batch) -> HeadInputs:
+    return model.head_inputs(batch, layers=LAYERS.get(scorer), of_generator=scorer == "generator")
 
 
 def _rated(strategy: Any, scorer: Scorer, model: Any, batch: Batch) -> Tensor:
     strategy.keys_B = row_keys(batch["input_ids"])
-    return strategy.rate(_read(scorer, model, batch).thinned(strategy.uses.num_score_positions))
+    return strategy.rate(_read(scorer, model, batch).subsample(strategy.resolved.num_score_positions))
 
 
 def _rated_by_draws(strategy: Any, scorer: Scorer, model: Any, batch: Batch) -> Tensor:
-    def draws() -> Iterator[Reading]:
-        for number in range(strategy.uses.passes):
-            with dropping(model, strategy.uses.dropout, hash((*strategy.salts, number)) & 0x7FFFFFFF):
-                yield _read(scorer, model, batch).thinned(strategy.uses.num_score_positions)
+    def draws() -> Iterator[HeadInputs]:
+        for number in range(strategy.resolved.passes):
+            with dropping(model, strategy.resolved.dropout, hash((*strategy.salts, number)) & 0x7FFFFFFF):
+                yield _read(scorer, model, batch).subsample(strategy.resolved.num_score_positions)
 
     return strategy.rate_draws(draws())
 
@@ -84,10 +84,10 @@ def _losses(scorer: Scorer, model: Any, batch: Batch) -> Tensor:
     return row_losses(model, dict(batch)) if scorer == "full" else losses_of(_read(scorer, model, batch))
 
 
-def losses_of(reading: Reading) -> Tensor:
+def losses_of(reading: HeadInputs) -> Tensor:
     """The mean loss of each row at the positions that are asked for, fp32 of shape `(batch_size,)`."""
     _, logits_BMV = reading.head(reading.hidden_BMD)
-    logits_BMV, asked_BM = logits_BMV.float(), reading.asked_BM
+    logits_BMV, labelled_BM = logits_BMV.float(), reading.labelled_BM
     answers_BM = reading.labels_BM.clamp(min=0)
     if logits_BMV.shape[-1] == 1:
         losses_BM = nn.functional.binary_cross_entropy_with_logits(
@@ -95,12 +95,12 @@ def losses_of(reading: Reading) -> Tensor:
         )
     else:
         losses_BM = nn.functional.cross_entropy(logits_BMV.flatten(0, 1), answers_BM.flatten(), reduction="none")
-    losses_BM = losses_BM.view_as(asked_BM) * asked_BM
-    return losses_BM.sum(dim=1) / asked_BM.sum(dim=1).clamp(min=1)
+    losses_BM = losses_BM.view_as(labelled_BM) * labelled_BM
+    return losses_BM.sum(dim=1) / labelled_BM.sum(dim=1).clamp(min=1)
 
 
 def _vectors(layers: int | None, model: Any, batch: Batch) -> Tensor:
-    return model.represent(batch, layers).float()
+    return model.mean_pool(batch, layers).float()
 
 
 def reference_losses(model: nn.Module, rows: Batch, look: Look, tokens: bool, known: Tensor | None = None) -> Tensor:
@@ -114,6 +114,6 @@ def reference_losses(model: nn.Module, rows: Batch, look: Look, tokens: bool, kn
 
 
 def _token_losses(model: Any, batch: Batch) -> Tensor:
-    with listening(model.backbone) as heard:
+    with recording_losses(model.backbone) as heard:
         model(**batch)
     return heard[-1].losses_N.view(heard[-1].rows, -1)

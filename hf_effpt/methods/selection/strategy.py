@@ -12,13 +12,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from hf_effpt.core.head_inputs import HeadInputs
 from hf_effpt.core.precision import KeepsPrecision
-from hf_effpt.core.reading import Reading
-from hf_effpt.core.rows import TokenLosses
+from hf_effpt.core.token_losses import TokenLosses
 
-from .choosing import choose
+from .picking import choose
 
-Sight = Literal["logits", "vectors", "losses", "nothing"]
+InputKind = Literal["logits", "vectors", "losses", "nothing"]
 Scorer = Literal["full", "first_layer", "embedding", "stale", "generator"]
 Mode = Literal["topk", "rank_sample", "weighted"]
 Level = Literal["head", "full"]
@@ -58,7 +58,7 @@ class Pool:
 
 
 @dataclass(frozen=True)
-class Uses:
+class ResolvedSettings:
     """The settings of a [`Selection`] with nothing left open; what each means is said there."""
 
     keep: float = 0.5
@@ -85,28 +85,28 @@ class Strategy(KeepsPrecision):
     """How rows are judged and picked; what it learns is in buffers, which are the same in all processes.
 
     Args:
-        uses ([`Uses`]): the settings.
+        resolved ([`ResolvedSettings`]): the settings.
         config: of the model.
     """
 
-    sees: ClassVar[Sight]
+    input_kind: ClassVar[InputKind]
     scorers: tuple[Scorer, ...] = ()  # that it can be given, the usual one first
     rules: ClassVar[tuple[str, ...]] = ()  # its variants, the usual one first
-    usual: ClassVar[Mapping[str, Any]] = {}  # what it has of [`Uses`] where that is left open, if not the defaults
+    defaults: ClassVar[Mapping[str, Any]] = {}  # settings that differ from the defaults of [`ResolvedSettings`]
     explores: ClassVar[bool] = True  # may draw a share of the rows uniformly, and leave out those that score highest
     picks_rows: ClassVar[bool] = True  # and does not change what is learned of all of them
     compares: ClassVar[Literal["rows", "tokens"] | None] = None  # with whose losses of a reference model
     on = False  # in the step under way
     salts: tuple[int, ...] = (0,)  # of the random numbers that a rating may need
 
-    def __init__(self, uses: Uses, config: Any) -> None:
+    def __init__(self, resolved: ResolvedSettings, config: Any) -> None:
         super().__init__()
-        self.uses = uses
+        self.resolved = resolved
 
     def draw(self, seed: int) -> None:
         """Draws what it begins with, in place and from no global generator."""
 
-    def rate(self, reading: Reading) -> Tensor:
+    def rate(self, reading: HeadInputs) -> Tensor:
         """The scores of a batch, of shape `(batch_size,)`, by what the model answers; of those that see logits."""
         raise NotImplementedError
 
@@ -118,13 +118,13 @@ class Strategy(KeepsPrecision):
 
     def pick(self, pool: Pool, number: int) -> Tensor:
         """The numbers in the pool, in rising order, of the `number` rows to learn from."""
-        return choose(self.scores(pool), pool, number, self.uses)
+        return choose(self.scores(pool), pool, number, self.resolved)
 
-    def hints(self, pool: Pool, kept_N: Tensor) -> Tensor | None:
+    def loss_weight_inputs(self, pool: Pool, kept_N: Tensor) -> Tensor | None:
         """What goes along with the rows that were picked, for `weights`; of shape `(picked,)` or `(picked, ...)`."""
         return None
 
-    def weights(self, losses: TokenLosses, pool: Pool) -> Tensor | None:
+    def loss_weights(self, losses: TokenLosses, pool: Pool) -> Tensor | None:
         """What the losses of a micro-batch are multiplied by, of shape `(tokens,)`; `None` leaves them as they are.
 
         Args:
@@ -133,7 +133,7 @@ class Strategy(KeepsPrecision):
         """
         return None
 
-    def heard(self, pool: Pool, told: Sequence[TokenLosses]) -> None:
+    def on_token_losses(self, pool: Pool, told: Sequence[TokenLosses]) -> None:
         """Learns from the losses of single tokens, of the rows that this process has trained on in a step."""
 
     def learn(self, pool: Pool, losses_N: Tensor) -> None:
@@ -143,11 +143,11 @@ class Strategy(KeepsPrecision):
         """What it adds to the tally after a step in which it has learned."""
         return {}
 
-    def figures(self, sums: Mapping[str, float]) -> dict[str, float]:
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         """What a log entry says of the strategy, from what it has added to the tally."""
         return {}
 
-    def alarm(self, figures: Mapping[str, float]) -> str | None:
+    def warning(self, metrics: Mapping[str, float]) -> str | None:
         """What to warn of, by what a log entry says."""
         return None
 

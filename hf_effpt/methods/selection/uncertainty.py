@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.hashing import mix, salted
-from hf_effpt.core.reading import Reading
+from hf_effpt.core.head_inputs import HeadInputs
+from hf_effpt.core.random import mix, salted
 
-from .strategy import Scorer, Sight, Strategy, Uses
+from .strategy import InputKind, ResolvedSettings, Scorer, Strategy
 
 _DROPOUT = 0xD20B  # sets these draws apart from others of the same seed and step
 
@@ -26,9 +26,9 @@ def exact(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def mean_asked(values_BM: Tensor, asked_BM: Tensor) -> Tensor:
+def mean_asked(values_BM: Tensor, labelled_BM: Tensor) -> Tensor:
     """The mean of each row where an answer is asked for, of shape `(batch_size,)`; 0 for a row without any."""
-    return values_BM.where(asked_BM, 0.0).sum(dim=1) / asked_BM.sum(dim=1).clamp(min=1)
+    return values_BM.where(labelled_BM, 0.0).sum(dim=1) / labelled_BM.sum(dim=1).clamp(min=1)
 
 
 def entropy(logits_BMV: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ def _both(logits_BMV: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(logits_BMV), logits_BMV], dim=-1)
 
 
-def _probabilities(reading: Reading) -> Tensor:
+def _probabilities(reading: HeadInputs) -> Tensor:
     return _both(reading.head(reading.hidden_BMD)[1]).softmax(dim=-1)
 
 
@@ -106,15 +106,15 @@ _COMMITTEES = {"max_entropy": max_entropy, "bald": bald}
 class LeastConfidence(Strategy):
     """Prefers rows whose answers the model is least sure of, on the mean of those asked for (Braasch, section 4.2)."""
 
-    sees: ClassVar[Sight] = "logits"
+    input_kind: ClassVar[InputKind] = "logits"
     scorers: ClassVar[tuple[Scorer, ...]] = ("full", "first_layer", "generator")
     rules: ClassVar[tuple[str, ...]] = tuple(_UNCERTAINTIES)
-    usual: ClassVar[Mapping[str, Any]] = {"outliers": 0.02}  # noise, rare names and numbers never become certain
+    defaults: ClassVar[Mapping[str, Any]] = {"outliers": 0.02}  # noise, rare names and numbers never become certain
 
     @torch.no_grad()
-    def rate(self, reading: Reading) -> Tensor:
+    def rate(self, reading: HeadInputs) -> Tensor:
         _, logits_BMV = reading.head(reading.hidden_BMD)
-        return mean_asked(_UNCERTAINTIES[self.uses.rule or self.rules[0]](logits_BMV), reading.asked_BM)
+        return mean_asked(_UNCERTAINTIES[self.resolved.rule or self.rules[0]](logits_BMV), reading.labelled_BM)
 
 
 class DeepBayesian(Strategy):
@@ -123,7 +123,7 @@ class DeepBayesian(Strategy):
     Each draw is a pure function of `salts` and of the row's key, wherever in a batch the row is.
 
     Args:
-        uses ([`Uses`]): the settings, of which `passes` and `dropout` are those of the draws.
+        resolved ([`ResolvedSettings`]): the settings, of which `passes` and `dropout` are those of the draws.
         config: of the model.
 
     Attributes:
@@ -134,50 +134,50 @@ class DeepBayesian(Strategy):
         EffptError: if dropout would leave all draws equal or empty, or there are too few of them.
     """
 
-    sees: ClassVar[Sight] = "logits"
+    input_kind: ClassVar[InputKind] = "logits"
     scorers: ClassVar[tuple[Scorer, ...]] = ("full", "first_layer", "generator")
     rules: ClassVar[tuple[str, ...]] = tuple(_COMMITTEES)
     keys_B: Tensor
 
-    def __init__(self, uses: Uses, config: Any) -> None:
-        super().__init__(uses, config)
-        self.rule = uses.rule or self.rules[0]
+    def __init__(self, resolved: ResolvedSettings, config: Any) -> None:
+        super().__init__(resolved, config)
+        self.rule = resolved.rule or self.rules[0]
         self.salts: tuple[int, ...] = (0,)
-        if not 0.0 < uses.dropout < 1.0:
+        if not 0.0 < resolved.dropout < 1.0:
             raise EffptError(
-                f"`dropout` is {uses.dropout}, but `deep_bayesian` needs a rate between 0 and 1: with 0 all draws "
+                f"`dropout` is {resolved.dropout}, but `deep_bayesian` needs a rate between 0 and 1: with 0 all draws "
                 "agree and BALD is 0, with 1 nothing is left; give 0.1, say, whatever the model is trained with."
             )
         least = 2 if self.rule == "bald" else 1
-        if uses.passes < least:
+        if resolved.passes < least:
             raise EffptError(
-                f"`passes` is {uses.passes}, but the rule `{self.rule}` of `deep_bayesian` needs at least {least}; "
-                "give 5, say."
+                f"`passes` is {resolved.passes}, but the rule `{self.rule}` of `deep_bayesian` needs at "
+                f"least {least}; give 5, say."
             )
 
-    def rate(self, reading: Reading) -> Tensor:
+    def rate(self, reading: HeadInputs) -> Tensor:
         return self.rate_draws(self.draws(reading))
 
     @torch.no_grad()
-    def rate_draws(self, draws: Iterable[Reading]) -> Tensor:
+    def rate_draws(self, draws: Iterable[HeadInputs]) -> Tensor:
         """The scores of a batch, of shape `(batch_size,)`, by readings of it that each were drawn already.
 
         Args:
-            draws (`Iterable[Reading]`): of the same rows; one at least. They are taken one by one and not kept.
+            draws (`Iterable[HeadInputs]`): of the same rows; one at least. They are taken one by one and not kept.
         """
         rest = iter(draws)
         first = next(rest)
         probabilities = (_probabilities(reading) for reading in chain([first], rest))
-        return mean_asked(_COMMITTEES[self.rule](probabilities), first.asked_BM)
+        return mean_asked(_COMMITTEES[self.rule](probabilities), first.labelled_BM)
 
-    def draws(self, reading: Reading) -> Iterator[Reading]:
+    def draws(self, reading: HeadInputs) -> Iterator[HeadInputs]:
         """The reading under each draw of dropout on what the encoder puts out, for the head alone to run again."""
         hidden_BMD = reading.hidden_BMD
         size = hidden_BMD.shape[1] * hidden_BMD.shape[2]
         places_Q = torch.arange((size + 3) // 4, device=hidden_BMD.device)
         # Sixteen bits say whether one number is dropped, so that four share a hash.
-        dropped = min(max(round(self.uses.dropout * 2**16), 1), 2**16 - 1)
-        for number in range(self.uses.passes):
+        dropped = min(max(round(self.resolved.dropout * 2**16), 1), 2**16 - 1)
+        for number in range(self.resolved.passes):
             keys_B = salted(self.keys_B, *self.salts, _DROPOUT, number)
             bits_BP = mix(keys_B[:, None] + places_Q).view(torch.int16)[:, :size]
             kept_BP = bits_BP >= dropped - 2**15

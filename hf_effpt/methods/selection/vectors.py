@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hf_effpt.core.hashing import places
 from hf_effpt.core.precision import KeepsPrecision
+from hf_effpt.core.random import places
 
 if TYPE_CHECKING:
     from .strategy import Scorer

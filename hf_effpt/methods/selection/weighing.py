@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from hf_effpt.core.processes import add_up
-from hf_effpt.core.rows import TokenLosses
+from hf_effpt.core.token_losses import TokenLosses
 
 from .losses import EVERYWHERE
-from .strategy import Pool, Strategy, Uses
+from .strategy import Pool, ResolvedSettings, Strategy
 
 FADES = 0.9  # of the mean loss of a token, by each step that it is masked in
 RENEWED = 32  # steps in which the rates of masking stay as they are, since to read them waits for the device
@@ -26,22 +26,22 @@ class TokenSelection(Strategy):
     the head: the encoder runs over all tokens as before.
     """
 
-    sees = "nothing"
-    usual: ClassVar[Mapping[str, Any]] = {"keep": 0.6, **EVERYWHERE}
+    input_kind = "nothing"
+    defaults: ClassVar[Mapping[str, Any]] = {"keep": 0.6, **EVERYWHERE}
     picks_rows, explores = False, False
     compares = "tokens"
 
-    def weights(self, losses: TokenLosses, pool: Pool) -> Tensor | None:
-        if losses.hints is None:
+    def loss_weights(self, losses: TokenLosses, pool: Pool) -> Tensor | None:
+        if losses.weight_inputs is None:
             return None
-        return highest(losses.losses_N - losses.hints.flatten(), losses.asked_N, self.uses.keep)
+        return highest(losses.losses_N - losses.weight_inputs.flatten(), losses.labelled_N, self.resolved.keep)
 
 
-def highest(excess_N: Tensor, asked_N: Tensor, keep: float) -> Tensor:
+def highest(excess_N: Tensor, labelled_N: Tensor, keep: float) -> Tensor:
     """Weights of a mean of one over the tokens with a loss: zero but for the share of them with the highest excess."""
-    order_N = torch.where(asked_N, excess_N, -torch.inf).argsort(descending=True, stable=True)
+    order_N = torch.where(labelled_N, excess_N, -torch.inf).argsort(descending=True, stable=True)
     rank_N = torch.empty_like(order_N).scatter_(0, order_N, torch.arange(len(order_N), device=order_N.device))
-    asked = asked_N.sum()
+    asked = labelled_N.sum()
     kept = (keep * asked).ceil().clamp(min=1)
     return torch.where(rank_N < kept, asked / kept, 0.0).float()
 
@@ -53,15 +53,15 @@ class Reweighting(Strategy):
     above, and stays there; then all are scaled to a mean of 1.
     """
 
-    sees = "nothing"
-    usual: ClassVar[Mapping[str, Any]] = {"keep": 0.5, **EVERYWHERE}
+    input_kind = "nothing"
+    defaults: ClassVar[Mapping[str, Any]] = {"keep": 0.5, **EVERYWHERE}
     picks_rows, explores = False, False
 
-    def weights(self, losses: TokenLosses, pool: Pool) -> Tensor | None:
+    def loss_weights(self, losses: TokenLosses, pool: Pool) -> Tensor | None:
         if not self.on:
             return None
         sums_B, counts_B = losses.by_row()
-        return bounded(sums_B / counts_B.clamp(min=1), self.uses.keep)[losses.row_N]
+        return bounded(sums_B / counts_B.clamp(min=1), self.resolved.keep)[losses.row_N]
 
 
 def bounded(losses_B: Tensor, least: float) -> Tensor:
@@ -78,14 +78,14 @@ class AdaptiveMasking(Strategy):
     is: by exp(-loss), its mean over the last times that it was masked. As many tokens of a row are masked as before.
     """
 
-    sees = "nothing"
-    usual: ClassVar[Mapping[str, Any]] = {"keep": 0.25, **EVERYWHERE}
+    input_kind = "nothing"
+    defaults: ClassVar[Mapping[str, Any]] = {"keep": 0.25, **EVERYWHERE}
     picks_rows, explores = False, False
     losses: Tensor
     rates: Tensor
 
-    def __init__(self, uses: Uses, config: Any) -> None:
-        super().__init__(uses, config)
+    def __init__(self, resolved: ResolvedSettings, config: Any) -> None:
+        super().__init__(resolved, config)
         self.register_buffer("losses", torch.full((config.vocab_size,), float("inf"), dtype=torch.float32))
         self.register_buffer("rates", torch.ones(config.vocab_size, dtype=torch.float32))
         self._on_host: tuple[int, Any] | None = None
@@ -101,17 +101,17 @@ class AdaptiveMasking(Strategy):
             self._on_host = window, self.rates.cpu().numpy().astype("float64")
         return self._on_host[1]
 
-    def heard(self, pool: Pool, told: Sequence[TokenLosses]) -> None:
+    def on_token_losses(self, pool: Pool, told: Sequence[TokenLosses]) -> None:
         sums_V = torch.zeros(2, len(self.losses), dtype=torch.float64, device=self.losses.device)
         for of in told:
-            if of.hints is None:
+            if of.weight_inputs is None:
                 continue
-            token_N = of.hints.flatten().clamp(min=0)
-            sums_V[0].index_add_(0, token_N, (of.losses_N * of.asked_N).double())
-            sums_V[1].index_add_(0, token_N, of.asked_N.double())
+            token_N = of.weight_inputs.flatten().clamp(min=0)
+            sums_V[0].index_add_(0, token_N, (of.losses_N * of.labelled_N).double())
+            sums_V[1].index_add_(0, token_N, of.labelled_N.double())
         total_V, count_V = add_up(sums_V)
         mean_V = (total_V / count_V.clamp(min=1)).float()
         known_V = torch.where(torch.isinf(self.losses), mean_V, FADES * self.losses + (1.0 - FADES) * mean_V)
         self.losses.copy_(torch.where(count_V > 0, known_V, self.losses))
         if (pool.step + 1) % RENEWED == 0:
-            self.rates.copy_(self.uses.keep + (1.0 - self.uses.keep) * (1.0 - torch.exp(-self.losses)))
+            self.rates.copy_(self.resolved.keep + (1.0 - self.resolved.keep) * (1.0 - torch.exp(-self.losses)))

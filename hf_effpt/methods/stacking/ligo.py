@@ -16,8 +16,8 @@ from torch.func import functional_call
 
 from hf_effpt.core.depth import LayerStack
 from hf_effpt.core.method import Run
+from hf_effpt.core.metrics import accumulator_of
 from hf_effpt.core.processes import add_up, world
-from hf_effpt.core.tally import tally_of
 
 STEPS = 100  # of the paper
 NOISE = 0.03  # of the authors' code, as are rows that sum to one and the clipping
@@ -113,7 +113,7 @@ def _mixtures(mixing_KLJ: Tensor, trained: Iterable[Sequence[Tensor]]) -> Iterat
 @contextmanager
 def _alone(backbone: Any, stack: LayerStack, order: Sequence[int], device: torch.device) -> Iterator[None]:
     """Runs the layers of `order`, all rows in each, and leaves no trace in the random numbers, tally or graphs."""
-    tally, random = tally_of(backbone), [device] if device.type == "cuda" else []
+    tally, random = accumulator_of(backbone), [device] if device.type == "cuda" else []
     sums, kept = tally.take(), (stack.order, stack.dropped, stack.scales, stack.router)
     stack.order, stack.dropped, stack.scales, stack.router = order, frozenset(), {}, None
     compiled = any(layer._compiled_call_impl is not None for layer in stack.children())

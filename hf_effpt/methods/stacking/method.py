@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from torch import nn
 
-from hf_effpt.core.anatomy import auxiliary_of, embeddings_of, is_pre_norm
+from hf_effpt.core.anatomy import embeddings_of, generator_of, is_pre_norm
 from hf_effpt.core.depth import LayerStack, flatten, set_order, stack_of
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.ledger import record
@@ -65,7 +65,7 @@ class Stacking(Method):
     """
 
     name: ClassVar[str] = "stacking"
-    settles: ClassVar[int] = 1
+    order: ClassVar[int] = 1
     summary: ClassVar[str] = "Trains a shallow model first and grows it by copies of its layers."
     paper: ClassVar[Paper] = Paper(
         title="Efficient Training of BERT by Progressively Stacking",
@@ -170,7 +170,7 @@ class Stacking(Method):
 
     def _auxiliaries(self, backbone: Any) -> list[LayerStack]:
         """The layers of what grows along."""
-        auxiliary = auxiliary_of(backbone)
+        auxiliary = generator_of(backbone)
         return [stack_of(auxiliary)] if self.auxiliary == "grow" and auxiliary is not None else []
 
     def inject(self, backbone: Any) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_effpt.core.hashing import mix
+from hf_effpt.core.random import mix
 
 # What a token is to the words of a row. The mask token goes on with the word before it, which may be only part of a
 # word; from `SPECIAL` on, tokens are no text.

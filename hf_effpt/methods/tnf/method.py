@@ -172,7 +172,7 @@ class TNF(Method):
             backbone.notes.detach(backbone)
         flatten(backbone)
 
-    def figures(self, sums: Mapping[str, float]) -> dict[str, float]:
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         """`tnf_hits`, the share of words with a note; `tnf_ratio`, the mean norm of the note's part of the input over
         the embedding's; `tnf_drift`, the mean relative change of a note when it is written; and `tnf_overflow`, words
         that found no place to be written, if there are any.

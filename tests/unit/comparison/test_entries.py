@@ -30,7 +30,7 @@ def test_an_entry_has_its_objective_and_what_was_measured(tmp_path):
 
 def test_an_entry_has_the_accounts_of_methods(tmp_path):
     assert entry_of(tmp_path, EVALUATION)["accounts"] == {}
-    accounts = {"selection": {"keep": 0.5, "s_flops": 0.33, "text": "Scored 12 rows."}}
+    accounts = {"selection": {"keep": 0.5, "s_flops": 0.33, "text": "ScoreRows 12 rows."}}
     record = json.loads((tmp_path / "run.json").read_text()) | {"accounts": accounts}
     (tmp_path / "run.json").write_text(json.dumps(record))
     run = Run("a", 0, 1.0, Arm("a", SECTIONS).recipe("8steps", 0, str(tmp_path)))

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from hf_effpt.core.metrics import accumulator_of
 from hf_effpt.core.modes import observing
-from hf_effpt.core.tally import tally_of
 from tests import tiny
 
 
@@ -14,7 +14,7 @@ def test_modes_random_numbers_and_tally_are_what_they_were(fails):
     model.generator.eval()
     backbone, batch = model.electra, tiny.batch()
     model(**batch)
-    sums = {name: float(value) for name, value in tally_of(backbone).sums.items()}
+    sums = {name: float(value) for name, value in accumulator_of(backbone).sums.items()}
     modes = [module.training for module in model.modules()]
     state = torch.get_rng_state()
     assert sums
@@ -30,6 +30,6 @@ def test_modes_random_numbers_and_tally_are_what_they_were(fails):
         pass
     assert [module.training for module in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)
-    assert {name: float(value) for name, value in tally_of(backbone).sums.items()} == sums
+    assert {name: float(value) for name, value in accumulator_of(backbone).sums.items()} == sums
     model(**batch)
-    assert {name: float(value) for name, value in tally_of(backbone).sums.items()} != sums
+    assert {name: float(value) for name, value in accumulator_of(backbone).sums.items()} != sums

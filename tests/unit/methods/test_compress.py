@@ -105,7 +105,7 @@ def test_rounds_take_equal_shares_and_a_long_step_takes_all():
     method = model.methods[0]
     found = []
     for step, fraction in ((8, 0.6), (9, 0.7), (10, 0.95), (11, 1.0)):
-        found.append((widths_of(model.bert)[0][0], method.reshapes))
+        found.append((widths_of(model.bert)[0][0], method.changes_parameters))
         method.advance(model.bert, step, fraction)
     assert found == [(3, True), (3, True), (2, True), (1, False)]
     assert [event["step"] for event in model.config.events] == [7, 9, 10]
@@ -149,8 +149,8 @@ def test_defaults_are_those_of_early_bert_only_where_nothing_is_said():
     assert plain.sizes(tiny.config(num_attention_heads=4, intermediate_size=128))[1] == Size(4, 3, 77)
     (deep,) = build_methods({"compress": {"depth": 2}}, tiny.config())
     assert deep.sizes(tiny.config())[1] == Size(2, 2, 64)
-    assert not deep.reshapes
-    assert plain.reshapes
+    assert not deep.changes_parameters
+    assert plain.changes_parameters
 
 
 @pytest.mark.parametrize(

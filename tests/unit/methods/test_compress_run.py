@@ -214,7 +214,7 @@ def test_a_finished_model_is_not_cut_again(tmp_path):
     trainer = run(tmp_path, {**WIDTHS, "at": 0.5}, save_strategy="steps", save_steps=8)
     again = type(trainer.model).from_pretrained(tmp_path / "checkpoint-8")
     assert widths_of(again.bert) == widths_of(trainer.model.bert)
-    assert not again.methods[0].reshapes
+    assert not again.methods[0].changes_parameters
     assert not again.methods[0].advance(again.bert, 9, 1.0)
 
 

@@ -227,7 +227,7 @@ def test_a_saved_ticket_is_cut_before_the_run(tmp_path):
     for name, weight in tiny.weights(plain.model).items():
         assert torch.equal(weight, trainer.model.get_parameter(name)), name
     assert trainer.model.config.events[0]["step"] == 0
-    assert not trainer.methods[0].reshapes
+    assert not trainer.methods[0].changes_parameters
     trainer.train()
     trainer.save_model()
     again = Ticket.load(tmp_path / "run" / "ticket.json")

@@ -228,7 +228,7 @@ def test_row_losses_are_the_same_with_positions_and_only_told_to_whom_asks(monke
     with_positions = model.bert.gates._losses[0]
     model(input_ids=batch["input_ids"], labels=batch["labels"])
     assert torch.allclose(with_positions, model.bert.gates._losses[0], atol=1e-5)
-    monkeypatch.setattr("hf_effpt.models.told_losses.TokenLosses", lambda *_: 1 / 0)
+    monkeypatch.setattr("hf_effpt.core.token_losses.TokenLosses", lambda *_: 1 / 0)
     gated(HALF)(**batch)
     model.eval()(**batch)
 

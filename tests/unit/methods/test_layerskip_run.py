@@ -9,11 +9,11 @@ from transformers import BertForMaskedLM
 
 from hf_effpt.core.depth import stack_of
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.rows import is_asked_for_losses
+from hf_effpt.core.token_losses import has_loss_observers
 from hf_effpt.evaluation.loss import held_out_loss
 from hf_effpt.training import reference_meter
 from hf_effpt.training.flops import FlopCounter
-from hf_effpt.training.reference_meter import optimizer_operation, step_operation, time_step
+from hf_effpt.training.reference_time_meter import optimizer_operation, step_operation, time_step
 from tests import tiny
 
 from .skipping import HALF, gated, lean, ran
@@ -266,8 +266,8 @@ def test_taking_the_gates_out_leaves_nothing_behind():
     plain = copy.deepcopy(model)
     plain.methods[0].eject(plain.bert)
     assert not plain.bert._forward_pre_hooks
-    assert not is_asked_for_losses(plain.bert.train())
-    assert is_asked_for_losses(model.bert)
+    assert not has_loss_observers(plain.bert.train())
+    assert has_loss_observers(model.bert)
     assert not hasattr(plain.bert, "gates")
     assert model.bert.gates.training  # of the copy alone
     assert model.bert._forward_pre_hooks

@@ -8,7 +8,7 @@ import torch
 from hf_effpt.core import processes
 from hf_effpt.core.depth import set_order, stack_of
 from hf_effpt.core.method import Run
-from hf_effpt.core.tally import tally_of
+from hf_effpt.core.metrics import accumulator_of
 from hf_effpt.methods.stacking import ligo
 from hf_effpt.methods.stacking.ligo import learn_growth
 from tests import tiny
@@ -33,7 +33,7 @@ class Fake:
             self.model(**self.batches[step % 4]).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-        tally_of(self.backbone).take()
+        accumulator_of(self.backbone).take()
         self.run = Run(self.model, optimizer, torch.zeros(()), 0.0, self.draw, self.learning)
 
     def draw(self, number):
@@ -115,16 +115,16 @@ def test_shares_begin_near_copies_and_sum_to_one():
 def test_nothing_else_changes(objective, methods):
     fake = Fake(objective, methods)
     frozen = next(fake.model.parameters()).requires_grad_(False)
-    tally_of(fake.backbone).add(before=2.0)
+    accumulator_of(fake.backbone).add(before=2.0)
     fake.stack.dropped, fake.stack.scales = frozenset({1, 2}), {0: 0.5}
     before, random = outside(fake.model), torch.random.get_rng_state()
-    tally = dict(tally_of(fake.backbone).sums)
+    tally = dict(accumulator_of(fake.backbone).sums)
     learn_growth(fake.backbone, fake.stack, SOURCES, ORDER, OLD, fake.run, 5, steps=3)
     assert all(torch.equal(before[name], tensor) for name, tensor in outside(fake.model).items())
     assert all(parameter.grad is None for parameter in fake.model.parameters())
     assert [p for p in fake.model.parameters() if not p.requires_grad] == [frozen]
     assert torch.equal(random, torch.random.get_rng_state())
-    assert tally_of(fake.backbone).sums == tally
+    assert accumulator_of(fake.backbone).sums == tally
     assert (fake.stack.order, fake.stack.dropped, fake.stack.scales) == ((0, 1), {1, 2}, {0: 0.5})
     assert fake.entered == 3
 
@@ -153,7 +153,7 @@ def test_notes_are_neither_written_nor_counted(tmp_path):
     notes = backbone.notes.vectors.clone()
     learn_growth(backbone, stack, SOURCES, ORDER, OLD, trainer.live_run(), 5, steps=2)
     assert torch.equal(backbone.notes.vectors, notes)
-    assert tally_of(backbone).sums == {}
+    assert accumulator_of(backbone).sums == {}
     model(**next(trainer.draw(1)))
     assert not torch.equal(backbone.notes.vectors, notes)  # they would have been
 

@@ -253,7 +253,7 @@ def test_a_model_in_mid_rounds_goes_on_with_them_in_another_run(tmp_path):
     first.add_callback(tiny.StopAfter(3))
     first.train()
     model = EffptBertForMaskedLM.from_pretrained(tmp_path / "checkpoint-3")
-    assert model.methods[0].rewinds
+    assert model.methods[0].needs_snapshot
     weights = tiny.weights(model)
     second = tiny.EffptTrainer(
         model, tiny.arguments(tmp_path, budget="9steps"), train_dataset=tiny.rows(), processing_class=tiny.tokenizer()

@@ -66,11 +66,11 @@ def test_zeros_cost_as_much_as_any_other_weight(tmp_path):
     trainer = tiny.trainer(tmp_path, {"lottery": {"sparsity": 0.9, "rounds": 1}})
     spent = []
 
-    class Spent(tiny.TrainerCallback):
+    class CostReport(tiny.TrainerCallback):
         def on_step_end(self, *args, **kwargs):
             spent.append(trainer.clock.flops)
 
-    trainer.add_callback(Spent())
+    trainer.add_callback(CostReport())
     trainer.train()
     assert spent[-1] == 8 * spent[0]
     assert int(trainer.model.bert.masks.left()) < 0.11 * trainer.model.bert.masks.size()

@@ -181,5 +181,5 @@ def test_scores_stay_exact_and_begin_anew_where_there_are_none(tmp_path):
 
 def test_nothing_is_rewound():
     (method,) = build_methods({"lottery": LEARN}, tiny.config())
-    assert not method.rewinds
+    assert not method.needs_snapshot
     assert tiny.model({"lottery": LEARN}).snapshot is None

@@ -56,7 +56,7 @@ def test_checkpoints_hold_masks_and_zeros(pruned):
         assert 1 - int(masks.left()) / masks.size() == pytest.approx(share, abs=1e-4)
         for name, linear in prunable(model.bert).items():
             assert torch.equal(linear.weight != 0, masks.kept()[name])
-        assert model.methods[0].rewinds == rewinds
+        assert model.methods[0].needs_snapshot == rewinds
         assert (model.snapshot is not None) == rewinds
 
 

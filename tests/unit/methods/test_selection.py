@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.rows import TokenLosses
+from hf_effpt.core.token_losses import TokenLosses
 from hf_effpt.methods.selection import Selection, losses
-from hf_effpt.methods.selection.choosing import by_score, choose, rank_weights, sample
 from hf_effpt.methods.selection.losses import percentile, prunable
+from hf_effpt.methods.selection.picking import by_score, choose, rank_weights, sample
 from hf_effpt.methods.selection.strategies import STRATEGIES
-from hf_effpt.methods.selection.strategy import Uses
+from hf_effpt.methods.selection.strategy import ResolvedSettings
 from hf_effpt.methods.selection.weighing import RENEWED, bounded, highest
 from tests import tiny
 from tests.picking import pool
@@ -21,9 +21,9 @@ from tests.picking import pool
 CONFIG = SimpleNamespace(vocab_size=5, hidden_size=4)
 
 
-def made(name, **uses):
+def made(name, **resolved):
     kind = STRATEGIES[name]
-    return kind(Uses(**{**kind.usual, **uses}), CONFIG)
+    return kind(ResolvedSettings(**{**kind.defaults, **resolved}), CONFIG)
 
 
 def shares(strategy, scores, number=1, draws=3000, fraction=0.5):
@@ -118,14 +118,15 @@ def test_what_does_not_suit_the_objective_is_refused_when_the_model_is_built(set
 
 
 def test_what_is_left_open_is_the_strategys_own():
-    uses = Selection().uses
-    assert (uses.keep, uses.start, uses.end, uses.interrupt, uses.explore) == (0.5, 0.5, 0.9, 2, 0.1)
-    assert (uses.scorer, uses.rule, uses.warmup) == ("embedding", "mean", 200)
-    infobatch = Selection(strategy="infobatch").uses
+    resolved = Selection().resolved
+    found = (resolved.keep, resolved.start, resolved.end, resolved.interrupt, resolved.explore)
+    assert found == (0.5, 0.5, 0.9, 2, 0.1)
+    assert (resolved.scorer, resolved.rule, resolved.warmup) == ("embedding", "mean", 200)
+    infobatch = Selection(strategy="infobatch").resolved
     assert (infobatch.keep, infobatch.end, infobatch.interrupt, infobatch.scorer) == (0.75, 0.875, 0, "stale")
-    assert Selection(strategy="least_confidence", mode="rank_sample").uses.explore == 0.0
-    assert Selection(strategy="least_confidence", mode="rank_sample", explore=0.2).uses.explore == 0.2
-    assert Selection(strategy="random", interrupt=0, start=0.0).uses.interrupt == 0
+    assert Selection(strategy="least_confidence", mode="rank_sample").resolved.explore == 0.0
+    assert Selection(strategy="least_confidence", mode="rank_sample", explore=0.2).resolved.explore == 0.2
+    assert Selection(strategy="random", interrupt=0, start=0.0).resolved.interrupt == 0
 
 
 def test_the_control_is_random_at_the_same_share():
@@ -189,10 +190,10 @@ def test_no_weight_is_the_last_choice_and_still_one():
 @pytest.mark.parametrize("explore", [0.0, 0.3])
 def test_spec_7_permuting_the_rows_permutes_the_choice(mode, explore):
     scores, ids = torch.arange(20.0) // 2, torch.arange(20) + 5
-    uses = Uses(mode=mode, explore=explore, outliers=0.1)
+    resolved = ResolvedSettings(mode=mode, explore=explore, outliers=0.1)
     order = torch.randperm(20, generator=torch.Generator().manual_seed(1))
-    straight = choose(scores, pool(scores, ids), 8, uses)
-    other = choose(scores[order], pool(scores[order], ids[order]), 8, uses)
+    straight = choose(scores, pool(scores, ids), 8, resolved)
+    other = choose(scores[order], pool(scores[order], ids[order]), 8, resolved)
     assert len(set(straight.tolist())) == 8
     assert straight.tolist() == sorted(straight.tolist())
     assert set(ids[straight].tolist()) == set(ids[order][other].tolist())
@@ -200,10 +201,10 @@ def test_spec_7_permuting_the_rows_permutes_the_choice(mode, explore):
 
 def test_some_are_explored_and_outliers_only_so():
     scores = torch.arange(20.0)
-    uses = Uses(explore=0.25, outliers=0.1)
+    resolved = ResolvedSettings(explore=0.25, outliers=0.1)
     explored = torch.zeros(20)
     for step in range(400):
-        picked = choose(scores, pool(scores, step=step), 8, uses).tolist()
+        picked = choose(scores, pool(scores, step=step), 8, resolved).tolist()
         assert set(range(12, 18)) <= set(picked)
         explored[picked] += 1
     rest = explored[[*range(12), 18, 19]] / 400
@@ -214,14 +215,14 @@ def test_without_exploration_outliers_are_never_picked():
     scores = torch.arange(20.0)
     for mode in ("topk", "rank_sample", "weighted"):
         for step in range(50):
-            picked = choose(scores, pool(scores, step=step), 8, Uses(mode=mode, explore=0.0, outliers=0.1))
+            picked = choose(scores, pool(scores, step=step), 8, ResolvedSettings(mode=mode, explore=0.0, outliers=0.1))
             assert picked.max() < 18
 
 
 def test_equal_or_infinite_scores_can_be_chosen_from():
     for scores in (torch.zeros(6), torch.full((6,), 1e30)):
         for mode in ("topk", "rank_sample", "weighted"):
-            assert len(set(choose(scores, pool(scores), 3, Uses(mode=mode)).tolist())) == 3
+            assert len(set(choose(scores, pool(scores), 3, ResolvedSettings(mode=mode)).tolist())) == 3
 
 
 # The strategies that go by losses.
@@ -245,7 +246,7 @@ def test_spec_5_infobatch_keeps_the_sum_in_expectation():
     for step in range(400):
         rows = pool(given, step=step)
         picked = strategy.pick(rows, 3)
-        weights = strategy.hints(rows, picked) * 4 / 3  # against the mean over three rows in the place of four
+        weights = strategy.loss_weight_inputs(rows, picked) * 4 / 3  # a mean over three rows, not four
         sums[tuple(picked.tolist())] = (weights * given[picked]).sum().item()
         counts[tuple(picked.tolist())] = counts.get(tuple(picked.tolist()), 0) + 1
     assert sums == {(0, 2, 3): pytest.approx(11.0), (1, 2, 3): pytest.approx(13.0)}
@@ -257,16 +258,16 @@ def test_infobatch_without_room_draws_uniformly_and_weighs_nothing():
     strategy = made("infobatch")
     strategy.mean = 2.5
     rows = pool(torch.tensor([1.0, 3.0, 4.0, 5.0]))
-    assert strategy.hints(rows, strategy.pick(rows, 2)).tolist() == [1.0, 1.0]
+    assert strategy.loss_weight_inputs(rows, strategy.pick(rows, 2)).tolist() == [1.0, 1.0]
     assert torch.allclose(shares(strategy, [1.0, 3.0, 4.0, 5.0], 2), torch.full((4,), 0.5), atol=0.04)
 
 
 def test_infobatch_weighs_each_token_by_its_row():
     told = TokenLosses(torch.ones(4), torch.ones(4, dtype=torch.bool), torch.tensor([0, 0, 1, 1]), 2)
     strategy = made("infobatch")
-    assert strategy.weights(told, pool(number=2)) is None
-    told = TokenLosses(told.losses_N, told.asked_N, told.row_N, 2, torch.tensor([2.0, 0.5]))
-    assert strategy.weights(told, pool(number=2)).tolist() == [2.0, 2.0, 0.5, 0.5]
+    assert strategy.loss_weights(told, pool(number=2)) is None
+    told = TokenLosses(told.losses_N, told.labelled_N, told.row_N, 2, torch.tensor([2.0, 0.5]))
+    assert strategy.loss_weights(told, pool(number=2)).tolist() == [2.0, 2.0, 0.5, 0.5]
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.5, 1.0])
@@ -312,11 +313,11 @@ def test_only_the_tokens_that_are_furthest_above_the_reference_count():
 
 
 def test_token_selection_compares_with_what_came_along():
-    losses_N, asked_N = torch.tensor([5.0, 1.0, 2.0, 3.0]), torch.ones(4, dtype=torch.bool)
+    losses_N, labelled_N = torch.tensor([5.0, 1.0, 2.0, 3.0]), torch.ones(4, dtype=torch.bool)
     strategy = made("token_selection", keep=0.5)
-    told = TokenLosses(losses_N, asked_N, torch.tensor([0, 0, 1, 1]), 2, torch.tensor([[5.0, 0.0], [0.0, 3.0]]))
-    assert strategy.weights(told, pool(number=2)).tolist() == [0.0, 2.0, 2.0, 0.0]
-    assert strategy.weights(TokenLosses(losses_N, asked_N, told.row_N, 2), pool(number=2)) is None
+    told = TokenLosses(losses_N, labelled_N, torch.tensor([0, 0, 1, 1]), 2, torch.tensor([[5.0, 0.0], [0.0, 3.0]]))
+    assert strategy.loss_weights(told, pool(number=2)).tolist() == [0.0, 2.0, 2.0, 0.0]
+    assert strategy.loss_weights(TokenLosses(losses_N, labelled_N, told.row_N, 2), pool(number=2)) is None
 
 
 def test_weights_by_the_loss_are_bounded_and_have_a_mean_of_one():
@@ -335,27 +336,27 @@ def test_reweighting_gives_each_token_the_weight_of_its_row():
     told = TokenLosses(
         torch.tensor([1.0, 3.0, 4.0, 0.0]), torch.tensor([True, True, True, False]), torch.tensor([0, 0, 1, 1]), 2
     )
-    assert strategy.weights(told, pool(number=2)) is None  # in a step without selection
+    assert strategy.loss_weights(told, pool(number=2)) is None  # in a step without selection
     strategy.on = True
-    assert strategy.weights(told, pool(number=2)).tolist() == pytest.approx([0.4, 0.4, 1.6, 1.6])
+    assert strategy.loss_weights(told, pool(number=2)).tolist() == pytest.approx([0.4, 0.4, 1.6, 1.6])
 
 
-def heard(strategy, step, losses_N, tokens):
-    asked_N = torch.ones(len(tokens), dtype=torch.bool)
+def on_token_losses(strategy, step, losses_N, tokens):
+    labelled_N = torch.ones(len(tokens), dtype=torch.bool)
     told = TokenLosses(
-        torch.tensor(losses_N), asked_N, torch.zeros(len(tokens), dtype=torch.long), 1, torch.tensor([tokens])
+        torch.tensor(losses_N), labelled_N, torch.zeros(len(tokens), dtype=torch.long), 1, torch.tensor([tokens])
     )
-    strategy.heard(pool(number=1, step=step), [told])
+    strategy.on_token_losses(pool(number=1, step=step), [told])
 
 
 def test_tokens_are_masked_the_more_the_worse_they_are_predicted():
     strategy = made("adaptive_masking", keep=0.2)
     assert strategy.rates_in(0).tolist() == [1.0] * 5
-    heard(strategy, 0, [0.0, math.log(2), 50.0, 0.0], [0, 1, 2, 0])
-    heard(strategy, 1, [1.0], [1])
+    on_token_losses(strategy, 0, [0.0, math.log(2), 50.0, 0.0], [0, 1, 2, 0])
+    on_token_losses(strategy, 1, [1.0], [1])
     assert strategy.rates_in(RENEWED - 1).tolist() == [1.0] * 5
     for step in range(2, RENEWED):
-        strategy.heard(pool(number=1, step=step), [])
+        strategy.on_token_losses(pool(number=1, step=step), [])
     loss = 0.9 * math.log(2) + 0.1
     expected = [0.2, 0.2 + 0.8 * (1 - math.exp(-loss)), 1.0, 1.0, 1.0]
     assert strategy.rates_in(RENEWED).tolist() == pytest.approx(expected, abs=1e-6)
@@ -366,7 +367,7 @@ def test_rates_are_renewed_whatever_steps_are_left_out():
     """With every other step interrupted, only odd ones ask for rates."""
     strategy = made("adaptive_masking", keep=0.2)
     for step in range(RENEWED):
-        heard(strategy, step, [0.0], [0])
+        on_token_losses(strategy, step, [0.0], [0])
         if step % 2:
             strategy.rates_in(step)
     assert strategy.rates_in(RENEWED + 1)[0] == pytest.approx(0.2)
@@ -376,7 +377,7 @@ def test_a_resumed_run_has_the_rates_of_the_straight_one():
     straight = made("adaptive_masking", keep=0.2)
     for step in range(RENEWED + 8):
         straight.rates_in(step)
-        heard(straight, step, [0.1 * step], [step % 5])
+        on_token_losses(straight, step, [0.1 * step], [step % 5])
     resumed = made("adaptive_masking", keep=0.2)
     resumed.load_state_dict(straight.state_dict())
     assert (resumed.rates_in(RENEWED + 8) == straight.rates_in(RENEWED + 8)).all()

@@ -122,7 +122,7 @@ def test_other_objectives_are_selected_for_and_resumed(tmp_path, objective, sett
     ledger = selection(**{"strategy": "perceptron_ensemble", **settings})
     more = {"objective": objective, "save_strategy": "steps", "save_steps": 2, "budget": "4steps"}
     straight = run(tmp_path, ledger, **more)
-    assert straight.methods[0].uses.scorer == scorer
+    assert straight.methods[0].resolved.scorer == scorer
     resumed = run(tmp_path, ledger, train=False, **more)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert_same_run(straight, resumed)
@@ -229,11 +229,11 @@ def test_a_drift_of_what_is_learned_from_is_warned_of_once(tmp_path, caplog):
     even = {"selection_frequency_kept": -6.0, "selection_frequency_left": -6.0}
     rare = {"selection_frequency_kept": -8.0, "selection_frequency_left": -6.0}
     with caplog.at_level(logging.WARNING, "hf_effpt"):
-        figures = selector.figures(sums | rare)
-        selector.figures(sums | rare)
+        figures = selector.metrics(sums | rare)
+        selector.metrics(sums | rare)
     assert (figures["selection_frequency_shift"], figures["selection_length_shift"]) == (-1.0, 5.0)
     assert caplog.text.count("keeps rows of rarer tokens") == 1
     assert caplog.text.count("longer") == 1
     caplog.clear()
-    selector.figures({**sums, **even, "selection_length_kept": 30.0})
+    selector.metrics({**sums, **even, "selection_length_kept": 30.0})
     assert not caplog.text

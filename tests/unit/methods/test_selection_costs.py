@@ -2,18 +2,18 @@
 
 import pytest
 
-from hf_effpt.core.look import Spent
+from hf_effpt.core.context import CostReport
 from hf_effpt.core.method import METHODS
-from hf_effpt.methods.selection.costs import account
+from hf_effpt.methods.selection.cost import account
 from hf_effpt.methods.selection.strategies import STRATEGIES
-from hf_effpt.methods.selection.strategy import Uses
+from hf_effpt.methods.selection.strategy import ResolvedSettings
 
 
 def told(
     strategy="least_confidence", counts=(200, 200, 100), flops=400.0, own=100.0, before=0.0, charged=True, keep=0.5
 ):
-    spent = Spent(flops, flops, own, own, before, before, charged)
-    return account(Uses(keep=keep), strategy, STRATEGIES[strategy].picks_rows, counts, spent)
+    spent = CostReport(flops, flops, own, own, before, before, charged)
+    return account(ResolvedSettings(keep=keep), strategy, STRATEGIES[strategy].picks_rows, counts, spent)
 
 
 def test_the_cost_law_by_hand():
@@ -58,6 +58,6 @@ def test_a_run_that_has_picked_nothing_says_why():
 def test_a_card_is_told_what_the_strategy_does(strategy):
     holdout = {} if STRATEGIES[strategy].compares is None else {"holdout": "there"}
     method = METHODS["selection"](strategy=strategy, **holdout)
-    assert method.does.startswith(f"`{strategy}`. ")
-    assert method.does.endswith(".")
+    assert method.describe.startswith(f"`{strategy}`. ")
+    assert method.describe.endswith(".")
     assert (method.cited is None) == (strategy != "selective_backprop")

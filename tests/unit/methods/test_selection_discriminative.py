@@ -67,9 +67,9 @@ def test_3_what_is_unlike_the_rows_trained_on_is_picked_first():
     assert scores_N[0] > scores_N[1]
 
 
-def stream(steps, shifted=0.0, rows=256, kept=128, **uses):
+def stream(steps, shifted=0.0, rows=256, kept=128, **resolved):
     """Independent rows in the order in which they come; of each step the mean moves on by `shifted`."""
-    strategy = made(Discriminative, 16, **uses)
+    strategy = made(Discriminative, 16, **resolved)
     for step in range(steps):
         vectors_ND = torch.randn(rows, 16, generator=generator(step)) + shifted * step
         candidates = pool(vectors_ND, step)
@@ -129,7 +129,7 @@ def test_with_nothing_trained_on_rows_are_picked_by_chance_and_nothing_is_learne
         counts[strategy.pick(rows, 10)] += 1
     assert (counts - 50).square().mean().sqrt() < 1.5 * (200 * 0.25 * 0.75) ** 0.5
     assert all(torch.equal(before[name], value) for name, value in strategy.state_dict().items())
-    assert strategy.figures({name: float(value) for name, value in strategy.sums().items()}) == {}
+    assert strategy.metrics({name: float(value) for name, value in strategy.sums().items()}) == {}
 
 
 def test_one_row_in_eight_is_never_fitted():
@@ -150,7 +150,7 @@ def test_one_row_in_eight_is_never_fitted():
 def test_the_figure_is_the_mean_over_the_steps_of_a_log_entry():
     strategy = stream(30)
     sums = {name: 3 * float(value) for name, value in strategy.sums().items()}
-    assert strategy.figures(sums) == {"selection_auc": pytest.approx(strategy.auc.item())}
+    assert strategy.metrics(sums) == {"selection_auc": pytest.approx(strategy.auc.item())}
 
 
 def test_outliers_are_left_to_the_draws():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from hf_effpt.core.reading import Reading
+from hf_effpt.core.head_inputs import HeadInputs
 from hf_effpt.methods.selection.gradient_length import (
     ExpectedGradientLength,
     el2n,
@@ -15,7 +15,7 @@ from hf_effpt.methods.selection.gradient_length import (
     expected_sq,
     observed,
 )
-from hf_effpt.methods.selection.strategy import Uses
+from hf_effpt.methods.selection.strategy import ResolvedSettings
 
 F = 5
 GRADIENTS = (expected_sq, expected_norm, observed)
@@ -202,14 +202,14 @@ def test_each_rule_scores_what_the_head_reads(rule, answers):
     logits = layer(features).detach()
     of = {"expected_sq": expected_sq, "expected_norm": expected_norm, "observed": observed, "el2n": el2n}[rule]
     before = labels.clone(), logits.clone()
-    reading = Reading(features / 2, labels, lambda hidden: (2 * hidden, logits))
-    scores = ExpectedGradientLength(Uses(rule=rule), None).rate(reading)
+    reading = HeadInputs(features / 2, labels, lambda hidden: (2 * hidden, logits))
+    scores = ExpectedGradientLength(ResolvedSettings(rule=rule), None).rate(reading)
     assert torch.equal(scores, scores_of(of, logits, features, labels))
     assert torch.equal(labels, before[0])
     assert torch.equal(logits, before[1])
     ghost = replace(reading, hidden_BMD=features.to("meta"), labels_BM=labels.to("meta"))
     ghost = replace(ghost, head=lambda hidden: (2 * hidden, logits.to("meta")))
-    assert ExpectedGradientLength(Uses(rule=rule), None).rate(ghost).shape == (4,)
+    assert ExpectedGradientLength(ResolvedSettings(rule=rule), None).rate(ghost).shape == (4,)
 
 
 @pytest.mark.parametrize("rule", [rule for rule in ExpectedGradientLength.rules if rule != "observed"])
@@ -220,15 +220,15 @@ def test_at_fewer_positions_the_score_is_about_the_same_however_many_answers_a_r
     labels[0, 1:] = labels[1, 3:] = -100
     alike = features[:, :1].expand_as(features)
     labels = torch.where(labels == -100, -100, labels[:, :1])
-    reading = Reading(alike, labels, lambda hidden: (hidden, layer(hidden)))
-    strategy = ExpectedGradientLength(Uses(rule=rule), None)
+    reading = HeadInputs(alike, labels, lambda hidden: (hidden, layer(hidden)))
+    strategy = ExpectedGradientLength(ResolvedSettings(rule=rule), None)
     for number in (1, 2, 3):
-        assert torch.allclose(strategy.rate(reading.thinned(number)), strategy.rate(reading))
+        assert torch.allclose(strategy.rate(reading.subsample(number)), strategy.rate(reading))
 
 
 def test_of_no_rule_the_expected_square_is_meant():
     features, layer, labels = row(6, rows=4)
-    reading = Reading(features, labels, lambda hidden: (hidden, layer(hidden)))
-    scores = ExpectedGradientLength(Uses(), None).rate(reading)
+    reading = HeadInputs(features, labels, lambda hidden: (hidden, layer(hidden)))
+    scores = ExpectedGradientLength(ResolvedSettings(), None).rate(reading)
     assert torch.equal(scores, expected_sq(layer(features), features, labels))
     assert not scores.requires_grad

@@ -6,8 +6,8 @@ import pytest
 import scipy.stats
 import torch
 
-from hf_effpt.methods.selection.choosing import UNIFORM, chance
 from hf_effpt.methods.selection.perceptrons import PerceptronEnsemble, draws, rank_correlation
+from hf_effpt.methods.selection.picking import UNIFORM, chance
 
 from .vector_pools import generator, made, pool
 
@@ -25,8 +25,8 @@ def losses_of(rows, noise=0.3):
     return clean_N + noise * torch.randn(len(rows), generator=generator(rows.step + 20_000))
 
 
-def learned(steps=200, noise=0.3, **uses):
-    strategy = made(PerceptronEnsemble, SIZE, **uses)
+def learned(steps=200, noise=0.3, **resolved):
+    strategy = made(PerceptronEnsemble, SIZE, **resolved)
     for step in range(steps):
         rows = candidates(step)
         strategy.learn(rows, losses_of(rows, noise))
@@ -35,7 +35,7 @@ def learned(steps=200, noise=0.3, **uses):
 
 def test_after_the_warm_up_the_predictions_rank_rows_as_their_losses_do():
     strategy = learned()
-    assert strategy.uses.warmup == 200
+    assert strategy.resolved.warmup == 200
     assert strategy.correlation > 0.6
     rows = candidates(5000, rows=400)
     clean_N = 0.5 * rows.seen[:, -3] + 0.3 * rows.seen[:, 0]
@@ -170,5 +170,5 @@ def test_losses_that_are_all_equal_say_nothing_of_the_predictions():
 def test_the_figure_is_the_mean_over_the_steps_of_a_log_entry():
     strategy = learned(20)
     sums = {name: 4 * float(value) for name, value in strategy.sums().items()}
-    assert strategy.figures(sums) == {"selection_correlation": pytest.approx(strategy.correlation.item())}
-    assert strategy.figures({}) == {}
+    assert strategy.metrics(sums) == {"selection_correlation": pytest.approx(strategy.correlation.item())}
+    assert strategy.metrics({}) == {}

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.reading import Reading
-from hf_effpt.methods.selection.strategy import Uses
+from hf_effpt.core.head_inputs import HeadInputs
+from hf_effpt.methods.selection.strategy import ResolvedSettings
 from hf_effpt.methods.selection.uncertainty import (
     DeepBayesian,
     LeastConfidence,
@@ -31,21 +31,21 @@ def reading(answers=V, seed=0, dtype=torch.float32, device="cpu"):
     labels = torch.randint(0, max(answers, 2), (B, M), generator=generator)
     labels[torch.arange(M) >= torch.arange(B)[:, None]] = -100
     weight = 2 * torch.randn(answers, D, generator=generator).to(device, dtype)
-    return Reading(hidden, labels.to(device), lambda hidden: (hidden, nn.functional.linear(hidden, weight)))
+    return HeadInputs(hidden, labels.to(device), lambda hidden: (hidden, nn.functional.linear(hidden, weight)))
 
 
 def saying(logits, labels=None):
     """A reading of these logits, of shape (rows, positions, answers)."""
     labels = torch.zeros(logits.shape[:2], dtype=torch.long) if labels is None else labels
-    return Reading(torch.zeros(*logits.shape[:2], 1), labels, lambda hidden: (hidden, logits))
+    return HeadInputs(torch.zeros(*logits.shape[:2], 1), labels, lambda hidden: (hidden, logits))
 
 
 def rated(rule, logits, labels=None):
-    return LeastConfidence(Uses(rule=rule), None).rate(saying(logits, labels))
+    return LeastConfidence(ResolvedSettings(rule=rule), None).rate(saying(logits, labels))
 
 
 def bayesian(keys, rule="bald", **settings):
-    strategy = DeepBayesian(Uses(rule=rule, **settings), None)
+    strategy = DeepBayesian(ResolvedSettings(rule=rule, **settings), None)
     strategy.salts, strategy.keys_B = (3, 14), keys
     return strategy
 
@@ -76,21 +76,21 @@ def test_1_bald_by_hand(members, expected):
 
 def test_1_bald_with_dropout_0_is_refused():
     with pytest.raises(EffptError, match=r"`dropout` is 0\.0.*all draws agree"):
-        DeepBayesian(Uses(rule="bald", dropout=0.0), None)
+        DeepBayesian(ResolvedSettings(rule="bald", dropout=0.0), None)
 
 
 @pytest.mark.parametrize("dropout", [-0.1, 1.0, math.nan])
 def test_dropout_is_a_rate_between_0_and_1(dropout):
     with pytest.raises(EffptError, match="between 0 and 1"):
-        DeepBayesian(Uses(rule="max_entropy", dropout=dropout), None)
+        DeepBayesian(ResolvedSettings(rule="max_entropy", dropout=dropout), None)
 
 
 def test_one_draw_is_a_committee_that_cannot_disagree():
     with pytest.raises(EffptError, match=r"`passes` is 1.*at least 2"):
-        DeepBayesian(Uses(rule="bald", passes=1), None)
-    DeepBayesian(Uses(rule="max_entropy", passes=1), None)
+        DeepBayesian(ResolvedSettings(rule="bald", passes=1), None)
+    DeepBayesian(ResolvedSettings(rule="max_entropy", passes=1), None)
     with pytest.raises(EffptError, match=r"`passes` is 0.*at least 1"):
-        DeepBayesian(Uses(passes=0), None)
+        DeepBayesian(ResolvedSettings(passes=0), None)
 
 
 def test_max_entropy_is_that_of_the_mean_and_leaves_the_draws_alone():
@@ -174,7 +174,8 @@ def test_committees_by_all_their_probabilities_at_once(rule, answers):
         return -torch.xlogy(p, p).sum(dim=-1)
 
     scores = of(p.mean(dim=0)) - (of(p).mean(dim=0) if rule == "bald" else 0.0)
-    expected = [row[asked].mean() if asked.any() else 0.0 for row, asked in zip(scores, given.asked_BM, strict=True)]
+    pairs = zip(scores, given.labelled_BM, strict=True)
+    expected = [row[asked].mean() if asked.any() else 0.0 for row, asked in pairs]
     assert torch.allclose(strategy.rate(given), torch.tensor(expected, dtype=torch.float64), atol=1e-10)
 
 
@@ -200,7 +201,7 @@ def test_draws_are_a_function_of_their_salts_and_no_generator_moves():
 
 
 def test_draws_drop_as_much_as_they_say_and_keep_the_mean():
-    given = Reading(torch.ones(50, 10, 40), torch.zeros(50, 10, dtype=torch.long), lambda hidden: (hidden, hidden))
+    given = HeadInputs(torch.ones(50, 10, 40), torch.zeros(50, 10, dtype=torch.long), lambda hidden: (hidden, hidden))
     draws = [draw.hidden_BMD for draw in bayesian(torch.arange(50), passes=2, dropout=0.25).draws(given)]
     for draw in draws:
         assert set(draw.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
@@ -213,7 +214,8 @@ def test_draws_drop_as_much_as_they_say_and_keep_the_mean():
 
 @pytest.mark.parametrize("size", [1, 3, 7])
 def test_draws_of_sizes_that_are_no_multiple_of_four(size):
-    given = Reading(torch.ones(4000, 1, size), torch.zeros(4000, 1, dtype=torch.long), lambda hidden: (hidden, hidden))
+    labels = torch.zeros(4000, 1, dtype=torch.long)
+    given = HeadInputs(torch.ones(4000, 1, size), labels, lambda hidden: (hidden, hidden))
     (first, second) = (
         draw.hidden_BMD[:, 0] == 0 for draw in bayesian(torch.arange(4000), dropout=0.5, passes=2).draws(given)
     )
@@ -226,7 +228,7 @@ def test_draws_of_sizes_that_are_no_multiple_of_four(size):
 
 @pytest.mark.parametrize(("rate", "share"), [(1e-7, 2.0**-16), (1 - 1e-7, 1 - 2.0**-16)])
 def test_a_rate_near_0_or_1_is_none_of_them(rate, share):
-    given = Reading(torch.ones(64, 64, 64), torch.zeros(64, 64, dtype=torch.long), lambda hidden: (hidden, hidden))
+    given = HeadInputs(torch.ones(64, 64, 64), torch.zeros(64, 64, dtype=torch.long), lambda hidden: (hidden, hidden))
     (draw, _) = bayesian(torch.arange(64), dropout=rate, passes=2).draws(given)
     gone = int((draw.hidden_BMD == 0).sum())
     assert 0 < gone < 64**3
@@ -241,7 +243,7 @@ def test_whole_passes_are_judged_like_draws_at_the_head_and_get_no_dropout_of_th
     assert strategy.rate_draws([given, given, given]).abs().max() < 1e-6
     assert torch.allclose(
         bayesian(KEYS, "max_entropy").rate_draws(iter([given, given])),
-        LeastConfidence(Uses(), None).rate(given),
+        LeastConfidence(ResolvedSettings(), None).rate(given),
         atol=1e-6,
     )
 
@@ -275,7 +277,7 @@ def test_draws_of_half_precision_are_judged_in_fp32(rule):
 def test_without_data_there_are_shapes(answers):
     ghost = reading(answers, device="meta")
     for rule in LeastConfidence.rules:
-        assert LeastConfidence(Uses(rule=rule), None).rate(ghost).shape == (B,)
+        assert LeastConfidence(ResolvedSettings(rule=rule), None).rate(ghost).shape == (B,)
     for rule in DeepBayesian.rules:
         assert bayesian(KEYS.to("meta"), rule).rate(ghost).shape == (B,)
 
@@ -283,6 +285,7 @@ def test_without_data_there_are_shapes(answers):
 def test_of_no_rule_the_first_is_meant():
     given = reading()
     assert torch.equal(
-        LeastConfidence(Uses(), None).rate(given), LeastConfidence(Uses(rule="entropy"), None).rate(given)
+        LeastConfidence(ResolvedSettings(), None).rate(given),
+        LeastConfidence(ResolvedSettings(rule="entropy"), None).rate(given),
     )
-    assert DeepBayesian(Uses(), None).rule == "max_entropy"
+    assert DeepBayesian(ResolvedSettings(), None).rule == "max_entropy"

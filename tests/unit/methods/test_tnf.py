@@ -8,7 +8,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 from hf_effpt.core.depth import stack_of
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.tally import tally_of
+from hf_effpt.core.metrics import accumulator_of
 from hf_effpt.methods.tnf.dictionary import NoteDictionary
 from hf_effpt.models import EffptBertForMaskedLM
 from hf_effpt.models.sparse_layer import encode_at
@@ -63,7 +63,7 @@ def test_off_is_stock_bit_for_bit(case):
     assert all(torch.equal(weights[name], our_weights[name]) for name in weights)
     assert torch.equal(generator, our_generator)
     if case == "weight 0":
-        assert tally_of(model.bert).sums["tnf_hits"] > 0
+        assert accumulator_of(model.bert).sums["tnf_hits"] > 0
 
 
 def test_rows_without_hits_are_unchanged():
@@ -158,7 +158,7 @@ def test_labels_do_not_leak():
     assert not torch.equal(outcomes[0][1], model.bert.notes.vectors)
     hidden_word = notes.batch(((6,), (MASK, MASK, MASK), (7, 80)))
     model(hidden_word, labels=notes.batch(((6,), RARE[0], (7, 80))))
-    assert tally_of(model.bert).take()["tnf_hits"] == 0
+    assert accumulator_of(model.bert).take()["tnf_hits"] == 0
 
 
 @pytest.fixture
@@ -199,9 +199,9 @@ def test_the_last_layer_is_whole_where_it_is_read():
     assert positions_computed(sparse) == 2
     assert positions_computed(model) == tiny.LENGTH
     assert positions_computed(model.eval()) == 2
-    tally_of(model.bert).take()
+    accumulator_of(model.bert).take()
     model.train()(ids, **batch).loss.backward()
-    assert tally_of(model.bert).take()["tnf_written"] == 2
+    assert accumulator_of(model.bert).take()["tnf_written"] == 2
 
 
 def test_export_has_no_notes_and_equals_the_model_in_evaluation():
@@ -294,11 +294,11 @@ def test_in_bf16_notes_stay_exact(tmp_path):
 def test_figures_say_what_happened():
     model = quiet_model()
     method = notes.method(model)
-    assert method.figures({}) == {}
+    assert method.metrics({}) == {}
     model(notes.batch(*WITH_NOTES))
     model.eval()(notes.batch(*WITH_NOTES))
-    sums = {name: float(value) for name, value in tally_of(model.bert).take().items()}
-    figures = method.figures(sums)
+    sums = {name: float(value) for name, value in accumulator_of(model.bert).take().items()}
+    figures = method.metrics(sums)
     assert sums["tnf_hits"] == 3
     assert figures["tnf_hits"] == 3 / sums["tnf_words"]
     assert figures["tnf_ratio"] > 0
@@ -306,7 +306,8 @@ def test_figures_say_what_happened():
     assert "tnf_overflow" not in figures
     model.train()(notes.batch(*[RARE[1:2] * 13] * 16))
     assert (
-        method.figures({k: float(v) for k, v in tally_of(model.bert).take().items()})["tnf_overflow"] == 16 * 13 - 64
+        method.metrics({k: float(v) for k, v in accumulator_of(model.bert).take().items()})["tnf_overflow"]
+        == 16 * 13 - 64
     )
 
 

@@ -11,7 +11,7 @@ from hf_effpt.core.depth import stack_of
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.ledger import record
 from hf_effpt.core.method import build_methods
-from hf_effpt.core.tally import tally_of
+from hf_effpt.core.metrics import accumulator_of
 from hf_effpt.data.masking import DataCollatorForMaskedLM
 from hf_effpt.methods import TNF
 from hf_effpt.methods.tnf import DataCollatorForNotes
@@ -62,7 +62,7 @@ def test_with_layer_drop_every_training_forward_writes_from_the_layers_that_ran(
         expected = 0.9 * before + 0.1 * hidden[0, 1:4].mean(0)
         assert torch.allclose(model.bert.notes.vectors[index], expected, atol=1e-6)
     assert len(shapes) > 1
-    assert tally_of(model.bert).take()["tnf_written"] == 6
+    assert accumulator_of(model.bert).take()["tnf_written"] == 6
 
 
 def test_with_stacking_notes_are_kept_by_default():
@@ -159,11 +159,11 @@ def test_a_collator_finds_what_the_model_would_find():
     own = pickle.loads(pickle.dumps(model.bert.notes.vectors))
     loss = model(**batch).loss
     given = model.bert.notes.vectors.clone()
-    sums = tally_of(model.bert).take()
+    sums = accumulator_of(model.bert).take()
     model.bert.notes.vectors.copy_(own)
     assert torch.equal(model(**plain).loss, loss)
     assert torch.equal(model.bert.notes.vectors, given)
-    again = tally_of(model.bert).take()
+    again = accumulator_of(model.bert).take()
     assert all(torch.equal(sums[name], again[name]) for name in again)
     assert FlopCounter().count(model, batch) == FlopCounter().count(model, plain) > 0
     assert torch.equal(model.bert.notes.vectors, given)  # counting writes nothing

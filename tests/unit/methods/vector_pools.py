@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import torch
 
-from hf_effpt.methods.selection.strategy import Pool, Uses
+from hf_effpt.methods.selection.strategy import Pool, ResolvedSettings
 from hf_effpt.methods.selection.vectors import EXTRAS
 
 SEED = 3
@@ -14,10 +14,10 @@ def config(size):
     return SimpleNamespace(hidden_size=size)
 
 
-def made(kind, size, seed=SEED, **uses):
+def made(kind, size, seed=SEED, **resolved):
     """A strategy with its usual settings and these, at its beginning."""
-    usual = {"scorer": kind.scorers[0], "rule": kind.rules[0] if kind.rules else None}
-    strategy = kind(Uses(**{**usual, **kind.usual, **uses}), config(size))
+    defaults = {"scorer": kind.scorers[0], "rule": kind.rules[0] if kind.rules else None}
+    strategy = kind(ResolvedSettings(**{**defaults, **kind.defaults, **resolved}), config(size))
     strategy.draw(seed)
     return strategy
 

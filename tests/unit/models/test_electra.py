@@ -299,7 +299,7 @@ def test_learns_to_tell_fakes_apart():
         rates.append(output.replaced.double().mean().item())
     late = sum(rates[-8:]) / 8
     assert late < sum(rates[:8]) / 8
-    figures = {name: value.item() for name, value in model.electra.tally.take().items()}
+    figures = {name: value.item() for name, value in model.electra.metric_accumulator.take().items()}
     assert figures["tokens"] == 400 * 32 * 16
     with torch.no_grad():
         output = model.eval()(**tiny.batch(32, seed=3))
@@ -318,7 +318,7 @@ def test_prior_entropy():
 def test_figures_of_an_evaluation():
     model = tiny.joint()
     output = model.eval()(**tiny.batch(48))
-    figures = model.figures({name: value.item() for name, value in output.sums.items()})
+    figures = model.metrics({name: value.item() for name, value in output.sums.items()})
     rate = output.replaced.double().mean().item()
     assert figures["replaced_rate"] == pytest.approx(rate)
     assert figures["floor"] == pytest.approx(prior_entropy(rate))

@@ -266,14 +266,14 @@ def test_loss_begins_at_guessing_and_the_floor_is_that_of_always_rejecting():
     made = model(hidden_size=16, initializer_range=0.002)
     assert made(**batch()).main_loss.item() == pytest.approx(math.log(K), abs=0.01)
     sums = {"generator_loss": 8.0, "guessed": 1.0, "masked": 2.0, "main_loss": 50.0, "tokens": 100.0}
-    assert made.figures(sums | {"replaced": 10.0}) == {
+    assert made.metrics(sums | {"replaced": 10.0}) == {
         "generator_loss": 4.0,
         "generator_accuracy": 0.5,
         "replaced_rate": 0.1,
         "candidate_loss": 0.5,
         "floor": pytest.approx(0.545, abs=5e-4),
     }
-    assert made.figures(sums | {"replaced": 8.0})["floor"] == pytest.approx(0.455, abs=5e-4)
+    assert made.metrics(sums | {"replaced": 8.0})["floor"] == pytest.approx(0.455, abs=5e-4)
 
 
 @pytest.mark.parametrize("bound", [4096, 1 << 23])
@@ -348,7 +348,7 @@ def test_exports_to_electra_where_the_tables_are_narrower_and_the_controller_alw
     stock = made.export()
     assert type(stock) is ElectraForMaskedLM
     torch.testing.assert_close(stock(ids).logits, made(ids).logits, atol=1e-6, rtol=0)
-    controller = made.export_auxiliary()["generator"]
+    controller = made.extra_exports()["generator"]
     torch.testing.assert_close(controller(ids).logits, made.generator(ids).logits, atol=1e-6, rtol=0)
     for size in (16, 32):
         encoder = McBertModel(McBertConfig(**tiny.SHAPE, embedding_size=size)).eval()
@@ -393,5 +393,5 @@ def test_training_gets_below_the_floor_of_always_rejecting():
         optimizer.zero_grad()
         if step >= 380:
             sums = {name: sums.get(name, 0.0) + value.item() for name, value in output.sums.items()}
-    figures = made.figures(sums)
+    figures = made.metrics(sums)
     assert figures["candidate_loss"] < 0.8 * figures["floor"], figures

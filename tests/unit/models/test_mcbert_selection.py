@@ -30,7 +30,7 @@ def test_both_tasks_are_learned_with_the_published_weights():
     inputs["labels"][0].fill_(-100)
     output = made(**inputs)
     sums = {name: value.item() for name, value in output.sums.items()}
-    figures = made.figures(sums)
+    figures = made.metrics(sums)
     detection = torch.nn.functional.binary_cross_entropy_with_logits(output.logits, output.replaced.float())
     assert figures["detection_loss"] == pytest.approx(detection.item())
     assert figures["candidate_loss"] == pytest.approx(math.log(5), abs=0.1)

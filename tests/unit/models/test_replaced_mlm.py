@@ -171,13 +171,13 @@ def test_the_generator_draws_the_dropout_of_a_model_alone(objective):
 def test_figures_and_floors():
     sums = {"generator_loss": 12.0, "guessed": 2.0, "masked": 4.0, "main_loss": 40.0, "tokens": 40.0, "replaced": 2.0}
     made = model("replace_mlm")
-    figures = made.figures(sums)
+    figures = made.metrics(sums)
     assert figures == {
         "generator_loss": 3.0, "generator_accuracy": 0.5, "prediction_loss": 10.0, "replaced_rate": 0.5,
     }  # fmt: skip
     assert made.floor(figures, 6.5) == 6.5
     made = model("all_tokens_mlm")
-    figures = made.figures(sums)
+    figures = made.metrics(sums)
     assert (figures["prediction_loss"], figures["replaced_rate"]) == (1.0, 0.05)
     entropy = -0.05 * math.log(0.05) - 0.95 * math.log(0.95)
     assert made.floor(figures, 6.0) == pytest.approx(entropy + 0.05 * 6.0)

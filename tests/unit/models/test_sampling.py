@@ -2,7 +2,7 @@ import pytest
 import torch
 from scipy import stats
 
-from hf_effpt.core.hashing import row_keys
+from hf_effpt.core.random import row_keys
 from hf_effpt.models.sampling import sample, sample_distinct, uniforms
 
 KNOWN = torch.tensor([0.70, 0.15, 0.08, 0.05, 0.02])

@@ -8,7 +8,7 @@ import torch
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.training.adam import UncorrectedAdamW
-from hf_effpt.training.reference_meter import optimizer_operation, time_optimizer
+from hf_effpt.training.reference_time_meter import optimizer_operation, time_optimizer
 from tests import tiny
 
 PUBLISHED = {"bias_correction": False, "adam_beta2": 0.999, "adam_epsilon": 1e-6}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hf_effpt.core.method import Method, Paper, register, unregister
-from hf_effpt.core.rows import row_losses
+from hf_effpt.core.token_losses import row_losses
 from hf_effpt.training.meters import peak_flops
 from tests import tiny
 
@@ -84,7 +84,7 @@ def test_choosing_is_charged_to_reference_time_as_it_was_measured(tmp_path, monk
     peak_flops(torch.device("cpu"), torch.float32)  # measured once, while there is still a clock
     register(Scoring)
     SPENT.clear()
-    monkeypatch.setattr("hf_effpt.training.reference_meter.time_of", lambda block, device: 1.0)
+    monkeypatch.setattr("hf_effpt.training.reference_time_meter.time_of", lambda block, device: 1.0)
     monkeypatch.setattr("hf_effpt.training.trainer.time.perf_counter", lambda: sum(SPENT))
     try:
         trainer = tiny.trainer(tmp_path, {"scoring": {}}, budget="24s_rst")

@@ -118,9 +118,9 @@ def eager_flops(trainer, rows, work):
 @pytest.mark.parametrize(
     ("settings", "work"),
     [
-        ({"strategy": "least_confidence"}, lambda m, b: (r := m.read(b)).head(r.hidden_BMD)),
+        ({"strategy": "least_confidence"}, lambda m, b: (r := m.head_inputs(b)).head(r.hidden_BMD)),
         ({"strategy": "least_confidence", "scorer": "first_layer"},
-         lambda m, b: (r := m.read(b, layers=1)).head(r.hidden_BMD)),
+         lambda m, b: (r := m.head_inputs(b, layers=1)).head(r.hidden_BMD)),
         ({"strategy": "selective_backprop"}, lambda m, b: m(**b)),
     ],
 )  # fmt: skip

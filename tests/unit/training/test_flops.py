@@ -75,11 +75,11 @@ def test_ghost_has_no_storage():
 
 
 WORKS = {
-    "whole": lambda model, batch: (reading := model.read(batch)).head(reading.hidden_BMD),
-    "first layer": lambda model, batch: (reading := model.read(batch, layers=1)).head(reading.hidden_BMD),
-    "generator": lambda model, batch: (reading := model.read(batch, of_generator=True)).head(reading.hidden_BMD),
-    "first layer without a head": lambda model, batch: model.represent(batch, layers=1),
-    "words": lambda model, batch: model.represent(batch, layers=0),
+    "whole": lambda model, batch: (inputs := model.head_inputs(batch)).head(inputs.hidden_BMD),
+    "first layer": lambda model, batch: (inputs := model.head_inputs(batch, layers=1)).head(inputs.hidden_BMD),
+    "generator": lambda model, batch: (inputs := model.head_inputs(batch, of_generator=True)).head(inputs.hidden_BMD),
+    "first layer without a head": lambda model, batch: model.mean_pool(batch, layers=1),
+    "words": lambda model, batch: model.mean_pool(batch, layers=0),
     "losses": lambda model, batch: model(**batch).loss,
 }
 

@@ -187,7 +187,7 @@ def test_evaluation_is_of_the_objective_and_the_same_again(tmp_path, objective):
     if objective != "mlm":
         assert first["held_out_loss"] == first[trainer.model.main_loss_name]
         # evaluation leaves nothing behind that the next log entry would count
-        assert not trainer.model.electra.tally.sums
+        assert not trainer.model.electra.metric_accumulator.sums
     json.dumps(first)
 
 

@@ -1,4 +1,4 @@
-"""Reading recipe files: mistakes are found with their line, and a recipe is found by path or name."""
+"""HeadInputs recipe files: mistakes are found with their line, and a recipe is found by path or name."""
 
 import pytest
 

@@ -17,7 +17,7 @@ from hf_effpt.models.sparse_layer import drops
 
 from .flops import loss_of
 from .meters import synchronize
-from .reference import ReferenceTimes
+from .reference_time_table import ReferenceTimes
 
 WARM_UP, LEAST, MOST, SECONDS = 3, 20, 1000, 2.0  # iterations of a measurement, and when it may end
 

@@ -6,7 +6,7 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.method import nearest
 
 from .strategies import STRATEGIES
-from .strategy import Level, Mode, Scorer, Strategy, Uses
+from .strategy import Level, Mode, ResolvedSettings, Scorer, Strategy
 
 if TYPE_CHECKING:
     from .method import Selection
@@ -20,7 +20,7 @@ DRAWS = ("passes", "dropout", "level")
 GENERATED = ("electra", "electra_15", "replace_mlm", "all_tokens_mlm", "mcbert")  # objectives with a generator
 
 
-def resolve(settings: "Selection", objective: str = "mlm") -> Uses:
+def resolve(settings: "Selection", objective: str = "mlm") -> ResolvedSettings:
     """The settings with nothing left open, for a model that is trained for this objective.
 
     Raises:
@@ -32,20 +32,20 @@ def resolve(settings: "Selection", objective: str = "mlm") -> Uses:
         )
     kind = STRATEGIES[settings.strategy]
     _refuse_what_it_has_not(settings, kind)
-    usual = dict(kind.usual)
+    defaults = dict(kind.defaults)
     if settings.mode not in (None, "topk") and settings.explore is None:
-        usual["explore"] = 0.0  # such draws explore by themselves
+        defaults["explore"] = 0.0  # such draws explore by themselves
     given = {name: getattr(settings, name) for name in OPEN if getattr(settings, name) is not None}
-    uses = Uses(
-        **usual | given,
+    resolved = ResolvedSettings(
+        **defaults | given,
         scorer=settings.scorer or _usual_scorer(kind, objective),
         rule=settings.rule or (kind.rules[0] if kind.rules else None),
         max_age=settings.max_age,
         num_score_positions=settings.num_score_positions,
         rows=settings.rows or 0,
     )
-    _check_ranges(settings, uses)
-    return uses
+    _check_ranges(settings, resolved)
+    return resolved
 
 
 def _refuse_what_it_has_not(settings: "Selection", kind: type[Strategy]) -> None:
@@ -60,7 +60,7 @@ def _refuse_what_it_has_not(settings: "Selection", kind: type[Strategy]) -> None
         if value is not None and value not in valid:
             raise EffptError(f"`selection.{key}` must be one of {', '.join(valid)}, not {value!r}.")
     own = kind.pick is not Strategy.pick or not kind.picks_rows
-    if own and settings.mode not in (None, kind.usual.get("mode", "topk")):
+    if own and settings.mode not in (None, kind.defaults.get("mode", "topk")):
         raise EffptError(
             f"`selection.mode` is {settings.mode!r}, but `{name}` picks in a way of its own; leave it out."
         )
@@ -73,11 +73,11 @@ def _refuse_what_it_has_not(settings: "Selection", kind: type[Strategy]) -> None
         ),
         "max_age": (scorer == "stale", "only with `scorer: stale` are losses kept that can be too old"),
         "num_score_positions": (
-            kind.sees == "logits" and settings.rule != "observed",
+            kind.input_kind == "logits" and settings.rule != "observed",
             "only strategies that go by what the model answers can do with fewer positions, and of "
             "`expected_gradient_length` the rule `observed` cannot",
         ),
-        "queue": ("queue" in kind.usual, f"`{name}` has no queue"),
+        "queue": ("queue" in kind.defaults, f"`{name}` has no queue"),
         "explore": (kind.explores, f"`{name}` draws by itself, or leaves no row out"),
         "outliers": (kind.explores, f"`{name}` takes no rows for the height of their scores alone"),
         "members": (name == "perceptron_ensemble", "only `perceptron_ensemble` has several"),
@@ -93,44 +93,44 @@ def _refuse_what_it_has_not(settings: "Selection", kind: type[Strategy]) -> None
         )
 
 
-def _check_ranges(settings: "Selection", uses: Uses) -> None:
+def _check_ranges(settings: "Selection", resolved: ResolvedSettings) -> None:
     for key in COUNTS:
-        value = getattr(uses, key)
+        value = getattr(resolved, key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
             raise EffptError(f"`selection.{key}` is a whole number, not {value!r}.")
-    if not 0.0 < uses.keep <= 1.0:
+    if not 0.0 < resolved.keep <= 1.0:
         raise EffptError(
-            f"`selection.keep` is a share in (0, 1], not {uses.keep}: 0.5 learns from half of the rows looked at, "
+            f"`selection.keep` is a share in (0, 1], not {resolved.keep}: 0.5 learns from half of the rows looked at, "
             "and 1 from all of them."
         )
-    if not 0.0 <= uses.start < uses.end <= 1.0:
+    if not 0.0 <= resolved.start < resolved.end <= 1.0:
         raise EffptError(
-            f"`selection.start` {uses.start} and `selection.end` {uses.end} must be fractions of the clock with "
-            "0 <= start < end <= 1."
+            f"`selection.start` {resolved.start} and `selection.end` {resolved.end} must be fractions of the clock "
+            "with 0 <= start < end <= 1."
         )
     for key in ("explore", "outliers"):
-        if not 0.0 <= getattr(uses, key) < 1.0:
-            raise EffptError(f"`selection.{key}` must be in [0, 1), not {getattr(uses, key)}.")
-    if uses.interrupt == 1 or uses.interrupt < 0:
+        if not 0.0 <= getattr(resolved, key) < 1.0:
+            raise EffptError(f"`selection.{key}` must be in [0, 1), not {getattr(resolved, key)}.")
+    if resolved.interrupt == 1 or resolved.interrupt < 0:
         raise EffptError(
-            f"`selection.interrupt` is {uses.interrupt}: of the steps one in so many takes rows as they come, so "
+            f"`selection.interrupt` is {resolved.interrupt}: of the steps one in so many takes rows as they come, so "
             "at 1 none would be selected; give at least 2, or 0 for no interruption."
         )
     for key, least in (("passes", 2), ("members", 2), ("warmup", 0), ("queue", 0)):
-        if getattr(uses, key) < least:
-            raise EffptError(f"`selection.{key}` must be at least {least}, not {getattr(uses, key)}.")
-    if "queue" in STRATEGIES[settings.strategy].usual and uses.queue < 1:
-        raise EffptError(f"`selection.queue` must be at least 1, not {uses.queue}.")
-    if settings.strategy == "deep_bayesian" and not 0.0 < uses.dropout < 1.0:
+        if getattr(resolved, key) < least:
+            raise EffptError(f"`selection.{key}` must be at least {least}, not {getattr(resolved, key)}.")
+    if "queue" in STRATEGIES[settings.strategy].defaults and resolved.queue < 1:
+        raise EffptError(f"`selection.queue` must be at least 1, not {resolved.queue}.")
+    if settings.strategy == "deep_bayesian" and not 0.0 < resolved.dropout < 1.0:
         raise EffptError(
-            f"`selection.dropout` must be in (0, 1), not {uses.dropout}: without dropout all draws of `deep_bayesian` "
-            "agree, and no row is less certain than another."
+            f"`selection.dropout` must be in (0, 1), not {resolved.dropout}: without dropout all draws of "
+            "`deep_bayesian` agree, and no row is less certain than another."
         )
-    if uses.max_age is not None and uses.max_age < 1:
-        raise EffptError(f"`selection.max_age` is a number of steps of at least 1, not {uses.max_age}.")
-    if uses.num_score_positions is not None and uses.num_score_positions < 1:
+    if resolved.max_age is not None and resolved.max_age < 1:
+        raise EffptError(f"`selection.max_age` is a number of steps of at least 1, not {resolved.max_age}.")
+    if resolved.num_score_positions is not None and resolved.num_score_positions < 1:
         raise EffptError(
-            f"`selection.num_score_positions` is {uses.num_score_positions}, but a row is judged at 1 position at "
+            f"`selection.num_score_positions` is {resolved.num_score_positions}, but a row is judged at 1 position at "
             "least; leave it out to judge it at all that are masked."
         )
 
@@ -141,7 +141,7 @@ def check(settings: "Selection", objective: str) -> None:
     Raises:
         EffptError: if a strategy or scorer does not suit it.
     """
-    kind, scorer, name = STRATEGIES[settings.strategy], settings.uses.scorer, settings.strategy
+    kind, scorer, name = STRATEGIES[settings.strategy], settings.resolved.scorer, settings.strategy
     if scorer == "generator" and objective not in GENERATED:
         raise EffptError(
             f"`selection.scorer` is `generator`, which the objective `{objective}` has none of; use "
@@ -167,4 +167,4 @@ def _usual_scorer(kind: type[Strategy], objective: str) -> Scorer | None:
 def _suits_candidates(kind: type[Strategy], scorer: Scorer | None) -> bool:
     """Whether a scorer does without probabilities over the vocabulary, which the head of MC-BERT does not give."""
     needs = {"logits": ("full", "first_layer"), "losses": ("first_layer",)}
-    return scorer not in needs.get(kind.sees, ())
+    return scorer not in needs.get(kind.input_kind, ())

@@ -1,12 +1,12 @@
-"""What a model has come to: its figures in a log entry, and its loss on held-out rows beside its floor."""
+"""What a model has come to: its metrics in a log entry, and its loss on held-out rows beside its floor."""
 
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from hf_effpt.core.metrics import accumulator_of
 from hf_effpt.core.objectives import objective_of
-from hf_effpt.core.tally import tally_of
 from hf_effpt.data.packing import PackedRows
 from hf_effpt.evaluation.joint import held_out_sums
 from hf_effpt.evaluation.loss import held_out_loss, unigram_floor
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
     from .trainer import EffptTrainer
 
 
-def figures_of(model: Any, accelerator: Any) -> dict[str, float]:
+def logged_metrics(model: Any, accelerator: Any) -> dict[str, float]:
     """What a log entry says besides the loss: the parts it is made of, and what the methods have to tell."""
-    sums = tally_of(model.backbone).take()
+    sums = accumulator_of(model.backbone).take()
     if not sums:
         return {}
     names = sorted(sums)
     together = accelerator.reduce(torch.stack([sums[name].to(model.device) for name in names]))
     values = dict(zip(names, together.tolist(), strict=True))
-    figures = model.figures(values)
+    metrics = model.metrics(values)
     for method in model.methods:
-        figures |= method.figures(values)
-    return figures
+        metrics |= method.metrics(values)
+    return metrics
 
 
 def evaluate_rows(trainer: "EffptTrainer", rows: Any) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def evaluate_rows(trainer: "EffptTrainer", rows: Any) -> dict[str, Any]:
     Returns:
         `objective`; `held_out_loss`, in nats a token or masked token, as the objective has it; `floor`, which it has
         to get below; `masked_tokens`; `unigram_floor`, the loss of predicting masked tokens from token frequencies
-        alone; of a model with a generator its figures, such as `generator_loss` and `replaced_rate`; and where a
+        alone; of a model with a generator its metrics, such as `generator_loss` and `replaced_rate`; and where a
         method has other ways to run the model in evaluation, `held_out_loss_{name}` for each.
     """
     model = trainer.model
@@ -46,21 +46,21 @@ def evaluate_rows(trainer: "EffptTrainer", rows: Any) -> dict[str, Any]:
     if trainer.train_dataset is not None and PackedRows.fits(trainer.train_dataset):
         specials = trainer.masking.tokenizer.all_special_ids
         floor = evaluation["unigram_floor"] = unigram_floor(PackedRows(trainer.train_dataset), counts, specials)
-    figures: dict[str, Any] = {"held_out_loss": _loss_in(model, sums, masked)}
+    metrics: dict[str, Any] = {"held_out_loss": _loss_in(model, sums, masked)}
     if model.main_loss_name is None:
-        figures["floor"] = floor
+        metrics["floor"] = floor
     else:
-        found = model.figures(sums)
-        figures |= {**found, "floor": model.floor(found, floor)}
+        found = model.metrics(sums)
+        metrics |= {**found, "floor": model.floor(found, floor)}
     for method in model.methods:
         for name, policy in method.policies(model.backbone).items():
             with policy():
-                figures[f"held_out_loss_{name}"] = _loss_in(model, _held_out(trainer, rows)[0], masked)
-    return evaluation | {name: value for name, value in figures.items() if value is not None}
+                metrics[f"held_out_loss_{name}"] = _loss_in(model, _held_out(trainer, rows)[0], masked)
+    return evaluation | {name: value for name, value in metrics.items() if value is not None}
 
 
 def _held_out(trainer: "EffptTrainer", rows: Any) -> tuple[dict[str, float], np.ndarray]:
-    """What the loss and the figures are made of, and how often each token was masked, over all processes."""
+    """What the loss and the metrics are made of, and how often each token was masked, over all processes."""
     model, loader = trainer.model, trainer.get_eval_dataloader(rows)
     if model.main_loss_name is None:
         found = held_out_loss(model, loader)
@@ -73,4 +73,4 @@ def _held_out(trainer: "EffptTrainer", rows: Any) -> tuple[dict[str, float], np.
 
 
 def _loss_in(model: Any, sums: dict[str, float], masked: int) -> float:
-    return sums["loss"] / masked if model.main_loss_name is None else model.figures(sums)[model.main_loss_name]
+    return sums["loss"] / masked if model.main_loss_name is None else model.metrics(sums)[model.main_loss_name]

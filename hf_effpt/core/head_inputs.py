@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Reading:
+class HeadInputs:
     """The outputs of an encoder at the positions of a batch at which it has to answer, and the head above it.
 
     B batch, M positions a row, D hidden size, F size of the features, V answers to choose from.
@@ -19,33 +19,33 @@ class Reading:
         head (`Callable[[Tensor], tuple[Tensor, Tensor]]`): from hidden states of shape `(..., hidden_size)` to the
             features that the last linear layer reads, `(..., features)`, and its logits, `(..., answers)`. With one
             answer it is a logit of yes, and labels are 0 or 1.
-        whole_B (`Tensor` of shape `(batch_size,)`, *optional*): of a thinned reading, how many answers were asked for
-            before.
+        num_labels_B (`Tensor` of shape `(batch_size,)`, *optional*): labelled positions of each row before
+            subsampling.
     """
 
     hidden_BMD: Tensor
     labels_BM: Tensor
     head: Callable[[Tensor], tuple[Tensor, Tensor]]
-    whole_B: Tensor | None = None
+    num_labels_B: Tensor | None = None
 
     @property
-    def asked_BM(self) -> Tensor:
+    def labelled_BM(self) -> Tensor:
         """Where an answer is asked for."""
         return self.labels_BM != -100
 
-    def thinned(self, number: int | None) -> "Reading":
+    def subsample(self, number: int | None) -> "HeadInputs":
         """The reading at no more than `number` positions of a row, evenly spread over those that are asked for."""
         if number is None or number >= self.labels_BM.shape[1]:
             return self
         places_M = torch.arange(number, device=self.labels_BM.device)
-        asked_B1 = self.asked_BM.sum(dim=1, keepdim=True)
-        at_BM = torch.where(asked_B1 > number, ((places_M + 0.5) * asked_B1 / number).long(), places_M)
+        num_labels_B1 = self.labelled_BM.sum(dim=1, keepdim=True)
+        at_BM = torch.where(num_labels_B1 > number, ((places_M + 0.5) * num_labels_B1 / number).long(), places_M)
         # those asked for first, so that the n-th of them is in place n
-        at_BM = self.asked_BM.byte().argsort(dim=1, descending=True, stable=True).gather(1, at_BM)
+        at_BM = self.labelled_BM.byte().argsort(dim=1, descending=True, stable=True).gather(1, at_BM)
         at_BMD = at_BM[:, :, None].expand(-1, -1, self.hidden_BMD.shape[2])
         return replace(
             self,
             hidden_BMD=self.hidden_BMD.gather(1, at_BMD),
             labels_BM=self.labels_BM.gather(1, at_BM),
-            whole_B=asked_B1[:, 0],
+            num_labels_B=num_labels_B1[:, 0],
         )

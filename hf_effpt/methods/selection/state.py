@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_effpt.core.metrics import accumulator_of
 from hf_effpt.core.precision import KeepsPrecision
 from hf_effpt.core.processes import add_up, gather, world
-from hf_effpt.core.rows import TokenLosses, ask_for_losses
-from hf_effpt.core.tally import tally_of
+from hf_effpt.core.token_losses import TokenLosses, observe_losses
 
 from .memory import Memory
 from .strategy import Pool, Strategy
@@ -60,21 +60,22 @@ class Selector(KeepsPrecision):
     def listens(self) -> bool:
         """Whether the strategy needs the losses of what is trained on."""
         kind = type(self.strategy)
-        asks = any(getattr(kind, name) is not getattr(Strategy, name) for name in ("learn", "heard", "weights"))
+        hooks = ("learn", "on_token_losses", "loss_weights")
+        asks = any(getattr(kind, name) is not getattr(Strategy, name) for name in hooks)
         return asks or self.memory is not None
 
     def attach(self, backbone: Any, listens: bool) -> None:
         """Makes this the submodule `selector` of `backbone`, which `listens` to losses if the strategy does."""
         backbone.selector = self
         if listens and self.listens:
-            ask_for_losses(backbone, "selection", self.take)
+            observe_losses(backbone, "selection", self.take)
 
     def detach(self, backbone: Any) -> None:
         """Takes the selector out of `backbone`."""
-        ask_for_losses(backbone, "selection", None)
+        observe_losses(backbone, "selection", None)
         del backbone.selector
 
-    def draw_missing(self) -> None:
+    def reset_missing_parameters(self) -> None:
         """Begins anew where the weights that a model is loaded from have none of its buffers."""
         if not getattr(self.counts, "_is_hf_initialized", False):
             self.begin(0)
@@ -100,7 +101,7 @@ class Selector(KeepsPrecision):
         if self.pending is None or have >= len(self.pending):
             return None
         self._told.append(losses)
-        return self.strategy.weights(losses, self.pending)
+        return self.strategy.loss_weights(losses, self.pending)
 
     @torch.no_grad()
     def settle(self, backbone: Any) -> None:
@@ -111,18 +112,18 @@ class Selector(KeepsPrecision):
             return
         sums = [of.by_row() for of in told]
         losses_N = torch.cat([sums_B / counts_B.clamp(min=1) for sums_B, counts_B in sums]).float()
-        self.strategy.heard(pool, told)
+        self.strategy.on_token_losses(pool, told)
         keys_N, ids_N = gather(pool.keys_N), gather(pool.ids_N)
         seen = None if pool.seen is None else gather(pool.seen)
         every = Pool(keys_N, ids_N, seen, pool.step, pool.fraction, pool.seed)
         # By their numbers: it shall not matter in which order rows came, or to which process.
         order_N = ids_N.argsort(stable=True)
         every, every_N = every.of(order_N), gather(losses_N)[order_N]
-        if seen is not None or self.strategy.sees != "vectors":
+        if seen is not None or self.strategy.input_kind != "vectors":
             self.strategy.learn(every, every_N)
         if self.memory is not None:
             self.memory.learn(every, every_N, changed_at(backbone))
-        tally_of(backbone).add(**self.strategy.sums())
+        accumulator_of(backbone).add(**self.strategy.sums())
 
     # What it does to the data.
 
@@ -151,7 +152,7 @@ class Selector(KeepsPrecision):
         """Adds to the counters, in rows of this process."""
         for place, number in enumerate((seen, scored, trained)):
             self.counts[place] += number * world()
-        tally_of(backbone).add(selection_seen=seen, selection_scored=scored, selection_trained=trained)
+        accumulator_of(backbone).add(selection_seen=seen, selection_scored=scored, selection_trained=trained)
 
     def compare(
         self, backbone: Any, picked: Tensor, scores_N: Tensor | None, measures: tuple[Tensor, Tensor, Tensor]
@@ -171,14 +172,14 @@ class Selector(KeepsPrecision):
                         for of, mask_N in (("kept", kept_N), ("left", left_N)):
                             named = torch.where(mask_N > 0, values_N, torch.nan)
                             sums[f"selection_score_{of}_{place:.0%}"] = torch.nanquantile(named, place)
-        tally_of(backbone).add(**sums)
+        accumulator_of(backbone).add(**sums)
 
-    def figures(self, sums: Mapping[str, float]) -> dict[str, float]:
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         """What a log entry says; a drift of what is learned from is warned of, once."""
         names = ("selection_seen", "selection_scored", "selection_trained")
-        found = {name: sums[name] for name in names if name in sums} | self.strategy.figures(sums)
-        if alarm := self.strategy.alarm(found):
-            self._warn(alarm)
+        found = {name: sums[name] for name in names if name in sums} | self.strategy.metrics(sums)
+        if warning := self.strategy.warning(found):
+            self._warn(warning)
         picks = sums.get("selection_picks")
         if not picks:
             return found

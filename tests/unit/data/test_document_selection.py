@@ -6,8 +6,7 @@ import pytest
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.data import PackedRows, corpus_of, facts, pack
-from hf_effpt.data.packing import held_out
-from hf_effpt.data.selecting import (
+from hf_effpt.data.document_selection import (
     Kept,
     SelectSettings,
     alike_by_chance,
@@ -16,6 +15,7 @@ from hf_effpt.data.selecting import (
     without_near,
     without_semantic,
 )
+from hf_effpt.data.packing import held_out
 
 
 def words_of(documents):
@@ -70,7 +70,7 @@ def test_near_doubles_at_the_ends_of_similarity(documents):
 def test_a_long_document_is_looked_at_in_pieces(monkeypatch, documents):
     texts = [*documents[:8], documents[2] + " end"]
     whole = without_near(texts, 0.8)
-    monkeypatch.setattr("hf_effpt.data.selecting.SHINGLES_AT_ONCE", 7)
+    monkeypatch.setattr("hf_effpt.data.document_selection.SHINGLES_AT_ONCE", 7)
     assert without_near(texts, 0.8).tolist() == whole.tolist() == [True] * 8 + [False]
 
 

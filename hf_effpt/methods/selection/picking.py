@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from hf_effpt.core.hashing import salted, uniform
+from hf_effpt.core.random import salted, uniform
 
 if TYPE_CHECKING:
-    from .strategy import Pool, Uses
+    from .strategy import Pool, ResolvedSettings
 
 # What is drawn by chance in a step, each independent of the others.
 UNIFORM, RANKED, TIES, PRUNED = range(0x5E1EC7, 0x5E1EC7 + 4)
@@ -44,7 +44,7 @@ def sample(weights_N: Tensor, pool: "Pool", number: int, what: int = RANKED) -> 
     return by_score(races_N, pool)[:number].sort().values
 
 
-def choose(scores_N: Tensor, pool: "Pool", number: int, uses: "Uses") -> Tensor:
+def choose(scores_N: Tensor, pool: "Pool", number: int, resolved: "ResolvedSettings") -> Tensor:
     """`number` rows by their scores, in rising order, as the settings say.
 
     A share of them, `explore`, is drawn uniformly, and `outliers` of the highest scores are left to those draws.
@@ -53,15 +53,15 @@ def choose(scores_N: Tensor, pool: "Pool", number: int, uses: "Uses") -> Tensor:
         scores_N (`Tensor` of shape `(rows,)`): the higher, the more is a row wanted.
         pool ([`Pool`]): the rows.
         number (`int`): how many.
-        uses ([`Uses`]): with `mode`, `keep`, `explore` and `outliers`.
+        resolved ([`ResolvedSettings`]): with `mode`, `keep`, `explore` and `outliers`.
     """
-    explored = min(number, round(uses.explore * number))
-    left_out = min(len(pool) - number, round(uses.outliers * len(pool)))
+    explored = min(number, round(resolved.explore * number))
+    left_out = min(len(pool) - number, round(resolved.outliers * len(pool)))
     order_N = by_score(scores_N, pool)
-    if uses.mode == "topk":
+    if resolved.mode == "topk":
         return fill_up(order_N[left_out : left_out + number - explored], pool, number)
     wanted_N = torch.zeros(len(pool), dtype=torch.float64, device=scores_N.device)
-    wanted_N[order_N] = _wanted(scores_N[order_N], uses)
+    wanted_N[order_N] = _wanted(scores_N[order_N], resolved)
     wanted_N[order_N[:left_out]] = 0.0
     return fill_up(sample(wanted_N, pool, number - explored), pool, number)
 
@@ -81,9 +81,9 @@ def fill_up(picked: Tensor, pool: "Pool", number: int) -> Tensor:
     return torch.cat([picked, by_score(rest_N, pool)[: number - len(picked)]]).sort().values
 
 
-def _wanted(sorted_N: Tensor, uses: "Uses") -> Tensor:
+def _wanted(sorted_N: Tensor, resolved: "ResolvedSettings") -> Tensor:
     """The weights that rows are drawn with, from the highest score to the lowest."""
-    if uses.mode == "weighted":
+    if resolved.mode == "weighted":
         low, high = sorted_N[-1].double(), sorted_N[0].double()
         return (sorted_N.double() - low) / (high - low).clamp(min=1e-12) + 1e-6
-    return rank_weights(len(sorted_N), uses.keep, sorted_N.device).flip(0)
+    return rank_weights(len(sorted_N), resolved.keep, sorted_N.device).flip(0)

@@ -44,7 +44,7 @@ def test_what_its_training_has_cost_is_charged_at_the_start(tmp_path, holdout, s
 def test_one_that_was_trained_on_the_very_rows_is_warned_of(tmp_path, holdout, caplog, monkeypatch):
     tiny.trainer(tmp_path, selection("rho", holdout=str(holdout)), layers=2)
     assert "knows their noise" not in caplog.text
-    monkeypatch.setattr("hf_effpt.training.references.facts", lambda dataset: {"fingerprint": "these rows"})
+    monkeypatch.setattr("hf_effpt.training.reference_models.facts", lambda dataset: {"fingerprint": "these rows"})
     record = json.loads((holdout / "run.json").read_text()) | {"data": {"fingerprint": "these rows"}}
     shutil.copytree(holdout, tmp_path / "same")
     (tmp_path / "same" / "run.json").write_text(json.dumps(record))

@@ -5,15 +5,15 @@ import pytest
 import torch
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.training import reference_meter
-from hf_effpt.training.reference import ReferenceTimes
-from hf_effpt.training.reference_meter import (
+from hf_effpt.training import reference_time_meter
+from hf_effpt.training.reference_time_meter import (
     ReferenceMeter,
     optimizer_operation,
     step_operation,
     time_optimizer,
     time_step,
 )
+from hf_effpt.training.reference_time_table import ReferenceTimes
 from tests import tiny
 
 NO_TRAIN_NO_GAIN = {"forward": 0.09285, "full step": 0.2253}  # seconds on an RTX 3090, 128 rows, 16 layers
@@ -123,12 +123,12 @@ def test_the_time_of_an_operation_is_the_lower_quartile_of_single_calls(monkeypa
         calls.append(1)
         clock[0] += 3.0 if len(calls) % 2 else 1.0  # every other call is disturbed
 
-    monkeypatch.setattr(reference_meter.time, "perf_counter", lambda: clock[0])
-    assert reference_meter.time_of(block, torch.device("cpu")) == 1.0
+    monkeypatch.setattr(reference_time_meter.time, "perf_counter", lambda: clock[0])
+    assert reference_time_meter.time_of(block, torch.device("cpu")) == 1.0
 
 
 def test_a_resumed_run_must_have_counted_what_its_budget_is_about(tmp_path, monkeypatch):
-    monkeypatch.setattr(reference_meter, "time_of", lambda block, device: 0.5)
+    monkeypatch.setattr(reference_time_meter, "time_of", lambda block, device: 0.5)
     tiny.trainer(tmp_path, budget="6steps", save_strategy="steps", save_steps=3).train()
     with pytest.raises(EffptError, match="reference_seconds, but the run to be resumed has not counted"):
         tiny.trainer(tmp_path, budget="6s_rst").train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
@@ -187,7 +187,7 @@ def test_a_layer_without_gradient_costs_the_optimizer_nothing():
 
 
 def test_a_run_is_charged_what_the_table_says(tmp_path, monkeypatch):
-    monkeypatch.setattr(reference_meter, "time_of", lambda block, device: block() or 0.25)
+    monkeypatch.setattr(reference_time_meter, "time_of", lambda block, device: block() or 0.25)
     trainer = tiny.trainer(tmp_path / "a", budget="3s_rst", gradient_accumulation_steps=2)
     trainer.train()
     assert trainer.state.global_step == 4  # 0.25 s for each of two micro-batches and for the optimizer
@@ -198,7 +198,7 @@ def test_a_run_is_charged_what_the_table_says(tmp_path, monkeypatch):
 
 def test_fewer_layers_are_charged_less(tmp_path, monkeypatch):
     times = iter([4.0, 1.0, 1.0, 1.0])  # the whole model first
-    monkeypatch.setattr(reference_meter, "time_of", lambda block, device: next(times, 1.0))
+    monkeypatch.setattr(reference_time_meter, "time_of", lambda block, device: next(times, 1.0))
     trainer = tiny.trainer(tmp_path / "a", {"layerdrop": {"p": 0.5, "after": 0.25}}, budget="20s_rst")
     trainer.train()
     assert trainer.state.global_step > 4
@@ -206,7 +206,7 @@ def test_fewer_layers_are_charged_less(tmp_path, monkeypatch):
 
 
 def test_a_resumed_run_repeats_the_straight_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(reference_meter, "time_of", lambda block, device: 0.5)
+    monkeypatch.setattr(reference_time_meter, "time_of", lambda block, device: 0.5)
     settings = {"budget": "6s_rst", "save_strategy": "steps", "save_steps": 3}
     straight = tiny.trainer(tmp_path / "a", **settings)
     straight.train()

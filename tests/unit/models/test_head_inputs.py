@@ -11,7 +11,7 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.models import EffptBertModel
 from tests import tiny
 
-from .test_told_losses import JOINT, OBJECTIVES, batch, made
+from .test_token_losses import JOINT, OBJECTIVES, batch, made
 
 READ = ["mlm", "electra", "electra_15", "replace_mlm"]  # whose loss is that of their readings
 PARTS = (slice(0, 7), slice(7, 13))  # the documents of each row
@@ -20,7 +20,7 @@ PARTS = (slice(0, 7), slice(7, 13))  # the documents of each row
 def loss_of(reading):
     """The mean loss of the answers that are asked for."""
     _, logits_BMV = reading.head(reading.hidden_BMD)
-    logits_NV, labels_N = logits_BMV[reading.asked_BM], reading.labels_BM[reading.asked_BM]
+    logits_NV, labels_N = logits_BMV[reading.labelled_BM], reading.labels_BM[reading.labelled_BM]
     if logits_NV.shape[1] == 1:
         return binary_cross_entropy_with_logits(logits_NV[:, 0], labels_N.float())
     return cross_entropy(logits_NV, labels_N)
@@ -52,7 +52,7 @@ def test_cross_entropy_of_a_reading_is_the_loss_of_the_model(objective, kind):
     model, inputs = spread(objective), variant(objective, kind)
     output = model(**inputs)
     expected = output.loss if objective == "mlm" else output.main_loss
-    assert torch.allclose(loss_of(model.read(inputs)), expected, atol=1e-5)
+    assert torch.allclose(loss_of(model.head_inputs(inputs)), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["documents", "padding", "no positions"])
@@ -60,7 +60,7 @@ def test_cross_entropy_of_a_reading_is_the_loss_of_the_model(objective, kind):
 @torch.no_grad()
 def test_the_generator_is_read_as_it_is_trained(objective, kind):
     model, inputs = spread(objective), variant(objective, kind)
-    reading = model.read(inputs, of_generator=True)
+    reading = model.head_inputs(inputs, of_generator=True)
     assert reading.hidden_BMD.shape[2] == model.generator.config.hidden_size
     assert torch.allclose(loss_of(reading), model(**inputs).generator_loss, atol=1e-5)
 
@@ -69,7 +69,7 @@ def test_the_generator_is_read_as_it_is_trained(objective, kind):
 def test_of_electra_all_tokens_but_padding_are_asked_and_of_electra_15_the_chosen_ones():
     for objective in ("electra", "electra_15"):
         model, inputs = spread(objective), batch(objective)
-        reading, replaced = model.read(inputs), model(**inputs).replaced.long()
+        reading, replaced = model.head_inputs(inputs), model(**inputs).replaced.long()
         if objective == "electra":
             expected = replaced.where(inputs["document_ids"] > 0, -100)
         else:
@@ -84,14 +84,14 @@ def test_of_all_tokens_the_head_is_read_at_the_chosen_positions_and_copying_left
     model, predicting = spread("all_tokens_mlm"), made("replace_mlm").eval()
     predicting.load_state_dict(model.state_dict(), strict=False)
     inputs = batch("all_tokens_mlm")
-    assert torch.allclose(loss_of(model.read(inputs)), predicting(**inputs).main_loss, atol=1e-5)
+    assert torch.allclose(loss_of(model.head_inputs(inputs)), predicting(**inputs).main_loss, atol=1e-5)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES[:5])
 @torch.no_grad()
 def test_the_logits_are_the_last_layer_on_the_features(objective):
     model, inputs = spread(objective), batch(objective)
-    reading = model.read(inputs)
+    reading = model.head_inputs(inputs)
     features, logits = reading.head(reading.hidden_BMD)
     if objective == "mlm":
         last = model.cls.predictions.decoder
@@ -107,22 +107,22 @@ def test_the_logits_are_the_last_layer_on_the_features(objective):
 @torch.no_grad()
 def test_the_first_layer_is_a_model_cut_to_one(objective):
     model, inputs = spread(objective), batch(objective)
-    whole, first = model.read(inputs), model.read(inputs, layers=1)
+    whole, first = model.head_inputs(inputs), model.head_inputs(inputs, layers=1)
     cut = copy.deepcopy(model)
     set_order(cut.backbone, [0])
-    expected = cut.read(inputs)
+    expected = cut.head_inputs(inputs)
     assert torch.equal(first.hidden_BMD, expected.hidden_BMD)
     assert torch.equal(first.labels_BM, expected.labels_BM)
     assert torch.equal(first.head(first.hidden_BMD)[1], expected.head(expected.hidden_BMD)[1])
     assert not torch.allclose(first.hidden_BMD, whole.hidden_BMD, atol=0.1)
-    assert torch.equal(model.read(inputs).hidden_BMD, whole.hidden_BMD)
+    assert torch.equal(model.head_inputs(inputs).hidden_BMD, whole.hidden_BMD)
 
 
 @torch.no_grad()
 def test_the_generators_first_layer_leaves_the_main_models_alone():
     model, inputs = spread("electra"), batch("electra")
-    first = model.read(inputs, layers=1, of_generator=True).hidden_BMD
-    assert not torch.allclose(first, model.read(inputs, of_generator=True).hidden_BMD, atol=0.1)
+    first = model.head_inputs(inputs, layers=1, of_generator=True).hidden_BMD
+    assert not torch.allclose(first, model.head_inputs(inputs, of_generator=True).hidden_BMD, atol=0.1)
     assert stack_of(model.electra).first is None
     assert stack_of(model.generator.electra).first is None
 
@@ -131,7 +131,7 @@ def test_the_generators_first_layer_leaves_the_main_models_alone():
 def test_all_layers_run_again_after_an_error():
     model, inputs = made("mlm").eval(), batch("mlm")
     with pytest.raises(RuntimeError):
-        model.read({**inputs, "masked_positions": torch.full((6, 1), 99)}, layers=1)
+        model.head_inputs({**inputs, "masked_positions": torch.full((6, 1), 99)}, layers=1)
     assert stack_of(model.bert).first is None
     assert stack_of(model.bert).last is None
 
@@ -143,22 +143,22 @@ def test_documents_of_a_row_are_read_as_if_each_had_its_own(layers):
     labels = inputs["labels"] = torch.full_like(inputs["labels"], -100)
     labels[:, 3], labels[:, 9] = 7, 8
     inputs["masked_positions"] = torch.tensor([[3, 9]] * 6)
-    packed = model.read(inputs, layers)
+    packed = model.head_inputs(inputs, layers)
     for place, part in enumerate(PARTS):
         ids, targets = inputs["input_ids"][:, part], labels[:, part]
-        alone = model.read({"input_ids": ids, "labels": targets}, layers)
+        alone = model.head_inputs({"input_ids": ids, "labels": targets}, layers)
         assert alone.labels_BM.shape == (6, 1)
         assert torch.allclose(packed.hidden_BMD[:, place], alone.hidden_BMD[:, 0], atol=1e-5)
 
 
 def test_what_cannot_be_read_is_refused():
     with pytest.raises(EffptError, match=r"no generator.*`scorer: full`"):
-        made("mlm").read(batch("mlm"), of_generator=True)
+        made("mlm").head_inputs(batch("mlm"), of_generator=True)
     for objective in ("mcbert", "mcbert masked"):
         with pytest.raises(EffptError, match="`scorer: generator`"):
-            made(objective).read(batch(objective))
+            made(objective).head_inputs(batch(objective))
     with pytest.raises(EffptError, match="first 0 layers"):
-        made("mlm").read(batch("mlm"), layers=0)
+        made("mlm").head_inputs(batch("mlm"), layers=0)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -167,12 +167,12 @@ def test_reading_leaves_no_trace(objective):
     model, inputs = made(objective).eval(), batch(objective)
     generator = torch.get_rng_state()
     if not objective.startswith("mcbert"):
-        model.read(inputs)
+        model.head_inputs(inputs)
     if objective != "mlm":
-        model.read(inputs, of_generator=True)
-    model.represent(inputs)
+        model.head_inputs(inputs, of_generator=True)
+    model.mean_pool(inputs)
     assert torch.equal(generator, torch.get_rng_state())
-    assert not model.backbone.__dict__.get("tally") or not model.backbone.tally.sums
+    assert not model.backbone.__dict__.get("metric_accumulator") or not model.backbone.metric_accumulator.sums
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -181,9 +181,9 @@ def test_readings_and_representations_wait_for_no_values(objective):
     model = made(objective).eval().to("meta")
     inputs = {name: values.to("meta") for name, values in batch(objective).items()}
     for layers in (None, 1):
-        reading = model.read(inputs, layers, of_generator=objective.startswith("mcbert"))
+        reading = model.head_inputs(inputs, layers, of_generator=objective.startswith("mcbert"))
         assert reading.head(reading.hidden_BMD)[1].shape[:2] == reading.labels_BM.shape
-        assert model.represent(inputs, layers).shape == (6, 32)
+        assert model.mean_pool(inputs, layers).shape == (6, 32)
 
 
 @pytest.mark.parametrize("objective", ["mlm", "electra"])
@@ -193,23 +193,23 @@ def test_a_representation_is_the_mean_over_the_tokens_of_the_row(objective):
     ids, real = inputs["input_ids"], inputs["document_ids"] > 0
     words = model.backbone.embeddings.word_embeddings.weight
     expected = torch.stack([words[ids[row, real[row]]].mean(dim=0) for row in range(6)])
-    assert torch.allclose(model.represent(inputs, layers=0), expected, atol=1e-6)
+    assert torch.allclose(model.mean_pool(inputs, layers=0), expected, atol=1e-6)
     plain = {"input_ids": ids}
     for layers in (1, 2, None):
         cut = copy.deepcopy(model)
         set_order(cut.backbone, range(layers or 4))
         expected = cut.backbone(ids).last_hidden_state.mean(dim=1)
-        assert torch.allclose(model.represent(plain, layers), expected, atol=1e-6)
+        assert torch.allclose(model.mean_pool(plain, layers), expected, atol=1e-6)
     mask = {"input_ids": ids, "attention_mask": real.long()}
     hidden = model.backbone(ids, attention_mask=real.long()).last_hidden_state
-    assert torch.allclose(model.represent(mask), hidden[:, :13].mean(dim=1), atol=1e-6)
+    assert torch.allclose(model.mean_pool(mask), hidden[:, :13].mean(dim=1), atol=1e-6)
 
 
 @torch.no_grad()
 def test_a_representation_of_documents_is_the_mean_of_theirs():
     model, inputs = spread("mlm"), batch("mlm")
-    first, second = (model.represent({"input_ids": inputs["input_ids"][:, part]}) for part in PARTS)
-    assert torch.allclose(model.represent(inputs), (7 * first + 6 * second) / 13, atol=1e-5)
+    first, second = (model.mean_pool({"input_ids": inputs["input_ids"][:, part]}) for part in PARTS)
+    assert torch.allclose(model.mean_pool(inputs), (7 * first + 6 * second) / 13, atol=1e-5)
 
 
 @torch.no_grad()
@@ -217,8 +217,8 @@ def test_representations_are_in_float32_and_any_encoder_has_them():
     torch.manual_seed(0)
     model = EffptBertModel(tiny.config()).eval()
     inputs = {"input_ids": batch("mlm")["input_ids"]}
-    exact = [model.represent(inputs, layers) for layers in (0, 1)]
-    half = [model.bfloat16().represent(inputs, layers) for layers in (0, 1)]
+    exact = [model.mean_pool(inputs, layers) for layers in (0, 1)]
+    half = [model.bfloat16().mean_pool(inputs, layers) for layers in (0, 1)]
     assert {vectors.dtype for vectors in half} == {torch.float32}
     assert all(torch.allclose(left, right, atol=0.05) for left, right in zip(exact, half, strict=True))
 
@@ -230,11 +230,11 @@ def test_words_of_disentangled_tables_are_those_that_the_encoder_reads():
     model.electra.embeddings.word_embeddings.weight.normal_()
     both = model.electra.embeddings.word_embeddings.weight + model.generator.electra.embeddings.word_embeddings.weight
     row = inputs["input_ids"][0, :13]
-    assert torch.allclose(model.represent(inputs, layers=0)[0], both[row].mean(dim=0), atol=1e-6)
+    assert torch.allclose(model.mean_pool(inputs, layers=0)[0], both[row].mean(dim=0), atol=1e-6)
 
 
 @torch.no_grad()
 def test_a_row_of_padding_has_a_representation():
     model, inputs = made("mlm").eval(), batch("mlm")
     inputs["document_ids"][0] = 0
-    assert torch.isfinite(model.represent(inputs)).all()
+    assert torch.isfinite(model.mean_pool(inputs)).all()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-class Tally:
+class MetricAccumulator:
     """Running sums by name; adding to one never waits for the device."""
 
     def __init__(self) -> None:
@@ -25,6 +25,6 @@ class Tally:
         return taken
 
 
-def tally_of(backbone: Any) -> Tally:
+def accumulator_of(backbone: Any) -> MetricAccumulator:
     """The tally of `backbone`, made at the first call."""
-    return backbone.__dict__.setdefault("tally", Tally())
+    return backbone.__dict__.setdefault("metric_accumulator", MetricAccumulator())

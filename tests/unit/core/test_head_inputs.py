@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_effpt.core.reading import Reading
+from hf_effpt.core.head_inputs import HeadInputs
 
 NONE = -100
 
@@ -12,7 +12,7 @@ def thinned(labels, number):
     """The answers at the positions that are left, for hidden states that say which position they are of."""
     labels_BM = torch.tensor(labels)
     places_BM1 = torch.arange(labels_BM.shape[1]).expand(labels_BM.shape)[..., None].float()
-    found = Reading(places_BM1, labels_BM, lambda hidden: (hidden, hidden)).thinned(number)
+    found = HeadInputs(places_BM1, labels_BM, lambda hidden: (hidden, hidden)).subsample(number)
     for row, (places, answers) in enumerate(zip(found.hidden_BMD[..., 0].long(), found.labels_BM, strict=True)):
         assert torch.equal(labels_BM[row, places], answers)
     return found.labels_BM.tolist()

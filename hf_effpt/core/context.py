@@ -11,7 +11,7 @@ Batch = Mapping[str, Tensor]
 Work = Callable[[Any, Batch], Tensor]
 
 
-class Scored(Protocol):
+class ScoreRows(Protocol):
     """Has a model judge rows, some at a time, as in evaluation, charged to the run."""
 
     def __call__(
@@ -37,7 +37,7 @@ class Look:
     Args:
         number (`int`): of the rows at hand, how many this process is to learn from.
         step (`int`), fraction (`float`), seed (`int`): of the run; the step is counted from 0.
-        scored ([`Scored`]): has a model judge rows.
+        scored ([`ScoreRows`]): has a model judge rows.
         counted (`Callable`): makes a context in which the method computes something of its own, whose FLOPs are
             charged; no model may run in it.
         reference (`Callable[[str], nn.Module]`): the frozen model of one of the method's `references`.
@@ -52,7 +52,7 @@ class Look:
     step: int
     fraction: float
     seed: int
-    scored: Scored
+    scored: ScoreRows
     counted: Callable[[], AbstractContextManager]
     reference: Callable[[str], nn.Module]
     mask_anew: Callable[[Batch, Any], dict[str, Tensor]]
@@ -62,7 +62,7 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Spent:
+class CostReport:
     """What a run has spent, and what of it on one method.
 
     Args:

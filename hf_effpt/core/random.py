@@ -71,6 +71,6 @@ def _shifted(values: Tensor, bits: int) -> Tensor:
     return (values >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def generator_of(seed: int, step: int, stream: int) -> np.random.Generator:
+def step_rng(seed: int, step: int, stream: int) -> np.random.Generator:
     """The random numbers of one stream in one step of a run, all that they depend on; no global generator moves."""
     return np.random.Generator(np.random.Philox(key=[seed & 0xFFFFFFFFFFFFFFFF, step], counter=[0, 0, 0, stream]))

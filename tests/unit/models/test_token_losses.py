@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_effpt.core.rows import ask_for_losses, is_asked_for_losses, listening, row_losses
+from hf_effpt.core.token_losses import has_loss_observers, observe_losses, recording_losses, row_losses
 from tests import tiny
 
 PLAIN = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -35,7 +35,7 @@ def main_loss(objective, output):
 
 
 def told(model, inputs):
-    with listening(model.backbone) as heard:
+    with recording_losses(model.backbone) as heard:
         output = model(**inputs)
     return heard, output
 
@@ -66,7 +66,7 @@ def test_rows_add_up_to_the_loss(objective, positions):
     assert torch.equal(counts.long(), asked_BL.sum(dim=1))
     total = output.loss * counts.sum() if objective == "mlm" else output.sums["main_loss"]
     assert torch.allclose(sums.sum(), total, rtol=1e-5)
-    assert (losses.losses_N[~losses.asked_N] == 0).all()
+    assert (losses.losses_N[~losses.labelled_N] == 0).all()
     assert not losses.losses_N.requires_grad
 
 
@@ -88,10 +88,10 @@ def test_tokens_are_in_the_order_of_their_positions():
     (grid,), _ = told(model, inputs)
     chosen = inputs["labels"].gather(1, inputs.pop("masked_positions")) != -100
     (packed,), _ = told(model, inputs)
-    assert torch.equal(grid.asked_N.view(6, 2), chosen)
-    assert packed.asked_N.all()
-    assert torch.allclose(grid.losses_N[grid.asked_N], packed.losses_N, atol=1e-5)
-    assert torch.equal(grid.row_N[grid.asked_N], packed.row_N)
+    assert torch.equal(grid.labelled_N.view(6, 2), chosen)
+    assert packed.labelled_N.all()
+    assert torch.allclose(grid.losses_N[grid.labelled_N], packed.losses_N, atol=1e-5)
+    assert torch.equal(grid.row_N[grid.labelled_N], packed.row_N)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -100,7 +100,7 @@ def test_who_only_listens_changes_nothing(objective):
     loss = model(**inputs).loss
     before = gradients(model, loss)
     seen = []
-    ask_for_losses(model.backbone, "test", lambda losses: seen.append(losses))
+    observe_losses(model.backbone, "test", lambda losses: seen.append(losses))
     again = model(**inputs).loss
     assert torch.equal(loss, again)
     assert all(torch.equal(before[name], value) for name, value in gradients(model, again).items())
@@ -112,10 +112,10 @@ def test_who_only_listens_changes_nothing(objective):
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_without_anyone_who_asks_nothing_is_computed(objective, monkeypatch):
     model, inputs = made(objective), batch(objective)
-    ask_for_losses(model.backbone, "test", lambda losses: None)
-    ask_for_losses(model.backbone, "test", None)
-    assert not is_asked_for_losses(model.backbone)
-    monkeypatch.setattr("hf_effpt.models.told_losses.TokenLosses", lambda *_: 1 / 0)
+    observe_losses(model.backbone, "test", lambda losses: None)
+    observe_losses(model.backbone, "test", None)
+    assert not has_loss_observers(model.backbone)
+    monkeypatch.setattr("hf_effpt.core.token_losses.TokenLosses", lambda *_: 1 / 0)
     model(**inputs).loss.backward()
 
 
@@ -127,7 +127,7 @@ def test_weights_of_one_are_no_weights(objective, positions):
         del inputs["masked_positions"]
     loss = model(**inputs).loss
     before = gradients(model, loss)
-    ask_for_losses(model.backbone, "test", lambda losses: torch.ones_like(losses.losses_N))
+    observe_losses(model.backbone, "test", lambda losses: torch.ones_like(losses.losses_N))
     weighted = model(**inputs).loss
     assert torch.allclose(loss, weighted, rtol=1e-6)
     assert_close(before, gradients(model, weighted))
@@ -137,9 +137,9 @@ def test_weights_of_one_are_no_weights(objective, positions):
 def test_rows_of_weight_zero_teach_nothing(objective):
     model, inputs = made(objective), batch(objective)
     per = {"num_items_in_batch": model.count_items(inputs)}
-    ask_for_losses(model.backbone, "test", lambda losses: (losses.row_N != 1).float())
+    observe_losses(model.backbone, "test", lambda losses: (losses.row_N != 1).float())
     weighted = gradients(model, main_loss(objective, model(**inputs, **per)))
-    ask_for_losses(model.backbone, "test", None)
+    observe_losses(model.backbone, "test", None)
     others = {name: values[torch.arange(6) != 1] for name, values in inputs.items()}
     expected = gradients(model, main_loss(objective, model(**others, **per)))
     if objective == "mcbert masked":  # replaced tokens are detected everywhere, whatever the weights
@@ -152,7 +152,7 @@ def test_rows_of_weight_zero_teach_nothing(objective):
 def test_the_generator_learns_the_same_whatever_the_weights(objective):
     model, inputs = made(objective), batch(objective)
     before = gradients(model, model(**inputs).loss)
-    ask_for_losses(model.backbone, "test", lambda losses: torch.zeros_like(losses.losses_N))
+    observe_losses(model.backbone, "test", lambda losses: torch.zeros_like(losses.losses_N))
     output = model(**inputs)
     after = gradients(model, output.loss)
     own = [name for name in before if name.startswith("generator.electra.encoder")]
@@ -167,9 +167,9 @@ def test_hints_reach_who_asks_and_nobody_else(objective):
     model, inputs = made(objective), batch(objective)
     hints, seen = torch.arange(6.0), []
     plain = model(**inputs).loss
-    assert torch.equal(plain, model(**inputs, loss_hints=hints).loss)
-    ask_for_losses(model.backbone, "test", lambda losses: seen.append(losses.hints))
-    model(**inputs, loss_hints=hints)
+    assert torch.equal(plain, model(**inputs, loss_weight_inputs=hints).loss)
+    observe_losses(model.backbone, "test", lambda losses: seen.append(losses.weight_inputs))
+    model(**inputs, loss_weight_inputs=hints)
     model(**inputs)
     assert seen[0] is hints
     assert seen[1] is None
@@ -179,7 +179,7 @@ def test_hints_reach_who_asks_and_nobody_else(objective):
 def test_nothing_waits_for_values(objective):
     """On the meta device there are none."""
     model = made(objective).to("meta")
-    ask_for_losses(model.backbone, "test", lambda losses: losses.losses_N / losses.by_row()[0].sum())
+    observe_losses(model.backbone, "test", lambda losses: losses.losses_N / losses.by_row()[0].sum())
     loss = model(**{name: values.to("meta") for name, values in batch(objective).items()}).loss
     loss.backward()
     assert loss.shape == ()
@@ -189,9 +189,9 @@ def test_weights_of_several_methods_are_multiplied():
     model, inputs = made("mlm"), batch("mlm")
     loss = model(**inputs).loss
     for name, factor in (("one", 2.0), ("two", 1.5)):
-        ask_for_losses(model.bert, name, lambda losses, factor=factor: torch.full_like(losses.losses_N, factor))
-    ask_for_losses(model.bert, "three", lambda losses: None)
+        observe_losses(model.bert, name, lambda losses, factor=factor: torch.full_like(losses.losses_N, factor))
+    observe_losses(model.bert, "three", lambda losses: None)
     assert torch.allclose(model(**inputs).loss, 3 * loss)
-    with listening(model.bert) as heard:
+    with recording_losses(model.bert) as heard:
         assert torch.equal(model(**inputs).loss, loss)  # who listens has it unweighted
     assert len(heard) == 1

@@ -6,44 +6,48 @@ costs 1 + s / k. So rows have to teach more than so many times as much as random
 
 from typing import Any
 
-from hf_effpt.core.look import Spent
+from hf_effpt.core.context import CostReport
 
-from .strategy import Uses
+from .strategy import ResolvedSettings
 
 
-def account(uses: Uses, strategy: str, picks_rows: bool, counts: tuple[int, int, int], spent: Spent) -> dict[str, Any]:
+def cost_report(
+    resolved: ResolvedSettings, strategy: str, picks_rows: bool, counts: tuple[int, int, int], spent: CostReport
+) -> dict[str, Any]:
     """What a run with selection has cost.
 
     Args:
-        uses ([`Uses`]): the settings.
+        resolved ([`ResolvedSettings`]): the settings.
         strategy (`str`): its name.
         picks_rows (`bool`): whether rows are left out; else `keep` is no share of them, and the law has k = 1.
         counts (`tuple[int, int, int]`): rows looked at, judged, and trained on.
-        spent ([`Spent`]): by the run, and by selection.
+        spent ([`CostReport`]): by the run, and by selection.
 
     Returns:
         `keep`, `seen`, `scored`, `trained`; by FLOPs and by seconds the cost `s`, the break-even gain 1 + s / k, and
         the share of the run that was spent before it, `prepaid`; a sentence in `text`.
     """
     seen, scored, trained = counts
-    told: dict[str, Any] = {"keep": uses.keep, "seen": seen, "scored": scored, "trained": trained}
+    told: dict[str, Any] = {"keep": resolved.keep, "seen": seen, "scored": scored, "trained": trained}
     for unit in ("flops", "seconds"):
         own, total, before = (getattr(spent, f"{kind}{unit}") for kind in ("method_", "", "prepared_"))
         rest = total - own if spent.charged else total
         if trained and rest > 0 and seen:
             cost = (own - before) / (scored or seen) / (rest / trained)
-            told |= {f"s_{unit}": cost, f"break_even_{unit}": 1.0 + cost / (uses.keep if picks_rows else 1.0)}
+            told |= {f"s_{unit}": cost, f"break_even_{unit}": 1.0 + cost / (resolved.keep if picks_rows else 1.0)}
             told[f"prepaid_{unit}"] = before / total if spent.charged else 0.0
-    told["text"] = _sentence(told, uses, strategy, picks_rows, spent)
+    told["text"] = _sentence(told, resolved, strategy, picks_rows, spent)
     return told
 
 
-def _sentence(told: dict[str, Any], uses: Uses, strategy: str, picks_rows: bool, spent: Spent) -> str:
+def _sentence(
+    told: dict[str, Any], resolved: ResolvedSettings, strategy: str, picks_rows: bool, spent: CostReport
+) -> str:
     seen, trained = told["seen"], told["trained"]
     if picks_rows and seen == trained:
         return (
-            f"Selection has picked no rows: it does so between {uses.start:g} and {uses.end:g} of the budget, after "
-            f"{uses.warmup} steps of warm-up."
+            f"Selection has picked no rows: it does so between {resolved.start:g} and {resolved.end:g} of the budget, "
+            f"after {resolved.warmup} steps of warm-up."
         )
     if strategy == "random":
         return f"Selection learned from {trained:,} of {seen:,} rows, drawn by lot."
