@@ -16,7 +16,7 @@ import yaml
 
 import hf_effpt.methods  # noqa: F401  fills METHODS
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.method import METHODS, build_methods, nearest
+from hf_effpt.core.registry import METHODS, build_methods, nearest
 
 from .arguments import EffptTrainingArguments
 from .overrides import SECTIONS, apply_overrides
