@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.files import STAGING, is_disk_full, replacing_folder_contents
+from hf_effpt.core.files import STAGING, is_disk_full, replacing_folder_contents, write_atomically
 from hf_effpt.hub.card import model_card
 from hf_effpt.models.base import exports_of
 
@@ -93,4 +93,4 @@ class Saver:
         """Writes the model card of what is trained now, with these facts besides, where they are known."""
         known = {name: value for name, value in given.items() if value is not None}
         record = run_record(self.trainer, self.trainer.model.export()) | known
-        model_card(record, self.trainer.hub_model_id).save(Path(self.args.output_dir) / "README.md")
+        write_atomically(Path(self.args.output_dir) / "README.md", model_card(record, self.trainer.hub_model_id).save)
