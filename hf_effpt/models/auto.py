@@ -11,7 +11,7 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
-from . import bert, electra, mcbert, named, pruned_bert, replaced_mlm
+from . import bert, electra, families, mcbert, pruned_bert, replaced_mlm
 
 HEADS = {
     AutoModel: "Model",
@@ -24,17 +24,10 @@ HEADS = {
 
 
 def register_auto() -> None:
-    """Registers every configuration with its models; a second call changes nothing."""
+    """Registers every configuration and its models; repeated calls change nothing."""
     for module, prefix in (
         (bert, "EffptBert"),
-        (named, "CompressibleBert"),
-        (named, "EarlyBert"),
-        (named, "LayerDropBert"),
-        (named, "LayerSkipBert"),
-        (named, "LotteryBert"),
-        (named, "SelectionBert"),
-        (named, "StackableBert"),
-        (named, "TNFBert"),
+        *((families, prefix) for prefix in families.FAMILIES),
         (electra, "EffptElectra"),
         (mcbert, "McBert"),
         (pruned_bert, "PrunedBert"),
