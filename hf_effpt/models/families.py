@@ -29,16 +29,16 @@ def _add_class(name: str, base: type, doc: str, **attributes: object) -> type:
     return globals()[name]
 
 
-for _prefix, (_model_type, _method, _trained, _paper) in FAMILIES.items():
-    _config = _add_class(
-        f"{_prefix}Config",
-        EffptBertConfig,
-        f"Configuration of a BERT {_trained} ({_paper}).",
-        model_type=_model_type,
-        default_methods={_method: {}},
+def _add_family(prefix: str, model_type: str, method: str, trained: str, paper: str) -> None:
+    doc = f"Configuration of a BERT {trained} ({paper})."
+    config = strict(
+        _add_class(f"{prefix}Config", EffptBertConfig, doc, model_type=model_type, default_methods={method: {}})
     )
-    strict(_config)
-    for _part, (_base, _what) in PARTS.items():
-        _add_class(f"{_prefix}{_part}", _base, f"{_what}, {_trained}.", config_class=_config)
+    for part, (base, what) in PARTS.items():
+        _add_class(f"{prefix}{part}", base, f"{what}, {trained}.", config_class=config)
+
+
+for _prefix, _family in FAMILIES.items():
+    _add_family(_prefix, *_family)
 
 __all__ = [f"{prefix}{part}" for prefix in FAMILIES for part in ("Config", *PARTS)]
