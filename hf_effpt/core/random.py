@@ -1,6 +1,7 @@
 """Random numbers on the device that are a pure function of what they are for; no generator is touched."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +21,14 @@ _GOLDEN, _FIRST, _SECOND = map(_signed, _STEPS)
 _ROW = 0x632BE59BD9B4E019
 
 
-def mix(values: Tensor) -> Tensor:
-    """One step of SplitMix64 (Steele et al., 2014) on int64 tensors, whose arithmetic wraps around."""
+def mix(values: Any) -> Any:
+    """One step of SplitMix64 (Steele et al., 2014) on an int64 tensor or a uint64 array; integers wrap around."""
+    if isinstance(values, np.ndarray):
+        return _mixed(values.view(np.int64)).view(np.uint64)
+    return _mixed(values)
+
+
+def _mixed(values: Any) -> Any:
     mixed = values + _GOLDEN
     mixed = (mixed ^ _shifted(mixed, 30)) * _FIRST
     mixed = (mixed ^ _shifted(mixed, 27)) * _SECOND
@@ -66,9 +73,22 @@ def _folded(salts: Sequence[int]) -> int:
     return folded
 
 
-def _shifted(values: Tensor, bits: int) -> Tensor:
+def _shifted(values: Any, bits: int) -> Any:
     """A shift to the right that fills up with zeros, as on unsigned numbers."""
     return (values >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def fold(*parts: np.ndarray | int) -> np.ndarray:
+    """A uint64 hash of integers; arrays are broadcast, negative numbers wrapped."""
+    key = np.zeros(1, np.uint64)
+    for part in parts:
+        key = mix(key ^ np.atleast_1d(np.asarray(part)).astype(np.uint64))
+    return key
+
+
+def indexed(index: np.ndarray, seed: int) -> np.ndarray:
+    """A float64 number in [0, 1) for each index."""
+    return (fold(seed, index) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def step_rng(seed: int, step: int, stream: int) -> np.random.Generator:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, PreTrainedModel
 
-from hf_effpt.core.depth import first_layers, flatten
+from hf_effpt.core.depth import PRUNING, first_layers, flatten
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.ledger import PRUNING
 from hf_effpt.core.method import Method, build_methods
+from hf_effpt.core.padding import real_tokens
 from hf_effpt.core.snapshot import Snapshot
 from hf_effpt.core.width import resize, widen
 
@@ -29,8 +29,6 @@ class EffptMixin:
     pretrains: ClassVar[bool] = False  # whether it learns from masked text, and not from labels of a task
     main_loss_name: ClassVar[str | None] = None  # of a model whose loss has parts, the figure that it is judged by
     training_only: ClassVar[tuple[str, ...]] = ()  # beginnings of the names of what is not exported
-    # What methods learn in steps too small for half precision, whatever the rest is loaded in.
-    _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["width_gates", "gates", "masks.scores"]
     exports_narrow: ClassVar[bool] = False  # whether there is a class for what it exports with narrower layers
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
@@ -61,8 +59,7 @@ class EffptMixin:
         if not any(method.needs_snapshot for method in self.methods):
             self.snapshot = None
         elif self.snapshot is None:
-            # What selection has learned of the rows is true of them whatever the weights are.
-            self.snapshot = Snapshot(self, without=("selector.",))
+            self.snapshot = Snapshot(self)
             # A copy that a new run makes of its own weights is not missing from those of others.
             self._keys_to_ignore_on_load_missing = {*(self._keys_to_ignore_on_load_missing or ()), r"^snapshot\."}
 
@@ -237,15 +234,6 @@ def encoder_inputs(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
         attention = model.config._attn_implementation
         inputs["attention_mask"], inputs["position_ids"] = isolate_documents(document_ids, attention, model.dtype)
     return inputs
-
-
-def real_tokens(like_BL: Tensor, attention_mask: Tensor | None, document_ids: Tensor | None) -> Tensor:
-    """Where a row has tokens and no padding, of the shape of `like_BL`."""
-    if document_ids is not None:
-        return document_ids > 0
-    if attention_mask is not None:
-        return attention_mask == 1
-    return torch.ones_like(like_BL, dtype=torch.bool)
 
 
 def isolate_documents(document_ids_BL: Tensor, attention: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

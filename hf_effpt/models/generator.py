@@ -22,10 +22,11 @@ from hf_effpt.core.anatomy import set_generator
 from hf_effpt.core.depth import first_layers, flatten, stack_of
 from hf_effpt.core.head_inputs import HeadInputs
 from hf_effpt.core.metrics import accumulator_of
+from hf_effpt.core.padding import real_tokens
 from hf_effpt.core.random import row_keys
 from hf_effpt.core.token_losses import Reduction, observed_loss
 
-from .base import EffptMixin, encoder_inputs, fill, isolate_documents, real_tokens
+from .base import EffptMixin, encoder_inputs, fill, isolate_documents
 from .bert import masked_loss
 from .sampling import sample, uniforms
 from .sparse_layer import drops, encode_at, gather_rows, positions_of
@@ -226,7 +227,6 @@ class WithGenerator(EffptMixin):
     def _batch(self, given: Mapping[str, Any]) -> Batch:
         """What `forward` is given, as both models see it."""
         inputs = encoder_inputs(self, given)
-        inputs.pop("note_ids", None)  # looked up in ids that the main model does not read
         inputs.pop("inputs_embeds", None)
         input_ids, labels = inputs.pop("input_ids"), given["labels"]
         masked_positions, num_items_in_batch = given.get("masked_positions"), given.get("num_items_in_batch")

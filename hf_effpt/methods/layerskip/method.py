@@ -9,9 +9,8 @@ from typing import Any, ClassVar, Literal, get_args
 
 from torch import Tensor, nn
 
-from hf_effpt.core.depth import flatten, set_order, stack_of
+from hf_effpt.core.depth import PRUNING, flatten, set_order, stack_of
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.ledger import PRUNING
 from hf_effpt.core.method import Method, Paper, Run, start_after
 from hf_effpt.core.objectives import objective_of
 

@@ -14,7 +14,7 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.ledger import record
 from hf_effpt.core.method import Method, Paper, Run, start_after
 from hf_effpt.core.metrics import accumulator_of
-from hf_effpt.core.snapshot import Snapshot
+from hf_effpt.core.snapshot import snapshot_of
 
 from .masks import Masks, prunable
 from .ranking import Criterion, best, scores_of
@@ -188,12 +188,12 @@ class Lottery(Method):
         now = rounds_of(backbone.config)
         if now is None:
             if fraction >= self._start:
-                _snapshot_of(run).take(run.model)
+                snapshot_of(run.model).take(run.model)
                 run.optimizer.state.clear()
                 begin(backbone.config, step, fraction, self.rounds)
             return False
         if self.rewind_to and step == now.step + self.rewind_to and not now.done:
-            _snapshot_of(run).take(run.model)
+            snapshot_of(run.model).take(run.model)
         if due := now.due(self.rounds, fraction):
             if step < now.step + self.rewind_to:
                 raise EffptError(
@@ -208,7 +208,7 @@ class Lottery(Method):
         masks: Masks = backbone.masks
         final = {name: linear.weight.detach().clone() for name, linear in prunable(backbone).items()}
         kept = {name: mask.clone() for name, mask in masks.kept().items()}
-        _snapshot_of(run).put_back(run.model)
+        snapshot_of(run.model).put_back(run.model)
         first = {name: linear.weight.detach().clone() for name, linear in prunable(backbone).items()}
         scores = scores_of(self.criterion, final, first, run.seed + step)
         done = prunings(backbone.config) + due
@@ -236,10 +236,3 @@ class Lottery(Method):
 
     def cost_signature(self, backbone: nn.Module) -> str:
         return f"lottery {self.learn}{' rescaled' if self.rescale else ''}"
-
-
-def _snapshot_of(run: Run) -> Snapshot:
-    """The copy that the model of a run keeps, as it is there while anything will be rewound."""
-    snapshot = run.model.snapshot
-    assert isinstance(snapshot, Snapshot)
-    return snapshot
