@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from hf_effpt.core.anatomy import generator_of
 from hf_effpt.core.depth import stack_of
 from hf_effpt.core.metrics import accumulator_of
+from hf_effpt.core.precision import KeepsPrecision
 
 from .lookup import SPECIAL, Occurrences, Words, entries_of, occurrences_of, words_of
 from .writing import gather_processes, take_in, window_means
@@ -33,7 +35,7 @@ class NoteInputs:
     sums: dict[str, Tensor]
 
 
-class NoteDictionary(nn.Module):
+class NoteDictionary(KeepsPrecision):
     """Notes of rare words, which the backbone reads at its input and writes from its output.
 
     All that a checkpoint must hold is in persistent buffers, none of them a parameter: `vectors`, fp32 of shape
@@ -65,13 +67,6 @@ class NoteDictionary(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{len(self.keys)} entries of {self.vectors.shape[1]}, k={self.k}"
-
-    def _apply(self, fn: Any, recurse: bool = True) -> NoteDictionary:
-        exact = self.vectors
-        super()._apply(fn, recurse)
-        if self.vectors.dtype != torch.float32:
-            self.vectors = exact.to(self.vectors.device)
-        return self
 
     @torch.no_grad()
     def draw(self, seed: int) -> None:
@@ -108,6 +103,8 @@ class NoteDictionary(nn.Module):
         """Looks up the ids that the backbone is given; `note_ids`, if there, are the entries a collator has found."""
         kwargs = dict(kwargs)
         note_ids = kwargs.pop("note_ids", None)
+        if generator_of(backbone) is not None:
+            note_ids = None  # found in the masked ids, and the backbone reads what the generator made of them
         ids_BL = args[0] if args else kwargs.get("input_ids")
         if ids_BL is not None and (backbone.training or self.reads_always):
             words = words_of(ids_BL, self.kinds)
