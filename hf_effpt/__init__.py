@@ -17,9 +17,12 @@ if TYPE_CHECKING:
     from .comparison.compare import compare as compare
     from .comparison.sweep import budget_sweep as budget_sweep
     from .core.clock import Clock as Clock
+    from .core.context import RunContext as RunContext
     from .core.errors import EffptError as EffptError
-    from .core.method import METHODS as METHODS
     from .core.method import Method as Method
+    from .core.registry import METHODS as METHODS
+    from .core.registry import register as register
+    from .core.row_method import RowMethod as RowMethod
     from .core.ticket import Ticket as Ticket
     from .data.masking import DataCollatorForMaskedLM as DataCollatorForMaskedLM
     from .data.packing import pack as pack
