@@ -55,7 +55,7 @@ _PUBLIC = {
     ),
     "DataCollatorForMaskedLM": "data.masking",
     "DataCollatorForNotes": "methods.tnf",
-    "train_tokenizer": "data.tokenizer",
+    "train_tokenizer": "data.tokenizer_training",
     "pack": "data.packing",
     "EffptTrainingArguments": "training.arguments",
     "EffptTrainer": "training.trainer",

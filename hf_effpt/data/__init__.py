@@ -4,7 +4,8 @@ from hf_effpt.data.corpus import Corpus, corpus_of, open_corpus
 from hf_effpt.data.masking import DataCollatorForMaskedLM
 from hf_effpt.data.packing import PackedRows, facts, pack
 from hf_effpt.data.pydoc import labelled_docstrings
-from hf_effpt.data.tokenizer import TokenizerReport, tokenizer_report, train_tokenizer
+from hf_effpt.data.tokenizer_report import TokenizerReport, tokenizer_report
+from hf_effpt.data.tokenizer_training import train_tokenizer
 
 __all__ = [
     "Corpus",

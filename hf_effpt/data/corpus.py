@@ -10,9 +10,9 @@ from pathlib import Path
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.data.cache import content_hash
-from hf_effpt.data.hosted import open_hub, open_saved
+from hf_effpt.data.datasets_sources import open_hub, open_saved
+from hf_effpt.data.file_readers import READERS, Source, parquet_text_bytes, read_txt_paragraphs
 from hf_effpt.data.pydoc import open_pydoc
-from hf_effpt.data.readers import READERS, Source, parquet_text_bytes, read_txt_paragraphs
 
 SUPPORTED = ", ".join(READERS)
 # Spellings of a split in file names, as `datasets` reads them.

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from hf_effpt.data.specials import text_backend
+from hf_effpt.data.vocabulary import text_backend
 
 # Documents longer than this are cut, so that threads share the work and memory stays small.
 CUT_CHARACTERS = 64 * 1024

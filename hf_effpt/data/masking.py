@@ -7,9 +7,8 @@ import torch
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.objectives import OBJECTIVES
-from hf_effpt.data.counter import fold, mix
-from hf_effpt.data.specials import special_ids
-from hf_effpt.data.words import continuations
+from hf_effpt.data.counter_random import fold, mix
+from hf_effpt.data.vocabulary import continuations, special_ids
 
 # The low bits of a sort key hold the position, so that keys in a row never tie.
 POSITION_BITS = 16

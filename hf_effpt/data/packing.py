@@ -15,13 +15,13 @@ from datasets.utils import tqdm
 from hf_effpt.core.errors import EffptError
 from hf_effpt.data.cache import build_once, cache_folder
 from hf_effpt.data.corpus import Corpus, open_corpus
-from hf_effpt.data.counter import uniform
+from hf_effpt.data.counter_random import uniform
 from hf_effpt.data.document_selection import Kept
 from hf_effpt.data.encoding import TextEncoder
 from hf_effpt.data.packed_rows import PackedRows, facts
+from hf_effpt.data.row_builders import IsolatedRows, StreamRows
 from hf_effpt.data.row_writer import RowWriter
-from hf_effpt.data.rows import IsolatedRows, StreamRows
-from hf_effpt.data.specials import special_ids
+from hf_effpt.data.vocabulary import special_ids
 
 __all__ = ["PackedRows", "facts", "pack"]
 

@@ -18,7 +18,7 @@ from datasets.utils import tqdm
 from hf_effpt.core.errors import EffptError
 from hf_effpt.data.cache import build_once, cache_folder, content_hash
 from hf_effpt.data.docstrings import Prose, module_docstrings
-from hf_effpt.data.readers import Source
+from hf_effpt.data.file_readers import Source
 
 # Raise when what is extracted from the same files changes.
 FORMAT = 1

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Features, List, Value
 
-from hf_effpt.data.rows import IsolatedRows, StreamRows
+from hf_effpt.data.row_builders import IsolatedRows, StreamRows
 
 # Rows are written in blocks of about this size: few enough of them that looking one up costs nothing.
 BLOCK_BYTES = 32 * 2**20

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.data.specials import text_backend
+from hf_effpt.data.vocabulary import text_backend
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from torch import Tensor
 from transformers import ElectraForPreTraining, PreTrainedModel, PreTrainedTokenizerFast
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.data.specials import text_backend
+from hf_effpt.data.vocabulary import text_backend
 
-from .checkpoint import readable_length
 from .masked_logits import evaluation_mode, masked_logits, predicts_masked_tokens
+from .stock_checkpoint import readable_length
 
 COLUMNS = ("sentence_good", "sentence_bad", "UID", "field")
 # Sentences tokenized at a time: an encoding takes some kilobytes.

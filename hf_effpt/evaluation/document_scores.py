@@ -38,12 +38,12 @@ from hf_effpt.data.document_selection import (
 from hf_effpt.data.encoding import TextEncoder
 from hf_effpt.data.masking import DataCollatorForMaskedLM
 from hf_effpt.data.packing import held_out
-from hf_effpt.data.specials import special_ids
+from hf_effpt.data.vocabulary import special_ids
 
-from .checkpoint import config_of, discriminates, load_pretrained, readable_length
 from .masked_logits import evaluation_mode, masked_logits
-from .record import weights_of
-from .tables import first_line
+from .results_file import weights_of
+from .stock_checkpoint import config_of, discriminates, load_pretrained, readable_length
+from .table_files import first_line
 
 logger = logging.getLogger(__name__)
 

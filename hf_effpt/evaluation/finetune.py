@@ -29,37 +29,14 @@ from transformers.utils import logging as transformers_logging
 
 from hf_effpt.core.errors import EffptError
 
-from .checkpoint import check_finetunable, readable_length
+from .glue_metrics import score
 from .lora import add_lora
-from .metrics import score
 from .protocols import Settings
-from .tables import first_line
+from .stock_checkpoint import check_finetunable, readable_length
+from .table_files import first_line
 from .tasks import Task
 
 DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
-
-
-def finetune(
-    model_dir: str | Path, task: Task, settings: Settings, seed: int, lora: int | None = None
-) -> dict[str, Any]:
-    """Fine-tunes a model on a task and scores it on the validation examples; nothing is kept of the model.
-
-    Args:
-        model_dir (`str` or `Path`): the folder of a stock checkpoint, with its tokenizer.
-        task ([`Task`]): what is learned.
-        settings ([`Settings`]): how.
-        seed (`int`): of the new head, the order of examples and dropout.
-        lora (`int`, *optional*): trains LoRA adapters of this rank and the head only (Hu et al., 2021).
-
-    Returns:
-        `seed`, `scores` (of each metric `value` and `note`), `train_examples`, `validation_examples`, `truncated`
-        (examples of both cut to fit), `steps`, `seconds`, `majority` (the accuracy of always giving the commonest
-        class of the training examples, `None` for a regression) and `notes`.
-
-    Raises:
-        EffptError: the folder has no model and tokenizer that can be fine-tuned, or PEFT is needed and missing.
-    """
-    return finetune_and_keep(model_dir, task, settings, seed, lora, keep=None)
 
 
 def make_accumulation_safe(model: PreTrainedModel) -> PreTrainedModel:
@@ -74,10 +51,27 @@ def make_accumulation_safe(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def finetune_and_keep(
-    model_dir: str | Path, task: Task, settings: Settings, seed: int, lora: int | None, keep: Path | None
+def finetune(
+    model_dir: str | Path, task: Task, settings: Settings, seed: int, lora: int | None = None, keep: Path | None = None
 ) -> dict[str, Any]:
-    """`finetune`, which also saves the encoder to `keep`, as a place to start from."""
+    """Fine-tunes a model on a task and scores it on the validation examples.
+
+    Args:
+        model_dir (`str` or `Path`): folder of a stock checkpoint with its tokenizer.
+        task ([`Task`]): the task to learn.
+        settings ([`Settings`]): hyperparameters.
+        seed (`int`): seed of the new head, the order of examples and dropout.
+        lora (`int`, *optional*): rank of LoRA adapters, trained with the head only (Hu et al., 2021).
+        keep (`Path`, *optional*): folder to save the fine-tuned encoder in; by default it is not saved.
+
+    Returns:
+        `seed`, `scores` (of each metric `value` and `note`), `train_examples`, `validation_examples`, `truncated`
+        (examples of both that were cut), `steps`, `seconds`, `majority` (accuracy of always predicting the training
+        set's commonest class, `None` for a regression) and `notes`.
+
+    Raises:
+        EffptError: the folder has no model and tokenizer that can be fine-tuned, or PEFT is needed and missing.
+    """
     began = time.perf_counter()
     check_finetunable(model_dir)
     set_seed(seed)

@@ -9,8 +9,7 @@ layers of each row are drawn without replacement, and how it is learned.
 """
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hf_effpt.core.freezing import frozen
 from hf_effpt.models.base import isolate_documents
 from hf_effpt.models.bert import masked_loss
 from hf_effpt.models.sparse_layer import gather_rows
@@ -116,19 +116,6 @@ def activations_of(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
         stack.router = _Wrapped(partial(_recorded, seen), [None] * len(stack))
         model.base_model(**_inputs(model, batch))
     return torch.stack(seen, dim=1)
-
-
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter of `model` learns for as long as the block lasts."""
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        for parameter in learning:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in learning:
-            parameter.requires_grad_(True)
 
 
 class _Wrapped:

@@ -14,7 +14,7 @@ from hf_effpt.core.anatomy import layers_of, replace_layers
 from hf_effpt.core.depth import LayerStack
 from hf_effpt.core.errors import EffptError
 
-from .loss import held_out_loss
+from .held_out_loss import held_out_loss
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import hf_effpt.models
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.objectives import OBJECTIVES, objective_in, objective_of
 
-from .held_out import held_out_text, is_auxiliary, run_of
+from .held_out_text import held_out_text, is_auxiliary, run_of
 from .pruning import EVERY_OTHER, SEARCH, check_head, check_pruning, choose_layers
 
 

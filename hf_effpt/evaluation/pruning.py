@@ -16,9 +16,9 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.method import nearest
 from hf_effpt.models.base import EffptMixin
 
+from .held_out_loss import fixed_mask_batches
 from .layer_scores import BATCH_SIZE, STEPS, learn_scores
 from .layer_search import ROWS, search
-from .loss import fixed_mask_batches
 from .masked_logits import predicts_masked_tokens
 
 EVERY_OTHER, SEARCH, DATA_DRIVEN = STRATEGIES = ("every_other", "search", "data_driven")

@@ -8,12 +8,12 @@ from typing import Any
 from hf_effpt.core.errors import EffptError
 
 from .blimp import DivergedError, blimp, check_blimp
-from .checkpoint import config_of, discriminates, load_pretrained, readable_length
-from .held_out import evaluate_loss, held_out_text, unread_mask
-from .pairs import load_pairs
-from .plans import load_tasks, plan_suite
+from .blimp_pairs import load_pairs
+from .finetuning_plan import load_tasks, plan_suite
+from .held_out_text import evaluate_loss, held_out_text, unread_mask
 from .protocols import Protocol, find_protocol
-from .record import Record
+from .results_file import Record
+from .stock_checkpoint import config_of, discriminates, load_pretrained, readable_length
 from .tasks import base_name
 
 logger = logging.getLogger(__name__)

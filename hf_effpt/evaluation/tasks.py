@@ -17,7 +17,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.method import nearest
 
-from .tables import READERS, first_line, read_table
+from .table_files import READERS, first_line, read_table
 
 logger = logging.getLogger(__name__)
 

@@ -11,11 +11,11 @@ from torch import nn
 from hf_effpt.core.anatomy import embeddings_of, generator_of, is_pre_norm
 from hf_effpt.core.depth import LayerStack, flatten, set_order, stack_of
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.freezing import hold, release
 from hf_effpt.core.ledger import record
 from hf_effpt.core.method import Method, Paper, Run, has_lost_layers
 
 from . import slope
-from .freezing import hold, release
 from .ligo import learn_growth
 from .operators import OPERATORS, grow
 from .plan import depths_for, fractions_for, read_at, read_depth

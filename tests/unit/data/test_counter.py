@@ -1,6 +1,6 @@
 import numpy as np
 
-from hf_effpt.data.counter import fold, mix, uniform
+from hf_effpt.data.counter_random import fold, mix, uniform
 
 
 def test_mix_is_splitmix64():

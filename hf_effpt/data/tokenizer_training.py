@@ -10,10 +10,7 @@ from transformers import BertTokenizer, PreTrainedTokenizerFast
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.data.corpus import Corpus, open_corpus
-from hf_effpt.data.counter import uniform
-from hf_effpt.data.tokenizer_report import TokenizerReport, tokenizer_report
-
-__all__ = ["TokenizerReport", "tokenizer_report", "train_tokenizer"]
+from hf_effpt.data.counter_random import uniform
 
 # The ids of BERT's special tokens are their places here.
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

@@ -10,10 +10,10 @@ from typing import Any
 
 from hf_effpt.core.errors import EffptError
 
-from .checkpoint import check_finetunable
-from .finetune import finetune_and_keep
+from .finetune import finetune
 from .lora import check_lora
 from .protocols import Protocol, Settings, find_protocol
+from .stock_checkpoint import check_finetunable
 from .tasks import Task, base_name, load_task
 
 OnResult = Callable[[str, dict[str, Any]], None]
@@ -48,15 +48,17 @@ class Plan:
     def run(
         self, on_result: OnResult | None = None, finished: MutableMapping[str, dict[str, Any]] | None = None
     ) -> dict[str, Any]:
-        """Fine-tunes all that is planned.
+        """Fine-tunes every task with every seed.
 
         Args:
-            on_result (`Callable`, *optional*): called with the task's name and the result of each seed.
+            on_result (`Callable`, *optional*): called with a task's name and the result of [`finetune`] of one seed.
             finished (`MutableMapping[str, dict]`, *optional*): results of earlier calls for this model, which are not
-                measured again; new ones are added, before `on_result` is called.
+                measured again; new ones are added before `on_result` is called.
 
         Returns:
-            As [`finetune_suite`].
+            `protocol`, `lora`, `tasks` (by score name: `value`, `statistic`, `standard_deviation`, `seeds`, `notes`)
+            and `average` (`name`, `value`, `note`). A score that one seed lacks has no value, nor has an incomplete
+            average.
         """
         finished = {} if finished is None else finished
         suffix = f"+lora{self.lora}" if self.lora else ""
@@ -80,7 +82,7 @@ class Plan:
                         results.append(finished[key])
                         continue
                     start = on_mnli if part.waits else self.model_dir
-                    result = finetune_and_keep(start, part.task, part.settings, seed, self.lora, keep)
+                    result = finetune(start, part.task, part.settings, seed, self.lora, keep)
                     results.append(result)
                     finished[key] = result
                     if on_result:
@@ -123,10 +125,18 @@ def plan_suite(
     seeds: int | Sequence[int] | None = None,
     lora: int | None = None,
 ) -> Plan:
-    """Loads and checks what [`finetune_suite`] is given, in the order in which it will be run.
+    """Loads and checks everything that fine-tuning a model by a protocol needs; MNLI comes first.
+
+    Args:
+        model_dir (`str` or `Path`): folder of a stock checkpoint with its tokenizer.
+        tasks (`Sequence[str]`, *optional*): as `load_task` takes them; by default all of the protocol's.
+        protocol (`str` or [`Protocol`]): `default`, `glue9_cramming`, `glue8_mosaic` or `glue8_electra`.
+        data (`str` or `Path`): folder of known tasks, or `"hub"`; `None` if none is named.
+        seeds (`int` or `Sequence[int]`, *optional*): number of seeds or the seeds; by default the protocol's number.
+        lora (`int`, *optional*): rank of LoRA adapters; score names then end in `+loraRANK`.
 
     Raises:
-        EffptError: for a task, protocol or model that cannot be used.
+        EffptError: a task, protocol or model cannot be used.
     """
     protocol = find_protocol(protocol) if isinstance(protocol, str) else protocol
     names = list(dict.fromkeys(protocol.reported if tasks is None else tasks))
@@ -150,38 +160,6 @@ def plan_suite(
         note = f"seeds: {len(chosen)}, where the protocol has {usual}" if len(chosen) != usual else None
         parts.append(Part(task, protocol.settings_of(base), chosen, task.name in waiting, note))
     return Plan(Path(model_dir), protocol, lora, parts)
-
-
-def finetune_suite(
-    model_dir: str | Path,
-    tasks: Sequence[str] | None,
-    protocol: str | Protocol,
-    *,
-    data: str | Path | None,
-    seeds: int | Sequence[int] | None = None,
-    lora: int | None = None,
-    on_result: OnResult | None = None,
-) -> dict[str, Any]:
-    """Fine-tunes a model on tasks as a protocol has it, over its seeds.
-
-    Args:
-        model_dir (`str` or `Path`): the folder of a stock checkpoint, with its tokenizer.
-        tasks (`Sequence[str]`, *optional*): as `load_task` takes them; by default all of the protocol's.
-        protocol (`str` or [`Protocol`]): `default`, `glue9_cramming`, `glue8_mosaic` or `glue8_electra`.
-        data (`str` or `Path`): where known tasks are, a folder or `"hub"`; `None` if none is named.
-        seeds (`int` or `Sequence[int]`, *optional*): how many, or which; by default the protocol's number.
-        lora (`int`, *optional*): as for [`finetune`]; the scores' names then end in `+loraRANK`.
-        on_result (`Callable`, *optional*): called with the task's name and the result of [`finetune`] of each seed.
-
-    Returns:
-        `protocol`, `lora`, `tasks` (by score name: `value`, `statistic`, `standard_deviation`, `seeds`, `notes`) and
-        `average` (`name`, `value` and `note`). A score that one seed lacks has no value, nor has an incomplete
-        average.
-
-    Raises:
-        EffptError: before anything is trained, for a task, protocol or model that cannot be used.
-    """
-    return plan_suite(model_dir, tasks, protocol, data=data, seeds=seeds, lora=lora).run(on_result)
 
 
 def load_tasks(names: Sequence[str], data: str | Path | None) -> list[Task]:

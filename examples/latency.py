@@ -10,8 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_effpt.core.errors import EffptError
-
-from .masked_logits import evaluation_mode
+from hf_effpt.evaluation.masked_logits import evaluation_mode
 
 WARM_UP = 2  # calls of each model that are not counted
 CALLS = 5  # a model's time in a round is the shortest of so many, since other work on the machine only ever adds

@@ -1,6 +1,7 @@
-"""Parts that run forward only: their parameters learn nothing, and the backward pass keeps nothing of them."""
+"""Frozen modules: their parameters learn nothing, and the backward pass keeps nothing of them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from torch import nn
 
@@ -8,7 +9,7 @@ _HELD = "held"  # the parameters that are to learn again
 
 
 def hold(modules: Iterable[nn.Module]) -> None:
-    """Has the parameters of these modules learn nothing."""
+    """Freezes the parameters of these modules."""
     for module in modules:
         if _HELD not in module.__dict__:
             module.__dict__[_HELD] = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -17,7 +18,17 @@ def hold(modules: Iterable[nn.Module]) -> None:
 
 
 def release(modules: Iterable[nn.Module]) -> None:
-    """Has those of their parameters learn again that [`hold`] has stopped, and no others."""
+    """Undoes [`hold`]; parameters that were frozen before it stay frozen."""
     for module in modules:
         for parameter in module.__dict__.pop(_HELD, ()):
             parameter.requires_grad_(True)
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Freezes all parameters of `module` for as long as the block lasts."""
+    hold([module])
+    try:
+        yield
+    finally:
+        release([module])

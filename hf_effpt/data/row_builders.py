@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from hf_effpt.data.specials import SpecialIds
+from hf_effpt.data.vocabulary import SpecialIds
 
 # Pieces are placed in groups of about this many rows: enough for each to find a row that it fills.
 BLOCK_ROWS = 4096

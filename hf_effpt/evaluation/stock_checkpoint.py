@@ -17,7 +17,7 @@ from transformers import (
 
 from hf_effpt.core.errors import EffptError
 
-from .tables import first_line
+from .table_files import first_line
 
 TOKENIZERS = frozenset({"tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model"})
 

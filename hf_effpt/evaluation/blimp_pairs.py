@@ -9,7 +9,7 @@ from datasets import Dataset, concatenate_datasets, get_dataset_config_names, lo
 from hf_effpt.core.errors import EffptError
 
 from .blimp import COLUMNS, missing_columns
-from .tables import first_line, read_table
+from .table_files import first_line, read_table
 
 logger = logging.getLogger(__name__)
 

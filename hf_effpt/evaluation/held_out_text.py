@@ -15,10 +15,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.objectives import OBJECTIVES, objective_in
 from hf_effpt.data.corpus import open_corpus
+from hf_effpt.data.file_readers import READERS
 from hf_effpt.data.packing import PackedRows, facts, pack
-from hf_effpt.data.readers import READERS
 
-from .loss import fixed_mask_batches, held_out_loss, unigram_floor
+from .held_out_loss import fixed_mask_batches, held_out_loss, unigram_floor
 
 logger = logging.getLogger(__name__)
 

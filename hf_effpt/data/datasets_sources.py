@@ -8,7 +8,7 @@ import datasets
 from datasets import Dataset, DatasetDict, IterableDataset
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.data.readers import Source, check_text_column, missing_column
+from hf_effpt.data.file_readers import Source, check_text_column, missing_column
 
 
 def open_saved(path: Path, text_column: str, split: str) -> Source:

@@ -1,14 +1,12 @@
 """Words in rows of tokens: which tokens go on with a word, and what methods may ask about the text of a run."""
 
-import json
 from collections.abc import Iterator
 from functools import cached_property
 
 import numpy as np
 
-from hf_effpt.core.errors import EffptError
 from hf_effpt.data.packed_rows import PackedRows, identity_of_rows
-from hf_effpt.data.specials import special_ids
+from hf_effpt.data.vocabulary import continuations, special_ids
 
 ROWS = 8192  # read at a time
 
@@ -47,29 +45,3 @@ class TrainingText:
         """The token ids of all rows, as int64 arrays of shape `(rows, sequence_length)`."""
         for first in range(0, len(self.rows), ROWS):
             yield self.rows.rows(np.arange(first, min(first + ROWS, len(self.rows))))["input_ids"]
-
-
-def continuations(tokenizer) -> np.ndarray:
-    """
-    For each token of the vocabulary, whether it goes on with the word of the token before.
-
-    Raises:
-        EffptError: the tokenizer does not mark words.
-    """
-    tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
-    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    if model.get("type") == "WordLevel":
-        return np.zeros(len(tokens), bool)
-    prefix = model.get("continuing_subword_prefix")
-    if prefix:
-        return np.array([token.startswith(prefix) for token in tokens])
-    # Byte-level tokens spell a space as Ġ and a line break as Ċ; SentencePiece spells a space as ▁.
-    starts = ("Ġ", "Ċ", "▁")
-    if not any(token.startswith(starts) for token in tokens):
-        raise EffptError(
-            f"{type(tokenizer).__name__} does not mark where words begin (## of WordPiece, Ġ of byte-level BPE, ▁ of "
-            "SentencePiece), which whole words need. Use such a tokenizer, or set whole_word to False and leave out "
-            "methods that look at words."
-        )
-    special = set(tokenizer.all_special_tokens)
-    return np.array([not token.startswith(starts) and token not in special for token in tokens])

@@ -62,6 +62,24 @@ def held_out_loss(model: PreTrainedModel, batches: Iterable[dict[str, Tensor]]) 
     return HeldOut(total.item(), counts)
 
 
+def held_out_sums(model: Any, batches: Iterable[dict[str, Tensor]]) -> tuple[dict[str, float], np.ndarray]:
+    """What the metrics of `model` are made of, summed in evaluation mode, and how often each token was masked.
+
+    Its generator's samples are a pure function of the rows, so the same text gives the same metrics at every call.
+
+    Args:
+        model: with a generator.
+        batches: of `input_ids`, `labels` and the like, as its collator makes them.
+    """
+    totals: dict[str, Tensor] = {}
+    counts = np.zeros(model.config.vocab_size, dtype=np.int64)
+    with evaluation_mode(model):
+        for inputs in counted(batches, counts, model.device):
+            for name, value in model(**inputs).sums.items():
+                totals[name] = totals.get(name, 0.0) + value.double()
+    return {name: value.item() for name, value in totals.items()}, counts
+
+
 def counted(
     batches: Iterable[dict[str, Tensor]], counts: np.ndarray, device: torch.device
 ) -> Iterator[dict[str, Tensor]]:
