@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from hf_effpt import evaluate
-from hf_effpt.evaluation.record import Record
+from hf_effpt.evaluation.results_file import Record
 from hf_effpt.evaluation.suite import table
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

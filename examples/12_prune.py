@@ -9,7 +9,7 @@ import argparse
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from hf_effpt import pack
-from hf_effpt.evaluation.loss import fixed_mask_batches, held_out_loss
+from hf_effpt.evaluation.held_out_loss import fixed_mask_batches, held_out_loss
 from hf_effpt.evaluation.pruning import STRATEGIES, choose_layers
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -15,15 +15,15 @@ import json
 import shlex
 from pathlib import Path
 
+from latency import latency
+from memory_baselines import in_int8, sparse_bytes, stored_bytes, with_zeros
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from hf_effpt import Recipe, pretrain
 from hf_effpt.comparison.frontier import COMPRESSED, LARGE, RANDOM, SMALL, frontier, plot, table
 from hf_effpt.comparison.plots import require_plotting
 from hf_effpt.core.width import resize, widths_of
-from hf_effpt.evaluation.latency import latency
-from hf_effpt.evaluation.loss import fixed_mask_batches, held_out_loss
-from hf_effpt.evaluation.memory_baselines import in_int8, sparse_bytes, stored_bytes, with_zeros
+from hf_effpt.evaluation.held_out_loss import fixed_mask_batches, held_out_loss
 from hf_effpt.pretraining import build_trainer, prepare_data
 
 CUT = ("depth", "head_keep", "ffn_keep", "at", "rounds", "importance")

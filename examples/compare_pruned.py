@@ -18,7 +18,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from hf_effpt import Recipe, pretrain
 from hf_effpt.comparison.statistics import interval, paired
-from hf_effpt.evaluation.loss import fixed_mask_batches, held_out_loss
+from hf_effpt.evaluation.held_out_loss import fixed_mask_batches, held_out_loss
 from hf_effpt.evaluation.pruning import STRATEGIES, choose_layers
 from hf_effpt.pretraining import prepare_data
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .core.ticket import Ticket as Ticket
     from .data.masking import DataCollatorForMaskedLM as DataCollatorForMaskedLM
     from .data.packing import pack as pack
-    from .data.tokenizer import train_tokenizer as train_tokenizer
+    from .data.tokenizer_training import train_tokenizer as train_tokenizer
     from .evaluation.pruning import prune_layers as prune_layers
     from .evaluation.suite import evaluate as evaluate
     from .hub.export import export as export

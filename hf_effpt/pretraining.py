@@ -21,8 +21,8 @@ from hf_effpt.data.corpus import Corpus, open_corpus
 from hf_effpt.data.document_selection import Kept
 from hf_effpt.data.masking import DataCollatorForMaskedLM
 from hf_effpt.data.packing import facts, pack
-from hf_effpt.data.tokenizer import train_tokenizer
 from hf_effpt.data.tokenizer_report import tokenizer_report
+from hf_effpt.data.tokenizer_training import train_tokenizer
 from hf_effpt.evaluation.document_scores import select_documents
 from hf_effpt.hub.folders import CODE_FILES
 from hf_effpt.models.build import model_for

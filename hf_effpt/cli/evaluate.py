@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, extra: list[str]) -> None:
     refuse("evaluate", extra)
-    from hf_effpt.evaluation.record import Record
+    from hf_effpt.evaluation.results_file import Record
     from hf_effpt.evaluation.suite import Measurement, table
     from hf_effpt.hub.scores import add_scores
 

@@ -26,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, extra: list[str]) -> None:
     refuse("tokenizer", extra)
     from hf_effpt.data.corpus import open_corpus
-    from hf_effpt.data.tokenizer import train_tokenizer
     from hf_effpt.data.tokenizer_report import tokenizer_report
+    from hf_effpt.data.tokenizer_training import train_tokenizer
 
     corpus = open_corpus(args.corpus, text_column=args.text_column)
     tokenizer = train_tokenizer(

@@ -7,7 +7,7 @@ from typing import Any
 from hf_effpt.core.clock import JOULES_A_KWH
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.objectives import objective_in
-from hf_effpt.evaluation.held_out import fingerprint_in
+from hf_effpt.evaluation.held_out_text import fingerprint_in
 
 from .grid import Run
 

@@ -1,4 +1,4 @@
-"""Fine-tuning by a protocol: what will be done is found, and found wrong, before any of it is."""
+"""Plans of fine-tuning by a protocol: everything is loaded and checked before anything is trained."""
 
 import hashlib
 import json
@@ -10,10 +10,10 @@ from typing import Any
 
 from hf_effpt.core.errors import EffptError
 
-from .checkpoint import check_finetunable
-from .finetune import finetune_and_keep
+from .finetune import finetune
 from .lora import check_lora
 from .protocols import Protocol, Settings, find_protocol
+from .stock_checkpoint import check_finetunable
 from .tasks import Task, base_name, load_task
 
 OnResult = Callable[[str, dict[str, Any]], None]
@@ -23,10 +23,8 @@ OnResult = Callable[[str, dict[str, Any]], None]
 class Part:
     """One task of a plan.
 
-    Args:
-        task ([`Task`]), settings ([`Settings`]), seeds (`list[int]`): what is learned, how, and how often.
-        waits (`bool`): whether it starts from the encoder fine-tuned on the first task, MNLI.
-        note (`str`, *optional*): of seeds that are not as many as the protocol has.
+    `waits` is `True` if it starts from the encoder fine-tuned on the first task, MNLI. `note` is a remark if the
+    number of seeds is not the protocol's.
     """
 
     task: Task
@@ -38,7 +36,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Plan:
-    """What [`plan_suite`] has checked, to be run."""
+    """Checked plan of fine-tuning runs, as [`plan_suite`] makes it."""
 
     model_dir: Path
     protocol: Protocol
@@ -48,15 +46,15 @@ class Plan:
     def run(
         self, on_result: OnResult | None = None, finished: MutableMapping[str, dict[str, Any]] | None = None
     ) -> dict[str, Any]:
-        """Fine-tunes all that is planned.
+        """Fine-tunes every task with every seed, and calls `on_result` with each task's name and seed's result.
 
-        Args:
-            on_result (`Callable`, *optional*): called with the task's name and the result of each seed.
-            finished (`MutableMapping[str, dict]`, *optional*): results of earlier calls for this model, which are not
-                measured again; new ones are added, before `on_result` is called.
+        Seeds whose results are in `finished`, from earlier calls for this model, are not run again; new results are
+        added to it before `on_result` is called.
 
         Returns:
-            As [`finetune_suite`].
+            `protocol`, `lora`, `tasks` (by score name: `value`, `statistic`, `standard_deviation`, `seeds`, `notes`)
+            and `average` (`name`, `value`, `note`). A score that one seed lacks has no value, nor has an incomplete
+            average.
         """
         finished = {} if finished is None else finished
         suffix = f"+lora{self.lora}" if self.lora else ""
@@ -68,7 +66,6 @@ class Plan:
         with tempfile.TemporaryDirectory() as scratch:
             on_mnli = Path(scratch) / "mnli"
             for at, part in enumerate(self.parts):
-                base = base_name(part.task.name)
                 notes = [*part.task.notes, *([part.note] if part.note else [])]
                 if part.waits:
                     notes.append(f"started from the encoder fine-tuned on {self.parts[0].task.name}")
@@ -80,16 +77,14 @@ class Plan:
                         results.append(finished[key])
                         continue
                     start = on_mnli if part.waits else self.model_dir
-                    result = finetune_and_keep(start, part.task, part.settings, seed, self.lora, keep)
+                    result = finished[key] = finetune(start, part.task, part.settings, seed, self.lora, keep)
                     results.append(result)
-                    finished[key] = result
                     if on_result:
                         on_result(part.task.name, result)
-                own = tuple(f"{metric}{end}" for end in part.task.validation for metric in part.task.metrics)
-                for figure in self.protocol.logged_metrics(base, own):
-                    name = self.protocol.score_name(part.task.name, figure) + suffix
-                    scores[name] = self.protocol.over_seeds(figure, results, notes)
-                    values[part.task.name, figure] = scores[name]["value"]
+                for metric in self.protocol.logged_metrics(base_name(part.task.name), part.task.all_metrics()):
+                    name = self.protocol.score_name(part.task.name, metric) + suffix
+                    scores[name] = self.protocol.over_seeds(metric, results, notes)
+                    values[part.task.name, metric] = scores[name]["value"]
         average, note = self.protocol.average(values)
         said = [note, *(f"{part.task.name} has {part.note}" for part in self.parts if part.note)]
         if self.lora:
@@ -102,7 +97,7 @@ class Plan:
         }
 
     def _keys(self) -> dict[tuple[int, int], str]:
-        """For each part and seed a name of everything, but the model, that its result depends on."""
+        """Keys of results by part and seed: hashes of everything except the model that they depend on."""
         made_of = [[_content(part.task), repr(part.settings), self.lora] for part in self.parts]
         first = [*made_of[0], self.parts[0].seeds[0]]
         keys = {}
@@ -123,10 +118,10 @@ def plan_suite(
     seeds: int | Sequence[int] | None = None,
     lora: int | None = None,
 ) -> Plan:
-    """Loads and checks what [`finetune_suite`] is given, in the order in which it will be run.
+    """Loads and checks everything that fine-tuning a model by a protocol needs; MNLI comes first.
 
-    Raises:
-        EffptError: for a task, protocol or model that cannot be used.
+    The arguments are those of [`evaluate`]; tasks are by default all of the protocol's, and with `lora` score names
+    end in `+loraRANK`. Raises an `EffptError` if a task, protocol or model cannot be used.
     """
     protocol = find_protocol(protocol) if isinstance(protocol, str) else protocol
     names = list(dict.fromkeys(protocol.reported if tasks is None else tasks))
@@ -136,7 +131,7 @@ def plan_suite(
     if lora is not None:
         check_lora(lora)
     loaded = load_tasks(names, data)
-    loaded.sort(key=lambda task: base_name(task.name) != "mnli")  # others may start from it
+    loaded.sort(key=lambda task: base_name(task.name) != "mnli")  # others may start from its encoder
     waiting = [task.name for task in loaded if base_name(task.name) in protocol.from_mnli]
     if waiting and base_name(loaded[0].name) != "mnli":
         raise EffptError(
@@ -152,58 +147,22 @@ def plan_suite(
     return Plan(Path(model_dir), protocol, lora, parts)
 
 
-def finetune_suite(
-    model_dir: str | Path,
-    tasks: Sequence[str] | None,
-    protocol: str | Protocol,
-    *,
-    data: str | Path | None,
-    seeds: int | Sequence[int] | None = None,
-    lora: int | None = None,
-    on_result: OnResult | None = None,
-) -> dict[str, Any]:
-    """Fine-tunes a model on tasks as a protocol has it, over its seeds.
-
-    Args:
-        model_dir (`str` or `Path`): the folder of a stock checkpoint, with its tokenizer.
-        tasks (`Sequence[str]`, *optional*): as `load_task` takes them; by default all of the protocol's.
-        protocol (`str` or [`Protocol`]): `default`, `glue9_cramming`, `glue8_mosaic` or `glue8_electra`.
-        data (`str` or `Path`): where known tasks are, a folder or `"hub"`; `None` if none is named.
-        seeds (`int` or `Sequence[int]`, *optional*): how many, or which; by default the protocol's number.
-        lora (`int`, *optional*): as for [`finetune`]; the scores' names then end in `+loraRANK`.
-        on_result (`Callable`, *optional*): called with the task's name and the result of [`finetune`] of each seed.
-
-    Returns:
-        `protocol`, `lora`, `tasks` (by score name: `value`, `statistic`, `standard_deviation`, `seeds`, `notes`) and
-        `average` (`name`, `value` and `note`). A score that one seed lacks has no value, nor has an incomplete
-        average.
-
-    Raises:
-        EffptError: before anything is trained, for a task, protocol or model that cannot be used.
-    """
-    return plan_suite(model_dir, tasks, protocol, data=data, seeds=seeds, lora=lora).run(on_result)
-
-
 def load_tasks(names: Sequence[str], data: str | Path | None) -> list[Task]:
-    """Loads tasks, no two of one name, since the scores of one would replace the other's.
-
-    Raises:
-        EffptError: for a task that cannot be used, or two of one name.
-    """
+    """Loads tasks; raises an `EffptError` for one that cannot be used, or two whose scores would have one name."""
     loaded: dict[str, tuple[str, Task]] = {}
     for asked in names:
         task = load_task(asked, data)
         if task.name in loaded:
             raise EffptError(
                 f"The tasks `{loaded[task.name][0]}` and `{asked}` are both called `{task.name}`, and so would their "
-                "scores be. Rename the files of one, or evaluate them one at a time."
+                "scores be. Rename the files of one, or evaluate them separately."
             )
         loaded[task.name] = (asked, task)
     return [task for _, task in loaded.values()]
 
 
 def _content(task: Task) -> str:
-    """A hash of the examples of a task."""
+    """Hash of the examples of a task."""
     total = hashlib.sha256(repr((task.text_columns, task.label_names, task.metrics)).encode())
     for name, rows in [("train", task.train), *task.validation.items()]:
         total.update(name.encode())
