@@ -28,8 +28,8 @@ from transformers import (
 
 from hf_effpt.comparison.arms import POINTS, Arm, common_budget, load_arms
 from hf_effpt.comparison.compare import write_report
-from hf_effpt.comparison.grid import RECORD, SCORES, Run, claim, grid
-from hf_effpt.comparison.runner import Runner
+from hf_effpt.comparison.run_grid import RECORD, SCORES, Run, claim, grid
+from hf_effpt.comparison.run_launcher import Runner
 from hf_effpt.comparison.summary import report
 from hf_effpt.data.packing import PackedRows, facts
 from hf_effpt.evaluation.loss import fixed_mask_batches, held_out_loss, unigram_floor

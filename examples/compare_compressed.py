@@ -15,10 +15,10 @@ import json
 import shlex
 from pathlib import Path
 
+from frontier import COMPRESSED, LARGE, RANDOM, SMALL, frontier, plot, table
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from hf_effpt import Recipe, pretrain
-from hf_effpt.comparison.frontier import COMPRESSED, LARGE, RANDOM, SMALL, frontier, plot, table
 from hf_effpt.comparison.plots import require_plotting
 from hf_effpt.core.width import resize, widths_of
 from hf_effpt.evaluation.latency import latency

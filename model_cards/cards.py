@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from hf_effpt.comparison.tables import amount, in_clock_unit, small
+from hf_effpt.comparison.report_tables import amount, in_clock_unit, small
 from hf_effpt.hub.card import duration
 
 HERE = Path(__file__).parent

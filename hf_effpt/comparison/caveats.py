@@ -5,7 +5,7 @@ from typing import Any
 
 from hf_effpt.core.clock import Clock
 
-from .losses import Entries, loss_of, unequal_generators, weakness
+from .arm_losses import Entries, loss_of, unequal_generators, weakness
 
 # How far over the budget the last step may go before it is said; how much of its peak a decayed learning rate has.
 OVERSHOOT, DECAYED = 0.02, 0.02

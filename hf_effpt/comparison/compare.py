@@ -14,12 +14,12 @@ from hf_effpt.training.checks import check_size
 from hf_effpt.training.recipe import Recipe
 
 from .arms import check_comparable, common_budget, load_arms, with_free_methods
-from .grid import claim, grid
 from .markdown import markdown
 from .page import write_page
 from .plots import require_plotting, write_plots
 from .primary import find_primary
-from .runner import Runner, gpus_of
+from .run_grid import claim, grid
+from .run_launcher import Runner, gpus_of
 from .statistics import LEAST_SEEDS
 from .summary import report
 

@@ -11,8 +11,8 @@ import yaml
 
 from hf_effpt.core.method import METHODS, Method, build_methods
 
+from .arm_losses import Entries, final_losses
 from .caveats import no_verdict
-from .losses import Entries, final_losses
 from .primary import LOSS
 from .statistics import Difference
 

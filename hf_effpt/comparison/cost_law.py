@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .losses import Entries, finals_of
+from .arm_losses import Entries, finals_of
 
 
 def cost_law(

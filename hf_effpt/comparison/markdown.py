@@ -6,8 +6,8 @@ import re
 
 import yaml
 
-from .series import DIFFERENCES, axis_title, curves_note, pictures
-from .tables import Cell, Report, Table, finite, held_equal, results_table, runs_table
+from .chart_series import DIFFERENCES, axis_title, curves_note, pictures
+from .report_tables import Cell, Report, Table, finite, held_equal, results_table, runs_table
 
 _SPECIAL = re.compile(r"([\\`*_\[\]#|~$])")
 

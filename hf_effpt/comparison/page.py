@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
-from . import series
+from . import chart_series
 from .plots import require_plotting
-from .tables import (
+from .report_tables import (
     UNITS,
     Cell,
     Report,
@@ -57,7 +57,7 @@ def write_page(report: Report, path: str | os.PathLike) -> None:
         "void": _void(report["void"]),
         "verdicts": "".join(_verdict(arm) for arm in report["arms"]),
         "notes": "".join(f"<li>{escape(note)}</li>" for note in report["notes"]),
-        "curves_note": escape(series.curves_note(report)),
+        "curves_note": escape(chart_series.curves_note(report)),
         "results": _table(results_table(report)),
         "runs": _table(runs_table(report)),
         "command": escape(report["command"]),
@@ -81,7 +81,7 @@ def chart_data(report: Report) -> dict[str, Any]:
     clock = report["clock"]
     baseline = next(arm for arm in report["arms"] if arm["baseline"])
     target = (baseline["summary"]["final_loss"] or {}).get("mean")
-    groups, colours = series.groups(report), series.colours(report)
+    groups, colours = chart_series.groups(report), chart_series.colours(report)
     group_of = {arm["name"]: number for number, group in enumerate(groups) for arm in group.arms}
     return finite(
         {
@@ -89,11 +89,11 @@ def chart_data(report: Report) -> dict[str, Any]:
                 {
                     "key": axis.key,
                     "name": axis.name,
-                    "unit": series.axis_unit(axis, report),
-                    "title": series.axis_title(axis, report),
-                    "missing": series.why_missing(axis, report),
+                    "unit": chart_series.axis_unit(axis, report),
+                    "title": chart_series.axis_title(axis, report),
+                    "missing": chart_series.why_missing(axis, report),
                 }
-                for axis in series.AXES
+                for axis in chart_series.AXES
             ],
             "first_axis": "kwh" if clock["unit"] == "joules" else clock["unit"],
             # Each has its own charts of losses; the baseline's is the first.
@@ -111,15 +111,15 @@ def chart_data(report: Report) -> dict[str, Any]:
                     "colour": colours[arm["name"]],
                     "group": group_of[arm["name"]],
                     "curves": [
-                        {"seed": run["seed"], "state": run["state"], **series.lines(run)}
-                        for run in series.full_runs(arm)
+                        {"seed": run["seed"], "state": run["state"], **chart_series.lines(run)}
+                        for run in chart_series.full_runs(arm)
                     ],
-                    "mean": series.mean_line(arm),
-                    "ends": series.ends(arm),
-                    "pairs": series.paired_differences(arm, report),
+                    "mean": chart_series.mean_line(arm),
+                    "ends": chart_series.ends(arm),
+                    "pairs": chart_series.paired_differences(arm, report),
                     "difference": arm["difference"],
-                    "no_difference": series.why_no_difference(arm),
-                    "by_budget": series.by_budget(arm, report),
+                    "no_difference": chart_series.why_no_difference(arm),
+                    "by_budget": chart_series.by_budget(arm, report),
                     "crossing": _crossing(arm, clock["unit"], target),
                 }
                 for arm in report["arms"]

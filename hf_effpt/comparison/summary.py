@@ -10,14 +10,14 @@ from hf_effpt.core.clock import JOULES_A_KWH, Clock
 from hf_effpt.core.errors import EffptError
 from hf_effpt.hub.card import duration
 
+from .arm_losses import ANOTHER, Entries, figures, final_losses, finals_of, floors, kind_of, loss_of, margins
 from .arms import OF_THE_GRID, Arm
 from .caveats import loss_notes, no_verdict, notes, share_of, void_reason
 from .controls import Control, find_control, said_of_control, said_of_free
 from .cost_law import cost_law
-from .entries import run_entry
-from .grid import Run
-from .losses import ANOTHER, Entries, figures, final_losses, finals_of, floors, kind_of, loss_of, margins
 from .primary import LOSS
+from .run_entries import run_entry
+from .run_grid import Run
 from .speed import NO_SPEED, speed_up
 from .statistics import Difference, holm, interval, paired, verdict
 

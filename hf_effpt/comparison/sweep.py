@@ -20,7 +20,7 @@ from hf_effpt.training.settings import SIZES
 
 from .arms import Arm
 from .compare import compare
-from .grid import RECORD
+from .run_grid import RECORD
 from .statistics import interval
 
 logger = logging.getLogger(__name__)

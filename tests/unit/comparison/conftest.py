@@ -28,11 +28,11 @@ def picking():
             early = self.strategy == "early"
             usual = {"keep": 0.75 if early else 0.5, "start": 0.0 if early else 0.5, "end": 0.9, "interrupt": 2}
             given = {name: getattr(self, name) for name in usual if getattr(self, name) is not None}
-            self.uses = SimpleNamespace(**usual | given)
+            self.resolved = SimpleNamespace(**usual | given)
 
         @property
         def control(self):
-            keep = self.uses.keep
+            keep = self.resolved.keep
             return None if self.strategy == "random" or keep == 1 else {"strategy": "random", "keep": keep}
 
         def select(self, model, rows, look):

@@ -17,8 +17,8 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.hub.card import duration
 from hf_effpt.hub.folders import write_json
 
-from .grid import Run
-from .worker import BUSY
+from .run_grid import Run
+from .run_worker import BUSY
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class Runner:
 
     def command(self, run: Run, request: Path) -> list[str]:
         """The command of a run's process, which finds what it is to do in the file `request`."""
-        return [sys.executable, "-m", "hf_effpt.comparison.worker", str(request)]
+        return [sys.executable, "-m", "hf_effpt.comparison.run_worker", str(request)]
 
     def is_done(self, run: Run) -> bool:
         """Whether a run is trained and, where it is to be, evaluated as asked."""

@@ -1,4 +1,4 @@
-"""One run of a comparison, in a process of its own: `python -m hf_effpt.comparison.worker REQUEST.json`."""
+"""One run of a comparison, in a process of its own: `python -m hf_effpt.comparison.run_worker REQUEST.json`."""
 
 import json
 import logging
@@ -21,7 +21,7 @@ from hf_effpt.pretraining import pretrain
 from hf_effpt.training.checkpoints import checkpoints_in, fault
 from hf_effpt.training.recipe import Recipe
 
-from .grid import RECORD, SCORES
+from .run_grid import RECORD, SCORES
 
 BUSY = 4  # the exit code where another process has the run
 

@@ -8,9 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from hf_effpt.comparison.statistics import interval, paired
 from hf_effpt.core.errors import EffptError
-
-from .statistics import interval, paired
 
 COMPRESSED, RANDOM, SMALL, LARGE = "compressed", "random", "small", "large"
 CONTROLS = {

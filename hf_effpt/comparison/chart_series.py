@@ -12,8 +12,8 @@ import numpy as np
 
 from hf_effpt.core.clock import JOULES_A_KWH
 
+from .report_tables import CURVES_NOTE, ESTIMATED, Report, is_estimated
 from .statistics import interval
-from .tables import CURVES_NOTE, ESTIMATED, Report, is_estimated
 
 BASELINE_COLOUR = "#7f7f7f"
 # Okabe and Ito's colours, told apart with any colour vision; yellow comes last, being faint on white.

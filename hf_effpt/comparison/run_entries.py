@@ -9,7 +9,7 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.objectives import objective_in
 from hf_effpt.evaluation.held_out import fingerprint_in
 
-from .grid import Run
+from .run_grid import Run
 
 CLOCK = ("steps", "tokens", "flops", "seconds", "reference_seconds", "joules")
 
