@@ -1,10 +1,10 @@
-"""The lines and points that a report draws, on the page and in the pictures alike."""
+"""Data of the charts in a report: axes, groups of arms, curves and points, for the page and the pictures alike."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,17 +12,19 @@ import numpy as np
 
 from hf_effpt.core.clock import JOULES_A_KWH
 
-from .report_tables import CURVES_NOTE, ESTIMATED, Report, is_estimated
+from .report_tables import CURVES_NOTE, ESTIMATED, Report, baseline_of, is_estimated
 from .statistics import interval
 
 BASELINE_COLOUR = "#7f7f7f"
-# Okabe and Ito's colours, told apart with any colour vision; yellow comes last, being faint on white.
+# Colours of Okabe and Ito, distinct with any colour vision; yellow is last, since it is faint on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
+
+Arm = Mapping[str, Any]  # an arm of the report
 
 
 @dataclass(frozen=True)
 class Axis:
-    """What a loss can be drawn against: its key in a run, its name, its unit, and its picture's file name."""
+    """Cost against which losses are drawn: its key in a run, its name, its unit, and the file name of its picture."""
 
     key: str
     name: str
@@ -41,7 +43,7 @@ DIFFERENCES = "differences.png"
 
 
 def axis_unit(axis: Axis, report: Report) -> str:
-    """The unit of `axis`, which says so where energy is an estimate."""
+    """Returns the unit of an axis, marked if energy is an estimate."""
     return f"{axis.unit}, {ESTIMATED}" if axis.key == "kwh" and is_estimated(report) else axis.unit
 
 
@@ -52,25 +54,25 @@ def axis_title(axis: Axis, report: Report) -> str:
 
 @dataclass(frozen=True)
 class Group:
-    """Arms whose losses are of one kind, so that they may be drawn in one chart.
+    """Arms with the same kind of loss, which share a chart.
 
     Args:
-        loss_of (`str`): what their loss is, in words.
-        floor_name (`str`): what it has to get below.
-        floors (`list[float]`): the values of that, which differ where generators do.
-        arms (`list`): of the report.
-        ending (`str`): of its pictures' file names; empty for the group of the baseline.
+        loss_of (`str`): description of their loss.
+        floor_name (`str`): name of its floor.
+        floors (`list[float]`): values of the floor, one per generator.
+        arms (`list`): arms of the report.
+        ending (`str`): ending of the file names of its pictures; empty for the group of the baseline.
     """
 
     loss_of: str
     floor_name: str
     floors: list[float]
-    arms: list[Mapping[str, Any]]
+    arms: list[Arm]
     ending: str
 
 
 def groups(report: Report) -> list[Group]:
-    """The arms by what their loss is; those of the baseline's kind first."""
+    """Groups the arms by the kind of their loss, the baseline's group first."""
     arms = sorted(report["arms"], key=lambda arm: not arm["baseline"])  # stable
     found = []
     for loss_of in dict.fromkeys(arm["loss_of"] for arm in arms):
@@ -82,26 +84,25 @@ def groups(report: Report) -> list[Group]:
 
 
 def curves_note(report: Report) -> str:
-    """What to know of the curves before reading them."""
+    """Returns the note above the curves."""
     if len(groups(report)) == 1:
         return CURVES_NOTE
     return f"{CURVES_NOTE} Losses of different objectives are on scales of their own, and never in one chart."
 
 
 def pictures(report: Report) -> dict[str, tuple[Axis, Group]]:
-    """The pictures of losses by file name: one for each group of arms and axis that is known."""
+    """Returns the pictures of losses by file name: one for each group and each known axis."""
     drawn = {}
     for group in groups(report):
         for axis in AXES:
-            if why_missing(axis, {"arms": group.arms}) is None:
-                stem, _, kind = axis.picture.rpartition(".")
-                drawn[f"{stem}{group.ending}.{kind}"] = (axis, group)
+            if why_missing(axis, group.arms) is None:
+                drawn[axis.picture.replace(".png", f"{group.ending}.png")] = (axis, group)
     return drawn
 
 
-def why_missing(axis: Axis, report: Report) -> str | None:
-    """Why no curve can be drawn against `axis`; `None` where one can."""
-    if any(_curve_x(run, axis.key) for arm in report["arms"] for run in arm["runs"]):
+def why_missing(axis: Axis, arms: Sequence[Arm]) -> str | None:
+    """Returns the reason why no curve of these arms can be drawn against an axis; `None` if one can."""
+    if any(lines(run)["x"][axis.key] for arm in arms for run in arm["runs"]):
         return None
     return {
         "kwh": "The energy of these runs is not known.",
@@ -110,61 +111,44 @@ def why_missing(axis: Axis, report: Report) -> str | None:
 
 
 def colours(report: Report) -> dict[str, str]:
-    """A colour for each arm by its name: grey for the baseline."""
+    """Returns the colour of each arm by name: grey for the baseline."""
     rest = iter(COLOURS * len(report["arms"]))
     return {arm["name"]: BASELINE_COLOUR if arm["baseline"] else next(rest) for arm in report["arms"]}
 
 
-def full_runs(arm: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The runs of `arm` that had the whole budget."""
+def full_runs(arm: Arm) -> list[Mapping[str, Any]]:
+    """Returns the runs of an arm on the whole budget."""
     return [run for run in arm["runs"] if run["fraction"] == 1.0]
 
 
-def is_known(value: float | None) -> bool:
+def _is_known(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
 
 
-def spent(run: Mapping[str, Any]) -> dict[str, float | None]:
-    """What `run` has spent, by the key of an axis."""
-    clock = run["clock"]
-    joules = clock.get("joules")
-    return {
-        axis.key: (joules / JOULES_A_KWH if is_known(joules) else None) if axis.key == "kwh" else clock.get(axis.key)
-        for axis in AXES
-    }
-
-
-def curve(run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The points of a run's curve that have a loss: a run that diverges loses its own."""
-    return [point for point in run["curve"] if is_known(point["loss"])]
-
-
-def _curve_x(run: Mapping[str, Any], key: str) -> list[float] | None:
-    """The curve's values on one axis; `None` unless all of them are known."""
-    values = [point.get(key) for point in curve(run)]
-    return values if values and all(map(is_known, values)) else None
+def _curve(run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Returns the points of a curve with a finite loss."""
+    return [point for point in run["curve"] if _is_known(point["loss"])]
 
 
 def lines(run: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's curve as `{"x": {axis: values or None}, "loss": values}`."""
-    return {
-        "x": {axis.key: _curve_x(run, axis.key) for axis in AXES},
-        "loss": [point["loss"] for point in curve(run)],
-    }
+    """Returns the curve of a run as `{"x": {axis: values}, "loss": values}`; unknown values of an axis are `None`."""
+    points = _curve(run)
+    found = {axis.key: [point.get(axis.key) for point in points] for axis in AXES}
+    known = {key: values if values and all(map(_is_known, values)) else None for key, values in found.items()}
+    return {"x": known, "loss": [point["loss"] for point in points]}
 
 
-def mean_line(arm: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The mean curve over the seeds of `arm` with its 95 % t-interval, at equal shares of the budget.
+def mean_line(arm: Arm) -> dict[str, Any] | None:
+    """Returns the mean curve of the finished full runs of an arm with its 95 % t-interval.
 
-    Averaging at equal shares of the budget gives the same losses on every axis; on an axis other than the clock's, the
-    positions are averaged too. Only finished runs count, over the range that all of them cover.
+    Losses are averaged at equal shares of the budget, so that they are the same on every axis, over the range that all
+    runs cover. The positions on each axis are averaged too.
 
     Returns:
-        `{"x": {axis: values or None}, "loss", "low", "high", "n"}`, with `low` and `high` `None` for one seed, or
-        `None` where no run has finished.
+        `{"x": {axis: values or None}, "loss", "low", "high", "n"}`, with `low` and `high` `None` for one seed; `None`
+        if no run has finished.
     """
-    curves = [curve(run) for run in full_runs(arm) if run["state"] == "finished"]
-    curves = [points for points in curves if points]
+    curves = [points for run in full_runs(arm) if run["state"] == "finished" and (points := _curve(run))]
     if not curves:
         return None
     shares = [np.array([point["clock"] for point in points]) for points in curves]
@@ -177,12 +161,13 @@ def mean_line(arm: Mapping[str, Any]) -> dict[str, Any] | None:
         values = [[point[key] for point in points] for points in curves]
         return np.stack([np.interp(grid, *pair) for pair in zip(shares, values, strict=True)])
 
-    def is_complete(key: str) -> bool:
-        return all(is_known(point.get(key)) for points in curves for point in points)
+    def mean_at_grid(key: str) -> list[float] | None:
+        is_complete = all(_is_known(point.get(key)) for points in curves for point in points)
+        return at_grid(key).mean(axis=0).tolist() if is_complete else None
 
     means = [interval(losses) for losses in at_grid("loss").T.tolist()]
     return {
-        "x": {axis.key: at_grid(axis.key).mean(axis=0).tolist() if is_complete(axis.key) else None for axis in AXES},
+        "x": {axis.key: mean_at_grid(axis.key) for axis in AXES},
         "loss": [mean.mean for mean in means],
         "low": [mean.low for mean in means] if len(curves) > 1 else None,
         "high": [mean.high for mean in means] if len(curves) > 1 else None,
@@ -190,49 +175,42 @@ def mean_line(arm: Mapping[str, Any]) -> dict[str, Any] | None:
     }
 
 
-def ends(arm: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Where the finished runs of `arm` ended, shorter ones included: the points that may be compared."""
-    return [
-        {
-            "seed": run["seed"],
-            "fraction": run["fraction"],
-            "x": spent(run),
-            "loss": run["held_out_loss"],
-            "learning_rate": run["final_learning_rate"],
-        }
-        for run in arm["runs"]
-        if run["state"] == "finished" and is_known(run["held_out_loss"])
-    ]
+def ends(arm: Arm) -> list[dict[str, Any]]:
+    """Returns the end points of the finished runs of an arm, shorter runs included. Only these can be compared."""
+    found = []
+    for run in arm["runs"]:
+        if run["state"] == "finished" and _is_known(run["held_out_loss"]):
+            joules = run["clock"].get("joules")
+            spent = run["clock"] | {"kwh": joules / JOULES_A_KWH if _is_known(joules) else None}
+            x = {axis.key: spent.get(axis.key) for axis in AXES}
+            rest = {"x": x, "loss": run["held_out_loss"], "learning_rate": run["final_learning_rate"]}
+            found.append({"seed": run["seed"], "fraction": run["fraction"], **rest})
+    return found
 
 
-def paired_differences(arm: Mapping[str, Any], report: Report) -> list[dict[str, Any]]:
-    """Final loss of `arm` minus the baseline's by seed; none if it is the baseline, or the losses are of two kinds."""
+def paired_differences(arm: Arm, report: Report) -> list[dict[str, Any]]:
+    """Returns the final loss of an arm minus the baseline's by seed; empty if there is no such difference."""
     if arm["baseline"] or not arm["comparable"]:
         return []
-    baseline = next(other for other in report["arms"] if other["baseline"])
-    theirs = {end["seed"]: end["loss"] for end in ends(baseline) if end["fraction"] == 1.0}
-    return [
-        {"seed": end["seed"], "value": end["loss"] - theirs[end["seed"]]}
-        for end in ends(arm)
-        if end["fraction"] == 1.0 and end["seed"] in theirs
-    ]
+    own, theirs = (
+        {end["seed"]: end["loss"] for end in ends(each) if end["fraction"] == 1.0}
+        for each in (arm, baseline_of(report))
+    )
+    return [{"seed": seed, "value": own[seed] - theirs[seed]} for seed in own if seed in theirs]
 
 
-def why_no_difference(arm: Mapping[str, Any]) -> str | None:
-    """Why no mean difference in loss is drawn for `arm`; `None` where one is."""
+def why_no_difference(arm: Arm) -> str | None:
+    """Returns the reason why an arm has no mean difference in loss; `None` if it has one."""
     if not arm["comparable"]:
         return "another objective: its loss is not that of the baseline"
     return None if arm["difference"] else "no difference is given: see the verdict"
 
 
-def by_budget(arm: Mapping[str, Any], report: Report) -> dict[str, list[Any]]:
-    """The mean final loss of `arm` at each budget for which it has a finished run, in the clock's unit."""
+def by_budget(arm: Arm, report: Report) -> dict[str, list[Any]]:
+    """Returns the mean final loss and the number of the finished runs of an arm at each budget, in clock units."""
     losses: dict[float, list[float]] = {}
     for end in ends(arm):
         losses.setdefault(end["fraction"] * report["clock"]["budget"], []).append(end["loss"])
     budgets = sorted(losses)
-    return {
-        "x": budgets,
-        "loss": [float(np.mean(losses[budget])) for budget in budgets],
-        "n": [len(losses[budget]) for budget in budgets],
-    }
+    means = [float(np.mean(losses[budget])) for budget in budgets]
+    return {"x": budgets, "loss": means, "n": [len(losses[budget]) for budget in budgets]}

@@ -1,4 +1,4 @@
-"""The report of a comparison as GitHub Markdown."""
+"""Report of a comparison as GitHub Markdown."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SPECIAL = re.compile(r"([\\`*_\[\]#|~$])")
 
 
 def _literal(text: str) -> str:
-    """`text` on one line, with nothing in it that Markdown would act upon."""
+    """Escapes `text` for Markdown and puts it on one line."""
     entities = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _SPECIAL.sub(r"\\\1", entities)
 
@@ -29,12 +29,12 @@ def _table(table: Table) -> list[str]:
 
 
 def _indented(text: str) -> list[str]:
-    """A code block that no text can close."""
+    """Returns the lines of an indented code block, which no text can close."""
     return [f"    {line}" for line in text.strip().splitlines()]
 
 
 def markdown(report: Report) -> str:
-    """Writes the report: verdicts first, then the figures, with the pictures of `write_plots` beside it.
+    """Returns the report as Markdown, verdicts first. It links the pictures of `write_plots`.
 
     Args:
         report (`Mapping`): the content of `report.json`.

@@ -1,11 +1,11 @@
-"""The report's pictures, drawn with matplotlib."""
+"""Pictures of a report, drawn with matplotlib."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hf_effpt.core.errors import EffptError
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def require_plotting() -> None:
-    """Refuses to begin where the report could not be drawn in the end.
+    """Checks that a report can be drawn, before anything is trained.
 
     Raises:
-        EffptError: where plotly or matplotlib is not installed.
+        EffptError: if plotly or matplotlib is not installed.
     """
     lacking = [name for name in ("plotly", "matplotlib") if importlib.util.find_spec(name) is None]
     if lacking:
@@ -32,17 +32,14 @@ def require_plotting() -> None:
 
 
 def write_plots(report: Report, folder: str | os.PathLike) -> list[Path]:
-    """Draws the held-out loss against each axis that is known, and the paired differences.
+    """Draws the held-out loss against each known axis, and the paired differences, as PNG files.
 
     Args:
         report (`Mapping`): the content of `report.json`.
-        folder (`str` or `os.PathLike`): where the pictures go; created if need be.
-
-    Returns:
-        `list[Path]`: the PNG files.
+        folder (`str` or `os.PathLike`): the folder of the pictures, created if it does not exist.
 
     Raises:
-        EffptError: where matplotlib is not installed.
+        EffptError: if plotly or matplotlib is not installed.
     """
     require_plotting()
     folder = Path(folder)
@@ -66,13 +63,13 @@ def _figure(height: float) -> tuple[Figure, Axes]:
 
 
 def _name(text: str) -> str:
-    """An arm's name as it is: a dollar sign would begin a formula, an underscore in front hides a legend entry."""
+    """Escapes a name: a dollar sign would begin a formula, a leading underscore would hide a legend entry."""
     literal = text.replace("$", r"\$")
     return f" {literal}" if text.startswith("_") else literal
 
 
 def _losses(report: Report, axis: chart_series.Axis, group: chart_series.Group) -> Figure:
-    """Thin lines for the seeds, thick ones for means, bands for their intervals, diamonds for shorter runs' ends."""
+    """Draws a line per seed, a thick mean line with the band of its interval, and a mark at the end of each run."""
     figure, axes = _figure(4.8)
     colours = chart_series.colours(report)
     for arm in group.arms:
@@ -103,13 +100,12 @@ def _losses(report: Report, axis: chart_series.Axis, group: chart_series.Group) 
 
 
 def _differences(report: Report) -> Figure:
-    """A dot for each seed and a bar for the interval of their mean, arm by arm."""
+    """Draws a dot for each seed and a bar for the interval of their mean, arm by arm."""
     colours = chart_series.colours(report)
-    arms: list[tuple[dict[str, Any], str]] = [
-        (arm, colours[arm["name"]]) for arm in report["arms"] if not arm["baseline"]
-    ]
+    arms = [arm for arm in report["arms"] if not arm["baseline"]]
     figure, axes = _figure(1.6 + 0.6 * len(arms))
-    for row, (arm, colour) in enumerate(arms):
+    for row, arm in enumerate(arms):
+        colour = colours[arm["name"]]
         values = [pair["value"] for pair in chart_series.paired_differences(arm, report)]
         axes.plot(values, [row + 0.18] * len(values), "o", color=colour, alpha=0.6, markersize=5)
         difference = arm["difference"]
@@ -121,7 +117,7 @@ def _differences(report: Report) -> Figure:
         if difference["low"] is not None:
             axes.plot([difference["low"], difference["high"]], [row, row], color=colour, linewidth=2.5)
     axes.axvline(0, color="black", linewidth=1)
-    axes.set_yticks(range(len(arms)), [_name(arm["name"]) for arm, _ in arms])
+    axes.set_yticks(range(len(arms)), [_name(arm["name"]) for arm in arms])
     axes.set_ylim(len(arms) - 0.5, -0.5)
     axes.set_xlabel("Held-out loss minus the baseline's, nats, seed by seed (left of zero is better)")
     return figure

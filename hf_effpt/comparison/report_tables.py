@@ -1,12 +1,15 @@
-"""What a report says in words and figures, for the page and the Markdown alike. What is not known is a dash with its
-reason, never a zero."""
+"""Tables and number formats of a report, for the page and the Markdown alike.
+
+An unknown value is a dash with its reason, never a zero.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from hf_effpt.core.clock import JOULES_A_KWH
@@ -16,6 +19,7 @@ from .controls import AGAINST
 from .primary import LOSS
 
 Report = Mapping[str, Any]
+Arm = Mapping[str, Any]  # an arm of the report
 
 DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 ESTIMATED = "estimated"
@@ -36,7 +40,7 @@ _PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure and the small print under it; for a missing figure, a dash and the reason."""
+    """A value and a note on it; for an unknown value, a dash and the reason."""
 
     text: str
     note: str = ""
@@ -51,7 +55,7 @@ class Table:
 
 
 def finite(value: Any) -> Any:
-    """`value` with `None` in the place of numbers that JSON has no name for."""
+    """Returns `value` with `None` in place of infinities and NaN, which JSON cannot express."""
     if isinstance(value, Mapping):
         return {key: finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -63,17 +67,21 @@ def missing(why: str | None) -> Cell:
     return Cell(DASH, why or "not recorded")
 
 
+def baseline_of(report: Report) -> Arm:
+    return next(arm for arm in report["arms"] if arm["baseline"])
+
+
 def is_estimated(report: Report) -> bool:
     return ESTIMATED in (report["energy"]["source"] or "")
 
 
 def signed(value: float, digits: int = 3, plus: bool = False) -> str:
-    """`value` with a true minus sign, which lines up with a plus."""
+    """Formats `value` with a true minus sign, which is as wide as a plus; with `plus`, signs positive values too."""
     return f"{value:{'+' if plus else ''}.{digits}f}".replace("-", MINUS)
 
 
 def amount(value: float, unit: str = "") -> str:
-    """`value` in three significant digits and a prefix: `1.23 M`, `45.0 GFLOP`."""
+    """Formats `value` with three significant digits and a prefix: `1.23 M`, `45.0 GFLOP`."""
     value = _rounded(value)
     power = min(int(math.log10(abs(value)) // 3), len(_PREFIXES) - 1) if abs(value) >= 1000 else 0
     scaled = value / 1000**power
@@ -82,18 +90,18 @@ def amount(value: float, unit: str = "") -> str:
 
 
 def small(value: float, unit: str) -> str:
-    """An energy or a mass, which may be far below one, in three significant digits."""
+    """Formats an energy or a mass, which may be far below one, with three significant digits."""
     large = abs(_rounded(value)) >= 1000
     return f"{value:,.0f} {unit}" if large else f"{value:.3g} {unit}".replace("-", MINUS)
 
 
 def _rounded(value: float) -> float:
-    """`value` in three significant digits, so that what is shown decides on its prefix: 999,999 is 1.00 M."""
+    """Rounds to three significant digits before a prefix is chosen, so that 999,999 is 1.00 M."""
     return float(f"{value:.3g}")
 
 
 def in_clock_unit(value: float, unit: str) -> str:
-    """A budget in words."""
+    """Formats a budget with the unit of its clock."""
     if unit in ("seconds", "reference_seconds"):
         return duration(value)
     return {"tokens": amount(value) + " tokens", "flops": amount(value, "FLOP"), "joules": amount(value, "J")}.get(
@@ -102,7 +110,7 @@ def in_clock_unit(value: float, unit: str) -> str:
 
 
 def held_equal(report: Report) -> str:
-    """The sentence that says what was the same for all arms."""
+    """Returns the sentence that says what was the same for all arms."""
     clock, seeds, primary = report["clock"], report["seeds"], report["primary"]
     return (
         f"Held equal: a budget of {clock['text']}, counted as {UNITS[clock['unit']]}; "
@@ -120,56 +128,49 @@ def _interval(summary: Mapping[str, Any], digits: int = 3, plus: bool = False) -
     return f"{signed(low, digits, plus)} to {signed(high, digits, plus)}, n = {n}"
 
 
-def _no_runs(arm: Mapping[str, Any]) -> str:
-    """What became of the full runs of an arm that has no final loss."""
-    states = Counter(run["state"] for run in arm["runs"] if run["fraction"] == 1.0)
-    return ", ".join(f"{count} {state}" for state, count in states.items()) or "no run with the whole budget"
+def _bounds(found: Mapping[str, Any]) -> str:
+    """Formats the interval of a factor."""
+    low, high = found["low"], found["high"]
+    return "no interval" if low is None or high is None else f"{low:.2f}x to {high:.2f}x"
 
 
-def _objective(arm: Mapping[str, Any], report: Report) -> Cell:
-    return Cell(arm["loss_of"])
-
-
-def _final_loss(arm: Mapping[str, Any], report: Report) -> Cell:
-    summary = arm["summary"]["final_loss"]
-    return (
-        Cell(signed(summary["mean"], loss_digits(arm)), _interval(summary, loss_digits(arm)))
-        if summary
-        else missing(_no_runs(arm))
-    )
-
-
-def loss_digits(arm: Mapping[str, Any]) -> int:
-    """As many as differ between one loss and another: those of a choice between two lie close together."""
+def _loss_digits(arm: Arm) -> int:
+    """Returns the number of decimals of a loss: losses of a binary choice lie closer together than others."""
     return 4 if (arm["summary"]["final_loss"] or {"mean": 1.0})["mean"] < 1 else 3
 
 
-def _floor(arm: Mapping[str, Any], report: Report) -> Cell:
+def _final_loss(arm: Arm) -> Cell:
+    found, digits = arm["summary"]["final_loss"], _loss_digits(arm)
+    if found:
+        return Cell(signed(found["mean"], digits), _interval(found, digits))
+    states = Counter(run["state"] for run in arm["runs"] if run["fraction"] == 1.0)
+    return missing(", ".join(f"{n} {state}" for state, n in states.items()) or "no run with the whole budget")
+
+
+def _floor(arm: Arm) -> Cell:
     floor = arm["summary"]["floor"]
-    return Cell(signed(floor["mean"], loss_digits(arm)), arm["floor_name"]) if floor else missing("not measured")
+    return Cell(signed(floor["mean"], _loss_digits(arm)), arm["floor_name"]) if floor else missing("not measured")
 
 
-def _margin(arm: Mapping[str, Any], report: Report) -> Cell:
+def _margin(arm: Arm) -> Cell:
     margin = arm["summary"]["margin"]
     return Cell(signed(margin["mean"], 4), _interval(margin, 4)) if margin else missing("the floor was not measured")
 
 
-def _generator(arm: Mapping[str, Any], report: Report) -> Cell:
+def _generator(arm: Arm) -> Cell:
     loss, rate = arm["summary"]["generator_loss"], arm["summary"]["replaced_rate"]
     if loss is None or rate is None:
         return missing("it has none")
     return Cell(signed(loss["mean"]), f"replaces {rate['mean']:.2%} of the tokens judged")
 
 
-def _difference(arm: Mapping[str, Any], report: Report) -> Cell:
-    if arm["baseline"]:
-        return missing("the baseline")
-    if not arm["comparable"]:
-        return missing("another objective")
+def _difference(arm: Arm) -> Cell:
+    if arm["baseline"] or not arm["comparable"]:
+        return missing("the baseline" if arm["baseline"] else "another objective")
     return _gap(arm["difference"], "too few seeds with which both finished")
 
 
-def _control_difference(arm: Mapping[str, Any], report: Report) -> Cell:
+def _control_difference(arm: Arm) -> Cell:
     control = arm.get("control")
     if control is None:
         return missing("the baseline" if arm["baseline"] else "it needs no such control")
@@ -179,12 +180,12 @@ def _control_difference(arm: Mapping[str, Any], report: Report) -> Cell:
     return Cell(found.text, f"{found.note}; not corrected" if arm["control_difference"] else found.note)
 
 
-def _score_difference(name: str, arm: Mapping[str, Any], report: Report) -> Cell:
+def _score_difference(name: str, arm: Arm, baseline: Arm) -> Cell:
     if arm["baseline"]:
         return missing("the baseline")
     if name not in arm["score_differences"]:
         return missing("none is given: see the verdict" if name in arm["summary"]["scores"] else "not measured of it")
-    if name not in next(each for each in report["arms"] if each["baseline"])["summary"]["scores"]:
+    if name not in baseline["summary"]["scores"]:
         return missing("not measured of the baseline")
     return _gap(arm["score_differences"][name], "too few seeds with which both have it")
 
@@ -197,62 +198,50 @@ def _gap(difference: Mapping[str, Any] | None, why_none: str) -> Cell:
     return Cell(signed(difference["mean"], 4, True), _interval(difference, 4, True) + chance)
 
 
-def _why_not_reached(arm: Mapping[str, Any]) -> str:
-    note = arm["summary"].get("speed_up_note")
-    return note or ("the baseline" if arm["baseline"] else "the baseline's loss was not reached")
+def _not_reached(arm: Arm) -> Cell:
+    why = "the baseline" if arm["baseline"] else "the baseline's loss was not reached"
+    return missing(arm["summary"].get("speed_up_note") or why)
 
 
-def _budget_to_baseline_loss(arm: Mapping[str, Any], report: Report) -> Cell:
-    found, unit = arm["summary"]["budget_to_baseline_loss"], report["clock"]["unit"]
-    if found and found.get("value") is not None:
-        return Cell(in_clock_unit(found["value"], unit))
-    return missing(_why_not_reached(arm))
+def _budget_to_baseline_loss(unit: str, arm: Arm) -> Cell:
+    found = arm["summary"]["budget_to_baseline_loss"]
+    return Cell(in_clock_unit(found["value"], unit)) if found else _not_reached(arm)
 
 
-def _speed_up(arm: Mapping[str, Any], report: Report) -> Cell:
+def _speed_up(arm: Arm) -> Cell:
     found, note = arm["summary"]["speed_up"], arm["summary"].get("speed_up_note")
-    if not found or found.get("value") is None:
-        return missing(_why_not_reached(arm))
-    low, high = found["low"], found["high"]
-    bounds = f"{low:.2f}x to {high:.2f}x" if low is not None and high is not None else "no interval"
-    return Cell(f"{found['value']:.2f}x", "; ".join(filter(None, (bounds, note))))
+    if not found:
+        return _not_reached(arm)
+    return Cell(f"{found['value']:.2f}x", "; ".join(filter(None, (_bounds(found), note))))
 
 
-def _scoring_cost(arm: Mapping[str, Any], report: Report) -> Cell:
-    law = arm["summary"].get("cost_law")
-    if law is None:
-        return missing("it scores no rows")
-    if law["s"] is None:
-        return missing(None)
-    return Cell(f"{law['s']:.3f}", "by FLOPs" if law["by"] == "flops" else "by time")
+def _scoring_cost(law: Mapping[str, Any]) -> Cell:
+    return (
+        missing(None)
+        if law["s"] is None
+        else Cell(f"{law['s']:.3f}", "by FLOPs" if law["by"] == "flops" else "by time")
+    )
 
 
-def _needed_gain(arm: Mapping[str, Any], report: Report) -> Cell:
-    law = arm["summary"].get("cost_law")
-    if law is None:
-        return missing("it scores no rows")
+def _needed_gain(law: Mapping[str, Any]) -> Cell:
     return missing(law["needed_note"]) if law["needed"] is None else Cell(f"{law['needed']:.2f}x", law["needed_note"])
 
 
-def _gain(arm: Mapping[str, Any], report: Report) -> Cell:
-    law = arm["summary"].get("cost_law")
-    if law is None:
-        return missing("it scores no rows")
+def _gain(law: Mapping[str, Any]) -> Cell:
     gain = law["gain"]
     if gain is None:
         return missing(law["gain_note"])
-    bounds = "no interval" if gain["low"] is None else f"{gain['low']:.2f}x to {gain['high']:.2f}x"
-    return Cell(f"{gain['bound'] or ''} {gain['value']:.2f}x".strip(), "" if gain["bound"] else bounds)
+    return Cell(f"{gain['bound'] or ''} {gain['value']:.2f}x".strip(), "" if gain["bound"] else _bounds(gain))
 
 
-def _score(name: str, arm: Mapping[str, Any]) -> Cell:
+def _score(name: str, arm: Arm) -> Cell:
     score = arm["summary"]["scores"].get(name)
     if score is None or score["mean"] is None:
         return missing((score or {}).get("note") or "not evaluated")
     return Cell(signed(score["mean"]), "; ".join(filter(None, (_interval(score), score.get("note")))))
 
 
-def _overhead(arm: Mapping[str, Any], report: Report) -> Cell:
+def _overhead(arm: Arm) -> Cell:
     cost, seconds = arm["summary"]["method_seconds"], arm["summary"]["seconds"]
     if cost is None:
         return missing(None)
@@ -260,7 +249,7 @@ def _overhead(arm: Mapping[str, Any], report: Report) -> Cell:
 
 
 def score_names(report: Report) -> list[str]:
-    """All scores of the report, BLiMP first."""
+    """Returns the names of all scores of the report, BLiMP first."""
     names = {name for arm in report["arms"] for name in arm["summary"]["scores"]}
     return sorted(names, key=lambda name: (not name.startswith("blimp"), name))
 
@@ -277,60 +266,61 @@ def _energy_labels(report: Report) -> tuple[str, str]:
     return energy, f"CO2e a run ({', '.join(carbon)})" if carbon else "CO2e a run"
 
 
+def _value(value: float | None, write: Callable[[float], str], why: str | None = None) -> Cell:
+    return missing(why) if value is None else Cell(write(value))
+
+
 def results_table(report: Report) -> Table:
-    """The measures of the comparison, one row each, with an arm in each column."""
-    energy, carbon = _energy_labels(report)
-    no_energy = None if report["energy"]["source"] else "nothing measures energy here"
-    rows = [
-        ("Objective", _objective),
-        ("Held-out loss, nats", _final_loss),
-        ("Floor of that loss, nats", _floor),
-        ("Margin below the floor, nats", _margin),
-        ("Paired difference to the baseline, nats", _difference),
-        ("Budget to the baseline's loss", _budget_to_baseline_loss),
-        ("Speed-up", _speed_up),
-    ]
-    if any(arm["summary"]["generator_loss"] for arm in report["arms"]):
-        rows.insert(4, ("Loss of its generator, nats a masked token", _generator))
-    if any(arm.get("control") for arm in report["arms"]):
-        after = next(place for place, (_, figure) in enumerate(rows) if figure is _difference) + 1
-        rows.insert(after, (f"Paired difference {AGAINST}, nats", _control_difference))
-    if any(arm["summary"].get("cost_law") for arm in report["arms"]):
-        rows += [
+    """Returns the measures of the comparison, one row each, with an arm in each column."""
+    arms = report["arms"]
+    table: list[list[Cell]] = []
+
+    def add(label: str, cell: Callable[[Arm], Cell]) -> None:
+        table.append([Cell(label), *map(cell, arms)])
+
+    add("Objective", lambda arm: Cell(arm["loss_of"]))
+    add("Held-out loss, nats", _final_loss)
+    add("Floor of that loss, nats", _floor)
+    add("Margin below the floor, nats", _margin)
+    if any(arm["summary"]["generator_loss"] for arm in arms):
+        add("Loss of its generator, nats a masked token", _generator)
+    add("Paired difference to the baseline, nats", _difference)
+    if any(arm.get("control") for arm in arms):
+        add(f"Paired difference {AGAINST}, nats", _control_difference)
+    add("Budget to the baseline's loss", partial(_budget_to_baseline_loss, report["clock"]["unit"]))
+    add("Speed-up", _speed_up)
+    if any(arm["summary"].get("cost_law") for arm in arms):
+        for label, of_law in (
             ("Cost to score a row, s, in rows learned from", _scoring_cost),
             ("Gain in samples needed, 1 + s/k", _needed_gain),
             ("Gain in samples it had", _gain),
-        ]
-    table = [[Cell(label), *(figure(arm, report) for arm in report["arms"])] for label, figure in rows]
+        ):
+            laws = (arm["summary"].get("cost_law") for arm in arms)
+            table.append([Cell(label), *(of_law(law) if law else missing("it scores no rows") for law in laws)])
     for name in score_names(report):
-        table.append([Cell(score_label(name)), *(_score(name, arm) for arm in report["arms"])])
-        if len(report["arms"]) > 1 and name != LOSS:
-            gaps = (_score_difference(name, arm, report) for arm in report["arms"])
-            table.append([Cell(f"{score_label(name)}: paired difference to the baseline"), *gaps])
-    plain = [
-        (energy, "kwh", lambda value: small(value, "kWh")),
-        (carbon, "co2e", lambda value: small(value, "g")),
-        ("Time a run", "seconds", duration),
-        ("Tokens a run", "tokens", amount),
-        ("FLOPs a run", "flops", amount),
-    ]
-    for label, key, write in plain:
-        values = [arm["summary"].get(key) for arm in report["arms"]]
-        why = no_energy if key in ("kwh", "co2e") else None
-        table.append([Cell(label), *(missing(why) if value is None else Cell(write(value)) for value in values)])
-    table.append([Cell("Method overhead a run"), *(_overhead(arm, report) for arm in report["arms"])])
-    return Table(["Measure", *(arm["name"] for arm in report["arms"])], table)
+        add(score_label(name), partial(_score, name))
+        if len(arms) > 1 and name != LOSS:
+            cell = partial(_score_difference, name, baseline=baseline_of(report))
+            add(f"{score_label(name)}: paired difference to the baseline", cell)
+    energy, carbon = _energy_labels(report)
+    no_energy = None if report["energy"]["source"] else "nothing measures energy here"
+    for label, key, write, why in (
+        (energy, "kwh", partial(small, unit="kWh"), no_energy),
+        (carbon, "co2e", partial(small, unit="g"), no_energy),
+        ("Time a run", "seconds", duration, None),
+        ("Tokens a run", "tokens", amount, None),
+        ("FLOPs a run", "flops", amount, None),
+    ):
+        table.append([Cell(label), *(_value(arm["summary"].get(key), write, why) for arm in arms)])
+    add("Method overhead a run", _overhead)
+    return Table(["Measure", *(arm["name"] for arm in arms)], table)
 
 
 def runs_table(report: Report) -> Table:
-    """Every run as it was recorded, one row each."""
+    """Returns every run as it was recorded, one row each."""
     names = score_names(report)
     marked = f", {ESTIMATED}" if is_estimated(report) else ""
     no_energy = "no source" if not report["energy"]["source"] else None
-
-    def figure(value: float | None, write: Any, why: str | None = None) -> Cell:
-        return missing(why) if value is None else Cell(write(value))
-
     rows = []
     for arm in report["arms"]:
         for run in arm["runs"]:
@@ -343,19 +333,16 @@ def runs_table(report: Report) -> Table:
                     Cell(str(run["seed"])),
                     Cell(f"{run['fraction']:g}"),
                     Cell(run["state"], run["note"] or ""),
-                    figure(run["held_out_loss"], lambda value: signed(value, 4), gone),
-                    figure(run["final_learning_rate"], "{:.2e}".format, gone),
-                    figure(clock.get("steps"), "{:,.0f}".format, gone),
-                    figure(clock.get("tokens"), amount, gone),
-                    figure(clock.get("flops"), amount, gone),
-                    figure(clock.get("seconds"), duration, gone),
-                    figure(clock.get("reference_seconds"), duration, "no reference"),
-                    figure(
-                        None if joules is None else joules / JOULES_A_KWH, lambda value: small(value, "kWh"), no_energy
-                    ),
-                    figure(run["co2e"], lambda value: small(value, "g"), no_energy),
+                    _value(run["held_out_loss"], partial(signed, digits=4), gone),
+                    _value(run["final_learning_rate"], "{:.2e}".format, gone),
+                    _value(clock.get("steps"), "{:,.0f}".format, gone),
+                    *(_value(clock.get(key), amount, gone) for key in ("tokens", "flops")),
+                    _value(clock.get("seconds"), duration, gone),
+                    _value(clock.get("reference_seconds"), duration, "no reference"),
+                    _value(joules and joules / JOULES_A_KWH, partial(small, unit="kWh"), no_energy),
+                    _value(run["co2e"], partial(small, unit="g"), no_energy),
                     Cell(costs or "none"),
-                    *(figure(run["scores"].get(name), signed, gone or "not evaluated") for name in names),
+                    *(_value(run["scores"].get(name), signed, gone or "not evaluated") for name in names),
                 ]
             )
     header = ["Arm", "Seed", "Share of budget", "State", "Held-out loss, nats", "Final learning rate", "Steps"]
