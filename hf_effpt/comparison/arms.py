@@ -121,12 +121,8 @@ def common_budget(arms: Sequence[Arm], budget: str | None) -> Clock:
 def with_free_methods(arms: Sequence[Arm], unit: str) -> list[Arm]:
     """Returns the arms, with a second, free copy of each arm whose methods are charged to the clock.
 
-    On a clock of FLOPs these are the arms with row selection, which is charged for scoring rows. On one of time they
-    are all arms with methods.
-
-    Args:
-        arms (`Sequence[Arm]`): the arms.
-        unit (`str`): unit of the clock.
+    If the `unit` of the clock is FLOPs, these are the arms with row selection, which is charged for scoring rows. If
+    it is time or energy, they are all arms with methods.
 
     Raises:
         EffptError: if the clock charges nothing for the methods of these arms.
@@ -150,15 +146,10 @@ def _selects_rows(arm: Arm) -> bool:
 
 
 def check_comparable(arms: Sequence[Arm], recipes: Mapping[str, Recipe], different_data: bool) -> None:
-    """Checks that all arms train on the same rows and decay their learning rates to the end.
-
-    Args:
-        arms (`Sequence[Arm]`): the arms, the baseline first.
-        recipes (`Mapping[str, Recipe]`): recipe by arm name.
-        different_data (`bool`): if `True`, the arms may differ in their data.
+    """Checks that all arms train on the same rows, unless `different_data`, and decay their learning rates to the end.
 
     Raises:
-        EffptError: for an arm that cannot be compared with the first.
+        EffptError: for an arm that cannot be compared with the first, the baseline.
     """
     for name, recipe in recipes.items():
         if recipe.training.data_seed is not None:

@@ -21,12 +21,7 @@ def void_reason(baseline: Entries) -> str | None:
 
 
 def loss_notes(found: Mapping[str, Entries], recipes: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Returns notes on the losses that cannot be compared with the baseline's, or only with care.
-
-    Args:
-        found (`Mapping[str, Sequence]`): runs by arm, the baseline first.
-        recipes (`Mapping`): recipe by arm.
-    """
+    """Returns notes on losses that cannot be compared with those of the first arm, the baseline, or only with care."""
     (name, baseline), *others = found.items()
     said, of_baseline = [], loss_of(baseline, recipes[name])
     for other, entries in others:
@@ -41,12 +36,9 @@ def loss_notes(found: Mapping[str, Entries], recipes: Mapping[str, Mapping[str, 
 
 
 def no_verdict(entries: Entries, baseline: Entries, unit: str, against: str = "the baseline") -> str | None:
-    """Returns the reason why there can be no verdict on an arm; `None` if there can.
+    """Returns the reason against a verdict on an arm on a clock of this `unit`; `None` if there is none.
 
-    Args:
-        entries, baseline (`Sequence`): the runs of the arm and of the baseline.
-        unit (`str`): unit of the clock.
-        against (`str`, *optional*): name of the baseline in the text.
+    `against` is the name of the baseline in the text.
     """
     whole = [entry for entry in [*baseline, *entries] if entry["fraction"] == 1.0]
     for entry in whole:
@@ -83,13 +75,9 @@ def share_of(clock: Clock, fraction: float) -> float:
 def notes(
     found: Mapping[str, Entries], clock: Clock, primary: str, planned: Mapping[str, Any] | None = None
 ) -> list[str]:
-    """Returns the notes of a report on its plan, its environments and each unusual run.
+    """Returns the notes of a report on changes of the plan, on its environments and on each unusual run.
 
-    Args:
-        found (`Mapping[str, Sequence]`): runs by arm.
-        clock (`Clock`): the whole budget.
-        primary (`str`): the measure of the verdicts.
-        planned (`Mapping`, *optional*): number of `seeds` and `primary` measure at the first call.
+    `planned` has the number of `seeds` and the `primary` measure at the first call of the comparison.
     """
     planned = planned or {}
     every = [entry for entries in found.values() for entry in entries]

@@ -38,14 +38,12 @@ class Control:
 def find_control(
     name: str, found: Mapping[str, Entries], recipes: Mapping[str, Recipe], free: Collection[str], unit: str
 ) -> Control | None:
-    """Finds the control of an arm; `None` for an arm that needs none.
+    """Finds the control of the arm `name`; `None` if it needs none. Only a free arm is the control of a free arm.
 
     Args:
         name (`str`): the arm.
-        found (`Mapping[str, Sequence]`): runs by arm.
-        recipes (`Mapping[str, Mapping]`): recipe by arm.
-        free (`Collection[str]`): arms whose clock is not charged for their methods. Only a free arm is the control of
-            a free arm.
+        found, recipes (`Mapping`): runs and recipe by arm.
+        free (`Collection[str]`): arms whose clock is not charged for their methods.
         unit (`str`): unit of the clock.
     """
     wanted = {
@@ -113,13 +111,7 @@ def _fault(name: str, control: str, found: Mapping[str, Entries], unit: str) -> 
 
 
 def control_sentence(control: Control | None, gap: Difference | None, primary: str) -> str:
-    """Returns the sentence on its control that is appended to the verdict on an arm.
-
-    Args:
-        control ([`Control`], *optional*): control of the arm.
-        gap ([`Difference`], *optional*): difference to the control in the primary measure.
-        primary (`str`): the primary measure.
-    """
+    """Returns the sentence on its control, and the difference to it, that is appended to the verdict on an arm."""
     if control is not None and control.reason is not None:
         return f" No speed-up is given, since {control.reason}."
     if control is None or gap is None:

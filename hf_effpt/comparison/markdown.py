@@ -34,11 +34,7 @@ def _indented(text: str) -> list[str]:
 
 
 def markdown(report: Report) -> str:
-    """Returns the report as Markdown, verdicts first. It links the pictures of `write_plots`.
-
-    Args:
-        report (`Mapping`): the content of `report.json`.
-    """
+    """Returns the report as Markdown, verdicts first, with links to the pictures of `write_plots`."""
     report = finite(report)
     lines = [f"# {_literal(report['title'])}", "", _literal(held_equal(report)), ""]
     if report["void"]:

@@ -39,11 +39,7 @@ _MARKS = {
 
 
 def write_page(report: Report, path: str | os.PathLike) -> None:
-    """Writes the interactive report, with its data and its plotting library inside.
-
-    Args:
-        report (`Mapping`): the content of `report.json`.
-        path (`str` or `os.PathLike`): the HTML file. Its folder is created if it does not exist.
+    """Writes the interactive report, with its data and its plotting library inside, to the HTML file `path`.
 
     Raises:
         EffptError: if plotly is not installed.
@@ -52,11 +48,11 @@ def write_page(report: Report, path: str | os.PathLike) -> None:
     from plotly.offline import get_plotlyjs
 
     report = finite(report)
-    machine = report["environment"].items()
+    machine, void = report["environment"].items(), "<strong>This comparison says nothing.</strong>"
     parts = {
         "title": escape(report["title"]),
         "held_equal": escape(held_equal(report)),
-        "void": _void(report["void"]),
+        "void": f'<p class="void" role="alert">{void} {escape(report["void"])}</p>' if report["void"] else "",
         "verdicts": "".join(_verdict(arm) for arm in report["arms"]),
         "notes": "".join(f"<li>{escape(note)}</li>" for note in report["notes"]),
         "curves_note": escape(chart_series.curves_note(report)),
@@ -120,12 +116,6 @@ def chart_data(report: Report) -> dict[str, Any]:
         "arms": [of_arm(arm) for arm in report["arms"]],
     }
     return finite(found)
-
-
-def _void(why: str | None) -> str:
-    if not why:
-        return ""
-    return f'<p class="void" role="alert"><strong>This comparison says nothing.</strong> {escape(why)}</p>'
 
 
 def _verdict(arm: Mapping[str, Any]) -> str:

@@ -32,11 +32,7 @@ def require_plotting() -> None:
 
 
 def write_plots(report: Report, folder: str | os.PathLike) -> list[Path]:
-    """Draws the held-out loss against each known axis, and the paired differences, as PNG files.
-
-    Args:
-        report (`Mapping`): the content of `report.json`.
-        folder (`str` or `os.PathLike`): the folder of the pictures, created if it does not exist.
+    """Draws the held-out loss against each known axis, and the paired differences, as PNG files in `folder`.
 
     Raises:
         EffptError: if plotly or matplotlib is not installed.

@@ -215,23 +215,17 @@ def _speed_up(arm: Arm) -> Cell:
     return Cell(f"{found['value']:.2f}x", "; ".join(filter(None, (_bounds(found), note))))
 
 
-def _scoring_cost(law: Mapping[str, Any]) -> Cell:
-    return (
-        missing(None)
-        if law["s"] is None
-        else Cell(f"{law['s']:.3f}", "by FLOPs" if law["by"] == "flops" else "by time")
-    )
-
-
-def _needed_gain(law: Mapping[str, Any]) -> Cell:
-    return missing(law["needed_note"]) if law["needed"] is None else Cell(f"{law['needed']:.2f}x", law["needed_note"])
-
-
-def _gain(law: Mapping[str, Any]) -> Cell:
+def _cost_law(law: Mapping[str, Any] | None) -> list[Cell]:
+    """Returns the cells of the cost law: cost to score a row, gain needed, gain had."""
+    if law is None:
+        return [missing("it scores no rows")] * 3
+    cells = [_value(law["s"], "{:.3f}".format, note="by FLOPs" if law["by"] == "flops" else "by time")]
+    cells.append(_value(law["needed"], "{:.2f}x".format, law["needed_note"], law["needed_note"]))
     gain = law["gain"]
     if gain is None:
-        return missing(law["gain_note"])
-    return Cell(f"{gain['bound'] or ''} {gain['value']:.2f}x".strip(), "" if gain["bound"] else _bounds(gain))
+        return [*cells, missing(law["gain_note"])]
+    bounds = "" if gain["bound"] else _bounds(gain)
+    return [*cells, Cell(f"{gain['bound'] or ''} {gain['value']:.2f}x".strip(), bounds)]
 
 
 def _score(name: str, arm: Arm) -> Cell:
@@ -258,16 +252,8 @@ def score_label(name: str) -> str:
     return name.replace("blimp/", "BLiMP, ", 1)
 
 
-def _energy_labels(report: Report) -> tuple[str, str]:
-    source, intensity = report["energy"]["source"], report["energy"]["carbon_intensity"]
-    energy = f"Energy a run ({source})" if source else "Energy a run"
-    carbon = [ESTIMATED] if is_estimated(report) else []
-    carbon += [f"at {intensity:g} g/kWh"] if source and intensity is not None else []
-    return energy, f"CO2e a run ({', '.join(carbon)})" if carbon else "CO2e a run"
-
-
-def _value(value: float | None, write: Callable[[float], str], why: str | None = None) -> Cell:
-    return missing(why) if value is None else Cell(write(value))
+def _value(value: float | None, write: Callable[[float], str], why: str | None = None, note: str = "") -> Cell:
+    return missing(why) if value is None else Cell(write(value), note)
 
 
 def results_table(report: Report) -> Table:
@@ -290,23 +276,21 @@ def results_table(report: Report) -> Table:
     add("Budget to the baseline's loss", partial(_budget_to_baseline_loss, report["clock"]["unit"]))
     add("Speed-up", _speed_up)
     if any(arm["summary"].get("cost_law") for arm in arms):
-        for label, of_law in (
-            ("Cost to score a row, s, in rows learned from", _scoring_cost),
-            ("Gain in samples needed, 1 + s/k", _needed_gain),
-            ("Gain in samples it had", _gain),
-        ):
-            laws = (arm["summary"].get("cost_law") for arm in arms)
-            table.append([Cell(label), *(of_law(law) if law else missing("it scores no rows") for law in laws)])
+        names = ("Cost to score a row, s, in rows learned from", "Gain in samples needed, 1 + s/k")
+        labels = [Cell(name) for name in (*names, "Gain in samples it had")]
+        table += map(list, zip(labels, *(_cost_law(arm["summary"].get("cost_law")) for arm in arms), strict=True))
     for name in score_names(report):
         add(score_label(name), partial(_score, name))
         if len(arms) > 1 and name != LOSS:
             cell = partial(_score_difference, name, baseline=baseline_of(report))
             add(f"{score_label(name)}: paired difference to the baseline", cell)
-    energy, carbon = _energy_labels(report)
-    no_energy = None if report["energy"]["source"] else "nothing measures energy here"
+    source, intensity = report["energy"]["source"], report["energy"]["carbon_intensity"]
+    carbon = [ESTIMATED] if is_estimated(report) else []
+    carbon += [f"at {intensity:g} g/kWh"] if source and intensity is not None else []
+    no_energy = None if source else "nothing measures energy here"
     for label, key, write, why in (
-        (energy, "kwh", partial(small, unit="kWh"), no_energy),
-        (carbon, "co2e", partial(small, unit="g"), no_energy),
+        (f"Energy a run ({source})" if source else "Energy a run", "kwh", partial(small, unit="kWh"), no_energy),
+        (f"CO2e a run ({', '.join(carbon)})" if carbon else "CO2e a run", "co2e", partial(small, unit="g"), no_energy),
         ("Time a run", "seconds", duration, None),
         ("Tokens a run", "tokens", amount, None),
         ("FLOPs a run", "flops", amount, None),

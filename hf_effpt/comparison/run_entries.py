@@ -9,6 +9,7 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.objectives import objective_in
 from hf_effpt.evaluation.held_out import fingerprint_in
 
+from .report_tables import finite
 from .run_grid import Run
 
 CLOCK = ("steps", "tokens", "flops", "seconds", "reference_seconds", "joules")
@@ -17,10 +18,8 @@ CLOCK = ("steps", "tokens", "flops", "seconds", "reference_seconds", "joules")
 def run_entry(run: Run, fault: str | None, asked: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Collects the entry of a run.
 
-    Args:
-        run ([`Run`]): the run.
-        fault (`str`, *optional*): why the run, or its evaluation, failed.
-        asked (`Mapping`, *optional*): the arguments of its evaluation; scores of any other evaluation are left out.
+    `fault` is the reason if the run or its evaluation failed. If `asked`, the arguments of its evaluation, is given,
+    scores of any other evaluation are left out.
 
     Raises:
         EffptError: if the run was trained without held-out text.
@@ -47,7 +46,7 @@ def run_entry(run: Run, fault: str | None, asked: Mapping[str, Any] | None = Non
         "note": "its held-out loss is not finite" if diverged else fault,
         "held_out_loss": None if diverged else loss,
         "objective": objective_in(record),
-        "evaluation": {key: value if _is_json(value) else None for key, value in evaluation.items()},
+        "evaluation": finite(evaluation),
         "clock": {name: record["clock"].get(name) for name in CLOCK},
         "co2e": energy.get("co2e_grams"),
         "final_learning_rate": rates.get("final"),
@@ -63,10 +62,6 @@ def run_entry(run: Run, fault: str | None, asked: Mapping[str, Any] | None = Non
         "energy": {key: energy.get(key) for key in ("source", "measured", "carbon_intensity", "carbon_source")},
         "environment": record.get("environment") or {},
     }
-
-
-def _is_json(value: Any) -> bool:
-    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _scores(evaluated: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -60,7 +60,9 @@ class Runner:
                 if not self._stopping and (fault := self._run(run, gpu)):
                     failed[run] = fault
                 if not self._stopping:
-                    logger.info("[%d/%d] %s: %s", number, len(runs), _name(run), failed.get(run) or _outcome(run))
+                    share = "" if run.fraction == 1.0 else f", {run.fraction:.0%} of the budget"
+                    name, said = f"{run.arm}, seed {run.seed}{share}", failed.get(run) or _outcome(run)
+                    logger.info("[%d/%d] %s: %s", number, len(runs), name, said)
             finally:
                 free.put(gpu)
 
@@ -122,11 +124,6 @@ class Runner:
             self._stopping = True
             for process in list(self._processes):
                 process.terminate()
-
-
-def _name(run: Run) -> str:
-    share = "" if run.fraction == 1.0 else f", {run.fraction:.0%} of the budget"
-    return f"{run.arm}, seed {run.seed}{share}"
 
 
 def _outcome(run: Run) -> str:

@@ -58,11 +58,7 @@ def t_interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def paired(arm: Mapping[int, float], baseline: Mapping[int, float]) -> Difference | None:
-    """Returns the paired difference over common seeds; `None` with fewer than three pairs.
-
-    Args:
-        arm, baseline (`Mapping[int, float]`): a measure by seed.
-    """
+    """Returns the difference of a measure by seed, paired over common seeds; `None` with fewer than three pairs."""
     seeds = sorted(set(arm) & set(baseline))
     if len(seeds) < LEAST_SEEDS:
         return None
@@ -123,12 +119,9 @@ def _along(segment: tuple[tuple[float, float], tuple[float, float]], target: flo
 
 
 def verdict(difference: Difference | None, reason: str | None = None, score: str | None = None) -> dict[str, str]:
-    """Returns the `label` and `text` of the verdict on a difference in loss (lower is better) or in a score.
+    """Returns the `label` and `text` of the verdict on a difference in loss or, if named, in a `score`.
 
-    Args:
-        difference ([`Difference`], *optional*): the difference, with its corrected p-value.
-        reason (`str`, *optional*): why there is no verdict, if there is none.
-        score (`str`, *optional*): the name of the score; by default the difference is one in loss.
+    A loss is better if lower, a score if higher. If there is a `reason` against a verdict, the verdict only names it.
     """
     if reason is not None or difference is None:
         reason = reason or f"fewer than {LEAST_SEEDS} paired seeds have finished"

@@ -141,17 +141,12 @@ def end_of_schedule(recipe: Recipe) -> float:
 
 
 def check_run(name: str, run: Mapping[str, Any], clock: Clock, floor: float, tolerance: float) -> None:
-    """Checks that a run can be compared: it has finished, is fully decayed, and has spent the budget.
+    """Checks that the run of the size `name` has finished, is fully decayed, and has spent the budget.
 
-    Args:
-        name (`str`): name of its size.
-        run (`Mapping[str, Any]`): its entry in the report of the comparison.
-        clock ([`Clock`]): the budget.
-        floor (`float`): learning rate at the end of the schedule.
-        tolerance (`float`): share of the budget by which the run may exceed it.
+    Its learning rate has to end at `floor`. It may exceed the budget by the share `tolerance`.
 
     Raises:
-        EffptError: if it cannot be compared.
+        EffptError: if the run cannot be compared.
     """
     if run["state"] != "finished":
         raise EffptError(
