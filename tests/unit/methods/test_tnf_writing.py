@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hf_effpt.methods import TNF
-from hf_effpt.methods.tnf.dictionary import NoteInputs, NoteDictionary
+from hf_effpt.methods.tnf.dictionary import NoteDictionary, NoteInputs
 from hf_effpt.methods.tnf.lookup import (
     CONTINUATION,
     PAD,

@@ -1,4 +1,4 @@
-"""Makes the runs of a comparison: each in a process of its own, one at a time or one on each GPU."""
+"""Launcher of the runs of a comparison: a process for each run, one at a time or one per GPU."""
 
 import json
 import logging
@@ -17,19 +17,20 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import write_json
 from hf_effpt.hub.card import duration
 
-from .grid import Run
-from .worker import BUSY
+from .run_grid import Run
+from .run_worker import BUSY
 
 logger = logging.getLogger(__name__)
 
 
 class Runner:
-    """Makes the runs that are not done yet.
+    """Executes the runs that are not done yet.
 
     Args:
-        evaluation (`Mapping[str, Any]`): arguments of [`evaluate`] for runs on the whole budget; empty for none.
-        gpus (`Sequence[str]`, *optional*): numbers of the GPUs that each take one run at a time. By default one run at
-            a time, on what the Trainer chooses.
+        evaluation (`Mapping[str, Any]`): arguments of [`evaluate`] for runs on the whole budget; if empty, runs are
+            not evaluated.
+        gpus (`Sequence[str]`, *optional*): numbers of the GPUs, each of which takes one run at a time. By default one
+            run at a time, on the device that the Trainer chooses.
     """
 
     def __init__(self, evaluation: Mapping[str, Any], gpus: Sequence[str] = ()) -> None:
@@ -38,10 +39,10 @@ class Runner:
         self._lock, self._stopping = threading.Lock(), False
 
     def make(self, runs: Sequence[Run]) -> dict[Run, str]:
-        """Makes the runs in order and returns those that failed, each with the last line it printed.
+        """Executes the runs in order and returns the reason of each run that failed.
 
-        A failed run does not stop the others. An interruption ends the processes; finished runs, and checkpoints of
-        those under way, stay.
+        A failed run does not stop the others. An interruption ends the processes; finished runs and the checkpoints
+        of unfinished ones are kept.
         """
         failed: dict[Run, str] = {}
         waiting = [(number, run) for number, run in enumerate(runs, start=1) if not self.is_done(run)]
@@ -54,12 +55,14 @@ class Runner:
         def one(number: int, run: Run) -> None:
             gpu = free.get()
             try:
-                if self.is_done(run):  # by another process that makes the same comparison
+                if self.is_done(run):  # by another process at work on the same comparison
                     return
                 if not self._stopping and (fault := self._run(run, gpu)):
                     failed[run] = fault
                 if not self._stopping:
-                    logger.info("[%d/%d] %s: %s", number, len(runs), _name(run), failed.get(run) or _outcome(run))
+                    share = "" if run.fraction == 1.0 else f", {run.fraction:.0%} of the budget"
+                    name, said = f"{run.arm}, seed {run.seed}{share}", failed.get(run) or _outcome(run)
+                    logger.info("[%d/%d] %s: %s", number, len(runs), name, said)
             finally:
                 free.put(gpu)
 
@@ -74,25 +77,24 @@ class Runner:
         return failed
 
     def command(self, run: Run, request: Path) -> list[str]:
-        """The command of a run's process, which finds what it is to do in the file `request`."""
-        return [sys.executable, "-m", "hf_effpt.comparison.worker", str(request)]
+        """Returns the command of a run's process, which reads its recipe and evaluation from the file `request`."""
+        return [sys.executable, "-m", "hf_effpt.comparison.run_worker", str(request)]
 
     def is_done(self, run: Run) -> bool:
-        """Whether a run is trained and, where it is to be, evaluated as asked."""
+        """Returns `True` if a run is trained and, if requested, evaluated with the arguments of this comparison."""
         if run.record() is None:
             return False
-        wanted = self.evaluation_of(run)
-        scores = run.scores() if wanted else None
-        return not wanted or (scores is not None and scores.get("asked") == _asked(wanted))
+        wanted = json.loads(json.dumps(self.evaluation_of(run)))  # as it was written: tuples are lists
+        return not wanted or (run.scores() or {}).get("asked") == wanted
 
     def evaluation_of(self, run: Run) -> dict[str, Any]:
-        """The arguments of [`evaluate`] for a run; empty where it is not to be evaluated."""
+        """Returns the arguments of [`evaluate`] for a run; empty if it is not to be evaluated."""
         if run.fraction != 1.0 or not self.evaluation or run.has_diverged():
             return {}
         return self.evaluation | {"seeds": [run.seed]}
 
     def _run(self, run: Run, gpu: str | None) -> str | None:
-        """Runs the worker; what it printed last, if it failed."""
+        """Runs the worker process and returns the reason if it failed, with its last line of output."""
         request = {"recipe": run.recipe.resolved(), "evaluation": self.evaluation_of(run), "parent": os.getpid()}
         run.folder.parent.mkdir(parents=True, exist_ok=True)
         asked = run.folder.with_name(f"{run.folder.name}.{os.getpid()}.request.json")
@@ -124,15 +126,6 @@ class Runner:
                 process.terminate()
 
 
-def _asked(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(evaluation))
-
-
-def _name(run: Run) -> str:
-    share = "" if run.fraction == 1.0 else f", {run.fraction:.0%} of the budget"
-    return f"{run.arm}, seed {run.seed}{share}"
-
-
 def _outcome(run: Run) -> str:
     record = run.record()
     if record is None:
@@ -142,10 +135,10 @@ def _outcome(run: Run) -> str:
 
 
 def gpus_of(text: str | None) -> list[str]:
-    """The GPUs that a list such as `0,1,3` names.
+    """Parses a list of GPUs such as `0,1,3`. Numbers count the visible GPUs.
 
     Raises:
-        EffptError: if there are no such GPUs.
+        EffptError: if there is no such GPU.
     """
     if not text:
         return []

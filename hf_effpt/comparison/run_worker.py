@@ -1,4 +1,4 @@
-"""One run of a comparison, in a process of its own: `python -m hf_effpt.comparison.worker REQUEST.json`."""
+"""Process of one run of a comparison: `python -m hf_effpt.comparison.run_worker REQUEST.json`."""
 
 import logging
 import os
@@ -20,13 +20,13 @@ from hf_effpt.pretraining import pretrain
 from hf_effpt.training.checkpoints import checkpoints_in, fault
 from hf_effpt.training.recipe import Recipe
 
-from .grid import RECORD, SCORES
+from .run_grid import RECORD, SCORES
 
-BUSY = 4  # the exit code where another process has the run
+BUSY = 4  # exit code if another process is at work on the run
 
 
 def end_with(parent: int, seconds: float = 1.0) -> None:
-    """Ends this process when the comparison that started it is gone, out of the way of the next one."""
+    """Ends this process when its parent process has ended, so that it does not compete with a new comparison."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -37,7 +37,7 @@ def end_with(parent: int, seconds: float = 1.0) -> None:
 
 
 def last_whole_checkpoint(folder: Path) -> str | None:
-    """The checkpoint that a killed run goes on from; where there is none, what it has left is removed."""
+    """Returns the newest intact checkpoint of a killed run; if it has none, removes its folder."""
     whole = [checkpoint for checkpoint in checkpoints_in(folder) if fault(checkpoint) is None]
     if whole and (folder / "recipe.yaml").is_file():
         return str(whole[-1])
@@ -46,11 +46,11 @@ def last_whole_checkpoint(folder: Path) -> str | None:
 
 
 def run(request: Mapping[str, Any]) -> None:
-    """Trains what is not trained yet, removes the checkpoints, and evaluates what is not evaluated yet.
+    """Trains a run unless it is trained, removes its checkpoints, and evaluates it.
 
     Args:
-        request (`Mapping[str, Any]`): `recipe`, the sections of the run; `evaluation`, the arguments of [`evaluate`],
-            if any.
+        request (`Mapping[str, Any]`): `recipe`, the sections of the run, and `evaluation`, the arguments of
+            [`evaluate`] or an empty mapping.
 
     Raises:
         Timeout: if another process is at work on the same run.
@@ -61,7 +61,7 @@ def run(request: Mapping[str, Any]) -> None:
     with FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0):
         if not (folder / RECORD).is_file():
             pretrain(recipe, resume=last_whole_checkpoint(folder) or False)
-        for checkpoint in checkpoints_in(folder):  # a finished run is its exported model and its record
+        for checkpoint in checkpoints_in(folder):  # a finished run needs only its exported model and its record
             shutil.rmtree(checkpoint)
         if request["evaluation"]:
             found = evaluate(folder, **request["evaluation"])
@@ -69,7 +69,7 @@ def run(request: Mapping[str, Any]) -> None:
 
 
 def main() -> int:
-    """Runs the request in the file that the command line names; bad input is one line and exit code 2."""
+    """Runs the request in the file named on the command line; an [`EffptError`] is one line and exit code 2."""
     logging.basicConfig(format="%(message)s", stream=sys.stdout)
     logging.getLogger("hf_effpt").setLevel(logging.INFO)
     try:

@@ -1,4 +1,4 @@
-"""The grid of a comparison: which runs there are, in which order they take turns, and which are done."""
+"""Grid of a comparison: its runs, their order and their folders, and the plan of the comparison."""
 
 import math
 from collections.abc import Sequence
@@ -13,20 +13,20 @@ from hf_effpt.pretraining import FREE
 from hf_effpt.training.checkpoints import checkpoints_in
 from hf_effpt.training.recipe import Recipe
 
-from .arms import OF_THE_GRID, Arm, file_name
+from .arms import SET_BY_GRID, Arm, file_name
 
 RECORD, SCORES, LOG = "run.json", "evaluation.json", "log.txt"
 
 
 @dataclass(frozen=True)
 class Run:
-    """One cell of the grid.
+    """One run of a comparison.
 
     Args:
-        arm (`str`): the name of its arm.
-        seed (`int`): of weights, order and masks: runs of equal seed are a pair.
-        fraction (`float`): the share of the whole budget that it has to itself, fully decayed.
-        recipe ([`Recipe`]): what it does; its output folder is the run's.
+        arm (`str`): name of its arm.
+        seed (`int`): seed of weights, data order and masks. Runs of equal seed are a pair.
+        fraction (`float`): its share of the whole budget, at the end of which its learning rate is fully decayed.
+        recipe ([`Recipe`]): its recipe, whose output folder is that of the run.
     """
 
     arm: str
@@ -40,15 +40,15 @@ class Run:
 
     @property
     def log(self) -> Path:
-        """What the run has printed; beside its folder, which belongs to the run."""
+        """File of the run's output. It lies beside the folder of the run, which may be removed."""
         return self.folder.with_suffix(f"{self.folder.suffix}.log")
 
     def record(self) -> dict[str, Any] | None:
-        """The content of `run.json`; `None` while the run is not finished."""
+        """Returns the content of `run.json`; `None` while the run is not finished."""
         return _json(self.folder / RECORD)
 
     def scores(self) -> dict[str, Any] | None:
-        """The content of `evaluation.json`; `None` while there is none."""
+        """Returns the content of `evaluation.json`; `None` while there is none."""
         return _json(self.folder / SCORES)
 
     def has_diverged(self) -> bool:
@@ -66,13 +66,13 @@ def _json(path: Path) -> dict[str, Any] | None:
 
 
 def grid(arms: Sequence[Arm], clock: Clock, seeds: Sequence[int], fractions: Sequence[float], out: Path) -> list[Run]:
-    """All runs, in the order in which they are to be made.
+    """Returns all runs in their order of execution.
 
-    The arms take turns at equal seed and budget, beginning with another one at each seed, so that no arm always has
-    the machine at its best; a seed is complete before the next begins.
+    The arms take turns at equal seed and budget. Each seed begins with another arm, so that none always has the
+    machine at its best. A seed is complete before the next begins.
 
     Raises:
-        EffptError: for settings that cannot be at one of the budgets, such as a warm-up longer than it.
+        EffptError: for settings that are invalid at one of the budgets, such as a longer warm-up.
     """
     runs = []
     for number, seed in enumerate(seeds):
@@ -85,31 +85,31 @@ def grid(arms: Sequence[Arm], clock: Clock, seeds: Sequence[int], fractions: Seq
 
 
 def claim(out: Path, runs: Sequence[Run], clock: Clock, primary: str = "held_out_loss") -> dict[str, Any]:
-    """Makes sure that the folder is free or holds this comparison, which may have got more arms, seeds or tasks.
+    """Checks that the folder is free or holds this comparison, perhaps with fewer arms, and writes `plan.json`.
 
     Returns:
-        The plan; its `seeds`, their number, and `primary`, the measure of its verdicts, are those it first had.
+        The plan: `budget`, `arms`, and `seeds` (their number) and `primary` (the measure of the verdicts) as they
+        were at the first call.
 
     Raises:
-        EffptError: if it holds another comparison, or something else.
+        EffptError: if the folder holds another comparison, or something else.
     """
-    plan = out / "plan.json"
-    seeds = len({run.seed for run in runs})
-    wanted = {"budget": clock.share(1.0), "seeds": seeds, "primary": primary}
+    plan, seeds = out / "plan.json", len({run.seed for run in runs})
+    wanted: dict[str, Any] = {"budget": clock.share(1.0), "seeds": seeds, "primary": primary}
     wanted["arms"] = {run.arm: identity(run.recipe) for run in runs}
-    if plan.is_file():
-        before = read_json(plan)
+    if before := _json(plan):
         if before["budget"] != wanted["budget"]:
             raise EffptError(
                 f"{out} holds a comparison at {before['budget']}, not {wanted['budget']}; name another `--out`."
             )
         for name, recipe in before["arms"].items():
-            if name in wanted["arms"] and recipe != wanted["arms"][name] and _has_begun(out, name):
+            new = wanted["arms"].get(name, recipe)
+            if recipe != new and _has_begun(out, name):
                 changed = [
                     f"{section}.{key}"
                     for section in recipe
-                    for key in {**recipe[section], **wanted["arms"][name][section]}
-                    if recipe[section].get(key) != wanted["arms"][name][section].get(key)
+                    for key in {**recipe[section], **new[section]}
+                    if recipe[section].get(key) != new[section].get(key)
                 ]
                 raise EffptError(
                     f"{out} holds runs of arm `{name}` with another recipe ({', '.join(changed)} changed); name "
@@ -125,13 +125,12 @@ def claim(out: Path, runs: Sequence[Run], clock: Clock, primary: str = "held_out
 
 
 def _has_begun(out: Path, arm: str) -> bool:
-    """Whether there are runs, or parts of them, that were made by an arm's recipe."""
+    """Returns `True` if an arm has finished runs or checkpoints."""
     folders = (out / "runs" / file_name(arm)).glob("seed-*/budget-*")
     return any((folder / RECORD).is_file() or checkpoints_in(folder) for folder in folders if folder.is_dir())
 
 
 def identity(recipe: Recipe) -> dict[str, Any]:
-    """What of a recipe makes its runs what they are, whatever their budget, seed and folder."""
-    resolved = recipe.resolved()
-    free = FREE | set(OF_THE_GRID)
-    return {section: {k: v for k, v in values.items() if k not in free} for section, values in resolved.items()}
+    """Returns the settings that all runs of an arm share: those of its recipe but budget, seed and folder."""
+    free = FREE | set(SET_BY_GRID)
+    return {name: {k: v for k, v in values.items() if k not in free} for name, values in recipe.resolved().items()}

@@ -1,44 +1,41 @@
-"""Is a large model that was compressed worth more than a small one? Loss against size and against measured latency."""
+"""Frontier of `compare_compressed.py`: held-out loss against model size and measured latency, with controls."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from hf_effpt.comparison.statistics import interval, paired
 from hf_effpt.core.errors import EffptError
-
-from .statistics import interval, paired
 
 COMPRESSED, RANDOM, SMALL, LARGE = "compressed", "random", "small", "large"
 CONTROLS = {
-    RANDOM: "the same cut of heads, neurons and layers drawn by lot",
+    RANDOM: "the same cut with heads, neurons and layers chosen at random",
     SMALL: "the small shape, trained from scratch on the whole budget",
     LARGE: "the large model, left whole",
 }
 AXES = {"parameters": "parameters", "latency_1": "latency of 1 row, ms", "latency_32": "latency of 32 rows, ms"}
 FIGURES = ("held_out_loss", "parameters", "bytes", *AXES)
 
-Points = Mapping[str, Mapping[int, Mapping[str, Any]]]  # figures by name of the model and seed
+Points = Mapping[str, Mapping[int, Mapping[str, Any]]]  # measures by model name and seed
 
 
 def frontier(points: Points) -> dict[str, Any]:
-    """What models have come to: means with intervals, and the compressed ones' differences to their controls.
+    """Returns the mean measures of all models and the differences of the compressed model to its controls.
 
     Args:
-        points (`Mapping`): by name and seed the figures of a model: `held_out_loss`, `parameters`, `bytes`, and
-            `latency_1` and `latency_32` in milliseconds, which what is only smaller in memory has not. `compressed`,
-            `random`, `small` and `large` have to be there.
+        points (`Mapping`): measures by model name and seed: `held_out_loss`, `parameters`, `bytes`, and `latency_1`
+            and `latency_32` in milliseconds, without which a model is only smaller in memory. `compressed`, `random`,
+            `small` and `large` are needed.
 
     Returns:
-        `models`: by name, for every figure its mean and 95 % interval; `differences`: of the held-out losses, paired
-        by seed, of the compressed model to each control.
+        `models`: mean and 95 % interval by model name and measure; `differences`: the difference in held-out loss to
+        each control, paired by seed.
 
     Raises:
-        EffptError: if a control is missing, has other seeds, has not the shape of the compressed model, or latency was
-            not measured: parameters alone do not say that anything is faster.
+        EffptError: if a control is missing, has other seeds or another shape, or has no latency.
     """
     check_controls(points)
     models = {
@@ -58,10 +55,10 @@ def frontier(points: Points) -> dict[str, Any]:
 
 
 def check_controls(points: Points) -> None:
-    """Checks that what a compressed model is to be compared with is there.
+    """Checks that the controls of the compressed model are complete.
 
     Raises:
-        EffptError: if it is not.
+        EffptError: if a control is missing, has other seeds or another shape, or has no latency.
     """
     if COMPRESSED not in points:
         raise EffptError(f"There is no model `{COMPRESSED}` to compare, but {', '.join(points) or 'none'}.")
@@ -98,7 +95,7 @@ def check_controls(points: Points) -> None:
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """The frontier as a Markdown table."""
+    """Returns the frontier as a Markdown table."""
     lines = ["| model | held-out loss | parameters | MB | 1 row, ms | 32 rows, ms |", "|---|---|---:|---:|---:|---:|"]
     for name, figures in found["models"].items():
         cells = [_spread(figures["held_out_loss"], 4), f"{figures['parameters']['mean']:,.0f}"]
@@ -117,15 +114,7 @@ def _spread(figure: Mapping[str, Any], digits: int) -> str:
 
 
 def plot(found: Mapping[str, Any], path: str | Path, axes: Sequence[str] = tuple(AXES)) -> Path:
-    """Draws held-out loss against each axis, a point with its interval for each model that has one, as a PNG file.
-
-    Raises:
-        EffptError: where matplotlib is not installed.
-    """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise EffptError(
-            "The frontier is drawn with matplotlib, which is not installed: `pip install 'hf_effpt[plot]'`."
-        )
+    """Draws the held-out loss with its interval against each axis, a point per model, as a PNG file."""
     from matplotlib.figure import Figure  # without pyplot, which would keep every figure and choose a window system
 
     figure = Figure(figsize=(4.2 * len(axes), 4.4), layout="constrained")
@@ -149,7 +138,7 @@ def plot(found: Mapping[str, Any], path: str | Path, axes: Sequence[str] = tuple
 
 
 def _arms(figure: Mapping[str, Any]) -> list[list[float]] | None:
-    """How far an interval reaches below and above its mean."""
+    """Returns the distances from the mean to the lower and the upper bound; `None` if there are no bounds."""
     if figure["low"] is None:
         return None
     return [[figure["mean"] - figure["low"]], [figure["high"] - figure["mean"]]]
