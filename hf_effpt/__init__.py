@@ -74,7 +74,7 @@ _PUBLIC = {
         "training.named",
     ),
     "EarlyBertTrainer": "training.ticket_search",
-    "Recipe": "training.recipe",
+    "Recipe": "recipe.recipe",
     "export": "hub.export",
     "push": "hub.push",
     "pretrain": "pretraining",

@@ -26,15 +26,15 @@ from hf_effpt.data.tokenizer_report import tokenizer_report
 from hf_effpt.evaluation.document_scores import select_documents
 from hf_effpt.hub.folders import CODE_FILES
 from hf_effpt.models.build import model_for
+from hf_effpt.recipe.recipe import Recipe
+from hf_effpt.recipe.settings import SECTIONS
 from hf_effpt.training.checkpoints import checkpoints_in
 from hf_effpt.training.checks import exclude_specials, is_unused
-from hf_effpt.training.recipe import Recipe
 from hf_effpt.training.record import accounts
 from hf_effpt.training.trainer import EffptTrainer
 
 logger = logging.getLogger(__name__)
-# What of a recipe decides what the run *is* (of training, the seed); the rest may change when it is resumed.
-IDENTITY = ("model", "methods", "data", "training")
+# Keys of a recipe that may change when its run is resumed; so may all of `training` but the seed.
 FREE = {"num_proc", "cache_dir", "attn_implementation"}
 
 
@@ -190,7 +190,7 @@ def claim(out: Path, recipe: Recipe, resume: bool) -> None:
     if not (out / "recipe.yaml").is_file():
         raise EffptError(f"There is no run in {out} to resume (no recipe.yaml); start without `--resume`.")
     before = yaml.safe_load((out / "recipe.yaml").read_text(encoding="utf-8"))
-    for section in IDENTITY:
+    for section in SECTIONS:
         old, new = before.get(section) or {}, recipe.resolved()[section]
         if section == "training":  # order and masks of the rows come from the seed; the rest may change
             old, new = ({"seed": values.get("seed")} for values in (old, new))

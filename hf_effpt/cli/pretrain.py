@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, extra: list[str]) -> None:
     from hf_effpt.pretraining import pretrain
-    from hf_effpt.training.recipe import Recipe
+    from hf_effpt.recipe.recipe import Recipe
 
     show_messages()
     print(pretrain(Recipe.load(args.recipe, extra), resume=args.resume).summary())

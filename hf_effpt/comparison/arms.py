@@ -10,9 +10,9 @@ from typing import Any
 from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.method import METHODS, Method
-from hf_effpt.training.overrides import apply_overrides
-from hf_effpt.training.recipe import Recipe
-from hf_effpt.training.recipe_file import read_recipe_file
+from hf_effpt.recipe.file import read_recipe_file
+from hf_effpt.recipe.overrides import apply_overrides
+from hf_effpt.recipe.recipe import Recipe
 
 # Of the data, what arms may differ in: how tokens are masked in training, and how the rows are made.
 FREE_DATA = {"mlm_probability", "whole_word", "num_proc", "cache_dir", "select"}

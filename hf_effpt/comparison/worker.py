@@ -18,8 +18,8 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.evaluation.suite import evaluate
 from hf_effpt.hub.folders import write_json
 from hf_effpt.pretraining import pretrain
+from hf_effpt.recipe.recipe import Recipe
 from hf_effpt.training.checkpoints import checkpoints_in, fault
-from hf_effpt.training.recipe import Recipe
 
 from .grid import RECORD, SCORES
 

@@ -11,8 +11,8 @@ from hf_effpt.core.anatomy import layers_of
 from hf_effpt.core.depth import LayerStack
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.method import METHODS, build_methods
+from hf_effpt.recipe.recipe import Recipe
 from hf_effpt.training.preparing import prepare_methods
-from hf_effpt.training.recipe import Recipe
 from tests import tiny
 
 from .settings import SETTINGS

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from hf_effpt.core.errors import EffptError
 from hf_effpt.core.objectives import OBJECTIVES
 from hf_effpt.data.document_selection import SelectSettings
 from hf_effpt.models.build import config_for
+from hf_effpt.training.arguments import EffptTrainingArguments
 
-from .sections import parse_section
+from .sections import parse_section, require
 
 # layers, hidden size, heads: the BERT miniatures of Turc et al. (2019), and BERT itself
 SIZES: dict[str, tuple[int, int, int]] = {
@@ -23,12 +23,6 @@ SIZES: dict[str, tuple[int, int, int]] = {
 # Settings of some objectives only.
 OF_GENERATORS = ("embedding_size", "generator_size", "generator_dropout", "embedding_sharing", "loss_weight")
 OF_MCBERT = ("candidates", "candidates_at", "faithful")
-
-
-def require(condition: bool, key: str, value: Any, needed: str) -> None:
-    """Raises an `EffptError` that names the recipe key, what it was given and what it needs."""
-    if not condition:
-        raise EffptError(f"`{key}` is {value!r}, but must be {needed}.")
 
 
 @dataclass
@@ -85,32 +79,17 @@ class ModelSettings:
         require(self.size in SIZES, "model.size", self.size, f"one of {', '.join(SIZES)}")
         require(self.objective in OBJECTIVES, "model.objective", self.objective, f"one of {', '.join(OBJECTIVES)}")
         for keys, objectives in ((OF_GENERATORS, tuple(OBJECTIVES)[1:]), (OF_MCBERT, ("mcbert",))):
+            needed = f"left out, since only {' and '.join(objectives)} have it: `model.objective` is {self.objective}"
             for key in keys:
-                needed = (
-                    f"left out, since only {' and '.join(objectives)} have it: `model.objective` is {self.objective}"
-                )
-                require(
-                    getattr(self, key) is None or self.objective in objectives,
-                    f"model.{key}",
-                    getattr(self, key),
-                    needed,
-                )
+                value = getattr(self, key)
+                require(value is None or self.objective in objectives, f"model.{key}", value, needed)
         require(0.0 <= self.dropout < 1.0, "model.dropout", self.dropout, "at least 0 and below 1")
         shape = self.config_kwargs()
-        for key in (
-            "num_hidden_layers",
-            "hidden_size",
-            "num_attention_heads",
-            "intermediate_size",
-            "max_position_embeddings",
-        ):
-            require(shape[key] >= 1, f"model.{key}", shape[key], "at least 1")
-        require(
-            shape["hidden_size"] % shape["num_attention_heads"] == 0,
-            "model.hidden_size",
-            shape["hidden_size"],
-            f"a multiple of `model.num_attention_heads`, {shape['num_attention_heads']}",
-        )
+        for key, value in shape.items():
+            require("dropout" in key or value >= 1, f"model.{key}", value, "at least 1")
+        hidden, heads = shape["hidden_size"], shape["num_attention_heads"]
+        multiple = f"a multiple of `model.num_attention_heads`, {heads}"
+        require(hidden % heads == 0, "model.hidden_size", hidden, multiple)
         self.config()
 
     def config(self, **more: Any) -> Any:
@@ -222,3 +201,12 @@ class DataSettings:
             return float(self.validation) or None
         except ValueError:
             return self.validation
+
+
+# name -> dataclass; under `methods` each method has a section of its own
+SECTIONS: dict[str, Any] = {
+    "model": ModelSettings,
+    "methods": None,
+    "data": DataSettings,
+    "training": EffptTrainingArguments,
+}

@@ -17,12 +17,12 @@ import yaml
 import hf_effpt.methods  # noqa: F401  fills METHODS
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.method import METHODS, build_methods, nearest
+from hf_effpt.training.arguments import EffptTrainingArguments
 
-from .arguments import EffptTrainingArguments
-from .overrides import SECTIONS, apply_overrides
-from .recipe_file import read_recipe_file
-from .sections import parse_section
-from .settings import DataSettings, ModelSettings
+from .file import read_recipe_file
+from .overrides import apply_overrides
+from .sections import parse_section, require
+from .settings import SECTIONS, DataSettings, ModelSettings
 
 # What a reader of a recipe asks first, so it is written even where it is the default.
 ALWAYS_WRITTEN = frozenset(
@@ -67,11 +67,13 @@ class Recipe:
         _default_arguments()  # now, before a Trainer exists that could be disturbed
         self.methods = {name: _method_settings(name, values) for name, values in self.methods.items()}
         build_methods(self.methods, self.model.config())
-        if self.data.sequence_length > self.model.max_position_embeddings:
-            raise EffptError(
-                f"`data.sequence_length` is {self.data.sequence_length}, more than the model can read; raise "
-                f"`model.max_position_embeddings`, {self.model.max_position_embeddings}, or shorten the rows."
-            )
+        longest = self.model.max_position_embeddings
+        require(
+            self.data.sequence_length <= longest,
+            "data.sequence_length",
+            self.data.sequence_length,
+            f"at most `model.max_position_embeddings`, {longest}",
+        )
 
     @classmethod
     def load(cls, source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
@@ -86,24 +88,17 @@ class Recipe:
         Raises:
             EffptError: naming the file and line, or the section and key, that cannot be used.
         """
-        content = source if isinstance(source, Mapping) else read_recipe_file(source)
-        if not isinstance(content or {}, Mapping):
+        content = (source if isinstance(source, Mapping) else read_recipe_file(source)) or {}
+        if not isinstance(content, Mapping):
             raise EffptError(f"Recipe {source} holds {content!r}, but must have the sections {', '.join(SECTIONS)}.")
-        sections = apply_overrides(content or {}, overrides)
+        sections = apply_overrides(content, overrides)
         for name in sections:
             if name not in SECTIONS:
                 raise EffptError(f"A recipe has no section `{name}`: {nearest(str(name), list(SECTIONS))}")
         methods = sections.get("methods") or {}
-        if not isinstance(methods, Mapping):
-            raise EffptError(
-                f"Section `methods` is {methods!r}, but must be a mapping, such as `{{layerdrop: {{}}}}`."
-            )
-        return cls(
-            model=parse_section("model", ModelSettings, sections.get("model")),
-            methods=dict(methods),
-            data=parse_section("data", DataSettings, sections.get("data")),
-            training=parse_section("training", EffptTrainingArguments, sections.get("training")),
-        )
+        require(isinstance(methods, Mapping), "methods", methods, "a mapping, such as `methods: {layerdrop: {}}`")
+        parsed = {name: parse_section(name, kind, sections.get(name)) for name, kind in SECTIONS.items() if kind}
+        return cls(methods=dict(methods), **parsed)
 
     def resolved(self) -> dict[str, Any]:
         """The recipe as plain values that load as this recipe: what `recipe.yaml` and `run.json` hold.

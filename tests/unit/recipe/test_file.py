@@ -1,9 +1,9 @@
-"""HeadInputs recipe files: mistakes are found with their line, and a recipe is found by path or name."""
+"""Recipe files: mistakes are found with their line, and a recipe is found by path or name."""
 
 import pytest
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.training.recipe_file import find_recipe, parse_yaml, read_recipe_file
+from hf_effpt.recipe.file import find_recipe, parse_yaml, read_recipe_file
 
 
 @pytest.mark.parametrize(
