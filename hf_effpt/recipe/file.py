@@ -1,4 +1,4 @@
-"""Reads a recipe's YAML strictly: errors name their line, and a key given twice is an error."""
+"""Finds recipe files and reads their YAML strictly: errors name their line, and a duplicate key is an error."""
 
 import difflib
 import re
@@ -13,14 +13,14 @@ BUILT_IN = Path(__file__).parents[1] / "recipes"
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which `5e-4` is a number, as in YAML 1.2, and keys are unique."""
+    """Loads YAML in which `5e-4` is a number, as in YAML 1.2, and refuses duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
-                raise yaml.MarkedYAMLError(problem=f"the key {key!r} is no name", problem_mark=key_node.start_mark)
+                raise yaml.MarkedYAMLError(problem=f"the key {key!r} is not a name", problem_mark=key_node.start_mark)
             if key in seen:
                 raise yaml.MarkedYAMLError(problem=f"the key {key!r} is given twice", problem_mark=key_node.start_mark)
             seen.add(key)
@@ -36,7 +36,7 @@ def parse_yaml(text: str, source: str) -> Any:
     """Parses a YAML text; `source` names it in errors.
 
     Raises:
-        EffptError: with line and column, if the text is not YAML or has a key twice.
+        EffptError: with line and column, if the text is not YAML or has a duplicate key.
     """
     try:
         return yaml.load(text, _Loader)

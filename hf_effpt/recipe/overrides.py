@@ -11,13 +11,10 @@ from .file import parse_yaml
 from .settings import SECTIONS
 
 
-def split_flags(flags: Sequence[str]) -> Iterator[tuple[list[str], Any]]:
+def _split_flags(flags: Sequence[str]) -> Iterator[tuple[list[str], Any]]:
     """Yields the path and the value of each flag of a command line.
 
     A flag without a value is `True`, several values are a list, and a value in braces or brackets, or `null`, is YAML.
-
-    Raises:
-        EffptError: for a word that belongs to no flag, or a flag of no section.
     """
     words = list(flags)
     while words:
@@ -59,7 +56,7 @@ def apply_overrides(sections: Mapping[str, Any], flags: Sequence[str]) -> dict[s
         EffptError: for a word that belongs to no flag, a flag of no section, or one that reaches into a plain value.
     """
     changed = dict(sections)
-    for path, value in split_flags(flags):
+    for path, value in _split_flags(flags):
         inner = changed
         for depth, name in enumerate(path[:-1], start=1):
             below = inner.get(name)

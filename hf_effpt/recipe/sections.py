@@ -40,7 +40,8 @@ def parse_section(name: str, kind: type[Section], values: Any) -> Section:
     ready: dict[str, Any] = {}
     parsed: list[tuple[str, Any, Any]] = []
     for key, value in given.items():
-        types = [one for one in _alternatives(hints[key]) if one is not type(None)]
+        union = get_origin(hints[key]) in (Union, UnionType)
+        types = [one for one in get_args(hints[key]) if one is not type(None)] if union else [hints[key]]
         lists = [one for one in types if get_origin(one) is list]
         if isinstance(value, Mapping):
             accepted = dict in [get_origin(one) or one for one in types]
@@ -88,7 +89,3 @@ def _checked_keys(name: str, kind: type, values: Any) -> dict[str, Any]:
         if one.default is MISSING and one.default_factory is MISSING and one.name not in given:
             raise EffptError(f"Section `{name}` needs `{one.name}`; set it in the recipe or by `--{name}.{one.name}`.")
     return given
-
-
-def _alternatives(hint: Any) -> tuple[Any, ...]:
-    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)

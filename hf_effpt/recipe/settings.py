@@ -1,4 +1,4 @@
-"""The `model` and `data` sections of a recipe: what is trained, and on what."""
+"""The `model` and `data` sections of a recipe, and the table of all sections."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,7 +10,7 @@ from hf_effpt.training.arguments import EffptTrainingArguments
 
 from .sections import parse_section, require
 
-# layers, hidden size, heads: the BERT miniatures of Turc et al. (2019), and BERT itself
+# name -> layers, hidden size, heads; the BERT miniatures of Turc et al. (2019), and BERT itself
 SIZES: dict[str, tuple[int, int, int]] = {
     "tiny": (2, 128, 2),
     "mini": (4, 256, 4),
@@ -20,38 +20,37 @@ SIZES: dict[str, tuple[int, int, int]] = {
     "large": (24, 1024, 16),
 }
 
-# Settings of some objectives only.
+# Settings that only some objectives have.
 OF_GENERATORS = ("embedding_size", "generator_size", "generator_dropout", "embedding_sharing", "loss_weight")
 OF_MCBERT = ("candidates", "candidates_at", "faithful")
 
 
 @dataclass
 class ModelSettings:
-    """Which encoder is trained, and for which objective.
+    """The encoder to train and its objective.
 
     Args:
-        size (`str`, *optional*, defaults to `"small"`):
-            A BERT shape: `tiny` (2 layers of 128), `mini` (4 of 256), `small` (4 of 512), `medium` (8 of 512),
-            `base` (12 of 768) or `large` (24 of 1024).
-        objective (`str`, *optional*, defaults to `"mlm"`):
-            What is learned: `mlm`, `electra`, `electra_15`, `replace_mlm`, `all_tokens_mlm` or `mcbert`.
-        num_hidden_layers, hidden_size, num_attention_heads (`int`, *optional*): Each overrides the size's own.
-        intermediate_size (`int`, *optional*): Width of the feed-forward layers; by default 4 times the hidden size.
-        max_position_embeddings (`int`, *optional*, defaults to 512): The longest sequence the model can read.
-        dropout (`float`, *optional*, defaults to 0.0):
-            Dropout of hidden states and attention while pre-training. BERT has 0.1; with a small budget each
-            token is seen about once, and none is better (Geiping and Goldstein, 2022).
-        attn_implementation (`str`, *optional*, defaults to `"sdpa"`): Which attention kernel transformers uses.
-        embedding_size (`int`, *optional*): Width of the embeddings, not of `mlm`; by default the hidden size.
-        generator_size (`float`, *optional*):
-            Width of the generator (of MC-BERT the meta controller) as a share of the model's; by default 1/4 (1/3).
-        generator_dropout (`bool`, *optional*): Whether the generator has the model's dropout; by default it has.
-        embedding_sharing (`str`, *optional*):
-            How ELECTRA's models share their table of words: `vanilla`, as published, or `disentangled` (DeBERTaV3).
-        loss_weight (`float`, *optional*): Weight of the main loss beside the generator's; by default as published.
-        candidates (`int`, *optional*): Candidates at a position of MC-BERT; by default 10.
-        candidates_at (`str`, *optional*): Where MC-BERT has candidates: at `all` positions, the default, or `masked`.
-        faithful (`bool`, *optional*): Whether MC-BERT is to have the defects of the released code; by default not.
+        size (`str`, *optional*, defaults to `"small"`): BERT shape: `tiny` (2 layers of 128), `mini` (4 of 256),
+            `small` (4 of 512), `medium` (8 of 512), `base` (12 of 768) or `large` (24 of 1024).
+        objective (`str`, *optional*, defaults to `"mlm"`): pre-training objective: `mlm`, `electra`, `electra_15`,
+            `replace_mlm`, `all_tokens_mlm` or `mcbert`.
+        num_hidden_layers, hidden_size, num_attention_heads (`int`, *optional*): each overrides that of `size`.
+        intermediate_size (`int`, *optional*): width of the feed-forward layers; by default 4 times the hidden size.
+        max_position_embeddings (`int`, *optional*, defaults to 512): longest sequence that the model can read.
+        dropout (`float`, *optional*, defaults to 0.0): dropout of hidden states and attention in pre-training. BERT
+            has 0.1; with a small budget each token is seen about once, and none is better (Geiping and Goldstein,
+            2022).
+        attn_implementation (`str`, *optional*, defaults to `"sdpa"`): attention kernel of `transformers`.
+        embedding_size (`int`, *optional*): width of the embeddings; by default the hidden size. Not for `mlm`.
+        generator_size (`float`, *optional*): width of the generator as a share of the model's, by default 1/4; for
+            MC-BERT that of the meta controller, by default 1/3.
+        generator_dropout (`bool`, *optional*): `True`, the default, if the generator has the model's dropout.
+        embedding_sharing (`str`, *optional*): embeddings shared by ELECTRA's two models: `vanilla`, as published, or
+            `disentangled` (DeBERTaV3).
+        loss_weight (`float`, *optional*): weight of the main loss beside the generator's; by default as published.
+        candidates (`int`, *optional*): candidates per position of MC-BERT; by default 10.
+        candidates_at (`str`, *optional*): positions where MC-BERT has candidates: `all`, the default, or `masked`.
+        faithful (`bool`, *optional*): if `True`, MC-BERT reproduces the defects of the released code.
 
     Raises:
         EffptError: for an impossible shape, or a setting that the objective does not have.
@@ -93,10 +92,10 @@ class ModelSettings:
         self.config()
 
     def config(self, **more: Any) -> Any:
-        """The configuration of the training model.
+        """Builds the configuration of the training model.
 
         Args:
-            **more: what the tokenizer and the methods decide, such as `vocab_size`.
+            **more: settings from the tokenizer and the methods, such as `vocab_size`.
 
         Raises:
             EffptError: for an impossible setting.
@@ -107,7 +106,7 @@ class ModelSettings:
         return config
 
     def config_kwargs(self) -> dict[str, Any]:
-        """The shape and dropout as the keyword arguments of a `BertConfig`."""
+        """Returns the shape and dropout as keyword arguments of a `BertConfig`."""
         layers, hidden, heads = SIZES[self.size]
         hidden = hidden if self.hidden_size is None else self.hidden_size
         return {
@@ -123,32 +122,31 @@ class ModelSettings:
 
 @dataclass
 class DataSettings:
-    """Which text is learned from, and how it becomes rows of tokens.
+    """The training text, and how it becomes rows of tokens.
 
     Args:
-        dataset (`str`):
-            A folder or file of `.txt`, `.jsonl` or `.parquet`, a dataset on the Hub, a folder of
+        dataset (`str`): a folder or file of `.txt`, `.jsonl` or `.parquet`, a dataset on the Hub, a folder of
             `Dataset.save_to_disk`, or `builtin:pydoc`, the documentation strings of the installed Python packages.
-        text_column (`str`, *optional*, defaults to `"text"`): The column that holds the text.
-        split (`str`, *optional*, defaults to `"train"`): The split of a Hub dataset to train on.
-        streaming (`bool`, *optional*, defaults to `False`): Reads the dataset once, without storing its text.
-        validation (`str`, *optional*, defaults to `"0.01"`):
-            The share of documents that is held out, from 0 to below 1, or a dataset of its own like `dataset`.
-        sequence_length (`int`, *optional*, defaults to 128): Tokens in a row.
-        isolate_documents (`bool`, *optional*, defaults to `False`):
-            Keeps the documents packed in one row from attending to each other.
-        mlm_probability (`float`, *optional*, defaults to 0.15): The share of a row's tokens to predict.
-        whole_word (`bool`, *optional*, defaults to `False`): Masks whole words rather than single tokens.
-        tokenizer (`str`, *optional*): A folder or Hub id; by default one is trained on the dataset.
-        vocab_size (`int`, *optional*, defaults to 8192): Size of a trained tokenizer, a multiple of 64.
-        tokenizer_kind (`str`, *optional*, defaults to `"wordpiece"`): `wordpiece` or `bpe`, when one is trained.
-        lowercase (`bool`, *optional*, defaults to `True`): Whether a trained tokenizer folds case.
-        num_proc (`int`, *optional*): Processes that tokenize; by default one a core.
-        cache_dir (`str`, *optional*): Where packed rows are kept; by default `~/.cache/hf_effpt`.
-        select (`dict`, *optional*):
-            Which documents are trained on, once and for all, by the settings of [`SelectSettings`]:
-            `{"deduplicate": "near"}`, or `{"model": "small_run/", "keep": 0.5, "band": "middle"}`. What is held out,
-            and the tokenizer, are as without.
+        text_column (`str`, *optional*, defaults to `"text"`): column that holds the text.
+        split (`str`, *optional*, defaults to `"train"`): split of a Hub dataset to train on.
+        streaming (`bool`, *optional*, defaults to `False`): if `True`, read the dataset once without storing its text.
+        validation (`str`, *optional*, defaults to `"0.01"`): share of documents to hold out, from 0 to below 1, or a
+            separate dataset, given like `dataset`.
+        sequence_length (`int`, *optional*, defaults to 128): tokens per row.
+        isolate_documents (`bool`, *optional*, defaults to `False`): if `True`, documents packed in one row do not
+            attend to each other.
+        mlm_probability (`float`, *optional*, defaults to 0.15): share of a row's tokens to predict.
+        whole_word (`bool`, *optional*, defaults to `False`): if `True`, mask whole words rather than single tokens.
+        tokenizer (`str`, *optional*): a folder or Hub id; by default a tokenizer is trained on the dataset.
+        vocab_size (`int`, *optional*, defaults to 8192): size of a trained tokenizer, a multiple of 64.
+        tokenizer_kind (`str`, *optional*, defaults to `"wordpiece"`): kind of a trained tokenizer, `wordpiece` or
+            `bpe`.
+        lowercase (`bool`, *optional*, defaults to `True`): if `True`, a trained tokenizer lowercases text.
+        num_proc (`int`, *optional*): number of processes that tokenize; by default one per core.
+        cache_dir (`str`, *optional*): folder of the packed rows; by default `~/.cache/hf_effpt`.
+        select (`dict`, *optional*): selects the documents to train on before training, by the settings of
+            [`SelectSettings`]: `{"deduplicate": "near"}`, or `{"model": "small_run/", "keep": 0.5, "band": "middle"}`.
+            The held-out text and the tokenizer do not depend on it.
 
     Raises:
         EffptError: for an impossible value.
@@ -169,7 +167,7 @@ class DataSettings:
     lowercase: bool = True
     num_proc: int | None = None
     cache_dir: str | None = None
-    select: dict[str, Any] | str | None = None  # a word is refused by name, as all that is no mapping
+    select: dict[str, Any] | str | None = None  # `str` only so that the section itself refuses a word, by name
 
     def __post_init__(self) -> None:
         require(bool(self.dataset), "data.dataset", self.dataset, "a file, folder, Hub dataset or builtin:pydoc")
@@ -191,12 +189,12 @@ class DataSettings:
 
     @property
     def selection(self) -> SelectSettings | None:
-        """`select` as typed settings."""
+        """The typed settings of `select`."""
         return None if self.select is None else parse_section("data.select", SelectSettings, self.select)
 
     @property
     def held_out(self) -> float | str | None:
-        """`validation` as what it says: a share, a dataset, or `None` where nothing is held out."""
+        """The parsed `validation`: a share, a dataset, or `None` if nothing is held out."""
         try:
             return float(self.validation) or None
         except ValueError:

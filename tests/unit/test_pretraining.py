@@ -53,7 +53,7 @@ def test_summary_names_other_ways_to_run_the_model():
         "unigram_floor": 6.0,
         "held_out_loss_hardened": 5.75,
     }
-    assert "Run otherwise than as exported, the model has 5.7500 by `hardened`." in summary(found)
+    assert "Held-out loss other than as exported: 5.7500 by `hardened`." in summary(found)
     del found["held_out_loss_hardened"]
     assert "otherwise" not in summary(found)
 
