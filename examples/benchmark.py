@@ -51,7 +51,7 @@ def measure(side: str, shape: tuple, dropout: float, dataset: str) -> dict:
     from hf_effpt import EffptBertConfig, EffptBertForMaskedLM, EffptTrainer, EffptTrainingArguments
     from hf_effpt.data.corpus import open_corpus
     from hf_effpt.pretraining import prepare_rows, prepare_tokenizer
-    from hf_effpt.training.recipe import Recipe
+    from hf_effpt.recipe.recipe import Recipe
 
     layers, hidden, heads, vocabulary, batch, steps, precision = shape
     recipe = Recipe.load({"data": {"dataset": dataset, "sequence_length": LENGTH}})

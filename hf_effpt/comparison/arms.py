@@ -11,9 +11,9 @@ from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.registry import METHODS
 from hf_effpt.core.row_method import RowMethod
-from hf_effpt.training.overrides import apply_overrides
-from hf_effpt.training.recipe import Recipe
-from hf_effpt.training.recipe_file import read_recipe_file
+from hf_effpt.recipe.file import read_recipe_file
+from hf_effpt.recipe.overrides import apply_overrides
+from hf_effpt.recipe.recipe import Recipe
 
 # Data settings in which arms may differ: masking in training, and how rows are computed and cached.
 FREE_DATA = {"mlm_probability", "whole_word", "num_proc", "cache_dir", "select"}

@@ -10,8 +10,8 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import write_json
 from hf_effpt.core.registry import build_methods
 from hf_effpt.pretraining import prepare_data
+from hf_effpt.recipe.recipe import Recipe
 from hf_effpt.training.checks import check_size
-from hf_effpt.training.recipe import Recipe
 
 from .arms import check_comparable, common_budget, load_arms, with_free_methods
 from .markdown import markdown

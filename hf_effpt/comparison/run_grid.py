@@ -10,8 +10,8 @@ from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import read_json, write_json
 from hf_effpt.pretraining import FREE
+from hf_effpt.recipe.recipe import Recipe
 from hf_effpt.training.checkpoints import checkpoints_in
-from hf_effpt.training.recipe import Recipe
 
 from .arms import SET_BY_GRID, Arm, file_name
 

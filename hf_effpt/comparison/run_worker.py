@@ -17,8 +17,8 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import read_json, write_json
 from hf_effpt.evaluation.suite import evaluate
 from hf_effpt.pretraining import pretrain
+from hf_effpt.recipe.recipe import Recipe
 from hf_effpt.training.checkpoints import checkpoints_in, fault
-from hf_effpt.training.recipe import Recipe
 
 from .run_grid import RECORD, SCORES
 

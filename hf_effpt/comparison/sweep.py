@@ -11,11 +11,11 @@ import torch
 from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import read_json, write_json
-from hf_effpt.training.overrides import apply_overrides
-from hf_effpt.training.recipe import Recipe
-from hf_effpt.training.recipe_file import read_recipe_file
+from hf_effpt.recipe.file import read_recipe_file
+from hf_effpt.recipe.overrides import apply_overrides
+from hf_effpt.recipe.recipe import Recipe
+from hf_effpt.recipe.settings import SIZES
 from hf_effpt.training.schedule import clock_schedule
-from hf_effpt.training.settings import SIZES
 
 from .arms import Arm
 from .compare import compare

@@ -159,7 +159,7 @@ def test_pairs_as_they_are_published(tmp_path, monkeypatch):
 def run_on(tmp_path, corpus, objective="mlm", **changes):
     """A run of three steps on some text, trained at a rate of masks that is not the one of evaluation."""
     from hf_effpt.pretraining import pretrain
-    from hf_effpt.training.recipe import Recipe
+    from hf_effpt.recipe.recipe import Recipe
 
     data = {"dataset": str(corpus), "sequence_length": 32, "vocab_size": 256, "validation": 0.2,
             "mlm_probability": 0.3, **changes}  # fmt: skip

@@ -1,4 +1,4 @@
-"""Dotted flags, `--training.budget 10min`: how a command line changes a recipe."""
+"""Dotted flags, `--training.budget 10min`, that change a recipe from the command line."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
@@ -7,20 +7,14 @@ from typing import Any
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.registry import nearest
 
-from .arguments import EffptTrainingArguments
-from .recipe_file import parse_yaml
-from .settings import DataSettings, ModelSettings
-
-SECTIONS = ("model", "methods", "data", "training")
+from .file import parse_yaml
+from .settings import SECTIONS
 
 
-def split_flags(flags: Sequence[str]) -> Iterator[tuple[list[str], Any]]:
+def _split_flags(flags: Sequence[str]) -> Iterator[tuple[list[str], Any]]:
     """Yields the path and the value of each flag of a command line.
 
-    A flag without a value is true, several values are a list, and a value in braces or brackets, or `null`, is YAML.
-
-    Raises:
-        EffptError: for a word that belongs to no flag, or a flag of no section.
+    A flag without a value is `True`, several values are a list, and a value in braces or brackets, or `null`, is YAML.
     """
     words = list(flags)
     while words:
@@ -33,18 +27,18 @@ def split_flags(flags: Sequence[str]) -> Iterator[tuple[list[str], Any]]:
         path = flag[2:].replace("-", "_").split(".")
         if path[0] not in SECTIONS:
             raise EffptError(
-                f"There is no setting `{flag}`; settings are written `--section.key value`. {_hint(path)}"
+                f"There is no setting `{flag}`; settings are written `--section.key value`. {_hint(path[0])}"
             )
         read = [_value(flag, value) for value in values]
         yield path, True if not read else read[0] if len(read) == 1 else read
 
 
-def _hint(path: list[str]) -> str:
-    """What a flag of no section may have meant: a key whose section was left out, or a section mistyped."""
-    for section, kind in (("training", EffptTrainingArguments), ("data", DataSettings), ("model", ModelSettings)):
-        if path[0] in {field.name for field in fields(kind)}:
-            return f"Did you mean `--{section}.{path[0]}`?"
-    return f"For section `{path[0]}`, {nearest(path[0], list(SECTIONS))}"
+def _hint(word: str) -> str:
+    """Suggests the setting meant by a flag without a section, or the section nearest to a mistyped one."""
+    for section, kind in SECTIONS.items():
+        if kind is not None and word in {field.name for field in fields(kind)}:
+            return f"Did you mean `--{section}.{word}`?"
+    return f"For section `{word}`, {nearest(word, list(SECTIONS))}"
 
 
 def _value(flag: str, text: str) -> Any:
@@ -52,17 +46,17 @@ def _value(flag: str, text: str) -> Any:
 
 
 def apply_overrides(sections: Mapping[str, Any], flags: Sequence[str]) -> dict[str, Any]:
-    """The sections of a recipe with dotted flags applied, later ones last.
+    """Returns a copy of a recipe's sections with dotted flags applied; of equal flags the last counts.
 
     Args:
-        sections (`Mapping[str, Any]`): the recipe's plain content; it is left as it is.
+        sections (`Mapping[str, Any]`): the recipe's plain content.
         flags (`Sequence[str]`): command-line words, `["--methods.layerdrop.p", "0.1", "--training.bf16"]`.
 
     Raises:
         EffptError: for a word that belongs to no flag, a flag of no section, or one that reaches into a plain value.
     """
     changed = dict(sections)
-    for path, value in split_flags(flags):
+    for path, value in _split_flags(flags):
         inner = changed
         for depth, name in enumerate(path[:-1], start=1):
             below = inner.get(name)

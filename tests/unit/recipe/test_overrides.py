@@ -3,7 +3,7 @@
 import pytest
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.training.overrides import apply_overrides
+from hf_effpt.recipe.overrides import apply_overrides
 
 
 @pytest.mark.parametrize(

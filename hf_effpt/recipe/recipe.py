@@ -1,4 +1,4 @@
-"""A recipe: everything a pre-training run is told, as one small YAML file.
+"""`Recipe`: the settings of a pre-training run, loaded from and saved as one small YAML file.
 
 Each section is one dataclass, so a recipe file, a command-line flag and a script are checked by the same types.
 """
@@ -18,41 +18,30 @@ import hf_effpt.methods  # noqa: F401  fills METHODS
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import write_atomically
 from hf_effpt.core.registry import METHODS, build_methods, nearest
+from hf_effpt.training.arguments import EffptTrainingArguments
 
-from .arguments import EffptTrainingArguments
-from .overrides import SECTIONS, apply_overrides
-from .recipe_file import read_recipe_file
-from .sections import parse_section
-from .settings import DataSettings, ModelSettings
+from .file import read_recipe_file
+from .overrides import apply_overrides
+from .sections import parse_section, require
+from .settings import SECTIONS, DataSettings, ModelSettings
 
-# What a reader of a recipe asks first, so it is written even where it is the default.
+# Training arguments that readers look for first: written even if they have their default.
 ALWAYS_WRITTEN = frozenset(
-    {
-        "output_dir",
-        "budget",
-        "per_device_train_batch_size",
-        "gradient_accumulation_steps",
-        "learning_rate",
-        "lr_scheduler_type",
-        "warmup_steps",
-        "weight_decay",
-        "max_grad_norm",
-        "optim",
-        "seed",
-    }
+    "output_dir budget per_device_train_batch_size gradient_accumulation_steps learning_rate lr_scheduler_type "
+    "warmup_steps weight_decay max_grad_norm optim seed".split()
 )
 
 
 @dataclass(kw_only=True)
 class Recipe:
-    """Everything a run is told: model, methods, data and training.
+    """The settings of a run: model, methods, data and training.
 
     Args:
-        data ([`DataSettings`]): what is learned from.
-        training ([`EffptTrainingArguments`]): how it is learned, and the budget.
-        model ([`ModelSettings`], *optional*): what is trained; by default a small BERT.
-        methods (`dict[str, dict]`, *optional*): the methods' settings by name, `{"layerdrop": {"p": 0.1}}`. Kept are
-            those that differ from a method's defaults.
+        data ([`DataSettings`]): the training text, and how it becomes rows.
+        training ([`EffptTrainingArguments`]): the training arguments, with the budget.
+        model ([`ModelSettings`], *optional*): the encoder and its objective; by default a small BERT.
+        methods (`dict[str, dict]`, *optional*): the methods' settings by name, `{"layerdrop": {"p": 0.1}}`. Only those
+            that differ from a method's defaults are kept.
 
     Raises:
         EffptError: for an unknown method or setting, methods that exclude each other or do not suit the model, or
@@ -65,18 +54,20 @@ class Recipe:
     training: EffptTrainingArguments
 
     def __post_init__(self) -> None:
-        _default_arguments()  # now, before a Trainer exists that could be disturbed
+        _default_arguments()  # made now: it resets the state of Accelerate, which a Trainer needs later
         self.methods = {name: _method_settings(name, values) for name, values in self.methods.items()}
         build_methods(self.methods, self.model.config())
-        if self.data.sequence_length > self.model.max_position_embeddings:
-            raise EffptError(
-                f"`data.sequence_length` is {self.data.sequence_length}, more than the model can read; raise "
-                f"`model.max_position_embeddings`, {self.model.max_position_embeddings}, or shorten the rows."
-            )
+        longest = self.model.max_position_embeddings
+        require(
+            self.data.sequence_length <= longest,
+            "data.sequence_length",
+            self.data.sequence_length,
+            f"at most `model.max_position_embeddings`, {longest}",
+        )
 
     @classmethod
     def load(cls, source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
-        """Reads a recipe and checks all of it.
+        """Reads and checks a recipe.
 
         Args:
             source (`str`, `Path` or `Mapping`): a YAML file, the name of a built-in recipe such as `"tiny"`, or the
@@ -87,30 +78,22 @@ class Recipe:
         Raises:
             EffptError: naming the file and line, or the section and key, that cannot be used.
         """
-        content = source if isinstance(source, Mapping) else read_recipe_file(source)
-        if not isinstance(content or {}, Mapping):
+        content = (source if isinstance(source, Mapping) else read_recipe_file(source)) or {}
+        if not isinstance(content, Mapping):
             raise EffptError(f"Recipe {source} holds {content!r}, but must have the sections {', '.join(SECTIONS)}.")
-        sections = apply_overrides(content or {}, overrides)
+        sections = apply_overrides(content, overrides)
         for name in sections:
             if name not in SECTIONS:
                 raise EffptError(f"A recipe has no section `{name}`: {nearest(str(name), list(SECTIONS))}")
         methods = sections.get("methods") or {}
-        if not isinstance(methods, Mapping):
-            raise EffptError(
-                f"Section `methods` is {methods!r}, but must be a mapping, such as `{{layerdrop: {{}}}}`."
-            )
-        return cls(
-            model=parse_section("model", ModelSettings, sections.get("model")),
-            methods=dict(methods),
-            data=parse_section("data", DataSettings, sections.get("data")),
-            training=parse_section("training", EffptTrainingArguments, sections.get("training")),
-        )
+        require(isinstance(methods, Mapping), "methods", methods, "a mapping, such as `methods: {layerdrop: {}}`")
+        parsed = {name: parse_section(name, kind, sections.get(name)) for name, kind in SECTIONS.items() if kind}
+        return cls(methods=dict(methods), **parsed)
 
     def resolved(self) -> dict[str, Any]:
-        """The recipe as plain values that load as this recipe: what `recipe.yaml` and `run.json` hold.
+        """Returns the recipe as plain values that load as an equal recipe; `recipe.yaml` and `run.json` hold them.
 
-        Of the training arguments only those that differ from the defaults are there, with the few that readers ask
-        for first. Access tokens are left out.
+        Training arguments that have their default are left out, except for `ALWAYS_WRITTEN`, and so are access tokens.
         """
         return {
             "model": _set(asdict(self.model)),
@@ -133,7 +116,7 @@ def _method_settings(name: str, values: Any) -> dict[str, Any]:
 
 @lru_cache
 def _default_arguments() -> EffptTrainingArguments:
-    """The defaults, as the class completes them; made once, since making them resets what Accelerate knows."""
+    """Returns the completed default arguments, built once, since building them resets the state of Accelerate."""
     return EffptTrainingArguments()
 
 
@@ -153,7 +136,7 @@ def _set(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A value as YAML and JSON can hold it."""
+    """Returns a value as YAML and JSON can hold it."""
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""HeadInputs a recipe's YAML strictly: mistakes are reported with their line, and a key given twice is a mistake."""
+"""Finds recipe files and reads their YAML strictly: errors name their line, and a duplicate key is an error."""
 
 import difflib
 import re
@@ -13,14 +13,14 @@ BUILT_IN = Path(__file__).parents[1] / "recipes"
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which `5e-4` is a number, as in YAML 1.2, and keys are unique."""
+    """Loads YAML in which `5e-4` is a number, as in YAML 1.2, and refuses duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
-                raise yaml.MarkedYAMLError(problem=f"the key {key!r} is no name", problem_mark=key_node.start_mark)
+                raise yaml.MarkedYAMLError(problem=f"the key {key!r} is not a name", problem_mark=key_node.start_mark)
             if key in seen:
                 raise yaml.MarkedYAMLError(problem=f"the key {key!r} is given twice", problem_mark=key_node.start_mark)
             seen.add(key)
@@ -33,14 +33,10 @@ _Loader.add_implicit_resolver(
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """The content of a YAML text.
-
-    Args:
-        text (`str`): the YAML.
-        source (`str`): where it is from, for the error.
+    """Parses a YAML text; `source` names it in errors.
 
     Raises:
-        EffptError: with line and column, if it is no YAML or has a key twice.
+        EffptError: with line and column, if the text is not YAML or has a duplicate key.
     """
     try:
         return yaml.load(text, _Loader)
@@ -48,12 +44,12 @@ def parse_yaml(text: str, source: str) -> Any:
         mark = error.problem_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise EffptError(f"{source}{where}: {error.problem}. Correct the YAML there.") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: what looks like a date and is none
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: looks like a date, but is none
         raise EffptError(f"{source}: {error}. Correct the YAML there.") from None
 
 
 def find_recipe(source: str | Path) -> Path:
-    """The file of a recipe that is given by path, or by name if it comes with the package.
+    """Returns the path of a recipe file, given that path or the name of a built-in recipe.
 
     Raises:
         EffptError: if there is neither, with the nearest built-in name.
@@ -72,10 +68,10 @@ def find_recipe(source: str | Path) -> Path:
 
 
 def read_recipe_file(source: str | Path) -> Any:
-    """The content of a recipe file, or of a built-in recipe by its name.
+    """Reads a recipe file, or a built-in recipe by its name.
 
     Raises:
-        EffptError: if there is no such recipe, or it is no YAML in UTF-8.
+        EffptError: if there is no such recipe, or it is not YAML in UTF-8.
     """
     path = find_recipe(source)
     try:
