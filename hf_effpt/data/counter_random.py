@@ -1,4 +1,4 @@
-"""Random numbers that are a pure function of what they are for: no state, so no order to keep."""
+"""Counter-based random numbers: pure functions of seed and index, without a state."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ _SECOND = np.uint64(0x94D049BB133111EB)
 
 
 def mix(values: np.ndarray) -> np.ndarray:
-    """One step of SplitMix64 (Steele et al., 2014): uint64 array in, uint64 array of the same shape out."""
+    """One step of SplitMix64 (Steele et al., 2014); uint64 in and out, of equal shape."""
     mixed = values + _GOLDEN
     mixed ^= mixed >> np.uint64(30)
     mixed *= _FIRST
@@ -19,7 +19,7 @@ def mix(values: np.ndarray) -> np.ndarray:
 
 
 def fold(*parts: np.ndarray | int) -> np.ndarray:
-    """Hash of integers, at least one of them an array; arrays are broadcast, negative numbers wrapped."""
+    """Hash of integers as uint64; at least one part is an array, arrays are broadcast, negative numbers wrapped."""
     key = np.zeros(1, np.uint64)
     for part in parts:
         key = mix(key ^ np.atleast_1d(np.asarray(part)).astype(np.uint64))
@@ -27,5 +27,5 @@ def fold(*parts: np.ndarray | int) -> np.ndarray:
 
 
 def uniform(index: np.ndarray, seed: int) -> np.ndarray:
-    """A number in [0, 1) for each index."""
+    """Uniform float64 in [0, 1) for each index."""
     return (fold(seed, index) >> np.uint64(11)).astype(np.float64) * 2.0**-53

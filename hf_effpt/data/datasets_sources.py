@@ -1,4 +1,4 @@
-"""Documents out of `datasets`: folders it saved, and datasets on the Hub."""
+"""Text of the `datasets` library: folders it saved, and datasets on the Hub."""
 
 import hashlib
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from pathlib import Path
 import datasets
 from datasets import Dataset, DatasetDict, IterableDataset
 
-from hf_effpt.core.errors import EffptError
+from hf_effpt.core.errors import EffptError, first_line
 from hf_effpt.data.file_readers import Source, check_text_column, missing_column
 
 
@@ -16,9 +16,8 @@ def open_saved(path: Path, text_column: str, split: str) -> Source:
     try:
         dataset = datasets.load_from_disk(str(path))
     except (OSError, ValueError, KeyError) as error:
-        raise EffptError(
-            f"{path} looks like a saved dataset, but cannot be loaded ({error}). Save it again."
-        ) from error
+        message = f"{path} looks like a saved dataset, but cannot be loaded ({error}). Save it again."
+        raise EffptError(message) from error
     if isinstance(dataset, DatasetDict):
         if split not in dataset:
             raise EffptError(f"{path} has no split {split!r}, only {sorted(dataset)}. Set data.split.")
@@ -39,14 +38,14 @@ def open_hub(dataset: str, text_column: str, split: str, streaming: bool) -> Sou
             raise EffptError(f"The dataset {name!r} has no split {split!r}: {error}. Set data.split.") from error
         raise EffptError(
             f"The dataset {dataset!r} is neither a file or folder here ({Path(dataset).absolute()}) nor can it be "
-            f"had from the Hub ({type(error).__name__}: {_first_line(error)}). Check the spelling and the network, or "
-            "use local text: a file or folder of .txt, .jsonl or .parquet, a saved datasets folder, or builtin:pydoc."
+            f"had from the Hub ({type(error).__name__}: {first_line(error)}). Check the spelling and the network, or "
+            "use local text (.txt, .jsonl or .parquet files, a saved datasets folder, builtin:pydoc)."
         ) from error
     return _source(loaded, dataset, text_column, version=f"{dataset}-{split}-{builder.hash}")
 
 
 def _source(dataset: Dataset | IterableDataset, name: str, text_column: str, version: str = "") -> Source:
-    """`version` identifies the contents of a streamed dataset; one on disk knows its own."""
+    """Reader, fingerprint and size; `version` identifies a streamed dataset, one on disk has its own fingerprint."""
     num_bytes = None
     if isinstance(dataset, Dataset):
         check_text_column(f"The dataset {name!r}", dataset.features.arrow_schema, text_column)
@@ -63,7 +62,3 @@ def _source(dataset: Dataset | IterableDataset, name: str, text_column: str, ver
                 yield text or ""
 
     return read, lambda: hashlib.sha256(f"{version}-{text_column}".encode()).hexdigest()[:32], num_bytes
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0][:200]

@@ -1,4 +1,4 @@
-"""Documents out of one file: plain text, JSON lines, Parquet."""
+"""Readers of documents from one file: plain text, JSON lines, Parquet."""
 
 import codecs
 import json
@@ -10,19 +10,17 @@ import pyarrow.parquet as pq
 
 from hf_effpt.core.errors import EffptError
 
-# What a corpus is made of: what starts a pass over the documents, what hashes the contents, and bytes if known.
+# Parts of a corpus: a function that starts a pass over the documents, one that hashes the contents, bytes if known.
 Source = tuple[Callable[[], Iterator[str]], Callable[[], str], int | None]
 
 
 def read_txt(path: Path) -> Iterator[str]:
-    """The whole file as one document."""
-    data = path.read_bytes()
-    mark = len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0
-    yield _decode(data[mark:], path, mark).replace("\r\n", "\n")
+    """Yields the whole file as one document."""
+    yield "".join(line for _, line in _lines(path))
 
 
 def read_txt_paragraphs(path: Path) -> Iterator[str]:
-    """One document for each run of lines between blank lines, so that a file of any size is read in little memory."""
+    """Yields each run of lines between blank lines as a document; memory does not grow with the file."""
     lines: list[str] = []
     for _, line in _lines(path):
         if line.strip():
@@ -35,33 +33,34 @@ def read_txt_paragraphs(path: Path) -> Iterator[str]:
 
 
 def read_jsonl(path: Path, text_column: str) -> Iterator[str]:
-    """The string under `text_column` of each line's JSON object; `null` gives an empty document."""
+    """Yields the string under `text_column` of each line's JSON object; `null` is an empty document."""
     for number, line in _lines(path):
         if not line.strip():
             continue
+        where = f"{path}, line {number}"
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
             raise EffptError(
-                f"{path}, line {number}: not valid JSON ({error.msg} at column {error.colno}). A .jsonl file needs "
-                f'one object a line, like {{"{text_column}": "..."}}; correct or remove this line.'
+                f"{where}: not valid JSON ({error.msg} at column {error.colno}). A .jsonl file needs one object a "
+                f'line, like {{"{text_column}": "..."}}; correct or remove this line.'
             ) from error
         if not isinstance(record, dict):
             raise EffptError(
-                f"{path}, line {number}: this is a JSON {type(record).__name__}, but each line must be an object "
-                f'like {{"{text_column}": "..."}}.'
+                f"{where}: this is a JSON {type(record).__name__}, but each line must be an object like "
+                f'{{"{text_column}": "..."}}.'
             )
         if text_column not in record:
-            raise missing_column(f"{path}, line {number}", text_column, list(record))
+            raise missing_column(where, text_column, list(record))
         text = record[text_column]
         if not isinstance(text, str | None):
-            raise _not_text(f"{path}, line {number}", text_column, type(text).__name__)
+            raise _not_text(where, text_column, type(text).__name__)
         # JSON may spell half a surrogate pair, which no tokenizer accepts.
         yield (text or "").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def read_parquet(path: Path, text_column: str) -> Iterator[str]:
-    """The strings of the column `text_column`; null gives an empty document."""
+    """Yields the strings of the column `text_column`; null is an empty document."""
     with _open_parquet(path, text_column) as file:
         try:
             for batch in file.iter_batches(batch_size=1024, columns=[text_column]):
@@ -72,7 +71,7 @@ def read_parquet(path: Path, text_column: str) -> Iterator[str]:
 
 
 def parquet_text_bytes(path: Path, text_column: str) -> int:
-    """About how many bytes of text the column holds, from the file's footer alone."""
+    """Bytes of text in the column, estimated from the file's footer."""
     with _open_parquet(path, text_column) as file:
         leaves = [file.schema.column(index).path for index in range(len(file.schema))]
         groups = (file.metadata.row_group(index) for index in range(file.metadata.num_row_groups))
@@ -80,7 +79,7 @@ def parquet_text_bytes(path: Path, text_column: str) -> int:
 
 
 def missing_column(where: str, text_column: str, columns: list[str]) -> EffptError:
-    """The error for data that has no column of that name."""
+    """Error for data without that column."""
     return EffptError(
         f"{where}: there is no column {text_column!r}; the columns are {', '.join(map(repr, columns)) or 'none'}. "
         "Name the one that holds the text with data.text_column (text_column=... in Python)."
@@ -88,7 +87,7 @@ def missing_column(where: str, text_column: str, columns: list[str]) -> EffptErr
 
 
 def check_text_column(where: str, schema: pa.Schema, text_column: str) -> None:
-    """Raises if the table has no column of strings under that name."""
+    """Raises an `EffptError` unless the table has a column of strings under that name."""
     if text_column not in schema.names:
         raise missing_column(where, text_column, schema.names)
     kind = schema.field(text_column).type
@@ -135,12 +134,12 @@ def _unreadable(path: Path, error: Exception) -> EffptError:
 
 def _not_text(where: str, text_column: str, kind: str) -> EffptError:
     return EffptError(
-        f"{where}: the column {text_column!r} holds {kind}, but the text must be strings. "
-        "Name the column that holds the text with data.text_column."
+        f"{where}: the column {text_column!r} holds {kind}, but the text must be strings. Name the column that holds "
+        "the text with data.text_column."
     )
 
 
-# The kinds of file a folder may hold, by suffix: what reads one document stream out of it.
+# Readers by suffix, for the kinds of file a folder may hold.
 READERS: dict[str, Callable[[Path, str], Iterator[str]]] = {
     ".txt": lambda path, text_column: read_txt(path),
     ".jsonl": read_jsonl,

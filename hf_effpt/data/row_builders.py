@@ -1,21 +1,17 @@
-"""Fixed-length rows: built from token streams, read from packed datasets."""
+"""Builders of fixed-length rows from documents: one stream, or whole pieces of documents."""
 
 import numpy as np
 
 from hf_effpt.data.vocabulary import SpecialIds
 
-# Pieces are placed in groups of about this many rows: enough for each to find a row that it fills.
+# Rows of pieces that are placed together: enough for each piece to find a row that it fills.
 BLOCK_ROWS = 4096
 
 
 class StreamRows:
-    """
-    Cuts one stream of documents into rows `[CLS] + (L - 2 tokens) + [SEP]`, documents separated by `[SEP]`.
+    """Cuts one stream of documents into rows `[CLS] + (L - 2 tokens) + [SEP]`, documents separated by `[SEP]`.
 
-    Args:
-        length (`int`): L, tokens of a row.
-        ids (`SpecialIds`): The special tokens.
-        dtype (`np.dtype`): Of the rows.
+    `length` is L, the tokens per row; `dtype` is that of the rows.
     """
 
     def __init__(self, length: int, ids: SpecialIds, dtype: np.dtype):
@@ -23,7 +19,7 @@ class StreamRows:
         self._carried = np.empty(0, dtype)
 
     def add(self, documents: list[np.ndarray]) -> dict[str, np.ndarray]:
-        """The rows that are complete with these documents."""
+        """Rows that these documents complete."""
         separator = np.array([self.ids.sep], self.dtype)
         parts = [part for document in documents for part in (document, separator)]
         stream = np.concatenate([self._carried, *parts])
@@ -37,16 +33,15 @@ class StreamRows:
         return {"input_ids": rows}
 
     def finish(self) -> dict[str, np.ndarray]:
-        """No rows: the last one is incomplete and dropped."""
+        """No rows: an incomplete last row is dropped."""
         return {"input_ids": np.empty((0, self.length), self.dtype)}
 
 
 class IsolatedRows:
-    """
-    Cuts each document into pieces `[CLS] ... [SEP]` of at most L tokens and fits whole pieces into rows.
+    """Cuts each document into pieces `[CLS] ... [SEP]` of at most L tokens and fits whole pieces into rows.
 
-    The arguments are those of `StreamRows`; the rows come with `document_ids`, 1, 2, ... for the pieces of a row from
-    left to right and 0 for padding.
+    The arguments are those of `StreamRows`. Rows come with `document_ids`: 1, 2, ... for the pieces of a row from
+    left to right, 0 for padding.
     """
 
     def __init__(self, length: int, ids: SpecialIds, dtype: np.dtype):
@@ -57,17 +52,18 @@ class IsolatedRows:
         self._waiting_tokens = 0
 
     def add(self, documents: list[np.ndarray]) -> dict[str, np.ndarray]:
-        """The rows of a block of pieces once enough have come together, else none."""
+        """Rows of full blocks of pieces; documents of the last block wait."""
         built = []
         for document in documents:
             self._waiting.append(document)
             self._waiting_tokens += len(document)
             if self._waiting_tokens >= BLOCK_ROWS * self.length:
                 built.append(self._place())
-        return _concatenate([*built, self._empty()])
+        blocks = [*built, self._empty()]
+        return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
     def finish(self) -> dict[str, np.ndarray]:
-        """The rows of the pieces still waiting."""
+        """Rows of the pieces still waiting."""
         return self._place() if self._waiting else self._empty()
 
     def _empty(self) -> dict[str, np.ndarray]:
@@ -99,23 +95,15 @@ class IsolatedRows:
 
 
 def best_fit(sizes: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """
-    Fits pieces into rows, the largest first, each where it leaves the least room (best-fit decreasing; Johnson, 1973).
+    """Fits pieces into rows, the largest first, each where it leaves least room (best-fit decreasing; Johnson, 1973).
 
-    Args:
-        sizes (`np.ndarray` of shape `(pieces,)`): Tokens of each piece, at most `capacity`.
-        capacity (`int`): Tokens of a row.
-
-    Returns:
-        The row, the offset in it and the number in it (from 1) of each piece, and the count of rows. Rows are in the
-        order of the earliest piece they hold.
+    `sizes` of shape `(pieces,)` and `capacity`, of a row, are in tokens. Returns the row, the offset in the row and
+    the number in the row (from 1) of each piece; and the number of rows, sorted by their earliest piece.
     """
-    rows: list[int] = [0] * len(sizes)
-    offsets: list[int] = [0] * len(sizes)
-    numbers: list[int] = [0] * len(sizes)
+    rows, offsets, numbers = ([0] * len(sizes) for _ in range(3))
     held: list[int] = []
     with_room: list[list[int]] = [[] for _ in range(capacity + 1)]
-    # Bit r is set while some row has room for exactly r tokens, so the best fit is one shift away.
+    # Bit r is set while some row has room for exactly r tokens, so one shift finds the best fit.
     rooms = 0
     known = sizes.tolist()
     for piece in np.argsort(-sizes, kind="stable").tolist():
@@ -139,7 +127,3 @@ def best_fit(sizes: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray, 
     place = np.empty(len(held), np.int64)
     place[np.argsort(first)] = np.arange(len(held))
     return place[rows], np.array(offsets), np.array(numbers), len(held)
-
-
-def _concatenate(blocks: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}

@@ -1,4 +1,4 @@
-"""Training a tokenizer on the user's own text."""
+"""Training of tokenizers on the user's own text."""
 
 import json
 import os
@@ -14,11 +14,11 @@ from hf_effpt.data.counter_random import uniform
 
 # The ids of BERT's special tokens are their places here.
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-# Below, letters and the commonest syllables find no room.
+# Smaller vocabularies have no room for letters and the commonest syllables.
 MIN_VOCAB_SIZE = {"wordpiece": 256, "bpe": 320}
-# Characters that get tokens of their own, as in BERT's multilingual vocabularies; rarer ones are [UNK].
+# Characters with tokens of their own, as in BERT's multilingual vocabularies; rarer ones are [UNK].
 MAX_ALPHABET = 1000
-# Keeps the documents sampled here apart from those a seed holds out for validation.
+# Separates the documents sampled here from those a seed holds out for validation.
 SAMPLE_SEED = 0x746F6B
 
 
@@ -32,24 +32,23 @@ def train_tokenizer(
     max_bytes: int = 64 * 2**20,
     model_max_length: int = 512,
 ) -> PreTrainedTokenizerFast:
-    """
-    Trains a tokenizer: the same text always gives the same vocabulary.
+    """Trains a tokenizer; the same text always gives the same vocabulary.
 
-    `"wordpiece"` is BERT's (unknown characters become `[UNK]`), `"bpe"` works on bytes, so nothing is unknown. A
-    corpus with too few different words leaves room in the vocabulary, which is filled with `[unusedN]`.
+    `"wordpiece"` is BERT's (unknown characters become `[UNK]`); `"bpe"` works on bytes, so nothing is unknown. Room
+    that a corpus of few different words leaves in the vocabulary is filled with `[unusedN]`.
 
     Args:
         corpus (`Corpus` or `str`): The text, or what `open_corpus` takes.
         vocab_size (`int`, *optional*, defaults to 8192): Number of tokens, special ones included; a multiple of 64,
-            which matrix kernels are fast on.
+            for which matrix kernels are fast.
         kind (`str`, *optional*, defaults to `"wordpiece"`): `"wordpiece"` or `"bpe"`.
-        lowercase (`bool`, *optional*, defaults to `True`): Fold upper case (and, for WordPiece, accents).
-        out (`str`, *optional*): A folder to save the tokenizer in, for `AutoTokenizer.from_pretrained`.
-        max_bytes (`int`, *optional*, defaults to 64 MiB): Train on a sample of the documents of about this size.
-        model_max_length (`int`, *optional*, defaults to 512): The longest input the tokenizer announces.
+        lowercase (`bool`, *optional*, defaults to `True`): If `True`, folds upper case (and, for WordPiece, accents).
+        out (`str`, *optional*): Folder to save the tokenizer in, for `AutoTokenizer.from_pretrained`.
+        max_bytes (`int`, *optional*, defaults to 64 MiB): Approximate size of the sample of documents to train on.
+        model_max_length (`int`, *optional*, defaults to 512): Longest input, in tokens, that the tokenizer announces.
 
     Raises:
-        EffptError: the vocabulary size or kind cannot be, or the corpus has no text.
+        EffptError: the vocabulary size or kind is not valid, or the corpus has no text.
     """
     if kind not in MIN_VOCAB_SIZE:
         raise EffptError(f"tokenizer_kind={kind!r} is not known; choose one of {', '.join(MIN_VOCAB_SIZE)}.")
@@ -61,17 +60,15 @@ def train_tokenizer(
         )
     corpus = open_corpus(corpus) if isinstance(corpus, str) else corpus
     texts = _sample(corpus, max_bytes)
-    if kind == "wordpiece":
-        tokenizer = _train_wordpiece(texts, vocab_size, lowercase, model_max_length)
-    else:
-        tokenizer = _train_bpe(texts, vocab_size, lowercase, model_max_length)
+    train = _train_wordpiece if kind == "wordpiece" else _train_bpe
+    tokenizer = train(texts, vocab_size, lowercase, model_max_length)
     if out is not None:
         tokenizer.save_pretrained(out)
     return tokenizer
 
 
 def _sample(corpus: Corpus, max_bytes: int) -> Iterator[str]:
-    """Documents from all over the corpus if its size is known, else its beginning, of about `max_bytes` in all."""
+    """About `max_bytes` of documents: spread over a corpus of known size, else its beginning."""
     share = min(1.0, max_bytes / corpus.num_bytes) if corpus.num_bytes else 1.0
     used = 0
     for index, text in enumerate(corpus.texts()):
@@ -94,7 +91,7 @@ def _train_wordpiece(
     normalized = [normalizer.normalize_str(text) for text in texts]
     alphabet = _alphabet(normalized, limit=min(MAX_ALPHABET, vocab_size // 4))
     # The trainer numbers continuation letters in the order of a hash map, different each run, and breaks ties by
-    # number. Announced as special tokens they are numbered beforehand, and the vocabulary is reproducible.
+    # number. Passed as special tokens they are numbered beforehand, and the vocabulary is reproducible.
     splitter = pre_tokenizers.BertPreTokenizer()
     inner = [f"##{letter}" for letter in alphabet if len(splitter.pre_tokenize_str(f"a{letter}a")) == 1]
     trainer = trainers.WordPieceTrainer(
@@ -113,7 +110,7 @@ def _train_wordpiece(
 
 
 def _alphabet(texts: Iterable[str], limit: int) -> list[str]:
-    """The commonest characters, ties settled by code point, in the order of their code points."""
+    """The `limit` commonest characters, ties decided by code point, sorted by code point."""
     counts = np.zeros(0x110000, np.int64)
     for text in texts:
         codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
@@ -151,19 +148,12 @@ def _train_bpe(
         pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
         special_tokens=[("[CLS]", cls_id), ("[SEP]", sep_id)],
     )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        model_max_length=model_max_length,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token=mask,
-    )
+    names = {f"{token[1:-1].lower()}_token": token for token in SPECIAL_TOKENS} | {"mask_token": mask}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=model_max_length, **names)
 
 
 def _fill(vocab: dict[str, int], vocab_size: int) -> dict[str, int]:
-    """The vocabulary in the order of its ids, filled up to `vocab_size`."""
+    """Vocabulary sorted by id, filled up to `vocab_size`."""
     tokens = sorted(vocab, key=vocab.__getitem__)
     tokens += [f"[unused{index}]" for index in range(vocab_size - len(tokens))]
     return {token: index for index, token in enumerate(tokens)}

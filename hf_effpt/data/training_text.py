@@ -1,4 +1,4 @@
-"""Words in rows of tokens: which tokens go on with a word, and what methods may ask about the text of a run."""
+"""Training rows as methods see them, with the facts of their vocabulary."""
 
 from collections.abc import Iterator
 from functools import cached_property
@@ -14,13 +14,8 @@ ROWS = 8192  # read at a time
 class TrainingText:
     """The training rows as methods see them.
 
-    Args:
-        rows (`PackedRows`): what is trained on.
-        tokenizer (`PreTrainedTokenizerFast`): what they were packed with.
-        seed (`int`): of the run, for what methods draw.
-
-    Raises:
-        EffptError: the tokenizer lacks a special token; or, when that is first asked, does not tell where words begin.
+    `rows` were packed with `tokenizer`; `seed` is the run's, for random draws. Raises an `EffptError` if the tokenizer
+    lacks a special token.
     """
 
     def __init__(self, rows: PackedRows, tokenizer, seed: int):
@@ -33,15 +28,15 @@ class TrainingText:
 
     @cached_property
     def continues(self) -> np.ndarray:
-        """For each token of the vocabulary, whether it goes on with the word of the token before."""
+        """`continuations` of the tokenizer, which may raise an `EffptError`."""
         return continuations(self._tokenizer)
 
     @property
     def identity(self) -> str:
-        """What tells the rows from others."""
+        """Number, length and hash of the rows."""
         return identity_of_rows(self.rows)
 
     def batches(self) -> Iterator[np.ndarray]:
-        """The token ids of all rows, as int64 arrays of shape `(rows, sequence_length)`."""
+        """Token ids of all rows, as int64 arrays of shape `(rows, sequence_length)`."""
         for first in range(0, len(self.rows), ROWS):
             yield self.rows.rows(np.arange(first, min(first + ROWS, len(self.rows))))["input_ids"]

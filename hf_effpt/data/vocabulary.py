@@ -1,4 +1,4 @@
-"""The special tokens pre-training needs, and a tokenizer's fast backend prepared for running text."""
+"""Vocabulary of a tokenizer: its special tokens, the tokens that continue words, its backend for running text."""
 
 import json
 from dataclasses import dataclass
@@ -20,35 +20,26 @@ class SpecialIds:
 
 
 def special_ids(tokenizer) -> SpecialIds:
-    """
-    The ids of the special tokens that masked pre-training on packed rows uses.
-
-    Raises:
-        EffptError: the tokenizer lacks some of them.
-    """
+    """Ids of the special tokens of masked pre-training; raises an `EffptError` if the tokenizer lacks some."""
     ids = {role: getattr(tokenizer, f"{role}_token_id") for role in ("pad", "cls", "sep", "mask")}
     missing = [f"{role}_token" for role, token_id in ids.items() if token_id is None]
     if missing:
         raise EffptError(
-            f"The tokenizer {_name(tokenizer)} has no {', '.join(missing)}, which masked pre-training needs. Use the "
-            "tokenizer of an encoder (BERT, RoBERTa, ELECTRA, ...), train one with `effpt tokenizer`, or add the "
-            "tokens with tokenizer.add_special_tokens."
+            f"The tokenizer {_name(tokenizer)} has no {', '.join(missing)}, which masked pre-training needs. Use an "
+            "encoder's tokenizer (BERT, ELECTRA, ...), train one with `effpt tokenizer`, or add_special_tokens."
         )
     return SpecialIds(**ids)
 
 
 def text_backend(tokenizer) -> Tokenizer:
-    """
-    A copy of the tokenizer's fast backend that reads running text: nothing is cut off or padded, and a special token
-    spelled out in the text (`"[MASK]"`) is text.
+    """Copy of the tokenizer's fast backend for running text; raises an `EffptError` if there is none.
 
-    Raises:
-        EffptError: the tokenizer has no fast backend.
+    Nothing is cut off or padded, and a special token spelled out in the text (`"[MASK]"`) is text.
     """
     if not tokenizer.is_fast:
         raise EffptError(
-            f"The tokenizer {_name(tokenizer)} is a {type(tokenizer).__name__} without a fast (Rust) backend. "
-            "Use a fast tokenizer, one that saves a tokenizer.json."
+            f"The tokenizer {_name(tokenizer)} is a {type(tokenizer).__name__} without a fast (Rust) backend. Use one "
+            "that saves a tokenizer.json."
         )
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.no_truncation()
@@ -58,11 +49,9 @@ def text_backend(tokenizer) -> Tokenizer:
 
 
 def continuations(tokenizer) -> np.ndarray:
-    """
-    For each token of the vocabulary, whether it goes on with the word of the token before.
+    """`True` for tokens that continue the word of the token before, bool of shape `(vocab_size,)`.
 
-    Raises:
-        EffptError: the tokenizer does not mark words.
+    Raises an `EffptError` if the tokenizer does not mark words.
     """
     tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
@@ -76,8 +65,7 @@ def continuations(tokenizer) -> np.ndarray:
     if not any(token.startswith(starts) for token in tokens):
         raise EffptError(
             f"{type(tokenizer).__name__} does not mark where words begin (## of WordPiece, Ġ of byte-level BPE, ▁ of "
-            "SentencePiece), which whole words need. Use such a tokenizer, or set whole_word to False and leave out "
-            "methods that look at words."
+            "SentencePiece). Use one that does, or set whole_word to False and leave out methods that need words."
         )
     special = set(tokenizer.all_special_tokens)
     return np.array([not token.startswith(starts) and token not in special for token in tokens])
