@@ -1,4 +1,4 @@
-"""How long an encoder takes for a batch, measured: models take turns, so that what else the machine does hits all."""
+"""Latency of encoders on one batch; models take turns, so that other work on the machine affects all alike."""
 
 import statistics
 import time
@@ -13,18 +13,12 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.evaluation.masked_logits import evaluation_mode
 
 WARM_UP = 2  # calls of each model that are not counted
-CALLS = 5  # a model's time in a round is the shortest of so many, since other work on the machine only ever adds
+CALLS = 5  # calls per round, of which the shortest counts, since other work on the machine only ever adds
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds that a model takes for one batch.
-
-    Args:
-        median (`float`): over the rounds.
-        low, high (`float`): the quartiles.
-        rounds (`int`): how many there were.
-    """
+    """Milliseconds that a model takes for one batch: the median over `rounds`, and the quartiles `low` and `high`."""
 
     median: float
     low: float
@@ -39,22 +33,19 @@ def latency(
     rounds: int = 21,
     now: Callable[[], float] = time.perf_counter,
 ) -> dict[str, dict[int, Latency]]:
-    """Measures the encoders of some models, without their heads, in evaluation mode on rows of random tokens.
+    """Measures encoders, without their heads, in evaluation mode on rows of random tokens.
 
     In every round each model has a turn with a batch of each size; each round begins with another model.
 
     Args:
         models (`Mapping[str, PreTrainedModel]`): by name, all on one device.
-        length (`int`): tokens of a row.
-        batch_sizes (`Sequence[int]`, *optional*, defaults to (1, 32)): rows of a batch.
+        length (`int`): tokens per row.
+        batch_sizes (`Sequence[int]`, *optional*, defaults to (1, 32)): rows per batch.
         rounds (`int`, *optional*, defaults to 21): at least 2.
-        now (`Callable`, *optional*): tells the time in seconds.
+        now (`Callable`, *optional*): clock in seconds.
 
-    Returns:
-        By model and number of rows.
-
-    Raises:
-        EffptError: for rows that a model cannot read, or too few rounds.
+    Returns latencies by model and batch size; raises an `EffptError` if a model cannot read the rows, or for too few
+    rounds.
     """
     if not models:
         raise EffptError("There is no model to measure; give at least one, by name.")

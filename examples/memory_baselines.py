@@ -1,6 +1,6 @@
-"""Two ways to make a trained model smaller in memory, and not faster: zeros in its weights, and int8.
+"""Baselines that make a trained model smaller in memory but not faster: zeros in its weights, and int8.
 
-A matrix product with zeros in no pattern takes as long as one without. They are here to be compared with, as memory.
+A matrix product with unstructured zeros takes as long as one without.
 """
 
 import copy
@@ -15,14 +15,14 @@ from hf_effpt.core.errors import EffptError
 
 
 def stored_bytes(model: nn.Module) -> int:
-    """Bytes of what a model holds, written to a file as it is; what is tied is written once."""
+    """Bytes of a model written to a file; tied weights are written once."""
     file = io.BytesIO()
     torch.save(model.state_dict(), file)
     return len(file.getvalue())
 
 
 def sparse_bytes(model: nn.Module) -> int:
-    """Bytes that the parameters would take if zeros were left out: the other values, and one bit each for where."""
+    """Bytes of the parameters if zeros are left out: the other values, and a bit per position."""
     total = 0
     for parameter in model.parameters():
         whole = parameter.numel() * parameter.element_size()
@@ -32,17 +32,10 @@ def sparse_bytes(model: nn.Module) -> int:
 
 
 def with_zeros(model: PreTrainedModel, parameters: int) -> PreTrainedModel:
-    """A copy with zeros for the smallest weights, so that only so many parameters are not zero.
+    """Copy with zeros for the smallest weights, so that `parameters` of its parameters are not zero.
 
-    They are chosen by absolute value among the weight matrices of all layers together; embeddings, biases,
-    normalisations and heads stay.
-
-    Args:
-        model ([`PreTrainedModel`]): a stock model.
-        parameters (`int`): that are not to be zero.
-
-    Raises:
-        EffptError: if there are not as many to begin with, or the weights of the layers are too few to be rid of.
+    Weights are chosen by absolute value among the weight matrices of all layers together; embeddings, biases,
+    normalisations and heads stay. Raises an `EffptError` if the layers have too few weights, or too many are zero.
     """
     pruned = copy.deepcopy(model)
     there = sum(int(parameter.count_nonzero()) for parameter in pruned.parameters())
@@ -64,21 +57,21 @@ def with_zeros(model: PreTrainedModel, parameters: int) -> PreTrainedModel:
 
 
 def in_int8(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy on the CPU whose layers have int8 weights, and quantise their inputs as they come.
+    """Copy on the CPU whose layers have int8 weights, and quantise their inputs dynamically.
 
     By `torch.ao.quantization.quantize_dynamic`, which PyTorch has deprecated in favour of a package of its own
     (torchao) but still has in 2.13. Embeddings and heads stay as they are.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", (DeprecationWarning))
-        warnings.simplefilter("ignore", (UserWarning))
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", UserWarning)
         return torch.ao.quantization.quantize_dynamic(
             copy.deepcopy(model).cpu().eval(), set(_linear(model)), dtype=torch.qint8
         )
 
 
 def _linear(model: PreTrainedModel) -> dict[str, nn.Linear]:
-    """The linear maps of the layers of a model, by name."""
+    """Linear modules of the layers of a model, by name."""
     return {
         name: module
         for name, module in model.named_modules()

@@ -1,4 +1,4 @@
-"""Where the minimal pairs of BLiMP are found."""
+"""Loading of BLiMP's minimal pairs from a folder or the Hub."""
 
 import logging
 from pathlib import Path
@@ -6,10 +6,10 @@ from pathlib import Path
 import pyarrow as pa
 from datasets import Dataset, concatenate_datasets, get_dataset_config_names, load_dataset
 
-from hf_effpt.core.errors import EffptError
+from hf_effpt.core.errors import EffptError, first_line
 
 from .blimp import COLUMNS, missing_columns
-from .table_files import first_line, read_table
+from .table_files import read_table
 
 logger = logging.getLogger(__name__)
 
@@ -17,20 +17,15 @@ HUB = "nyu-mll/blimp"
 
 
 def load_pairs(data: str | Path | None) -> Dataset:
-    """The pairs of all paradigms.
+    """Loads the pairs of all paradigms.
 
-    Args:
-        data (`str` or `Path`, *optional*): a folder with `blimp/` (or itself) of Parquet files, or of the JSON lines
-            that BLiMP is published as; or `"hub"` to download them.
-
-    Raises:
-        EffptError: if there are none, or they cannot be read.
+    `data` is a folder with `blimp/` (or that folder) of Parquet files, or of the JSON lines that BLiMP is published
+    as; or `"hub"` to download them. Raises an `EffptError` if there are no pairs, or they cannot be read.
     """
     if str(data) == "hub":
         logger.warning("downloading %s from the Hub", HUB)
         try:
-            names = get_dataset_config_names(HUB)
-            parts = [load_dataset(HUB, name, split="train") for name in names]
+            parts = [load_dataset(HUB, name, split="train") for name in get_dataset_config_names(HUB)]
         except (OSError, ValueError, RuntimeError) as error:
             raise EffptError(f"{HUB} cannot be downloaded ({first_line(error)}); give a folder.") from error
         return concatenate_datasets([part.select_columns(list(COLUMNS)) for part in parts])
@@ -41,13 +36,12 @@ def load_pairs(data: str | Path | None) -> Dataset:
                 return Dataset(pa.concat_tables([_pairs_in(path) for path in files]))
     raise EffptError(
         f"BLiMP needs data: {'no folder is given' if data is None else f'{data} has no blimp/*.parquet or *.jsonl'}. "
-        'Give data=FOLDER that has them (github.com/alexwarstadt/blimp, folder `data`), or data="hub" to download '
-        f"{HUB}."
+        f'Give data=FOLDER (github.com/alexwarstadt/blimp, folder `data`), or data="hub" to download {HUB}.'
     )
 
 
 def _pairs_in(path: Path) -> pa.Table:
-    """The columns that are needed, as texts; each paradigm as published has others of its own besides."""
+    """The columns needed, as strings; published paradigms have further ones."""
     table = read_table(path)
     if missing := missing_columns(table.column_names):
         raise EffptError(f"{path.absolute()}: {missing}")

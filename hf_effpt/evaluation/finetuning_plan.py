@@ -1,4 +1,4 @@
-"""Fine-tuning by a protocol: what will be done is found, and found wrong, before any of it is."""
+"""Plans of fine-tuning by a protocol: everything is loaded and checked before anything is trained."""
 
 import hashlib
 import json
@@ -23,10 +23,8 @@ OnResult = Callable[[str, dict[str, Any]], None]
 class Part:
     """One task of a plan.
 
-    Args:
-        task ([`Task`]), settings ([`Settings`]), seeds (`list[int]`): what is learned, how, and how often.
-        waits (`bool`): whether it starts from the encoder fine-tuned on the first task, MNLI.
-        note (`str`, *optional*): of seeds that are not as many as the protocol has.
+    `waits` is `True` if it starts from the encoder fine-tuned on the first task, MNLI. `note` is a remark if the
+    number of seeds is not the protocol's.
     """
 
     task: Task
@@ -38,7 +36,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Plan:
-    """What [`plan_suite`] has checked, to be run."""
+    """Checked plan of fine-tuning runs, as [`plan_suite`] makes it."""
 
     model_dir: Path
     protocol: Protocol
@@ -48,12 +46,10 @@ class Plan:
     def run(
         self, on_result: OnResult | None = None, finished: MutableMapping[str, dict[str, Any]] | None = None
     ) -> dict[str, Any]:
-        """Fine-tunes every task with every seed.
+        """Fine-tunes every task with every seed, and calls `on_result` with each task's name and seed's result.
 
-        Args:
-            on_result (`Callable`, *optional*): called with a task's name and the result of [`finetune`] of one seed.
-            finished (`MutableMapping[str, dict]`, *optional*): results of earlier calls for this model, which are not
-                measured again; new ones are added before `on_result` is called.
+        Seeds whose results are in `finished`, from earlier calls for this model, are not run again; new results are
+        added to it before `on_result` is called.
 
         Returns:
             `protocol`, `lora`, `tasks` (by score name: `value`, `statistic`, `standard_deviation`, `seeds`, `notes`)
@@ -70,7 +66,6 @@ class Plan:
         with tempfile.TemporaryDirectory() as scratch:
             on_mnli = Path(scratch) / "mnli"
             for at, part in enumerate(self.parts):
-                base = base_name(part.task.name)
                 notes = [*part.task.notes, *([part.note] if part.note else [])]
                 if part.waits:
                     notes.append(f"started from the encoder fine-tuned on {self.parts[0].task.name}")
@@ -82,16 +77,14 @@ class Plan:
                         results.append(finished[key])
                         continue
                     start = on_mnli if part.waits else self.model_dir
-                    result = finetune(start, part.task, part.settings, seed, self.lora, keep)
+                    result = finished[key] = finetune(start, part.task, part.settings, seed, self.lora, keep)
                     results.append(result)
-                    finished[key] = result
                     if on_result:
                         on_result(part.task.name, result)
-                own = tuple(f"{metric}{end}" for end in part.task.validation for metric in part.task.metrics)
-                for figure in self.protocol.logged_metrics(base, own):
-                    name = self.protocol.score_name(part.task.name, figure) + suffix
-                    scores[name] = self.protocol.over_seeds(figure, results, notes)
-                    values[part.task.name, figure] = scores[name]["value"]
+                for metric in self.protocol.logged_metrics(base_name(part.task.name), part.task.all_metrics()):
+                    name = self.protocol.score_name(part.task.name, metric) + suffix
+                    scores[name] = self.protocol.over_seeds(metric, results, notes)
+                    values[part.task.name, metric] = scores[name]["value"]
         average, note = self.protocol.average(values)
         said = [note, *(f"{part.task.name} has {part.note}" for part in self.parts if part.note)]
         if self.lora:
@@ -104,7 +97,7 @@ class Plan:
         }
 
     def _keys(self) -> dict[tuple[int, int], str]:
-        """For each part and seed a name of everything, but the model, that its result depends on."""
+        """Keys of results by part and seed: hashes of everything except the model that they depend on."""
         made_of = [[_content(part.task), repr(part.settings), self.lora] for part in self.parts]
         first = [*made_of[0], self.parts[0].seeds[0]]
         keys = {}
@@ -127,16 +120,8 @@ def plan_suite(
 ) -> Plan:
     """Loads and checks everything that fine-tuning a model by a protocol needs; MNLI comes first.
 
-    Args:
-        model_dir (`str` or `Path`): folder of a stock checkpoint with its tokenizer.
-        tasks (`Sequence[str]`, *optional*): as `load_task` takes them; by default all of the protocol's.
-        protocol (`str` or [`Protocol`]): `default`, `glue9_cramming`, `glue8_mosaic` or `glue8_electra`.
-        data (`str` or `Path`): folder of known tasks, or `"hub"`; `None` if none is named.
-        seeds (`int` or `Sequence[int]`, *optional*): number of seeds or the seeds; by default the protocol's number.
-        lora (`int`, *optional*): rank of LoRA adapters; score names then end in `+loraRANK`.
-
-    Raises:
-        EffptError: a task, protocol or model cannot be used.
+    The arguments are those of [`evaluate`]; tasks are by default all of the protocol's, and with `lora` score names
+    end in `+loraRANK`. Raises an `EffptError` if a task, protocol or model cannot be used.
     """
     protocol = find_protocol(protocol) if isinstance(protocol, str) else protocol
     names = list(dict.fromkeys(protocol.reported if tasks is None else tasks))
@@ -146,7 +131,7 @@ def plan_suite(
     if lora is not None:
         check_lora(lora)
     loaded = load_tasks(names, data)
-    loaded.sort(key=lambda task: base_name(task.name) != "mnli")  # others may start from it
+    loaded.sort(key=lambda task: base_name(task.name) != "mnli")  # others may start from its encoder
     waiting = [task.name for task in loaded if base_name(task.name) in protocol.from_mnli]
     if waiting and base_name(loaded[0].name) != "mnli":
         raise EffptError(
@@ -163,25 +148,21 @@ def plan_suite(
 
 
 def load_tasks(names: Sequence[str], data: str | Path | None) -> list[Task]:
-    """Loads tasks, no two of one name, since the scores of one would replace the other's.
-
-    Raises:
-        EffptError: for a task that cannot be used, or two of one name.
-    """
+    """Loads tasks; raises an `EffptError` for one that cannot be used, or two whose scores would have one name."""
     loaded: dict[str, tuple[str, Task]] = {}
     for asked in names:
         task = load_task(asked, data)
         if task.name in loaded:
             raise EffptError(
                 f"The tasks `{loaded[task.name][0]}` and `{asked}` are both called `{task.name}`, and so would their "
-                "scores be. Rename the files of one, or evaluate them one at a time."
+                "scores be. Rename the files of one, or evaluate them separately."
             )
         loaded[task.name] = (asked, task)
     return [task for _, task in loaded.values()]
 
 
 def _content(task: Task) -> str:
-    """A hash of the examples of a task."""
+    """Hash of the examples of a task."""
     total = hashlib.sha256(repr((task.text_columns, task.label_names, task.metrics)).encode())
     for name, rows in [("train", task.train), *task.validation.items()]:
         total.update(name.encode())

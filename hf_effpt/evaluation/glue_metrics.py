@@ -1,7 +1,8 @@
-"""The GLUE metrics, with every case in which one is undefined said rather than passed over."""
+"""GLUE metrics; undefined ones have no value and a note with the reason."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
@@ -10,17 +11,16 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.method import nearest
 
-# Predictions are float32: what differs by less than its rounding is one value, whose ranks would be noise.
+# Relative difference up to which float32 predictions are one value, since their ranks would be noise.
 SAME = 1e-6
 
 
 @dataclass(frozen=True)
 class Score:
-    """What a metric came to.
+    """Value of a metric.
 
-    Args:
-        value (`float`, *optional*): a fraction from 0 or -1 to 1, not a percentage; `None` where it is undefined.
-        note (`str`, *optional*): why it is undefined, or counted by convention.
+    `value` is from 0 or -1 to 1, not in per cent, and `None` if it is undefined; `note` is the reason, also of a
+    conventional value.
     """
 
     value: float | None
@@ -28,15 +28,10 @@ class Score:
 
 
 def score(metric: str, predictions: Sequence | np.ndarray, labels: Sequence | np.ndarray) -> Score:
-    """Compares predictions with labels.
+    """Computes the metric `accuracy`, `f1` (of class 1), `mcc`, `pearson` or `spearman`.
 
-    Args:
-        metric (`str`): `accuracy`, `f1` (of class 1), `mcc`, `pearson` or `spearman`.
-        predictions (`Sequence` of shape `(examples,)`): classes, or numbers where the task is a regression.
-        labels (`Sequence` of shape `(examples,)`): what they should have been.
-
-    Raises:
-        EffptError: for an unknown metric, no examples, labels that are missing or do not suit the metric.
+    Predictions and labels are classes, or numbers of a regression, both of shape `(examples,)`. Raises an `EffptError`
+    if the metric is unknown, or examples or labels are missing or do not suit it.
     """
     if metric not in METRICS:
         raise EffptError(f"There is no metric `{metric}`: {nearest(str(metric), list(METRICS))}")
@@ -55,10 +50,6 @@ def score(metric: str, predictions: Sequence | np.ndarray, labels: Sequence | np
     return METRICS[metric](predicted, wanted)
 
 
-def _accuracy(predicted: np.ndarray, wanted: np.ndarray) -> Score:
-    return Score(float(accuracy_score(wanted, predicted)))
-
-
 def _f1(predicted: np.ndarray, wanted: np.ndarray) -> Score:
     if not np.isin(np.concatenate([predicted, wanted]), (0, 1)).all():
         classes = sorted(set(predicted.tolist()) | set(wanted.tolist()))
@@ -75,14 +66,6 @@ def _mcc(predicted: np.ndarray, wanted: np.ndarray) -> Score:
     return Score(float(matthews_corrcoef(wanted, predicted)))
 
 
-def _pearson(predicted: np.ndarray, wanted: np.ndarray) -> Score:
-    return _correlation("Pearson", pearsonr, predicted, wanted)
-
-
-def _spearman(predicted: np.ndarray, wanted: np.ndarray) -> Score:
-    return _correlation("Spearman", spearmanr, predicted, wanted)
-
-
 def _correlation(name: str, function: Callable, predicted: np.ndarray, wanted: np.ndarray) -> Score:
     predicted, wanted = predicted.astype(np.float64), wanted.astype(np.float64)
     for values, what in ((predicted, "predicted"), (wanted, "labelled")):
@@ -92,9 +75,9 @@ def _correlation(name: str, function: Callable, predicted: np.ndarray, wanted: n
 
 
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], Score]] = {
-    "accuracy": _accuracy,
+    "accuracy": lambda predicted, wanted: Score(float(accuracy_score(wanted, predicted))),
     "f1": _f1,
     "mcc": _mcc,
-    "pearson": _pearson,
-    "spearman": _spearman,
+    "pearson": partial(_correlation, "Pearson", pearsonr),
+    "spearman": partial(_correlation, "Spearman", spearmanr),
 }

@@ -1,4 +1,4 @@
-"""Held-out masked-language-modelling loss, summed exactly, and the unigram floor it has to get below."""
+"""Held-out loss, summed exactly over masked tokens, and the unigram floor to get below."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,11 +22,10 @@ from .masked_logits import evaluation_mode, masked_logits, predicts_masked_token
 
 @dataclass
 class HeldOut:
-    """What held-out text costs a model.
+    """Loss of a model on held-out text.
 
-    Args:
-        total (`float`): the loss, in nats, summed over all masked tokens.
-        label_counts (`np.ndarray` of shape `(vocab_size,)`): how often each token was masked.
+    `total` is in nats, summed over all masked tokens; `label_counts`, of shape `(vocab_size,)`, is the number of times
+    each token was masked.
     """
 
     total: float
@@ -34,19 +33,16 @@ class HeldOut:
 
     @property
     def masked(self) -> int:
+        """Number of masked tokens."""
         return int(self.label_counts.sum())
 
 
 def held_out_loss(model: PreTrainedModel, batches: Iterable[dict[str, Tensor]]) -> HeldOut:
-    """Sums the loss over masked tokens in evaluation mode; every token weighs the same, whatever batch it is in.
+    """Sums the loss over masked tokens in evaluation mode; every token has the same weight in whatever batch.
 
-    Args:
-        model ([`PreTrainedModel`]): with a masked-language-modelling head: of this package or a stock class.
-        batches: of `input_ids`, `labels` (-100 at positions not masked) and what else a model of this package takes;
-            [`fixed_mask_batches`] makes them.
-
-    Raises:
-        EffptError: the model does not predict masked tokens, or cannot keep documents apart that the batches number.
+    `model` is a masked language model of this package or a stock class. Batches hold `input_ids`, `labels` (-100 at
+    positions not masked) and, optionally, further inputs of this package's models; [`fixed_mask_batches`] makes them.
+    Raises an `EffptError` if the model predicts no masked tokens, or cannot keep apart the documents of a row.
     """
     if not predicts_masked_tokens(model):
         raise EffptError(
@@ -57,33 +53,32 @@ def held_out_loss(model: PreTrainedModel, batches: Iterable[dict[str, Tensor]]) 
     total = torch.zeros((), dtype=torch.float64, device=model.device)  # read once, at the end
     counts = np.zeros(model.config.vocab_size, dtype=np.int64)
     with evaluation_mode(model):
-        for inputs in counted(batches, counts, model.device):
+        for inputs in _counted(batches, counts, model.device):
             total += model(**inputs, num_items_in_batch=1).loss if own else _stock_loss(model, **inputs)
     return HeldOut(total.item(), counts)
 
 
 def held_out_sums(model: Any, batches: Iterable[dict[str, Tensor]]) -> tuple[dict[str, float], np.ndarray]:
-    """What the metrics of `model` are made of, summed in evaluation mode, and how often each token was masked.
+    """Sums the metrics of a model with a generator in evaluation mode, over batches as its collator makes them.
 
-    Its generator's samples are a pure function of the rows, so the same text gives the same metrics at every call.
+    The generator's samples are a pure function of the rows, so the same text gives the same metrics at every call.
 
-    Args:
-        model: with a generator.
-        batches: of `input_ids`, `labels` and the like, as its collator makes them.
+    Returns:
+        The sum of each metric, and the number of times each token was masked, of shape `(vocab_size,)`.
     """
     totals: dict[str, Tensor] = {}
     counts = np.zeros(model.config.vocab_size, dtype=np.int64)
     with evaluation_mode(model):
-        for inputs in counted(batches, counts, model.device):
+        for inputs in _counted(batches, counts, model.device):
             for name, value in model(**inputs).sums.items():
                 totals[name] = totals.get(name, 0.0) + value.double()
     return {name: value.item() for name, value in totals.items()}, counts
 
 
-def counted(
+def _counted(
     batches: Iterable[dict[str, Tensor]], counts: np.ndarray, device: torch.device
 ) -> Iterator[dict[str, Tensor]]:
-    """The batches, on the device, with their labels added to `counts` by token."""
+    """Moves batches to the device and adds their labels to `counts`."""
     for batch in batches:
         labels = batch["labels"]
         counts += np.bincount(labels[labels != -100].numpy(), minlength=len(counts))
@@ -98,14 +93,14 @@ def _stock_loss(
     document_ids: Tensor | None = None,
     **inputs: Any,
 ) -> Tensor:
-    """The loss summed over a batch, as a training model computes it, of a stock model."""
+    """Loss of a stock model summed over a batch, as a training model computes it."""
     if masked_positions is None:
         masked_positions = positions_of(labels)
     if document_ids is not None:
         if not isinstance(model.base_model, (BertModel, ElectraModel)):
             raise EffptError(
-                f"`{type(model).__name__}` cannot keep the documents of a row apart by `document_ids`, as BERT and "
-                "ELECTRA can; evaluate it on rows packed without `isolate_documents`."
+                f"`{type(model).__name__}` cannot keep the documents of a row apart as BERT and ELECTRA can; evaluate "
+                "it on rows packed without `isolate_documents`."
             )
         inputs["attention_mask"], inputs["position_ids"] = isolate_documents(
             document_ids, model.config._attn_implementation, model.dtype
@@ -117,17 +112,11 @@ def _stock_loss(
 def fixed_mask_batches(
     rows: Dataset, tokenizer: PreTrainedTokenizerFast, batch_size: int
 ) -> Iterator[dict[str, Tensor]]:
-    """Held-out rows in order with the masks of every evaluation, 15 % whatever the rate in training.
+    """Masks held-out rows in order, with the masks of every evaluation: 15 % whatever the rate in training.
 
-    They are the batches that `EffptTrainer.evaluate` sees, so an exported model is measured as in its run.
+    `EffptTrainer.evaluate` uses the same batches, so an exported model is measured as in its run.
 
-    Args:
-        rows (`Dataset`): packed rows, as [`pack`] makes them.
-        tokenizer (`PreTrainedTokenizerFast`): the one they were packed with.
-        batch_size (`int`): rows of a batch.
-
-    Raises:
-        EffptError: the rows are not packed, the tokenizer lacks a special token, or `batch_size` is below 1.
+    `rows` are packed with `tokenizer`; otherwise an `EffptError` is raised.
     """
     if batch_size < 1:
         raise EffptError(f"batch_size={batch_size} must be at least 1.")
@@ -142,12 +131,11 @@ def fixed_mask_batches(
 def unigram_floor(
     train: PackedRows, label_counts: np.ndarray, special_ids: Sequence[int], sample: int = 8192
 ) -> float:
-    """The loss, in nats a token, of predicting held-out masked tokens from token frequencies alone.
+    """Loss, in nats per token, of predicting held-out masked tokens from token frequencies alone.
 
-    Args:
-        train: packed training rows; frequencies are those of up to `sample` of them, spread evenly, plus one each.
-        label_counts (`np.ndarray` of shape `(vocab_size,)`): how often each token is to be predicted.
-        special_ids (`Sequence[int]`): tokens that are never to be predicted, and so get no share of the probability.
+    Frequencies are those of up to `sample` packed training rows, evenly spaced, plus one each. `label_counts`, of
+    shape `(vocab_size,)`, is the number of times each token is to be predicted; `special_ids` never are, so they have
+    no share of the probability.
     """
     rows = np.linspace(0, len(train) - 1, min(sample, len(train))).astype(np.int64)
     seen = 1.0 + np.bincount(train.rows(rows)["input_ids"].ravel(), minlength=len(label_counts))

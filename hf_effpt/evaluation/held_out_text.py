@@ -1,4 +1,4 @@
-"""The held-out rows of an exported model, found again by what its run recorded."""
+"""Held-out rows of an exported model, found by the record of its run, and its loss on them."""
 
 import glob
 import json
@@ -24,36 +24,31 @@ logger = logging.getLogger(__name__)
 
 
 def run_of(folder: Path) -> dict[str, Any]:
-    """The content of `run.json`; of a generator that of the run whose folder it is in; empty where there is none."""
+    """Content of `run.json`; a generator has that of its run's folder; empty if there is none."""
     path = (folder.resolve().parent if is_auxiliary(folder) else folder) / "run.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def is_auxiliary(folder: Path) -> bool:
-    """Whether a model was exported beside the main one of a run, as generators are."""
+    """`True` for a model exported beside the main one of a run, such as a generator."""
     folder = folder.resolve()
     return folder.name == "generator" and not (folder / "run.json").is_file()
 
 
 def unread_mask(folder: Path) -> str | None:
-    """What to know of masked-token predictions by a model that has never read the mask token."""
+    """Note on masked-token predictions of a model that has never read the mask token; `None` for others."""
     objective = objective_in(run_of(folder))
     if is_auxiliary(folder) or OBJECTIVES[objective].reads_mask:
         return None
-    return (
-        f"pre-trained by `{objective}`, it has never read the mask token: what it predicts there is no measure of it"
-    )
+    return f"pre-trained by `{objective}`, it has never read the mask token: its predictions there measure nothing"
 
 
 @dataclass(frozen=True)
 class HeldOutText:
-    """Rows that a model has not been trained on.
+    """Packed rows that a model has not been trained on.
 
-    Args:
-        name (`str`): of the text, as `data.dataset` takes it.
-        rows (`Dataset`): packed.
-        train (`Dataset`, *optional*): the rows that the run was trained on, where they are known.
-        notes (`tuple[str, ...]`): what to know of them.
+    `name` is the text, as `data.dataset` takes it; `train` are the rows the run was trained on, if they are known;
+    `notes` are caveats.
     """
 
     name: str
@@ -63,19 +58,13 @@ class HeldOutText:
 
 
 def held_out_text(folder: Path, tokenizer: PreTrainedTokenizerFast, text: str | None, readable: int) -> HeldOutText:
-    """The text that the loss of a model is measured on.
+    """Opens the text that the loss of a model is measured on.
 
-    Args:
-        folder (`Path`): of the model, with the `run.json` of its run, or in the folder of that, if `text` is not
-            given.
-        tokenizer: what is in it.
-        text (`str`, *optional*): text to evaluate on, as `data.dataset` takes it, of a source with splits its
-            validation split; by default what the run held out.
-        readable (`int`): tokens that the model can read; rows of `text` are as long as those of the run, or 128
-            tokens, but no longer than this.
+    Without `text`, it is what the run held out, whose `run.json` is in the model's `folder` or its parent. `text`, as
+    `data.dataset` takes it, gives its validation split, if it has splits, in rows as long as the run's, or 128 tokens,
+    but at most `readable`, the longest text in tokens that the model can read.
 
-    Raises:
-        EffptError: there is no such text, or it is no longer what the run was trained on.
+    Raises an `EffptError` if there is no such text, or it has changed since the run.
     """
     run = run_of(folder)
     settings = (run.get("recipe") or {}).get("data") or {}
@@ -89,7 +78,7 @@ def held_out_text(folder: Path, tokenizer: PreTrainedTokenizerFast, text: str | 
         raise EffptError(
             f"{folder} does not say what text its run held out (no recipe in run.json); name some by `--text`."
         )
-    dataset, validation = settings["dataset"], _held_out(settings)
+    dataset, validation = settings["dataset"], _validation_in(settings)
     for source in (dataset, validation):
         if isinstance(source, str):
             _check_source(source, folder)
@@ -104,26 +93,19 @@ def held_out_text(folder: Path, tokenizer: PreTrainedTokenizerFast, text: str | 
     elif before != now:
         raise EffptError(
             f"{dataset!r} or the tokenizer in {folder} has changed since the run (fingerprint {before}, now {now}): "
-            "what is held out of it now may be what the model was trained on. Restore it, or name text that the run "
-            "has not seen by `--text`."
+            "the model may have seen what is now held out. Restore it, or name text that it has not seen by `--text`."
         )
     return HeldOutText(dataset, rows["validation"], rows["train"], tuple(notes))
 
 
-def evaluate_loss(
-    text: HeldOutText, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, batch_size: int = 64
-) -> dict[str, Any]:
-    """Held-out loss with the fixed masks, and the unigram floor where the training rows are known.
-
-    Args:
-        text ([`HeldOutText`]): what is measured on.
-        model, tokenizer: of one folder.
+def evaluate_loss(text: HeldOutText, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """Measures the held-out loss with the fixed masks, and the unigram floor if the training rows are known.
 
     Returns:
-        `held_out_loss` (nats a masked token; `None` if the model has diverged), `masked_tokens`, `text`, `notes`, and
-        `unigram_floor` or `None`.
+        `held_out_loss` (nats per masked token; `None` if the model has diverged), `masked_tokens`, `text`, `notes`,
+        and `unigram_floor` or `None`.
     """
-    found = held_out_loss(model, fixed_mask_batches(text.rows, tokenizer, batch_size))
+    found = held_out_loss(model, fixed_mask_batches(text.rows, tokenizer, batch_size=64))
     finite = math.isfinite(found.total)
     floor = None
     if text.train is not None:
@@ -138,13 +120,13 @@ def evaluate_loss(
 
 
 def fingerprint_in(run: dict[str, Any]) -> str | None:
-    """What tells the text, tokenizer and packing of a run from others, whichever of its documents were selected."""
+    """Fingerprint of the text, tokenizer and packing of a run, whichever of its documents were selected."""
     known = run.get("data") or {}
     return (known.get("select") or {}).get("unselected_fingerprint", known.get("fingerprint"))
 
 
 def _check_source(dataset: str, folder: Path) -> None:
-    """Raises an `EffptError` for text of a run that is not here, rather than ask the Hub for the name of a folder."""
+    """Raises an `EffptError` if a run's text is not here, unless its name can be one on the Hub."""
     if dataset.startswith("builtin:") or glob.has_magic(dataset) or Path(dataset).expanduser().exists():
         return
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?", dataset) or Path(dataset).suffix in READERS:
@@ -155,8 +137,8 @@ def _check_source(dataset: str, folder: Path) -> None:
     logger.warning("%s is no folder here; asking the Hub for a dataset of that name", dataset)
 
 
-def _held_out(settings: dict[str, Any]) -> float | str | None:
-    """What `data.validation` says, as `pack` takes it."""
+def _validation_in(settings: dict[str, Any]) -> float | str | None:
+    """`data.validation` as `pack` takes it."""
     wanted = settings.get("validation", "0.01")
     try:
         return float(wanted) or None

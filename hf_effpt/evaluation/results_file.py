@@ -1,4 +1,4 @@
-"""The file that results are kept in, so that a call that was stopped, or one for other tasks, loses none of them."""
+"""File of evaluation results, which an interrupted call, or a call for other tasks, adds to."""
 
 import hashlib
 import json
@@ -14,13 +14,8 @@ WEIGHTS = ("*.safetensors", "*.bin", "config.json", "tokenizer.json")
 class Record:
     """Results of one model in one file.
 
-    Args:
-        path (`Path`): of the file; results in it are kept, if they are of the same model.
-        model (`Path`): the folder of the model.
-        write (`Callable[[Path, dict], None]`): writes a JSON file.
-
-    Raises:
-        EffptError: the file cannot be written, or holds something else.
+    Results in the file `path` are kept if they are of the same `model`, a folder; `write` writes a JSON file. Raises
+    an `EffptError` if the file holds something else.
     """
 
     def __init__(self, path: Path, model: Path, write: Callable[[Path, dict[str, Any]], None]) -> None:
@@ -29,18 +24,18 @@ class Record:
         self._before = _read(path)
         if self._before.get("weights", self.weights) != self.weights:
             self._before = {}
-        # Of fine-tuning, a seed each; `evaluate` adds to them.
+        # Results of fine-tuning seeds by key; `evaluate` adds to them.
         self.finished: dict[str, dict[str, Any]] = dict(self._before.get("finished") or {})
 
     def save(self, result: dict[str, Any], partial: bool = False) -> None:
-        """Writes a result of `evaluate`, its scores beside earlier ones of other names; otherwise the latest wins."""
+        """Writes a result of `evaluate`; scores of other names are kept, all else is replaced."""
         scores = {**(self._before.get("scores") or {}), **result["scores"]}
         content = {**self._before, **result, "scores": scores, "weights": self.weights, "finished": self.finished}
         self._write(self.path, {**content, "partial": partial})
 
 
 def weights_of(model: Path) -> str:
-    """A hash of a checkpoint's weights and tokenizer."""
+    """Hash of a checkpoint's weights and tokenizer."""
     total = hashlib.sha256()
     for path in sorted(path for pattern in WEIGHTS for path in model.glob(pattern)):
         with path.open("rb") as file:

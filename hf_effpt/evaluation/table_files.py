@@ -1,4 +1,4 @@
-"""Tables in files of the kinds that tasks and minimal pairs come in."""
+"""Reader of table files: Parquet, JSON lines, CSV and TSV."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,22 +12,13 @@ from hf_effpt.core.errors import EffptError
 
 
 def read_table(path: Path) -> pa.Table:
-    """The table in a file.
-
-    Raises:
-        EffptError: it is of another kind, or cannot be read.
-    """
+    """Reads the table in a file; raises an `EffptError` if it is of another kind or damaged."""
     if path.suffix not in READERS:
         raise EffptError(f"{path} is no {', '.join(READERS)} file; convert it.")
     try:
         return READERS[path.suffix](path)
     except (pa.ArrowException, OSError) as error:
         raise EffptError(f"{path.absolute()} cannot be read as {path.suffix[1:]}: {error}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says in its first line, or else its kind."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def _read_separated(separator: str, quote: str | bool) -> Callable[[Path], pa.Table]:
@@ -41,6 +32,6 @@ READERS: dict[str, Callable[[Path], pa.Table]] = {
     ".parquet": pq.read_table,
     ".jsonl": lambda path: pyarrow.json.read_json(path),
     ".csv": _read_separated(",", '"'),
-    # GLUE's own files have single quotation marks in them, which would swallow lines.
+    # Without quoting: GLUE's own files contain unpaired quotation marks, which would swallow lines.
     ".tsv": _read_separated("\t", False),
 }
