@@ -1,10 +1,9 @@
 """Train large, then compress: a large model is stopped early, cut, and trained on when cut (Li et al., 2020)."""
 
 import logging
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from hf_effpt.core.gates import NAME, Scores, WidthGates, gate_scores, magnitude
 from hf_effpt.core.ledger import record
 from hf_effpt.core.method import Method, Paper, Run, start_after
 from hf_effpt.core.random import CUTS, step_rng
+from hf_effpt.core.settings import Count, In, Inside, NotNegative, Share, check_settings
 from hf_effpt.core.ticket import Ticket, unit_of
 from hf_effpt.core.width import cut_state, cut_width, draw_running
 
@@ -87,46 +87,23 @@ class Compress(Method):
         ),
     )
 
-    depth: int | None = None
-    head_keep: float | None = None
-    ffn_keep: float | None = None
+    depth: Count | None = None
+    head_keep: Share | None = None
+    ffn_keep: Share | None = None
     importance: Importance = "michel"
-    at: float = 0.7
-    rounds: int = 1
-    until: float | None = None
-    distill: float = 0.0
+    at: Annotated[float, In("(0, 1)", "the large model trains before, the small one after it")] = 0.7
+    rounds: Count = 1
+    until: Inside | None = None
+    distill: NotNegative = 0.0
 
     def __post_init__(self) -> None:
-        for key in ("head_keep", "ffn_keep"):
-            value = getattr(self, key)
-            if value is not None and not 0.0 < value <= 1.0:
-                raise EffptError(f"`compress.{key}` is the share that is kept, in (0, 1], not {value}.")
-        for key, needed in (("depth", "layers"), ("rounds", "cuts")):
-            value = getattr(self, key)
-            if not (key == "depth" and value is None) and (type(value) is not int or value < 1):
-                raise EffptError(f"`compress.{key}` is a number of {needed}, at least 1, not {value!r}.")
-        if self.importance not in get_args(Importance):
-            valid = ", ".join(get_args(Importance))
-            raise EffptError(f"`compress.importance` must be one of {valid}, not {self.importance!r}.")
-        if not 0.0 < self.at < 1.0:
-            raise EffptError(
-                f"`compress.at` is a fraction of the clock in (0, 1), not {self.at}: the large model trains before, "
-                "the small one after it."
-            )
+        check_settings(self)
         if self.until is not None and self.rounds == 1:
             raise EffptError(
                 "`compress.until` is when the last of several cuts is made; set `rounds`, or leave it out."
             )
-        if self.until is not None and not self.at < self.until < 1.0:
-            raise EffptError(
-                f"`compress.until` is a fraction of the clock between `compress.at` and 1, {self.at} and 1, not "
-                f"{self.until}."
-            )
-        if not 0.0 <= self.distill < math.inf:
-            raise EffptError(
-                f"`compress.distill` is the weight of a term in the loss, at least 0 and finite, not {self.distill}; "
-                "leave it out to train without a teacher."
-            )
+        if self.until is not None and self.until <= self.at:
+            raise EffptError(f"`compress.until` must be after `compress.at`, {self.at}, not {self.until}.")
         if self.depth is None and self._shares == (1.0, 1.0):
             raise EffptError(
                 "`compress` has nothing to cut: `head_keep` and `ffn_keep` are 1 and `depth` is not set; set one of "

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.gates import WidthGates, gate_scores, gates_of
 from hf_effpt.core.ledger import record
 from hf_effpt.core.method import Method, Paper, Run, start_after
+from hf_effpt.core.settings import Count, Fraction, In, NotNegative, Positive, Share, check_settings
 from hf_effpt.core.snapshot import snapshot_of
 from hf_effpt.core.ticket import Ticket
 from hf_effpt.core.width import cut_state, cut_width, layers_that_run
@@ -85,45 +86,24 @@ class EarlyBert(Method):
         ),
     )
 
-    head_keep: float = 2 / 3
-    ffn_keep: float = 0.6
-    max_search_steps: float = 0.05
-    epsilon: float = 0.1
-    window: int = 5
-    every: int = 10
+    head_keep: Share = 2 / 3
+    ffn_keep: Share = 0.6
+    max_search_steps: Positive = 0.05
+    epsilon: Annotated[float, In("[0, 1]")] = 0.1
+    window: Annotated[int, In("[2, inf)")] = 5
+    every: Count = 10
     weights: Literal["rewind", "keep"] = "rewind"
-    l1: float = 1e-4
-    gate_learning_rate: float = 0.01
+    l1: NotNegative = 1e-4
+    gate_learning_rate: Positive = 0.01
     ticket: str = "earlybert"
-    after: float | None = None
+    after: Fraction | None = None
 
     def __post_init__(self) -> None:
-        for key in ("head_keep", "ffn_keep"):
-            if not 0.0 < getattr(self, key) <= 1.0:
-                raise EffptError(f"`earlybert.{key}` is a share in (0, 1], not {getattr(self, key)}.")
-        longest = self.max_search_steps
-        if longest is True or not 0.0 < longest < math.inf or (longest >= 1 and longest != int(longest)):
+        check_settings(self)
+        if self.max_search_steps >= 1 and self.max_search_steps != int(self.max_search_steps):
             raise EffptError(
-                "`earlybert.max_search_steps` is a share of the clock below 1 or a whole number of steps, not "
-                f"{longest}."
-            )
-        if not 0.0 <= self.epsilon <= 1.0:
-            raise EffptError(f"`earlybert.epsilon` is a share of heads and neurons in [0, 1], not {self.epsilon}.")
-        for key, least in (("window", 2), ("every", 1)):
-            value = getattr(self, key)
-            if type(value) is not int or value < least:
-                raise EffptError(f"`earlybert.{key}` is a whole number, at least {least}, not {value!r}.")
-        if self.weights not in ("rewind", "keep"):
-            raise EffptError(f"`earlybert.weights` must be rewind or keep, not {self.weights!r}.")
-        if not 0.0 <= self.l1 < math.inf:
-            raise EffptError(f"`earlybert.l1` is the weight of a penalty, at least 0, not {self.l1}.")
-        if not 0.0 < self.gate_learning_rate < math.inf:
-            raise EffptError(f"`earlybert.gate_learning_rate` must be above 0, not {self.gate_learning_rate}.")
-        if self.after is not None and not 0.0 <= self.after < 1.0:
-            raise EffptError(f"`earlybert.after` is a fraction of the clock in [0, 1), not {self.after}.")
-        if not isinstance(self.ticket, (str, Path)):
-            raise EffptError(
-                f"`earlybert.ticket` is a word, {', '.join((*BY_GATES, *BY_SCORES))}, or a path, not {self.ticket!r}."
+                "`earlybert.max_search_steps` must be a share of the clock below 1 or a whole number of steps, not "
+                f"{self.max_search_steps}."
             )
         self.ticket = str(self.ticket)
         self._start, self._config = self.after or 0.0, None

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from torch import nn
@@ -12,6 +12,7 @@ from hf_effpt.core.depth import flatten, stack_of
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.method import Method, Paper, end_before, start_after
 from hf_effpt.core.random import LAYERS, step_rng
+from hf_effpt.core.settings import Count, Fraction, In, check_settings
 
 from .heads import remove_heads, set_heads
 from .scaling import Scales
@@ -62,29 +63,17 @@ class LayerDrop(Method):
         ),
     )
 
-    p: float | None = None
-    after: float | None = None
+    p: Annotated[float, In("[0, 1)", "at 1 no layer would ever train")] | None = None
+    after: Fraction | None = None
     rate: Rate = "constant"
-    group: int = 1
-    heads: float = 0.0
+    group: Count = 1
+    heads: Annotated[float, In("[0, 1)", "at 1 no head would ever train")] = 0.0
     scaling: Scaling = "none"
 
     def __post_init__(self) -> None:
-        for key, valid in (("rate", Rate), ("scaling", Scaling)):
-            if getattr(self, key) not in get_args(valid):
-                raise EffptError(
-                    f"`layerdrop.{key}` must be one of {', '.join(get_args(valid))}, not {getattr(self, key)!r}."
-                )
+        check_settings(self)
         if self.p is None:
             self.p = 0.2 if self.rate == "constant" else 0.5
-        if not 0.0 <= self.p < 1.0:
-            raise EffptError(f"`layerdrop.p` must be in [0, 1), not {self.p}: at 1 no layer would ever train.")
-        if self.after is not None and not 0.0 <= self.after < 1.0:
-            raise EffptError(f"`layerdrop.after` is a fraction of the clock in [0, 1), not {self.after}.")
-        if not isinstance(self.group, int) or self.group < 1:
-            raise EffptError(f"`layerdrop.group` is a number of layers, at least 1, not {self.group!r}.")
-        if not 0.0 <= self.heads < 1.0:
-            raise EffptError(f"`layerdrop.heads` must be in [0, 1), not {self.heads}: at 1 no head would ever train.")
         self._start, self._end = self.after or 0.0, 1.0
 
     def bind(self, config: Any, others: Mapping[str, Method]) -> None:

@@ -1,11 +1,10 @@
 """Selective layer update: for each row of a batch a gate decides whether a layer runs (Wang et al., 2019)."""
 
-import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from torch import Tensor, nn
 
@@ -14,6 +13,7 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.ledger import PRUNING
 from hf_effpt.core.method import Method, Paper, Run, start_after
 from hf_effpt.core.objectives import objective_of
+from hf_effpt.core.settings import Fraction, In, NotNegative, Share, check_settings
 
 from .gates import Gates
 
@@ -73,37 +73,22 @@ class LayerSkip(Method):
         ),
     )
 
-    target: float = 0.6
-    alpha: float | None = None
-    beta: float | None = None
+    target: Share = 0.6
+    alpha: NotNegative | None = None
+    beta: Annotated[float, In("(0, inf)", "its sign follows the share that runs")] | None = None
     estimator: Estimator | None = None
     routing: Routing = "bernoulli"
-    after: float | None = None
+    after: Fraction | None = None
     evaluation: Evaluation = "all"
-    harden: float = 0.5
+    harden: Share = 0.5
 
     def __post_init__(self) -> None:
-        for key in ("target", "harden"):
-            if not 0.0 < getattr(self, key) <= 1.0:
-                raise EffptError(f"`layerskip.{key}` is a share in (0, 1], not {getattr(self, key)}.")
-        if self.alpha is not None and not 0.0 <= self.alpha < math.inf:
-            raise EffptError(f"`layerskip.alpha` is the weight of a penalty, at least 0, not {self.alpha}.")
+        check_settings(self)
         if self.alpha is not None and self.beta is not None:
             raise EffptError(
                 f"`layerskip.alpha` ({self.alpha}) and `layerskip.beta` ({self.beta}) weigh two penalties, of which "
                 "one is used; leave one of them out."
             )
-        if self.beta is not None and not 0.0 < self.beta < math.inf:
-            raise EffptError(
-                f"`layerskip.beta` must be above 0, not {self.beta}: its sign is chosen by the share that runs; leave "
-                "it out for the penalty of `alpha`."
-            )
-        if self.after is not None and not 0.0 <= self.after < 1.0:
-            raise EffptError(f"`layerskip.after` is a fraction of the clock in [0, 1), not {self.after}.")
-        for key, valid in (("estimator", Estimator), ("routing", Routing), ("evaluation", Evaluation)):
-            value = getattr(self, key)
-            if value not in get_args(valid) and not (key == "estimator" and value is None):
-                raise EffptError(f"`layerskip.{key}` must be one of {', '.join(get_args(valid))}, not {value!r}.")
         if self.routing == "topk":
             self._check_topk()
         self._start = FIRST if self.after is None else self.after

@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
@@ -14,6 +14,7 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.ledger import record
 from hf_effpt.core.method import Method, Paper, Run, start_after
 from hf_effpt.core.metrics import accumulator_of
+from hf_effpt.core.settings import Count, CountOrZero, Inside, Positive, check_settings
 from hf_effpt.core.snapshot import Snapshot
 
 from .masks import Masks, prunable
@@ -79,29 +80,18 @@ class Lottery(Method):
         ),
     )
 
-    sparsity: float = 0.7
-    rounds: int = 7
-    rewind_to: int = 0
+    sparsity: Inside = 0.7
+    rounds: Count = 7
+    rewind_to: CountOrZero = 0
     criterion: Criterion = "large_final"
     signs: Signs = "rewind"
     learn: Learn = "magnitude"
     rescale: bool = False
-    score_learning_rate: float = 0.1
+    score_learning_rate: Positive = 0.1
     ticket: str | None = None
 
     def __post_init__(self) -> None:
-        for key, valid in (("criterion", Criterion), ("signs", Signs), ("learn", Learn)):
-            if getattr(self, key) not in get_args(valid):
-                raise EffptError(
-                    f"`lottery.{key}` must be one of {', '.join(get_args(valid))}, not {getattr(self, key)!r}."
-                )
-        if not 0.0 < self.sparsity < 1.0:
-            raise EffptError(f"`lottery.sparsity` is a share of the weights in (0, 1), not {self.sparsity}.")
-        for key, least in (("rounds", 1), ("rewind_to", 0)):
-            if type(getattr(self, key)) is not int or getattr(self, key) < least:
-                raise EffptError(f"`lottery.{key}` is a number of at least {least}, not {getattr(self, key)!r}.")
-        if not 0.0 < self.score_learning_rate < float("inf"):
-            raise EffptError(f"`lottery.score_learning_rate` must be above 0, not {self.score_learning_rate}.")
+        check_settings(self)
         if self.ticket is not None:
             self.ticket = os.fspath(self.ticket)
             self._refuse({field.name for field in fields(self)} - {"ticket"}, "`lottery.ticket` is given: it is kept")

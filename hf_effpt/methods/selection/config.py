@@ -1,12 +1,12 @@
 """The settings of selection: what is left open is filled in by the strategy, and what cannot work is refused."""
 
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.method import nearest
 
 from .strategies import STRATEGIES
-from .strategy import Level, Mode, ResolvedSettings, Scorer, Strategy
+from .strategy import ResolvedSettings, Scorer, Strategy
 
 if TYPE_CHECKING:
     from .method import Selection
@@ -15,7 +15,6 @@ OPEN = (
     "keep", "mode", "start", "end", "interrupt", "explore", "outliers",
     "warmup", "passes", "dropout", "level", "members", "queue",
 )  # fmt: skip
-COUNTS = ("interrupt", "warmup", "passes", "members", "queue", "max_age", "num_score_positions")
 DRAWS = ("passes", "dropout", "level")
 GENERATED = ("electra", "electra_15", "replace_mlm", "all_tokens_mlm", "mcbert")  # objectives with a generator
 
@@ -44,7 +43,7 @@ def resolve(settings: "Selection", objective: str = "mlm") -> ResolvedSettings:
         num_score_positions=settings.num_score_positions,
         rows=settings.rows or 0,
     )
-    _check_ranges(settings, resolved)
+    _check_times(resolved)
     return resolved
 
 
@@ -55,10 +54,6 @@ def _refuse_what_it_has_not(settings: "Selection", kind: type[Strategy]) -> None
         if value is not None and value not in valid:
             other = f"it has {', '.join(valid)}" if valid else "it has none"
             raise EffptError(f"`selection.{key}` is {value!r}, which the strategy `{name}` does not have: {other}.")
-    for key, valid in (("mode", get_args(Mode)), ("level", get_args(Level))):
-        value = getattr(settings, key)
-        if value is not None and value not in valid:
-            raise EffptError(f"`selection.{key}` must be one of {', '.join(valid)}, not {value!r}.")
     own = kind.pick is not Strategy.pick or not kind.picks_rows
     if own and settings.mode not in (None, kind.defaults.get("mode", "topk")):
         raise EffptError(
@@ -93,45 +88,16 @@ def _refuse_what_it_has_not(settings: "Selection", kind: type[Strategy]) -> None
         )
 
 
-def _check_ranges(settings: "Selection", resolved: ResolvedSettings) -> None:
-    for key in COUNTS:
-        value = getattr(resolved, key)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-            raise EffptError(f"`selection.{key}` is a whole number, not {value!r}.")
-    if not 0.0 < resolved.keep <= 1.0:
-        raise EffptError(
-            f"`selection.keep` is a share in (0, 1], not {resolved.keep}: 0.5 learns from half of the rows looked at, "
-            "and 1 from all of them."
-        )
+def _check_times(resolved: ResolvedSettings) -> None:
     if not 0.0 <= resolved.start < resolved.end <= 1.0:
         raise EffptError(
             f"`selection.start` {resolved.start} and `selection.end` {resolved.end} must be fractions of the clock "
             "with 0 <= start < end <= 1."
         )
-    for key in ("explore", "outliers"):
-        if not 0.0 <= getattr(resolved, key) < 1.0:
-            raise EffptError(f"`selection.{key}` must be in [0, 1), not {getattr(resolved, key)}.")
-    if resolved.interrupt == 1 or resolved.interrupt < 0:
+    if resolved.interrupt == 1:
         raise EffptError(
-            f"`selection.interrupt` is {resolved.interrupt}: of the steps one in so many takes rows as they come, so "
-            "at 1 none would be selected; give at least 2, or 0 for no interruption."
-        )
-    for key, least in (("passes", 2), ("members", 2), ("warmup", 0), ("queue", 0)):
-        if getattr(resolved, key) < least:
-            raise EffptError(f"`selection.{key}` must be at least {least}, not {getattr(resolved, key)}.")
-    if "queue" in STRATEGIES[settings.strategy].defaults and resolved.queue < 1:
-        raise EffptError(f"`selection.queue` must be at least 1, not {resolved.queue}.")
-    if settings.strategy == "deep_bayesian" and not 0.0 < resolved.dropout < 1.0:
-        raise EffptError(
-            f"`selection.dropout` must be in (0, 1), not {resolved.dropout}: without dropout all draws of "
-            "`deep_bayesian` agree, and no row is less certain than another."
-        )
-    if resolved.max_age is not None and resolved.max_age < 1:
-        raise EffptError(f"`selection.max_age` is a number of steps of at least 1, not {resolved.max_age}.")
-    if resolved.num_score_positions is not None and resolved.num_score_positions < 1:
-        raise EffptError(
-            f"`selection.num_score_positions` is {resolved.num_score_positions}, but a row is judged at 1 position at "
-            "least; leave it out to judge it at all that are masked."
+            "`selection.interrupt` is 1, with which every step takes rows as they come; give at least 2, or 0 for no "
+            "interruption."
         )
 
 

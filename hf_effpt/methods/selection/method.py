@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from hf_effpt.core.depth import flatten
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.method import Method, Paper, Run
 from hf_effpt.core.objectives import objective_of
+from hf_effpt.core.settings import Count, CountOrZero, Fraction, In, Share, check_settings
 
 from .config import check, resolve
 from .cost import cost_report
@@ -22,6 +23,8 @@ from .state import Selector, changed_at
 from .strategies import STRATEGIES
 from .strategy import Level, Mode, Pool, Scorer
 from .table import IrreducibleLosses
+
+Several = Annotated[int, In("[2, inf)")]
 
 
 @dataclass
@@ -89,28 +92,29 @@ class Selection(Method):
     )
 
     strategy: str = "perceptron_ensemble"
-    keep: float | None = None
+    keep: Share | None = None
     scorer: Scorer | None = None
     rule: str | None = None
     mode: Mode | None = None
     start: float | None = None
     end: float | None = None
-    interrupt: int | None = None
-    explore: float | None = None
-    outliers: float | None = None
-    warmup: int | None = None
-    passes: int | None = None
-    dropout: float | None = None
+    interrupt: CountOrZero | None = None
+    explore: Fraction | None = None
+    outliers: Fraction | None = None
+    warmup: CountOrZero | None = None
+    passes: Several | None = None
+    dropout: Annotated[float, In("(0, 1)", "without dropout all draws agree")] | None = None
     level: Level | None = None
-    members: int | None = None
-    queue: int | None = None
-    num_score_positions: int | None = None
-    max_age: int | None = None
+    members: Several | None = None
+    queue: Count | None = None
+    num_score_positions: Count | None = None
+    max_age: Count | None = None
     holdout: str | None = None
     table: str | None = None
-    rows: int | None = None
+    rows: CountOrZero | None = None
 
     def __post_init__(self) -> None:
+        check_settings(self)
         self.resolved = resolve(self)
         self._selector: Selector | None = None  # in the backbone
         self._table: IrreducibleLosses | None = None

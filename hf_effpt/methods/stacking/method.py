@@ -1,10 +1,9 @@
 """Progressive stacking: train a shallow model, copy its layers on top of themselves, train on (Gong et al., 2019)."""
 
 import logging
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 from torch import nn
 
@@ -13,6 +12,7 @@ from hf_effpt.core.depth import LayerStack, flatten, set_order, stack_of
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.ledger import record
 from hf_effpt.core.method import Method, Paper, Run, has_lost_layers
+from hf_effpt.core.settings import CountOrZero, In, Inside, check_settings
 
 from . import slope
 from .freezing import hold, release
@@ -82,30 +82,19 @@ class Stacking(Method):
     at: list[float] | str | None = None
     operator: Operator = "stack"
     optimizer_state: OptimizerState | None = None
-    rewarmup: int = 150
-    slope: float | None = None
-    joint_at: float | None = None
+    rewarmup: CountOrZero = 150
+    slope: Annotated[float, In("(-inf, 0)", "it is the slope of a falling loss")] | None = None
+    joint_at: Inside | None = None
     auxiliary: Literal["keep", "grow"] = "keep"
 
     def __post_init__(self) -> None:
-        for key, valid in (("operator", get_args(Operator)), ("auxiliary", ("keep", "grow"))):
-            if getattr(self, key) not in valid:
-                raise EffptError(
-                    f"`stacking.{key}` must be {', '.join(valid[:-1])} or {valid[-1]}, not {getattr(self, key)!r}."
-                )
-        if self.optimizer_state not in (None, *get_args(OptimizerState)):
-            raise EffptError(f"`stacking.optimizer_state` must be keep, copy or reset, not {self.optimizer_state!r}.")
+        self.at, self.depth = read_at(self.at), read_depth(self.depth)
+        check_settings(self)
         if self.operator == "ligo_depth" and self.optimizer_state not in (None, "reset"):
             raise EffptError(
                 f"`stacking.optimizer_state` is `{self.optimizer_state}`, but `ligo_depth` changes every layer, so "
                 "that no state fits any; leave it out, or set `reset`."
             )
-        self.at, self.depth = read_at(self.at), read_depth(self.depth)
-        if type(self.rewarmup) is not int or self.rewarmup < 0:
-            raise EffptError(f"`stacking.rewarmup` is a number of steps, at least 0, not {self.rewarmup!r}.")
-        slope = self.slope
-        if slope is not None and not (isinstance(slope, (int, float)) and -math.inf < slope < 0.0):
-            raise EffptError(f"`stacking.slope` is the slope of a falling loss, below 0, not {slope!r}.")
         self._check_joint()
         self._settled = 0.0
 
@@ -115,8 +104,6 @@ class Stacking(Method):
                 f"`stacking.joint_at` is for `append_top`, where few layers learn before; with `{self.operator}` all "
                 "learn always, so leave it out."
             )
-        if not 0.0 < self._joint < 1.0:
-            raise EffptError(f"`stacking.joint_at` must be a fraction of the clock in (0, 1), not {self.joint_at}.")
         if self.operator == "append_top" and isinstance(self.at, list) and self.at[-1] >= self._joint:
             raise EffptError(
                 f"`stacking.at` ends at {self.at[-1]}, but from {self._joint} of the clock all layers learn; grow "

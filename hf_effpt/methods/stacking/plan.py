@@ -42,8 +42,8 @@ def read_depth(depth: Any) -> int | list[int] | None:
     found = list(depth) if isinstance(depth, (list, tuple)) else [1 if depth is None else depth]
     if not found or not all(type(stage) is int and stage >= 1 for stage in found):
         raise EffptError(
-            f"`stacking.depth` is the number of layers at the start, at least 1, or those of each stage but the last, "
-            f"not {depth!r}."
+            "`stacking.depth` must be the number of layers at the start, at least 1, or a list of those of each stage "
+            f"but the last, not {depth!r}."
         )
     return found if isinstance(depth, (list, tuple)) else depth
 

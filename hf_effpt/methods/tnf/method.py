@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -10,6 +10,7 @@ from torch import nn
 from hf_effpt.core.depth import flatten
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.method import Method, Paper
+from hf_effpt.core.settings import Count, CountOrZero, In, check_settings
 
 from .counting import bounds_for, choose_words, count_words
 from .dictionary import NoteDictionary
@@ -70,37 +71,24 @@ class TNF(Method):
         ),
     )
 
-    k: int = 16
-    gamma: float = 0.1
-    weight: float = 0.5
-    min_count: int | None = None
-    max_count: int | None = None
-    max_entries: int = 200_000
+    k: CountOrZero = 16
+    gamma: Annotated[float, In("(0, 1]", "at 0 no note would ever change")] = 0.1
+    weight: Annotated[float, In("[0, 1)", "at 1 rare words would have no embedding")] = 0.5
+    min_count: Count | None = None
+    max_count: Count | None = None
+    max_entries: Count = 200_000
     scale: Scale = "none"
     at_growth: AtGrowth = "keep"
     use: Use = "pretraining"
-    entries: int | None = None
+    entries: Count | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.k, int) or self.k < 0:
-            raise EffptError(f"`tnf.k` is a number of tokens on either side of a word, at least 0, not {self.k!r}.")
-        if not 0.0 < self.gamma <= 1.0:
-            raise EffptError(f"`tnf.gamma` must be in (0, 1], not {self.gamma}: at 0 no note would ever change.")
-        if not 0.0 <= self.weight < 1.0:
-            raise EffptError(f"`tnf.weight` must be in [0, 1), not {self.weight}: at 1 rare words had no embedding.")
-        for key in ("min_count", "max_count", "max_entries", "entries"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise EffptError(f"`tnf.{key}` is a number of at least 1, not {value}.")
+        check_settings(self)
         if self.min_count is not None and self.max_count is not None and self.max_count < self.min_count:
             raise EffptError(
                 f"`tnf.max_count` is {self.max_count}, below `tnf.min_count`, {self.min_count}: no word can be that "
                 "rare; raise the one or lower the other."
             )
-        for key, valid in (("scale", Scale), ("at_growth", AtGrowth), ("use", Use)):
-            if getattr(self, key) not in get_args(valid):
-                raise EffptError(f"`tnf.{key}` must be one of {', '.join(get_args(valid))}, not {getattr(self, key)}.")
-
         if self.use != "pretraining" and self.entries is None:
             raise EffptError(
                 f"`tnf.use` is `{self.use}`, which is for fine-tuning a model that has notes, with the stock Trainer: "
