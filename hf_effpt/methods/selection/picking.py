@@ -10,19 +10,21 @@ from torch import Tensor
 
 from hf_effpt.core.random import salted, uniform
 
+from .pool import Pool
+
 if TYPE_CHECKING:
-    from .strategy import Pool, ResolvedSettings
+    from .strategy import ResolvedSettings
 
 # What is drawn by chance in a step, each independent of the others.
 UNIFORM, RANKED, TIES, PRUNED = range(0x5E1EC7, 0x5E1EC7 + 4)
 
 
-def chance(pool: "Pool", what: int) -> Tensor:
+def chance(pool: Pool, what: int) -> Tensor:
     """A float64 number in [0, 1) for each row, a pure function of seed, step, and the row itself."""
     return uniform(salted(pool.keys_N, pool.seed, pool.step, what))
 
 
-def by_score(scores_N: Tensor, pool: "Pool") -> Tensor:
+def by_score(scores_N: Tensor, pool: Pool) -> Tensor:
     """The numbers of the rows from the highest score to the lowest; of equal ones the lower id is first."""
     by_id_N = pool.ids_N.argsort(stable=True)
     return by_id_N[scores_N[by_id_N].argsort(descending=True, stable=True)]
@@ -38,13 +40,13 @@ def rank_weights(number: int, keep: float, device: torch.device | None = None) -
     return weights_N / weights_N.sum()
 
 
-def sample(weights_N: Tensor, pool: "Pool", number: int, what: int = RANKED) -> Tensor:
+def sample(weights_N: Tensor, pool: Pool, number: int, what: int = RANKED) -> Tensor:
     """`number` rows drawn without replacement with these weights, in rising order (Efraimidis and Spirakis, 2006)."""
     races_N = chance(pool, what).clamp(min=2.0**-60).log() / weights_N.double().clamp(min=1e-300)
     return by_score(races_N, pool)[:number].sort().values
 
 
-def choose(scores_N: Tensor, pool: "Pool", number: int, resolved: "ResolvedSettings") -> Tensor:
+def choose(scores_N: Tensor, pool: Pool, number: int, resolved: "ResolvedSettings") -> Tensor:
     """`number` rows by their scores, in rising order, as the settings say.
 
     A share of them, `explore`, is drawn uniformly, and `outliers` of the highest scores are left to those draws.
@@ -66,7 +68,7 @@ def choose(scores_N: Tensor, pool: "Pool", number: int, resolved: "ResolvedSetti
     return fill_up(sample(wanted_N, pool, number - explored), pool, number)
 
 
-def fill_up(picked: Tensor, pool: "Pool", number: int) -> Tensor:
+def fill_up(picked: Tensor, pool: Pool, number: int) -> Tensor:
     """The rows picked and, up to `number`, others drawn uniformly, in rising order.
 
     Args:

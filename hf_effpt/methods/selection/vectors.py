@@ -6,7 +6,7 @@ N rows, D size of a vector, E networks, H hidden units and W weights of each, P 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,8 +14,7 @@ from torch import Tensor
 from hf_effpt.core.precision import KeepsPrecision
 from hf_effpt.core.random import places
 
-if TYPE_CHECKING:
-    from .strategy import Scorer
+from .strategy import Scorer
 
 # Behind each vector stand its row's length in tokens, mean log unigram frequency, and share of unknown tokens.
 EXTRAS = 3

@@ -12,11 +12,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from hf_effpt.core.errors import EffptError
 from hf_effpt.core.head_inputs import HeadInputs
 from hf_effpt.core.random import mix, salted
-
-from .strategy import InputKind, ResolvedSettings, Scorer, Strategy
+from hf_effpt.methods.selection.strategy import BY_SCORE, InputKind, ResolvedSettings, Scorer, Strategy
 
 _DROPOUT = 0xD20B  # sets these draws apart from others of the same seed and step
 
@@ -109,6 +107,7 @@ class LeastConfidence(Strategy):
     input_kind: ClassVar[InputKind] = "logits"
     scorers: ClassVar[tuple[Scorer, ...]] = ("full", "first_layer", "generator")
     rules: ClassVar[tuple[str, ...]] = tuple(_UNCERTAINTIES)
+    settings = (*BY_SCORE, "num_score_positions")
     defaults: ClassVar[Mapping[str, Any]] = {"outliers": 0.02}  # noise, rare names and numbers never become certain
 
     @torch.no_grad()
@@ -129,31 +128,18 @@ class DeepBayesian(Strategy):
     Attributes:
         salts (`tuple[int, ...]`): what the draws of a step depend on for all rows; set before a pool is rated.
         keys_B (`Tensor` of shape `(batch_size,)`): int64, one for each row of a batch; set before it is rated.
-
-    Raises:
-        EffptError: if dropout would leave all draws equal or empty, or there are too few of them.
     """
 
     input_kind: ClassVar[InputKind] = "logits"
     scorers: ClassVar[tuple[Scorer, ...]] = ("full", "first_layer", "generator")
     rules: ClassVar[tuple[str, ...]] = tuple(_COMMITTEES)
+    settings = (*BY_SCORE, "num_score_positions", "passes", "dropout", "level")
     keys_B: Tensor
 
     def __init__(self, resolved: ResolvedSettings, config: Any) -> None:
         super().__init__(resolved, config)
         self.rule = resolved.rule or self.rules[0]
         self.salts: tuple[int, ...] = (0,)
-        if not 0.0 < resolved.dropout < 1.0:
-            raise EffptError(
-                f"`dropout` is {resolved.dropout}, but `deep_bayesian` needs a rate between 0 and 1: with 0 all draws "
-                "agree and BALD is 0, with 1 nothing is left; give 0.1, say, whatever the model is trained with."
-            )
-        least = 2 if self.rule == "bald" else 1
-        if resolved.passes < least:
-            raise EffptError(
-                f"`passes` is {resolved.passes}, but the rule `{self.rule}` of `deep_bayesian` needs at "
-                f"least {least}; give 5, say."
-            )
 
     def rate(self, reading: HeadInputs) -> Tensor:
         return self.rate_draws(self.draws(reading))

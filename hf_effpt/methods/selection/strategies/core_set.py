@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hf_effpt.core.random import places
-
-from .picking import fill_up
-from .strategy import Pool, ResolvedSettings, Strategy, push
-from .vectors import in_fp32, vector_size
+from hf_effpt.methods.selection.picking import fill_up
+from hf_effpt.methods.selection.pool import Pool, push
+from hf_effpt.methods.selection.strategy import BY_SCORE, ResolvedSettings, Strategy
+from hf_effpt.methods.selection.vectors import in_fp32, vector_size
 
 WIDTH = 64  # that longer vectors are projected to
 _PROJECTION = 0xC04E5E7
@@ -81,6 +81,8 @@ class CoreSet(Strategy):
 
     input_kind = "vectors"
     scorers = ("embedding", "first_layer", "full")
+    modes = ("topk",)
+    settings = (*BY_SCORE, "queue")
     defaults: ClassVar = {"queue": 1024, "outliers": 0.02, "explore": 0.1}
 
     queue: Tensor

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from hf_effpt.core.head_inputs import HeadInputs
+from hf_effpt.methods.selection.strategy import BY_SCORE, InputKind, Scorer, Strategy
 
-from .strategy import InputKind, Scorer, Strategy
 from .uncertainty import exact, mean_asked
 
 
@@ -113,6 +113,12 @@ class ExpectedGradientLength(Strategy):
     input_kind: ClassVar[InputKind] = "logits"
     scorers: ClassVar[tuple[Scorer, ...]] = ("full", "first_layer", "generator")
     rules: ClassVar[tuple[str, ...]] = (*_GRADIENTS, "el2n")
+    settings = (*BY_SCORE, "num_score_positions")
+
+    @classmethod
+    def settings_with(cls, scorer: Scorer | None, rule: str | None) -> set[str]:
+        # The observed gradient is that of all positions together.
+        return super().settings_with(scorer, rule) - ({"num_score_positions"} if rule == "observed" else set())
 
     @torch.no_grad()
     def rate(self, reading: HeadInputs) -> Tensor:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from hf_effpt.core.processes import gather
-
-from .picking import PRUNED, UNIFORM, by_score, chance, sample
-from .strategy import Pool, ResolvedSettings, Strategy, push
+from hf_effpt.methods.selection.picking import PRUNED, UNIFORM, by_score, chance, sample
+from hf_effpt.methods.selection.pool import Pool, push
+from hf_effpt.methods.selection.strategy import BY_SCORE, ResolvedSettings, Strategy
 
 PRESSURE = 100.0  # of the first rank over the last, at the beginning (Loshchilov and Hutter, 2015)
 EVERYWHERE = {"start": 0.0, "end": 1.0, "interrupt": 0}
@@ -45,8 +45,9 @@ class SelectiveBackprop(Strategy):
 
     input_kind = "losses"
     scorers = ("full", "first_layer", "generator", "stale")
-    defaults: ClassVar[Mapping[str, Any]] = {"explore": 0.0, "queue": 5000, "mode": "rank_sample"}
-    explores = False
+    modes = ("rank_sample",)
+    settings = ("queue",)
+    defaults: ClassVar[Mapping[str, Any]] = {"explore": 0.0, "queue": 5000}
     history: Tensor
     size: Tensor
     place: Tensor
@@ -89,8 +90,8 @@ class LossRank(Strategy):
 
     input_kind = "losses"
     scorers = ("stale", "full", "first_layer", "generator")
-    defaults: ClassVar[Mapping[str, Any]] = {"explore": 0.0, "mode": "rank_sample"}
-    explores = False
+    modes, settings = ("rank_sample",), ()
+    defaults: ClassVar[Mapping[str, Any]] = {"explore": 0.0}
 
     def pick(self, pool: Pool, number: int) -> Tensor:
         assert pool.seen is not None
@@ -109,7 +110,8 @@ class Rho(Strategy):
 
     input_kind = "losses"
     scorers = ("full",)
-    compares = "rows"
+    settings = (*BY_SCORE, "holdout", "table")
+    compares, mlm_only = "rows", True
 
 
 class InfoBatch(Strategy):
@@ -122,8 +124,8 @@ class InfoBatch(Strategy):
 
     input_kind = "losses"
     scorers = ("stale",)
+    modes, settings = ("topk",), ()
     defaults: ClassVar[Mapping[str, Any]] = {"keep": 0.75, "explore": 0.0, "start": 0.0, "end": 0.875, "interrupt": 0}
-    explores = False
     mean = math.inf  # of all losses that are remembered, set by whoever remembers
 
     def pick(self, pool: Pool, number: int) -> Tensor:

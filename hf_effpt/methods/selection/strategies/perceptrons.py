@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from hf_effpt.core.random import places, salted, uniform
-
-from .picking import UNIFORM, chance
-from .strategy import Pool, ResolvedSettings, Strategy
-from .vectors import EXTRAS, Moments, Networks, vector_size
+from hf_effpt.methods.selection.picking import UNIFORM, chance
+from hf_effpt.methods.selection.pool import Pool
+from hf_effpt.methods.selection.strategy import BY_SCORE, ResolvedSettings, Strategy
+from hf_effpt.methods.selection.vectors import EXTRAS, Moments, Networks, vector_size
 
 HIDDEN = 32
 RATE = 0.01  # of learning
@@ -50,6 +50,7 @@ class PerceptronEnsemble(Strategy):
     input_kind = "vectors"
     scorers = ("embedding", "first_layer")
     rules = ("mean", "ucb", "vote", "agreement")
+    settings = (*BY_SCORE, "members")
     defaults: ClassVar = {"warmup": 200}
 
     subspace: Tensor

@@ -14,10 +14,10 @@ from torch.optim.adam import adam
 
 from hf_effpt.core.processes import gather
 from hf_effpt.core.random import places, salted
-
-from .picking import by_score, chance, fill_up
-from .strategy import Pool, ResolvedSettings, Strategy, push
-from .vectors import Moments, Networks, area_under_curve, vector_size
+from hf_effpt.methods.selection.picking import by_score, chance, fill_up
+from hf_effpt.methods.selection.pool import Pool, push
+from hf_effpt.methods.selection.strategy import BY_SCORE, ResolvedSettings, Strategy
+from hf_effpt.methods.selection.vectors import Moments, Networks, area_under_curve, vector_size
 
 HIDDEN = 128
 RATE = 0.001  # of learning
@@ -120,6 +120,8 @@ class Discriminative(Strategy):
 
     input_kind = "vectors"
     scorers = ("embedding", "first_layer", "full")
+    modes = ("topk",)
+    settings = (*BY_SCORE, "queue")
     defaults: ClassVar = {"queue": 4096}
 
     queue: Tensor

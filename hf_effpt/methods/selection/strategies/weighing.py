@@ -11,9 +11,10 @@ from torch import Tensor
 
 from hf_effpt.core.processes import add_up
 from hf_effpt.core.token_losses import TokenLosses
+from hf_effpt.methods.selection.pool import Pool
+from hf_effpt.methods.selection.strategy import ResolvedSettings, Strategy
 
 from .losses import EVERYWHERE
-from .strategy import Pool, ResolvedSettings, Strategy
 
 FADES = 0.9  # of the mean loss of a token, by each step that it is masked in
 RENEWED = 32  # steps in which the rates of masking stay as they are, since to read them waits for the device
@@ -28,8 +29,8 @@ class TokenSelection(Strategy):
 
     input_kind = "nothing"
     defaults: ClassVar[Mapping[str, Any]] = {"keep": 0.6, **EVERYWHERE}
-    picks_rows, explores = False, False
-    compares = "tokens"
+    modes, settings, picks_rows = ("topk",), ("holdout",), False
+    compares, mlm_only = "tokens", True
 
     def loss_weights(self, losses: TokenLosses, pool: Pool) -> Tensor | None:
         if losses.weight_inputs is None:
@@ -55,7 +56,7 @@ class Reweighting(Strategy):
 
     input_kind = "nothing"
     defaults: ClassVar[Mapping[str, Any]] = {"keep": 0.5, **EVERYWHERE}
-    picks_rows, explores = False, False
+    modes, settings, picks_rows = ("topk",), (), False
 
     def loss_weights(self, losses: TokenLosses, pool: Pool) -> Tensor | None:
         if not self.on:
@@ -80,7 +81,8 @@ class AdaptiveMasking(Strategy):
 
     input_kind = "nothing"
     defaults: ClassVar[Mapping[str, Any]] = {"keep": 0.25, **EVERYWHERE}
-    picks_rows, explores = False, False
+    modes, settings, picks_rows = ("topk",), (), False
+    mlm_only = True
     losses: Tensor
     rates: Tensor
 
