@@ -16,23 +16,9 @@ from torch import Tensor, nn
 
 from .context import CostReport, Look
 from .errors import EffptError
+from .paper import Paper
 
 METHODS: dict[str, type[Method]] = {}
-
-
-@dataclass(frozen=True)
-class Paper:
-    """Where a method was published."""
-
-    title: str
-    authors: str
-    year: int
-    bibtex: str
-    arxiv: str | None = None
-
-    @property
-    def url(self) -> str | None:
-        return f"https://arxiv.org/abs/{self.arxiv}" if self.arxiv else None
 
 
 @dataclass(frozen=True)

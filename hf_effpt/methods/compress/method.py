@@ -75,16 +75,11 @@ class Compress(Method):
     cuts_depth: ClassVar[bool] = True
     summary: ClassVar[str] = "Trains a large model first, and cuts it down to a smaller one on the way."
     conflicts: ClassVar[frozenset[str]] = frozenset({"earlybert", "lottery"})
-    paper: ClassVar[Paper] = Paper(
-        title="Train Large, Then Compress: Rethinking Model Size for Efficient Training and Inference of Transformers",
-        authors="Zhuohan Li, Eric Wallace, Sheng Shen, Kevin Lin, Kurt Keutzer, Dan Klein, Joseph E. Gonzalez",
-        year=2020,
+    paper: ClassVar[Paper] = Paper.of(
+        "@inproceedings{li2020train, title={Train Large, Then Compress: Rethinking Model Size for Efficient "
+        "Training and Inference of Transformers}, author={Li, Zhuohan and Wallace, Eric and Shen, Sheng and Lin, "
+        "Kevin and Keutzer, Kurt and Klein, Dan and Gonzalez, Joseph E.}, booktitle={ICML}, year={2020}}",
         arxiv="2002.11794",
-        bibtex=(
-            "@inproceedings{li2020train, title={Train Large, Then Compress: Rethinking Model Size for Efficient "
-            "Training and Inference of Transformers}, author={Li, Zhuohan and Wallace, Eric and Shen, Sheng and Lin, "
-            "Kevin and Keutzer, Kurt and Klein, Dan and Gonzalez, Joseph E.}, booktitle={ICML}, year={2020}}"
-        ),
     )
 
     depth: Count | None = None

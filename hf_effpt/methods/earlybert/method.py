@@ -74,16 +74,11 @@ class EarlyBert(Method):
     order: ClassVar[int] = 2
     summary: ClassVar[str] = "Finds early which heads and neurons to keep, cuts the others away and trains the rest."
     conflicts: ClassVar[frozenset[str]] = frozenset({"lottery", "compress"})
-    paper: ClassVar[Paper] = Paper(
-        title="EarlyBERT: Efficient BERT Training via Early-bird Lottery Tickets",
-        authors="Xiaohan Chen, Yu Cheng, Shuohang Wang, Zhe Gan, Zhangyang Wang, Jingjing Liu",
-        year=2021,
+    paper: ClassVar[Paper] = Paper.of(
+        "@inproceedings{chen2021earlybert, title={{EarlyBERT}: Efficient {BERT} Training via Early-bird Lottery "
+        "Tickets}, author={Chen, Xiaohan and Cheng, Yu and Wang, Shuohang and Gan, Zhe and Wang, Zhangyang and "
+        "Liu, Jingjing}, booktitle={ACL}, year={2021}}",
         arxiv="2101.00063",
-        bibtex=(
-            "@inproceedings{chen2021earlybert, title={{EarlyBERT}: Efficient {BERT} Training via Early-bird Lottery "
-            "Tickets}, author={Chen, Xiaohan and Cheng, Yu and Wang, Shuohang and Gan, Zhe and Wang, Zhangyang and "
-            "Liu, Jingjing}, booktitle={ACL}, year={2021}}"
-        ),
     )
 
     head_keep: Share = 2 / 3

@@ -52,15 +52,10 @@ class LayerDrop(Method):
 
     name: ClassVar[str] = "layerdrop"
     summary: ClassVar[str] = "Skips layers at random in training; the export keeps them all."
-    paper: ClassVar[Paper] = Paper(
-        title="Reducing Transformer Depth on Demand with Structured Dropout",
-        authors="Angela Fan, Edouard Grave, Armand Joulin",
-        year=2020,
+    paper: ClassVar[Paper] = Paper.of(
+        "@inproceedings{fan2020layerdrop, title={Reducing Transformer Depth on Demand with Structured Dropout}, "
+        "author={Fan, Angela and Grave, Edouard and Joulin, Armand}, booktitle={ICLR}, year={2020}}",
         arxiv="1909.11556",
-        bibtex=(
-            "@inproceedings{fan2020layerdrop, title={Reducing Transformer Depth on Demand with Structured Dropout}, "
-            "author={Fan, Angela and Grave, Edouard and Joulin, Armand}, booktitle={ICLR}, year={2020}}"
-        ),
     )
 
     p: Annotated[float, In("[0, 1)", "at 1 no layer would ever train")] | None = None

@@ -61,16 +61,11 @@ class LayerSkip(Method):
     name: ClassVar[str] = "layerskip"
     summary: ClassVar[str] = "Experimental: learns which layers each row can do without, and does not run them."
     conflicts: ClassVar[frozenset[str]] = frozenset({"layerdrop"})
-    paper: ClassVar[Paper] = Paper(
-        title="E2-Train: Training State-of-the-art CNNs with Over 80% Energy Savings",
-        authors="Yue Wang, Ziyu Jiang, Xiaohan Chen, Pengfei Xu, Yang Zhao, Yingyan Lin, Zhangyang Wang",
-        year=2019,
+    paper: ClassVar[Paper] = Paper.of(
+        "@inproceedings{wang2019e2train, title={{E2-Train}: Training State-of-the-art {CNNs} with Over 80\\% "
+        "Energy Savings}, author={Wang, Yue and Jiang, Ziyu and Chen, Xiaohan and Xu, Pengfei and Zhao, Yang and "
+        "Lin, Yingyan and Wang, Zhangyang}, booktitle={NeurIPS}, year={2019}}",
         arxiv="1910.13349",
-        bibtex=(
-            "@inproceedings{wang2019e2train, title={{E2-Train}: Training State-of-the-art {CNNs} with Over 80\\% "
-            "Energy Savings}, author={Wang, Yue and Jiang, Ziyu and Chen, Xiaohan and Xu, Pengfei and Zhao, Yang and "
-            "Lin, Yingyan and Wang, Zhangyang}, booktitle={NeurIPS}, year={2019}}"
-        ),
     )
 
     target: Share = 0.6

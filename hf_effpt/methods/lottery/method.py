@@ -68,16 +68,11 @@ class Lottery(Method):
     order: ClassVar[int] = 2
     summary: ClassVar[str] = "Research: prunes single weights in rounds and rewinds, or learns a mask; saves no time."
     conflicts: ClassVar[frozenset[str]] = frozenset({"earlybert", "compress"})
-    paper: ClassVar[Paper] = Paper(
-        title="The Lottery Ticket Hypothesis for Pre-trained BERT Networks",
-        authors="Tianlong Chen, Jonathan Frankle, Shiyu Chang, Sijia Liu, Yang Zhang, Zhangyang Wang, Michael Carbin",
-        year=2020,
+    paper: ClassVar[Paper] = Paper.of(
+        "@inproceedings{chen2020lottery, title={The Lottery Ticket Hypothesis for Pre-trained {BERT} Networks}, "
+        "author={Chen, Tianlong and Frankle, Jonathan and Chang, Shiyu and Liu, Sijia and Zhang, Yang and Wang, "
+        "Zhangyang and Carbin, Michael}, booktitle={NeurIPS}, year={2020}}",
         arxiv="2007.12223",
-        bibtex=(
-            "@inproceedings{chen2020lottery, title={The Lottery Ticket Hypothesis for Pre-trained {BERT} Networks}, "
-            "author={Chen, Tianlong and Frankle, Jonathan and Chang, Shiyu and Liu, Sijia and Zhang, Yang and Wang, "
-            "Zhangyang and Carbin, Michael}, booktitle={NeurIPS}, year={2020}}"
-        ),
     )
 
     sparsity: Inside = 0.7

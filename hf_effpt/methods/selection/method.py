@@ -79,16 +79,11 @@ class Selection(Method):
     name: ClassVar[str] = "selection"
     summary: ClassVar[str] = "Scores more rows than it trains on and learns from the best; the export is stock."
     reads_text: ClassVar[bool] = True
-    paper: ClassVar[Paper] = Paper(
-        title="Accelerating Deep Learning by Focusing on the Biggest Losers",
-        authors="Angela H. Jiang, Daniel L.-K. Wong, Giulio Zhou, David G. Andersen, Jeffrey Dean, and others",
-        year=2019,
+    paper: ClassVar[Paper] = Paper.of(
+        "@misc{jiang2019accelerating, title={Accelerating Deep Learning by Focusing on the Biggest Losers}, "
+        "author={Jiang, Angela H. and Wong, Daniel L.-K. and Zhou, Giulio and Andersen, David G. and Dean, "
+        "Jeffrey and others}, eprint={1910.00762}, archivePrefix={arXiv}, year={2019}}",
         arxiv="1910.00762",
-        bibtex=(
-            "@misc{jiang2019accelerating, title={Accelerating Deep Learning by Focusing on the Biggest Losers}, "
-            "author={Jiang, Angela H. and Wong, Daniel L.-K. and Zhou, Giulio and Andersen, David G. and Dean, "
-            "Jeffrey and others}, eprint={1910.00762}, archivePrefix={arXiv}, year={2019}}"
-        ),
     )
 
     strategy: str = "perceptron_ensemble"

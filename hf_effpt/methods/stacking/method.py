@@ -67,15 +67,10 @@ class Stacking(Method):
     name: ClassVar[str] = "stacking"
     order: ClassVar[int] = 1
     summary: ClassVar[str] = "Trains a shallow model first and grows it by copies of its layers."
-    paper: ClassVar[Paper] = Paper(
-        title="Efficient Training of BERT by Progressively Stacking",
-        authors="Linyuan Gong, Di He, Zhuohan Li, Tao Qin, Liwei Wang, Tie-Yan Liu",
-        year=2019,
-        bibtex=(
-            "@inproceedings{gong2019stacking, title={Efficient Training of {BERT} by Progressively Stacking}, "
-            "author={Gong, Linyuan and He, Di and Li, Zhuohan and Qin, Tao and Wang, Liwei and Liu, Tie-Yan}, "
-            "booktitle={ICML}, year={2019}}"
-        ),
+    paper: ClassVar[Paper] = Paper.of(
+        "@inproceedings{gong2019stacking, title={Efficient Training of {BERT} by Progressively Stacking}, "
+        "author={Gong, Linyuan and He, Di and Li, Zhuohan and Qin, Tao and Wang, Liwei and Liu, Tie-Yan}, "
+        "booktitle={ICML}, year={2019}}",
     )
 
     depth: int | list[int] | None = None

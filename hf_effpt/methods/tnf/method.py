@@ -59,16 +59,11 @@ class TNF(Method):
     name: ClassVar[str] = "tnf"
     reads_text: ClassVar[bool] = True
     summary: ClassVar[str] = "Blends notes of the contexts of rare words into their embeddings; the export has none."
-    paper: ClassVar[Paper] = Paper(
-        title="Taking Notes on the Fly Helps Language Pre-Training",
-        authors="Qiyu Wu, Chen Xing, Yatao Li, Guolin Ke, Di He, Tie-Yan Liu",
-        year=2021,
+    paper: ClassVar[Paper] = Paper.of(
+        "@inproceedings{wu2021taking, title={Taking Notes on the Fly Helps Language Pre-Training}, "
+        "author={Wu, Qiyu and Xing, Chen and Li, Yatao and Ke, Guolin and He, Di and Liu, Tie-Yan}, "
+        "booktitle={ICLR}, year={2021}}",
         arxiv="2008.01466",
-        bibtex=(
-            "@inproceedings{wu2021taking, title={Taking Notes on the Fly Helps Language Pre-Training}, "
-            "author={Wu, Qiyu and Xing, Chen and Li, Yatao and Ke, Guolin and He, Di and Liu, Tie-Yan}, "
-            "booktitle={ICLR}, year={2021}}"
-        ),
     )
 
     k: CountOrZero = 16
