@@ -14,9 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from .anatomy import attention_of, feed_forward_of, layers_of
+from .context import RunContext
+from .modes import observing
 from .precision import KeepsPrecision
 from .width import widths_of
 
+BATCHES = 8  # of training text, in a measurement of importance
 NAME = "width_gates"  # of the attribute of the backbone
 
 
@@ -147,6 +150,18 @@ def importance(
         number = len(gates.heads)
         means = [total / max(1, batches) for total in sums]
         return [mean / mean.norm().clamp(min=1e-12) for mean in means[:number]], means[number:]
+
+
+def loss_importance(backbone: Any, context: RunContext) -> Scores:
+    """The [`importance`] of heads and neurons for the loss of a live run, over 8 batches that are charged to it.
+
+    The model is in evaluation mode: its dropout would use random numbers of the run.
+    """
+    assert context.draw_batches is not None
+    assert context.charged is not None
+    with observing(backbone, context.model):
+        batches = context.draw_batches(BATCHES)
+        return importance(backbone, batches, lambda batch: context.model(**batch).loss, context.charged)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .errors import EffptError
+from .files import read_json, write_atomically
 
 ALIGNED = 64  # what widths are rounded to, so that matrix products of a GPU are whole tiles
 LEAST = 8  # where layers are too narrow for that
@@ -67,7 +68,7 @@ class Ticket:
         """Writes the ticket into a JSON file."""
         path = Path(path)
         content = {"heads": self.heads, "neurons": self.neurons, "shape": self.shape, "drawn_by": self.drawn_by}
-        path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        write_atomically(path, json.dumps(content, indent=1))
         return path
 
     @classmethod
@@ -78,7 +79,7 @@ class Ticket:
             EffptError: if there is none.
         """
         try:
-            read = json.loads(Path(path).read_text(encoding="utf-8"))
+            read = read_json(Path(path))
             parts = {name: tuple(tuple(map(int, layer)) for layer in read[name]) for name in ("heads", "neurons")}
             shape = tuple((int(heads), int(neurons)) for heads, neurons in read["shape"])
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -11,7 +11,8 @@ from transformers import BertConfig, BertModel, PreTrainedModel
 from hf_effpt.core.depth import first_layers, flatten
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.ledger import PRUNING
-from hf_effpt.core.method import Method, build_methods
+from hf_effpt.core.method import Method
+from hf_effpt.core.registry import build_methods
 from hf_effpt.core.snapshot import Snapshot
 from hf_effpt.core.width import resize, widen
 

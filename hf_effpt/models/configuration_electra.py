@@ -6,7 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import BertConfig, ElectraConfig, PreTrainedConfig
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.method import nearest
+from hf_effpt.core.registry import nearest
 
 from .configuration_effpt import LEDGER
 

@@ -4,7 +4,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.method import nearest
+from hf_effpt.core.registry import nearest
 
 from .strategies import STRATEGIES
 from .strategy import ResolvedSettings, Scorer, Strategy

@@ -24,7 +24,7 @@ INIT_STD = 0.02  # of BERT's own embeddings; the paper names none
 
 
 @dataclass
-class HeadInputs:
+class NoteInputs:
     """What the forward pass under way has found in its rows."""
 
     entry_BL: Tensor
@@ -60,7 +60,7 @@ class NoteDictionary(nn.Module):
         self.k, self.gamma, self.weight = settings.k, settings.gamma, settings.weight
         self.matches = settings.scale == "match"
         self.reads_always, self.writes = settings.use != "pretraining", settings.use != "frozen"
-        self._reading: HeadInputs | None = None
+        self._reading: NoteInputs | None = None
         self._handles: list[Any] = []
 
     def extra_repr(self) -> str:
@@ -116,7 +116,7 @@ class NoteDictionary(nn.Module):
             at_start_BL = words.first_BL == torch.arange(ids_BL.shape[1], device=ids_BL.device)
             sums = {"tnf_hits": hits, "tnf_words": (words.whole_BL & at_start_BL).sum()}
             sums["tnf_overflow"] = (hits - len(found.used_C)).clamp(min=0)
-            self._reading = HeadInputs(entry_BL, words, found, sums)
+            self._reading = NoteInputs(entry_BL, words, found, sums)
         return args, kwargs
 
     def blend_sum(self, norm: nn.Module, args: tuple) -> tuple[Tensor, ...] | None:
@@ -158,7 +158,7 @@ class NoteDictionary(nn.Module):
         accumulator_of(backbone).add(**reading.sums)
 
     @torch.no_grad()
-    def write(self, hidden_BLD: Tensor, reading: HeadInputs) -> tuple[Tensor, Tensor]:
+    def write(self, hidden_BLD: Tensor, reading: NoteInputs) -> tuple[Tensor, Tensor]:
         """Takes a micro-batch's notes, over all processes, into the vectors; returns the drift and its count."""
         notes_CD = window_means(hidden_BLD, reading.found, reading.words, self.k)
         occurrences = gather_processes(reading.found.entry_C, reading.found.used_C, notes_CD)

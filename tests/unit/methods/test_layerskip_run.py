@@ -93,7 +93,7 @@ def test_a_run_is_charged_what_ran(tmp_path):
     """With the gates shut the clock is charged the two layers that ran, and the log says so."""
     trainer = half_open(tmp_path, {"after": 0.0}, layers=6, budget="2steps", gradient_accumulation_steps=2)
     shares = []
-    trainer.counter.count = lambda model, batch: shares.append(model.bert.gates.share) or 100 * shares[-1]
+    trainer.cost.counter.count = lambda model, batch: shares.append(model.bert.gates.share) or 100 * shares[-1]
     trainer.train()
     assert len(shares) == 4
     assert len(set(shares)) > 1

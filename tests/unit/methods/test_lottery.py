@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.method import build_methods
+from hf_effpt.core.registry import build_methods
 from hf_effpt.methods.lottery.masks import prunable
 from hf_effpt.methods.lottery.ranking import best, scores_of
 from hf_effpt.methods.lottery.rounds import begin, note_prunings, rounds_of

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
+from hf_effpt.core.context import RunContext
 from tests import tiny
 
 LEDGERS = {"magnitude": {"rounds": 2}, "supermask": {"learn": "supermask", "rescale": True}}
@@ -15,7 +16,7 @@ def losses(model, steps=3):
     (method,) = model.methods
     found = []
     for step in range(steps):
-        method.schedule(model.bert, step, 0.0, seed=7)
+        method.schedule(model.bert, RunContext(step, 0.0, seed=7))
         if method.prunes:
             model.bert.masks.kept()["layer.0.up"][step] = False
         loss = model(**tiny.batch(4, objective="mlm")).loss
