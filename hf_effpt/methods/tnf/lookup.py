@@ -61,9 +61,7 @@ def words_of(ids_BL: Tensor, kinds_V: Tensor) -> Words:
 def hashes_of(ids_BL: Tensor, words: Words) -> Tensor:
     """64-bit hashes of the word of each token, a pure function of the word's tokens and their order."""
     place_L = torch.arange(ids_BL.shape[1], device=ids_BL.device)
-    sums_BL = mix(ids_BL + ((place_L - words.first_BL) << 32)).cumsum(
-        dim=1
-    )  # wraps around, as does the difference
+    sums_BL = mix(ids_BL + ((place_L - words.first_BL) << 32)).cumsum(dim=1)  # wraps around, as does the difference
     before_BL = sums_BL.gather(1, (words.first_BL - 1).clamp(min=0))
     return sums_BL.gather(1, words.end_BL - 1) - torch.where(words.first_BL > 0, before_BL, 0)
 

@@ -1,4 +1,4 @@
-"""The strategies by name; a new one is a class beside these and a line below."""
+"""Strategies by name; a new one is a class in this folder and a line below."""
 
 from hf_effpt.methods.selection.strategy import Strategy
 
