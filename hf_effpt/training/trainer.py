@@ -291,8 +291,10 @@ class EffptTrainer(Trainer):
 
     def get_train_dataloader(self) -> Any:
         """An endless stream of batches, entered at the row where the run stands."""
-        if self.masking is None and hasattr(self.train_dataset, "column_names"):
-            self.stream.dataset = self._remove_unused_columns(self.train_dataset)
+        strip = self.masking is None and hasattr(self.train_dataset, "column_names")
+        # Both may have been replaced since the trainer was made.
+        self.stream.dataset = self._remove_unused_columns(self.train_dataset) if strip else self.train_dataset
+        self.stream.collator = self.data_collator
         return self.stream.loader(may_carry=bool(self.row_methods))
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:

@@ -7,9 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from hf_effpt.core.context import RunContext
-from hf_effpt.core.depth import set_order, stack_of
+from hf_effpt.core.depth import PRUNING, set_order, stack_of
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.ledger import PRUNING
 from hf_effpt.core.method import Method, Paper, start_after
 from hf_effpt.core.objectives import objective_of
 from hf_effpt.core.settings import Fraction, In, NotNegative, Share, check_settings

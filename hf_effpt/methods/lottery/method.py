@@ -15,7 +15,7 @@ from hf_effpt.core.ledger import record
 from hf_effpt.core.method import Method, Paper, start_after
 from hf_effpt.core.metrics import accumulator_of
 from hf_effpt.core.settings import Count, CountOrZero, Inside, Positive, check_settings
-from hf_effpt.core.snapshot import Snapshot
+from hf_effpt.core.snapshot import snapshot_of
 
 from .masks import Masks, prunable
 from .ranking import Criterion, best, scores_of
@@ -175,12 +175,12 @@ class Lottery(Method):
         now = rounds_of(backbone.config)
         if now is None:
             if fraction >= self._start:
-                _snapshot_of(context).take(context.model)
+                snapshot_of(context.model).take(context.model)
                 context.optimizer.state.clear()
                 begin(backbone.config, step, fraction, self.rounds)
             return False
         if self.rewind_to and step == now.step + self.rewind_to and not now.done:
-            _snapshot_of(context).take(context.model)
+            snapshot_of(context.model).take(context.model)
         if due := now.due(self.rounds, fraction):
             if step < now.step + self.rewind_to:
                 raise EffptError(
@@ -195,7 +195,7 @@ class Lottery(Method):
         masks: Masks = backbone.masks
         final = {name: linear.weight.detach().clone() for name, linear in prunable(backbone).items()}
         kept = {name: mask.clone() for name, mask in masks.kept().items()}
-        _snapshot_of(context).put_back(context.model)
+        snapshot_of(context.model).put_back(context.model)
         first = {name: linear.weight.detach().clone() for name, linear in prunable(backbone).items()}
         scores = scores_of(self.criterion, final, first, context.seed + context.step)
         done = prunings(backbone.config) + due
@@ -223,10 +223,3 @@ class Lottery(Method):
 
     def cost_signature(self, backbone: nn.Module) -> str:
         return f"lottery {self.learn}{' rescaled' if self.rescale else ''}"
-
-
-def _snapshot_of(context: RunContext) -> Snapshot:
-    """The snapshot that the model of a run keeps while anything will be rewound."""
-    snapshot = context.model.snapshot
-    assert isinstance(snapshot, Snapshot)
-    return snapshot

@@ -43,6 +43,7 @@ class Selector(KeepsPrecision):
         vocab_size (`int`): of the model.
     """
 
+    in_snapshot = False  # what it has learned of the rows holds whatever the weights are
     counts: Tensor
     frequencies: Tensor
     unknown: Tensor

@@ -192,7 +192,7 @@ class Stacking(Method):
 
     def _is_superseded(self, config: Any) -> bool:
         """`True` once a method that acts after this one has changed the model: its layers are not grown again."""
-        acted = {event["method"] for event in config.events or []}
+        acted = {event["method"] for event in getattr(config, "events", None) or []}
         return any(self.order < METHODS[name].order < Method.order for name in acted if name in METHODS)
 
     def _has_slowed(self, backbone: Any, context: RunContext) -> bool:

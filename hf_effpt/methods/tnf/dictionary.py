@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from hf_effpt.core.anatomy import generator_of
 from hf_effpt.core.depth import stack_of
 from hf_effpt.core.metrics import accumulator_of
 from hf_effpt.core.precision import KeepsPrecision
@@ -100,6 +101,8 @@ class NoteDictionary(KeepsPrecision):
         """Forward pre-hook: looks up the token ids, unless a collator has already done so and passes `note_ids`."""
         kwargs = dict(kwargs)
         note_ids = kwargs.pop("note_ids", None)
+        if generator_of(backbone) is not None:
+            note_ids = None  # found in the masked ids, and the backbone reads what the generator made of them
         ids_BL = args[0] if args else kwargs.get("input_ids")
         if ids_BL is not None and (backbone.training or self.reads_always):
             words = words_of(ids_BL, self.kinds)

@@ -7,6 +7,7 @@ from transformers import RobertaPreLayerNormConfig, RobertaPreLayerNormModel
 from hf_effpt.core.context import RunContext
 from hf_effpt.core.depth import stack_of
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.freezing import freeze
 from hf_effpt.methods import Stacking
 from hf_effpt.methods.stacking.operators import OPERATORS, arrange
 from tests import tiny
@@ -237,7 +238,7 @@ def test_nothing_is_kept_for_the_backward_pass_below_what_learns():
     kept = []
     for fraction in (0.3, 0.8):
         method.advance(model.bert, RunContext(1, fraction))
-        method.schedule(model.bert, RunContext(1, fraction, seed=0))
+        freeze(model.bert, method.frozen(model.bert, RunContext(1, fraction, seed=0)))
         sizes = []
 
         def pack(tensor, sizes=sizes):
@@ -262,7 +263,7 @@ def test_what_the_user_has_frozen_stays_so():
     model.bert.embeddings.position_embeddings.weight.requires_grad_(False)
     for fraction in (0.0, 0.3, 0.8):
         method.advance(model.bert, RunContext(1, fraction))
-        method.schedule(model.bert, RunContext(1, fraction, seed=0))
+        freeze(model.bert, method.frozen(model.bert, RunContext(1, fraction, seed=0)))
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     assert frozen == ["bert.embeddings.position_embeddings.weight"]
 
@@ -271,7 +272,7 @@ def test_a_discriminators_table_rests_for_the_generator_too():
     model = tiny.joint(methods=APPEND_2).train()
     (method,) = model.methods
     method.advance(model.electra, RunContext(1, 0.3))
-    method.schedule(model.electra, RunContext(1, 0.3, seed=0))
+    freeze(model.electra, method.frozen(model.electra, RunContext(1, 0.3, seed=0)))
     model(**tiny.batch()).loss.backward()
     assert model.electra.embeddings.word_embeddings.weight.grad is None
     assert model.generator.electra.encoder.layer[0].output.dense.weight.grad is not None

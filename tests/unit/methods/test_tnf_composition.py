@@ -231,3 +231,15 @@ def test_the_text_needs_no_more_than_it_says():
     notes.method(model).prepare(model.bert, notes.context(SimpleNamespace(**vars(text))))
     assert len(model.bert.notes.kinds) == tiny.VOCAB + 64
     assert len(model.bert.notes.keys) == len(RARE)
+
+
+def test_beside_a_generator_notes_are_looked_up_in_what_the_backbone_reads():
+    model = tiny.joint("electra", {"tnf": {"min_count": 4, "max_count": 4}}).train()
+    notes.prepare(model)
+    batch = tiny.batch()
+    sums = []
+    for given in (batch, {**batch, "note_ids": torch.zeros_like(batch["input_ids"])}):
+        model(**given)
+        sums.append(accumulator_of(model.electra).take())
+    assert sums[0]["tnf_words"] > 0
+    assert sums[0]["tnf_hits"] == sums[1]["tnf_hits"]

@@ -16,7 +16,7 @@ from hf_effpt.data.masking import DataCollatorForMaskedLM
 from hf_effpt.methods.selection import Selection
 from hf_effpt.methods.tnf import DataCollatorForNotes
 from hf_effpt.models.bert import EffptBertForSequenceClassification
-from hf_effpt.training import reference_meter
+from hf_effpt.training import reference_time_meter
 from hf_effpt.training.stream import KEYS, BatchStream
 from hf_effpt.training.trainer import EffptTrainer
 from tests import tiny
@@ -180,7 +180,7 @@ def test_a_budget_of_flops_is_spent_on_judging(tmp_path):
 
 @pytest.mark.parametrize("charged", [True, False])
 def test_spec_9_reference_time_pays_for_judging(tmp_path, monkeypatch, charged):
-    monkeypatch.setattr(reference_meter, "time_of", lambda block, device: (block(), 8.0)[1])
+    monkeypatch.setattr(reference_time_meter, "time_of", lambda block, device: (block(), 8.0)[1])
     trainer = run(
         tmp_path, selection("least_confidence"), budget="100s_rst", gradient_accumulation_steps=2, logging_steps=1,
         charge_methods=charged,
