@@ -39,36 +39,32 @@ GATE_RATE = 0.01
 
 @dataclass
 class Compress(Method):
-    """Trains a large model, cuts layers, heads and neurons away, and trains on what is left (Li et al., 2020).
+    """Trains a large model, cuts layers, heads and neurons away, and trains the rest further (Li et al., 2020).
 
-    All of it is one run on one clock: the learning rate goes on falling over the cuts and is fully decayed at the end,
-    and what is kept keeps its weights and its optimizer state. Heads and neurons are really gone, from the model and
-    from the optimizer.
+    It is one run on one clock: the learning rate keeps falling over the cuts and is fully decayed at the end. The
+    remaining parts keep their weights and optimizer state. Heads and neurons that are cut leave model and optimizer.
 
     Args:
-        depth (`int`, *optional*): layers to be left in the end, at equal distances; by default all.
-        head_keep (`float`, *optional*): share, in (0, 1], of the attention heads of each layer to be left. By default
-            2/3 where nothing is said of depth or neurons either, and else all.
-        ffn_keep (`float`, *optional*): share, in (0, 1], of the feed-forward neurons of all layers together to be
-            left. By default 0.6 where nothing is said of depth or heads either, and else all.
-        importance (`str`, *optional*, defaults to `"michel"`): which heads and neurons stay: by how much the loss
-            would change without them on 8 batches of training text (`michel`; Michel et al., 2019); by gates that
-            learn in the last tenth of the clock before the first cut (`gates`; Chen et al., 2021); by the norm of
-            their weights (`magnitude`); or, as the control, as many of each layer as `michel` would keep, but which
-            is drawn by lot, as are the layers (`random`).
-        at (`float`, *optional*, defaults to 0.7): fraction of the clock, in (0, 1), at which the large model is cut.
-        rounds (`int`, *optional*, defaults to 1): cuts, each of the same share of what is to go.
-        until (`float`, *optional*): with several rounds the fraction of the clock of the last; by default halfway
-            between `at` and the end.
-        distill (`float`, *optional*, defaults to 0): weight, at least 0, of a further term in the loss from the first
-            cut on: the mean squared difference of the last hidden states from those that the large model, as it was
-            right before that cut, has for the same inputs; a mean over the tokens that are no padding. That the term
-            is this one is our choice. 0 has no teacher.
+        depth (`int`, *optional*): number of layers after the last cut, at equal distances; by default all.
+        head_keep (`float`, *optional*): share, in (0, 1], of the attention heads of each layer to keep. By default 2/3
+            if `depth` and `ffn_keep` are left out, too, else all.
+        ffn_keep (`float`, *optional*): share, in (0, 1], of the feed-forward neurons of all layers together to keep.
+            By default 0.6 if `depth` and `head_keep` are left out, too, else all.
+        importance (`str`, *optional*, defaults to `"michel"`): criterion for heads and neurons to keep: `michel`, the
+            change of the loss without them, on 8 batches of training text (Michel et al., 2019); `gates`, that learn
+            in the last tenth of the clock before the first cut (Chen et al., 2021); `magnitude`, the norm of their
+            weights; or, as the control, `random`, with the widths of `michel`, and random layers.
+        at (`float`, *optional*, defaults to 0.7): fraction of the clock, in (0, 1), of the first cut.
+        rounds (`int`, *optional*, defaults to 1): number of cuts, each of the same number of parts.
+        until (`float`, *optional*): fraction of the clock of the last of several cuts; by default halfway between `at`
+            and the end.
+        distill (`float`, *optional*, defaults to 0): weight, at least 0, of a loss term from the first cut on: the
+            mean squared difference, over tokens that are no padding, of the last hidden states from those of the large
+            model as it was before the first cut. The choice of this term is ours. 0 has no teacher.
 
     Raises:
-        EffptError: if a value is outside its range, nothing would be cut, a layer would be left without a head or its
-            neurons, the model has fewer layers than are to be left or is narrow already, or another method still grows
-            it at `at`.
+        EffptError: if a value is outside its range, nothing would be cut, a layer would keep no head or too few
+            neurons, the model has too few layers or is narrow already, or another method still grows it at `at`.
     """
 
     name: ClassVar[str] = "compress"

@@ -35,40 +35,39 @@ BY_SCORES = ("magnitude", "michel")
 class EarlyBert(Method):
     """Searches early in the run for a ticket, a narrower network, and trains only that (Chen et al., 2021).
 
-    In the search every attention head and every feed-forward neuron has a gate, which learns along with the weights
-    and is pushed towards zero. Every so often the heads and neurons with the largest gates are noted; when these masks
-    have come to agree, or the search has lasted long enough, the others are cut away. What is left is a model with
-    really smaller layers, which goes on from the weights it began the search with.
+    In the search every attention head and feed-forward neuron has a gate, which is trained with the weights under an
+    L1 penalty. At intervals the heads and neurons with the largest gates are recorded as a mask. When recent masks
+    agree, or the search has lasted long enough, the others are cut away. What is left is a model with smaller layers,
+    which continues from the weights it had before the search.
 
     Args:
-        head_keep (`float`, *optional*, defaults to 2/3): share, in (0, 1], of the heads of each layer that are kept.
+        head_keep (`float`, *optional*, defaults to 2/3): share, in (0, 1], of the heads of each layer to keep.
         ffn_keep (`float`, *optional*, defaults to 0.6): share, in (0, 1], of the feed-forward neurons of all layers
-            together that are kept; a layer's number is rounded to a multiple of 64 (of 8 below 512 neurons).
-        max_search_steps (`float`, *optional*, defaults to 0.05): how long the search lasts at most: below 1 a share of
-            the clock, from 1 on a number of optimizer steps.
-        epsilon (`float`, *optional*, defaults to 0.1): the search is over when the newest mask differs from each of
-            the others in at most this share of the heads, and of the neurons, in [0, 1].
+            together to keep; the number in a layer is rounded to a multiple of 64 (of 8 below 512 neurons).
+        max_search_steps (`float`, *optional*, defaults to 0.05): longest search: below 1 a share of the clock, from 1
+            on a number of optimizer steps.
+        epsilon (`float`, *optional*, defaults to 0.1): largest share of heads, and of neurons, in [0, 1], in which the
+            newest mask may differ from each of the others for the search to end.
         window (`int`, *optional*, defaults to 5): number of masks, at least 2, that are compared.
         every (`int`, *optional*, defaults to 10): optimizer steps from one mask to the next.
-        weights (`str`, *optional*, defaults to `"rewind"`): `"rewind"` gives the ticket the weights of before the
-            search, and begins optimizer and learning rate anew; `"keep"` leaves it what it has learned, with its
-            optimizer state and the schedule of the whole run (You et al., 2020).
-        l1 (`float`, *optional*, defaults to 1e-4): weight, at least 0, of the sum of the absolute gates in the loss,
-            of those of heads and those of neurons alike. Where the main model's loss is weighted, as ELECTRA's by 50,
-            so is this.
+        weights (`str`, *optional*, defaults to `"rewind"`): `"rewind"` gives the ticket the weights from before the
+            search and starts optimizer and learning rate again; `"keep"` leaves its weights, optimizer state and the
+            schedule of the whole run (You et al., 2020).
+        l1 (`float`, *optional*, defaults to 1e-4): weight, at least 0, of the sum of the absolute gates in the loss.
+            It is multiplied by the weight of the main loss, such as ELECTRA's 50.
         gate_learning_rate (`float`, *optional*, defaults to 0.01): peak learning rate of the gates, above 0. With that
             of the weights, as published, they hardly move.
-        ticket (`str`, *optional*, defaults to `"earlybert"`): what is kept: `"earlybert"`, what the largest gates are
-            of; `"magnitude"`, what has the largest weights at the end of a search without gates; `"michel"`, what the
-            loss then depends on most (Michel et al., 2019); as controls of the same widths `"random"`, and `"bad"`,
-            what the smallest gates are of (Prasanna et al., 2020); or the path of a saved ticket, which is cut before
-            the run begins.
+        ticket (`str`, *optional*, defaults to `"earlybert"`): parts to keep: `"earlybert"`, those of the largest
+            gates; `"magnitude"`, of the largest weights after a search without gates; `"michel"`, those on which the
+            loss then depends most (Michel et al., 2019); as controls of the same widths `"random"`, and `"bad"`, those
+            of the smallest gates (Prasanna et al., 2020); or the path of a saved ticket, which is cut before the run
+            begins.
         after (`float`, *optional*): fraction of the clock, in [0, 1), at which the search begins. By default the
-            start, or when the depth no longer changes.
+            start, or the time from which the depth no longer changes.
 
     Raises:
-        EffptError: if a value is outside its range, no heads or neurons would be left in a layer, the search would
-            last to the end, there is no such ticket or it is one of another shape, or the model is narrow already.
+        EffptError: if a value is outside its range, a layer would keep no heads or neurons, the search would last to
+            the end, the ticket is missing or of another shape, or the model is narrow already.
     """
 
     name: ClassVar[str] = "earlybert"

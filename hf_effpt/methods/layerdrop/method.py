@@ -27,24 +27,24 @@ Scaling = Literal["none", "training", "evaluation"]
 class LayerDrop(Method):
     """Skips layers at random in training and runs all of them in evaluation (Fan et al., 2020).
 
-    A skipped layer does not run: it costs nothing, gets no gradient, and its optimizer state and weight decay rest.
-    One draw serves all micro-batches of an optimizer step and all processes.
+    A skipped layer does not run: it costs nothing, has no gradient, and its optimizer state and weights stay as they
+    are. All micro-batches and processes of an optimizer step skip the same layers.
 
     Args:
-        p (`float`, *optional*): how likely layers are skipped, in [0, 1), each as `rate` has it. By default 0.2 where
-            the rate is constant, and 0.5 where it is not.
-        after (`float`, *optional*): fraction of the clock, in [0, 1), from which layers are dropped. By default it
-            starts when the other methods no longer change the architecture, which is at once if there are none.
-        rate (`str`, *optional*, defaults to `"constant"`): how the rate of skipping goes with place and time:
-            `"constant"` skips each layer with probability `p` (Fan et al., 2020); `"pld"`, progressive layer dropping,
-            goes quickly from 0 to `p` for the last layer, and less for those below (Zhang and He, 2020);
-            `"progressive"`, subnetworks that get larger, goes in four equal stages from a mean of `p` to 0, while
-            first and last layer always run (RaPTr; Panigrahi et al., 2024).
-        group (`int`, *optional*, defaults to 1): neighbouring layers that share one draw; divides the depth.
-        heads (`float`, *optional*, defaults to 0.0): probability, in [0, 1), that an attention head is dropped in an
+        p (`float`, *optional*): probability of skipping a layer, in [0, 1), as scheduled by `rate`. By default 0.2
+            with the constant rate, else 0.5.
+        after (`float`, *optional*): fraction of the clock, in [0, 1), from which layers are dropped. By default the
+            time from which the other methods no longer change the architecture.
+        rate (`str`, *optional*, defaults to `"constant"`): `"constant"` skips each layer with probability `p` (Fan et
+            al., 2020); `"pld"` rises quickly from 0 to `p` for the last layer, and to less for those below
+            (progressive layer dropping; Zhang and He, 2020); `"progressive"` falls in four equal stages from a mean of
+            `p` to 0, and always runs first and last layer (RaPTr; Panigrahi et al., 2024).
+        group (`int`, *optional*, defaults to 1): number of neighbouring layers that share one draw; divides the depth.
+        heads (`float`, *optional*, defaults to 0.0): probability, in [0, 1), of dropping an attention head in an
             optimizer step; a regulariser that saves no time.
-        scaling (`str`, *optional*, defaults to `"none"`): how skipping is made up for, in pre-norm models only: what a
-            layer changes is multiplied by 1 / (1 - rate) in `"training"`, or by 1 - rate in `"evaluation"`.
+        scaling (`str`, *optional*, defaults to `"none"`): compensation for skipped layers, in pre-norm models only:
+            the change that a layer makes is multiplied by 1 / (1 - rate) in `"training"`, or by 1 - rate in
+            `"evaluation"`.
 
     Raises:
         EffptError: if a value is outside its range, does not suit the depth or the architecture, or `after` lies

@@ -23,32 +23,33 @@ FIRST = 0.1  # share of the clock before the gates start, so that there is somet
 
 @dataclass
 class LayerSkip(Method):
-    """Learns, for each row and layer, whether the layer runs or lets the row pass as it is (Wang et al., 2019).
+    """Learns for each row and layer if the layer runs on the row or passes it unchanged (Wang et al., 2019).
 
-    Experimental: the selective layer update of E2-Train, made for convolutional networks, on transformers; no result
-    of it on language models is published. A small recurrent network reads the mean input of a layer. A layer runs on
-    the rows whose gate is open only, and costs as much less. The first and the last layer always run.
+    Experimental: E2-Train's selective layer update, made for convolutional networks; no result on language models is
+    published. A small recurrent network reads the mean input of a layer and opens its gate or not. A layer runs only
+    on rows whose gate is open, and costs less for it. The first and the last layer always run.
 
     Args:
-        target (`float`, *optional*, defaults to 0.6): share, in (0, 1], of rows and gated layers that are to run.
-        alpha (`float`, *optional*): weight, at least 0, of the squared distance from `target` in the loss, by default
+        target (`float`, *optional*, defaults to 0.6): share, in (0, 1], of rows and gated layers that should run.
+        alpha (`float`, *optional*): weight, at least 0, of the squared distance from `target` in the loss; by default
             1.
-        beta (`float`, *optional*): the paper's penalty instead: so much times the share that runs, with a plus sign
-            above `target` and a minus sign below. Its 1e-5 of a sum over 128 rows and 35 layers is 0.045 of a share.
-        estimator (`str`, *optional*): how the gates learn from the loss. By default `"ste_reweighted"`:
-            straight-through, from the rows that ran, divided by how probable that was; with `routing` `"topk"`
-            `"ste_executed"`, which does not divide. `"ste_full"` computes all rows and saves nothing; `"reinforce"`
-            compares the loss of a row with what is usual, for masked language modelling only.
-        routing (`str`, *optional*, defaults to `"bernoulli"`): `"bernoulli"` draws whether a row runs, by its gate;
-            `"topk"` runs the share `target` of a micro-batch's rows whose gates are most open, so that shapes stay
-            the same and nothing waits for the device.
-        after (`float`, *optional*): fraction of the clock, in [0, 1), from which there are gates. By default 0.1, or
-            when the other methods no longer change the architecture, if that is later.
-        evaluation (`str`, *optional*, defaults to `"all"`): what runs in evaluation, and so what is exported: `"all"`
-            layers; `"hardened"`, all but those that ran too seldom, which the export lacks; or `"threshold"`, those
-            whose gate is above one half, for evaluating a model with gates. Such a model has no stock export.
-        harden (`float`, *optional*, defaults to 0.5): share of rows, in (0, 1], that a layer must have run on lately
-            to be kept by `"hardened"`.
+        beta (`float`, *optional*): weight, above 0, of the paper's penalty instead: the share that runs, with a plus
+            sign above `target` and a minus sign below. The paper's 1e-5 on a sum over 128 rows and 35 layers is 0.045
+            here.
+        estimator (`str`, *optional*): gradient of the gates. `"ste_reweighted"`, the default, is straight-through from
+            the rows that ran, divided by their probability; `"ste_executed"`, the default with `routing` `"topk"`,
+            does not divide. `"ste_full"` computes all rows and saves nothing; `"reinforce"` compares the loss of a row
+            with a running average, for masked language modelling only.
+        routing (`str`, *optional*, defaults to `"bernoulli"`): `"bernoulli"` draws if a row runs; `"topk"` runs the
+            share `target` of a micro-batch's rows, of the highest gates, so that shapes stay the same and nothing
+            waits for the device.
+        after (`float`, *optional*): fraction of the clock, in [0, 1), from which gates act. By default 0.1, or the
+            time from which the other methods no longer change the architecture, if that is later.
+        evaluation (`str`, *optional*, defaults to `"all"`): layers that run in evaluation and are exported: `"all"`;
+            `"hardened"`, without those that ran too rarely; or `"threshold"`, for each row those whose gate is above
+            one half. A model of the last kind has no stock export.
+        harden (`float`, *optional*, defaults to 0.5): share of recent rows, in (0, 1], on which `"hardened"` layers
+            must have run.
 
     Raises:
         EffptError: if a value is outside its range, settings exclude each other, the model has no layer between the

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from hf_effpt.core.head_inputs import HeadInputs
@@ -80,8 +81,11 @@ class Strategy(KeepsPrecision):
         """Names of the settings that it has with this scorer and rule, beyond those of all strategies."""
         return {*cls.settings, *(("table", "max_age") if scorer == "stale" else ())}
 
+    @torch.no_grad()
     def draw(self, seed: int) -> None:
-        """Resets its buffers to their initial values, in place and without a global generator."""
+        """Resets its buffers to their initial values, in place and without a global generator; here to zero."""
+        for buffer in self.buffers():
+            buffer.zero_()
 
     def rate(self, reading: HeadInputs) -> Tensor:
         """Scores a batch by the model's logits, of shape `(batch_size,)`; for `input_kind` `logits`."""

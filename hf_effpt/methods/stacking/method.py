@@ -32,37 +32,37 @@ OptimizerState = Literal["keep", "copy", "reset"]
 class Stacking(Method):
     """Starts with a shallow model and grows it to the full depth from its own trained layers (Gong et al., 2019).
 
-    All layers are allocated from the start; those not yet reached do not run, have no gradient and no optimizer state.
-    The learning rate follows the run's clock and is not restarted; after a growth it rises again to where it was.
+    All layers are allocated from the start; those not yet reached do not run and have no gradient or optimizer state.
+    The learning rate follows the run's clock; after a growth it rises again to where it was.
 
     Args:
-        depth (`int` or `list[int]`, *optional*): number of layers at the start, or of every stage but the last, which
-            is the model's. By default the full depth divided by two for each growth; with `midas` and `append_top`,
-            which add equally many in each, a quarter of it.
+        depth (`int` or `list[int]`, *optional*): number of layers at the start, or of every stage but the last. By
+            default the full depth halved for each growth; with `midas` and `append_top`, which add the same number in
+            each growth, a quarter of it.
         at (`list[float]` or `str`, *optional*): fractions of the clock at which the model grows, rising, in (0, 1); or
             `prop-1`, `prop-2`, …: stage i takes time in proportion to i to that power (Saunshi et al., 2024). By
-            default `[0.125, 0.3]` where there are two growths (Kaddour et al., 2023) and else `prop-1`; with
-            `append_top` equal times up to `joint_at`.
-        operator (`str`, *optional*, defaults to `"stack"`): where new layers come from. `stack` copies the trained
-            ones on top of themselves, `interpolate` each next to itself, `midas` the middle block (Saunshi et al.,
-            2024), `append_top` the top ones, and until `joint_at` only those added last and the head learn (MSLT, Yang
-            et al., 2020); `ligo_depth` learns each layer as a sum of trained ones (Wang et al., 2023); `identity` adds
-            layers that compute nothing yet, in pre-LN models only (Shen et al., 2022).
-        optimizer_state (`str`, *optional*): `keep` leaves trained layers their state and has new ones begin with none,
-            `copy` gives copies that of their originals, `reset` begins anew for all (Gong et al., 2019). By default
-            `keep`, and `reset` with `ligo_depth`, where no layer stays what it was.
+            default `[0.125, 0.3]` for two growths (Kaddour et al., 2023), else `prop-1`; with `append_top` equal times
+            up to `joint_at`.
+        operator (`str`, *optional*, defaults to `"stack"`): source of new layers. `stack` copies the trained ones on
+            top of themselves, `interpolate` each next to itself, `midas` the middle block (Saunshi et al., 2024).
+            `append_top` copies the top ones; until `joint_at` only the layers added last and the head learn (MSLT,
+            Yang et al., 2020). `ligo_depth` learns each layer as a sum of trained ones (Wang et al., 2023). `identity`
+            adds layers that compute nothing at first, in pre-LN models only (Shen et al., 2022).
+        optimizer_state (`str`, *optional*): `keep` leaves trained layers their state and gives new ones none, `copy`
+            copies it along with the layers, `reset` drops it (Gong et al., 2019). By default `keep`, and `reset` with
+            `ligo_depth`, which changes all layers.
         rewarmup (`int`, *optional*, defaults to 150): steps in which the learning rate rises again after a growth; at
-            most a tenth of those before it.
-        slope (`float`, *optional*): grow as soon as the loss falls more slowly than this, as d ln(loss) / d ln(FLOPs)
-            over the last steps, below 0; `at` are then the latest fractions. Shen et al. (2022) have -0.0575.
-        joint_at (`float`, *optional*): with `append_top` the fraction of the clock from which all layers learn, by
-            default 0.7.
-        auxiliary (`str`, *optional*, defaults to `"keep"`): what becomes of ELECTRA's generator or MC-BERT's
-            controller: `keep` gives it its full depth from the start, `grow` has it grow along.
+            most a tenth of the steps before it.
+        slope (`float`, *optional*): slope, below 0, of d ln(loss) / d ln(FLOPs) over recent steps from which the model
+            grows; `at` are then the latest times. Shen et al. (2022) use -0.0575.
+        joint_at (`float`, *optional*): fraction of the clock from which all layers learn with `append_top`; by default
+            0.7.
+        auxiliary (`str`, *optional*, defaults to `"keep"`): `grow` grows ELECTRA's generator or MC-BERT's controller
+            along with the model; `keep` gives it its full depth from the start.
 
     Raises:
-        EffptError: if a value is outside its range, fractions or depths do not rise, the operator cannot go through
-            the depths or not in such a model, or an auxiliary is to grow along that is not there, or as deep.
+        EffptError: if a value is outside its range, fractions or depths do not rise, the operator does not suit the
+            depths or the architecture, or `auxiliary` is `grow` without an auxiliary of the model's depth.
     """
 
     name: ClassVar[str] = "stacking"

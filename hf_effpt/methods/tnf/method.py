@@ -28,29 +28,27 @@ FASTER, FOR_A_SHARE = 3.0, 0.1
 class TNF(Method):
     """Keeps a note for every rare word, blends it in where the word occurs and updates it there (Wu et al., 2021).
 
-    A note is a moving average of the encoder's outputs around the occurrences of its word; it is no parameter and has
+    A note is a moving average of the encoder's outputs around the occurrences of its word. It is no parameter and has
     no gradient. The export is the stock model without notes.
 
     Args:
-        k (`int`, *optional*, defaults to 16): tokens on either side of a word that its note is taken from.
-        gamma (`float`, *optional*, defaults to 0.1): share, in (0, 1], by which an occurrence replaces the note.
-        weight (`float`, *optional*, defaults to 0.5): share, in [0, 1), of the note in the input at its word; the
-            paper's lambda.
-        min_count (`int`, *optional*): how often a word occurs at least in the training rows to be given a note. By
-            default 2.9e-8 of all words, the paper's share, but at least 5.
-        max_count (`int`, *optional*): how often it occurs at most. By default 1.44e-7 of all words, but at least 5
-            times `min_count`.
-        max_entries (`int`, *optional*, defaults to 200000): words that are given a note at most, the more frequent
-            first.
-        scale (`str`, *optional*, defaults to `"none"`): `"match"` gives a note the norm of the embedding it is blended
-            with; the paper leaves it as it is.
-        at_growth (`str`, *optional*, defaults to `"keep"`): what becomes of the notes when another method changes the
-            architecture: `"keep"` leaves them, `"reset"` draws them anew, `"fast"` triples `gamma` for a tenth as
-            many steps as came before.
-        use (`str`, *optional*, defaults to `"pretraining"`): when notes are read and written: `"pretraining"`, in
-            training only. `"frozen"` and `"updating"` are for fine-tuning a model that has notes: they are read in
-            evaluation, too, and not written, or written in training. Such a model has no stock export.
-        entries (`int`, *optional*): words in the dictionary; the run itself writes it when it has counted them.
+        k (`int`, *optional*, defaults to 16): number of tokens on either side of a word that its note averages.
+        gamma (`float`, *optional*, defaults to 0.1): weight, in (0, 1], of a new occurrence in the moving average.
+        weight (`float`, *optional*, defaults to 0.5): weight, in [0, 1), of the note in the input; the paper's lambda.
+        min_count (`int`, *optional*): least occurrences, in the training rows, of a word with a note. By default
+            2.9e-8 of all words, the paper's share, but at least 5.
+        max_count (`int`, *optional*): most occurrences of a word with a note. By default 1.44e-7 of all words, but at
+            least 5 times `min_count`.
+        max_entries (`int`, *optional*, defaults to 200000): most words with a note; the more frequent ones come first.
+        scale (`str`, *optional*, defaults to `"none"`): `"match"` scales a note to the norm of the embedding it is
+            blended with; the paper does not.
+        at_growth (`str`, *optional*, defaults to `"keep"`): treatment of notes when another method changes the
+            architecture: `"keep"`; `"reset"`, initialise them again; or `"fast"`, triple `gamma` for a tenth of the
+            number of steps before.
+        use (`str`, *optional*, defaults to `"pretraining"`): `"pretraining"` reads and writes notes in training only.
+            `"frozen"` and `"updating"` are for fine-tuning a model that has notes, and read them in evaluation, too;
+            only the latter writes them in training. Such a model has no stock export.
+        entries (`int`, *optional*): number of words in the dictionary; written by the run after it has counted them.
 
     Raises:
         EffptError: if a value is outside its range.

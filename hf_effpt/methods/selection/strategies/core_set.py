@@ -97,8 +97,7 @@ class CoreSet(Strategy):
 
     @torch.no_grad()
     def draw(self, seed: int) -> None:
-        for buffer in self.buffers():
-            buffer.zero_()
+        super().draw(seed)
         if self.length > WIDTH:
             signs = (places(self.projection, seed, _PROJECTION) < 0.5).float() * 2 - 1
             self.projection.copy_(signs * WIDTH**-0.5)

@@ -130,8 +130,7 @@ class Discriminative(Strategy):
 
     @torch.no_grad()
     def draw(self, seed: int) -> None:
-        for buffer in self.buffers():
-            buffer.zero_()
+        super().draw(seed)
         self.classifier.draw(seed, _WEIGHTS)
         self.auc.fill_(0.5)
 

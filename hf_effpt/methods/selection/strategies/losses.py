@@ -58,10 +58,6 @@ class SelectiveBackprop(Strategy):
         self.register_buffer("size", torch.zeros((), dtype=torch.int64))
         self.register_buffer("place", torch.zeros((), dtype=torch.int64))
 
-    def draw(self, seed: int) -> None:
-        for buffer in self.buffers():
-            buffer.zero_()
-
     def pick(self, pool: Pool, number: int) -> Tensor:
         assert pool.seen is not None
         losses_N = pool.seen.float()

@@ -67,8 +67,7 @@ class PerceptronEnsemble(Strategy):
 
     @torch.no_grad()
     def draw(self, seed: int) -> None:
-        for buffer in self.buffers():
-            buffer.zero_()
+        super().draw(seed)
         self.networks.draw(seed, _WEIGHTS)
         ranks_ED = places(self.subspace, seed, _FEATURES).argsort(dim=1).argsort(dim=1)
         self.subspace.copy_(ranks_ED < round(SUBSPACE * ranks_ED.shape[1]))
