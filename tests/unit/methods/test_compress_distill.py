@@ -316,5 +316,5 @@ def test_with_notes_and_skipping(tmp_path):
 
 @pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf")])
 def test_impossible_weights_are_refused(weight):
-    with pytest.raises(EffptError, match=r"`compress.distill` is the weight of a term in the loss, at least 0 and"):
+    with pytest.raises(EffptError, match=f"`compress.distill` must be at least 0 and finite, not {weight}"):
         tiny.model({"compress": {"distill": weight}})

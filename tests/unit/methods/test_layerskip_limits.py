@@ -137,7 +137,7 @@ def test_unsound_combinations_are_refused():
         tiny.model({"layerskip": {"after": 0.5}, "stacking": {"depth": 1, "at": [0.3, 0.6]}})
     model = gated(HALF, estimator="reinforce")
     model.bert(ragged()["input_ids"])
-    with pytest.raises(EffptError, match="has not told the losses"):
+    with pytest.raises(EffptError, match="has given no losses of rows"):
         model.methods[0].penalty(model.bert)
 
 

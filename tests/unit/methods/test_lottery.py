@@ -307,9 +307,9 @@ def test_notes_are_rewound_along(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"sparsity": 1.0}, "sparsity` is a share"),
-        ({"rounds": 0}, "rounds` is a number of at least 1"),
-        ({"rewind_to": 2.5}, "rewind_to` is a number of at least 0"),
+        ({"sparsity": 1.0}, r"sparsity` must be in \(0, 1\)"),
+        ({"rounds": 0}, "rounds` must be a whole number of at least 1"),
+        ({"rewind_to": 2.5}, "rewind_to` must be a whole number of at least 0, not 2.5"),
         ({"criterion": "small"}, "criterion` must be one of large_final"),
         ({"signs": "flip"}, "signs` must be one of rewind"),
         ({"learn": "both"}, "learn` must be one of magnitude"),

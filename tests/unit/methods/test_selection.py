@@ -9,12 +9,12 @@ import torch
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.token_losses import TokenLosses
-from hf_effpt.methods.selection import Selection, losses
-from hf_effpt.methods.selection.losses import percentile, prunable
+from hf_effpt.methods.selection import Selection
 from hf_effpt.methods.selection.picking import by_score, choose, rank_weights, sample
 from hf_effpt.methods.selection.strategies import STRATEGIES
+from hf_effpt.methods.selection.strategies.losses import percentile, prunable
+from hf_effpt.methods.selection.strategies.weighing import RENEWED, bounded, highest
 from hf_effpt.methods.selection.strategy import ResolvedSettings
-from hf_effpt.methods.selection.weighing import RENEWED, bounded, highest
 from tests import tiny
 from tests.picking import pool
 
@@ -41,23 +41,32 @@ def shares(strategy, scores, number=1, draws=3000, fraction=0.5):
     ("settings", "told"),
     [
         ({"strategy": "randon"}, "did you mean `random`"),
-        ({"keep": 0}, r"share in \(0, 1\], not 0"),
-        ({"keep": 1.2}, r"share in \(0, 1\], not 1.2"),
-        ({"keep": math.nan}, r"share in \(0, 1\], not nan"),
+        ({"keep": 0}, r"must be in \(0, 1\], not 0"),
+        ({"keep": 1.2}, r"must be in \(0, 1\], not 1.2"),
+        ({"keep": math.nan}, r"must be in \(0, 1\], not nan"),
         ({"strategy": "random", "scorer": "full"}, "`random` does not have: it has none"),
         ({"strategy": "core_set", "scorer": "stale"}, "it has embedding, first_layer, full"),
         ({"rule": "entropy"}, "it has mean, ucb, vote, agreement"),
         ({"strategy": "random", "rule": "x"}, "it has none"),
         ({"mode": "best"}, "one of topk, rank_sample, weighted"),
         ({"level": "body"}, "one of head, full"),
-        ({"strategy": "infobatch", "mode": "rank_sample"}, "picks in a way of its own"),
-        ({"strategy": "core_set", "mode": "weighted"}, "picks in a way of its own"),
-        ({"strategy": "reweighting", "mode": "weighted"}, "picks in a way of its own"),
-        ({"strategy": "random", "holdout": "x"}, "only `rho` and `token_selection` compare"),
-        ({"strategy": "least_confidence", "table": "x"}, "begins with a table"),
-        ({"strategy": "token_selection", "holdout": "x", "table": "x"}, "begins with a table"),
-        ({"strategy": "selective_backprop", "max_age": 5}, "losses kept that can be too old"),
-        ({"strategy": "random", "queue": 8}, "`random` has no queue"),
+        ({"strategy": "infobatch", "mode": "rank_sample"}, "`infobatch` does not have: it has topk"),
+        ({"strategy": "core_set", "mode": "weighted"}, "`core_set` does not have: it has topk"),
+        ({"strategy": "selective_backprop", "mode": "topk"}, "does not have: it has rank_sample"),
+        (
+            {"strategy": "random", "holdout": "x"},
+            "is 'x', a setting that `random` does not have; leave it out",
+        ),
+        ({"strategy": "least_confidence", "table": "x"}, "that `least_confidence` with `scorer: full` does not have"),
+        (
+            {"strategy": "token_selection", "holdout": "x", "table": "x"},
+            "that `token_selection` does not have",
+        ),
+        (
+            {"strategy": "selective_backprop", "max_age": 5},
+            "`selective_backprop` with `scorer: full` does not have",
+        ),
+        ({"strategy": "random", "queue": 8}, "`selection.queue` is 8, a setting that `random` does not have"),
         ({"strategy": "rho"}, "give the folder of one"),
         ({"strategy": "token_selection"}, "give the folder of one"),
         ({"start": 0.9}, "0 <= start < end <= 1"),
@@ -65,34 +74,34 @@ def shares(strategy, scores, number=1, draws=3000, fraction=0.5):
         ({"end": 1.1}, "0 <= start < end <= 1"),
         ({"explore": 1.0}, r"`selection.explore` must be in \[0, 1\)"),
         ({"outliers": -0.1}, r"`selection.outliers` must be in \[0, 1\)"),
-        ({"interrupt": 1}, "at 1 none would be selected"),
-        ({"interrupt": -2}, "at least 2, or 0"),
-        ({"strategy": "deep_bayesian", "passes": 1}, "`selection.passes` must be at least 2"),
-        ({"passes": 3}, "only `deep_bayesian` draws dropout"),
-        ({"strategy": "core_set", "dropout": 0.2}, "only `deep_bayesian` draws dropout"),
-        ({"strategy": "core_set", "members": 3}, "only `perceptron_ensemble` has several"),
-        ({"strategy": "loss_rank", "explore": 0.2}, "draws by itself"),
-        ({"strategy": "infobatch", "outliers": 0.1}, "for the height of their scores"),
-        ({"queue": 2.5}, "has no queue"),
-        ({"strategy": "core_set", "queue": 2.5}, "is a whole number, not 2.5"),
-        ({"warmup": True}, "is a whole number, not True"),
-        ({"members": 1}, "`selection.members` must be at least 2"),
-        ({"warmup": -1}, "`selection.warmup` must be at least 0"),
-        ({"strategy": "core_set", "queue": 0}, "`selection.queue` must be at least 1"),
+        ({"interrupt": 1}, "every step takes rows as they come; give at least 2, or 0"),
+        ({"interrupt": -2}, "`selection.interrupt` must be a whole number of at least 0, not -2"),
+        ({"strategy": "deep_bayesian", "passes": 1}, "`selection.passes` must be a whole number of at least 2"),
+        ({"passes": 3}, "`perceptron_ensemble` with `scorer: embedding` does not have"),
+        ({"strategy": "core_set", "dropout": 0.2}, "a setting that `core_set` with"),
+        ({"strategy": "core_set", "members": 3}, "a setting that `core_set` with"),
+        ({"strategy": "loss_rank", "explore": 0.2}, "a setting that `loss_rank` with"),
+        ({"strategy": "infobatch", "outliers": 0.1}, "a setting that `infobatch` with"),
+        ({"queue": 8}, "a setting that `perceptron_ensemble` with"),
+        ({"strategy": "core_set", "queue": 2.5}, "must be a whole number of at least 1, not 2.5"),
+        ({"warmup": True}, "must be a whole number of at least 0, not True"),
+        ({"members": 1}, "`selection.members` must be a whole number of at least 2"),
+        ({"warmup": -1}, "`selection.warmup` must be a whole number of at least 0"),
+        ({"strategy": "core_set", "queue": 0}, "`selection.queue` must be a whole number of at least 1"),
         ({"strategy": "deep_bayesian", "dropout": 0.0}, "without dropout all draws"),
         ({"strategy": "deep_bayesian", "dropout": 1.0}, r"`selection.dropout` must be in \(0, 1\)"),
         ({"strategy": "infobatch", "max_age": 0}, "at least 1, not 0"),
-        ({"strategy": "core_set", "num_score_positions": 2}, "only strategies that go by what the model answers"),
+        ({"strategy": "core_set", "num_score_positions": 2}, "a setting that `core_set` with"),
         (
             {"strategy": "rho", "holdout": "x", "num_score_positions": 2},
-            "only strategies that go by what the model answers",
+            "a setting that `rho` with",
         ),
         (
             {"strategy": "expected_gradient_length", "rule": "observed", "num_score_positions": 2},
-            "rule `observed` cannot",
+            "with `scorer: full` and `rule: observed` does not have",
         ),
-        ({"strategy": "deep_bayesian", "num_score_positions": 0}, "at 1 position at least"),
-        ({"strategy": "deep_bayesian", "num_score_positions": 0.5}, "is a whole number, not 0.5"),
+        ({"strategy": "deep_bayesian", "num_score_positions": 0}, "must be a whole number of at least 1, not 0"),
+        ({"strategy": "deep_bayesian", "num_score_positions": 0.5}, "must be a whole number of at least 1, not 0.5"),
     ],
 )
 def test_what_cannot_work_is_refused_at_construction(settings, told):
@@ -381,4 +390,3 @@ def test_a_resumed_run_has_the_rates_of_the_straight_one():
     resumed = made("adaptive_masking", keep=0.2)
     resumed.load_state_dict(straight.state_dict())
     assert (resumed.rates_in(RENEWED + 8) == straight.rates_in(RENEWED + 8)).all()
-    assert losses.EVERYWHERE["interrupt"] == 0
