@@ -9,7 +9,6 @@ from pathlib import Path
 from hf_effpt import evaluate
 from hf_effpt.evaluation.record import Record
 from hf_effpt.evaluation.suite import table
-from hf_effpt.hub.folders import write_json
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("model", help="the folder of a finished run")
@@ -22,5 +21,5 @@ args = parser.parse_args()
 result = evaluate(args.model, ["loss", *args.tasks], data=args.data, text=args.text, seeds=args.seeds)
 print(table(result))
 out = Path(args.model) / "evaluation.json"
-Record(out, Path(args.model), write_json).save(result)
+Record(out, Path(args.model)).save(result)
 print(f"\nAll of it, each seed too, is in {out}.")

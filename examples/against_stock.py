@@ -31,10 +31,10 @@ from hf_effpt.comparison.compare import write_report
 from hf_effpt.comparison.grid import RECORD, SCORES, Run, claim, grid
 from hf_effpt.comparison.runner import Runner
 from hf_effpt.comparison.summary import report
+from hf_effpt.core.files import write_json
 from hf_effpt.data.packing import PackedRows, facts
 from hf_effpt.evaluation.loss import fixed_mask_batches, held_out_loss, unigram_floor
 from hf_effpt.evaluation.suite import evaluate
-from hf_effpt.hub.folders import write_json
 from hf_effpt.pretraining import prepare_data
 from hf_effpt.training.energy import energy_entry
 from hf_effpt.training.recipe import Recipe

@@ -27,6 +27,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_effpt import EffptBertConfig, EffptBertModel
+from hf_effpt.core.context import RunContext
 from hf_effpt.core.depth import set_order
 
 LAYERS, VOCABULARY, SEED = 12, 512, 1
@@ -88,7 +89,7 @@ class Arm:
 
     def loss(self, number: int) -> Tensor:
         for method in self.model.methods:
-            method.schedule(self.model, number, 0.1, SEED)
+            method.schedule(self.model, RunContext(number, 0.1, SEED))
         with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
             outputs = self.model(self.ids[number % len(self.ids)]).last_hidden_state
         loss = (outputs.float() * self.direction).mean()
@@ -103,7 +104,7 @@ class Arm:
         self.optimizer.step()
         self.model.zero_grad()
         for method in self.model.methods:
-            method.advance(self.model, number + 1, 0.1)
+            method.advance(self.model, RunContext(number + 1, 0.1))
         if self.device == "cuda":
             torch.cuda.synchronize()
         self.seconds.append(time.perf_counter() - began)

@@ -131,7 +131,7 @@ class Arm(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """After the clock's own, in which the method learns from the step."""
         self.seconds.append(time.perf_counter() - self.began)
-        self.totals.append(self.trainer.costs.get("selection", 0.0))
+        self.totals.append(self.trainer.cost.method_seconds.get("selection", 0.0))
         if not control.should_training_stop:
             self._done.set()
             self._wait()

@@ -3,100 +3,122 @@
 `import hf_effpt` registers the training models with the Auto classes; everything else is loaded when it is first used.
 """
 
+import ast
 import importlib
 import sys
 from importlib.metadata import version as _version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 __version__ = _version("hf_effpt")
 
-# public name -> the module it is in
-_PUBLIC = {
-    **dict.fromkeys(("Method", "METHODS"), "core.method"),
-    "Clock": "core.clock",
-    "Ticket": "core.ticket",
-    "SparseTicket": "methods.lottery",
-    "EffptError": "core.errors",
-    **dict.fromkeys(
-        ("Compress", "EarlyBert", "LayerDrop", "LayerSkip", "Lottery", "Selection", "Stacking", "TNF"), "methods"
-    ),
-    **dict.fromkeys(
-        (
-            f"{family}{part}"
-            for family in (
-                "CompressibleBert",
-                "EarlyBert",
-                "EffptBert",
-                "LayerDropBert",
-                "LayerSkipBert",
-                "LotteryBert",
-                "SelectionBert",
-                "StackableBert",
-                "TNFBert",
-            )
-            for part in ("Config", "Model", "ForMaskedLM", "ForSequenceClassification")
-        ),
-        "models",
-    ),
-    **dict.fromkeys(("EffptBertForTokenClassification", "EffptBertForQuestionAnswering"), "models"),
-    **dict.fromkeys(
-        (
-            "EffptElectraConfig",
-            "EffptElectraModel",
-            "EffptElectraForSequenceClassification",
-            "ElectraForJointPreTraining",
-            "ElectraForReplacedMaskedLM",
-            "McBertConfig",
-            "McBertModel",
-            "McBertForPreTraining",
-        ),
-        "models",
-    ),
-    "DataCollatorForMaskedLM": "data.masking",
-    "DataCollatorForNotes": "methods.tnf",
-    "train_tokenizer": "data.tokenizer",
-    "pack": "data.packing",
-    "EffptTrainingArguments": "training.arguments",
-    "EffptTrainer": "training.trainer",
-    **dict.fromkeys(
-        (
-            "CompressTrainer",
-            "ElectraTrainer",
-            "LayerDropTrainer",
-            "LayerSkipTrainer",
-            "LotteryTrainer",
-            "McBertTrainer",
-            "SelectionTrainer",
-            "StackingTrainer",
-            "TNFTrainer",
-        ),
-        "training.named",
-    ),
-    "EarlyBertTrainer": "training.ticket_search",
-    "Recipe": "training.recipe",
-    "export": "hub.export",
-    "push": "hub.push",
-    "pretrain": "pretraining",
-    "evaluate": "evaluation.suite",
-    "compare": "comparison.compare",
-    "budget_sweep": "comparison.sweep",
-    "prune_layers": "evaluation.pruning",
-}
+# The list of public names, for type checkers and editors; at run time each is imported when it is first used.
+if TYPE_CHECKING:
+    from .comparison.compare import compare as compare
+    from .comparison.sweep import budget_sweep as budget_sweep
+    from .core.clock import Clock as Clock
+    from .core.context import RunContext as RunContext
+    from .core.errors import EffptError as EffptError
+    from .core.method import Method as Method
+    from .core.registry import METHODS as METHODS
+    from .core.registry import register as register
+    from .core.row_method import RowMethod as RowMethod
+    from .core.ticket import Ticket as Ticket
+    from .data.masking import DataCollatorForMaskedLM as DataCollatorForMaskedLM
+    from .data.packing import pack as pack
+    from .data.tokenizer import train_tokenizer as train_tokenizer
+    from .evaluation.pruning import prune_layers as prune_layers
+    from .evaluation.suite import evaluate as evaluate
+    from .hub.export import export as export
+    from .hub.push import push as push
+    from .methods.compress import Compress as Compress
+    from .methods.earlybert import EarlyBert as EarlyBert
+    from .methods.layerdrop import LayerDrop as LayerDrop
+    from .methods.layerskip import LayerSkip as LayerSkip
+    from .methods.lottery import Lottery as Lottery
+    from .methods.lottery import SparseTicket as SparseTicket
+    from .methods.selection import Selection as Selection
+    from .methods.stacking import Stacking as Stacking
+    from .methods.tnf import TNF as TNF
+    from .methods.tnf import DataCollatorForNotes as DataCollatorForNotes
+    from .models.bert import EffptBertForMaskedLM as EffptBertForMaskedLM
+    from .models.bert import EffptBertForQuestionAnswering as EffptBertForQuestionAnswering
+    from .models.bert import EffptBertForSequenceClassification as EffptBertForSequenceClassification
+    from .models.bert import EffptBertForTokenClassification as EffptBertForTokenClassification
+    from .models.bert import EffptBertModel as EffptBertModel
+    from .models.configuration_effpt import EffptBertConfig as EffptBertConfig
+    from .models.configuration_electra import EffptElectraConfig as EffptElectraConfig
+    from .models.configuration_electra import McBertConfig as McBertConfig
+    from .models.electra import EffptElectraForSequenceClassification as EffptElectraForSequenceClassification
+    from .models.electra import EffptElectraModel as EffptElectraModel
+    from .models.electra import ElectraForJointPreTraining as ElectraForJointPreTraining
+    from .models.families import CompressibleBertConfig as CompressibleBertConfig
+    from .models.families import CompressibleBertForMaskedLM as CompressibleBertForMaskedLM
+    from .models.families import CompressibleBertForSequenceClassification as CompressibleBertForSequenceClassification
+    from .models.families import CompressibleBertModel as CompressibleBertModel
+    from .models.families import EarlyBertConfig as EarlyBertConfig
+    from .models.families import EarlyBertForMaskedLM as EarlyBertForMaskedLM
+    from .models.families import EarlyBertForSequenceClassification as EarlyBertForSequenceClassification
+    from .models.families import EarlyBertModel as EarlyBertModel
+    from .models.families import LayerDropBertConfig as LayerDropBertConfig
+    from .models.families import LayerDropBertForMaskedLM as LayerDropBertForMaskedLM
+    from .models.families import LayerDropBertForSequenceClassification as LayerDropBertForSequenceClassification
+    from .models.families import LayerDropBertModel as LayerDropBertModel
+    from .models.families import LayerSkipBertConfig as LayerSkipBertConfig
+    from .models.families import LayerSkipBertForMaskedLM as LayerSkipBertForMaskedLM
+    from .models.families import LayerSkipBertForSequenceClassification as LayerSkipBertForSequenceClassification
+    from .models.families import LayerSkipBertModel as LayerSkipBertModel
+    from .models.families import LotteryBertConfig as LotteryBertConfig
+    from .models.families import LotteryBertForMaskedLM as LotteryBertForMaskedLM
+    from .models.families import LotteryBertForSequenceClassification as LotteryBertForSequenceClassification
+    from .models.families import LotteryBertModel as LotteryBertModel
+    from .models.families import SelectionBertConfig as SelectionBertConfig
+    from .models.families import SelectionBertForMaskedLM as SelectionBertForMaskedLM
+    from .models.families import SelectionBertForSequenceClassification as SelectionBertForSequenceClassification
+    from .models.families import SelectionBertModel as SelectionBertModel
+    from .models.families import StackableBertConfig as StackableBertConfig
+    from .models.families import StackableBertForMaskedLM as StackableBertForMaskedLM
+    from .models.families import StackableBertForSequenceClassification as StackableBertForSequenceClassification
+    from .models.families import StackableBertModel as StackableBertModel
+    from .models.families import TNFBertConfig as TNFBertConfig
+    from .models.families import TNFBertForMaskedLM as TNFBertForMaskedLM
+    from .models.families import TNFBertForSequenceClassification as TNFBertForSequenceClassification
+    from .models.families import TNFBertModel as TNFBertModel
+    from .models.mcbert import McBertForPreTraining as McBertForPreTraining
+    from .models.mcbert import McBertModel as McBertModel
+    from .models.replaced_mlm import ElectraForReplacedMaskedLM as ElectraForReplacedMaskedLM
+    from .pretraining import pretrain as pretrain
+    from .training.arguments import EffptTrainingArguments as EffptTrainingArguments
+    from .training.named import CompressTrainer as CompressTrainer
+    from .training.named import ElectraTrainer as ElectraTrainer
+    from .training.named import LayerDropTrainer as LayerDropTrainer
+    from .training.named import LayerSkipTrainer as LayerSkipTrainer
+    from .training.named import LotteryTrainer as LotteryTrainer
+    from .training.named import McBertTrainer as McBertTrainer
+    from .training.named import SelectionTrainer as SelectionTrainer
+    from .training.named import StackingTrainer as StackingTrainer
+    from .training.named import TNFTrainer as TNFTrainer
+    from .training.recipe import Recipe as Recipe
+    from .training.ticket_search import EarlyBertTrainer as EarlyBertTrainer
+    from .training.trainer import EffptTrainer as EffptTrainer
+else:
+    _PUBLIC = {  # public name -> module, read from the imports above
+        name.name: statement.module
+        for statement in ast.walk(ast.parse(Path(__file__).read_text(encoding="utf-8")))
+        if isinstance(statement, ast.ImportFrom) and statement.level
+        for name in statement.names
+    }
+    __all__ = sorted(_PUBLIC)
 
-__all__ = sorted(_PUBLIC)
+    def __getattr__(name: str) -> Any:
+        if name not in _PUBLIC:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+        globals()[name] = value
+        return value
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return [*globals(), *_PUBLIC]
+    def __dir__() -> list[str]:
+        return [*globals(), *_PUBLIC]
 
 
 # The command line answers `--help` without waiting for torch; each of its commands imports what it needs.

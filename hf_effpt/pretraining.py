@@ -29,7 +29,7 @@ from hf_effpt.models.build import model_for
 from hf_effpt.training.checkpoints import checkpoints_in
 from hf_effpt.training.checks import exclude_specials, is_unused
 from hf_effpt.training.recipe import Recipe
-from hf_effpt.training.record import accounts
+from hf_effpt.training.record import cost_reports
 from hf_effpt.training.trainer import EffptTrainer
 
 logger = logging.getLogger(__name__)
@@ -144,7 +144,7 @@ def pretrain(recipe: Recipe, *, resume: bool | str = False) -> RunResult:
     trainer.save_model()
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
-    return RunResult(out, trainer.clock, evaluation, accounts(trainer))
+    return RunResult(out, trainer.clock, evaluation, cost_reports(trainer))
 
 
 def build_trainer(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, rows: DatasetDict) -> EffptTrainer:

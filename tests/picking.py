@@ -52,19 +52,21 @@ class Watched(EffptTrainer):
         self.kept: list[list[int]] = []
         self.kept_in: list[list[int]] = []
         super().__init__(*args, **kwargs)
+        pull, self._select = self.stream.pull, self.selection.select
+        self.stream.pull = lambda batches, number: self.seen(pull(batches, number))
+        self.selection.select = self.watched
 
-    def pull(self, batches: Any, number: int) -> dict[str, torch.Tensor]:
-        rows = super().pull(batches, number)
+    def seen(self, rows: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         self.looked.append(list(zip(rows["epoch"].tolist(), rows["example_id"].tolist(), strict=True)))
         return rows
 
-    def chosen(self, batches: Any, number: int, device: torch.device) -> list[dict]:
-        (method,) = self.pickers
+    def watched(self, model: Any, methods: Any, *args: Any) -> list[dict]:
+        (method,) = methods
         select = type(method).select
 
-        def noting(model: Any, rows: Any, look: Any) -> Any:
+        def noting(model: Any, rows: Any, context: Any) -> Any:
             before = generators()
-            found = select(method, model, rows, look)
+            found = select(method, model, rows, context)
             assert all(np.array_equal(a, b) for a, b in zip(before, generators(), strict=True))
             self.kept.append(found["example_id"].tolist())
             self.kept_in.append(found["epoch"].tolist())
@@ -72,7 +74,7 @@ class Watched(EffptTrainer):
 
         method.select = noting
         try:
-            return super().chosen(batches, number, device)
+            return self._select(model, methods, *args)
         finally:
             del method.select
 
@@ -97,7 +99,7 @@ def assert_same_run(straight: EffptTrainer, again: EffptTrainer) -> None:
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
     assert straight.clock.tokens == again.clock.tokens
     assert straight.clock.flops == again.clock.flops
-    assert straight.method_flops == again.method_flops
+    assert straight.cost.method_flops == again.cost.method_flops
 
 
 def never(*args: Any, **kwargs: Any) -> None:

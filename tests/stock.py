@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from transformers import BertConfig, BertForMaskedLM
 
+from hf_effpt.core.context import RunContext
 from hf_effpt.models import EffptBertConfig, EffptBertForMaskedLM
 from tests import tiny
 
@@ -42,7 +43,7 @@ def _three_steps(model: Any, own: str | None, until: float) -> tuple[Any, list[t
     for step in range(3):
         ids = torch.randint(5, tiny.VOCAB, (4, tiny.LENGTH), generator=torch.Generator().manual_seed(step))
         for method in methods:
-            method.schedule(model.backbone, step, step * until / 3, seed=0)
+            method.schedule(model.backbone, RunContext(step, step * until / 3, seed=0))
         logits = model(ids).logits
         assert all(method.penalty(model.backbone) is None for method in methods)
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids.flatten())
@@ -52,5 +53,5 @@ def _three_steps(model: Any, own: str | None, until: float) -> tuple[Any, list[t
         optimizer.step()
         optimizer.zero_grad()
         for method in methods:
-            assert not method.advance(model.backbone, step + 1, (step + 1) * until / 3)
+            assert not method.advance(model.backbone, RunContext(step + 1, (step + 1) * until / 3))
     return model, seen, torch.get_rng_state()

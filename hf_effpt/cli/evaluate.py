@@ -38,7 +38,6 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
     refuse("evaluate", extra)
     from hf_effpt.evaluation.record import Record
     from hf_effpt.evaluation.suite import Measurement, table
-    from hf_effpt.hub.folders import write_json
     from hf_effpt.hub.scores import add_scores
 
     show_messages()
@@ -56,7 +55,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
     )
     if args.out:
         out.parent.mkdir(parents=True, exist_ok=True)
-    record = Record(out, Path(args.model), write_json)
+    record = Record(out, Path(args.model))
     result = measurement.run(record)
     print(f"\n{table(result)}\n", flush=True)
     record.save(result)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import errno
 import shlex
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.files import is_disk_full
 
 from . import compare, evaluate, export, methods, pretrain, push, tokenizer
 
@@ -70,10 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         COMMANDS[args.command].run(args, extra)
     except EffptError as error:
         return _fail(2, str(error))
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+    except Exception as error:
+        if not is_disk_full(error):
             raise
-        where = f" while writing {error.filename}" if error.filename else ""
+        where = f" while writing {name}" if (name := getattr(error, "filename", None)) else ""
         return _fail(1, f"The disk is full{where}. Free some space and run it again.{_resume(words)}")
     except KeyboardInterrupt:
         print(file=sys.stderr)  # leaves the line of a progress bar

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, extra: list[str]) -> None:
     refuse("methods", extra)
     import hf_effpt.methods  # noqa: F401  fills METHODS
-    from hf_effpt.core.method import METHODS, nearest
+    from hf_effpt.core.registry import METHODS, nearest
 
     if args.name is None:
         print("\n\n".join(summarize(METHODS[name]) for name in sorted(METHODS)))

@@ -9,7 +9,8 @@ from typing import Any
 
 from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.method import METHODS, Method
+from hf_effpt.core.registry import METHODS
+from hf_effpt.core.row_method import RowMethod
 from hf_effpt.training.overrides import apply_overrides
 from hf_effpt.training.recipe import Recipe
 from hf_effpt.training.recipe_file import read_recipe_file
@@ -153,7 +154,7 @@ def with_free_methods(arms: Sequence[Arm], unit: str) -> list[Arm]:
 
 def _picks_rows(arm: Arm) -> bool:
     methods = (METHODS.get(name) for name in arm.sections.get("methods") or {})
-    return any(method is not None and method.select is not Method.select for method in methods)
+    return any(method is not None and issubclass(method, RowMethod) for method in methods)
 
 
 def check_comparable(arms: Sequence[Arm], recipes: Mapping[str, Recipe], different_data: bool) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.method import build_methods
-from hf_effpt.hub.folders import write_json
+from hf_effpt.core.files import write_json
+from hf_effpt.core.registry import build_methods
 from hf_effpt.pretraining import prepare_data
 from hf_effpt.training.checks import check_size
 from hf_effpt.training.recipe import Recipe

@@ -9,7 +9,9 @@ from typing import Any
 
 import yaml
 
-from hf_effpt.core.method import METHODS, Method, build_methods
+from hf_effpt.core.method import Method
+from hf_effpt.core.registry import METHODS, build_methods
+from hf_effpt.core.row_method import row_methods
 
 from .caveats import no_verdict
 from .losses import Entries, final_losses
@@ -49,8 +51,8 @@ def find_control(
         unit (`str`): of the clock.
     """
     wanted = {
-        method.name: method.control | {key: _settled(method, key) for key in WHEN}
-        for method in build_methods(recipes[name].get("methods"))
+        method.name: method.control
+        for method in row_methods(build_methods(recipes[name].get("methods")))
         if method.control is not None
     }
     if not wanted:

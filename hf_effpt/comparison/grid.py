@@ -1,6 +1,5 @@
 """The grid of a comparison: which runs there are, in which order they take turns, and which are done."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,7 +8,7 @@ from typing import Any
 
 from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
-from hf_effpt.hub.folders import write_json
+from hf_effpt.core.files import read_json, write_json
 from hf_effpt.pretraining import FREE
 from hf_effpt.training.checkpoints import checkpoints_in
 from hf_effpt.training.recipe import Recipe
@@ -59,7 +58,7 @@ class Run:
 
 def _json(path: Path) -> dict[str, Any] | None:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
@@ -99,7 +98,7 @@ def claim(out: Path, runs: Sequence[Run], clock: Clock, primary: str = "held_out
     wanted = {"budget": clock.share(1.0), "seeds": seeds, "primary": primary}
     wanted["arms"] = {run.arm: identity(run.recipe) for run in runs}
     if plan.is_file():
-        before = json.loads(plan.read_text(encoding="utf-8"))
+        before = read_json(plan)
         if before["budget"] != wanted["budget"]:
             raise EffptError(
                 f"{out} holds a comparison at {before['budget']}, not {wanted['budget']}; name another `--out`."

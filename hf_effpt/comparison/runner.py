@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.files import write_json
 from hf_effpt.hub.card import duration
-from hf_effpt.hub.folders import write_json
 
 from .grid import Run
 from .worker import BUSY

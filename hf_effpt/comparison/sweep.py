@@ -11,7 +11,7 @@ import torch
 
 from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
-from hf_effpt.hub.folders import read_json, write_json
+from hf_effpt.core.files import read_json, write_json
 from hf_effpt.training.overrides import apply_overrides
 from hf_effpt.training.recipe import Recipe
 from hf_effpt.training.recipe_file import read_recipe_file

@@ -1,6 +1,5 @@
 """One run of a comparison, in a process of its own: `python -m hf_effpt.comparison.worker REQUEST.json`."""
 
-import json
 import logging
 import os
 import shutil
@@ -15,8 +14,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.files import read_json, write_json
 from hf_effpt.evaluation.suite import evaluate
-from hf_effpt.hub.folders import write_json
 from hf_effpt.pretraining import pretrain
 from hf_effpt.training.checkpoints import checkpoints_in, fault
 from hf_effpt.training.recipe import Recipe
@@ -74,7 +73,7 @@ def main() -> int:
     logging.basicConfig(format="%(message)s", stream=sys.stdout)
     logging.getLogger("hf_effpt").setLevel(logging.INFO)
     try:
-        request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+        request = read_json(Path(sys.argv[1]))
         end_with(request["parent"])
         run(request)
     except Timeout:

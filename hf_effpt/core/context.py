@@ -1,81 +1,68 @@
-"""What a method sees of a run when it picks the rows to learn from, and what it has cost in the end."""
+"""The state of a run, as the hooks of a method see it."""
 
-from collections.abc import Callable, Mapping
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
+
+from .errors import EffptError
 
 Batch = Mapping[str, Tensor]
-Work = Callable[[Any, Batch], Tensor]
-
-
-class ScoreRows(Protocol):
-    """Has a model judge rows, some at a time, as in evaluation, charged to the run."""
-
-    def __call__(
-        self, name: str, work: Work, rows: Batch, model: nn.Module | None = None, known: Tensor | None = None
-    ) -> Tensor:
-        """What `work(model, some of the rows)` gives, for all rows, one after another.
-
-        Args:
-            name (`str`): of the work: of equal names, its FLOPs depend on nothing but shapes.
-            work (`Callable`): returns a tensor whose first dimension is that of the rows.
-            rows (`Mapping[str, Tensor]`): of a masked batch.
-            model (`nn.Module`, *optional*): by default the training model.
-            known (`Tensor`, *optional*): what comes out, where it has been computed before; then FLOPs and reference
-                time are charged, and nothing is done.
-        """
-        ...
 
 
 @dataclass(frozen=True)
-class Look:
-    """What a method may use of a live run when it picks what is learned from in an optimizer step.
+class RunContext:
+    """State of a run at one hook.
+
+    `step`, `fraction` and `seed` are always there. The other fields belong to a live run; they are `None` where only
+    the weights are at hand, as in most tests.
 
     Args:
-        number (`int`): of the rows at hand, how many this process is to learn from.
-        step (`int`), fraction (`float`), seed (`int`): of the run; the step is counted from 0.
-        scored ([`ScoreRows`]): has a model judge rows.
-        counted (`Callable`): makes a context in which the method computes something of its own, whose FLOPs are
-            charged; no model may run in it.
-        reference (`Callable[[str], nn.Module]`): the frozen model of one of the method's `references`.
-        mask_anew (`Callable`): the rows, and by token of the vocabulary relative rates at which it is masked, an array
-            of shape `(vocab_size,)`; the same rows with other masks. All of it on the CPU.
-        host (`Mapping[str, Tensor]`): the rows on the CPU.
-        data (`str`): what tells the rows of this dataset from others.
-        masks (`str`): all that the masks of an example in an epoch depend on.
+        step (`int`): optimizer steps that are done; before a step, its number, counted from 0.
+        fraction (`float`): share of the clock's budget that is spent, from 0 to 1.
+        seed (`int`, *optional*, defaults to 0): seed of the run.
+        model (`nn.Module`, *optional*): the training model; called with a batch, its output has the `loss`.
+        optimizer (`torch.optim.Optimizer`, *optional*): holds the state of the model's parameters.
+        loss (`Callable[[], Tensor]`, *optional*): returns the mean loss of the last step over micro-batches and
+            processes, a scalar on the device. All processes have to call it together.
+        flops (`float`, *optional*, defaults to 0.0): FLOPs spent so far.
+        draw_batches (`Callable[[int], Iterator]`, *optional*): yields that number of batches of training rows, on the
+            device, outside the run's own order. Each process gets its own. Their tokens are charged.
+        charged (`Callable`, *optional*): takes a batch and returns the context in which a method computes a loss and
+            gradients of its own: in the run's precision, with its FLOPs charged. Work on batches of equal shapes is
+            taken to be equal.
+        warming_up (`bool`, *optional*, defaults to `False`): `True` while the learning rate still rises.
+        open_text (`Callable`, *optional*): opens the training text; read it as `text`.
     """
 
-    number: int
     step: int
     fraction: float
-    seed: int
-    scored: ScoreRows
-    counted: Callable[[], AbstractContextManager]
-    reference: Callable[[str], nn.Module]
-    mask_anew: Callable[[Batch, Any], dict[str, Tensor]]
-    host: Batch
-    data: str
-    masks: str
+    seed: int = 0
+    model: Any = None
+    optimizer: Any = None
+    loss: Callable[[], Tensor] | None = None
+    flops: float = 0.0
+    draw_batches: Callable[[int], Iterator[dict[str, Tensor]]] | None = None
+    charged: Callable[[Batch], AbstractContextManager] | None = None
+    warming_up: bool = False
+    open_text: Callable[[], Any] | None = None
 
+    @property
+    def is_live(self) -> bool:
+        """`True` in a run, `False` where only the weights are at hand."""
+        return self.optimizer is not None
 
-@dataclass(frozen=True)
-class CostReport:
-    """What a run has spent, and what of it on one method.
+    @property
+    def text(self) -> Any:
+        """The training text, for `prepare`: token ids, word boundaries and special tokens (`data.words.TrainingText`).
 
-    Args:
-        seconds, flops (`float`): of the whole run; FLOPs of what methods do are in it if it was charged for them.
-        method_seconds, method_flops (`float`): of the method, charged or not.
-        prepared_seconds, prepared_flops (`float`): what of that was before the run.
-        charged (`bool`): whether the run was charged for it.
-    """
-
-    seconds: float
-    flops: float
-    method_seconds: float
-    method_flops: float
-    prepared_seconds: float
-    prepared_flops: float
-    charged: bool
+        Raises:
+            EffptError: if there is none that a method can read.
+        """
+        if self.open_text is None:
+            raise EffptError("There is no training text here; it is at hand in `prepare` only, when a run begins.")
+        return self.open_text()

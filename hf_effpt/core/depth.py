@@ -16,6 +16,8 @@ from torch import nn
 from .anatomy import layers_of, replace_layers
 from .errors import EffptError
 
+PRUNING = "pruning"  # attribute of a backbone: facts about layers that a method left out of an export
+
 
 class Router(Protocol):
     """Has each layer run on some rows of a batch only.

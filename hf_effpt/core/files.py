@@ -1,13 +1,17 @@
-"""Replacing what a folder holds in one go, so that a failed save never costs the previous one."""
+"""Files that arrive whole or not at all: a failed write never costs what was there before."""
 
 from __future__ import annotations
 
 import errno
+import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from .errors import EffptError
 
@@ -15,6 +19,55 @@ from .errors import EffptError
 STAGING = ".incoming"
 # A run that has its record is done, so the record is the last file to arrive.
 LAST = "run.json"
+# Words of libraries that lose the error number: safetensors and tokenizers (Rust), torch's archives, NumPy's `tofile`.
+FULL = rf"\(os error ({errno.ENOSPC}|{errno.EDQUOT})\)|unexpected pos \d+ vs \d+|\d+ requested and \d+ written"
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """`True` if `error`, or one that it was raised from or after, says that no space or quota is left on the disk."""
+    while error is not None and not isinstance(error, EffptError):  # which has explained its cause already
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or re.search(FULL, str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def write_atomically(path: Path, content: str | Callable[[Path], Any]) -> None:
+    """Writes a file beside `path` and renames it; a failure leaves the old file and nothing else.
+
+    `content` is its text, or a function that writes the file whose name it is given.
+    """
+    with TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent, ignore_cleanup_errors=True) as beside:
+        new = Path(beside, path.name)
+        new.write_text(content, encoding="utf-8") if isinstance(content, str) else content(new)
+        os.replace(new, path)
+
+
+def create_once(path: Path, write: Callable[[Path], Any], folder: bool = False) -> None:
+    """Makes a file or folder beside `path` and gives it that name, unless it is taken: the first of several wins.
+
+    `write` writes the file whose name it is given, or, if `folder` is `True`, fills the empty folder.
+    """
+    with TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent, ignore_cleanup_errors=True) as beside:
+        new = Path(beside, path.name)
+        if folder:
+            new.mkdir()
+        write(new)
+        try:
+            new.rename(path) if folder else path.hardlink_to(new)
+        except OSError:
+            if not path.exists():
+                raise
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes `content` to the file `path`, for people to read too; meanwhile the old one is there, whole."""
+    write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in the file `path`."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 @contextmanager
@@ -43,8 +96,7 @@ def replacing_folder_contents(out: str | os.PathLike) -> Iterator[Path]:
         raise EffptError(f"No permission to write into {str(out)!r}: name another folder.") from error
     try:
         yield staging
-        files = [path for path in staging.rglob("*") if path.is_file()]
-        for file in sorted(files, key=lambda path: (path.name == LAST, path)):
+        for file in sorted(filter(Path.is_file, staging.rglob("*")), key=lambda path: (path.name == LAST, path)):
             target = out / file.relative_to(staging)
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(file, target)
@@ -60,11 +112,3 @@ def replacing_folder_contents(out: str | os.PathLike) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
         if not existed and not any(out.iterdir()):
             out.rmdir()
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """Whether `error` says that no space or quota is left on the disk."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    # safetensors and tokenizers report it from Rust, in an exception of their own that has no errno
-    return f"(os error {errno.ENOSPC})" in str(error) or f"(os error {errno.EDQUOT})" in str(error)

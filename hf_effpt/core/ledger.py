@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-PRUNING = "pruning"  # where a method leaves word, on the backbone, of layers that it takes out of an export
-
 
 def record(
     config: Any,

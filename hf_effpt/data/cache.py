@@ -5,7 +5,6 @@ import hashlib
 import os
 import shutil
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,9 +12,11 @@ from pathlib import Path
 from huggingface_hub.utils import WeakFileLock
 
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.files import create_once, is_disk_full, write_atomically
 
 # A file changed within this many seconds may change again without its time stamp showing it.
 SETTLED_SECONDS = 2.0
+UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)  # errors of a cache folder
 
 
 def cache_folder(cache_dir: str | os.PathLike | None = None) -> Path:
@@ -27,8 +28,7 @@ def build_once(target: Path, build: Callable[[Path], None]) -> Path:
     """
     Returns the folder `target`, calling `build` to fill it if it is not there yet.
 
-    `build` writes into a temporary sibling that is renamed when it is complete, so a reader never sees half a folder;
-    of several processes asking at once, one builds and the others wait.
+    A reader never sees half a folder; of several processes asking at once, one builds and the others wait.
 
     Args:
         target (`Path`): The folder wanted.
@@ -43,33 +43,22 @@ def build_once(target: Path, build: Callable[[Path], None]) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         with WeakFileLock(f"{target}.lock"):
             if not target.exists():
-                _build(target, build)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
+                for leftover in target.parent.glob(f".{target.name}-*"):  # of killed builds, since the lock is ours
+                    shutil.rmtree(leftover)
+                create_once(target, build, folder=True)
+    except Exception as error:
+        if is_disk_full(error):
             raise EffptError(
                 f"The disk is full: {target.parent} has no room for the prepared data (nothing half-written was "
                 "kept). Free some space or put the cache elsewhere with cache_dir or $HF_EFFPT_CACHE."
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        if isinstance(error, OSError) and error.errno in UNUSABLE:
             raise EffptError(
                 f"The cache folder {target.parent} cannot be written to ({error.strerror}). "
                 "Choose another one with cache_dir or $HF_EFFPT_CACHE."
             ) from error
         raise
     return target
-
-
-def _build(target: Path, build: Callable[[Path], None]) -> None:
-    """Fills `target` by way of a temporary folder; the caller holds the lock, so leftovers of killed builds may go."""
-    for leftover in target.parent.glob(f".{target.name}-*"):
-        shutil.rmtree(leftover)
-    temporary = target.parent / f".{target.name}-{uuid.uuid4().hex[:8]}"
-    temporary.mkdir()
-    try:
-        build(temporary)
-        temporary.rename(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def content_hash(paths: Sequence[Path]) -> str:
@@ -91,7 +80,5 @@ def content_hash(paths: Sequence[Path]) -> str:
     if all(time.time() - stat.st_mtime > SETTLED_SECONDS for stat in stats):
         with suppress(OSError):  # it only saves reading the files again
             memo.parent.mkdir(parents=True, exist_ok=True)
-            temporary = memo.with_suffix(f".{uuid.uuid4().hex[:8]}")
-            temporary.write_text(fingerprint)
-            temporary.replace(memo)
+            write_atomically(memo, fingerprint)
     return fingerprint

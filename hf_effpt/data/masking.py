@@ -7,7 +7,7 @@ import torch
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.objectives import OBJECTIVES
-from hf_effpt.data.counter import fold, mix
+from hf_effpt.core.random import fold, mix
 from hf_effpt.data.specials import special_ids
 from hf_effpt.data.words import continuations
 

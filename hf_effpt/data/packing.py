@@ -13,9 +13,9 @@ from datasets.table import MemoryMappedTable
 from datasets.utils import tqdm
 
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.random import indexed
 from hf_effpt.data.cache import build_once, cache_folder
 from hf_effpt.data.corpus import Corpus, open_corpus
-from hf_effpt.data.counter import uniform
 from hf_effpt.data.document_selection import Kept
 from hf_effpt.data.encoding import TextEncoder
 from hf_effpt.data.packed_rows import PackedRows, facts
@@ -103,7 +103,7 @@ def held_out(numbers: np.ndarray, share: float | None, seed: int = 0) -> np.ndar
         share (`float`, *optional*): Of the documents, as `validation` of `pack`.
         seed (`int`, *optional*, defaults to 0): As of `pack`.
     """
-    return np.zeros(len(numbers), bool) if share is None else uniform(numbers, seed) < share
+    return np.zeros(len(numbers), bool) if share is None else indexed(numbers, seed) < share
 
 
 class _Settings:
@@ -227,7 +227,7 @@ def _among(kept: Kept, numbers: np.ndarray) -> np.ndarray:
 
 def _larger_share(corpus: Corpus, documents: int, share: float, seed: int) -> float:
     """The share that holds out twice as many documents, and at least one."""
-    drawn = np.sort(uniform(np.arange(documents), seed))
+    drawn = np.sort(indexed(np.arange(documents), seed))
     wanted = max(1, 2 * np.count_nonzero(drawn < share))
     if wanted > documents // 2:
         raise EffptError(

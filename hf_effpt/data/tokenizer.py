@@ -9,8 +9,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import BertTokenizer, PreTrainedTokenizerFast
 
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.random import indexed
 from hf_effpt.data.corpus import Corpus, open_corpus
-from hf_effpt.data.counter import uniform
 from hf_effpt.data.tokenizer_report import TokenizerReport, tokenizer_report
 
 __all__ = ["TokenizerReport", "tokenizer_report", "train_tokenizer"]
@@ -79,7 +79,7 @@ def _sample(corpus: Corpus, max_bytes: int) -> Iterator[str]:
     used = 0
     for index, text in enumerate(corpus.texts()):
         # The first document is always read: a corpus of one large document has a small share too.
-        if index and share < 1 and uniform(np.array([index]), SAMPLE_SEED)[0] >= share:
+        if index and share < 1 and indexed(np.array([index]), SAMPLE_SEED)[0] >= share:
             continue
         size = len(text.encode())
         if used + size > max_bytes:

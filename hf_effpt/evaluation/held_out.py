@@ -1,7 +1,6 @@
 """The held-out rows of an exported model, found again by what its run recorded."""
 
 import glob
-import json
 import logging
 import math
 import re
@@ -13,6 +12,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.files import read_json
 from hf_effpt.core.objectives import OBJECTIVES, objective_in
 from hf_effpt.data.corpus import open_corpus
 from hf_effpt.data.packing import PackedRows, facts, pack
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 def run_of(folder: Path) -> dict[str, Any]:
     """The content of `run.json`; of a generator that of the run whose folder it is in; empty where there is none."""
     path = (folder.resolve().parent if is_auxiliary(folder) else folder) / "run.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def is_auxiliary(folder: Path) -> bool:

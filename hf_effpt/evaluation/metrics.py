@@ -8,7 +8,7 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.method import nearest
+from hf_effpt.core.registry import nearest
 
 # Predictions are float32: what differs by less than its rounding is one value, whose ranks would be noise.
 SAME = 1e-6

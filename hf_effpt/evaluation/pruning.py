@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from hf_effpt.core.anatomy import layers_of, replace_layers
 from hf_effpt.core.depth import every_other
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.method import nearest
+from hf_effpt.core.registry import nearest
 from hf_effpt.models.base import EffptMixin
 
 from .layer_scores import BATCH_SIZE, STEPS, learn_scores

@@ -1,12 +1,11 @@
 """The file that results are kept in, so that a call that was stopped, or one for other tasks, loses none of them."""
 
 import hashlib
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.files import read_json, write_json
 
 WEIGHTS = ("*.safetensors", "*.bin", "config.json", "tokenizer.json")
 
@@ -17,14 +16,13 @@ class Record:
     Args:
         path (`Path`): of the file; results in it are kept, if they are of the same model.
         model (`Path`): the folder of the model.
-        write (`Callable[[Path, dict], None]`): writes a JSON file.
 
     Raises:
         EffptError: the file cannot be written, or holds something else.
     """
 
-    def __init__(self, path: Path, model: Path, write: Callable[[Path, dict[str, Any]], None]) -> None:
-        self.path, self._write = path, write
+    def __init__(self, path: Path, model: Path) -> None:
+        self.path = path
         self.weights = weights_of(model)
         self._before = _read(path)
         if self._before.get("weights", self.weights) != self.weights:
@@ -36,7 +34,7 @@ class Record:
         """Writes a result of `evaluate`, its scores beside earlier ones of other names; otherwise the latest wins."""
         scores = {**(self._before.get("scores") or {}), **result["scores"]}
         content = {**self._before, **result, "scores": scores, "weights": self.weights, "finished": self.finished}
-        self._write(self.path, {**content, "partial": partial})
+        write_json(self.path, {**content, "partial": partial})
 
 
 def weights_of(model: Path) -> str:
@@ -52,7 +50,7 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError) as error:
         raise EffptError(f"{path} is there and holds no results ({error}); name another file by `--out`.") from error
     if not isinstance(content, dict) or not isinstance(content.get("scores", {}), dict):

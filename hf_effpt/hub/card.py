@@ -11,8 +11,10 @@ from huggingface_hub import ModelCard, ModelCardData
 
 import hf_effpt.methods  # noqa: F401  (fills METHODS)
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.method import METHODS, Method
+from hf_effpt.core.method import Method
 from hf_effpt.core.objectives import OBJECTIVES, objective_in
+from hf_effpt.core.registry import METHODS
+from hf_effpt.core.row_method import RowMethod
 
 from .card_losses import head_notes, loss_note, loss_results, loss_rows, loss_verdict, objective_text
 from .card_rows import Rows, cell, part, rows, width_rows
@@ -114,7 +116,9 @@ def _method(name: str, settings: Mapping[str, Any]) -> dict[str, str]:
     if name not in METHODS:  # a method of somebody else's package, which need not be imported here
         return text | {"summary": "", "citation": "", "bibtex": ""}
     method = _built(name, given)
-    paper, does = (METHODS[name].paper, METHODS[name].summary) if method is None else (method.cited, method.describe)
+    paper, does = METHODS[name].paper, METHODS[name].summary
+    if isinstance(method, RowMethod):
+        paper, does = method.cited, method.describe
     if paper is None:
         return text | {"summary": does, "citation": "", "bibtex": ""}
     title = f"[{paper.title}]({paper.url})" if paper.url else paper.title

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel, ElectraModel, Pre
 import hf_effpt.models
 from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.files import replacing_folder_contents
+from hf_effpt.core.files import read_json, replacing_folder_contents, write_json
 from hf_effpt.core.ledger import ledger_of
 from hf_effpt.core.objectives import objective_of
 from hf_effpt.models import pruned_bert
@@ -25,7 +25,7 @@ from hf_effpt.models.base import EffptMixin, dense_of, exports_of, facts_of, fil
 from hf_effpt.models.configuration_electra import bert_settings
 
 from .card import model_card
-from .folders import CODE_FILES, TOKENIZER_FILES, check_free, check_whole, files_of, read_json, write_json
+from .folders import CODE_FILES, TOKENIZER_FILES, check_free, check_whole, files_of
 
 # What a finished run's record says that is not true of an earlier point.
 OF_THE_END = ("pruning", "evaluation", "throughput", "energy", "scores", "costs", "learning_rate")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.files import read_json
 
 CODE_FILES = ("configuration_pruned_bert.py", "modeling_pruned_bert.py")  # of a model that brings its own
 MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", *CODE_FILES)
@@ -80,15 +79,3 @@ def check_free(checkpoint: Path, out: Path) -> None:
     else:
         what = "is not empty and holds no earlier export"
     raise EffptError(f"{str(out)!r} {what}; name a new or empty folder.")
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes `content` to the file `path`, for people to read too; meanwhile the old one is there, whole."""
-    temporary = path.with_name(f".{path.name}.incoming")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in the file `path`."""
-    return json.loads(path.read_text(encoding="utf-8"))

@@ -14,9 +14,10 @@ from huggingface_hub.errors import (
 )
 
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.files import read_json
 
 from .card import model_card
-from .folders import check_whole, files_of, read_json
+from .folders import check_whole, files_of
 from .scores import card_of
 
 

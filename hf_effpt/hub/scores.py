@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hf_effpt.core.files import read_json, write_atomically, write_json
+
 from .card import model_card
-from .folders import read_json, write_json
 
 
 def add_scores(folder: str | os.PathLike, scores: Mapping[str, Any]) -> bool:
@@ -28,7 +29,7 @@ def add_scores(folder: str | os.PathLike, scores: Mapping[str, Any]) -> bool:
     run["scores"] = {**(run.get("scores") or {}), **scores}
     write_json(folder / "run.json", run)
     if own:
-        model_card(run, address).save(folder / "README.md")
+        write_atomically(folder / "README.md", model_card(run, address).save)
     return own
 
 

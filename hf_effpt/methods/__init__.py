@@ -1,10 +1,10 @@
-"""The methods; a new one is a folder beside these and its name in the line below.
+"""The package's own methods; a new one is a folder beside these and its name in the line below.
 
-Of two that act at the end of one step, the one that is named first does so first: what changes the depth stands before
-what changes the width.
+Methods that act at the end of one step do so in this order: what changes the depth stands before what changes the
+width.
 """
 
-from hf_effpt.core.method import register
+from hf_effpt.core.registry import register
 
 from .compress import Compress
 from .earlybert import EarlyBert

@@ -1,99 +1,18 @@
-"""The training models: stock architectures with methods, each of which exports to its stock class."""
+"""Training models: stock architectures with methods; each exports to its stock class."""
 
-from . import auto
-from .bert import (
-    EffptBertForMaskedLM,
-    EffptBertForQuestionAnswering,
-    EffptBertForSequenceClassification,
-    EffptBertForTokenClassification,
-    EffptBertModel,
-)
-from .configuration_effpt import EffptBertConfig
-from .configuration_electra import EffptElectraConfig, McBertConfig
-from .electra import EffptElectraForSequenceClassification, EffptElectraModel, ElectraForJointPreTraining
-from .mcbert import McBertForPreTraining, McBertModel
-from .named import (
-    CompressibleBertConfig,
-    CompressibleBertForMaskedLM,
-    CompressibleBertForSequenceClassification,
-    CompressibleBertModel,
-    EarlyBertConfig,
-    EarlyBertForMaskedLM,
-    EarlyBertForSequenceClassification,
-    EarlyBertModel,
-    LayerDropBertConfig,
-    LayerDropBertForMaskedLM,
-    LayerDropBertForSequenceClassification,
-    LayerDropBertModel,
-    LayerSkipBertConfig,
-    LayerSkipBertForMaskedLM,
-    LayerSkipBertForSequenceClassification,
-    LayerSkipBertModel,
-    LotteryBertConfig,
-    LotteryBertForMaskedLM,
-    LotteryBertForSequenceClassification,
-    LotteryBertModel,
-    SelectionBertConfig,
-    SelectionBertForMaskedLM,
-    SelectionBertForSequenceClassification,
-    SelectionBertModel,
-    StackableBertConfig,
-    StackableBertForMaskedLM,
-    StackableBertForSequenceClassification,
-    StackableBertModel,
-    TNFBertConfig,
-    TNFBertForMaskedLM,
-    TNFBertForSequenceClassification,
-    TNFBertModel,
-)
-from .replaced_mlm import ElectraForReplacedMaskedLM
-
-__all__ = [
-    "CompressibleBertConfig",
-    "CompressibleBertForMaskedLM",
-    "CompressibleBertForSequenceClassification",
-    "CompressibleBertModel",
-    "EarlyBertConfig",
-    "EarlyBertForMaskedLM",
-    "EarlyBertForSequenceClassification",
-    "EarlyBertModel",
-    "EffptBertConfig",
-    "EffptBertForMaskedLM",
-    "EffptBertForQuestionAnswering",
-    "EffptBertForSequenceClassification",
-    "EffptBertForTokenClassification",
-    "EffptBertModel",
-    "EffptElectraConfig",
-    "EffptElectraForSequenceClassification",
-    "EffptElectraModel",
-    "ElectraForJointPreTraining",
-    "ElectraForReplacedMaskedLM",
-    "LayerDropBertConfig",
-    "LayerDropBertForMaskedLM",
-    "LayerDropBertForSequenceClassification",
-    "LayerDropBertModel",
-    "LayerSkipBertConfig",
-    "LayerSkipBertForMaskedLM",
-    "LayerSkipBertForSequenceClassification",
-    "LayerSkipBertModel",
-    "LotteryBertConfig",
-    "LotteryBertForMaskedLM",
-    "LotteryBertForSequenceClassification",
-    "LotteryBertModel",
-    "McBertConfig",
-    "McBertForPreTraining",
-    "McBertModel",
-    "SelectionBertConfig",
-    "SelectionBertForMaskedLM",
-    "SelectionBertForSequenceClassification",
-    "SelectionBertModel",
-    "StackableBertConfig",
-    "StackableBertForMaskedLM",
-    "StackableBertForSequenceClassification",
-    "StackableBertModel",
-    "TNFBertConfig",
-    "TNFBertForMaskedLM",
-    "TNFBertForSequenceClassification",
-    "TNFBertModel",
-    "auto",
-]
+from . import auto as auto
+from .bert import EffptBertForMaskedLM as EffptBertForMaskedLM
+from .bert import EffptBertForQuestionAnswering as EffptBertForQuestionAnswering
+from .bert import EffptBertForSequenceClassification as EffptBertForSequenceClassification
+from .bert import EffptBertForTokenClassification as EffptBertForTokenClassification
+from .bert import EffptBertModel as EffptBertModel
+from .configuration_effpt import EffptBertConfig as EffptBertConfig
+from .configuration_electra import EffptElectraConfig as EffptElectraConfig
+from .configuration_electra import McBertConfig as McBertConfig
+from .electra import EffptElectraForSequenceClassification as EffptElectraForSequenceClassification
+from .electra import EffptElectraModel as EffptElectraModel
+from .electra import ElectraForJointPreTraining as ElectraForJointPreTraining
+from .families import *  # noqa: F403
+from .mcbert import McBertForPreTraining as McBertForPreTraining
+from .mcbert import McBertModel as McBertModel
+from .replaced_mlm import ElectraForReplacedMaskedLM as ElectraForReplacedMaskedLM

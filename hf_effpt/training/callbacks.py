@@ -1,16 +1,19 @@
 """The callbacks of a run: one moves clock and methods forward, the other shows how far the clock is."""
 
-from typing import TYPE_CHECKING, Any
+from contextlib import nullcontext
+from typing import Any
 
+from torch import nn
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState, ProgressCallback
 
+from hf_effpt.core.context import RunContext
+from hf_effpt.core.freezing import freeze
+from hf_effpt.core.row_method import RowMethod
+
 from .checkpoints import identity_of
 from .schedule import renew
-
-if TYPE_CHECKING:
-    from .trainer import EffptTrainer
 
 
 class ClockCallback(TrainerCallback, ExportableState):
@@ -19,61 +22,64 @@ class ClockCallback(TrainerCallback, ExportableState):
     Its state, the totals of the clock, is saved with every checkpoint in `trainer_state.json`.
     """
 
-    def __init__(self, trainer: "EffptTrainer") -> None:
+    def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
 
     def state(self) -> dict[str, Any]:
         trainer = self.trainer
-        own = {"rows": trainer.rows_seen, "data": identity_of(trainer.train_dataset), "costs": trainer.costs}
-        own |= {"prepaid": trainer.prepaid, "method_flops": trainer.method_flops}
+        own = {"rows": trainer.stream.rows_seen, "data": identity_of(trainer.train_dataset)}
         own["bias_correction"] = trainer.args.bias_correction  # which the optimizer's state is made for
-        return {"args": {}, "attributes": trainer.clock.as_dict() | own}
+        return {"args": {}, "attributes": trainer.cost.totals() | own}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.timekeeper.start()
-        self.trainer.meter.reset()
+        self.trainer.cost.timekeeper.start()
+        self.trainer.cost.meter.reset()
         self._fraction = self.trainer.clock.fraction
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer
+        backbone = trainer.model.backbone
+        context = RunContext(state.global_step, trainer.clock.fraction, args.seed, model=trainer.model)
+        frozen: list[nn.Parameter] = []
         for method in trainer.methods:
-            with trainer.method_cost(method):
-                method.schedule(trainer.model.backbone, state.global_step, trainer.clock.fraction, args.seed)
+            with trainer.cost.method_time(method):
+                method.schedule(backbone, context)
+                frozen += method.frozen(backbone, context)
+        freeze(backbone, frozen)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.meter.begin("optimizer")
+        self.trainer.cost.meter.begin("optimizer")
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.meter.end("optimizer")
+        self.trainer.cost.meter.end("optimizer")
         self.trainer.charge_step()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        trainer = self.trainer
+        trainer, stream = self.trainer, self.trainer.stream
         rows = len(trainer.train_dataset)
-        state.epoch = trainer.rows_seen / rows
-        if (
-            trainer.rows_seen // rows > (trainer.rows_seen - trainer.step_rows_seen) // rows
-            and not trainer.clock.finished
-        ):
+        state.epoch = stream.rows_seen / rows
+        passes, before = stream.rows_seen // rows, (stream.rows_seen - stream.step_rows_seen) // rows
+        if passes > before and not trainer.clock.finished:
             self.on_pass_end(args, control)
         if self._is_due(args.eval_strategy, args.eval_steps):
             control.should_evaluate = True
         if trainer.methods:
-            self.advance_methods(state.global_step)
+            self.advance_methods()
         if trainer.clock.finished:
-            trainer.timekeeper.settle()
+            trainer.cost.timekeeper.settle()
             control.should_training_stop = True
             control.should_save = control.should_save or str(args.save_strategy.value) != "no"
             control.should_log = True
 
-    def advance_methods(self, step: int) -> None:
+    def advance_methods(self) -> None:
         """Lets methods change the model; what rests on its parameters or its ledger follows."""
         trainer, config = self.trainer, self.trainer.model.config
-        run, events, changed = trainer.live_run(), config.events, False
+        context, events, changed = trainer.context(), config.events, False
         for method in trainer.methods:
-            with trainer.method_cost(method), trainer.counting(method, "advance"):
-                changed |= method.advance(trainer.model.backbone, step, trainer.clock.fraction, run)
-        trainer.charge_between_steps()
+            own = trainer.selection.count_flops(method, "advance") if isinstance(method, RowMethod) else nullcontext()
+            with trainer.cost.method_time(method), own:
+                changed |= method.advance(trainer.model.backbone, context)
+        trainer.cost.charge_between_steps()
         if changed:
             trainer.model.keep_snapshot()
             trainer.refresh_optimizer()
@@ -99,7 +105,7 @@ class ClockCallback(TrainerCallback, ExportableState):
 class ClockProgress(ProgressCallback):
     """A progress bar of the budget, since the number of steps is not known ahead."""
 
-    def __init__(self, trainer: "EffptTrainer") -> None:
+    def __init__(self, trainer: Any) -> None:
         super().__init__()
         self.trainer = trainer
 

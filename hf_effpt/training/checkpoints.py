@@ -1,6 +1,5 @@
 """Checkpoints: which are whole, and how a run begins again from one."""
 
-import json
 import re
 import zipfile
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, Literal
 from safetensors import SafetensorError, safe_open
 
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.files import read_json
 from hf_effpt.core.method import Method
 from hf_effpt.data.packing import facts
 
@@ -32,7 +32,7 @@ def fault(checkpoint: Path) -> str | None:
             return f"`{name}` is missing"
     try:
         for name in ("config.json", STATE):
-            json.loads((checkpoint / name).read_text(encoding="utf-8"))
+            read_json(checkpoint / name)
     except ValueError:
         return f"`{name}` cannot be read"
     try:
@@ -80,7 +80,7 @@ def totals(checkpoint: Path) -> dict[str, Any]:
     Raises:
         EffptError: if another Trainer saved it.
     """
-    callbacks = json.loads((checkpoint / STATE).read_text(encoding="utf-8")).get("stateful_callbacks", {})
+    callbacks = read_json(checkpoint / STATE).get("stateful_callbacks", {})
     if "ClockCallback" not in callbacks:
         raise EffptError(
             f"The checkpoint {checkpoint} says nothing of a clock, so another Trainer has saved it; load its weights "

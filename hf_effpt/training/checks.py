@@ -1,6 +1,6 @@
 """What is checked about the parts of a run before any training."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch.utils.data import IterableDataset
@@ -8,7 +8,9 @@ from transformers import PreTrainedModel
 
 from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.method import Method, candidates
+from hf_effpt.core.method import Method
+from hf_effpt.core.objectives import objective_of
+from hf_effpt.core.row_method import candidates, row_methods
 from hf_effpt.core.width import ELEMENTWISE
 from hf_effpt.data.packing import PackedRows
 from hf_effpt.models.base import EffptMixin
@@ -66,6 +68,36 @@ def check_parts(model: PreTrainedModel, args: Any, datasets: list[Any], tokenize
             )
 
 
+def check_optimizer_arguments(args: EffptTrainingArguments, given: Mapping[str, Any]) -> None:
+    """Checks that what a trainer was given leaves the making of optimizer and schedule to it.
+
+    Raises:
+        EffptError: if it does not.
+    """
+    if given.get("optimizers", (None, None)) != (None, None):
+        raise EffptError(
+            "A ready-made optimizer cannot follow a model that resumes in another shape; pass its class "
+            "and settings as `optimizer_cls_and_kwargs`. The schedule follows the budget."
+        )
+    if given.get("optimizer_cls_and_kwargs") is not None and not args.bias_correction:
+        raise EffptError(
+            "`optimizer_cls_and_kwargs` replaces the optimizer of `bias_correction=False`; leave one of them out."
+        )
+
+
+def check_objective(model: Any, trainer: str, objectives: Sequence[str]) -> None:
+    """Checks that a trainer is one for the model's objective.
+
+    Raises:
+        EffptError: if it is not.
+    """
+    if objective_of(model.config) not in objectives:
+        raise EffptError(
+            f"`{trainer}` trains models with the objective {' or '.join(objectives)}, but `{type(model).__name__}` "
+            f"has `{objective_of(model.config)}`; use `EffptTrainer`."
+        )
+
+
 def check_left(clock: Clock, costs: dict[str, float], flops: dict[str, float]) -> None:
     """Checks that what methods had to find out beforehand has left something of the budget.
 
@@ -109,7 +141,8 @@ def check_size(dataset: Any, args: Any, methods: Sequence[Method]) -> None:
     if len(dataset) >= wanted * args.world_size:
         return
     if len(dataset) >= number * args.world_size:
-        looking = next(method.name for method in methods if method.candidates(number, None, 0.0) > number)
+        selecting = row_methods(methods)
+        looking = next(method.name for method in selecting if method.candidates(number, None, 0.0) > number)
         raise EffptError(
             f"`{looking}` looks at {wanted * args.world_size} rows in a step, and the training data are "
             f"{len(dataset)}; use more text, a smaller batch, or keep a larger share."

@@ -1,6 +1,6 @@
 """What a model has come to: its metrics in a log entry, and its loss on held-out rows beside its floor."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,9 +10,6 @@ from hf_effpt.core.objectives import objective_of
 from hf_effpt.data.packing import PackedRows
 from hf_effpt.evaluation.joint import held_out_sums
 from hf_effpt.evaluation.loss import held_out_loss, unigram_floor
-
-if TYPE_CHECKING:
-    from .trainer import EffptTrainer
 
 
 def logged_metrics(model: Any, accelerator: Any) -> dict[str, float]:
@@ -25,11 +22,11 @@ def logged_metrics(model: Any, accelerator: Any) -> dict[str, float]:
     values = dict(zip(names, together.tolist(), strict=True))
     metrics = model.metrics(values)
     for method in model.methods:
-        metrics |= method.metrics(values)
+        metrics |= method.metrics(model.backbone, values)
     return metrics
 
 
-def evaluate_rows(trainer: "EffptTrainer", rows: Any) -> dict[str, Any]:
+def evaluate_rows(trainer: Any, rows: Any) -> dict[str, Any]:
     """The held-out loss of packed rows, exact over all processes, and its floor.
 
     Returns:
@@ -52,14 +49,15 @@ def evaluate_rows(trainer: "EffptTrainer", rows: Any) -> dict[str, Any]:
     else:
         found = model.metrics(sums)
         metrics |= {**found, "floor": model.floor(found, floor)}
-    for method in model.methods:
-        for name, policy in method.policies(model.backbone).items():
+    for module in model.backbone.children():
+        policies = module.evaluation_policies(model.backbone) if hasattr(module, "evaluation_policies") else {}
+        for name, policy in policies.items():
             with policy():
                 metrics[f"held_out_loss_{name}"] = _loss_in(model, _held_out(trainer, rows)[0], masked)
     return evaluation | {name: value for name, value in metrics.items() if value is not None}
 
 
-def _held_out(trainer: "EffptTrainer", rows: Any) -> tuple[dict[str, float], np.ndarray]:
+def _held_out(trainer: Any, rows: Any) -> tuple[dict[str, float], np.ndarray]:
     """What the loss and the metrics are made of, and how often each token was masked, over all processes."""
     model, loader = trainer.model, trainer.get_eval_dataloader(rows)
     if model.main_loss_name is None:

@@ -5,7 +5,7 @@ from dataclasses import fields
 from typing import Any
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.method import nearest
+from hf_effpt.core.registry import nearest
 
 from .arguments import EffptTrainingArguments
 from .recipe_file import parse_yaml

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from hf_effpt.core.context import RunContext
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.method import Method
 from hf_effpt.data.packing import PackedRows
@@ -12,32 +13,41 @@ from hf_effpt.data.words import TrainingText
 
 
 def prepare_methods(model: Any, rows: Any, tokenizer: Any, seed: int) -> dict[str, float]:
-    """Has the methods prepare the model for a run; the seconds that those have taken that look through the text.
+    """Has the methods prepare the model for a run; returns the seconds of those that read the text, by name.
 
     Raises:
-        EffptError: if a method needs the text and there is none that it can read, or the text does not suit it.
+        EffptError: if a method reads the text and there is none that it can read, or the text does not suit it.
     """
     seconds = {}
     for method in model.methods:
         if type(method).prepare is Method.prepare or rows is None:
             continue
-        if not method.reads_text:
-            method.prepare(model.backbone, None)
-            continue
-        if not model.pretrains:
-            raise EffptError(
-                f"The method `{method.name}` looks through the text that a model is pre-trained on, and "
-                f"`{type(model).__name__}` is not; fine-tune it with the stock `Trainer`."
-            )
-        if tokenizer is None or not PackedRows.fits(rows):
-            raise EffptError(
-                f"The method `{method.name}` looks through the training text, so `train_dataset` must be rows from "
-                "`pack(…)` and `processing_class` the tokenizer that they were packed with."
-            )
+        opened: list[TrainingText] = []
+
+        def open_text(name: str = method.name, opened: list[TrainingText] = opened) -> TrainingText:
+            if not opened:
+                _check_readable(name, model, rows, tokenizer)
+                opened.append(TrainingText(PackedRows(rows), tokenizer, seed))
+            return opened[0]
+
         began = time.perf_counter()
-        method.prepare(model.backbone, TrainingText(PackedRows(rows), tokenizer, seed))
-        seconds[method.name] = time.perf_counter() - began
+        method.prepare(model.backbone, RunContext(0, 0.0, seed, model=model, open_text=open_text))
+        if opened:
+            seconds[method.name] = time.perf_counter() - began
     return seconds
+
+
+def _check_readable(name: str, model: Any, rows: Any, tokenizer: Any) -> None:
+    if not model.pretrains:
+        raise EffptError(
+            f"The method `{name}` looks through the text that a model is pre-trained on, and "
+            f"`{type(model).__name__}` is not; fine-tune it with the stock `Trainer`."
+        )
+    if tokenizer is None or not PackedRows.fits(rows):
+        raise EffptError(
+            f"The method `{name}` looks through the training text, so `train_dataset` must be rows from "
+            "`pack(…)` and `processing_class` the tokenizer that they were packed with."
+        )
 
 
 def agreed(seconds: dict[str, float], accelerator: Any) -> dict[str, float]:

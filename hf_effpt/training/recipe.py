@@ -16,7 +16,8 @@ import yaml
 
 import hf_effpt.methods  # noqa: F401  fills METHODS
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.method import METHODS, build_methods, nearest
+from hf_effpt.core.files import write_atomically
+from hf_effpt.core.registry import METHODS, build_methods, nearest
 
 from .arguments import EffptTrainingArguments
 from .overrides import SECTIONS, apply_overrides
@@ -121,7 +122,7 @@ class Recipe:
     def save(self, path: str | Path) -> None:
         """Writes the resolved recipe as YAML."""
         text = yaml.safe_dump(self.resolved(), sort_keys=False, allow_unicode=True, default_flow_style=False)
-        Path(path).write_text(text, encoding="utf-8")
+        write_atomically(Path(path), text)
 
 
 def _method_settings(name: str, values: Any) -> dict[str, Any]:

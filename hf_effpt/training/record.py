@@ -5,13 +5,12 @@ import shlex
 import statistics
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import transformers
 
 import hf_effpt
-from hf_effpt.core.context import CostReport
 from hf_effpt.core.ledger import ledger_of
 from hf_effpt.core.objectives import objective_of
 from hf_effpt.models.base import facts_of, pruning_of
@@ -19,35 +18,32 @@ from hf_effpt.models.base import facts_of, pruning_of
 from .energy import energy_entry
 from .meters import PARTS
 
-if TYPE_CHECKING:
-    from .saving import ExportingTrainer
 
-
-def run_record(trainer: "ExportingTrainer", exported: Any) -> dict[str, Any]:
+def run_record(trainer: Any, exported: Any) -> dict[str, Any]:
     """Ledger, clock totals, losses, speed and environment of a run that leaves the stock model `exported`."""
     tool = Path(sys.argv[0]).name
     model, history = trainer.model, trainer.state.log_history
     record = {
         "ledger": ledger_of(model.config),
-        "clock": trainer.timekeeper.clock.as_dict(),
+        "clock": trainer.clock.as_dict(),
         "model": {
             "objective": objective_of(model.config),
             "training_class": type(model).__name__,
             **facts_of(exported),
         },
         "throughput": throughput(history),
-        "costs": trainer.costs,
-        "method_flops": trainer.method_flops,
-        "accounts": accounts(trainer),
+        "costs": trainer.cost.method_seconds,
+        "method_flops": trainer.cost.method_flops,
+        "accounts": cost_reports(trainer),
         "environment": environment(trainer.args.device),
         "history": history,
         "command": shlex.join([*([] if tool == "effpt" else ["python"]), tool, *sys.argv[1:]]),
     }
-    keeper = trainer.timekeeper
+    keeper = trainer.cost.timekeeper
     if energy := energy_entry(keeper.clock, keeper.energy, trainer.args.carbon_intensity, keeper.emissions):
         record["energy"] = energy
-    if trainer.reference is not None:
-        record["reference"] = trainer.reference.record()
+    if trainer.cost.reference_time is not None:
+        record["reference"] = trainer.cost.reference_time.record()
     if trainer.lr_scheduler is not None:
         record["learning_rate"] = {
             "peak": trainer.args.learning_rate,
@@ -59,17 +55,11 @@ def run_record(trainer: "ExportingTrainer", exported: Any) -> dict[str, Any]:
     return record | pruning_of(exported) | trainer.facts
 
 
-def accounts(trainer: Any) -> dict[str, dict[str, Any]]:
-    """What the methods say of what they have cost; those that say something."""
-    clock, charged = trainer.clock, trainer.args.charge_methods
-    told = {}
-    for method in trainer.methods:
-        name = method.name
-        own = trainer.costs.get(name, 0.0), trainer.method_flops.get(name, 0.0)
-        before = trainer.seconds_before(name), trainer.prior.get(name, {}).get("flops", 0.0)
-        spent = CostReport(clock.seconds, clock.flops, *own, *before, charged)
-        told[method.name] = method.cost_report(trainer.model.backbone, spent)
-    return {name: said for name, said in told.items() if said}
+def cost_reports(trainer: Any) -> dict[str, dict[str, Any]]:
+    """The cost reports of the methods that select rows, by name; of those that have something to say."""
+    backbone, cost = trainer.model.backbone, trainer.cost
+    found = {method.name: method.cost_report(backbone, cost.report(method.name)) for method in trainer.row_methods}
+    return {name: report for name, report in found.items() if report}
 
 
 def throughput(history: list[dict[str, Any]]) -> dict[str, float]:

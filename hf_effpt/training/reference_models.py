@@ -1,6 +1,5 @@
 """Models that a method compares the trained one with: loaded once, never changed, and paid for."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer
 
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.files import read_json
 from hf_effpt.data.packing import facts
 from hf_effpt.models.bert import EffptBertForMaskedLM
 from hf_effpt.models.configuration_effpt import EffptBertConfig
@@ -78,7 +78,7 @@ def record_in(folder: str) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return dict(read_json(path))
     except (ValueError, TypeError) as error:
         raise _unread(folder, error) from error
 

@@ -4,7 +4,6 @@ Each kind of operation is timed once, stored, and multiplied by how often it ran
 Gain, section 2). So two runs with equal work are charged the same, on a busy machine as on an idle one.
 """
 
-import json
 import logging
 import platform
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ import torch
 from huggingface_hub.utils import WeakFileLock
 
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.files import read_json, write_json
 from hf_effpt.data.cache import cache_folder
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class ReferenceTimes:
         if not self.path.is_file():
             return
         try:
-            table = json.loads(self.path.read_text(encoding="utf-8"))
+            table = read_json(self.path)
             self.system, self._seconds = str(table["system"]), {k: float(v) for k, v in table["seconds"].items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise EffptError(
@@ -106,10 +106,7 @@ class ReferenceTimes:
         with WeakFileLock(f"{self.path}.lock"):
             self._read()
             self._seconds.setdefault(operation, seconds)
-            table = {"system": self.system, "seconds": dict(sorted(self._seconds.items()))}
-            temporary = self.path.with_suffix(".incoming")
-            temporary.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
-            temporary.replace(self.path)
+            write_json(self.path, {"system": self.system, "seconds": dict(sorted(self._seconds.items()))})
 
     def faults(self) -> list[str]:
         """Operations that take less time with more layers than with fewer: slips, or times that were disturbed."""

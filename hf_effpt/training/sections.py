@@ -9,7 +9,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from transformers import HfArgumentParser
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.method import nearest
+from hf_effpt.core.registry import nearest
 
 Section = TypeVar("Section")
 

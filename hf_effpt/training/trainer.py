@@ -4,46 +4,46 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerState
+from transformers import Trainer, TrainerState
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import TrainOutput
 
 from hf_effpt.core.anatomy import layers_of
 from hf_effpt.core.clock import Clock
-from hf_effpt.core.errors import EffptError
+from hf_effpt.core.context import RunContext
 from hf_effpt.core.ledger import archive_events, rewarmed, span_of
 from hf_effpt.core.method import Method
 from hf_effpt.core.objectives import OBJECTIVES, objective_of
+from hf_effpt.core.row_method import RowMethod, row_methods
 from hf_effpt.data.masking import DataCollatorForMaskedLM
 
 from . import carbon, checkpoints, checks
 from .adam import UncorrectedAdamW
 from .arguments import EffptTrainingArguments
 from .callbacks import ClockCallback, ClockProgress
-from .choosing import ChoosingTrainer
-from .energy import check_resumed
+from .checkpointing import Saver
+from .cost import CostMeter
 from .evaluation_loop import evaluate_rows, logged_metrics
-from .flops import FlopCounter
-from .meters import StepMeter
 from .preparing import agreed, prepare_methods
-from .reference_time_meter import ReferenceMeter
-from .reference_time_table import ReferenceTimes
+from .row_selection import RowSelection
 from .schedule import clock_schedule, set_paces
-from .timekeeping import Timekeeper
+from .stream import TrainingStream
 
 ENDLESS = 2**31 - 1  # the number of steps where the clock, not a count, ends the run
 
 
-class EffptTrainer(ChoosingTrainer):
+class EffptTrainer(Trainer):
     """Trains a model of this package on a budget, with its methods, and exports a stock model.
 
     Everything not named here is as in [`transformers.Trainer`]. `train(resume_from_checkpoint=…)` continues bit for
     bit; `save_model()` writes the exported stock model, while `checkpoint-N/` holds the training model.
+
+    It is made of parts: `cost` ([`CostMeter`]) moves the clock, `stream` ([`TrainingStream`]) yields rows, `selection`
+    ([`RowSelection`]) has methods choose among them, `saver` ([`Saver`]) writes checkpoints and the export.
 
     Args:
         model ([`PreTrainedModel`]): a training model, for example `EffptBertForMaskedLM` or
@@ -57,8 +57,18 @@ class EffptTrainer(ChoosingTrainer):
         EffptError: for a model, dataset or tokenizer that do not fit each other, before any training.
     """
 
+    # The stock class declares these more widely, as optional or as unions; once a trainer is made they are all there.
+    args: EffptTrainingArguments
+    accelerator: Any
+    model: Any
+    optimizer: Any
+    lr_scheduler: Any
+    train_dataset: Any
+    eval_dataset: Any
+
     method: str | None = None  # the method that a named subclass switches on
     objectives: tuple[str, ...] = tuple(OBJECTIVES)  # those of the models that it trains
+    _warmup = 0.0  # share of the budget in which the learning rate rises, once there is a schedule
 
     def __init__(
         self,
@@ -72,20 +82,8 @@ class EffptTrainer(ChoosingTrainer):
     ) -> None:
         given = [dataset for dataset in (train_dataset, eval_dataset) if dataset is not None]
         checks.check_parts(model, args, given, processing_class)
-        if kwargs.get("optimizers", (None, None)) != (None, None):
-            raise EffptError(
-                "A ready-made optimizer cannot follow a model that resumes in another shape; pass its class "
-                "and settings as `optimizer_cls_and_kwargs`. The schedule follows the budget."
-            )
-        if kwargs.get("optimizer_cls_and_kwargs") is not None and not args.bias_correction:
-            raise EffptError(
-                "`optimizer_cls_and_kwargs` replaces the optimizer of `bias_correction=False`; leave one of them out."
-            )
-        if objective_of(model.config) not in self.objectives:
-            raise EffptError(
-                f"`{type(self).__name__}` trains models with the objective {' or '.join(self.objectives)}, but "
-                f"`{type(model).__name__}` has `{objective_of(model.config)}`; use `EffptTrainer`."
-            )
+        checks.check_optimizer_arguments(args, kwargs)
+        checks.check_objective(model, type(self).__name__, self.objectives)
         if self.method is not None and self.method not in model.config.methods:
             model.add_method(self.method)
         checks.exclude_specials(model.config, processing_class)
@@ -95,9 +93,7 @@ class EffptTrainer(ChoosingTrainer):
         self.masking = inner if isinstance(inner, DataCollatorForMaskedLM) else None
         if self.masking is not None and self.masking.shares is None:
             self.masking.shares = OBJECTIVES[objective_of(model.config)].corruption
-        self.preparation = prepare_methods(model, train_dataset, processing_class, args.seed)
-        for method in model.methods:
-            data_collator = method.wrap_collator(data_collator)
+        prepare_seconds = prepare_methods(model, train_dataset, processing_class, args.seed)
         if args.ddp_find_unused_parameters is None:
             # a layer that does not run has no gradient to wait for
             args.ddp_find_unused_parameters = bool(model.methods)
@@ -115,32 +111,40 @@ class EffptTrainer(ChoosingTrainer):
             )
         if train_dataset is not None:
             checks.check_size(train_dataset, self.args, self.methods)
-        self.preparation = agreed(self.preparation, self.accelerator)
-        self.facts, self.evaluation = {}, None
-        self.meter = StepMeter(self.args.device)
-        self.counter = FlopCounter()
-        self.check_pickers()
+        self.facts: dict[str, Any] = {}  # entries of `run.json` that the trainer does not know itself
+        self.evaluation: dict[str, Any] | None = None  # the last held-out loss
+        self.step_loss: Any = 0.0  # of the step under way, summed over micro-batches
+        self.cost = CostMeter(self.args, self.accelerator.autocast)
+        self.cost.prepare_seconds = agreed(prepare_seconds, self.accelerator)
+        self.stream = TrainingStream(self.args, train_dataset, self.data_collator, keyed=self.masking is not None)
+        self.selection = RowSelection(self.stream, self.cost, self.masking, processing_class)
+        self.saver = Saver(self)
+        self.selection.check(self.model, self.row_methods)
         self.begin(None)
         checks.check_steps(self.clock, self.methods)
         self.callback_handler.callbacks.insert(0, ClockCallback(self))
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(ClockProgress(self))
 
-    # What the run is made of.
+    # A run.
 
     @property
     def methods(self) -> list[Method]:
         return self.model.methods
 
     @property
+    def row_methods(self) -> list[RowMethod]:
+        """The methods that select rows."""
+        return row_methods(self.methods)
+
+    @property
+    def clock(self) -> Clock:
+        return self.cost.clock
+
+    @property
     def step_rows(self) -> int:
         """Rows of an optimizer step, over all micro-batches and processes."""
         return self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
-
-    @property
-    def step_rows_seen(self) -> int:
-        """Rows that all processes have taken from the stream in the last optimizer step."""
-        return self._step_rows * self.args.world_size
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """As in the stock Trainer; resuming builds the model that the checkpoint's configuration describes.
@@ -163,67 +167,70 @@ class EffptTrainer(ChoosingTrainer):
             resume_from_checkpoint = str(checkpoint)
         else:
             self.begin(None)
-            checks.check_left(self.clock, self.costs, self.method_flops)
+            checks.check_left(self.clock, self.cost.method_seconds, self.cost.method_flops)
             archive_events(self.model.config)
             if self.model.snapshot is not None:
                 self.model.snapshot.take(self.model)
         checks.check_processes(self.methods, self.args.world_size)
-        self.compile_model()
-        with carbon.tracking(self.args, self.timekeeper):
+        if self.args.compile_layers:
+            # Each layer by itself: then neither dropped nor added layers recompile the others.
+            for layer in layers_of(self.model.backbone).children():
+                layer.compile()
+        with carbon.tracking(self.args, self.cost.timekeeper):
             return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
 
     def begin(self, totals: dict[str, Any] | None) -> None:
-        """Sets the clock to zero, or to the totals saved in a checkpoint."""
+        """Sets clock and rows to zero, or to the totals saved in a checkpoint."""
         clock = self.args.clock
         if clock is None:
             rows = 0 if self.train_dataset is None else len(self.train_dataset)
             clock = Clock("steps", max(1, math.ceil(self.args.num_train_epochs * rows / self.step_rows)))
-        self.rows_seen, self._step_rows, self._carried = 0, 0, None
-        self._step_tokens, self._step_flops = 0, 0.0
-        self._step_loss: Any = 0.0
-        self.costs, self.method_flops, self.prepaid = {}, {}, 0.0
-        self.timekeeper = Timekeeper(clock, self.args.device, self.args.world_size)
-        self.reference = self._reference_meter() if clock.unit == "reference_seconds" else None
-        if totals is not None:
-            clock.restore(totals)
-            self.rows_seen = totals["rows"]
-            self.costs = dict(totals.get("costs") or {})
-            self.method_flops = dict(totals.get("method_flops") or {})
-            check_resumed(clock)
-            self.prepaid = totals.get("prepaid", 0.0)
-        elif self.preparation or self.prior:
-            self.charge_preparation()
+        self.stream.begin(0 if totals is None else totals["rows"])
+        self.cost.begin(clock, totals)
 
     @property
     def trained_share(self) -> float:
-        """How much is spent of what the budget left for training: what the learning rate and its warm-up follow.
+        """Share that is spent of the part of the budget that is for training; the learning rate follows it.
 
-        A method may have them run anew, in a part of the budget.
+        A method may have the learning rate run anew in a part of the budget.
         """
         since, until = span_of(self.model.config)
-        since = max(since, self.prepaid)
+        since = max(since, self.cost.upfront_fraction)
         return min(1.0, (self.clock.fraction - since) / (until - since)) if since < until else 1.0
 
-    def _reference_meter(self) -> ReferenceMeter:
-        if self.args.world_size > 1:
-            raise EffptError(
-                f"The budget {self.args.budget} is reference time, which counts the operations of one process, not of "
-                f"{self.args.world_size}; start one, or give tokens, flops or time."
-            )
-        times = ReferenceTimes.open(self.args.reference_times, self.args.device)
-        return ReferenceMeter(times, self._matmul_dtype, self.accelerator.autocast, lambda: self.timekeeper.paused())
+    def context(self) -> RunContext:
+        """The live run, between two steps."""
+        self.cost.forget_counts()
+        warming_up = self.trained_share < self._warmup or rewarmed(self.model.config, self.clock.steps) < 1
+        return RunContext(
+            self.state.global_step,
+            self.clock.fraction,
+            self.args.seed,
+            model=self.model,
+            optimizer=getattr(self.optimizer, "optimizer", self.optimizer),  # Accelerate wraps it
+            loss=self._mean_loss,
+            flops=self.clock.flops,
+            draw_batches=self._draw_batches,
+            charged=self.cost.charged,
+            warming_up=warming_up,
+        )
 
-    def compile_model(self) -> None:
-        """Compiles each layer by itself, if asked for: then neither dropped nor added layers recompile the others."""
-        if self.args.compile_layers:
-            for layer in layers_of(self.model.backbone).children():
-                layer.compile()
+    def _mean_loss(self) -> torch.Tensor:
+        return self.step_loss if self.args.world_size == 1 else self.accelerator.reduce(self.step_loss, "mean")
+
+    def _draw_batches(self, number: int) -> Iterator[dict[str, torch.Tensor]]:
+        for batch in self.stream.draw(number, self.state.global_step):
+            if self.args.charge_methods:
+                self.cost.step_tokens += batch["input_ids"].numel() * self.args.world_size
+            yield batch
 
     def set_initial_training_values(self, args: Any, dataloader: Any) -> tuple:
         """One endless pass; the number of steps is the budget where it counts steps, else the clock ends the run."""
         steps = int(self.clock.budget) if self.clock.unit == "steps" else ENDLESS
         micro_batches = steps * args.gradient_accumulation_steps
         return 1, steps, len(self.train_dataset), steps * self.step_rows, self.step_rows, micro_batches, steps
+
+    # The optimizer and its schedule.
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The stock schedule of that name, as a function of the share of the budget that is spent."""
@@ -243,7 +250,7 @@ class EffptTrainer(ChoosingTrainer):
     @staticmethod
     def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> tuple[Any, Any]:
         """As in the stock Trainer, or the optimizer without bias correction."""
-        kind, kwargs = ChoosingTrainer.get_optimizer_cls_and_kwargs(args, model)
+        kind, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, model)
         return (kind if args.bias_correction else UncorrectedAdamW), kwargs
 
     def get_decay_parameter_names(self, model: Any) -> list[str]:
@@ -282,22 +289,40 @@ class EffptTrainer(ChoosingTrainer):
 
     # A step.
 
+    def get_train_dataloader(self) -> Any:
+        """An endless stream of batches, entered at the row where the run stands."""
+        strip = self.masking is None and hasattr(self.train_dataset, "column_names")
+        # Both may have been replaced since the trainer was made.
+        self.stream.dataset = self._remove_unused_columns(self.train_dataset) if strip else self.train_dataset
+        self.stream.collator = self.data_collator
+        return self.stream.loader(may_carry=bool(self.row_methods))
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """Held-out rows in order, 15 % of them chosen whatever the rate in training, the same at every call."""
+        eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if self.masking is None:
+            return super().get_eval_dataloader(eval_dataset)
+        rows = [(0, row) for row in range(self.args.process_index, len(eval_dataset), self.args.world_size)]
+        size = self.args.per_device_eval_batch_size
+        batches = [rows[first : first + size] for first in range(0, len(rows), size)]
+        shares = OBJECTIVES[objective_of(self.model.config)].corruption
+        return self.stream.loader_of(
+            eval_dataset, DataCollatorForMaskedLM(self.masking.tokenizer, shares=shares), batches
+        )
+
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """The micro-batches of one optimizer step, on the device, and the number of labels in all of them."""
-        with self.meter.measure("data"):
-            self._step_loss = 0.0
-            if self.picks_rows:
-                batches = self.chosen(epoch_iterator, num_batches, device)
+        with self.cost.meter.measure("data"):
+            self.step_loss = 0.0
+            if selecting := self.row_methods:
+                run = RunContext(self.state.global_step, self.clock.fraction, self.args.seed, model=self.model)
+                batches = self.selection.select(self.model, selecting, run, epoch_iterator, num_batches, device)
             else:
-                self._step_rows = num_batches * self.args.train_batch_size
-                batches = [
-                    {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-                    for batch in islice(epoch_iterator, num_batches)
-                ]
+                batches = self.stream.take(epoch_iterator, num_batches, device)
             tokens = sum(batch["input_ids"].numel() for batch in batches)
-            seen = self._step_rows / (num_batches * self.args.train_batch_size)
-            self._step_tokens += round(tokens * seen) * self.args.world_size
-            self._step_learned = tokens * self.args.world_size
+            seen = self.stream.step_rows / (num_batches * self.args.train_batch_size)
+            self.cost.step_tokens += round(tokens * seen) * self.args.world_size
+            self.cost.learned_tokens = tokens * self.args.world_size
             return batches, self._get_num_items_in_batch(batches, device)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
@@ -311,23 +336,20 @@ class EffptTrainer(ChoosingTrainer):
         return total
 
     def training_step(self, model: torch.nn.Module, inputs: dict, num_items_in_batch: Any = None) -> torch.Tensor:
-        with self.meter.measure("training_step"):
+        with self.cost.meter.measure("training_step"):
             loss = super().training_step(model, inputs, num_items_in_batch)
-        self._micro_flops = self.counter.count(self.model, inputs)
-        self._step_flops += self._micro_flops * self.args.world_size
-        self._step_loss = self._step_loss + loss
-        if self.reference is not None:
-            self.reference.add_training(self.model, inputs)
+        self.cost.charge_micro_batch(self.model, inputs)
+        self.step_loss = self.step_loss + loss
         return loss
 
     def floating_point_ops(self, inputs: Any) -> float:
-        """Of the micro-batch just trained on: counted, not estimated from the number of parameters."""
-        return self._micro_flops
+        """FLOPs of the micro-batch just trained on: counted, not estimated from the number of parameters."""
+        return self.cost.micro_flops
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        with self.meter.measure("forward") if model.training else nullcontext():
+        with self.cost.meter.measure("forward") if model.training else nullcontext():
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if model.training:
             # The Trainer divides a micro-batch mean by the accumulation steps afterwards, but not a loss scaled
@@ -341,47 +363,62 @@ class EffptTrainer(ChoosingTrainer):
 
     def charge_step(self) -> None:
         """Charges the clock for the optimizer step just done."""
-        reference = None
-        if self.reference is not None:
-            self.reference.add_optimizer(self.model, self.optimizer, self.args.max_grad_norm)
-            reference = self.reference.take()
-        seconds = self.timekeeper.step(tokens=self._step_tokens, flops=self._step_flops, reference_seconds=reference)
-        self.meter.add(tokens=self._step_learned, flops=self._step_flops, seconds=seconds)
-        self.rows_seen += self.step_rows_seen
-        self._step_tokens, self._step_flops = 0, 0.0
+        self.cost.charge_step(self.model, self.optimizer)
+        self.stream.rows_seen += self.stream.step_rows_seen
 
     # What is measured.
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the clock to each entry; to those of training also speed, utilisation and the parts of a step."""
         if "loss" in logs:
-            self.meter.seconds += self.timekeeper.settle()
-            with self.timekeeper.paused():
-                logs |= self.meter.summary(self._matmul_dtype, devices=self.args.world_size)
+            self.cost.meter.seconds += self.cost.timekeeper.settle()
+            with self.cost.timekeeper.paused():
+                logs |= self.cost.meter.summary(self.cost.dtype, devices=self.args.world_size)
                 logs |= logged_metrics(self.model, self.accelerator)
-                self.note_selection()
-            self.meter.reset()
+                self.selection.note_device_time(self.row_methods)
+            self.cost.meter.reset()
         if any(name.endswith("loss") for name in logs if name != "train_loss"):  # which comes with its own totals
             totals = self.clock.as_dict() | {"clock": self.clock.fraction}
             names = ("clock", "tokens", "flops", "seconds", "reference_seconds", "joules")
             logs |= {name: totals[name] for name in names if totals[name] is not None}
         super().log(logs, start_time)
 
-    @property
-    def _matmul_dtype(self) -> torch.dtype:
-        return torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else torch.float32
-
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict:
         """For packed held-out rows the exact mean loss, and the floor that it has to get below; else as stock."""
         eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        if self.masking is None or eval_dataset is None or isinstance(eval_dataset, dict):
-            with self.timekeeper.paused():
+        with self.cost.timekeeper.paused():
+            if self.masking is None or eval_dataset is None or isinstance(eval_dataset, dict):
                 return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        began = time.perf_counter()
-        with self.timekeeper.paused():
+            began = time.perf_counter()
             self.evaluation = evaluate_rows(self, eval_dataset) | {"step": self.state.global_step}
             metrics = {f"{metric_key_prefix}_loss": self.evaluation["held_out_loss"]}
             metrics[f"{metric_key_prefix}_runtime"] = time.perf_counter() - began
             self.log(metrics)
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    # What is saved.
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self.saver.staging or super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        with self.saver.checkpoint(self.state.global_step):
+            super()._save_checkpoint(model, trial)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Exports the stock model, with tokenizer, card and `run.json`; only checkpoints keep the training model."""
+        if self.saver.staging is not None:
+            super().save_model(output_dir, _internal_call)
+            return
+        if self.args.should_save:
+            self.saver.export(output_dir or self.args.output_dir)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def create_model_card(
+        self, language: Any = None, license: str | None = None, tags: Any = None, **kwargs: Any
+    ) -> None:
+        """Writes the package's own card, from what the run has measured; the stock Trainer's other facts are in it."""
+        if self.is_world_process_zero():
+            self.saver.write_card({"language": language, "license": license, "tags": tags})

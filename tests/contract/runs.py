@@ -74,7 +74,7 @@ def check_resumption(runs: Runs, objective: str, ledger: dict, at: int, dropout:
     straight = runs(objective, ledger, dropout)
     resumed = trainer_of(runs.folder / "resumed", objective, ledger, dropout)
     if len(ledger) > 1 or at != 4:  # counting takes longer than training; methods alone count anew in the middle
-        resumed.counter = straight.counter
+        resumed.cost.counter = straight.cost.counter
     torch.rand(3)  # a resumed process has used its generators otherwise
     resumed.train(resume_from_checkpoint=str(checkpoint_of(straight, at)))
 
@@ -95,7 +95,7 @@ def check_checkpointing(runs: Runs, ledger: dict) -> None:
     straight, trainer = runs("mlm", ledger), trainer_of(runs.folder / "checkpointed", "mlm", ledger)
     enable = getattr(trainer.model, "activation_checkpointing_enable", None)  # its name in newer transformers
     (enable or trainer.model.gradient_checkpointing_enable)()
-    trainer.counter = straight.counter
+    trainer.cost.counter = straight.cost.counter
     trainer.train()
     tiny.assert_same_weights(straight.model, trainer.model)
 
@@ -112,7 +112,7 @@ GRAPHS = {
 def check_compilation(runs: Runs, ledger: dict, counter: Any) -> None:
     """Trains with compiled layers: the losses are those of the straight run, and graphs are few."""
     straight, trainer = runs("mlm", ledger), trainer_of(runs.folder / "compiled", "mlm", ledger, compile_layers=True)
-    trainer.counter = straight.counter
+    trainer.cost.counter = straight.cost.counter
     trainer.train()
     assert 0 < counter.frame_count <= max(GRAPHS.get(name, 1) for name in ledger)
     for step, loss in losses_of(straight).items():

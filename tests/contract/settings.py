@@ -3,7 +3,7 @@
 from itertools import combinations
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.method import METHODS, build_methods
+from hf_effpt.core.registry import METHODS, build_methods
 from tests import tiny
 
 SETTINGS: dict[str, dict] = {

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from hf_effpt.core.anatomy import layers_of
+from hf_effpt.core.context import RunContext
 from hf_effpt.core.depth import LayerStack
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.method import METHODS, build_methods
+from hf_effpt.core.registry import METHODS, build_methods
 from hf_effpt.training.preparing import prepare_methods
 from hf_effpt.training.recipe import Recipe
 from tests import tiny
@@ -93,8 +94,8 @@ def test_scheduling_leaves_the_global_generators_alone(name):
     before = torch.get_rng_state()
     for step in range(8):
         for method in model.methods:
-            method.schedule(model.backbone, step, step / 8, seed=7)
-            method.advance(model.backbone, step + 1, (step + 1) / 8)
+            method.schedule(model.backbone, RunContext(step, step / 8, seed=7))
+            method.advance(model.backbone, RunContext(step + 1, (step + 1) / 8))
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -105,7 +106,7 @@ def test_schedule_is_a_pure_function(name):
     (method,) = model.methods
 
     def active(step):
-        method.schedule(model.backbone, step, step / 8, seed=7)
+        method.schedule(model.backbone, RunContext(step, step / 8, seed=7))
         return layers_of(model.backbone).active
 
     forwards = [active(step) for step in range(8)]

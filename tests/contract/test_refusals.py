@@ -5,7 +5,7 @@ import math
 import pytest
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.method import METHODS, build_methods
+from hf_effpt.core.registry import METHODS, build_methods
 from tests import tiny
 
 from .settings import name_of

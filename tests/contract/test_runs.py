@@ -9,8 +9,8 @@ import torch
 from transformers import BertForMaskedLM
 
 from hf_effpt.core.anatomy import layers_of
-from hf_effpt.core.method import METHODS
 from hf_effpt.core.objectives import OBJECTIVES
+from hf_effpt.core.registry import METHODS
 from tests import tiny
 
 from . import runs as contract

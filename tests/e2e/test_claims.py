@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_effpt.core.method import METHODS, build_methods
+from hf_effpt.core.registry import METHODS, build_methods
 from tests.unit.comparison.example_report import with_objectives
 
 ROOT = Path(__file__).parents[2]

@@ -54,8 +54,8 @@ def run_case(folder, name, ledger, resume="", **settings):
     found = {
         "weights": tiny.weights(trainer.model), "selector": trainer.model.bert.selector.state_dict(),
         "looked": trainer.looked, "kept": trainer.kept, "kept_in": trainer.kept_in, "shapes": trainer.shapes,
-        "clock": trainer.clock.as_dict(), "rows": trainer.rows_seen, "method_flops": trainer.method_flops,
-        "carried": None if trainer._carried is None else trainer._carried["example_id"].tolist(),
+        "clock": trainer.clock.as_dict(), "rows": trainer.stream.rows_seen, "method_flops": trainer.cost.method_flops,
+        "carried": None if trainer.stream._carried is None else trainer.stream._carried["example_id"].tolist(),
     }  # fmt: skip
     torch.save(found, f"{folder}/{name}{resume}-{trainer.args.process_index}.pt")
     trainer.accelerator.wait_for_everyone()

@@ -14,6 +14,7 @@ from hf_effpt.core.anatomy import embeddings_of, layers_of, pooler_of
 from hf_effpt.core.depth import stack_of
 from hf_effpt.core.gates import GatedLinear
 from hf_effpt.core.ledger import archive_events
+from hf_effpt.core.padding import real_tokens
 from hf_effpt.core.width import resize, widths_of
 
 NAME = "teacher"  # of the attribute of the backbone, and of what its event says: the widths of the teacher's layers
@@ -72,7 +73,7 @@ class Teacher(nn.Module):
             wanted_BLD = self.encoder(*args, **kwargs)[0]
         ids_BL = args[0] if args else kwargs.get("input_ids")
         mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
-        real_BL = real_tokens(wanted_BLD, ids_BL, mask, backbone.config.pad_token_id)
+        real_BL = real_tokens(wanted_BLD, mask, input_ids=ids_BL, pad=backbone.config.pad_token_id)
         self.term = distance(output[0], wanted_BLD, real_BL)
 
     def take_term(self) -> Tensor | None:
@@ -85,20 +86,6 @@ def distance(hidden_BLD: Tensor, wanted_BLD: Tensor, real_BL: Tensor) -> Tensor:
     """The mean squared difference of hidden states at real tokens, in fp32."""
     squared_BL = (hidden_BLD.float() - wanted_BLD.float()).square().mean(dim=2)
     return (squared_BL * real_BL).sum() / real_BL.sum().clamp(min=1)
-
-
-def real_tokens(hidden_BLD: Tensor, ids_BL: Tensor | None, mask: Tensor | None, pad: int | None) -> Tensor:
-    """Where a batch has tokens and no padding, of shape `(batch_size, sequence_length)`.
-
-    Args:
-        ids_BL (`Tensor` of shape `(batch_size, sequence_length)`, *optional*): what is not `pad` is a token.
-        mask (`Tensor`, *optional*): of shape `(batch_size, sequence_length)` it says where there are tokens; one of
-            another shape only says which of them see each other.
-    """
-    real_BL = torch.ones(hidden_BLD.shape[:2], dtype=torch.bool, device=hidden_BLD.device)
-    if ids_BL is not None and pad is not None:
-        real_BL = real_BL & (ids_BL != pad)
-    return real_BL & mask.bool() if mask is not None and mask.ndim == 2 else real_BL
 
 
 def teach(backbone: Any) -> list[list[int]]:

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hf_effpt.core.depth import flatten, set_order, stack_of
+from hf_effpt.core.context import RunContext
+from hf_effpt.core.depth import set_order, stack_of
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.gates import NAME, Scores, WidthGates, gate_scores, magnitude
+from hf_effpt.core.gates import NAME, Scores, WidthGates, gate_scores, loss_importance, magnitude
 from hf_effpt.core.ledger import record
-from hf_effpt.core.method import Method, Paper, Run, start_after
+from hf_effpt.core.method import Method, Paper, start_after
 from hf_effpt.core.random import CUTS, step_rng
 from hf_effpt.core.ticket import Ticket, unit_of
 from hf_effpt.core.width import cut_state, cut_width, draw_running
@@ -22,7 +23,7 @@ from hf_effpt.core.width import cut_state, cut_width, draw_running
 from .distill import NAME as TEACHER
 from .distill import dismiss, teach, teach_again, teacher_of
 from .plan import Size, cut_at, size_after, thinned
-from .scores import at_random, michel
+from .scores import at_random
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +73,6 @@ class Compress(Method):
 
     name: ClassVar[str] = "compress"
     order: ClassVar[int] = 2
-    cuts_depth: ClassVar[bool] = True
     summary: ClassVar[str] = "Trains a large model first, and cuts it down to a smaller one on the way."
     conflicts: ClassVar[frozenset[str]] = frozenset({"earlybert", "lottery"})
     paper: ClassVar[Paper] = Paper(
@@ -147,7 +147,7 @@ class Compress(Method):
         return self.importance == "gates" and self._shares != (1.0, 1.0)
 
     @property
-    def _begins(self) -> float:
+    def starts_at(self) -> float:
         """From when on the model is made ready: gates learn before the first cut."""
         return max(0.0, self.at - STRETCH) if self._by_gates else self.at
 
@@ -161,11 +161,6 @@ class Compress(Method):
         return self.fractions[-1]
 
     @property
-    def prepared_by(self) -> Mapping[str, float]:
-        """LayerDrop makes a model that bears the loss of layers, and is off from the first cut on."""
-        return {"layerdrop": self._begins}
-
-    @property
     def changes_parameters(self) -> bool:
         return self._left > 0 and self._shares != (1.0, 1.0)
 
@@ -177,9 +172,9 @@ class Compress(Method):
         return whole, Size(depth, round(whole.heads * heads), round(whole.neurons * neurons))
 
     def bind(self, config: Any, others: Mapping[str, Method]) -> None:
-        settled = start_after(self.name, None, others)
-        if self._begins < settled:
-            ready = f", and its gates learn from {self._begins:g} on" if self._by_gates else ""
+        settled = start_after(self, None, others)
+        if self.starts_at < settled:
+            ready = f", and its gates learn from {self.starts_at:g} on" if self._by_gates else ""
             raise EffptError(
                 f"`compress.at` is {self.at}{ready}, but another method changes the architecture until {settled} of "
                 "the clock; set `compress.at` later, or have the model grow earlier."
@@ -220,7 +215,7 @@ class Compress(Method):
             )
         self._left = max(0, self.rounds - done)
 
-    def prepare(self, backbone: Any, text: Any) -> None:
+    def prepare(self, backbone: Any, context: RunContext) -> None:
         if self._left < self.rounds:
             logger.warning(
                 "an earlier run has cut this model; of %d cuts by `compress` %d are left to make",
@@ -242,9 +237,9 @@ class Compress(Method):
         if not self._left:
             gates.retire(backbone)
 
-    def schedule(self, backbone: Any, step: int, fraction: float, seed: int) -> None:
+    def schedule(self, backbone: Any, context: RunContext) -> None:
         if self._by_gates:
-            getattr(backbone, NAME).on = self._left > 0 and fraction >= self._begins
+            getattr(backbone, NAME).on = self._left > 0 and context.fraction >= self.starts_at
 
     def penalty(self, backbone: Any) -> Tensor | None:
         terms: list[Tensor] = []
@@ -258,21 +253,21 @@ class Compress(Method):
             terms.append(self.distill * main * term)
         return torch.stack(terms).sum() if terms else None
 
-    def advance(self, backbone: Any, step: int, fraction: float, run: Run | None = None) -> bool:
-        due, changed = sum(fraction >= at for at in self.fractions), False
+    def advance(self, backbone: Any, context: RunContext) -> bool:
+        due, changed = sum(context.fraction >= at for at in self.fractions), False
         # A long step may pass two cuts at once; then both are made, one after the other.
         for done in range(self.rounds - self._left, due):
-            changed |= self._cut(backbone, step, done + 1, run)
-        if fraction >= 1.0:
+            changed |= self._cut(backbone, done + 1, context)
+        if context.fraction >= 1.0:
             dismiss(backbone)
         return changed
 
-    def _cut(self, backbone: Any, step: int, number: int, run: Run | None) -> bool:
+    def _cut(self, backbone: Any, number: int, context: RunContext) -> bool:
         """Makes one of the cuts; returns whether layers are narrower for it."""
         facts = {TEACHER: teach(backbone)} if self.distill and teacher_of(backbone) is None else {}
         stack, (whole, wanted) = stack_of(backbone), self.sizes(backbone.config)
         size = size_after(number, self.rounds, whole, wanted)
-        lot = step_rng(0 if run is None else run.seed, step, CUTS)
+        lot = step_rng(context.seed, context.step, CUTS)
         if size.depth < len(stack.order):
             if self.importance == "random":
                 kept = np.sort(lot.permutation(len(stack.order))[: size.depth])
@@ -282,40 +277,40 @@ class Compress(Method):
         narrower = self._shares != (1.0, 1.0)
         self._left -= 1
         if narrower:
-            scores = self._scores(backbone, run)
+            scores = self._scores(backbone, context)
             ticket = draw_running(backbone, scores, size.heads, size.neurons * len(stack.order))
             if self.importance == "random":
                 ticket = at_random(ticket, lot)
-            self._narrow(backbone, ticket, run)
+            self._narrow(backbone, ticket, context)
         what = (
             f"cut to {len(stack.order)} layers of {size.heads} heads and {size.neurons} neurons by {self.importance}"
         )
         what = f"{what}, {number} of {self.rounds}" if self.rounds > 1 else what
-        record(backbone.config, step, self.name, what, facts=facts)
+        record(backbone.config, context.step, self.name, what, facts=facts)
         return narrower
 
-    def _narrow(self, backbone: Any, ticket: Ticket, run: Run | None) -> None:
+    def _narrow(self, backbone: Any, ticket: Ticket, context: RunContext) -> None:
         if self._by_gates:
             gates: WidthGates = getattr(backbone, NAME)
             gates.fold(backbone)
             gates.detach(backbone)
         cuts = cut_width(backbone, ticket)
-        if run is not None:
-            cut_state(run.optimizer, cuts)
+        if context.is_live:
+            cut_state(context.optimizer, cuts)
         if self._by_gates:
             self._put_gates(backbone)
 
-    def _scores(self, backbone: Any, run: Run | None) -> Scores:
+    def _scores(self, backbone: Any, context: RunContext) -> Scores:
         if self.importance == "magnitude":
             return magnitude(backbone)
         if self.importance == "gates":
             return gate_scores(getattr(backbone, NAME))
-        if run is None:
+        if not context.is_live:
             raise EffptError(
                 f"`compress.importance` `{self.importance}` measures heads and neurons on text; use a Trainer, or "
                 "`magnitude`."
             )
-        return michel(backbone, run)
+        return loss_importance(backbone, context)
 
     def cost_signature(self, backbone: Any) -> str:
         said = ["gates"] if self._by_gates and getattr(backbone, NAME).on else []
@@ -329,4 +324,4 @@ class Compress(Method):
             if self._left:
                 gates.fold(backbone)
             gates.detach(backbone)
-        flatten(backbone)
+        super().eject(backbone)

@@ -4,15 +4,12 @@ from typing import Any
 
 import torch
 
+from hf_effpt.core.context import RunContext
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.gates import Scores, importance, magnitude
-from hf_effpt.core.method import Run
-from hf_effpt.core.modes import observing
+from hf_effpt.core.gates import Scores, loss_importance, magnitude
 from hf_effpt.core.random import TICKETS, step_rng
 from hf_effpt.core.ticket import Ticket, draw_widths, unit_of
 from hf_effpt.core.width import draw_running, layers_that_run
-
-BATCHES = 8  # that `michel` takes importance from
 
 
 def heads_kept(share: float, heads: int) -> int:
@@ -59,9 +56,6 @@ def any_like(good: Ticket, seed: int, step: int) -> Ticket:
     return draw_widths([heads for heads, _ in drawn], [neurons for _, neurons in drawn], good.widths)
 
 
-def scores_by(kind: str, backbone: Any, run: Run) -> Scores:
-    """The scores of `magnitude`, or of `michel`: how the loss changes, over batches that are charged to the run."""
-    if kind == "magnitude":
-        return magnitude(backbone)
-    with observing(backbone, run.model):  # without dropout: the run's random numbers are not those of a look at it
-        return importance(backbone, run.draw(BATCHES), lambda batch: run.model(**batch).loss, run.learning)
+def scores_by(kind: str, backbone: Any, context: RunContext) -> Scores:
+    """The scores by `magnitude`, or by `michel` from batches that are charged to the run."""
+    return magnitude(backbone) if kind == "magnitude" else loss_importance(backbone, context)

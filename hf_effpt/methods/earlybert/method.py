@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from hf_effpt.core.anatomy import generator_of
-from hf_effpt.core.depth import flatten, stack_of
+from hf_effpt.core.context import RunContext
+from hf_effpt.core.depth import stack_of
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.gates import WidthGates, gate_scores, gates_of
 from hf_effpt.core.ledger import record
-from hf_effpt.core.method import Method, Paper, Run, start_after
+from hf_effpt.core.method import Method, Paper, start_after
 from hf_effpt.core.snapshot import snapshot_of
 from hf_effpt.core.ticket import Ticket
 from hf_effpt.core.width import cut_state, cut_width, layers_that_run
@@ -162,7 +163,7 @@ class EarlyBert(Method):
 
     def bind(self, config: Any, others: Mapping[str, Method]) -> None:
         self._config = config
-        self._start = start_after(self.name, self.after, others)
+        self._start = start_after(self, self.after, others)
         if self._is_saved:
             if "stacking" in others:
                 raise EffptError(
@@ -216,7 +217,7 @@ class EarlyBert(Method):
                 gates.attach(backbone)
                 gates.on = True  # a model of which no run is made computes by what its gates have learned
 
-    def prepare(self, backbone: Any, text: Any) -> None:
+    def prepare(self, backbone: Any, context: RunContext) -> None:
         """Cuts a saved ticket, of trained weights or new ones, while there is no optimizer yet.
 
         A search that an earlier run has left begins anew: what its gates have come to stays in the weights.
@@ -232,7 +233,7 @@ class EarlyBert(Method):
             cut_width(backbone, ticket)
             record(backbone.config, 0, self.name, f"cut the ticket of {self.ticket}: {_kept(ticket)}")
 
-    def schedule(self, backbone: Any, step: int, fraction: float, seed: int) -> None:
+    def schedule(self, backbone: Any, context: RunContext) -> None:
         gates = gates_of(backbone)
         if gates is not None and not self._is_drawn:
             gates.on = getattr(backbone, NAME).since is not None
@@ -259,7 +260,7 @@ class EarlyBert(Method):
                 gates.fold(backbone)
             gates.detach(backbone)
         delattr(backbone, NAME)
-        flatten(backbone)
+        super().eject(backbone)
 
     def save_artifacts(self, backbone: Any, folder: Path) -> None:
         """Writes the ticket beside the model that it has become."""
@@ -268,8 +269,9 @@ class EarlyBert(Method):
 
     # The search.
 
-    def advance(self, backbone: Any, step: int, fraction: float, run: Run | None = None) -> bool:
-        if run is None or not self.changes_parameters or fraction < self._start:
+    def advance(self, backbone: Any, context: RunContext) -> bool:
+        step, fraction = context.step, context.fraction
+        if not context.is_live or not self.changes_parameters or fraction < self._start:
             return False
         search: Search = getattr(backbone, NAME)
         if fraction >= 1.0:
@@ -278,7 +280,7 @@ class EarlyBert(Method):
         if search.since is None:
             search.begin(step)
             if self.needs_snapshot:  # to what the model is now, at its full depth
-                snapshot_of(run.model).take(run.model)
+                snapshot_of(context.model).take(context.model)
             return False
         searched = step - search.since
         distances = None
@@ -290,7 +292,7 @@ class EarlyBert(Method):
         is_over = fraction >= self.settles_at if share else searched >= self.max_search_steps
         if not converged and not is_over:
             return False
-        ticket = self._draw(backbone, step, run)
+        ticket = self._draw(backbone, context)
         found = f"by {self.ticket} after {searched} steps of search"
         if self.ticket in BY_GATES:
             distances = distances or search.distances(layers_that_run(backbone))
@@ -298,7 +300,7 @@ class EarlyBert(Method):
                 f"masks differ in {distances[0]:.3f} of heads and {distances[1]:.3f} of neurons" if distances else ""
             )
             found += f" ({said or 'too few masks to compare'})"
-        self._cut(backbone, ticket, run)
+        self._cut(backbone, ticket, context)
         search.keep(ticket)
         span = (fraction, 1.0) if self.weights == "rewind" else None
         what = f"drew a ticket {found}: {_kept(ticket)}; weights {'rewound' if span else 'kept'}"
@@ -311,26 +313,26 @@ class EarlyBert(Method):
         assert gates is not None
         return best(gate_scores(gates), backbone, self.head_keep, self.ffn_keep)
 
-    def _draw(self, backbone: Any, step: int, run: Run) -> Ticket:
+    def _draw(self, backbone: Any, context: RunContext) -> Ticket:
         if self.ticket in BY_SCORES:
-            return best(scores_by(self.ticket, backbone, run), backbone, self.head_keep, self.ffn_keep)
+            return best(scores_by(self.ticket, backbone, context), backbone, self.head_keep, self.ffn_keep)
         good, gates = self._good(backbone), gates_of(backbone)
         assert gates is not None
         if self.ticket == "random":
-            return any_like(good, run.seed, step)
+            return any_like(good, context.seed, context.step)
         return worst(gate_scores(gates), good, backbone) if self.ticket == "bad" else good
 
-    def _cut(self, backbone: Any, ticket: Ticket, run: Run) -> None:
+    def _cut(self, backbone: Any, ticket: Ticket, context: RunContext) -> None:
         """Leaves model and optimizer the ticket, as it was before the search or as it is now."""
         gates = gates_of(backbone)
         if self.weights == "rewind":
-            snapshot_of(run.model).put_back(run.model)
-            run.optimizer.state.clear()
+            snapshot_of(context.model).put_back(context.model)
+            context.optimizer.state.clear()
         elif gates is not None:
             gates.fold(backbone)
         if gates is not None:
             gates.retire(backbone)
-        cut_state(run.optimizer, cut_width(backbone, ticket))
+        cut_state(context.optimizer, cut_width(backbone, ticket))
 
     def ticket_of(self, backbone: Any) -> Ticket | None:
         """The ticket that the layers of `backbone` were cut to; `None` before it is drawn."""

@@ -8,9 +8,10 @@ import numpy as np
 from torch import nn
 
 from hf_effpt.core.anatomy import is_pre_norm
-from hf_effpt.core.depth import flatten, stack_of
+from hf_effpt.core.context import RunContext
+from hf_effpt.core.depth import stack_of
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.method import Method, Paper, end_before, start_after
+from hf_effpt.core.method import Method, Paper, start_after
 from hf_effpt.core.random import LAYERS, step_rng
 
 from .heads import remove_heads, set_heads
@@ -88,7 +89,11 @@ class LayerDrop(Method):
         self._start, self._end = self.after or 0.0, 1.0
 
     def bind(self, config: Any, others: Mapping[str, Method]) -> None:
-        self._start, self._end = start_after(self.name, self.after, others), end_before(self.name, others)
+        # LayerDrop makes a model that bears the loss of layers, so it comes before compression and not after it.
+        compress: Any = others.get("compress")
+        self._end = 1.0 if compress is None else compress.starts_at
+        others = {name: other for name, other in others.items() if other is not compress}
+        self._start = start_after(self, self.after, others)
         if self._start >= self._end:
             raise EffptError(
                 f"`layerdrop` would run from {self._start} of the clock, but it has to end at {self._end}, before the "
@@ -124,17 +129,17 @@ class LayerDrop(Method):
     def inject(self, backbone: nn.Module) -> None:
         stack_of(backbone)
 
-    def schedule(self, backbone: nn.Module, step: int, fraction: float, seed: int) -> None:
+    def schedule(self, backbone: nn.Module, context: RunContext) -> None:
         stack = stack_of(backbone)
-        progress = (fraction - self._start) / (self._end - self._start)
-        started = progress >= 0.0 and (fraction < self._end or self._end == 1.0)
-        skipped = self.draw(len(stack.order), step, seed, progress) if started else frozenset()
+        progress = (context.fraction - self._start) / (self._end - self._start)
+        started = progress >= 0.0 and (context.fraction < self._end or self._end == 1.0)
+        skipped = self.draw(len(stack.order), context.step, context.seed, progress) if started else frozenset()
         stack.dropped = frozenset(stack.order[position] for position in skipped)
         if self.scaling != "none":
             rates = self.rates(len(stack.order), progress) if started else np.zeros(len(stack.order))
             stack.scales = Scales(stack, rates, training=self.scaling == "training")
         if self.heads:
-            set_heads(stack, self.heads if started else 0.0, step, seed)
+            set_heads(stack, self.heads if started else 0.0, context.step, context.seed)
 
     def rates(self, depth: int, progress: float) -> np.ndarray:
         """How likely the layer at each position is skipped, of shape `(depth,)`.
@@ -160,4 +165,4 @@ class LayerDrop(Method):
             )
         if self.heads:
             remove_heads(stack_of(backbone))
-        flatten(backbone)
+        super().eject(backbone)

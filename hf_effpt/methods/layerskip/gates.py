@@ -6,10 +6,10 @@ B batch, L row length, D hidden size, P positions in the order of the layers.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -27,13 +27,15 @@ from .routing import Pass, check_inputs
 if TYPE_CHECKING:
     from .method import LayerSkip
 
+Evaluation = Literal["all", "threshold", "hardened"]
+
 NAME = "layerskip"
 WIDTH = 10  # of the recurrent network, as in the paper's code
 OPEN = 0.95  # the probability at the start: about all layers run
 RECENT = 0.01  # an average over steps moves by at least this share in each
 
 
-class HeadInputs(NamedTuple):
+class GateInputs(NamedTuple):
     """What the gates have to know of the rows under way."""
 
     real_BL: Tensor  # False at padding
@@ -78,7 +80,7 @@ class Gates(KeepsPrecision):
         self.on, self.step, self.seed = False, 0, 0
         self.share: float = 1.0
         self.forced: float | None = None
-        self.reading: Any = None  # a `HeadInputs` while the backbone runs
+        self.reading: Any = None  # a `GateInputs` while the backbone runs
         self._pass: Pass | None = None  # the last one of training, until it has been paid for
         self._losses: tuple[Tensor, Tensor] | None = None
         self._sums: Tensor | None = None  # over the micro-batches of the step under way
@@ -150,7 +152,7 @@ class Gates(KeepsPrecision):
             real_BL = mask.bool()
         else:
             real_BL = torch.ones_like(ids_BL, dtype=torch.bool) if pad is None else ids_BL != pad
-        self.reading = HeadInputs(real_BL, row_keys(ids_BL, real_BL))
+        self.reading = GateInputs(real_BL, row_keys(ids_BL, real_BL))
 
     # As a router.
 
@@ -263,6 +265,17 @@ class Gates(KeepsPrecision):
         self.executed.copy_(open_P.mean() / rows)
         self.steps += 1
         accumulator_of(backbone).add(layerskip_ran=open_P.sum(), layerskip_pairs=rows * len(open_P))
+
+    def evaluation_policies(self, backbone: Any) -> Mapping[str, Callable[[], AbstractContextManager]]:
+        """The other ways to run `backbone` in evaluation, by name: contexts for it; empty until gates have learned.
+
+        An evaluation gives the held-out loss in each of them as `held_out_loss_{name}`.
+        """
+        if self.routing == "topk" or not int(self.steps):
+            return {}
+        return {
+            name: partial(self.evaluating, backbone, name) for name in get_args(Evaluation) if name != self.evaluation
+        }
 
     @contextmanager
     def evaluating(self, backbone: Any, evaluation: str) -> Iterator[None]:

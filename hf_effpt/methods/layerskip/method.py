@@ -1,25 +1,22 @@
 """Selective layer update: for each row of a batch a gate decides whether a layer runs (Wang et al., 2019)."""
 
 import math
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar, Literal, get_args
 
 from torch import Tensor, nn
 
-from hf_effpt.core.depth import flatten, set_order, stack_of
+from hf_effpt.core.context import RunContext
+from hf_effpt.core.depth import PRUNING, set_order, stack_of
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.ledger import PRUNING
-from hf_effpt.core.method import Method, Paper, Run, start_after
+from hf_effpt.core.method import Method, Paper, start_after
 from hf_effpt.core.objectives import objective_of
 
-from .gates import Gates
+from .gates import Evaluation, Gates
 
 Estimator = Literal["ste_full", "ste_executed", "ste_reweighted", "reinforce"]
 Routing = Literal["bernoulli", "topk"]
-Evaluation = Literal["all", "threshold", "hardened"]
 
 FIRST = 0.1  # share of the clock before the gates start, so that there is something to learn from
 
@@ -129,7 +126,7 @@ class LayerSkip(Method):
         return self.estimator or ("ste_executed" if self.routing == "topk" else "ste_reweighted")
 
     def bind(self, config: Any, others: Mapping[str, Method]) -> None:
-        start = start_after(self.name, self.after, others)
+        start = start_after(self, self.after, others)
         self._start = max(FIRST, start) if self.after is None else start
         if config is None:
             return
@@ -144,39 +141,31 @@ class LayerSkip(Method):
                 f"`{objective_of(config)}` does not tell; use `ste_reweighted`."
             )
 
-    def wrap_collator(self, collator: Any) -> Any:
-        """Refuses, when a trainer is made, a run at whose end there would be nothing to export."""
+    def prepare(self, backbone: Any, context: RunContext) -> None:
+        """Refuses a run at whose end there would be nothing to export."""
         if self.evaluation == "threshold":
             raise EffptError(
                 "`layerskip.evaluation` is `threshold`, which no stock model does, and a run leaves a stock model; "
                 "train with `all` (the loss with `threshold` is measured besides) or `hardened`, and load a training "
                 "checkpoint with `threshold` to use it so. `save_pretrained` keeps such a model."
             )
-        return collator
 
     def inject(self, backbone: Any) -> None:
         stack = stack_of(backbone)
         gates = Gates(self, backbone.config.hidden_size, len(stack))
         gates.to(backbone.device).train(backbone.training).attach(backbone)
 
-    def schedule(self, backbone: Any, step: int, fraction: float, seed: int) -> None:
+    def schedule(self, backbone: Any, context: RunContext) -> None:
         gates = backbone.gates
-        gates.on, gates.step, gates.seed = fraction >= self._start, step, seed
+        gates.on, gates.step, gates.seed = context.fraction >= self._start, context.step, context.seed
         stack_of(backbone).router = gates if gates.on else None
 
-    def advance(self, backbone: Any, step: int, fraction: float, run: Run | None = None) -> bool:
+    def advance(self, backbone: Any, context: RunContext) -> bool:
         backbone.gates.settle(backbone)
         return False
 
     def penalty(self, backbone: Any) -> Tensor | None:
         return backbone.gates.penalty()
-
-    def policies(self, backbone: Any) -> Mapping[str, Callable[[], AbstractContextManager]]:
-        """What runs in evaluation by the other settings of `evaluation`, once there are gates that have learned."""
-        if self.routing == "topk" or not int(backbone.gates.steps):
-            return {}
-        others = [name for name in get_args(Evaluation) if name != self.evaluation]
-        return {name: partial(backbone.gates.evaluating, backbone, name) for name in others}
 
     def eject(self, backbone: Any) -> None:
         if self.evaluation == "threshold":
@@ -191,9 +180,9 @@ class LayerSkip(Method):
             backbone.__dict__[PRUNING] = said
             set_order(backbone, [stack.order[position] for position in kept])
         gates.detach(backbone)
-        flatten(backbone)
+        super().eject(backbone)
 
-    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+    def metrics(self, backbone: Any, sums: Mapping[str, float]) -> dict[str, float]:
         """`layerskip_executed`, of the rows and gated layers the share that ran."""
         pairs = sums.get("layerskip_pairs")
         return {"layerskip_executed": sums["layerskip_ran"] / pairs} if pairs else {}

@@ -9,12 +9,12 @@ from typing import Any, ClassVar, Literal, get_args
 
 from torch import nn
 
-from hf_effpt.core.depth import flatten
+from hf_effpt.core.context import RunContext
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.ledger import record
-from hf_effpt.core.method import Method, Paper, Run, start_after
+from hf_effpt.core.method import Method, Paper, start_after
 from hf_effpt.core.metrics import accumulator_of
-from hf_effpt.core.snapshot import Snapshot
+from hf_effpt.core.snapshot import snapshot_of
 
 from .masks import Masks, prunable
 from .ranking import Criterion, best, scores_of
@@ -132,7 +132,7 @@ class Lottery(Method):
         return math.ceil(self._start * budget) + self.rewind_to * (self._left + 1) if self.needs_snapshot else 0
 
     def bind(self, config: Any, others: Mapping[str, Method]) -> None:
-        self._start = start_after(self.name, None, others)
+        self._start = start_after(self, None, others)
         for other in ("layerdrop", "layerskip"):
             if other in others and self.ticket is None:
                 raise EffptError(
@@ -158,7 +158,7 @@ class Lottery(Method):
         if self.ticket is not None and not next(backbone.parameters()).is_meta:
             masks.impress(backbone)
 
-    def prepare(self, backbone: Any, text: Any) -> None:
+    def prepare(self, backbone: Any, context: RunContext) -> None:
         if self.prunes and self._left < self.rounds:
             logger.warning(
                 "an earlier run has pruned this model; of %d rounds of `lottery` %d are left", self.rounds, self._left
@@ -168,56 +168,58 @@ class Lottery(Method):
         if self.learn == "magnitude":
             backbone.masks.impress(backbone)
 
-    def schedule(self, backbone: Any, step: int, fraction: float, seed: int) -> None:
+    def schedule(self, backbone: Any, context: RunContext) -> None:
         config, masks = backbone.config, backbone.masks
         if self.learn == "supermask":
             if self.signs != "rewind" and not any(event["method"] == METHOD for event in config.events or []):
-                self._begin_from(backbone, {name: linear.weight for name, linear in prunable(backbone).items()}, seed)
-                record(config, step, METHOD, f"{BEGAN} with constant weights, {self.signs}")
-            masks.draw(step, seed)
+                weights = {name: linear.weight for name, linear in prunable(backbone).items()}
+                self._begin_from(backbone, weights, context.seed)
+                record(config, context.step, METHOD, f"{BEGAN} with constant weights, {self.signs}")
+            masks.draw(context.step, context.seed)
         elif self.needs_snapshot and self._start == 0.0 and rounds_of(config) is None:
-            begin(config, step, fraction, self.rounds)
+            begin(config, context.step, context.fraction, self.rounds)
         accumulator_of(backbone).add(lottery_left=masks.left(), lottery_weights=masks.size())
 
-    def advance(self, backbone: Any, step: int, fraction: float, run: Run | None = None) -> bool:
+    def advance(self, backbone: Any, context: RunContext) -> bool:
         if self.learn == "supermask":
             return False
         backbone.masks.impress(backbone)  # some optimizers move weights that have no gradient
-        if run is None or not self.needs_snapshot or fraction >= 1.0:
+        step, fraction = context.step, context.fraction
+        if not context.is_live or not self.needs_snapshot or fraction >= 1.0:
             return False  # there is nothing to rewind to, or nothing would train what is rewound
         now = rounds_of(backbone.config)
         if now is None:
             if fraction >= self._start:
-                _snapshot_of(run).take(run.model)
-                run.optimizer.state.clear()
+                snapshot_of(context.model).take(context.model)
+                context.optimizer.state.clear()
                 begin(backbone.config, step, fraction, self.rounds)
             return False
         if self.rewind_to and step == now.step + self.rewind_to and not now.done:
-            _snapshot_of(run).take(run.model)
+            snapshot_of(context.model).take(context.model)
         if due := now.due(self.rounds, fraction):
             if step < now.step + self.rewind_to:
                 raise EffptError(
                     f"`lottery.rewind_to` is {self.rewind_to}, but the first phase had {step - now.step} steps; set "
                     "it lower, have fewer `rounds`, or give a longer budget."
                 )
-            self._prune(backbone, step, fraction, due, run)
+            self._prune(backbone, due, context)
         return not self.needs_snapshot
 
-    def _prune(self, backbone: Any, step: int, fraction: float, due: int, run: Run) -> None:
+    def _prune(self, backbone: Any, due: int, context: RunContext) -> None:
         """Prunes so many times at once, and rewinds all that is left."""
         masks: Masks = backbone.masks
         final = {name: linear.weight.detach().clone() for name, linear in prunable(backbone).items()}
         kept = {name: mask.clone() for name, mask in masks.kept().items()}
-        _snapshot_of(run).put_back(run.model)
+        snapshot_of(context.model).put_back(context.model)
         first = {name: linear.weight.detach().clone() for name, linear in prunable(backbone).items()}
-        scores = scores_of(self.criterion, final, first, run.seed + step)
+        scores = scores_of(self.criterion, final, first, context.seed + context.step)
         done = prunings(backbone.config) + due
         removed = round(masks.size() * (self.sparsity * done / self.rounds))
         masks.put(best(scores, kept, masks.size() - removed))
-        self._begin_from(backbone, first, run.seed)
+        self._begin_from(backbone, first, context.seed)
         masks.impress(backbone)
-        run.optimizer.state.clear()
-        note_prunings(backbone.config, step, fraction, self.rounds, due, self.sparsity)
+        context.optimizer.state.clear()
+        note_prunings(backbone.config, context.step, context.fraction, self.rounds, due, self.sparsity)
         self._left = self.rounds - done
 
     def _begin_from(self, backbone: Any, first: Mapping[str, Any], seed: int) -> None:
@@ -227,19 +229,12 @@ class Lottery(Method):
 
     def eject(self, backbone: Any) -> None:
         backbone.masks.detach(backbone)
-        flatten(backbone)
+        super().eject(backbone)
 
-    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+    def metrics(self, backbone: Any, sums: Mapping[str, float]) -> dict[str, float]:
         """`lottery_sparsity`, the share of the weights of pruned matrices that are zero; of a supermask, as drawn."""
         total = sums.get("lottery_weights")
         return {"lottery_sparsity": 1.0 - sums["lottery_left"] / total} if total else {}
 
     def cost_signature(self, backbone: nn.Module) -> str:
         return f"lottery {self.learn}{' rescaled' if self.rescale else ''}"
-
-
-def _snapshot_of(run: Run) -> Snapshot:
-    """The copy that the model of a run keeps, as it is there while anything will be rewound."""
-    snapshot = run.model.snapshot
-    assert isinstance(snapshot, Snapshot)
-    return snapshot

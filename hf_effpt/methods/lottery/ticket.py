@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class SparseTicket:
     def save(self, path: str | os.PathLike) -> Path:
         """Writes the ticket into a safetensors file."""
         path = Path(path)
-        save_file(self.masks, path, metadata={"format": "pt", "drawn_by": json.dumps(self.drawn_by)})
+        metadata = {"format": "pt", "drawn_by": json.dumps(self.drawn_by)}
+        write_atomically(path, lambda new: save_file(self.masks, new, metadata=metadata))
         return path
 
     @classmethod

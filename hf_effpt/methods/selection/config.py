@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, get_args
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.method import nearest
+from hf_effpt.core.registry import nearest
 
 from .strategies import STRATEGIES
 from .strategy import Level, Mode, ResolvedSettings, Scorer, Strategy

@@ -6,13 +6,13 @@ costs 1 + s / k. So rows have to teach more than so many times as much as random
 
 from typing import Any
 
-from hf_effpt.core.context import CostReport
+from hf_effpt.core.row_method import CostReport
 
 from .strategy import ResolvedSettings
 
 
 def cost_report(
-    resolved: ResolvedSettings, strategy: str, picks_rows: bool, counts: tuple[int, int, int], spent: CostReport
+    resolved: ResolvedSettings, strategy: str, picks_rows: bool, counts: tuple[int, ...], spent: CostReport
 ) -> dict[str, Any]:
     """What a run with selection has cost.
 
@@ -30,7 +30,7 @@ def cost_report(
     seen, scored, trained = counts
     told: dict[str, Any] = {"keep": resolved.keep, "seen": seen, "scored": scored, "trained": trained}
     for unit in ("flops", "seconds"):
-        own, total, before = (getattr(spent, f"{kind}{unit}") for kind in ("method_", "", "prepared_"))
+        own, total, before = (getattr(spent, f"{kind}{unit}") for kind in ("method_", "", "upfront_"))
         rest = total - own if spent.charged else total
         if trained and rest > 0 and seen:
             cost = (own - before) / (scored or seen) / (rest / trained)
@@ -59,9 +59,9 @@ def _sentence(
     paid = "" if spent.charged else ", which the clock did not pay for"
     needed = f"{told['break_even_flops']:.2f} ({told['break_even_seconds']:.2f})"
     before = ""
-    if spent.prepared_flops:
+    if spent.upfront_flops:
         share = f", {told['prepaid_flops']:.0%} of the run" if spent.charged else ""
-        before = f" The model that it compares with had cost {spent.prepared_flops:.3g} FLOPs before{share}."
+        before = f" The model that it compares with had cost {spent.upfront_flops:.3g} FLOPs before{share}."
     law = (
         f"With keep {told['keep']:g} a row has to teach more than {needed} times as much as a random one; `effpt "
         "compare` with the plain run and `strategy: random` measures whether it did"

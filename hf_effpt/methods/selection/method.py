@@ -8,24 +8,25 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from hf_effpt.core.context import CostReport, Look
-from hf_effpt.core.depth import flatten
+from hf_effpt.core.context import RunContext
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.method import Method, Paper, Run
+from hf_effpt.core.method import Method, Paper
 from hf_effpt.core.objectives import objective_of
+from hf_effpt.core.row_method import CostReport, RowMethod, SelectionContext
 
 from .config import check, resolve
 from .cost import cost_report
+from .memory import NAME as FILE
 from .memory import Memory
 from .scoring import reference_losses, scores
 from .state import Selector, changed_at
 from .strategies import STRATEGIES
-from .strategy import Level, Mode, Pool, Scorer
+from .strategy import Level, Mode, Pool, Scorer, Strategy
 from .table import IrreducibleLosses
 
 
 @dataclass
-class Selection(Method):
+class Selection(RowMethod):
     """Looks at more rows than a step can hold and learns from a share of them (Braasch, section 4.2).
 
     A step costs 1 + s / keep times one without selection, s being the cost of scoring a row beside that of learning
@@ -75,7 +76,7 @@ class Selection(Method):
 
     name: ClassVar[str] = "selection"
     summary: ClassVar[str] = "Scores more rows than it trains on and learns from the best; the export is stock."
-    reads_text: ClassVar[bool] = True
+    artifacts: ClassVar[tuple[str, ...]] = (FILE,)
     paper: ClassVar[Paper] = Paper(
         title="Accelerating Deep Learning by Focusing on the Biggest Losers",
         authors="Angela H. Jiang, Daniel L.-K. Wong, Giulio Zhou, David G. Andersen, Jeffrey Dean, and others",
@@ -112,18 +113,24 @@ class Selection(Method):
 
     def __post_init__(self) -> None:
         self.resolved = resolve(self)
-        self._selector: Selector | None = None  # in the backbone
-        self._table: IrreducibleLosses | None = None
-        self._data: str | None = None  # what tells the rows of the run from others
+
+    @property
+    def kind(self) -> type[Strategy]:
+        """The class of the strategy."""
+        return STRATEGIES[self.strategy]
 
     @property
     def references(self) -> tuple[str, ...]:
         return () if self.holdout is None or self.resolved.keep == 1.0 else (self.holdout,)
 
     @property
+    def remasks(self) -> bool:
+        return self.strategy == "adaptive_masking"
+
+    @property
     def describe(self) -> str:
-        """What the strategy does, with its source."""
-        said = (STRATEGIES[self.strategy].__doc__ or "").strip().splitlines()[0]
+        """The strategy and what it does, with its source."""
+        said = (self.kind.__doc__ or "").strip().splitlines()[0]
         return f"`{self.strategy}`. {said}"
 
     @property
@@ -133,17 +140,19 @@ class Selection(Method):
 
     @property
     def control(self) -> dict[str, Any] | None:
-        kind = STRATEGIES[self.strategy]
-        if self.strategy == "random" or not kind.picks_rows or self.resolved.keep == 1.0:
+        """Random rows at the same steps, as many of them."""
+        if self.strategy == "random" or not self.kind.picks_rows or self.resolved.keep == 1.0:
             return None
-        return {"strategy": "random", "keep": self.resolved.keep}
+        same = {key: getattr(self.resolved, key) for key in ("keep", "start", "end", "interrupt")}
+        return {"strategy": "random", **same}
 
     def bind(self, config: Any, others: Mapping[str, Method]) -> None:
         if config is not None:
             self.resolved = resolve(self, objective_of(config))
             check(self, objective_of(config))
 
-    def prepare(self, backbone: Any, text: Any) -> None:
+    def prepare(self, backbone: Any, context: RunContext) -> None:
+        text = context.text
         self.rows = len(text.rows)
         # A checkpoint tells by this setting how many losses its model remembers.
         backbone.config.methods = {**backbone.config.methods, self.name: self.settings()}
@@ -152,32 +161,22 @@ class Selection(Method):
             backbone.selector.detach(backbone)
         self.inject(backbone)
         selector = backbone.selector
-        selector.begin(text.seed)
+        selector.begin(context.seed)
         selector.unknown.fill_(text.unknown)
         if self.table is not None and selector.memory is not None:
             selector.memory.load(self.table, text.identity)
         elif self.table is not None:
-            self._open_table(text.identity)
+            self._open_table(selector, text.identity)
 
     def inject(self, backbone: Any) -> None:
-        strategy = STRATEGIES[self.strategy](self.resolved, backbone.config)
+        strategy = self.kind(self.resolved, backbone.config)
         memory = Memory(self.rows, self.max_age) if self.resolved.scorer == "stale" and self.rows else None
-        self._selector = Selector(strategy, memory, backbone.config.vocab_size).to(backbone.device)
-        self._selector.attach(backbone, listens=self.resolved.keep < 1.0)
-
-    def wrap_collator(self, collator: Any) -> Any:
-        """Refuses, when a trainer is made, a collator that could not mask anew."""
-        # Of its class: a collator around another has the attributes of that one.
-        if self.strategy == "adaptive_masking" and not hasattr(type(collator), "original"):
-            raise EffptError(
-                f"`selection.strategy` `adaptive_masking` chooses the masks itself, which `{type(collator).__name__}` "
-                "would not know of; use a `DataCollatorForMaskedLM` alone, or another strategy."
-            )
-        return collator
+        selector = Selector(strategy, memory, backbone.config.vocab_size).to(backbone.device)
+        selector.attach(backbone, observes=self.resolved.keep < 1.0)
 
     def candidates(self, number: int, step: int | None, fraction: float) -> int:
-        kind, keep = STRATEGIES[self.strategy], self.resolved.keep
-        if keep == 1.0 or not kind.picks_rows:
+        keep = self.resolved.keep
+        if keep == 1.0 or not self.kind.picks_rows:
             return number
         most = round(number / keep)
         if most <= number:
@@ -188,116 +187,113 @@ class Selection(Method):
         return most if step is None or self.is_on(step, fraction) else number
 
     def is_on(self, step: int, fraction: float) -> bool:
-        """Whether rows are picked, or learned from otherwise, in optimizer step `step` (from 0)."""
+        """`True` if rows are selected, or weighted, in optimizer step `step` (from 0)."""
         resolved = self.resolved
         within = resolved.start <= fraction < resolved.end or (resolved.end == 1.0 and fraction >= resolved.start)
         return within and step >= resolved.warmup and not (resolved.interrupt and step % resolved.interrupt == 0)
 
-    def select(self, model: Any, rows: dict[str, Tensor], look: Look) -> dict[str, Tensor]:
+    def select(self, model: Any, rows: dict[str, Tensor], context: SelectionContext) -> dict[str, Tensor]:
         if self.resolved.keep == 1.0:
             return rows
-        self._data = look.data
-        selector, ids_N = model.backbone.selector, rows["example_id"]
-        strategy = selector.strategy
-        strategy.on = self.is_on(look.step, look.fraction)
-        pool = Pool(ids_N ^ (rows["epoch"] << 40), ids_N, None, look.step, look.fraction, look.seed)
-        measures = selector.look_at(rows)
+        selector, ids_N, run = model.backbone.selector, rows["example_id"], context.run
+        selector.dataset_id, strategy = context.dataset_id, selector.strategy
+        strategy.on = self.is_on(run.step, run.fraction)
+        pool = Pool(ids_N ^ (rows["epoch"] << 40), ids_N, None, run.step, run.fraction, run.seed)
+        measures = selector.measure(rows)
         picks = strategy.on and strategy.picks_rows
-        pool, scored = self._see(model, rows, look, pool, measures, picks)
-        kept_N = torch.arange(look.number, device=ids_N.device)
+        pool, scored = self._score(model, rows, context, pool, measures, picks)
+        kept_N = torch.arange(context.number, device=ids_N.device)
         if picks:
-            with look.counted():
-                kept_N = strategy.pick(pool, look.number)
+            with context.count_flops():
+                kept_N = strategy.pick(pool, context.number)
             judged_N = pool.seen if scored and strategy.input_kind != "vectors" else None
             selector.compare(model.backbone, kept_N, judged_N, measures)
             rows = {name: values[kept_N] for name, values in rows.items()}
             pool = pool.of(kept_N)
         elif strategy.on:
-            rows = self._weigh(rows, look, strategy)
-        hints = strategy.loss_weight_inputs(pool, kept_N) if picks else None
-        selector.count(model.backbone, len(ids_N), scored, look.number)
+            rows = self._weigh(rows, context, strategy)
+        weight_inputs = strategy.loss_weight_inputs(pool, kept_N) if picks else None
+        selector.count(model.backbone, len(ids_N), scored, context.number)
         selector.expect(pool)
-        return rows if hints is None else rows | {"loss_weight_inputs": hints}
+        return rows if weight_inputs is None else rows | {"loss_weight_inputs": weight_inputs}
 
-    def _see(
-        self, model: Any, rows: dict[str, Tensor], look: Look, pool: Pool, measures: Any, picks: bool
+    def _score(
+        self, model: Any, rows: dict[str, Tensor], context: SelectionContext, pool: Pool, measures: Any, picks: bool
     ) -> tuple[Pool, int]:
-        """The pool with what the scorer makes of it, and how many rows were judged for that."""
+        """The pool with what the scorer makes of it, and the number of rows that were scored for that."""
         selector, strategy = model.backbone.selector, model.backbone.selector.strategy
         # It learns from vectors in any step until the end.
-        if strategy.input_kind == "vectors" and look.fraction < self.resolved.end:
-            seen = torch.cat([scores(strategy, model, rows, look), torch.stack(measures, dim=1)], dim=1)
+        if strategy.input_kind == "vectors" and context.run.fraction < self.resolved.end:
+            seen = torch.cat([scores(strategy, model, rows, context), torch.stack(measures, dim=1)], dim=1)
             return pool.seeing(seen), len(pool)
         if not picks or strategy.input_kind == "nothing":
             return pool, 0  # and after the end nothing is learned for later
         if selector.memory is not None:
             strategy.mean = selector.memory.mean
             return pool.seeing(selector.memory.read(pool, changed_at(model.backbone))), 0
-        seen = scores(strategy, model, rows, look)
+        seen = scores(strategy, model, rows, context)
         if strategy.compares:
-            seen = seen - self._irreducible(rows, look)
+            seen = seen - self._irreducible(selector, rows, context)
         return pool.seeing(seen), len(pool)
 
-    def _irreducible(self, rows: dict[str, Tensor], look: Look) -> Tensor:
+    def _irreducible(self, selector: Selector, rows: dict[str, Tensor], context: SelectionContext) -> Tensor:
         """The losses of the reference model, from the table if it has them all."""
         assert self.holdout is not None
-        table = None if self.table is None else self._open_table(look.data)
-        where = (look.masks, look.host["example_id"].numpy(), look.host["epoch"].numpy())
+        table = None if self.table is None else self._open_table(selector, context.dataset_id)
+        where = (context.masking_id, context.host["example_id"].numpy(), context.host["epoch"].numpy())
         known = None if table is None else table.read(*where)
         known_N = None if known is None else torch.from_numpy(known).to(rows["input_ids"].device, non_blocking=True)
-        losses_N = reference_losses(look.reference(self.holdout), rows, look, tokens=False, known=known_N).float()
+        model = context.reference_model(self.holdout)
+        losses_N = reference_losses(model, rows, context, tokens=False, known=known_N).float()
         if table is not None and known is None:
             table.add(*where, losses_N)
         return losses_N
 
-    def _open_table(self, data: str) -> IrreducibleLosses:
+    def _open_table(self, selector: Selector, dataset_id: str) -> IrreducibleLosses:
         """The table of irreducible losses on disk, opened once."""
-        if self._table is None:
+        if selector.table is None:
             assert self.table is not None
             assert self.holdout is not None
-            self._table = IrreducibleLosses(Path(self.table), self.rows or 0, data, Path(self.holdout))
-        return self._table
+            selector.table = IrreducibleLosses(Path(self.table), self.rows or 0, dataset_id, Path(self.holdout))
+        return selector.table
 
-    def _weigh(self, rows: dict[str, Tensor], look: Look, strategy: Any) -> dict[str, Tensor]:
-        """The rows with what a strategy needs that learns from all of them, but not alike."""
+    def _weigh(self, rows: dict[str, Tensor], context: SelectionContext, strategy: Any) -> dict[str, Tensor]:
+        """The rows with the inputs of a strategy that learns from all of them, with weights."""
         if strategy.compares == "tokens":
             assert self.holdout is not None
-            losses = reference_losses(look.reference(self.holdout), rows, look, tokens=True)
-            return rows | {"loss_weight_inputs": losses}
-        if self.strategy != "adaptive_masking":
+            model = context.reference_model(self.holdout)
+            return rows | {"loss_weight_inputs": reference_losses(model, rows, context, tokens=True)}
+        if not self.remasks:
             return rows
-        masked = look.mask_anew(look.host, strategy.rates_in(look.step))
+        masked = context.mask_anew(context.host, strategy.rates_in(context.run.step))
         device = rows["input_ids"].device
         rows = {name: values.to(device, non_blocking=True) for name, values in masked.items()}
         return rows | {"loss_weight_inputs": rows["labels"].gather(1, rows["masked_positions"])}
 
-    def advance(self, backbone: Any, step: int, fraction: float, run: Run | None = None) -> bool:
-        if run is not None and self.resolved.keep < 1.0:
+    def advance(self, backbone: Any, context: RunContext) -> bool:
+        if context.is_live and self.resolved.keep < 1.0:
             backbone.selector.settle(backbone)
         return False
 
     def eject(self, backbone: Any) -> None:
         backbone.selector.detach(backbone)
-        flatten(backbone)
+        super().eject(backbone)
 
     def save_artifacts(self, backbone: Any, folder: Path) -> None:
         """Writes the losses that rows had last into the folder, for the `table` of another run."""
-        if self._table is not None:
-            self._table.write()
-        if backbone.selector.memory is not None and self._data is not None:
-            backbone.selector.memory.save(folder, self._data)
+        selector = backbone.selector
+        if selector.table is not None:
+            selector.table.write()
+        if selector.memory is not None and selector.dataset_id is not None:
+            selector.memory.save(folder, selector.dataset_id)
 
-    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Rows looked at, judged and trained on; scores of those kept and left, by decile; and how the two differ."""
-        return {} if self._selector is None else self._selector.metrics(sums)
+    def metrics(self, backbone: Any, sums: Mapping[str, float]) -> dict[str, float]:
+        """Rows looked at, scored and trained on; scores of those kept and left, by decile; and how the two differ."""
+        return backbone.selector.metrics(sums)
 
-    def cost_report(self, backbone: Any, spent: CostReport) -> dict[str, Any]:
-        """What it cost to judge a row beside learning from it, and the gain that it needs."""
-        seen, scored, trained = backbone.selector.counts.tolist()
-        return (
-            cost_report(
-                self.resolved, self.strategy, STRATEGIES[self.strategy].picks_rows, (seen, scored, trained), spent
-            )
-            if self.resolved.keep < 1.0
-            else {}
-        )
+    def cost_report(self, backbone: Any, costs: CostReport) -> dict[str, Any]:
+        """The cost of scoring a row beside that of learning from it, and the gain that selection needs."""
+        if self.resolved.keep == 1.0:
+            return {}
+        counts = tuple(backbone.selector.counts.tolist())
+        return cost_report(self.resolved, self.strategy, self.kind.picks_rows, counts, costs)

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_effpt.core.context import Batch, Look
+from hf_effpt.core.context import Batch
 from hf_effpt.core.head_inputs import HeadInputs
 from hf_effpt.core.random import row_keys
+from hf_effpt.core.row_method import SelectionContext
 from hf_effpt.core.token_losses import recording_losses, row_losses
 
 from .strategy import Scorer, Strategy
@@ -23,19 +24,19 @@ from .strategy import Scorer, Strategy
 LAYERS: dict[Scorer, int | None] = {"embedding": 0, "first_layer": 1, "full": None}  # that a look goes through
 
 
-def scores(strategy: Strategy, model: Any, rows: Batch, look: Look) -> Tensor:
+def scores(strategy: Strategy, model: Any, rows: Batch, context: SelectionContext) -> Tensor:
     """What a strategy that sees logits or losses, or vectors, sees of rows: `(rows,)`, or `(rows, size)`."""
     scorer, input_kind = strategy.resolved.scorer, strategy.input_kind
     assert scorer is not None
     if input_kind == "logits":
-        strategy.salts = (look.seed, look.step)
+        strategy.salts = (context.run.seed, context.run.step)
         thorough = strategy.resolved.level == "full" and hasattr(strategy, "rate_draws")
         work = partial(_rated_by_draws if thorough else _rated, strategy, scorer)
     elif input_kind == "losses":
         work = partial(_losses, scorer)
     else:
         work = partial(_vectors, LAYERS[scorer])
-    return look.scored(f"{type(strategy).__name__} {strategy.resolved}", work, rows)
+    return context.score_rows(f"{type(strategy).__name__} {strategy.resolved}", work, rows)
 
 
 def _read(scorer: Scorer, model: Any, batch: Batch) -> HeadInputs:
@@ -103,14 +104,18 @@ def _vectors(layers: int | None, model: Any, batch: Batch) -> Tensor:
     return model.mean_pool(batch, layers).float()
 
 
-def reference_losses(model: nn.Module, rows: Batch, look: Look, tokens: bool, known: Tensor | None = None) -> Tensor:
+def reference_losses(
+    model: nn.Module, rows: Batch, context: SelectionContext, tokens: bool, known: Tensor | None = None
+) -> Tensor:
     """The losses of a reference model, of rows `(rows,)`, or of their masked tokens `(rows, positions)`.
 
     What is `known` of them already is not computed again, and charged all the same.
     """
     if tokens:
-        return look.scored("losses of tokens", _token_losses, rows, model)
-    return look.scored("losses of rows", lambda judge, batch: row_losses(judge, dict(batch)), rows, model, known)
+        return context.score_rows("losses of tokens", _token_losses, rows, model)
+    return context.score_rows(
+        "losses of rows", lambda judge, batch: row_losses(judge, dict(batch)), rows, model, known
+    )
 
 
 def _token_losses(model: Any, batch: Batch) -> Tensor:

@@ -19,6 +19,7 @@ from hf_effpt.core.token_losses import TokenLosses, observe_losses
 
 from .memory import Memory
 from .strategy import Pool, Strategy
+from .table import IrreducibleLosses
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ class Selector(KeepsPrecision):
         vocab_size (`int`): of the model.
     """
 
+    in_snapshot = False  # what it has learned of the rows holds whatever the weights are
     counts: Tensor
     frequencies: Tensor
     unknown: Tensor
@@ -52,22 +54,24 @@ class Selector(KeepsPrecision):
         self.register_buffer("counts", torch.zeros(3, dtype=torch.int64))
         self.register_buffer("frequencies", torch.zeros(vocab_size, dtype=torch.int64))
         self.register_buffer("unknown", torch.full((), -1, dtype=torch.int64))  # the id of the unknown token
+        self.table: IrreducibleLosses | None = None  # on disk, of `rho`
+        self.dataset_id: str | None = None
         self.pending: Pool | None = None  # the rows of the step under way
         self._told: list[TokenLosses] = []
         self._warned: set[str] = set()
 
     @property
-    def listens(self) -> bool:
+    def observes(self) -> bool:
         """Whether the strategy needs the losses of what is trained on."""
         kind = type(self.strategy)
         hooks = ("learn", "on_token_losses", "loss_weights")
         asks = any(getattr(kind, name) is not getattr(Strategy, name) for name in hooks)
         return asks or self.memory is not None
 
-    def attach(self, backbone: Any, listens: bool) -> None:
-        """Makes this the submodule `selector` of `backbone`, which `listens` to losses if the strategy does."""
+    def attach(self, backbone: Any, observes: bool) -> None:
+        """Makes this the submodule `selector` of `backbone`; if `observes`, its strategy sees training losses."""
         backbone.selector = self
-        if listens and self.listens:
+        if observes and self.observes:
             observe_losses(backbone, "selection", self.take)
 
     def detach(self, backbone: Any) -> None:
@@ -128,7 +132,7 @@ class Selector(KeepsPrecision):
     # What it does to the data.
 
     @torch.no_grad()
-    def look_at(self, rows: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def measure(self, rows: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Counts the tokens of rows; the length, mean log frequency, and share of unknown tokens of each, fp32 `(N,)`.
 
         Frequencies are those of what all steps before have looked at.

@@ -4,17 +4,14 @@ N rows looked at.
 """
 
 import hashlib
-import json
-import shutil
 import zlib
-from contextlib import suppress
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 from torch import Tensor
 
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.files import create_once, read_json, write_json
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 WAITING = 64  # steps whose losses are written together, so that few steps wait for the device
@@ -39,9 +36,11 @@ class IrreducibleLosses:
         self._new: list[tuple[str, np.ndarray, np.ndarray, Tensor]] = []
         identity, said = {"data": data, "model": _hash_of(model)}, folder / "table.json"
         if not said.is_file():
-            self._begin(identity)
+            # At once with what it says, since several processes may; one that holds something stays.
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            create_once(folder, lambda made: write_json(made / said.name, identity), folder=True)
         try:
-            before = json.loads(said.read_text(encoding="utf-8"))
+            before = read_json(said)
         except (OSError, ValueError) as error:
             raise EffptError(
                 f"`selection.table` {str(folder)!r} is there, and no table of losses; give a new folder."
@@ -52,28 +51,12 @@ class IrreducibleLosses:
                 f"{identity}); give another folder, or leave it out."
             )
 
-    def _begin(self, identity: dict[str, str]) -> None:
-        """Makes the folder at once with what it says, since several processes may; one that holds something stays."""
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        made = self.folder.with_name(f".{self.folder.name}.{uuid4().hex}")
-        made.mkdir()
-        (made / "table.json").write_text(json.dumps(identity), encoding="utf-8")
-        try:
-            made.rename(self.folder)
-        except OSError:
-            shutil.rmtree(made)
-
     def _file(self, masks: str, epoch: int) -> np.memmap:
         name = f"epoch-{epoch}-{zlib.crc32(masks.encode()):08x}.npy"
         if name not in self._files:
             path = self.folder / name
             if not path.is_file():
-                made = path.with_name(f".{name}.{uuid4().hex}")
-                with made.open("wb") as file:
-                    np.lib.format.write_array(file, np.full(self.rows, np.nan, np.float32))
-                with suppress(FileExistsError):  # another process was faster
-                    path.hardlink_to(made)
-                made.unlink()
+                create_once(path, lambda made: np.save(made, np.full(self.rows, np.nan, np.float32)))
             self._files[name] = np.lib.format.open_memmap(path, mode="r+")
         return self._files[name]
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from hf_effpt.core.context import RunContext
 from hf_effpt.core.depth import LayerStack
-from hf_effpt.core.method import Run
 from hf_effpt.core.metrics import accumulator_of
 from hf_effpt.core.processes import add_up, world
 
@@ -32,8 +32,7 @@ def learn_growth(
     sources: Sequence[int],
     order: Sequence[int],
     old_order: Sequence[int],
-    run: Run,
-    seed: int,
+    context: RunContext,
     *,
     steps: int = STEPS,
     learning_rate: float = LEARNING_RATE,
@@ -47,27 +46,30 @@ def learn_growth(
         sources (`Sequence[int]`): for each place in `order`, the place in `old_order` of the layer that is copied
             without learning.
         order, old_order (`Sequence[int]`): indices of the layers that run after and before the growth.
-        run ([`Run`]): with the model whose loss is lowered, batches, and who pays for them.
-        seed (`int`): of the noise.
+        context ([`RunContext`]): of a live run: the model whose loss is lowered, batches, and who pays for them. Its
+            seed and step decide the noise.
         steps (`int`, *optional*, defaults to 100): of stochastic gradient descent, one batch each.
         learning_rate (`float`, *optional*, defaults to 0.1): of these steps.
         noise (`float`, *optional*, defaults to 0.03): largest share, before normalisation, that other layers than the
             copied one have at first.
     """
+    model = context.model
+    assert context.draw_batches is not None
+    assert context.charged is not None
     kinds = [name for name, _ in stack[old_order[0]].named_parameters()]
     trained = [[stack[index].get_parameter(kind).detach() for index in old_order] for kind in kinds]
     grown = [[stack[index].get_parameter(kind) for index in order] for kind in kinds]
-    names = {id(parameter): name for name, parameter in run.model.named_parameters()}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
     inside = [[f"model.{names[id(parameter)]}" for parameter in each] for each in grown]
-    spared = {f"model.{name}": buffer.clone() for name, buffer in run.model.named_buffers()}  # forwards write to some
-    mixing_KLJ = _near_copies(len(kinds), sources, len(old_order), noise, seed)
+    spared = {f"model.{name}": buffer.clone() for name, buffer in model.named_buffers()}  # forwards write to some
+    mixing_KLJ = _near_copies(len(kinds), sources, len(old_order), noise, context.seed + context.step)
     mixing_KLJ = mixing_KLJ.to(grown[0][0].device).requires_grad_()
     optimizer = torch.optim.SGD([mixing_KLJ], learning_rate)
-    slopes = _Slopes(run.model, mixing_KLJ)
+    slopes = _Slopes(model, mixing_KLJ)
     with _alone(backbone, stack, order, mixing_KLJ.device):
-        for batch in run.draw(steps):
+        for batch in context.draw_batches(steps):
             weights = {}
-            with run.learning(batch):
+            with context.charged(batch):
                 for named, mixed in zip(inside, _mixtures(mixing_KLJ, trained), strict=True):
                     weights |= dict(zip(named, mixed, strict=True))
                 slope_KLJ = functional_call(slopes, {**weights, **spared}, (batch,))

@@ -2,20 +2,21 @@
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
 from torch import nn
 
 from hf_effpt.core.anatomy import embeddings_of, generator_of, is_pre_norm
-from hf_effpt.core.depth import LayerStack, flatten, set_order, stack_of
+from hf_effpt.core.context import RunContext
+from hf_effpt.core.depth import LayerStack, set_order, stack_of
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.ledger import record
-from hf_effpt.core.method import Method, Paper, Run, has_lost_layers
+from hf_effpt.core.method import Method, Paper
+from hf_effpt.core.registry import METHODS
 
 from . import slope
-from .freezing import hold, release
 from .ligo import learn_growth
 from .operators import OPERATORS, grow
 from .plan import depths_for, fractions_for, read_at, read_depth
@@ -128,10 +129,6 @@ class Stacking(Method):
         return 0.7 if self.joint_at is None else self.joint_at
 
     @property
-    def heeds_loss(self) -> bool:
-        return self.slope is not None
-
-    @property
     def settles_at(self) -> float:
         return self._settled
 
@@ -188,41 +185,44 @@ class Stacking(Method):
             logger.warning("the weights that were loaded are trained, so all %d layers run and none grow", len(stack))
         set_order(backbone, range(len(stack)))
 
-    def schedule(self, backbone: Any, step: int, fraction: float, seed: int) -> None:
-        if self.operator == "append_top":
-            stack = stack_of(backbone)
-            stages = self.depths(len(stack))
-            # How far a run has grown is in the order, which a checkpoint holds.
-            below = max((stage for stage in stages if stage < len(stack.order)), default=0)
-            below = below if fraction < self._joint else 0
-            frozen = [*embeddings_of(backbone), *(stack[index] for index in stack.order[:below])] if below else []
-            release(part for part in (*embeddings_of(backbone), *stack.children()) if part not in frozen)
-            hold(frozen)
-
-    def advance(self, backbone: Any, step: int, fraction: float, run: Run | None = None) -> bool:
+    def frozen(self, backbone: Any, context: RunContext) -> Iterable[nn.Parameter]:
+        if self.operator != "append_top" or context.fraction >= self._joint:
+            return ()
         stack = stack_of(backbone)
-        if fraction >= 1.0 or has_lost_layers(backbone.config):
+        # How far a run has grown is in the order, which a checkpoint holds.
+        below = max((stage for stage in self.depths(len(stack)) if stage < len(stack.order)), default=0)
+        parts = [*embeddings_of(backbone), *(stack[index] for index in stack.order[:below])] if below else []
+        return [parameter for part in parts for parameter in part.parameters()]
+
+    def advance(self, backbone: Any, context: RunContext) -> bool:
+        stack, fraction = stack_of(backbone), context.fraction
+        if fraction >= 1.0 or self._is_superseded(backbone.config):
             return False  # nothing would train what is added now, or what is missing has been cut away
         stages, at = self.depths(len(stack)), self.fractions(len(stack))
         reached = sum(fraction >= growth for growth in at)
-        if self._has_slowed(backbone, step, run):
+        if self._has_slowed(backbone, context):
             reached = max(reached, sum(stage <= len(stack.order) for stage in stages))
         # A long step may pass two growths at once; then both happen, one after the other.
         for stage in stages[: 1 + reached]:
             if len(stack.order) < stage:
-                self._grow(backbone, stack, stage, step, run)
+                self._grow(backbone, stack, stage, context)
         return False
 
-    def _has_slowed(self, backbone: Any, step: int, run: Run | None) -> bool:
-        """Whether the loss has come to fall more slowly than it should."""
-        if self.slope is None or run is None or len(stack_of(backbone).order) == len(stack_of(backbone)):
-            return False
-        if run.rising:
-            return False  # a loss is flat while the learning rate is low, and says nothing of the depth
-        slope.add(backbone, run.loss, run.flops)
-        return step % slope.EVERY == 0 and (found := slope.slope(backbone)) is not None and found > self.slope
+    def _is_superseded(self, config: Any) -> bool:
+        """`True` once a method that acts after this one has changed the model: its layers are not grown again."""
+        acted = {event["method"] for event in getattr(config, "events", None) or []}
+        return any(self.order < METHODS[name].order < Method.order for name in acted if name in METHODS)
 
-    def _grow(self, backbone: Any, stack: LayerStack, stage: int, step: int, run: Run | None) -> None:
+    def _has_slowed(self, backbone: Any, context: RunContext) -> bool:
+        """`True` if the loss falls more slowly than it should."""
+        if self.slope is None or context.loss is None or len(stack_of(backbone).order) == len(stack_of(backbone)):
+            return False
+        if context.warming_up:
+            return False  # a loss is flat while the learning rate is low, and says nothing of the depth
+        slope.add(backbone, context.loss(), context.flops)
+        return context.step % slope.EVERY == 0 and (found := slope.slope(backbone)) is not None and found > self.slope
+
+    def _grow(self, backbone: Any, stack: LayerStack, stage: int, context: RunContext) -> None:
         before = stack.order
         sources = OPERATORS[self.operator](len(before), stage, self.depths(len(stack))[0])
         pairs = []
@@ -230,22 +230,21 @@ class Stacking(Method):
             copies = grow(growing, sources, silent=self.operator == "identity")
             pairs += [(growing[trained], growing[copy]) for trained, copy in copies]
         if self.operator == "ligo_depth":
-            if run is None:
+            if not context.is_live:
                 raise EffptError("`stacking.operator` `ligo_depth` learns its growths from text; use a Trainer.")
-            learn_growth(backbone, stack, sources, list(stack.order), list(before), run, run.seed + step)
-        if run is not None:
+            learn_growth(backbone, stack, sources, list(stack.order), list(before), context)
+        if context.is_live:
             kind = self.optimizer_state or ("reset" if self.operator == "ligo_depth" else "keep")
             if kind == "copy":
-                copy_state(run.optimizer, pairs)
+                copy_state(context.optimizer, pairs)
             elif kind == "reset":
-                reset_state(run.optimizer)
+                reset_state(context.optimizer)
         if self.slope is not None:
             slope.reset(backbone)
         set_order(backbone, stack.order)
         what = f"grew from {len(before)} to {stage} layers by {self.operator}"
-        record(backbone.config, step, self.name, what, rewarmup=min(self.rewarmup, step // 10))
+        record(backbone.config, context.step, self.name, what, rewarmup=min(self.rewarmup, context.step // 10))
 
-    def eject(self, backbone: nn.Module) -> None:
-        release((*embeddings_of(backbone), *stack_of(backbone).children()))
+    def eject(self, backbone: Any) -> None:
         slope.remove(backbone)
-        flatten(backbone)
+        super().eject(backbone)

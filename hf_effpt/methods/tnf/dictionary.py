@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from hf_effpt.core.anatomy import generator_of
 from hf_effpt.core.depth import stack_of
 from hf_effpt.core.metrics import accumulator_of
+from hf_effpt.core.precision import KeepsPrecision
 
 from .lookup import SPECIAL, Occurrences, Words, entries_of, occurrences_of, words_of
 from .writing import gather_processes, take_in, window_means
@@ -24,7 +26,7 @@ INIT_STD = 0.02  # of BERT's own embeddings; the paper names none
 
 
 @dataclass
-class HeadInputs:
+class NoteInputs:
     """What the forward pass under way has found in its rows."""
 
     entry_BL: Tensor
@@ -33,7 +35,7 @@ class HeadInputs:
     sums: dict[str, Tensor]
 
 
-class NoteDictionary(nn.Module):
+class NoteDictionary(KeepsPrecision):
     """Notes of rare words, which the backbone reads at its input and writes from its output.
 
     All that a checkpoint must hold is in persistent buffers, none of them a parameter: `vectors`, fp32 of shape
@@ -60,18 +62,11 @@ class NoteDictionary(nn.Module):
         self.k, self.gamma, self.weight = settings.k, settings.gamma, settings.weight
         self.matches = settings.scale == "match"
         self.reads_always, self.writes = settings.use != "pretraining", settings.use != "frozen"
-        self._reading: HeadInputs | None = None
+        self._reading: NoteInputs | None = None
         self._handles: list[Any] = []
 
     def extra_repr(self) -> str:
         return f"{len(self.keys)} entries of {self.vectors.shape[1]}, k={self.k}"
-
-    def _apply(self, fn: Any, recurse: bool = True) -> NoteDictionary:
-        exact = self.vectors
-        super()._apply(fn, recurse)
-        if self.vectors.dtype != torch.float32:
-            self.vectors = exact.to(self.vectors.device)
-        return self
 
     @torch.no_grad()
     def draw(self, seed: int) -> None:
@@ -108,6 +103,8 @@ class NoteDictionary(nn.Module):
         """Looks up the ids that the backbone is given; `note_ids`, if there, are the entries a collator has found."""
         kwargs = dict(kwargs)
         note_ids = kwargs.pop("note_ids", None)
+        if generator_of(backbone) is not None:
+            note_ids = None  # found in the masked ids, and the backbone reads what the generator made of them
         ids_BL = args[0] if args else kwargs.get("input_ids")
         if ids_BL is not None and (backbone.training or self.reads_always):
             words = words_of(ids_BL, self.kinds)
@@ -116,7 +113,7 @@ class NoteDictionary(nn.Module):
             at_start_BL = words.first_BL == torch.arange(ids_BL.shape[1], device=ids_BL.device)
             sums = {"tnf_hits": hits, "tnf_words": (words.whole_BL & at_start_BL).sum()}
             sums["tnf_overflow"] = (hits - len(found.used_C)).clamp(min=0)
-            self._reading = HeadInputs(entry_BL, words, found, sums)
+            self._reading = NoteInputs(entry_BL, words, found, sums)
         return args, kwargs
 
     def blend_sum(self, norm: nn.Module, args: tuple) -> tuple[Tensor, ...] | None:
@@ -158,7 +155,7 @@ class NoteDictionary(nn.Module):
         accumulator_of(backbone).add(**reading.sums)
 
     @torch.no_grad()
-    def write(self, hidden_BLD: Tensor, reading: HeadInputs) -> tuple[Tensor, Tensor]:
+    def write(self, hidden_BLD: Tensor, reading: NoteInputs) -> tuple[Tensor, Tensor]:
         """Takes a micro-batch's notes, over all processes, into the vectors; returns the drift and its count."""
         notes_CD = window_means(hidden_BLD, reading.found, reading.words, self.k)
         occurrences = gather_processes(reading.found.entry_C, reading.found.used_C, notes_CD)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import nn
 
-from hf_effpt.core.depth import flatten
+from hf_effpt.core.context import RunContext
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.method import Method, Paper
 
@@ -56,7 +56,6 @@ class TNF(Method):
     """
 
     name: ClassVar[str] = "tnf"
-    reads_text: ClassVar[bool] = True
     summary: ClassVar[str] = "Blends notes of the contexts of rare words into their embeddings; the export has none."
     paper: ClassVar[Paper] = Paper(
         title="Taking Notes on the Fly Helps Language Pre-Training",
@@ -116,21 +115,22 @@ class TNF(Method):
                 "more; set it below 0.5, or use `stacking` instead of `layerdrop`."
             )
 
-    def prepare(self, backbone: Any, text: Any) -> None:
+    def prepare(self, backbone: Any, context: RunContext) -> None:
+        text = context.text
         if self.use != "pretraining":
             raise EffptError(
                 f"`tnf.use` is `{self.use}`, which is for fine-tuning a model that has notes, with the stock Trainer; "
                 "what this run leaves is a stock model without notes. Leave `use` out."
             )
         if self.entries is None:
-            self._count(backbone, text)
+            self._count(backbone, text, context.seed)
         elif not backbone.notes.vectors.any():
             raise EffptError(
                 f"`tnf.entries` is {self.entries}, but the run itself writes it; leave it out, and set "
                 "`tnf.max_entries` to limit the dictionary."
             )
 
-    def _count(self, backbone: Any, text: Any) -> None:
+    def _count(self, backbone: Any, text: Any, seed: int) -> None:
         """Counts the words of `text` and gives `backbone` a dictionary of the rare ones."""
         kinds = kinds_of(text, backbone.config.vocab_size)
         keys, counts = count_words(text.batches(), kinds)
@@ -142,7 +142,7 @@ class TNF(Method):
         self.inject(backbone)
         backbone.notes.keys.copy_(rare)
         backbone.notes.kinds.copy_(kinds)
-        backbone.notes.draw(text.seed)
+        backbone.notes.draw(seed)
         backbone.notes.to(backbone.embeddings.word_embeddings.weight.device)
 
     def inject(self, backbone: Any) -> None:
@@ -150,16 +150,16 @@ class TNF(Method):
             config = backbone.config
             NoteDictionary(self, config.hidden_size, config.vocab_size).attach(backbone)
 
-    def schedule(self, backbone: Any, step: int, fraction: float, seed: int) -> None:
+    def schedule(self, backbone: Any, context: RunContext) -> None:
         events = [event for event in backbone.config.events or [] if not event.get("past")]
         if self.entries is None or not events or self.at_growth == "keep":
             return
         # How long ago another method has changed the model, from what a checkpoint holds: a resumed run does the same.
         changed = events[-1]["step"]
-        if self.at_growth == "reset" and changed == step:
-            backbone.notes.draw((seed * 1_000_003 + step) % 2**63)
+        if self.at_growth == "reset" and changed == context.step:
+            backbone.notes.draw((context.seed * 1_000_003 + context.step) % 2**63)
         if self.at_growth == "fast":
-            recent = step - changed < max(1.0, FOR_A_SHARE * changed)
+            recent = context.step - changed < max(1.0, FOR_A_SHARE * changed)
             backbone.notes.gamma = min(1.0, FASTER * self.gamma) if recent else self.gamma
 
     def eject(self, backbone: Any) -> None:
@@ -170,9 +170,9 @@ class TNF(Method):
                     "keep it with `save_pretrained`, or load it with `use` `pretraining` to export it without notes."
                 )
             backbone.notes.detach(backbone)
-        flatten(backbone)
+        super().eject(backbone)
 
-    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+    def metrics(self, backbone: Any, sums: Mapping[str, float]) -> dict[str, float]:
         """`tnf_hits`, the share of words with a note; `tnf_ratio`, the mean norm of the note's part of the input over
         the embedding's; `tnf_drift`, the mean relative change of a note when it is written; and `tnf_overflow`, words
         that found no place to be written, if there are any.

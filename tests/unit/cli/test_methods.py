@@ -6,7 +6,8 @@ from typing import ClassVar
 import pytest
 
 from hf_effpt.cli.main import main
-from hf_effpt.core.method import METHODS, Method, Paper
+from hf_effpt.core.method import Method, Paper
+from hf_effpt.core.registry import METHODS
 
 
 @dataclass

@@ -4,7 +4,9 @@ from types import SimpleNamespace
 import pytest
 
 import hf_effpt.methods  # noqa: F401  fills METHODS
-from hf_effpt.core.method import METHODS, Method, Paper, register, unregister
+from hf_effpt.core.method import Paper
+from hf_effpt.core.registry import METHODS, register
+from hf_effpt.core.row_method import RowMethod
 
 
 @pytest.fixture
@@ -12,7 +14,7 @@ def picking():
     """A method that picks rows and has to be compared with rows at random, registered while a test runs."""
 
     @dataclass
-    class Picking(Method):
+    class Picking(RowMethod):
         name = "picking"
         summary = "Picks rows."
         paper = Paper("P", "A", 2026, "@misc{p}")
@@ -28,17 +30,18 @@ def picking():
             early = self.strategy == "early"
             usual = {"keep": 0.75 if early else 0.5, "start": 0.0 if early else 0.5, "end": 0.9, "interrupt": 2}
             given = {name: getattr(self, name) for name in usual if getattr(self, name) is not None}
-            self.uses = SimpleNamespace(**usual | given)
+            self.resolved = SimpleNamespace(**usual | given)
 
         @property
         def control(self):
-            keep = self.uses.keep
-            return None if self.strategy == "random" or keep == 1 else {"strategy": "random", "keep": keep}
+            keep = self.resolved.keep
+            same = {key: getattr(self.resolved, key) for key in ("start", "end", "interrupt")}
+            return None if self.strategy == "random" or keep == 1 else {"strategy": "random", "keep": keep, **same}
 
-        def select(self, model, rows, look):
+        def select(self, model, rows, context):
             return rows
 
     before = dict(METHODS)
     yield register(Picking)
-    unregister("picking")
-    assert before == METHODS
+    METHODS.pop("picking")
+    assert before == dict(METHODS)

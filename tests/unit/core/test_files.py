@@ -1,9 +1,14 @@
+import errno
 import os
+import subprocess
+import sys
 
+import numpy as np
 import pytest
+import torch
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.files import STAGING, is_disk_full, replacing_folder_contents
+from hf_effpt.core.files import STAGING, create_once, is_disk_full, replacing_folder_contents, write_atomically
 
 
 def test_new_files_replace_their_namesakes_and_leave_the_rest(tmp_path):
@@ -61,9 +66,111 @@ def test_a_full_disk_is_named_and_costs_nothing(tmp_path):
     assert (tmp_path / "a").read_text() == "old"
 
 
-def test_a_full_disk_is_recognised_in_the_words_of_rust_libraries():
-    assert is_disk_full(RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"))
-    assert not is_disk_full(OSError(2, "No such file or directory"))
+def raised(function, *arguments):
+    try:
+        function(*arguments)
+    except Exception as error:
+        return error
+    pytest.fail("nothing was raised")
+
+
+def after(first, second, cause=None):
+    """Raises `second` while `first` is handled."""
+    try:
+        raise first
+    except Exception:
+        raise second from cause
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_recognised_by_number_also_behind_other_errors(number):
+    full, other = OSError(number, os.strerror(number)), OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+    assert is_disk_full(full)
+    assert is_disk_full(Exception(f"I/O error (os error {number})"))  # safetensors, tokenizers
+    assert is_disk_full(raised(after, full, ValueError("while closing")))
+    assert is_disk_full(raised(after, KeyError("x"), ValueError("saving failed"), full))
+    assert not is_disk_full(other)
+    assert not is_disk_full(raised(after, other, ValueError("(os error 2)")))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_a_full_disk_is_recognised_from_torch_which_loses_the_number():
+    error = raised(torch.save, torch.zeros(100_000), "/dev/full")
+    assert getattr(error, "errno", None) is None
+    assert is_disk_full(error)
+    assert not is_disk_full(raised(torch.save, torch.zeros(1), "/nowhere/weights.pt"))
+
+
+def test_a_full_disk_is_recognised_from_an_array_that_is_cut_short(tmp_path):
+    code = """if True:
+        import resource, sys
+        import numpy as np
+        from hf_effpt.core.files import is_disk_full
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        try:
+            np.save(sys.argv[1], np.zeros(1000))
+        except OSError as error:
+            print(error.errno, is_disk_full(error))
+    """
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "a.npy"], capture_output=True, text=True)
+    assert done.stdout == "None True\n", done.stderr
+
+
+def test_a_file_is_replaced_by_text_or_by_what_a_function_writes(tmp_path):
+    path = tmp_path / "a.npz"
+    write_atomically(path, "é")
+    assert path.read_bytes() == "é".encode()
+    write_atomically(path, lambda new: np.savez(new, a=np.arange(3)))  # adds a suffix where it misses its own
+    assert np.load(path)["a"].tolist() == [0, 1, 2]
+    assert [found.name for found in tmp_path.iterdir()] == ["a.npz"]
+
+
+@pytest.mark.parametrize("interruption", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()])
+def test_a_failing_writer_leaves_the_old_file_and_no_other(tmp_path, interruption):
+    path = tmp_path / "a"
+    path.write_text("old")
+
+    def write(new):
+        new.write_text("half of the n")
+        assert path.read_text() == "old"
+        raise interruption
+
+    with pytest.raises(type(interruption)):
+        write_atomically(path, write)
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(path, "\ud800")
+    assert [found.name for found in tmp_path.iterdir()] == ["a"]
+    assert path.read_text() == "old"
+
+
+def fill(folder):
+    (folder / "a").write_text("mine")
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_the_first_of_several_writers_wins(tmp_path, folder):
+    path = tmp_path / "table"
+
+    def write(made):
+        if folder:
+            fill(made)
+        else:
+            made.write_text("mine")
+        assert not path.exists()
+        create_once(path, lambda other: (other / "a" if folder else other).write_text("the other's"), folder)
+
+    create_once(path, write, folder)
+    assert (path / "a" if folder else path).read_text() == "the other's"
+    assert [found.name for found in tmp_path.iterdir()] == ["table"]
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_a_failing_writer_creates_nothing(tmp_path, folder):
+    with pytest.raises(ZeroDivisionError):
+        create_once(tmp_path / "table", lambda made: 1 // 0, folder)
+    assert not list(tmp_path.iterdir())
+    create_once(tmp_path / "table", fill if folder else lambda made: made.write_text("mine"), folder)
+    assert (tmp_path / "table" / "a" if folder else tmp_path / "table").read_text() == "mine"
 
 
 def test_a_file_cannot_be_the_output_folder(tmp_path):

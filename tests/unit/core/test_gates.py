@@ -129,16 +129,6 @@ def test_they_are_fp32_whatever_the_model_is():
     assert all(gate.grad.dtype == torch.float32 for gate in gates.parameters())
 
 
-def test_they_are_fp32_in_a_model_that_is_loaded_in_half_precision(tmp_path):
-    tiny.model().export().save_pretrained(tmp_path / "stock")
-    config = tiny.config({"earlybert": {}})
-    model = EffptBertForMaskedLM.from_pretrained(tmp_path / "stock", config=config, dtype=torch.bfloat16)
-    model.save_pretrained(tmp_path / "saved")
-    for each in (model, EffptBertForMaskedLM.from_pretrained(tmp_path / "saved")):
-        assert each.dtype == torch.bfloat16
-        assert {gate.dtype for gate in gates_of(each.bert).parameters()} == {torch.float32}
-
-
 def test_weights_that_were_saved_without_gates_get_open_ones(tmp_path):
     tiny.model().export().save_pretrained(tmp_path)
     model = EffptBertForMaskedLM.from_pretrained(tmp_path, config=tiny.config({"earlybert": {}}))

@@ -4,7 +4,8 @@ from typing import ClassVar
 import pytest
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.method import METHODS, Method, Paper, build_methods, register, unregister
+from hf_effpt.core.method import Method, Paper
+from hf_effpt.core.registry import METHODS, build_methods, register
 
 PAPER = Paper(title="T", authors="A", year=2026, bibtex="@misc{t}")
 
@@ -30,8 +31,8 @@ def _registered():
     register(Left)
     register(Right)
     yield
-    unregister("left")
-    unregister("right")
+    METHODS.pop("left")
+    METHODS.pop("right")
 
 
 @pytest.mark.parametrize("ledger", [{"left": {}, "right": {}}, {"right": {}, "left": {}}])

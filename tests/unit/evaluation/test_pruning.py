@@ -16,6 +16,7 @@ from transformers import (
     ElectraForPreTraining,
 )
 
+from hf_effpt.core.context import RunContext
 from hf_effpt.core.depth import set_order
 from hf_effpt.core.errors import EffptError
 from hf_effpt.evaluation.pruning import choose_layers, every_other, prune_layers
@@ -52,7 +53,7 @@ def test_every_other_is_a_linspace_of_distinct_layers():
 
 def test_the_reloaded_model_is_the_order_restricted_one(tmp_path):
     model = tiny.model({"layerdrop": {"p": 0.5, "heads": 0.2}}, num_hidden_layers=12).eval()
-    model.methods[0].schedule(model.bert, 3, 0.5, seed=1)
+    model.methods[0].schedule(model.bert, RunContext(3, 0.5, seed=1))
     pruned = prune_layers(model, 6)
     assert type(pruned) is BertForMaskedLM
     assert (pruned.config.num_hidden_layers, len(pruned.bert.encoder.layer)) == (6, 6)

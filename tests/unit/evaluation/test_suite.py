@@ -298,7 +298,7 @@ def test_a_second_call_keeps_scores_and_does_not_repeat_seeds(checkpoint, data, 
 
     def measured(tasks, seeds=2, lora=None):
         measurement = suite.Measurement(folder, tasks, data, None, "default", seeds, lora, None)
-        record = Record(out, folder, lambda path, content: path.write_text(json.dumps(content)))
+        record = Record(out, folder)
         result = measurement.run(record)
         record.save(result)
         return json.loads(out.read_text())
@@ -341,7 +341,7 @@ def test_a_file_that_holds_something_else_is_not_written_over(checkpoint, tmp_pa
     for content in ("my notes", "[1]", '{"scores": [1]}'):
         (tmp_path / "notes").write_text(content)
         with pytest.raises(EffptError, match="name another file by `--out`"):
-            Record(tmp_path / "notes", checkpoint, lambda *_: None)
+            Record(tmp_path / "notes", checkpoint)
 
 
 def test_a_model_of_no_run_needs_text(checkpoint):

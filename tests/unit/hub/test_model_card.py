@@ -4,7 +4,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from hf_effpt.core.method import METHODS
+from hf_effpt.core.registry import METHODS
 from hf_effpt.hub.card import duration, model_card
 
 

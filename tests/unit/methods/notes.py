@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
+from hf_effpt.core.context import RunContext
 from hf_effpt.methods.tnf.lookup import entries_of, words_of
 from tests import tiny
 
@@ -49,8 +50,13 @@ def model(methods=None, config=None, **settings):
 
 def prepare(made):
     tnf = method(made)
-    tnf.prepare(made.backbone, text(rows()))
+    tnf.prepare(made.backbone, context(text(rows())))
     return tnf
+
+
+def context(text):
+    """The context in which a method prepares a model for this text."""
+    return RunContext(0, 0.0, text.seed, open_text=lambda: text)
 
 
 def method(made):

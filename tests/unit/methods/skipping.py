@@ -2,6 +2,7 @@
 
 import torch
 
+from hf_effpt.core.context import RunContext
 from hf_effpt.core.depth import stack_of
 from tests import tiny
 
@@ -21,7 +22,7 @@ def gated(logit=None, layers=4, step=3, **settings):
 
 def started(model, step=3):
     for method in model.methods:
-        method.schedule(model.backbone, step, 0.9, seed=7)
+        method.schedule(model.backbone, RunContext(step, 0.9, seed=7))
 
 
 def lean(model, logit):

@@ -5,10 +5,11 @@ import copy
 import pytest
 import torch
 
+from hf_effpt.core.context import RunContext
 from hf_effpt.core.depth import stack_of
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.gates import NAME
-from hf_effpt.core.method import build_methods
+from hf_effpt.core.registry import build_methods
 from hf_effpt.core.width import widths_of
 from hf_effpt.methods.compress.plan import Size, cut_at, size_after, thinned
 from tests import tiny
@@ -20,7 +21,7 @@ def compressed(fraction=0.7, **settings):
     """A model before and after what happens at a fraction of the clock."""
     model = tiny.model({"compress": {"importance": "magnitude", **settings}}, **WIDE).eval()
     before = copy.deepcopy(model)
-    changed = model.methods[0].advance(model.bert, 7, fraction)
+    changed = model.methods[0].advance(model.bert, RunContext(7, fraction))
     return before, model, changed
 
 
@@ -106,7 +107,7 @@ def test_rounds_take_equal_shares_and_a_long_step_takes_all():
     found = []
     for step, fraction in ((8, 0.6), (9, 0.7), (10, 0.95), (11, 1.0)):
         found.append((widths_of(model.bert)[0][0], method.changes_parameters))
-        method.advance(model.bert, step, fraction)
+        method.advance(model.bert, RunContext(step, fraction))
     assert found == [(3, True), (3, True), (2, True), (1, False)]
     assert [event["step"] for event in model.config.events] == [7, 9, 10]
     assert model.config.events[1]["what"] == "cut to 4 layers of 2 heads and 43 neurons by magnitude, 2 of 3"
@@ -119,10 +120,10 @@ def test_gates_are_folded_at_the_cut_and_in_an_export_before_it():
     model = tiny.model({"compress": {"head_keep": 0.5, "importance": "gates", "at": 0.5}}, **WIDE).eval()
     method, gates = model.methods[0], getattr(model.bert, NAME)
     whole = outputs(model)
-    method.schedule(model.bert, 3, 0.39, seed=7)
+    method.schedule(model.bert, RunContext(3, 0.39, seed=7))
     assert not gates.on
     assert method.penalty(model.bert) is None
-    method.schedule(model.bert, 4, 0.4, seed=7)
+    method.schedule(model.bert, RunContext(4, 0.4, seed=7))
     assert gates.on
     assert torch.equal(outputs(model), whole)
     assert method.penalty(model.bert).item() == pytest.approx(1e-4 * 4 * (4 + 64))
@@ -136,10 +137,10 @@ def test_gates_are_folded_at_the_cut_and_in_an_export_before_it():
         for gate in gates.heads:
             gate[[0, 3]] = 0.0
     kept = outputs(model)
-    assert method.advance(model.bert, 5, 0.5)
+    assert method.advance(model.bert, RunContext(5, 0.5))
     assert torch.allclose(outputs(model), kept, atol=1e-6)
     assert not list(getattr(model.bert, NAME).parameters())
-    method.schedule(model.bert, 6, 0.6, seed=7)
+    method.schedule(model.bert, RunContext(6, 0.6, seed=7))
     assert method.penalty(model.bert) is None
     assert torch.allclose(outputs(model.export(dense=True)), kept, atol=1e-6)
 

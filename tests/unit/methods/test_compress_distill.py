@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from hf_effpt.core.context import RunContext
 from hf_effpt.core.depth import stack_of
 from hf_effpt.core.width import widths_of
 from hf_effpt.methods.compress.distill import NAME, distance, real_tokens, teacher_of
-from hf_effpt.training import reference_meter
+from hf_effpt.training import reference_time_meter
 from hf_effpt.training.flops import FlopCounter
 from tests import tiny
 
@@ -22,7 +23,7 @@ def cut(model=None, **settings):
     settings = {**BOTH, "importance": "magnitude", "distill": 0.5, **settings}
     model = model or tiny.model({"compress": settings}, **NO_DROPOUT)
     before = copy.deepcopy(model)
-    model.methods[0].advance(model.backbone, 4, 0.5)
+    model.methods[0].advance(model.backbone, RunContext(4, 0.5))
     return before, model
 
 
@@ -98,7 +99,7 @@ def test_a_teacher_of_what_is_not_cut_has_nothing_to_say():
     model.train()(**padded())
     assert model.methods[0].penalty(model.bert).item() == 0.0
     first = teacher_of(model.bert)
-    assert not model.methods[0].advance(model.bert, 6, 0.8)
+    assert not model.methods[0].advance(model.bert, RunContext(6, 0.8))
     assert len(stack_of(model.bert).order) == 3
     assert teacher_of(model.bert) is first
     model(**padded())
@@ -108,7 +109,7 @@ def test_a_teacher_of_what_is_not_cut_has_nothing_to_say():
 def test_the_teacher_has_the_gates_folded_in_and_runs_as_in_evaluation():
     settings = {**BOTH, "importance": "gates", "distill": 1.0}
     model = tiny.model({"compress": settings})  # with dropout
-    model.methods[0].schedule(model.bert, 3, 0.45, seed=7)
+    model.methods[0].schedule(model.bert, RunContext(3, 0.45, seed=7))
     with torch.no_grad():
         for gate in model.bert.width_gates.parameters():
             gate.mul_(torch.linspace(0.5, 1.5, len(gate)))
@@ -153,7 +154,7 @@ def test_a_model_that_was_narrower_before_the_cut_teaches_as_such():
 def test_the_teachers_forward_is_counted():
     _, taught = cut()
     plain = copy.deepcopy(taught)
-    plain.methods[0].prepare(plain.bert, None)
+    plain.methods[0].prepare(plain.bert, RunContext(0, 0.0))
     assert teacher_of(plain.bert) is None
     assert stack_of(plain.bert).read_whole  # so that the two differ by the teacher alone
     batch = {name: tensor for name, tensor in padded().items() if name != "attention_mask"}
@@ -257,7 +258,7 @@ def test_no_export_has_a_teacher(tmp_path, objective):
     model = trainer.model.train()
     model(**tiny.batch())  # a forward whose term nobody has taken
     plain = copy.deepcopy(model)
-    plain.methods[0].prepare(plain.backbone, None)
+    plain.methods[0].prepare(plain.backbone, RunContext(0, 0.0))
     ours, theirs = model.export(), plain.export()
     assert teacher_of(model.backbone) is not None
     assert not any(NAME in name for name in ours.state_dict())
@@ -279,12 +280,12 @@ def test_of_a_model_with_a_generator_the_term_has_the_weight_of_its_loss():
 
 
 def test_reference_time_and_mixed_precision_have_the_teacher_in_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(reference_meter, "time_of", lambda block, device: block() or 0.25)
+    monkeypatch.setattr(reference_time_meter, "time_of", lambda block, device: block() or 0.25)
     table = str(tmp_path / "times.json")
     settings = {"compress": {**BOTH, "importance": "magnitude", "distill": 1.0}}
     trainer = tiny.trainer(tmp_path, settings, budget="4s_rst", reference_times=table, bf16=True)
     trainer.train()
-    charged = [name for name in trainer.reference.charged if name.startswith("train|")]
+    charged = [name for name in trainer.cost.reference_time.charged if name.startswith("train|")]
     assert sorted("distilled" in name for name in charged) == [False, True]
     assert all(torch.isfinite(torch.tensor(losses(trainer))))
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from hf_effpt.core.anatomy import layers_of
+from hf_effpt.core.context import RunContext
 from hf_effpt.core.depth import stack_of
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.width import widths_of
@@ -211,14 +212,14 @@ def test_a_finished_model_is_not_cut_again(tmp_path):
     again = type(trainer.model).from_pretrained(tmp_path / "checkpoint-8")
     assert widths_of(again.bert) == widths_of(trainer.model.bert)
     assert not again.methods[0].changes_parameters
-    assert not again.methods[0].advance(again.bert, 9, 1.0)
+    assert not again.methods[0].advance(again.bert, RunContext(9, 1.0))
 
 
 def test_a_new_run_on_a_cut_model_says_what_is_left(tmp_path, caplog):
     trainer = run(tmp_path, {**WIDTHS, "at": 0.5}, save_strategy="steps", save_steps=8)
     again = type(trainer.model).from_pretrained(tmp_path / "checkpoint-8")
     with caplog.at_level("WARNING"):
-        again.methods[0].prepare(again.bert, None)
+        again.methods[0].prepare(again.bert, RunContext(0, 0.0))
     assert "of 1 cuts by `compress` 0 are left to make" in caplog.text
     with pytest.raises(EffptError, match=r"cut already.*set only `compress.depth`"):
         tiny.model({"compress": WIDTHS}, layer_widths=again.config.layer_widths)

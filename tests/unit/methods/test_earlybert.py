@@ -7,9 +7,10 @@ import pytest
 import torch
 from transformers import BertForMaskedLM
 
+from hf_effpt.core.context import RunContext
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.gates import gate_scores, gates_of
-from hf_effpt.core.method import build_methods
+from hf_effpt.core.registry import build_methods
 from hf_effpt.core.ticket import Ticket
 from hf_effpt.core.width import cut_width
 from hf_effpt.methods.earlybert import EarlyBert
@@ -29,7 +30,7 @@ TICKET = Ticket(((0,), (1,), (0, 1), (1,)), (tuple(range(8)),) * 4, ((2, 64),) *
 def searching(**settings):
     torch.manual_seed(4)
     model = tiny.model({"earlybert": settings})
-    model.methods[0].schedule(model.bert, 0, 0.0, seed=7)
+    model.methods[0].schedule(model.bert, RunContext(0, 0.0, seed=7))
     return model
 
 

@@ -4,8 +4,10 @@ import pytest
 import torch
 from transformers import RobertaPreLayerNormConfig, RobertaPreLayerNormModel
 
+from hf_effpt.core.context import RunContext
 from hf_effpt.core.depth import stack_of
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.freezing import freeze
 from hf_effpt.methods import Stacking
 from hf_effpt.methods.stacking.operators import OPERATORS, arrange
 from tests import tiny
@@ -46,7 +48,7 @@ def test_each_layer_begins_as_its_source(operator):
     stack = stack_of(model.bert)
     before = [dict(stack[index].state_dict()) for index in (0, 1)]
     before = [{name: tensor.clone() for name, tensor in layer.items()} for layer in before]
-    model.methods[0].advance(model.bert, 4, 0.5)
+    model.methods[0].advance(model.bert, RunContext(4, 0.5))
     sources, order = GROWS[operator]
     assert list(stack.order) == order
     for index, source in zip(order, sources, strict=True):
@@ -61,7 +63,7 @@ def test_a_grown_model_exports_in_the_order_it_runs(operator):
     model = tiny.model({"stacking": {"depth": 2, "at": [0.5], "operator": operator}}).eval()
     ids = torch.randint(5, tiny.VOCAB, (2, 8))
     for fraction in (0.1, 0.5):
-        model.methods[0].advance(model.bert, 4, fraction)
+        model.methods[0].advance(model.bert, RunContext(4, fraction))
         stock = model.export()
         assert stock.config.num_hidden_layers == (2 if fraction < 0.5 else 4)
         assert torch.equal(stock(ids).logits, model(ids).logits)
@@ -80,7 +82,7 @@ def test_identity_changes_nothing_in_a_pre_norm_model():
     method.inject(model)
     ids = torch.randint(5, 90, (2, 8))
     shallow = model(ids).last_hidden_state
-    method.advance(model, 3, 0.5)
+    method.advance(model, RunContext(3, 0.5))
     assert len(stack_of(model).active) == 4
     assert torch.equal(model(ids).last_hidden_state, shallow)
 
@@ -148,7 +150,6 @@ def test_reset_begins_anew_for_all(tmp_path):
 @pytest.mark.parametrize("beta2", [0.999, 0.95])
 def test_first_update_after_a_growth_is_one_learning_rate(kind, first, beta2):
     """Under a constant gradient, for old parameters and new ones: whatever becomes of the state, it is consistent."""
-    from hf_effpt.core.method import Run
 
     model = tiny.model({"stacking": {"depth": 2, "at": [0.5], "optimizer_state": kind}})
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, beta2), eps=0.0, weight_decay=0.0)
@@ -163,8 +164,7 @@ def test_first_update_after_a_growth_is_one_learning_rate(kind, first, beta2):
 
     for _ in range(20):
         step()
-    run = Run(model, optimizer, torch.tensor(1.0), 1.0, draw=None, learning=None)
-    model.methods[0].advance(model.bert, 20, 0.5, run)
+    model.methods[0].advance(model.bert, RunContext(20, 0.5, model=model, optimizer=optimizer))
     before = [parameter.detach().clone() for parameter in stack.parameters()]
     step()
     for old, parameter in zip(before, stack.parameters(), strict=True):
@@ -237,8 +237,8 @@ def test_nothing_is_kept_for_the_backward_pass_below_what_learns():
     batch = tiny.batch(4, objective="mlm")
     kept = []
     for fraction in (0.3, 0.8):
-        method.advance(model.bert, 1, fraction)
-        method.schedule(model.bert, 1, fraction, seed=0)
+        method.advance(model.bert, RunContext(1, fraction))
+        freeze(model.bert, method.frozen(model.bert, RunContext(1, fraction, seed=0)))
         sizes = []
 
         def pack(tensor, sizes=sizes):
@@ -262,8 +262,8 @@ def test_what_the_user_has_frozen_stays_so():
     (method,) = model.methods
     model.bert.embeddings.position_embeddings.weight.requires_grad_(False)
     for fraction in (0.0, 0.3, 0.8):
-        method.advance(model.bert, 1, fraction)
-        method.schedule(model.bert, 1, fraction, seed=0)
+        method.advance(model.bert, RunContext(1, fraction))
+        freeze(model.bert, method.frozen(model.bert, RunContext(1, fraction, seed=0)))
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     assert frozen == ["bert.embeddings.position_embeddings.weight"]
 
@@ -271,8 +271,8 @@ def test_what_the_user_has_frozen_stays_so():
 def test_a_discriminators_table_rests_for_the_generator_too():
     model = tiny.joint(methods=APPEND_2).train()
     (method,) = model.methods
-    method.advance(model.electra, 1, 0.3)
-    method.schedule(model.electra, 1, 0.3, seed=0)
+    method.advance(model.electra, RunContext(1, 0.3))
+    freeze(model.electra, method.frozen(model.electra, RunContext(1, 0.3, seed=0)))
     model(**tiny.batch()).loss.backward()
     assert model.electra.embeddings.word_embeddings.weight.grad is None
     assert model.generator.electra.encoder.layer[0].output.dense.weight.grad is not None
@@ -281,4 +281,4 @@ def test_a_discriminators_table_rests_for_the_generator_too():
 def test_without_a_run_ligo_says_what_it_needs():
     model = tiny.model({"stacking": {"depth": 2, "at": [0.5], "operator": "ligo_depth"}})
     with pytest.raises(EffptError, match="`ligo_depth` learns its growths from text"):
-        model.methods[0].advance(model.bert, 4, 0.5)
+        model.methods[0].advance(model.bert, RunContext(4, 0.5))

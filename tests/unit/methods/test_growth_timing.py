@@ -2,13 +2,14 @@
 
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
 
+from hf_effpt.core.context import RunContext
 from hf_effpt.core.depth import stack_of
 from hf_effpt.core.ledger import record, rewarmed
-from hf_effpt.core.method import Run
 from hf_effpt.methods.stacking import slope
 from tests import tiny
 
@@ -17,9 +18,9 @@ def after(model, losses, flops=lambda step: 1e9 * step, fraction=0.0, warmup=0):
     """The steps after which `model` grew, with these losses."""
     (method,) = model.methods
     for step, loss in enumerate(losses, 1):
-        parts = (model, torch.optim.SGD(model.parameters()), torch.tensor(loss), flops(step))
-        run = Run(*parts, draw=None, learning=None, rising=step <= warmup)
-        method.advance(model.bert, step, fraction, run)
+        optimizer = torch.optim.SGD(model.parameters())
+        live = {"model": model, "optimizer": optimizer, "loss": partial(torch.tensor, loss), "flops": flops(step)}
+        method.advance(model.bert, RunContext(step, fraction, **live, warming_up=step <= warmup))
     return [event["step"] for event in model.config.events or []]
 
 
@@ -49,7 +50,7 @@ def test_grows_once_the_loss_falls_too_slowly():
 def test_a_steep_loss_waits_for_the_latest_fraction():
     model = tiny.model({"stacking": {"depth": 2, "at": [0.8], "slope": -0.0575}})
     assert after(model, [10 * step**-0.2 for step in range(1, 300)]) == []
-    model.methods[0].advance(model.bert, 300, 0.8)
+    model.methods[0].advance(model.bert, RunContext(300, 0.8))
     assert len(stack_of(model.bert).order) == 4
 
 
@@ -126,7 +127,7 @@ class Rising(tiny.TrainerCallback):
         self.trainer, self.seen = trainer, seen
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.seen.append(self.trainer.live_run().rising)
+        self.seen.append(self.trainer.context().warming_up)
 
 
 @pytest.mark.parametrize("at", [20, 21])

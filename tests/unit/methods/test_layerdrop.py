@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from hf_effpt.core.context import RunContext
 from hf_effpt.core.depth import stack_of
 from hf_effpt.methods import LayerDrop
 from tests import tiny
@@ -28,14 +29,14 @@ def ids():
 def test_almost_certain_dropping_runs_no_layer():
     model = tiny.model({"layerdrop": {"p": 1 - 1e-12}}).train()
     (method,) = model.methods
-    method.schedule(model.bert, 0, 0.0, seed=1)
+    method.schedule(model.bert, RunContext(0, 0.0, seed=1))
     assert ran(model, **ids()) == []
 
 
 def test_no_dropping_and_evaluation_run_all():
     for p, training in ((0.0, True), (0.999999, False)):
         model = tiny.model({"layerdrop": {"p": p}}).train(training)
-        model.methods[0].schedule(model.bert, 0, 0.0, seed=1)
+        model.methods[0].schedule(model.bert, RunContext(0, 0.0, seed=1))
         assert ran(model, **ids()) == [0, 1, 2, 3]
 
 
@@ -90,7 +91,7 @@ def test_flops_fall_with_the_layers(tmp_path):
 
     def flops(dropped):
         stack.dropped = frozenset(dropped)
-        return trainer.counter.count(trainer.model, batch)
+        return trainer.cost.counter.count(trainer.model, batch)
 
     none, one, two, three, four = (flops(range(dropped)) for dropped in (4, 3, 2, 1, 0))
     layer = four - three
@@ -121,6 +122,6 @@ def test_starts_after_the_last_growth_by_itself():
     drop = next(method for method in model.methods if method.name == "layerdrop")
     growing = next(method for method in model.methods if method.name == "stacking")
     for step, fraction, dropped in ((5, 0.59, 0), (6, 0.6, 4)):
-        growing.advance(model.bert, step, fraction)
-        drop.schedule(model.bert, step, fraction, seed=1)
+        growing.advance(model.bert, RunContext(step, fraction))
+        drop.schedule(model.bert, RunContext(step, fraction, seed=1))
         assert len(stack_of(model.bert).dropped) == dropped

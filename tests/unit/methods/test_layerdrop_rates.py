@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from hf_effpt.core.context import RunContext
 from hf_effpt.core.depth import set_order, stack_of
 from hf_effpt.methods import LayerDrop
 from hf_effpt.methods.layerdrop.schedules import SCHEDULES
@@ -63,7 +64,7 @@ def test_progress_counts_from_the_start():
     active = {fraction: [] for fraction in (0.59, 0.6, 0.95)}
     for fraction, seen in active.items():
         for step in range(50):
-            method.schedule(model.bert, step, fraction, seed=1)
+            method.schedule(model.bert, RunContext(step, fraction, seed=1))
             seen.append(len(stack_of(model.bert).active))
     assert set(active[0.59]) == {4}  # not yet
     assert set(active[0.6]) == {2}  # at p = 0.5 of four layers, the two that always run
@@ -87,10 +88,10 @@ def test_draws_are_by_position_in_the_order():
     model = tiny.model({"layerdrop": {"rate": "progressive"}}).train()
     (method,) = model.methods
     set_order(model.bert, [2, 0, 3, 1])
-    method.schedule(model.bert, 0, 0.0, seed=1)
+    method.schedule(model.bert, RunContext(0, 0.0, seed=1))
     assert stack_of(model.bert).active == (2, 1)
     set_order(model.bert, [3, 1])
-    method.schedule(model.bert, 0, 0.0, seed=1)
+    method.schedule(model.bert, RunContext(0, 0.0, seed=1))
     assert stack_of(model.bert).active == (3, 1)
 
 
@@ -107,5 +108,5 @@ def test_a_run_follows_the_schedule(tmp_path):
 def test_sequential_after_stacking():
     model = tiny.model({"layerdrop": {"rate": "progressive"}, "stacking": {"depth": 1, "at": [0.3, 0.6]}}).train()
     drop = next(method for method in model.methods if method.name == "layerdrop")
-    drop.schedule(model.bert, 5, 0.59, seed=1)
+    drop.schedule(model.bert, RunContext(5, 0.59, seed=1))
     assert stack_of(model.bert).dropped == frozenset()

@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import RobertaPreLayerNormConfig, RobertaPreLayerNormModel
 
+from hf_effpt.core.context import RunContext
 from hf_effpt.core.depth import stack_of
 from hf_effpt.core.errors import EffptError
 from hf_effpt.methods import LayerDrop
@@ -42,7 +43,7 @@ def test_without_dropping_it_is_the_identity(scaling):
     method = bound(model, p=0.0, scaling=scaling)
     for training in (True, False):
         model.train(training)
-        method.schedule(model, 0, 0.0, seed=1)
+        method.schedule(model, RunContext(0, 0.0, seed=1))
         torch.testing.assert_close(model(IDS).last_hidden_state, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -50,21 +51,21 @@ def test_in_training_only_what_runs_is_scaled_up():
     model = pre_norm(4).train()
     method = bound(model, p=0.5, scaling="training")
     for step in range(5):
-        method.schedule(model, step, 0.0, seed=1)
+        method.schedule(model, RunContext(step, 0.0, seed=1))
         found = changes(model)
         assert len(found) == len(stack_of(model).active)
         for _, change, passed in found:
             torch.testing.assert_close(passed, change / (1 - 0.5))
     plain, model = pre_norm().eval(), pre_norm()
     method = bound(model, p=0.5, scaling="training")
-    method.schedule(model, 0, 0.0, seed=1)
+    method.schedule(model, RunContext(0, 0.0, seed=1))
     assert torch.equal(model.eval()(IDS).last_hidden_state, plain(IDS).last_hidden_state)
 
 
 def test_in_evaluation_every_layer_counts_as_often_as_it_ran():
     model = pre_norm(4)
     method = bound(model, p=0.5, rate="pld", scaling="evaluation")
-    method.schedule(model, 0, 1.0, seed=1)
+    method.schedule(model, RunContext(0, 1.0, seed=1))
     found = changes(model.eval())
     assert len(found) == 4
     for index, change, passed in found:
@@ -80,7 +81,7 @@ def test_the_expected_change_of_a_layer_is_its_change():
     hidden = torch.randn(1, 4, 32)
     layer, total = stack_of(model)[0], torch.zeros(1, 4, 32)
     for step in range(2000):
-        method.schedule(model, step, 0.0, seed=1)
+        method.schedule(model, RunContext(step, 0.0, seed=1))
         for running in stack_of(model):
             total += running(hidden, None) - hidden
     torch.testing.assert_close(total / 2000, layer(hidden, None) - hidden, rtol=0.06, atol=1e-3)
@@ -91,7 +92,7 @@ def test_what_is_scaled_in_evaluation_has_no_stock_export():
     with pytest.raises(EffptError, match=r"no stock model does; train with `scaling` `training`"):
         bound(model, p=0.2, scaling="evaluation").eject(model)
     method = bound(model, p=0.2, scaling="training")
-    method.schedule(model, 0, 0.0, seed=1)
+    method.schedule(model, RunContext(0, 0.0, seed=1))
     method.eject(model)
     assert torch.equal(model.eval()(IDS).last_hidden_state, pre_norm().eval()(IDS).last_hidden_state)
 
@@ -99,5 +100,5 @@ def test_what_is_scaled_in_evaluation_has_no_stock_export():
 def test_a_layer_that_is_never_run_has_no_scale():
     model = pre_norm(4).train()
     method = bound(model, p=0.5, rate="progressive", scaling="training")
-    method.schedule(model, 0, 0.0, seed=1)  # the two in the middle are skipped with probability 1
+    method.schedule(model, RunContext(0, 0.0, seed=1))  # the two in the middle are skipped with probability 1
     assert dict(stack_of(model).scales) == {0: 1.0, 3: 1.0}

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from hf_effpt.core.context import RunContext
 from hf_effpt.core.depth import stack_of
 from hf_effpt.methods.layerskip.routing import Pass, rows_of_share
 from tests import tiny
@@ -168,7 +169,7 @@ def test_draws_are_a_function_of_seed_step_row_and_position():
     assert torch.equal(torch.cat(parts, dim=1), whole)
     others = []
     for step, seed in ((4, 7), (3, 8)):
-        model.methods[0].schedule(model.bert, step, 0.9, seed)
+        model.methods[0].schedule(model.bert, RunContext(step, 0.9, seed))
         model(**inputs)
         others.append(decisions(model))
     assert not torch.equal(others[0], whole)
@@ -184,7 +185,7 @@ def test_too_much_is_penalised_and_too_little_rewarded(penalty):
     for logit in (OPEN, SHUT):
         model = gated(logit, target=0.6, **penalty)
         model(**ragged())
-        model.methods[0].advance(model.bert, 4, 0.9)
+        model.methods[0].advance(model.bert, RunContext(4, 0.9))
         lean(model, HALF)
         model(**ragged())
         model.methods[0].penalty(model.bert).backward()
@@ -208,7 +209,7 @@ def test_reinforce_is_the_reward_times_the_gradient_of_the_log_probability():
     gates, inputs = model.bert.gates, ragged()
     model(**inputs)
     assert model.methods[0].penalty(model.bert).item() == 0.0  # nothing is usual yet
-    model.methods[0].advance(model.bert, 4, 0.9)
+    model.methods[0].advance(model.bert, RunContext(4, 0.9))
     usual = gates.baseline.item()
     rows = [{name: value[row : row + 1] for name, value in inputs.items()} for row in range(8)]
     losses = torch.stack([model(**row).loss for row in rows]).detach()
@@ -242,7 +243,7 @@ def test_a_row_without_labels_earns_nothing():
         gates._pass.logits[0].retain_grad()
         logits = gates._pass.logits[0]
         penalty = model.methods[0].penalty(model.bert)
-        model.methods[0].advance(model.bert, 4, 0.9)
+        model.methods[0].advance(model.bert, RunContext(4, 0.9))
     penalty.backward()
     assert logits.grad[2] == 0.0
     assert logits.grad.abs().sum() > 0

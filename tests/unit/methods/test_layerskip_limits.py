@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import BertForMaskedLM
 
+from hf_effpt.core.context import RunContext
 from hf_effpt.core.depth import stack_of
 from hf_effpt.core.errors import EffptError
 from hf_effpt.models import EffptBertForMaskedLM
@@ -108,9 +109,9 @@ def test_starts_at_a_tenth_or_after_the_last_growth():
     for ledger, start in (({}, 0.1), ({"stacking": {"depth": 1, "at": [0.3, 0.6]}}, 0.6)):
         model = tiny.model({"layerskip": {}, **ledger})
         (skip,) = (method for method in model.methods if method.name == "layerskip")
-        skip.schedule(model.bert, 5, start - 0.01, seed=1)
+        skip.schedule(model.bert, RunContext(5, start - 0.01, seed=1))
         assert stack_of(model.bert).router is None
-        skip.schedule(model.bert, 6, start, seed=1)
+        skip.schedule(model.bert, RunContext(6, start, seed=1))
         assert stack_of(model.bert).router is model.bert.gates
 
 

@@ -11,7 +11,7 @@ from hf_effpt.core.depth import stack_of
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.token_losses import has_loss_observers
 from hf_effpt.evaluation.loss import held_out_loss
-from hf_effpt.training import reference_meter
+from hf_effpt.training import reference_time_meter
 from hf_effpt.training.flops import FlopCounter
 from hf_effpt.training.reference_time_meter import optimizer_operation, step_operation, time_step
 from tests import tiny
@@ -93,7 +93,7 @@ def test_a_run_is_charged_what_ran(tmp_path):
     """With the gates shut the clock is charged the two layers that ran, and the log says so."""
     trainer = half_open(tmp_path, {"after": 0.0}, layers=6, budget="2steps", gradient_accumulation_steps=2)
     shares = []
-    trainer.counter.count = lambda model, batch: shares.append(model.bert.gates.share) or 100 * shares[-1]
+    trainer.cost.counter.count = lambda model, batch: shares.append(model.bert.gates.share) or 100 * shares[-1]
     trainer.train()
     assert len(shares) == 4
     assert len(set(shares)) > 1
@@ -176,7 +176,7 @@ def test_reference_time_goes_by_eighths(monkeypatch):
     assert "layerskip ste_executed bernoulli" in keys[2]
     assert len(optimizers) == 1
     counts = []
-    monkeypatch.setattr(reference_meter, "time_of", lambda block, device: block() or 1.0)
+    monkeypatch.setattr(reference_time_meter, "time_of", lambda block, device: block() or 1.0)
     run = type(model.bert.encoder.layer[1]).forward
     monkeypatch.setattr(
         type(model.bert.encoder.layer[1]),

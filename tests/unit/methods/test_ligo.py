@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from hf_effpt.core import processes
+from hf_effpt.core.context import RunContext
 from hf_effpt.core.depth import set_order, stack_of
-from hf_effpt.core.method import Run
 from hf_effpt.core.metrics import accumulator_of
 from hf_effpt.methods.stacking import ligo
 from hf_effpt.methods.stacking.ligo import learn_growth
@@ -34,7 +34,8 @@ class Fake:
             optimizer.step()
             optimizer.zero_grad()
         accumulator_of(self.backbone).take()
-        self.run = Run(self.model, optimizer, torch.zeros(()), 0.0, self.draw, self.learning)
+        live = {"model": self.model, "optimizer": optimizer, "draw_batches": self.draw, "charged": self.learning}
+        self.run = RunContext(0, 0.5, 5, **live)
 
     def draw(self, number):
         return (self.batches[index % 4] for index in range(number))
@@ -45,7 +46,7 @@ class Fake:
         yield
 
     def grow(self, sources=SOURCES, order=ORDER, **settings):
-        learn_growth(self.backbone, self.stack, sources, order, self.stack.order, self.run, 5, **settings)
+        learn_growth(self.backbone, self.stack, sources, order, self.stack.order, self.run, **settings)
         set_order(self.backbone, order)
         return self
 
@@ -151,10 +152,10 @@ def test_notes_are_neither_written_nor_counted(tmp_path):
     model = trainer.model.train()
     backbone, stack = model.backbone, stack_of(model.backbone)
     notes = backbone.notes.vectors.clone()
-    learn_growth(backbone, stack, SOURCES, ORDER, OLD, trainer.live_run(), 5, steps=2)
+    learn_growth(backbone, stack, SOURCES, ORDER, OLD, trainer.context(), steps=2)
     assert torch.equal(backbone.notes.vectors, notes)
     assert accumulator_of(backbone).sums == {}
-    model(**next(trainer.draw(1)))
+    model(**next(trainer.stream.draw(1, 0)))
     assert not torch.equal(backbone.notes.vectors, notes)  # they would have been
 
 
@@ -208,7 +209,7 @@ def test_a_run_grows_by_it_and_pays_for_it(tmp_path, objective):
     assert losses[0][4:] != losses[1][4:]
     plain, learnt = clocks
     assert learnt.tokens - plain.tokens == 10 * 4 * tiny.LENGTH
-    step = trainer.counter.count(trainer.model, {name: tensor[:4] for name, tensor in tiny.batch(4).items()})
+    step = trainer.cost.counter.count(trainer.model, {name: tensor[:4] for name, tensor in tiny.batch(4).items()})
     assert 0.6 * step < (learnt.flops - plain.flops) / 10 < step
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hf_effpt import StackableBertForMaskedLM, StackableBertForSequenceClassification
+from hf_effpt.core.context import RunContext
 from hf_effpt.core.depth import stack_of
 from tests import tiny
 
@@ -25,7 +26,7 @@ def test_an_exported_model_runs_all_its_layers_and_none_grow(grown, caplog):
     assert "all 4 layers run and none grow" in caplog.text
     assert stack_of(again.bert).order == (0, 1, 2, 3)
     before = again(ids).logits
-    again.methods[0].advance(again.bert, 5, 0.9)
+    again.methods[0].advance(again.bert, RunContext(5, 0.9))
     assert torch.equal(again(ids).logits, before)
     assert StackableBertForSequenceClassification.from_pretrained(grown).config.layer_order == [0, 1, 2, 3]
 
@@ -37,5 +38,5 @@ def test_a_shallow_checkpoint_stays_shallow(tmp_path):
     trainer.train()
     again = type(trainer.model).from_pretrained(tmp_path / "checkpoint-2")
     assert stack_of(again.bert).order == (0, 1)
-    again.methods[0].advance(again.bert, 5, 0.95)
+    again.methods[0].advance(again.bert, RunContext(5, 0.95))
     assert stack_of(again.bert).order == (0, 1, 2, 3)

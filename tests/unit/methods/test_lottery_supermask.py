@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from hf_effpt.core.method import build_methods
+from hf_effpt.core.context import RunContext
+from hf_effpt.core.registry import build_methods
 from hf_effpt.methods.lottery.masks import MaskedLinear, prunable
 from hf_effpt.methods.lottery.supermask import Supermask
 from hf_effpt.models import EffptBertForMaskedLM
@@ -80,7 +81,7 @@ def test_draws_are_a_function_of_seed_and_step():
     before = torch.get_rng_state()
     found = []
     for step, seed in ((3, 7), (4, 7), (3, 8), (3, 7)):
-        method.schedule(model.bert, step, 0.5, seed)
+        method.schedule(model.bert, RunContext(step, 0.5, seed))
         found.append(drawn(model))
     assert torch.equal(found[0], found[3])
     assert not torch.equal(found[0], found[1])
@@ -100,7 +101,7 @@ def test_evaluation_draws_nothing_and_is_what_is_exported(rescale):
     outputs = []
     with torch.no_grad():
         for step in (1, 2):
-            method.schedule(model.bert, step, 0.5, 7)
+            method.schedule(model.bert, RunContext(step, 0.5, 7))
             outputs.append(model(ids).logits)
     assert torch.equal(*outputs)
     exported = model.export()
@@ -139,7 +140,7 @@ def test_weights_are_constants_from_the_start_and_stay_them(tmp_path):
     again = EffptBertForMaskedLM.from_pretrained(tmp_path / "checkpoint-4")
     (method,) = again.methods
     before = tiny.weights(again)
-    method.schedule(again.bert, 0, 0.0, 7)
+    method.schedule(again.bert, RunContext(0, 0.0, 7))
     for name, weight in tiny.weights(again).items():  # they do not become constants a second time
         assert torch.equal(weight, before[name])
 

@@ -7,7 +7,7 @@ import torch
 
 from hf_effpt.methods.selection.memory import NAME, Memory
 from hf_effpt.methods.selection.strategies import STRATEGIES
-from hf_effpt.training.loading import KEYS
+from hf_effpt.training.stream import KEYS
 from tests import tiny
 from tests.picking import Watched, assert_same_run, compared, never, run, selection, trained
 
@@ -77,7 +77,7 @@ def test_losses_from_before_a_growth_do_not_count(tmp_path, monkeypatch):
 def test_no_notes_are_taken_while_rows_are_judged(tmp_path):
     ledger = selection("least_confidence") | {"tnf": {"k": 2, "min_count": 5, "max_count": 7}}
     trainer = run(tmp_path, ledger, train=False, gradient_accumulation_steps=2)
-    notes, scored, same = trainer.model.bert.notes, trainer.scored, []
+    notes, scored, same = trainer.model.bert.notes, trainer.selection.score_rows, []
 
     def noting(*args, **kwargs):
         before = notes.vectors.clone()
@@ -85,7 +85,7 @@ def test_no_notes_are_taken_while_rows_are_judged(tmp_path):
         same.append(torch.equal(before, notes.vectors))
         return found
 
-    trainer.scored = noting
+    trainer.selection.score_rows = noting
     before = notes.vectors.clone()
     trainer.train()
     assert same == [True] * 8
@@ -133,7 +133,7 @@ def test_scoring_by_the_generator_is_cheaper(tmp_path):
     for scorer in ("full", "generator"):
         ledger = selection("least_confidence", scorer=scorer)
         trainer = run(tmp_path / scorer, ledger, objective="electra", budget="2steps")
-        spent[scorer] = trainer.method_flops["selection"]
+        spent[scorer] = trainer.cost.method_flops["selection"]
     assert 0 < spent["generator"] < 0.6 * spent["full"]
 
 
@@ -183,10 +183,10 @@ def test_losses_of_a_reference_model_are_computed_once_and_charged_to_each_run(t
     first = run(tmp_path / "a", ledger)
     first.save_model()
     again = run(tmp_path / "b", ledger, train=False)
-    again.reference_model(str(holdout)).register_forward_pre_hook(never)
+    again.selection.reference_model(again.model, str(holdout)).register_forward_pre_hook(never)
     again.train()
     assert again.kept == first.kept
-    assert again.method_flops == first.method_flops
+    assert again.cost.method_flops == first.cost.method_flops
     assert all(torch.equal(a, b) for a, b in zip(first.model.parameters(), again.model.parameters(), strict=True))
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from hf_effpt.core.context import CostReport
-from hf_effpt.core.method import METHODS
-from hf_effpt.methods.selection.cost import account
+from hf_effpt.core.registry import METHODS
+from hf_effpt.core.row_method import CostReport
+from hf_effpt.methods.selection.cost import cost_report
 from hf_effpt.methods.selection.strategies import STRATEGIES
 from hf_effpt.methods.selection.strategy import ResolvedSettings
 
@@ -13,7 +13,7 @@ def told(
     strategy="least_confidence", counts=(200, 200, 100), flops=400.0, own=100.0, before=0.0, charged=True, keep=0.5
 ):
     spent = CostReport(flops, flops, own, own, before, before, charged)
-    return account(ResolvedSettings(keep=keep), strategy, STRATEGIES[strategy].picks_rows, counts, spent)
+    return cost_report(ResolvedSettings(keep=keep), strategy, STRATEGIES[strategy].picks_rows, counts, spent)
 
 
 def test_the_cost_law_by_hand():

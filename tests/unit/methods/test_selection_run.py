@@ -108,7 +108,7 @@ def test_spec_7_a_resumed_run_equals_the_straight_one(tmp_path, holdout, variant
     assert losses_of(straight) == losses_of(resumed)
     if STRATEGIES[given["strategy"]].picks_rows and "interrupt" not in given:
         assert {len(rows) for rows in straight.looked} == {10}
-        assert straight._carried is not None
+        assert straight.stream._carried is not None
         assert {epoch for rows in straight.looked for epoch, _ in rows} == {0, 1}
 
 
@@ -163,8 +163,8 @@ def test_spec_7_a_step_does_not_depend_on_how_it_is_cut(tmp_path, holdout, name)
 class Permuted(Watched):
     """Looks at the rows of a step in another order."""
 
-    def pull(self, batches, number):
-        rows = super().pull(batches, number)
+    def seen(self, rows):
+        rows, number = super().seen(rows), len(rows["input_ids"])
         order = torch.randperm(number, generator=torch.Generator().manual_seed(self.state.global_step))
         return {name: values[order] for name, values in rows.items()}
 

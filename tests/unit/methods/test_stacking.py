@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from hf_effpt.core.context import RunContext
 from hf_effpt.core.depth import stack_of
 from tests import tiny
 
@@ -13,7 +14,7 @@ def grown():
     model = tiny.model(LEDGER).eval()
     ids = torch.randint(5, tiny.VOCAB, (2, 8))
     shallow = model.bert(ids).last_hidden_state
-    model.methods[0].advance(model.bert, 4, 0.5)
+    model.methods[0].advance(model.bert, RunContext(4, 0.5))
     return model, ids, shallow
 
 
@@ -99,6 +100,6 @@ def test_a_shallow_phase_costs_the_shallow_price(tmp_path):
 
 def test_a_step_that_passes_two_growths_does_both():
     model = tiny.model({"stacking": {"depth": 1, "at": [0.3, 0.6]}})
-    model.methods[0].advance(model.bert, 1, 0.9)
+    model.methods[0].advance(model.bert, RunContext(1, 0.9))
     assert stack_of(model.bert).order == (0, 1, 2, 3)
     assert len(model.config.events) == 2

@@ -293,11 +293,11 @@ def test_in_bf16_notes_stay_exact(tmp_path):
 def test_figures_say_what_happened():
     model = quiet_model()
     method = notes.method(model)
-    assert method.metrics({}) == {}
+    assert method.metrics(model.bert, {}) == {}
     model(notes.batch(*WITH_NOTES))
     model.eval()(notes.batch(*WITH_NOTES))
     sums = {name: float(value) for name, value in accumulator_of(model.bert).take().items()}
-    figures = method.metrics(sums)
+    figures = method.metrics(model.bert, sums)
     assert sums["tnf_hits"] == 3
     assert figures["tnf_hits"] == 3 / sums["tnf_words"]
     assert figures["tnf_ratio"] > 0
@@ -305,7 +305,7 @@ def test_figures_say_what_happened():
     assert "tnf_overflow" not in figures
     model.train()(notes.batch(*[RARE[1:2] * 13] * 16))
     assert (
-        method.metrics({k: float(v) for k, v in accumulator_of(model.bert).take().items()})["tnf_overflow"]
+        method.metrics(model.bert, {k: float(v) for k, v in accumulator_of(model.bert).take().items()})["tnf_overflow"]
         == 16 * 13 - 64
     )
 
@@ -314,7 +314,7 @@ def test_counting_writes_into_the_configuration_what_it_found():
     model = notes.model()
     assert model.config.methods["tnf"] == {"min_count": 4, "max_count": 4, "entries": len(RARE)}
     before = model.bert.notes.vectors.clone()
-    notes.method(model).prepare(model.bert, None)  # a model that has its dictionary keeps it
+    notes.prepare(model)  # a model that has its dictionary keeps it
     assert torch.equal(model.bert.notes.vectors, before)
     assert notes.method(model).cost_signature(model.bert) == "tnf 4 k 16"
     assert tiny.model({"tnf": {}}).methods[0].cost_signature(model.bert) == ""

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import ElectraConfig, ElectraModel
 
+from hf_effpt.core.context import RunContext
 from hf_effpt.core.depth import stack_of
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.ledger import record
@@ -32,7 +33,7 @@ def test_with_layer_drop_every_training_forward_writes_from_the_layers_that_ran(
     shapes = set()
     for step in range(6):
         for method in model.methods:
-            method.schedule(model.bert, step, step / 6, seed=3)
+            method.schedule(model.bert, RunContext(step, step / 6, seed=3))
         shapes.add(stack.active)
         before = model.bert.notes.vectors[index].clone()
         hidden = model.bert(notes.batch(((6,), RARE[1]))).last_hidden_state
@@ -47,8 +48,8 @@ def test_with_stacking_notes_are_kept_by_default():
     model.train()(notes.batch(*IDS))
     before = model.bert.notes.vectors.clone()
     for method in model.methods:
-        method.advance(model.bert, 4, 0.5)
-        method.schedule(model.bert, 4, 0.5, seed=1)
+        method.advance(model.bert, RunContext(4, 0.5))
+        method.schedule(model.bert, RunContext(4, 0.5, seed=1))
     assert len(stack_of(model.bert).order) == 4
     assert torch.equal(model.bert.notes.vectors, before)
     model(notes.batch(*IDS))
@@ -61,20 +62,20 @@ def test_reset_at_growth_is_the_same_for_a_resumed_run():
     model = notes.model(at_growth="reset")
     method, dictionary = notes.method(model), model.bert.notes
     initial = dictionary.vectors.clone()
-    method.schedule(model.bert, 4, 0.4, seed=1)
+    method.schedule(model.bert, RunContext(4, 0.4, seed=1))
     assert torch.equal(dictionary.vectors, initial)
     record(model.config, 5, "stacking", "grew")
     state = torch.get_rng_state()
-    method.schedule(model.bert, 5, 0.5, seed=1)
+    method.schedule(model.bert, RunContext(5, 0.5, seed=1))
     drawn = dictionary.vectors.clone()
     assert not torch.equal(drawn, initial)
     assert drawn.std() == pytest.approx(0.02, rel=0.3)
-    method.schedule(model.bert, 5, 0.5, seed=1)  # a run that resumes at this step
+    method.schedule(model.bert, RunContext(5, 0.5, seed=1))  # a run that resumes at this step
     assert torch.equal(dictionary.vectors, drawn)
     assert torch.equal(torch.get_rng_state(), state)
-    method.schedule(model.bert, 6, 0.6, seed=1)
+    method.schedule(model.bert, RunContext(6, 0.6, seed=1))
     assert torch.equal(dictionary.vectors, drawn)
-    method.schedule(model.bert, 5, 0.5, seed=2)
+    method.schedule(model.bert, RunContext(5, 0.5, seed=2))
     assert not torch.equal(dictionary.vectors, drawn)
 
 
@@ -84,7 +85,7 @@ def test_fast_at_growth_lasts_a_tenth_of_the_steps_before(gamma, faster):
     record(model.config, 30, "stacking", "grew")
     seen = {}
     for step in (33, 30, 32, 31, 99):
-        notes.method(model).schedule(model.bert, step, 0.5, seed=1)
+        notes.method(model).schedule(model.bert, RunContext(step, 0.5, seed=1))
         seen[step] = model.bert.notes.gamma
     assert seen == pytest.approx({30: faster, 31: faster, 32: faster, 33: gamma, 99: gamma})
 
@@ -97,7 +98,7 @@ def test_an_electra_encoder_blends_where_the_note_fits(embedding_size):
     config.methods, config.events, config.layer_order = {}, None, None
     encoder = ElectraModel(config).train()
     tnf = TNF(min_count=4, max_count=4, weight=0.25)
-    tnf.prepare(encoder, notes.text(notes.rows()))
+    tnf.prepare(encoder, notes.context(notes.text(notes.rows())))
     ids = notes.batch(((6,), RARE[1]), ((6,), (7,)))
     place = encoder.embeddings_project if embedding_size == 16 else encoder.embeddings.LayerNorm
     seen = {}
@@ -204,6 +205,18 @@ def test_the_text_needs_no_more_than_it_says():
     """A tokenizer smaller than the embedding table: ids beyond it are special and never hit."""
     text = notes.text(notes.rows())
     model = tiny.model({"tnf": {"min_count": 4, "max_count": 4}}, vocab_size=tiny.VOCAB + 64)
-    notes.method(model).prepare(model.bert, SimpleNamespace(**vars(text)))
+    notes.method(model).prepare(model.bert, notes.context(SimpleNamespace(**vars(text))))
     assert len(model.bert.notes.kinds) == tiny.VOCAB + 64
     assert len(model.bert.notes.keys) == len(RARE)
+
+
+def test_beside_a_generator_notes_are_looked_up_in_what_the_backbone_reads():
+    model = tiny.joint("electra", {"tnf": {"min_count": 4, "max_count": 4}}).train()
+    notes.prepare(model)
+    batch = tiny.batch()
+    sums = []
+    for given in (batch, {**batch, "note_ids": torch.zeros_like(batch["input_ids"])}):
+        model(**given)
+        sums.append(accumulator_of(model.electra).take())
+    assert sums[0]["tnf_words"] > 0
+    assert sums[0]["tnf_hits"] == sums[1]["tnf_hits"]

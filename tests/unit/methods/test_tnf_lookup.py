@@ -167,4 +167,4 @@ def test_text_without_rare_words_is_refused_when_it_is_counted():
     with pytest.raises(EffptError, match="all words are equally frequent"):
         choose_words(np.arange(3), np.array([4, 4, 4]), 1, 9, 10)
     with pytest.raises(EffptError, match="no whole words"):
-        TNF().prepare(model.backbone, notes.text([[CLS, 5, SEP]]))
+        TNF().prepare(model.backbone, notes.context(notes.text([[CLS, 5, SEP]])))

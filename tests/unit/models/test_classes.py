@@ -12,6 +12,7 @@ from transformers import (
 
 import hf_effpt
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.precision import KeepsPrecision
 from tests import tiny
 
 AUTO = {
@@ -73,6 +74,40 @@ def test_stock_weights_can_go_on_training_with_a_method(tmp_path):
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     assert model.methods[0].p == 0.3
+
+
+@pytest.mark.parametrize(
+    "methods",
+    [
+        {"earlybert": {}},
+        {"layerskip": {}},
+        {"lottery": {"learn": "supermask"}},
+        {"selection": {}},
+        {"tnf": {"entries": 4}},
+    ],
+    ids=lambda methods: next(iter(methods)),
+)
+def test_what_methods_learn_keeps_its_precision_in_a_model_loaded_in_half_precision(tmp_path, methods):
+    model = tiny.model(methods)
+    kept = {
+        f"{prefix}.{name}": tensor
+        for prefix, module in model.named_modules()
+        if isinstance(module, KeepsPrecision)
+        for name, tensor in module.state_dict().items()
+    }
+    assert kept
+    with torch.no_grad():
+        for tensor in kept.values():
+            tensor.fill_(1.001 if tensor.is_floating_point() else 1)  # which half precision would round
+    model.save_pretrained(tmp_path / "own")
+    tiny.model().export().save_pretrained(tmp_path / "stock")
+    of_own = hf_effpt.EffptBertForMaskedLM.from_pretrained(tmp_path / "own", dtype=torch.bfloat16)
+    config = tiny.config(methods)
+    of_stock = hf_effpt.EffptBertForMaskedLM.from_pretrained(tmp_path / "stock", config=config, dtype=torch.bfloat16)
+    assert of_own.dtype == of_stock.dtype == torch.bfloat16
+    for name, tensor in kept.items():
+        assert torch.equal(of_own.state_dict()[name], tensor), name
+        assert of_own.state_dict()[name].dtype == of_stock.state_dict()[name].dtype == tensor.dtype, name
 
 
 def test_fine_tuning_heads_export_to_stock(tmp_path):

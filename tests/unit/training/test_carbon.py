@@ -78,7 +78,7 @@ def test_a_run_that_fails_stops_the_tracker_and_keeps_its_figures(tmp_path, monk
     trainer.add_callback(Fail())
     with pytest.raises(KeyError, match="a fault"):
         trainer.train()
-    assert trainer.timekeeper.emissions["kwh"] > 0
+    assert trainer.cost.timekeeper.emissions["kwh"] > 0
     assert (tmp_path / "out" / "emissions.csv").is_file()
 
 

@@ -7,23 +7,25 @@ from typing import ClassVar
 import pytest
 import torch
 
-from hf_effpt.core.method import Method, Paper, register, unregister
+from hf_effpt.core.method import Paper
+from hf_effpt.core.registry import METHODS, register
+from hf_effpt.core.row_method import RowMethod
 from hf_effpt.core.token_losses import row_losses
 from hf_effpt.training.meters import peak_flops
 from tests import tiny
 
 
 @dataclass
-class Scoring(Method):
+class Scoring(RowMethod):
     """Takes its time to choose."""
 
     name: ClassVar[str] = "scoring"
     summary: ClassVar[str] = "For tests."
     paper: ClassVar[Paper] = Paper("T", "A", 2020, "@misc{x}")
 
-    def select(self, model, rows, look):
+    def select(self, model, rows, context):
         SPENT.append(10.0)
-        look.scored("losses", row_losses, rows)
+        context.score_rows("losses", row_losses, rows)
         return rows
 
 
@@ -37,15 +39,15 @@ def test_a_method_pays_for_choosing_unless_told_otherwise(tmp_path, monkeypatch,
     SPENT.clear()
     try:
         monkeypatch.setattr("hf_effpt.training.timekeeping.Timekeeper._now", lambda self: (sum(SPENT), 0.0))
-        monkeypatch.setattr("hf_effpt.training.trainer.time.perf_counter", lambda: sum(SPENT))
+        monkeypatch.setattr("hf_effpt.training.cost.time.perf_counter", lambda: sum(SPENT))
         trainer = tiny.trainer(tmp_path, {"scoring": {}}, budget="4steps", charge_methods=charged)
         trainer.train()
         assert trainer.clock.seconds == (40.0 if charged else 0.0)
-        assert trainer.costs == {"scoring": 40.0}  # what it took is told in any case
+        assert trainer.cost.method_seconds == {"scoring": 40.0}  # what it took is told in any case
         trainer.save_model()
         assert json.loads((tmp_path / "run.json").read_text())["costs"] == {"scoring": 40.0}
     finally:
-        unregister("scoring")
+        METHODS.pop("scoring")
 
 
 def test_costs_of_methods_survive_a_resumption(tmp_path):
@@ -56,7 +58,7 @@ def test_costs_of_methods_survive_a_resumption(tmp_path):
     spent = before["stateful_callbacks"]["ClockCallback"]["attributes"]["costs"]["layerdrop"]
     again = tiny.trainer(tmp_path, {"layerdrop": {"p": 0.5}}, **settings)
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
-    assert again.costs["layerdrop"] > spent > 0
+    assert again.cost.method_seconds["layerdrop"] > spent > 0
 
 
 def test_the_record_says_how_far_the_learning_rate_has_decayed(tmp_path):
@@ -77,7 +79,7 @@ def test_what_choosing_computes_is_charged_in_flops(tmp_path):
             flops[charged] = trainer.clock.flops
         assert flops[True] == pytest.approx(4 / 3 * flops[False])  # a forward pass for every forward and backward
     finally:
-        unregister("scoring")
+        METHODS.pop("scoring")
 
 
 def test_choosing_is_charged_to_reference_time_as_it_was_measured(tmp_path, monkeypatch):
@@ -85,7 +87,7 @@ def test_choosing_is_charged_to_reference_time_as_it_was_measured(tmp_path, monk
     register(Scoring)
     SPENT.clear()
     monkeypatch.setattr("hf_effpt.training.reference_time_meter.time_of", lambda block, device: 1.0)
-    monkeypatch.setattr("hf_effpt.training.trainer.time.perf_counter", lambda: sum(SPENT))
+    monkeypatch.setattr("hf_effpt.training.cost.time.perf_counter", lambda: sum(SPENT))
     try:
         trainer = tiny.trainer(tmp_path, {"scoring": {}}, budget="24s_rst")
         trainer.train()
@@ -93,7 +95,7 @@ def test_choosing_is_charged_to_reference_time_as_it_was_measured(tmp_path, monk
         assert trainer.state.global_step == 2
         assert trainer.clock.reference_seconds == 26.0
     finally:
-        unregister("scoring")
+        METHODS.pop("scoring")
 
 
 def test_a_run_that_was_killed_after_its_last_step_still_says_how_it_ended(tmp_path):

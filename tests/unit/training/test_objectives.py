@@ -216,12 +216,12 @@ def test_looking_through_the_text_is_charged_once(tmp_path, monkeypatch, charged
     ledger = {"tnf": {"min_count": 5, "max_count": 7}}
     settings = {"charge_methods": charged, "save_strategy": "steps", "save_steps": 4}
     trainer = tiny.trainer(tmp_path, ledger, **settings)
-    spent = trainer.preparation["tnf"]
+    spent = trainer.cost.prepare_seconds["tnf"]
     assert spent > 0
-    assert trainer.costs["tnf"] == spent
+    assert trainer.cost.method_seconds["tnf"] == spent
     assert trainer.clock.seconds == (spent if charged else 0.0)
     trainer.train()
-    assert trainer.costs["tnf"] >= spent
+    assert trainer.cost.method_seconds["tnf"] >= spent
     resumed = tiny.trainer(tmp_path, ledger, **settings)
     monkeypatch.setattr(resumed, "preparation", {"tnf": 1e9})
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
@@ -251,11 +251,11 @@ def test_prepaid_share_survives_a_resumption(tmp_path):
     trainer = tiny.trainer(tmp_path, ledger, **settings)
     trainer.add_callback(tiny.StopAfter(4))
     trainer.train()
-    assert 0 < trainer.prepaid < 1
+    assert 0 < trainer.cost.upfront_fraction < 1
     resumed = tiny.trainer(tmp_path, ledger, **settings)
     resumed.add_callback(tiny.StopAfter(5))
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
-    assert resumed.prepaid == trainer.prepaid
+    assert resumed.cost.upfront_fraction == trainer.cost.upfront_fraction
 
 
 def test_a_budget_that_leaves_nothing_for_training_is_refused(tmp_path, monkeypatch):

@@ -10,7 +10,8 @@ import yaml
 
 import hf_effpt
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.method import METHODS, Method, Paper
+from hf_effpt.core.method import Method, Paper
+from hf_effpt.core.registry import METHODS
 from hf_effpt.training.arguments import EffptTrainingArguments
 from hf_effpt.training.recipe import Recipe
 from hf_effpt.training.settings import DataSettings, ModelSettings

@@ -25,13 +25,13 @@ def test_what_its_training_has_cost_is_charged_at_the_start(tmp_path, holdout, s
     paid, free = (
         run(tmp_path / str(charged), ledger, charge_methods=charged, budget="4steps") for charged in (True, False)
     )
-    own = paid.method_flops["selection"] - before["flops"]
+    own = paid.cost.method_flops["selection"] - before["flops"]
     assert own > 0
     assert paid.clock.flops - free.clock.flops == pytest.approx(before["flops"] + own)
     assert paid.kept == free.kept
     for charged, seconds in ((True, before["seconds"]), (False, 0.0)):
         trainer = run(tmp_path / "new", ledger, train=False, charge_methods=charged)
-        here = trainer.preparation["selection"] if charged else 0.0  # to make the selector ready
+        here = trainer.cost.prepare_seconds["selection"] if charged else 0.0  # to make the selector ready
         assert trainer.clock.seconds == pytest.approx(seconds + here)
     for trainer, rest in ((paid, paid.clock.flops - before["flops"] - own), (free, free.clock.flops)):
         trainer.save_model()
@@ -62,7 +62,7 @@ def test_a_budget_that_its_training_has_used_up_is_refused(tmp_path, holdout):
 def test_the_learning_rate_rises_in_what_is_left_of_the_budget(tmp_path, holdout):
     spent = json.loads((holdout / "run.json").read_text())["clock"]["flops"]
     trainer = run(tmp_path, selection("rho", holdout=str(holdout)), budget=f"{2 * spent}flops")
-    assert trainer.prepaid == 0.5
+    assert trainer.cost.upfront_fraction == 0.5
     rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
     assert rates[0] == 0.0
     assert max(rates) > 0.7 * trainer.args.learning_rate
@@ -75,7 +75,7 @@ def test_one_without_a_record_is_used_and_not_charged(tmp_path, holdout, caplog)
     (tmp_path / "model" / "run.json").unlink()
     trainer = run(tmp_path / "run", selection("rho", holdout=str(tmp_path / "model")), budget="2steps")
     assert "is not charged for it" in caplog.text
-    assert trainer.prior == {}
+    assert trainer.cost.reference_costs == {}
 
 
 def other_vocabulary(folder):

@@ -4,6 +4,7 @@ from contextlib import contextmanager, nullcontext
 import pytest
 import torch
 
+from hf_effpt.core.context import RunContext
 from hf_effpt.core.errors import EffptError
 from hf_effpt.training import reference_time_meter
 from hf_effpt.training.reference_time_meter import (
@@ -146,7 +147,7 @@ def test_operations_are_told_apart_by_what_they_cost():
             "train", tiny.model(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0), batch(), torch.float32
         ),
     }
-    model.methods[0].schedule(model.backbone, 3, 0.0, 0)
+    model.methods[0].schedule(model.backbone, RunContext(3, 0.0, 0))
     others.add(step_operation("train", model, batch(), torch.float32))
     assert len(others | {key}) == 6
 
@@ -202,7 +203,7 @@ def test_fewer_layers_are_charged_less(tmp_path, monkeypatch):
     trainer = tiny.trainer(tmp_path / "a", {"layerdrop": {"p": 0.5, "after": 0.25}}, budget="20s_rst")
     trainer.train()
     assert trainer.state.global_step > 4
-    assert len(json.loads(trainer.reference.times.path.read_text())["seconds"]) > 2
+    assert len(json.loads(trainer.cost.reference_time.times.path.read_text())["seconds"]) > 2
 
 
 def test_a_resumed_run_repeats_the_straight_one(tmp_path, monkeypatch):

@@ -8,7 +8,9 @@ from torch.utils.data import IterableDataset
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForMaskedLM, TrainingArguments
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.method import Method, Paper, register, unregister
+from hf_effpt.core.method import Paper
+from hf_effpt.core.registry import METHODS, register
+from hf_effpt.core.row_method import RowMethod
 from hf_effpt.models import EffptBertForSequenceClassification
 from hf_effpt.training.named import LayerDropTrainer, StackingTrainer
 from hf_effpt.training.trainer import EffptTrainer
@@ -86,21 +88,21 @@ def test_budget_in_seconds_follows_the_time_told(tmp_path, monkeypatch):
 def test_saving_and_evaluating_are_not_charged(tmp_path):
     trainer = tiny.trainer(tmp_path)
     clock = iter([0.0, 5.0, 105.0, 107.0])
-    trainer.timekeeper._now = lambda: (next(clock), 0.0)
-    trainer.timekeeper.start()
-    with trainer.timekeeper.paused():
+    trainer.cost.timekeeper._now = lambda: (next(clock), 0.0)
+    trainer.cost.timekeeper.start()
+    with trainer.cost.timekeeper.paused():
         pass
-    assert trainer.timekeeper.step(tokens=1, flops=1.0) == 7.0
+    assert trainer.cost.timekeeper.step(tokens=1, flops=1.0) == 7.0
 
 
 def test_a_pause_within_a_pause_is_skipped_once(tmp_path):
     trainer = tiny.trainer(tmp_path)
     clock = iter([0.0, 5.0, 105.0, 107.0])
-    trainer.timekeeper._now = lambda: (next(clock), 0.0)
-    trainer.timekeeper.start()
-    with trainer.timekeeper.paused(), trainer.timekeeper.paused():
+    trainer.cost.timekeeper._now = lambda: (next(clock), 0.0)
+    trainer.cost.timekeeper.start()
+    with trainer.cost.timekeeper.paused(), trainer.cost.timekeeper.paused():
         pass
-    assert trainer.timekeeper.step(tokens=1, flops=1.0) == 7.0
+    assert trainer.cost.timekeeper.step(tokens=1, flops=1.0) == 7.0
 
 
 def test_passes_over_the_data_are_a_budget_too(tmp_path):
@@ -245,7 +247,7 @@ def test_mixed_precision_on_a_gpu(tmp_path, precision):
 
 
 @dataclass
-class Probe(Method):
+class Probe(RowMethod):
     """Uses every hook of the contract."""
 
     name: ClassVar[str] = "probe"
@@ -258,18 +260,15 @@ class Probe(Method):
     def candidates(self, number, step, fraction):
         return 2 * number
 
-    def select(self, model, rows, look):
+    def select(self, model, rows, context):
         return {name: value[::2] for name, value in rows.items()}
-
-    def wrap_collator(self, collator):
-        return lambda examples: collator(examples) | {"token_type_ids": torch.zeros(4, tiny.LENGTH, dtype=torch.long)}
 
 
 @pytest.fixture
 def _probe():
     register(Probe)
     yield
-    unregister("probe")
+    METHODS.pop("probe")
 
 
 @pytest.mark.usefixtures("_probe")
@@ -278,15 +277,13 @@ def test_penalty_counts_once_a_step_and_of_more_rows_some_are_learned_from(tmp_p
     trainer = tiny.trainer(tmp_path, {"probe": {}}, gradient_accumulation_steps=accumulation, budget="2steps")
     shapes = []
     trainer.model.bert.register_forward_pre_hook(
-        lambda module, args, kwargs: shapes.append(
-            tuple((kwargs["token_type_ids"] if "token_type_ids" in kwargs else args[2]).shape)
-        ),
+        lambda module, args, kwargs: shapes.append(tuple((args[0] if args else kwargs["input_ids"]).shape)),
         with_kwargs=True,
     )
     trainer.train()
     assert set(shapes) == {(4, tiny.LENGTH)}
     assert len(shapes) == 2 * accumulation
-    assert trainer.rows_seen == 2 * 2 * 4 * accumulation
+    assert trainer.stream.rows_seen == 2 * 2 * 4 * accumulation
     assert entries(trainer)[0] == pytest.approx(100 + 4.85, abs=0.5)
 
 

@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from hf_effpt.core.context import RunContext
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.method import Method
+from hf_effpt.core.row_method import RowMethod
 from hf_effpt.data.masking import DataCollatorForMaskedLM
 from hf_effpt.methods.selection import Selection
 from hf_effpt.methods.tnf import DataCollatorForNotes
 from hf_effpt.models.bert import EffptBertForSequenceClassification
-from hf_effpt.training import reference_meter
-from hf_effpt.training.loading import KEYS
-from hf_effpt.training.stream import BatchStream
+from hf_effpt.training import reference_time_meter
+from hf_effpt.training.stream import KEYS, BatchStream
 from hf_effpt.training.trainer import EffptTrainer
 from tests import tiny
 from tests.picking import Watched, run, selection, trained
@@ -41,7 +41,7 @@ def test_rows_are_looked_at_in_the_order_of_the_stream_and_none_is_lost(tmp_path
     assert [len(rows) for rows in trainer.looked] == [seen] * 9
     stream = BatchStream(48, size, seed=7).keys(np.arange(9 * seen))
     assert [key for rows in trainer.looked for key in rows] == [tuple(key) for key in stream.tolist()]
-    assert trainer.rows_seen == 9 * seen
+    assert trainer.stream.rows_seen == 9 * seen
     assert trainer.state.epoch == 9 * seen / 48
 
 
@@ -82,10 +82,10 @@ def test_a_plain_run_does_not_know_of_examples(tmp_path):
             return super().training_step(model, inputs, num_items_in_batch)
 
     trainer = run(tmp_path, {"layerdrop": {"p": 0.5}}, Noting)
-    assert not trainer.picks_rows
+    assert not trainer.row_methods
     assert not trainer.masking.keyed
     assert "rows" in trainer.state.stateful_callbacks["ClockCallback"]["attributes"]
-    assert trainer.rows_seen == 8 * 4
+    assert trainer.stream.rows_seen == 8 * 4
 
 
 def test_what_is_carried_over_is_no_longer_there_in_a_new_run(tmp_path):
@@ -128,7 +128,7 @@ def test_spec_9_judging_is_charged_what_it_costs(tmp_path, settings, work):
     trainer = run(tmp_path, selection(**settings), gradient_accumulation_steps=2)
     assert trainer.model.bert.selector.counts.tolist() == [16 * 8, 16 * 8, 8 * 8]
     assert trainer.clock.tokens == 8 * 16 * tiny.LENGTH
-    assert trainer.method_flops["selection"] == pytest.approx(8 * eager_flops(trainer, 16, work), rel=0.01)
+    assert trainer.cost.method_flops["selection"] == pytest.approx(8 * eager_flops(trainer, 16, work), rel=0.01)
 
 
 def test_spec_9_a_row_that_is_not_picked_costs_no_training(tmp_path):
@@ -142,7 +142,7 @@ def test_spec_9_a_row_that_is_not_picked_costs_no_training(tmp_path):
 def test_spec_9_what_a_strategy_computes_itself_is_charged_too(tmp_path):
     """Distances from the queue and from one another, by products of matrices."""
     trainer = run(tmp_path, selection("core_set", queue=32))
-    assert trainer.method_flops["selection"] == 8 * 2 * 8 * 32 * 32  # rows, size of a vector, places of the queue
+    assert trainer.cost.method_flops["selection"] == 8 * 2 * 8 * 32 * 32  # rows, size of a vector, places of the queue
 
 
 @pytest.mark.parametrize("strategy", ["least_confidence", "perceptron_ensemble", "discriminative"])
@@ -163,11 +163,11 @@ def test_spec_9_the_clock_pays_only_if_it_is_to(tmp_path, monkeypatch, strategy)
         run(tmp_path / str(charged), selection(strategy), charge_methods=charged) for charged in (True, False)
     )
     assert paid.kept == free.kept
-    assert paid.method_flops == free.method_flops
-    assert paid.clock.flops - free.clock.flops == paid.method_flops["selection"] > 0
+    assert paid.cost.method_flops == free.cost.method_flops
+    assert paid.clock.flops - free.clock.flops == paid.cost.method_flops["selection"] > 0
     assert (paid.clock.seconds, free.clock.seconds) == pytest.approx((8.0, 0.0), abs=0.01)
-    assert paid.costs["selection"] == pytest.approx(8.0, abs=0.01)
-    assert free.costs["selection"] == pytest.approx(8.0, abs=0.01)
+    assert paid.cost.method_seconds["selection"] == pytest.approx(8.0, abs=0.01)
+    assert free.cost.method_seconds["selection"] == pytest.approx(8.0, abs=0.01)
     assert paid.clock.tokens == free.clock.tokens
 
 
@@ -180,7 +180,7 @@ def test_a_budget_of_flops_is_spent_on_judging(tmp_path):
 
 @pytest.mark.parametrize("charged", [True, False])
 def test_spec_9_reference_time_pays_for_judging(tmp_path, monkeypatch, charged):
-    monkeypatch.setattr(reference_meter, "time_of", lambda block, device: (block(), 8.0)[1])
+    monkeypatch.setattr(reference_time_meter, "time_of", lambda block, device: (block(), 8.0)[1])
     trainer = run(
         tmp_path, selection("least_confidence"), budget="100s_rst", gradient_accumulation_steps=2, logging_steps=1,
         charge_methods=charged,
@@ -190,7 +190,7 @@ def test_spec_9_reference_time_pays_for_judging(tmp_path, monkeypatch, charged):
     expected = training + judging if charged else training
     assert each == pytest.approx([expected] * len(each), abs=0.0 if not charged else 2.0)
     assert (each >= expected).all()
-    operations = json.loads(trainer.reference.times.path.read_text())["seconds"]
+    operations = json.loads(trainer.cost.reference_time.times.path.read_text())["seconds"]
     assert any(name.startswith("score LeastConfidence") for name in operations) == charged
 
 
@@ -211,7 +211,7 @@ def test_at_fewer_positions_judging_costs_less(tmp_path, objective, settings):
     for number in (None, 1):
         ledger = selection(**settings, num_score_positions=number)
         trainer = run(tmp_path / str(number), ledger, objective=objective, budget="2steps")
-        spent.append(trainer.method_flops["selection"])
+        spent.append(trainer.cost.method_flops["selection"])
     assert 0 < spent[1] < spent[0]
 
 
@@ -322,21 +322,23 @@ def test_of_two_methods_the_second_picks_of_what_the_first_has_left(tmp_path):
     trainer = tiny.trainer(tmp_path, selection("random"), layers=2)
     seen = []
 
-    class Half(Method):
+    class Half(RowMethod):
         name, summary = "half", "Takes every other row."
 
         def candidates(self, number, step, fraction):
             return 2 * number
 
-        def select(self, model, rows, look):
-            seen.append((len(rows["input_ids"]), look.number))
+        def select(self, model, rows, context):
+            seen.append((len(rows["input_ids"]), context.number))
             return {name: values[::2] for name, values in rows.items()}
 
     trainer.model.methods = [Half(), *trainer.methods]
     trainer.train()
     assert seen == [(16, 8)] * 8
-    assert trainer.rows_seen == 16 * 8
-    assert all(name not in KEYS for name in trainer.chosen(iter([stub_batch(16)]), 1, torch.device("cpu"))[0])
+    assert trainer.stream.rows_seen == 16 * 8
+    run = RunContext(8, 1.0)
+    args = (trainer.model, trainer.row_methods, run, iter([stub_batch(16)]), 1, torch.device("cpu"))
+    assert all(name not in KEYS for name in trainer.selection.select(*args)[0])
 
 
 def stub_batch(number):
@@ -345,7 +347,7 @@ def stub_batch(number):
 
 
 def test_a_method_that_picks_nothing_looks_at_no_more(tmp_path):
-    method = Method.__new__(Method)
+    method = RowMethod.__new__(RowMethod)
     assert method.candidates(8, 0, 0.5) == method.candidates(8, None, 0.0) == 8
     assert method.select(SimpleNamespace(), {"a": 1}, None) == {"a": 1}
     assert Selection(strategy="reweighting").candidates(8, None, 0.0) == 8

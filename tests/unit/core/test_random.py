@@ -1,6 +1,6 @@
 import numpy as np
 
-from hf_effpt.data.counter import fold, mix, uniform
+from hf_effpt.core.random import fold, indexed, mix
 
 
 def test_mix_is_splitmix64():
@@ -27,7 +27,7 @@ def test_fold_of_an_array_is_that_of_each_number():
 
 
 def test_uniform_is_uniform():
-    drawn = uniform(np.arange(20_000), seed=3)
+    drawn = indexed(np.arange(20_000), seed=3)
     assert drawn.min() >= 0
     assert drawn.max() < 1
     counts, _ = np.histogram(drawn, bins=10, range=(0, 1))

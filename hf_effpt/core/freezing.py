@@ -1,0 +1,28 @@
+"""Parameters that do not learn: they have no gradient, and the backward pass keeps nothing for them."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+_FROZEN = "frozen_parameters"  # of the attribute of the backbone
+
+
+def freeze(backbone: Any, parameters: Iterable[nn.Parameter]) -> None:
+    """Freezes exactly these parameters of those that learn; the ones that an earlier call froze learn again.
+
+    Args:
+        backbone: the encoder, which remembers what is frozen.
+        parameters (`Iterable[nn.Parameter]`): those not to learn. One that did not learn before is left alone.
+    """
+    held: dict[int, nn.Parameter] = backbone.__dict__.get(_FROZEN, {})
+    wanted = {id(parameter): parameter for parameter in parameters}
+    if wanted.keys() == held.keys():
+        return
+    for key, parameter in held.items():
+        if key not in wanted:
+            parameter.requires_grad_(True)
+    kept = {key: parameter for key, parameter in wanted.items() if key in held or parameter.requires_grad}
+    for parameter in kept.values():
+        parameter.requires_grad_(False)
+    backbone.__dict__[_FROZEN] = kept

@@ -1,0 +1,126 @@
+"""The registry of methods: how everything else finds a method by its name, from inside the package or outside."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import logging
+from collections.abc import Iterator, Mapping, MutableMapping
+from importlib.metadata import entry_points
+from typing import Any
+
+from .errors import EffptError
+from .method import Method
+
+logger = logging.getLogger(__name__)
+
+GROUP = "hf_effpt.methods"  # of entry points: modules that register methods when they are imported
+BUILT_IN = "builtin"  # the entry point of the package's own methods, which come first
+
+
+class Registry(MutableMapping[str, type[Method]]):
+    """Method classes by name; at the first look the modules of the entry-point group `hf_effpt.methods` are imported.
+
+    The order is that of registration, and methods act in it: what changes the depth stands before what changes the
+    width.
+    """
+
+    def __init__(self) -> None:
+        self._classes: dict[str, type[Method]] = {}
+        self._is_loaded = False
+
+    def _loaded(self) -> dict[str, type[Method]]:
+        if not self._is_loaded:
+            self._is_loaded = True  # before the imports, since what they import may look here
+            for entry in sorted(entry_points(group=GROUP), key=lambda entry: (entry.name != BUILT_IN, entry.name)):
+                try:
+                    entry.load()
+                except Exception as error:
+                    if entry.name == BUILT_IN:
+                        raise
+                    logger.warning("the methods of `%s` cannot be imported: %s", entry.value, error)
+        return self._classes
+
+    def __getitem__(self, name: str) -> type[Method]:
+        return self._loaded()[name]
+
+    def __setitem__(self, name: str, method: type[Method]) -> None:
+        self._loaded()[name] = method
+
+    def __delitem__(self, name: str) -> None:
+        del self._loaded()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._loaded())
+
+    def __len__(self) -> int:
+        return len(self._loaded())
+
+
+METHODS = Registry()
+
+
+def register(method: type[Method]) -> type[Method]:
+    """Class decorator that makes a method known by its name: to recipes, the command line, checkpoints and export.
+
+    Raises:
+        EffptError: if another class has that name.
+    """
+    known = METHODS.get(method.name, method)
+    if (known.__module__, known.__qualname__) != (method.__module__, method.__qualname__):
+        raise EffptError(f"Two methods are called `{method.name}`: {known} and {method}; rename one.")
+    METHODS[method.name] = method
+    return method
+
+
+def nearest(wrong: str, valid: list[str]) -> str:
+    """A hint with the valid key nearest to a mistyped one, or with all of them."""
+    close = difflib.get_close_matches(wrong, valid, n=1, cutoff=0.5)
+    return f"did you mean `{close[0]}`?" if close else f"valid ones are: {', '.join(sorted(valid)) or 'none'}."
+
+
+def method_class(name: str) -> type[Method]:
+    """The method of that name.
+
+    Raises:
+        EffptError: if there is none.
+    """
+    if name not in METHODS:
+        raise EffptError(
+            f"There is no method `{name}`: {nearest(name, list(METHODS))} If it is one of your own, import the module "
+            f"that registers it first: `--import MODULE` on the command line, or an entry point `{GROUP}`."
+        )
+    return METHODS[name]
+
+
+def build_methods(ledger: Mapping[str, Mapping[str, Any] | None] | None, config: Any = None) -> list[Method]:
+    """Builds the methods of a run from its ledger and checks that they may run together.
+
+    Args:
+        ledger (`Mapping[str, Mapping]`, *optional*): settings by method name, `{"layerdrop": {"p": 0.2}}`.
+        config (*optional*): configuration of the model they act on; without it only the settings are checked.
+
+    Raises:
+        EffptError: for an unknown method or setting, an impossible value, or methods that exclude each other.
+    """
+    methods: dict[str, Method] = {}
+    for name, settings in (ledger or {}).items():
+        cls = method_class(name)
+        valid = [field.name for field in dataclasses.fields(cls)]
+        for key in settings or {}:
+            if key not in valid:
+                raise EffptError(f"Method `{name}` has no setting `{key}`: {nearest(key, valid)}")
+        try:
+            methods[name] = cls(**(settings or {}))
+        except TypeError as error:
+            raise EffptError(
+                f"A setting of `{name}` in {dict(settings or {})} has the wrong type: {error}."
+            ) from error
+    # First those whose changes the others wait for: when they have settled may depend on the model.
+    for name, method in sorted(methods.items(), key=lambda item: item[1].order):
+        others = {other: methods[other] for other in methods if other != name}
+        for other, that in others.items():
+            if other in method.conflicts or name in that.conflicts:
+                raise EffptError(f"`{name}` and `{other}` cannot run together; remove one of them from `methods`.")
+        method.bind(config, others)
+    return [methods[name] for name in METHODS if name in methods]  # an order that no JSON file can change

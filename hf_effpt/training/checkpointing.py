@@ -1,0 +1,96 @@
+"""Saving: checkpoints appear whole or not at all, and the root of the run folder is the exported model."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hf_effpt.core.errors import EffptError
+from hf_effpt.core.files import STAGING, is_disk_full, replacing_folder_contents, write_atomically
+from hf_effpt.hub.card import model_card
+from hf_effpt.models.base import exports_of
+
+from .checkpoints import checkpoints_in, fault
+from .record import run_record
+
+
+class Saver:
+    """Saves checkpoints in one go, and exports what a trainer has trained.
+
+    Args:
+        trainer ([`EffptTrainer`]): whose run it is.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer, self.args = trainer, trainer.args
+        self.staging: Path | None = None  # where a checkpoint is being written
+
+    @contextmanager
+    def checkpoint(self, step: int) -> Iterator[None]:
+        """Has the checkpoint of `step` written in the block, to a temporary name which then is renamed.
+
+        So a full disk or a kill leaves the earlier checkpoints whole.
+
+        Raises:
+            EffptError: if the disk is full; the last whole checkpoint is named.
+        """
+        run, wait, saves = (
+            Path(self.args.output_dir),
+            self.trainer.accelerator.wait_for_everyone,
+            self.args.should_save,
+        )
+        final = run / f"checkpoint-{step}"
+        timekeeper = self.trainer.cost.timekeeper
+        timekeeper.settle()
+        with timekeeper.paused():
+            if saves:
+                shutil.rmtree(run / STAGING, ignore_errors=True)
+            wait()
+            self.staging = run / STAGING
+            try:
+                yield
+                wait()
+                if saves:
+                    shutil.rmtree(final, ignore_errors=True)
+                    os.replace(self.staging / final.name, final)
+            except Exception as error:
+                if is_disk_full(error):
+                    kept = [str(folder) for folder in checkpoints_in(run)]
+                    raise EffptError(
+                        f"The disk is full and {final} could not be saved; free some space and resume from "
+                        f"{kept[-1] if kept else 'the beginning'}, which is whole."
+                    ) from error
+                raise
+            finally:
+                self.staging = None
+                if saves:
+                    shutil.rmtree(run / STAGING, ignore_errors=True)
+            if saves and self.args.save_total_limit:
+                # A checkpoint that cannot be resumed from takes no other's place, and the one just written stays.
+                whole = [folder for folder in checkpoints_in(run) if folder != final and fault(folder) is None]
+                for old in whole[: max(0, len(whole) + 1 - self.args.save_total_limit)]:
+                    shutil.rmtree(old)
+
+    def export(self, out: str) -> None:
+        """Writes the stock model with tokenizer, card and `run.json` into a folder, all of it or nothing."""
+        trainer = self.trainer
+        with trainer.cost.timekeeper.paused(), replacing_folder_contents(out) as folder:
+            exports = exports_of(trainer.accelerator.unwrap_model(trainer.model))
+            record = run_record(trainer, exports[""])
+            for name, exported in exports.items():
+                exported.save_pretrained(folder / name)
+                if trainer.processing_class is not None:
+                    trainer.processing_class.save_pretrained(folder / name)
+            for method in trainer.methods:
+                method.save_artifacts(trainer.model.backbone, folder)
+            (folder / "run.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
+            model_card(record, trainer.hub_model_id).save(folder / "README.md")
+
+    def write_card(self, given: dict[str, Any]) -> None:
+        """Writes the model card of what is trained now, with these facts besides, where they are known."""
+        known = {name: value for name, value in given.items() if value is not None}
+        record = run_record(self.trainer, self.trainer.model.export()) | known
+        write_atomically(Path(self.args.output_dir) / "README.md", model_card(record, self.trainer.hub_model_id).save)

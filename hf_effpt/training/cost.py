@@ -1,0 +1,218 @@
+"""The cost of a run: what its steps and its methods spend, and what of that the clock is charged for."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from hf_effpt.core.clock import Clock
+from hf_effpt.core.errors import EffptError
+from hf_effpt.core.method import Method
+from hf_effpt.core.row_method import CostReport, ScoreFunction
+
+from .energy import check_resumed
+from .flops import FlopCounter
+from .meters import StepMeter
+from .reference_models import UNITS
+from .reference_time_meter import ReferenceMeter
+from .reference_time_table import ReferenceTimes
+from .timekeeping import Timekeeper
+
+NOTHING: dict[str, float] = dict.fromkeys(UNITS, 0.0)
+
+
+class CostMeter:
+    """Moves the clock of a run: by the tokens, FLOPs, time and energy of its steps, and by the work of its methods.
+
+    Args:
+        args ([`EffptTrainingArguments`]): of the run, with `charge_methods`.
+        autocast (`Callable`): the context in which the run computes its loss.
+    """
+
+    def __init__(self, args: Any, autocast: Callable[[], AbstractContextManager]) -> None:
+        self.args, self.autocast = args, autocast
+        self.meter, self.counter = StepMeter(args.device), FlopCounter()
+        self.dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
+        self.prepare_seconds: dict[str, float] = {}  # by method, in `prepare`
+        self.reference_costs: dict[str, dict[str, float]] = {}  # by method, of the models that it compares with
+
+    def begin(self, clock: Clock, totals: dict[str, Any] | None) -> None:
+        """Starts the clock of a new run at what was spent before it, or at the totals of a checkpoint.
+
+        Raises:
+            EffptError: for a budget in reference time and several processes.
+        """
+        self.timekeeper = Timekeeper(clock, self.args.device, self.args.world_size)
+        self.reference_time = self._reference_meter() if clock.unit == "reference_seconds" else None
+        self.step_tokens, self.step_flops, self.micro_flops, self.learned_tokens = 0, 0.0, 0.0, 0
+        self.method_seconds: dict[str, float] = {}
+        self.method_flops: dict[str, float] = {}
+        self.upfront_fraction = 0.0  # share of the budget that was spent before the first step
+        self._unpaid = 0.0  # seconds inside a method's time that only measured it
+        self._in_table = 0.0  # seconds inside a method's time that reference time charges by its table
+        self._counted: dict[tuple, int] = {}  # FLOPs of a method's own losses, by shapes, in one call of `advance`
+        self._own_flops: dict[tuple, float] = {}  # FLOPs of a method's own products, by what decides them
+        if totals is not None:
+            clock.restore(totals)
+            self.method_seconds = dict(totals.get("costs") or {})
+            self.method_flops = dict(totals.get("method_flops") or {})
+            check_resumed(clock)
+            self.upfront_fraction = totals.get("prepaid", 0.0)
+        elif self.prepare_seconds or self.reference_costs:
+            self._charge_upfront()
+
+    @property
+    def clock(self) -> Clock:
+        return self.timekeeper.clock
+
+    def totals(self) -> dict[str, Any]:
+        """Everything that [`begin`] needs to go on, as a checkpoint keeps it."""
+        own = {"costs": self.method_seconds, "prepaid": self.upfront_fraction, "method_flops": self.method_flops}
+        return self.clock.as_dict() | own
+
+    def _reference_meter(self) -> ReferenceMeter:
+        if self.args.world_size > 1:
+            raise EffptError(
+                f"The budget {self.args.budget} is reference time, which counts the operations of one process, not of "
+                f"{self.args.world_size}; start one, or give tokens, flops or time."
+            )
+        times = ReferenceTimes.open(self.args.reference_times, self.args.device)
+        return ReferenceMeter(times, self.dtype, self.autocast, lambda: self.timekeeper.paused())
+
+    # Steps.
+
+    def charge_micro_batch(self, model: Any, batch: Mapping[str, Tensor]) -> None:
+        """Adds forward and backward of a micro-batch that was just trained on."""
+        self.micro_flops = self.counter.count(model, batch)
+        self.step_flops += self.micro_flops * self.args.world_size
+        if self.reference_time is not None:
+            self.reference_time.add_training(model, batch)
+
+    def charge_step(self, model: Any, optimizer: Any) -> None:
+        """Charges the clock for the optimizer step just done."""
+        if self.reference_time is not None:
+            self.reference_time.add_optimizer(model, optimizer, self.args.max_grad_norm)
+        seconds = self.timekeeper.step(
+            tokens=self.step_tokens, flops=self.step_flops, reference_seconds=self._take_reference_time()
+        )
+        self.meter.add(tokens=self.learned_tokens, flops=self.step_flops, seconds=seconds)
+        self.step_tokens, self.step_flops = 0, 0.0
+
+    def charge_between_steps(self) -> None:
+        """Charges the clock for what methods have done since the step, so that a checkpoint made now has it."""
+        if self.step_tokens:
+            self.timekeeper.settle()
+        reference = self._take_reference_time()
+        self.clock.tick(steps=0, tokens=self.step_tokens, flops=self.step_flops, reference_seconds=reference)
+        self.step_tokens, self.step_flops = 0, 0.0
+
+    def _take_reference_time(self) -> float | None:
+        return None if self.reference_time is None else self.reference_time.take()
+
+    # Methods.
+
+    def _charge_upfront(self) -> None:
+        """Charges a new run for what methods read, and for the models that they compare with."""
+        paid = {unit: sum(cost[unit] for cost in self.reference_costs.values()) for unit in UNITS}
+        self.method_seconds = {
+            name: self.upfront_seconds(name) for name in self.prepare_seconds | self.reference_costs
+        }
+        self.method_flops = {name: cost["flops"] for name, cost in self.reference_costs.items()}
+        if self.args.charge_methods:
+            here = sum(self.prepare_seconds.values())
+            # What was trained elsewhere knows its reference time; what was found out here takes the time it took.
+            reference = here + paid["reference_seconds"] if self.reference_time else None
+            self.clock.tick(
+                steps=0, tokens=int(paid["tokens"]), flops=paid["flops"], seconds=here + paid["seconds"],
+                reference_seconds=reference,
+            )  # fmt: skip
+            if self.clock.joules is not None:
+                self.clock.joules += paid["joules"]
+            self.upfront_fraction = self.clock.fraction
+
+    def upfront_seconds(self, name: str) -> float:
+        """Seconds that a method took before the first step, with the training of models that it compares with."""
+        return self.prepare_seconds.get(name, 0.0) + self.reference_costs.get(name, NOTHING)["seconds"]
+
+    def report(self, name: str) -> CostReport:
+        """The cost of the run so far, and of one of its methods."""
+        own = self.method_seconds.get(name, 0.0), self.method_flops.get(name, 0.0)
+        before = self.upfront_seconds(name), self.reference_costs.get(name, NOTHING)["flops"]
+        return CostReport(self.clock.seconds, self.clock.flops, *own, *before, self.args.charge_methods)
+
+    @contextmanager
+    def method_time(self, method: Method, noted: bool = True) -> Iterator[None]:
+        """Adds the seconds of the block to those of a method; the clock pays for them if methods are charged.
+
+        The asynchronous work of a GPU is not in them: pass `noted=False` where CUDA events time it. Reference time is
+        charged the seconds themselves, since most of what a method does has no entry in its table.
+        """
+        began, self._unpaid, self._in_table = time.perf_counter(), 0.0, 0.0
+        with nullcontext() if self.args.charge_methods else self.timekeeper.paused():
+            yield
+        seconds = time.perf_counter() - began - self._unpaid
+        if noted:
+            self.method_seconds[method.name] = self.method_seconds.get(method.name, 0.0) + seconds
+        if self.reference_time is not None and self.args.charge_methods:
+            self.reference_time.add_seconds(seconds - self._in_table)
+
+    def charge_flops(self, method: Method, flops: float) -> None:
+        """Charges FLOPs that a method has spent in the step under way, over all processes."""
+        self.method_flops[method.name] = self.method_flops.get(method.name, 0.0) + flops
+        if self.args.charge_methods:
+            self.step_flops += flops
+
+    def forget_counts(self) -> None:
+        """Has the FLOPs of a method's own losses counted anew: the model may have changed."""
+        self._counted = {}
+
+    @contextmanager
+    def charged(self, batch: Mapping[str, Tensor]) -> Iterator[None]:
+        """The context in which a method computes a loss and gradients of its own."""
+        shapes = tuple((name, tuple(tensor.shape)) for name, tensor in batch.items())
+        # Counting slows work down many times, so what has equal shapes is counted once.
+        counter = FlopCounterMode(display=False) if shapes not in self._counted else None
+        with self.autocast(), counter or nullcontext():
+            yield
+        if counter is not None:
+            self._counted[shapes] = counter.get_total_flops()
+        if self.args.charge_methods:
+            self.step_flops += self._counted[shapes] * self.args.world_size
+
+    @contextmanager
+    def count_own_flops(self, method: Method, *key: Any) -> Iterator[None]:
+        """Charges the FLOPs of a method's own products in the block, which are the same for equal keys.
+
+        No model may run in it: what is being counted is not compiled.
+        """
+        known = (method.name, *key)
+        if known not in self._own_flops:
+            with FlopCounterMode(display=False) as counter:
+                yield
+            self._own_flops[known] = counter.get_total_flops()
+        else:
+            yield
+        self.charge_flops(method, self._own_flops[known] * self.args.world_size)
+
+    def charge_scoring(
+        self, method: Method, key: str, model: Any, batch: Mapping[str, Tensor], function: ScoreFunction, own: bool
+    ) -> None:
+        """Charges a method for `function(model, batch)` without a gradient; `own` says that it is the run's model."""
+        # The clock is stopped by whoever measures: to stop it waits for the device.
+        began = time.perf_counter()
+        flops = self.counter.count_work(model, batch, function, (key, own))
+        if self.reference_time is not None and self.args.charge_methods:
+            self.reference_time.add_work(key, model, batch, function)
+        self._unpaid += time.perf_counter() - began
+        self.charge_flops(method, flops * self.args.world_size)
+
+    @contextmanager
+    def in_table(self) -> Iterator[None]:
+        """Marks work of a method that reference time charges by its table, and not by the seconds it takes."""
+        began, unpaid = time.perf_counter(), self._unpaid
+        yield
+        self._in_table += time.perf_counter() - began - (self._unpaid - unpaid)

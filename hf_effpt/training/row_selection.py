@@ -1,0 +1,193 @@
+"""Row selection: methods that learn from some of the rows, out of more than a step holds."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_effpt.core.context import RunContext
+from hf_effpt.core.errors import EffptError
+from hf_effpt.core.method import Method
+from hf_effpt.core.modes import evaluating
+from hf_effpt.core.row_method import RowMethod, ScoreFunction, SelectionContext, candidates
+from hf_effpt.data.packed_rows import PackedRows, identity_of_rows
+
+from .cost import NOTHING, CostMeter
+from .reference_models import cost_in, has_seen, load_reference, record_in
+from .stream import TrainingStream, on_device
+
+logger = logging.getLogger(__name__)
+
+
+class RowSelection:
+    """Has the row-selection methods of a run choose the rows of each step, and charges them for it.
+
+    Args:
+        stream ([`TrainingStream`]): where rows come from.
+        cost ([`CostMeter`]): who pays.
+        masking ([`DataCollatorForMaskedLM`], *optional*): the collator that masks.
+        tokenizer (*optional*): what the model is trained with.
+    """
+
+    def __init__(self, stream: TrainingStream, cost: CostMeter, masking: Any, tokenizer: Any) -> None:
+        self.stream, self.cost, self.masking, self.tokenizer = stream, cost, masking, tokenizer
+        self.args = cost.args
+        self._references: dict[str, Any] = {}
+
+    def check(self, model: Any, methods: Sequence[RowMethod]) -> None:
+        """Checks before any training that methods can select rows of the data, and loads what they compare with.
+
+        Raises:
+            EffptError: if they cannot.
+        """
+        self.cost.reference_costs = {}
+        for method in methods:
+            collator = type(self.stream.collator).__name__
+            if self.masking is None:
+                raise EffptError(
+                    f"`{method.name}` judges masked rows, so it needs a `DataCollatorForMaskedLM` and a model that "
+                    f"pre-trains, not `{collator}`; remove `{method.name}` to fine-tune."
+                )
+            if method.remasks and self.masking is not self.stream.collator:
+                raise EffptError(
+                    f"`{method.name}` as set chooses the masks itself, which `{collator}` would not know of; use "
+                    "a `DataCollatorForMaskedLM` alone, or another strategy."
+                )
+            for folder in method.references:
+                self._check_length(self.reference_model(model, folder), folder)
+                self._charge_reference(method, folder)
+        if self.masking is not None:
+            self.masking.keyed = bool(methods)
+
+    def _charge_reference(self, method: Method, folder: str) -> None:
+        """Has the run pay for the training of a model that its method compares with."""
+        record = record_in(folder)
+        if record is None:
+            logger.warning(
+                "%s has no run.json, so what the model in it has cost is not known and `%s` is not charged for it.",
+                folder, method.name,
+            )  # fmt: skip
+            return
+        if has_seen(record, self.stream.dataset):
+            logger.warning(
+                "The model in %s, which `%s` compares with, was trained on the rows of this run, so it knows their "
+                "noise as well; train it on text of its own.",
+                folder, method.name,
+            )  # fmt: skip
+        before = self.cost.reference_costs.get(method.name, NOTHING)
+        spent = cost_in(record, folder)
+        self.cost.reference_costs[method.name] = {unit: before[unit] + spent[unit] for unit in spent}
+
+    def _check_length(self, model: Any, folder: str) -> None:
+        if self.stream.dataset is None or not PackedRows.fits(self.stream.dataset):
+            return
+        length, most = PackedRows(self.stream.dataset).sequence_length, model.config.max_position_embeddings
+        if length > most:
+            raise EffptError(
+                f"The model to compare with in {folder!r} reads {most} tokens at most, and rows have {length}; train "
+                "one with as large a `model.max_position_embeddings`, or pack shorter rows."
+            )
+
+    def reference_model(self, model: Any, folder: str) -> Any:
+        """The frozen masked language model in a folder, with the vocabulary of `model`; loaded once.
+
+        Raises:
+            EffptError: if there is none, or it has another vocabulary.
+        """
+        if folder not in self._references:
+            reference = load_reference(folder, model.config.vocab_size, self.tokenizer)
+            self._references[folder] = reference.to(self.args.device)
+        return self._references[folder]
+
+    def select(
+        self, model: Any, methods: Sequence[RowMethod], run: RunContext, batches: Iterator[dict[str, Tensor]],
+        number: int, device: torch.device,
+    ) -> list[dict[str, Tensor]]:  # fmt: skip
+        """The micro-batches of a step, on the device, of the rows that the methods have selected.
+
+        Args:
+            model: the training model.
+            methods: they select one after another.
+            run ([`RunContext`]): of the step to come.
+            batches: the loader's micro-batches.
+            number (`int`): micro-batches of the step.
+            device: where they are to be.
+        """
+        size = self.args.train_batch_size
+        left = size * number
+        host = rows = self.stream.pull(batches, candidates(methods, left, run.step, run.fraction))
+        for place, method in enumerate(methods):
+            host = {name: values.cpu() for name, values in rows.items()} if place else host
+            rows = {name: values.to(device, non_blocking=True) for name, values in rows.items()}
+            later = candidates(methods[place + 1 :], left, run.step, run.fraction)
+            context = self._context(model, method, run, host, later)
+            noted = device.type != "cuda"
+            with self.cost.meter.measure("selection"), self.cost.method_time(method, noted=noted):
+                rows = method.select(model, rows, context)
+        rows = on_device(rows, device)
+        return [{name: values[at : at + size] for name, values in rows.items()} for at in range(0, left, size)]
+
+    def _context(
+        self, model: Any, method: RowMethod, run: RunContext, host: dict[str, Tensor], number: int
+    ) -> SelectionContext:
+        return SelectionContext(
+            run=run,
+            number=number,
+            host=host,
+            score_rows=partial(self.score_rows, model, method),
+            count_flops=partial(self.count_flops, method, "select", number),
+            reference_model=partial(self.reference_model, model),
+            mask_anew=self.mask_anew,
+            dataset_id=self.dataset_id,
+            masking_id=self.masking_id,
+        )
+
+    @torch.no_grad()
+    def score_rows(
+        self,
+        own: Any,
+        method: RowMethod,
+        key: str,
+        function: ScoreFunction,
+        rows: Mapping[str, Tensor],
+        model: Any = None,
+        known: Tensor | None = None,
+    ) -> Tensor:
+        """Applies a model to rows, as many at a time as a micro-batch has, charged as work of `method`."""
+        judge, size = model or own, self.args.train_batch_size
+        inputs, found = on_device(dict(rows), rows["input_ids"].device), []
+        with self.cost.in_table(), evaluating(judge), self.cost.autocast():
+            for at in range(0, len(rows["input_ids"]), size):
+                batch = {name: values[at : at + size] for name, values in inputs.items()}
+                if known is None:
+                    found.append(function(judge, batch))
+                self.cost.charge_scoring(method, key, judge, batch, function, own=model is None)
+        return torch.cat(found) if known is None else known
+
+    def count_flops(self, method: RowMethod, *key: Any) -> Any:
+        """Context that charges the FLOPs of a method's own products, the same for equal keys and as many rows."""
+        return self.cost.count_own_flops(method, self.stream.step_rows, *key)
+
+    def mask_anew(self, rows: Mapping[str, Tensor], rates: Any) -> dict[str, Tensor]:
+        """The same rows, masked again by token of the vocabulary."""
+        return self.masking(self.masking.original(rows), token_rates=rates)
+
+    @cached_property
+    def dataset_id(self) -> str:
+        """Tells the training rows from others."""
+        return identity_of_rows(PackedRows(self.stream.dataset))
+
+    @property
+    def masking_id(self) -> str:
+        """All that the masks of an example in an epoch depend on, as text."""
+        of = self.masking
+        return f"{of.seed}, {of.mlm_probability}, whole words {of.whole_word}, {of.shares}"
+
+    def note_device_time(self, methods: Sequence[RowMethod]) -> None:
+        """Adds the time of row selection that CUDA events have measured to the first method's."""
+        if self.args.device.type == "cuda" and methods:
+            seconds, name = self.cost.method_seconds, methods[0].name
+            seconds[name] = seconds.get(name, 0.0) + self.cost.meter.selecting
