@@ -33,6 +33,14 @@ def runs(tmp_path_factory):
     return contract.Runs(tmp_path_factory.mktemp("runs"))
 
 
+@pytest.fixture(scope="class")
+def exports(runs):
+    """A finished masked language model of each ledger, and one in the middle of its growths, with its training model."""
+    return [
+        contract.exported(runs, "mlm", ledger, finished) for ledger in [{}, *ledgers()] for finished in (True, False)
+    ]
+
+
 class Objective:
     """What a run owes, whatever is learned."""
 
@@ -64,15 +72,6 @@ class TestMaskedLanguageModel(Objective):
     @tracing
     def test_compiled_run_equals_the_straight_one(self, runs, name, counter):
         contract.check_compilation(runs, {name: SETTINGS[name]}, counter)
-
-    @pytest.fixture(scope="class")
-    def exports(self, runs):
-        """A finished run of each ledger, and one in the middle of its growths, with its training model."""
-        return [
-            contract.exported(runs, "mlm", ledger, finished)
-            for ledger in [{}, *ledgers()]
-            for finished in (True, False)
-        ]
 
     def test_export_is_stock_and_equal(self, exports):
         for folder, model in exports:
