@@ -35,7 +35,7 @@ def runs(tmp_path_factory):
 
 @pytest.fixture(scope="class")
 def exports(runs):
-    """A finished masked language model of each ledger, and one in the middle of its growths, with its training model."""
+    """A finished run of each ledger, and one in the middle of its growths, with its training model."""
     return [
         contract.exported(runs, "mlm", ledger, finished) for ledger in [{}, *ledgers()] for finished in (True, False)
     ]
