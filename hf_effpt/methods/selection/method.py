@@ -16,7 +16,6 @@ from hf_effpt.core.row_method import CostReport, RowMethod, SelectionContext
 
 from .config import check, resolve
 from .cost import cost_report
-from .memory import NAME as FILE
 from .memory import Memory
 from .scoring import reference_losses, scores
 from .state import Selector, changed_at
@@ -76,7 +75,6 @@ class Selection(RowMethod):
 
     name: ClassVar[str] = "selection"
     summary: ClassVar[str] = "Scores more rows than it trains on and learns from the best; the export is stock."
-    artifacts: ClassVar[tuple[str, ...]] = (FILE,)
     paper: ClassVar[Paper] = Paper(
         title="Accelerating Deep Learning by Focusing on the Biggest Losers",
         authors="Angela H. Jiang, Daniel L.-K. Wong, Giulio Zhou, David G. Andersen, Jeffrey Dean, and others",
