@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset, Features, Sequence, Value
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, TrainerCallback, set_seed
@@ -120,6 +121,13 @@ def trainer(
 def weights(of: Any) -> dict[str, Any]:
     """A copy of all parameters by name."""
     return {name: parameter.detach().clone() for name, parameter in of.named_parameters()}
+
+
+def assert_same_weights(model: Any, other: Any) -> None:
+    """Every parameter and buffer of `model` is, bit for bit, in `other`, which may have more."""
+    theirs = other.state_dict()
+    for name, ours in model.state_dict().items():
+        assert torch.equal(ours, theirs[name]), name
 
 
 class StopAfter(TrainerCallback):

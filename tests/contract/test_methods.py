@@ -85,8 +85,7 @@ def test_injecting_renames_nothing_and_ejecting_undoes_it(name):
     changed = with_method(name)
     names = set(plain.state_dict())
     assert names <= set(changed.state_dict())
-    for key, value in plain.state_dict().items():
-        assert torch.equal(value, changed.state_dict()[key])
+    tiny.assert_same_weights(plain, changed)
     for method in changed.methods:
         method.eject(changed.backbone)
     changed.snapshot = None  # the model's own, which no export has

@@ -1,37 +1,16 @@
-"""What every objective with a generator owes, alone and with each method: exact resume, exact export, kept ties."""
-
-import subprocess
-import sys
+"""What every objective with a generator owes, alone and with the methods that change depth."""
 
 import pytest
 import torch
 
 from hf_effpt.core.anatomy import generator_of
 from hf_effpt.core.depth import stack_of
-from hf_effpt.core.errors import EffptError
 from hf_effpt.core.objectives import OBJECTIVES
-from hf_effpt.models.generator import TIED
 from tests import tiny
 
-from .settings import SETTINGS, allowed, ledgers, name_of
+from .runs import assert_tied
 
 JOINT = [name for name in OBJECTIVES if name != "mlm"]
-# Each objective alone, and the two published ones with every method and pair of methods.
-CASES = [(objective, {}) for objective in JOINT] + [
-    (objective, ledger) for objective in ("electra", "mcbert") for ledger in ledgers()
-]
-cases = pytest.mark.parametrize(
-    ("objective", "ledger"), CASES, ids=[f"{objective}-{name_of(ledger)}" for objective, ledger in CASES]
-)
-
-
-def assert_tied(model):
-    for generators, own in TIED.items():
-        assert model.get_parameter(generators) is model.get_parameter(own), own
-    table = model.electra.embeddings.word_embeddings.weight
-    assert model.generator.generator_lm_head.weight is table
-    if hasattr(model, "generator_lm_head"):
-        assert model.generator_lm_head.weight is table
 
 
 @pytest.mark.parametrize("objective", ["electra", "mcbert"])
@@ -49,109 +28,7 @@ def test_resumed_run_equals_the_straight_one_without_the_generators_dropout(tmp_
     straight.train()
     resumed = run()
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
-    for name, weight in straight.model.state_dict().items():
-        assert torch.equal(weight, resumed.model.state_dict()[name]), name
-
-
-@cases
-def test_resumed_run_equals_the_straight_one(tmp_path, objective, ledger):
-    settings = {"save_strategy": "steps", "save_steps": 4, "save_total_limit": None, "gradient_accumulation_steps": 2}
-    straight = tiny.trainer(tmp_path, ledger, objective=objective, dropout=0.1, **settings)
-    straight.train()
-    resumed = tiny.trainer(tmp_path, ledger, objective=objective, dropout=0.1, **settings)
-    torch.rand(3)  # a resumed process has used its generators otherwise
-    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
-    for name, weight in straight.model.state_dict().items():
-        assert torch.equal(weight, resumed.model.state_dict()[name]), name
-    losses = {entry["step"]: entry["loss"] for entry in straight.state.log_history if "loss" in entry}
-    again = {entry["step"]: entry["loss"] for entry in resumed.state.log_history if "loss" in entry}
-    assert losses == again
-    assert resumed.clock.flops == straight.clock.flops
-    assert_tied(resumed.model)
-
-
-# One member of a pair off, as its settings have it: then the run is that of the other alone, bit for bit.
-OFF = {"layerdrop": {"p": 0.0}, "tnf": {**SETTINGS["tnf"], "weight": 0.0}}
-
-
-@pytest.mark.parametrize("objective", ["mlm", "electra", "mcbert"])
-@pytest.mark.parametrize(
-    ("off", "on"),
-    [(off, on) for off in OFF for on in SETTINGS if on != off and allowed({on: SETTINGS[on], off: OFF[off]})],
-    ids=lambda name: name,
-)
-def test_a_pair_with_one_off_is_the_other_alone(tmp_path, objective, off, on):
-    """With dropout, so that the last layer is computed everywhere, whoever reads it."""
-    runs = []
-    for ledger in ({on: SETTINGS[on]}, {on: SETTINGS[on], off: OFF[off]}):
-        trainer = tiny.trainer(tmp_path, ledger, objective=objective, dropout=0.1)
-        trainer.train()
-        runs.append(trainer.model)
-    alone, pair = (model.state_dict() for model in runs)
-    for name, weight in alone.items():
-        assert torch.equal(weight, pair[name]), name
-    assert runs[0].config.layer_order == runs[1].config.layer_order
-
-
-LOAD = """
-import sys, torch
-from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer
-for folder in sys.argv[1:]:
-    probe = torch.load(folder + "/probe.pt")
-    auto = AutoModelForPreTraining if probe["discriminates"] else AutoModelForMaskedLM
-    for auto, place, name in ((auto, "", "logits"), (AutoModelForMaskedLM, "/generator", "generator")):
-        model, report = auto.from_pretrained(folder + place, output_loading_info=True)
-        assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
-        assert type(model).__module__.startswith("transformers."), type(model)
-        assert torch.allclose(model(probe["ids"]).logits, probe[name], atol=1e-6)
-        assert AutoTokenizer.from_pretrained(folder + place)("w1 w2").input_ids == [2, 6, 7, 3]
-        encoder, report = AutoModel.from_pretrained(folder + place, output_loading_info=True)
-        missing = {key for key in report["missing_keys"] if not key.startswith("pooler.")}
-        assert not missing and not report["mismatched_keys"], report
-        if not place:
-            assert torch.allclose(encoder(probe["ids"]).last_hidden_state, probe["hidden"], atol=1e-6)
-assert not any(name.startswith("hf_effpt") for name in sys.modules)
-"""
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """Finished runs, and one stopped in the middle, each with the outputs of its training model."""
-    folders = []
-    for objective, ledger in CASES:
-        folder = tmp_path_factory.mktemp(objective)
-        trainer = tiny.trainer(folder, ledger, objective=objective)
-        if len(folders) % 2:
-            trainer.add_callback(tiny.StopAfter(4))
-        trainer.train()
-        trainer.save_model()
-        model = trainer.model.eval()
-        ids = torch.randint(5, tiny.VOCAB, (3, tiny.LENGTH))
-        with torch.no_grad():
-            probe = {
-                "ids": ids,
-                "logits": model(ids).logits,
-                "hidden": model.electra(ids).last_hidden_state,
-                "generator": model.generator(ids).logits,
-                "discriminates": objective in ("electra", "electra_15"),
-            }
-        torch.save(probe, folder / "probe.pt")
-        folders.append((folder, model))
-    return folders
-
-
-def test_exports_load_in_a_clean_process(runs):
-    folders = [str(folder) for folder, _ in runs]
-    done = subprocess.run([sys.executable, "-c", LOAD, *folders], capture_output=True, text=True, cwd=folders[0])
-    assert done.returncode == 0, done.stderr
-
-
-def test_exports_share_no_storage_with_the_training_model(runs):
-    model = runs[0][1]
-    own = {p.data_ptr() for p in model.parameters()}
-    for exported in (model.export(), model.export_generator()):
-        assert not {p.data_ptr() for p in exported.parameters()} & own
-    assert_tied(model)
+    tiny.assert_same_weights(straight.model, resumed.model)
 
 
 @pytest.mark.parametrize("objective", JOINT)
@@ -175,13 +52,14 @@ def test_micro_batches_and_processes_do_not_change_a_step(tmp_path, objective):
 # With the methods that change depth.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["electra", "mcbert"])
 @pytest.mark.parametrize("auxiliary", ["keep", "grow"])
 def test_growth_keeps_what_is_shared_and_what_is_learned(tmp_path, objective, auxiliary):
     """On a toy, the loss is below its floor before and after each growth."""
     ledger = {"stacking": {"depth": 1, "at": [0.4, 0.7], "auxiliary": auxiliary}}
     trainer = tiny.trainer(
-        tmp_path, ledger, objective=objective, budget="600steps", learning_rate=2e-3, logging_steps=20,
+        tmp_path, ledger, objective=objective, budget="300steps", learning_rate=4e-3, logging_steps=10,
         per_device_train_batch_size=16,
     )  # fmt: skip
     depths = []
@@ -207,13 +85,6 @@ def test_growth_keeps_what_is_shared_and_what_is_learned(tmp_path, objective, au
     exported = trainer.model.export_generator()
     assert exported.config.num_hidden_layers == 4
     assert "layer_order" not in exported.config.to_dict()
-
-
-def test_generator_growing_along_is_refused_where_there_is_none():
-    with pytest.raises(EffptError, match=r"`stacking.auxiliary` is `grow`, but the model has none"):
-        tiny.model({"stacking": {"auxiliary": "grow"}})
-    with pytest.raises(EffptError, match="has one of 2 layers; a generator that grows along must be as deep"):
-        tiny.joint(methods={"stacking": {"auxiliary": "grow"}}, generator={"num_hidden_layers": 2})
 
 
 @pytest.mark.parametrize("objective", ["electra", "mcbert"])

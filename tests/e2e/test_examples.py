@@ -1,10 +1,13 @@
 """Every example runs as its first lines say, on a little text, and is short enough to read."""
 
+import contextlib
+import io
 import json
-import os
 import random
+import runpy
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -13,9 +16,24 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 WORDS = "one two three layers heads tokens masks notes learn grow shrink stack".split()
 
 
-def run(script, *arguments, cwd, **environment):
+def run(script, *arguments, cwd):
     command = [sys.executable, str(EXAMPLES / script), *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=200)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=200)
+
+
+@pytest.fixture
+def here(monkeypatch, tmp_path):
+    """Runs an example in this process, which has imported what takes longest, and returns what it prints."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+
+    def run_here(script, *arguments):
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        with contextlib.redirect_stdout(io.StringIO()) as output, warnings.catch_warnings(action="default"):
+            runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+        return output.getvalue()
+
+    return run_here
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +54,6 @@ def test_examples_are_short():
 @pytest.mark.parametrize(
     "script",
     [
-        "01_pretrain.py",
         "02_layerdrop.py",
         "03_stacking.py",
         "11_layerskip.py",
@@ -45,53 +62,54 @@ def test_examples_are_short():
         "16_selection.py",
     ],
 )
-def test_training_examples(corpus, tmp_path, script):
+def test_training_examples(corpus, tmp_path, here, script):
     words = ["--budget", "8steps", "--vocab_size", "256", "--out", "run"]
     if script == "16_selection.py":
         words += ["--strategy", "least_confidence"]  # which needs no warm-up
-    done = run(script, corpus, *words, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "Held-out loss" in done.stdout
+    printed = here(script, corpus, *words)
+    assert "Held-out loss" in printed
     assert (tmp_path / "run" / "model.safetensors").is_file()
     if script == "03_stacking.py":
-        assert "grew from 2 to 4 layers" in done.stdout
+        assert "grew from 2 to 4 layers" in printed
     if script == "02_layerdrop.py":
-        pruned = run("12_prune.py", "run", corpus, "--depth", "2", "--out", "pruned", cwd=tmp_path)
-        assert pruned.returncode == 0, pruned.stderr
-        assert "every_other: layers [0, 2], loss " in pruned.stdout
-        assert "data_driven: layers " in pruned.stdout
+        pruned = here("12_prune.py", "run", corpus, "--depth", "2", "--out", "pruned")
+        assert "every_other: layers [0, 2], loss " in pruned
+        assert "data_driven: layers " in pruned
         assert json.loads((tmp_path / "pruned" / "config.json").read_text())["num_hidden_layers"] == 2
     if script == "11_layerskip.py":
-        assert "of rows and gated layers ran" in done.stdout
-        assert "with all layers" in done.stdout
+        assert "of rows and gated layers ran" in printed
+        assert "with all layers" in printed
     if script == "13_earlybert.py":
-        assert "Step 2: heads and neurons of the layers are [[3, " in done.stdout
+        assert "Step 2: heads and neurons of the layers are [[3, " in printed
         assert (tmp_path / "run" / "ticket.json").is_file()
     if script == "16_selection.py":
         # all rows in the first half, then a choice of twice as many in every other step: two of the eight
-        assert "Selection learned from 256 of 320 rows and judged 128" in done.stdout
+        assert "Selection learned from 256 of 320 rows and judged 128" in printed
     if script == "15_compress.py":
-        assert "cut to 3 layers of 2 heads and 256 neurons by michel" in done.stdout
-    if script == "01_pretrain.py":
-        task = run("make_task.py", "task.jsonl", "--dataset", corpus, cwd=tmp_path)
-        assert task.returncode == 0, task.stderr
-        tuned = run("04_finetune.py", "run", "task.jsonl", "--max_steps", "2", cwd=tmp_path)
-        assert tuned.returncode == 0, tuned.stderr
-        assert "accuracy" in tuned.stdout
-        measured = run("06_evaluate.py", "run", "task.jsonl", "--text", corpus, "--seeds", "2", cwd=tmp_path)
-        assert measured.returncode == 0, measured.stderr
-        assert "| held_out_loss |" in measured.stdout
-        assert "| task/accuracy@default |" in measured.stdout
-        plotted = run("05_plot_loss.py", "run", cwd=tmp_path)
-        assert plotted.returncode == 0, plotted.stderr
-        assert (tmp_path / "run" / "loss.png").stat().st_size > 5000
+        assert "cut to 3 layers of 2 heads and 256 neurons by michel" in printed
 
 
-def test_lottery_example(corpus, tmp_path):
-    done = run("14_lottery.py", corpus, "--budget", "6steps", "--vocab_size", "256", "--out", "run", cwd=tmp_path)
+def test_from_text_to_a_measured_model(corpus, tmp_path, here):
+    """The first examples, one after another, of which two are run as users run them."""
+    done = run("01_pretrain.py", corpus, "--budget", "8steps", "--vocab_size", "256", "--out", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "50% of the weights are zero" in done.stdout
-    assert "with the same zeros" in done.stdout
+    assert "Held-out loss" in done.stdout
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+    here("make_task.py", "task.jsonl", "--dataset", corpus)
+    tuned = run("04_finetune.py", "run", "task.jsonl", "--max_steps", "2", cwd=tmp_path)
+    assert tuned.returncode == 0, tuned.stderr
+    assert "accuracy" in tuned.stdout
+    measured = here("06_evaluate.py", "run", "task.jsonl", "--text", corpus, "--seeds", "2")
+    assert "| held_out_loss |" in measured
+    assert "| task/accuracy@default |" in measured
+    here("05_plot_loss.py", "run")
+    assert (tmp_path / "run" / "loss.png").stat().st_size > 5000
+
+
+def test_lottery_example(corpus, tmp_path, here):
+    printed = here("14_lottery.py", corpus, "--budget", "6steps", "--vocab_size", "256", "--out", "run")
+    assert "50% of the weights are zero" in printed
+    assert "with the same zeros" in printed
     for name in ("model.safetensors", "ticket.safetensors", "retrained/model.safetensors"):
         assert (tmp_path / "run" / name).is_file(), name
 
@@ -105,17 +123,15 @@ def test_lottery_example(corpus, tmp_path):
         ("10_mcbert.py", ["--candidates", "4", "--candidates_at", "masked"]),
     ],
 )
-def test_objective_examples(corpus, tmp_path, script, settings):
-    words = ["--budget", "12steps", "--vocab_size", "256", "--out", "run", *settings]
-    done = run(script, corpus, *words, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "Held-out loss" in done.stdout
+def test_objective_examples(corpus, tmp_path, here, script, settings):
+    printed = here(script, corpus, "--budget", "12steps", "--vocab_size", "256", "--out", "run", *settings)
+    assert "Held-out loss" in printed
     assert (tmp_path / "run" / "model.safetensors").is_file()
     assert (tmp_path / "run" / "generator" / "model.safetensors").is_file() == (script != "08_tnf.py")
     if script == "08_tnf.py":
-        assert "of words have a note" in done.stdout
+        assert "of words have a note" in printed
     if script == "09_electra.py":
-        assert "ElectraForPreTraining in run\nElectraForMaskedLM in run/generator" in done.stdout
+        assert "ElectraForPreTraining in run\nElectraForMaskedLM in run/generator" in printed
 
 
 @pytest.mark.slow

@@ -29,5 +29,4 @@ def test_same_weights_from_the_same_seed(cls):
     torch.manual_seed(5)
     ours = cls(tiny.config())
     assert torch.equal(after, torch.get_rng_state())
-    for name, weight in stock.state_dict().items():
-        assert torch.equal(weight, ours.state_dict()[name]), name
+    tiny.assert_same_weights(stock, ours)

@@ -7,7 +7,7 @@ from hf_effpt.cli.main import main
 from hf_effpt.cli.words import numbers, words
 from hf_effpt.comparison import compare as comparing
 from hf_effpt.core.errors import EffptError
-from hf_effpt.evaluation import record, suite
+from hf_effpt.evaluation import results_file, suite
 from tests.unit.comparison.example_report import example_report
 
 

@@ -154,51 +154,6 @@ def test_defaults_are_those_of_early_bert_only_where_nothing_is_said():
     assert plain.changes_parameters
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"head_keep": 0.0}, r"`compress.head_keep` must be in \(0, 1\]"),
-        ({"ffn_keep": 1.1}, r"`compress.ffn_keep` must be in"),
-        ({"head_keep": 0.2}, r"leaves none of 2 heads; set it to at least 0.5"),
-        ({"ffn_keep": 0.1}, r"leaves 6 of 64 neurons, fewer than a layer can have, 8; set it to at least 0.125"),
-        ({"depth": 0}, "`compress.depth` must be a whole number of at least 1, not 0"),
-        ({"depth": 5}, "`compress.depth` is 5, but the model has 4 layers"),
-        ({"depth": 4}, "nothing to cut of 4 layers"),
-        ({"head_keep": 1.0, "ffn_keep": 1.0}, "nothing to cut: `head_keep` and `ffn_keep` are 1"),
-        ({"at": 0.0}, r"`compress.at` must be in \(0, 1\), not 0.0: the large model trains before"),
-        ({"at": 1.0}, r"`compress.at` must be in"),
-        ({"rounds": 0}, "`compress.rounds` must be a whole number"),
-        ({"until": 0.9}, "`compress.until` is when the last of several cuts"),
-        ({"rounds": 2, "until": 0.5}, "`compress.until` must be after `compress.at`, 0.7, not 0.5"),
-        ({"importance": "size"}, "`compress.importance` must be one of michel, gates, magnitude, random"),
-    ],
-)
-def test_impossible_settings_are_refused(settings, message):
-    with pytest.raises(EffptError, match=message):
-        tiny.model({"compress": settings})
-
-
-@pytest.mark.parametrize(
-    ("ledger", "message"),
-    [
-        (
-            {"compress": {"at": 0.6}, "stacking": {"depth": 1, "at": [0.3, 0.65]}},
-            "changes the architecture until 0.65",
-        ),
-        (
-            {"compress": {"importance": "gates", "at": 0.7}, "stacking": {"depth": 1, "at": [0.3, 0.65]}},
-            "its gates learn from 0.6 on",
-        ),
-        ({"compress": {"depth": 2}, "layerskip": {}}, "always runs the first and the last layer"),
-        ({"compress": {"at": 0.5}, "layerdrop": {"after": 0.6}}, "has to end at 0.5, before the model is cut"),
-        ({"compress": {"depth": 3}, "layerskip": {"after": 0.5}}, "changes the architecture until 0.7"),
-    ],
-)
-def test_impossible_company_is_refused(ledger, message):
-    with pytest.raises(EffptError, match=message):
-        tiny.model(ledger)
-
-
 def test_measuring_on_text_takes_a_trainer():
     with pytest.raises(EffptError, match="use a Trainer, or `magnitude`"):
         compressed(importance="michel", head_keep=0.5)

@@ -37,34 +37,7 @@ def searching(**settings):
 # Settings.
 
 
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        ({"head_keep": 0.0}, r"head_keep` must be in \(0, 1\], not 0.0"),
-        ({"ffn_keep": 1.1}, r"ffn_keep` must be in \(0, 1\], not 1.1"),
-        ({"head_keep": 0.4}, "leaves none of the 2 heads of a layer; keep at least 0.5"),
-        ({"ffn_keep": 0.1}, "leaves 6.4 of the 64 neurons of a layer, and a layer needs 8"),
-        ({"max_search_steps": 0.0}, "max_search_steps` must be above 0 and finite, not 0.0"),
-        ({"max_search_steps": 2.5}, "share of the clock below 1 or a whole number"),
-        ({"max_search_steps": 0.6, "after": 0.5}, "to the end of the run"),
-        ({"epsilon": 1.1}, r"epsilon` must be in \[0, 1\]"),
-        ({"window": 1}, "window` must be a whole number of at least 2"),
-        ({"every": 0}, "every` must be a whole number of at least 1"),
-        ({"weights": "reset"}, "must be one of rewind, keep, not 'reset'"),
-        ({"l1": -1.0}, "l1` must be at least 0"),
-        ({"gate_learning_rate": 0.0}, "gate_learning_rate` must be above 0"),
-        ({"after": 1.0}, r"after` must be in \[0, 1\)"),
-        ({"ticket": "goood"}, "or the path of a ticket .* there is no file 'goood'"),
-    ],
-)
-def test_impossible_settings_are_refused_at_construction(settings, said):
-    with pytest.raises(EffptError, match=said):
-        tiny.model({"earlybert": settings})
-
-
-def test_narrow_models_and_tickets_of_others_are_refused(tmp_path):
-    with pytest.raises(EffptError, match="have been cut already"):
-        tiny.model({"earlybert": {}}, layer_widths=[[1, 8]] * 4)
+def test_tickets_of_other_models_are_refused(tmp_path):
     path = str(TICKET.save(tmp_path / "ticket.json"))
     with pytest.raises(EffptError, match="drawn from layers of 4 times 2 heads and 64 neurons"):
         tiny.model({"earlybert": {"ticket": path}}, num_hidden_layers=3)
@@ -72,18 +45,12 @@ def test_narrow_models_and_tickets_of_others_are_refused(tmp_path):
         tiny.model({"earlybert": {"ticket": path}, "stacking": {"depth": 1, "at": [0.3, 0.7]}})
 
 
-def test_what_waits_for_it_needs_a_share_of_the_clock():
+def test_others_wait_for_its_search():
     for waiting in ("layerdrop", "layerskip"):
-        with pytest.raises(EffptError, match=f"`{waiting}` starts when `earlybert` no longer .* a share of the clock"):
-            build_methods({waiting: {}, "earlybert": {"max_search_steps": 5}}, tiny.config())
         ledger = {waiting: {}, "earlybert": {"max_search_steps": 0.2}, "stacking": {"depth": 2, "at": [0.3]}}
         found = {method.name: method for method in build_methods(ledger, tiny.config())}
         assert found["earlybert"]._start == 0.3
         assert found[waiting]._start == 0.5
-        with pytest.raises(EffptError, match=f"`{waiting}.after` is 0.4"):
-            build_methods({**ledger, waiting: {"after": 0.4}}, tiny.config())
-    with pytest.raises(EffptError, match=r"`earlybert.after` is 0.2"):
-        build_methods({"earlybert": {"after": 0.2}, "stacking": {"depth": 2, "at": [0.3]}}, tiny.config())
 
 
 def test_published_numbers_of_heads():

@@ -5,7 +5,6 @@ import pytest
 
 from hf_effpt.core.context import RunContext
 from hf_effpt.core.depth import set_order, stack_of
-from hf_effpt.core.errors import EffptError
 from hf_effpt.methods import LayerDrop
 from hf_effpt.methods.layerdrop.schedules import SCHEDULES
 from tests import tiny
@@ -96,20 +95,6 @@ def test_draws_are_by_position_in_the_order():
     assert stack_of(model.bert).active == (3, 1)
 
 
-@pytest.mark.parametrize(
-    ("settings", "layers", "says"),
-    [
-        ({"group": 3}, 4, r"`layerdrop.group` is 3, which does not divide the model's 4 layers; use 1, 2 or 4"),
-        ({"rate": "progressive", "p": 0.6}, 4, r"`layerdrop.p` is 0.6.*set it to 0.5 at most"),
-        ({"rate": "progressive", "p": 0.5, "group": 2}, 4, r"4 layers in groups of 2 always run; set it to 0 at most"),
-        ({"rate": "progressive"}, 3, r"set it to 0.333 at most"),
-    ],
-)
-def test_what_does_not_suit_the_depth_is_refused(settings, layers, says):
-    with pytest.raises(EffptError, match=says):
-        tiny.model({"layerdrop": settings}, num_hidden_layers=layers)
-
-
 def test_a_run_follows_the_schedule(tmp_path):
     trainer = tiny.trainer(tmp_path, {"layerdrop": {"rate": "progressive"}}, budget="8steps")
     stack, seen = stack_of(trainer.model.bert), []
@@ -118,13 +103,6 @@ def test_a_run_follows_the_schedule(tmp_path):
     assert [len(active) for active in (*seen[:2], *seen[6:])] == [2, 2, 4, 4]
     trainer.save_model()
     assert trainer.model.export().config.num_hidden_layers == 4
-
-
-@pytest.mark.parametrize("rate", ["pld", "progressive"])
-def test_notes_still_refuse_half_of_the_layers(rate):
-    with pytest.raises(EffptError, match=r"`tnf` writes notes.*`layerdrop.p` 0.5"):
-        tiny.model({"layerdrop": {"rate": rate}, "tnf": {}})
-    tiny.model({"layerdrop": {"rate": rate, "p": 0.4}, "tnf": {}})
 
 
 def test_sequential_after_stacking():

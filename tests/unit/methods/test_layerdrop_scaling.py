@@ -87,13 +87,6 @@ def test_the_expected_change_of_a_layer_is_its_change():
     torch.testing.assert_close(total / 2000, layer(hidden, None) - hidden, rtol=0.06, atol=1e-3)
 
 
-@pytest.mark.parametrize("scaling", ["training", "evaluation"])
-def test_post_norm_models_are_refused(scaling):
-    with pytest.raises(EffptError, match=rf"`layerdrop.scaling` is `{scaling}`.*effpt_bert.*leave `scaling` out"):
-        tiny.model({"layerdrop": {"scaling": scaling}})
-    tiny.model({"layerdrop": {"scaling": "none"}})
-
-
 def test_what_is_scaled_in_evaluation_has_no_stock_export():
     model = pre_norm()
     with pytest.raises(EffptError, match=r"no stock model does; train with `scaling` `training`"):

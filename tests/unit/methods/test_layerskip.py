@@ -11,7 +11,7 @@ from hf_effpt.methods.layerskip.routing import Pass, rows_of_share
 from tests import tiny
 from tests.stock import assert_learns_as_stock
 
-from .skipping import HALF, OPEN, SHUT, decisions, gated, lean, plain_like, ragged, ran, spread, started
+from .skipping import HALF, OPEN, SHUT, decisions, gated, lean, plain_like, ragged, ran, spread
 
 ESTIMATORS = ["ste_full", "ste_executed", "ste_reweighted", "reinforce"]
 
@@ -285,43 +285,3 @@ def test_threshold_runs_rows_above_one_half_in_evaluation():
     expected = [int((logits > 0).sum()) for logits, _ in seen]
     assert [count for _, count in counts][1:-1] == [count for count in expected if count]
     assert 0 < sum(expected) < 32
-
-
-def test_checkpointed_activations_replay_the_same_decision():
-    def learned(checkpointing):
-        model = gated(HALF, layers=5)
-        if checkpointing:
-            new_name = getattr(model, "activation_checkpointing_enable", None)
-            (new_name or model.gradient_checkpointing_enable)()
-        loss = model(**ragged()).loss
-        (loss + model.methods[0].penalty(model.bert)).backward()
-        return {name: p.grad for name, p in model.named_parameters()}
-
-    plain, checkpointed = learned(False), learned(True)
-    for name, gradient in plain.items():
-        other = checkpointed[name]
-        assert (gradient is None and other is None) or torch.allclose(gradient, other, atol=1e-6), name
-
-
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch looks at it while it traces
-def test_compiled_layers_have_a_bounded_number_of_graphs():
-    """As many rows as run make one graph for one, one for all, and one for any other number."""
-    import torch._dynamo.testing as testing
-    from torch import _dynamo as dynamo
-
-    dynamo.reset()
-    counter = testing.CompileCounter()
-    model = gated(HALF)
-    for layer in stack_of(model.bert).children():
-        layer.compile(backend=counter)
-    inputs, seen = ragged(), set()
-    inputs.pop("labels")
-    for step in range(60):
-        started(model, step)
-        model(**inputs).logits.sum().backward()
-        seen |= set(decisions(model).sum(dim=1).int().tolist())
-        if step == 29:
-            early = counter.frame_count
-    assert len(seen) > 4
-    assert 0 < counter.frame_count == early <= 12
-    dynamo.reset()

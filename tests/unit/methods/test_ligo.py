@@ -185,33 +185,6 @@ def test_gradients_are_the_mean_over_all_processes(monkeypatch):
         assert torch.equal(ours, theirs)
 
 
-def test_layers_that_save_no_activations_learn_alike():
-    plain, checkpointed = Fake(), Fake()
-    enable = getattr(checkpointed.model, "activation_checkpointing_enable", None)
-    (enable or checkpointed.model.gradient_checkpointing_enable)()
-    for fake in (plain, checkpointed):
-        fake.grow(steps=5)
-    for ours, theirs in zip(plain.stack.parameters(), checkpointed.stack.parameters(), strict=True):
-        assert torch.allclose(ours, theirs, atol=1e-6)
-
-
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch looks at it while it traces
-def test_compiled_layers_are_not_compiled_again():
-    import torch._dynamo.testing as testing
-    from torch import _dynamo as dynamo
-
-    dynamo.reset()
-    counter, fake = testing.CompileCounter(), Fake()
-    for layer in fake.stack.children():
-        layer.compile(backend=counter)
-    fake.model(**fake.batches[0]).loss.backward()
-    fake.model.zero_grad()
-    before = counter.frame_count
-    fake.grow(steps=3)
-    assert counter.frame_count == before > 0
-    dynamo.reset()
-
-
 LEDGER = {"stacking": {"operator": "ligo_depth", "depth": 2, "at": [0.5]}}
 
 

@@ -8,7 +8,6 @@ import torch
 from hf_effpt import StackableBertForMaskedLM, StackableBertForSequenceClassification
 from hf_effpt.core.context import RunContext
 from hf_effpt.core.depth import stack_of
-from hf_effpt.core.registry import METHODS, build_methods
 from tests import tiny
 
 
@@ -41,13 +40,3 @@ def test_a_shallow_checkpoint_stays_shallow(tmp_path):
     assert stack_of(again.bert).order == (0, 1)
     again.methods[0].advance(again.bert, RunContext(5, 0.95))
     assert stack_of(again.bert).order == (0, 1, 2, 3)
-
-
-@pytest.mark.parametrize("name", ["layerdrop", "layerskip", "stacking", "tnf"])
-def test_settings_of_a_wrong_type_are_named(name):
-    from hf_effpt.core.errors import EffptError
-
-    key = {"layerdrop": "p", "layerskip": "target", "stacking": "depth", "tnf": "gamma"}[name]
-    assert name in METHODS
-    with pytest.raises(EffptError, match=f"{name}.*{key}"):
-        build_methods({name: {key: "much"}}, tiny.config())

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.registry import build_methods
 from hf_effpt.methods.lottery.masks import prunable
 from hf_effpt.methods.lottery.ranking import best, scores_of
 from hf_effpt.methods.lottery.rounds import begin, note_prunings, rounds_of
@@ -304,40 +303,6 @@ def test_notes_are_rewound_along(tmp_path):
     assert torch.equal(seen[3], before)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"sparsity": 1.0}, r"sparsity` must be in \(0, 1\)"),
-        ({"rounds": 0}, "rounds` must be a whole number of at least 1"),
-        ({"rewind_to": 2.5}, "rewind_to` must be a whole number of at least 0, not 2.5"),
-        ({"criterion": "small"}, "criterion` must be one of large_final"),
-        ({"signs": "flip"}, "signs` must be one of rewind"),
-        ({"learn": "both"}, "learn` must be one of magnitude"),
-        ({"learn": "supermask", "score_learning_rate": 0.0}, "must be above 0"),
-        ({"learn": "supermask", "sparsity": 0.5}, "leave out `lottery.sparsity`"),
-        ({"rescale": True}, "leave out `lottery.rescale`"),
-        ({"ticket": "t.safetensors", "rounds": 2}, "leave out `lottery.rounds`"),
-    ],
-)
-def test_impossible_settings_are_refused(settings, message):
-    with pytest.raises(EffptError, match=message):
-        build_methods({"lottery": settings})
-
-
-@pytest.mark.parametrize("other", ["layerdrop", "layerskip"])
-def test_layers_must_learn_equally_often_while_they_are_compared(other):
-    for settings in ({}, {"learn": "supermask"}):
-        with pytest.raises(EffptError, match=f"with `{other}` some learn less often"):
-            build_methods({"lottery": settings, other: {}}, tiny.config())
-    assert len(build_methods({"lottery": {"ticket": "t"}, other: {}}, tiny.config())) == 2
-
-
-@pytest.mark.parametrize("settings", [{"ticket": "t"}, {"learn": "supermask"}])
-def test_a_model_does_not_grow_under_masks_of_full_depth(settings):
-    with pytest.raises(EffptError, match="for a model of full depth"):
-        build_methods({"lottery": settings, "stacking": {}}, tiny.config())
-
-
 def test_rewinding_to_a_step_that_the_first_phase_does_not_have_is_refused(tmp_path):
     with pytest.raises(EffptError, match=r"until step 9, and the budget is 8 steps"):
         tiny.trainer(tmp_path, {"lottery": {"rounds": 2, "rewind_to": 3}})
@@ -345,3 +310,18 @@ def test_rewinding_to_a_step_that_the_first_phase_does_not_have_is_refused(tmp_p
     trainer = tiny.trainer(tmp_path, {"lottery": {"rounds": 2, "rewind_to": 6}}, budget=f"{tokens}tokens")
     with pytest.raises(EffptError, match=r"rewind_to` is 6, but the first phase had 3 steps"):
         trainer.train()
+
+
+def test_zeros_cost_as_much_as_any_other_weight(tmp_path):
+    """The clock is charged the same for a pruned model as for a whole one: nothing is saved."""
+    trainer = tiny.trainer(tmp_path, {"lottery": {"sparsity": 0.9, "rounds": 1}})
+    spent = []
+
+    class CostReport(tiny.TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            spent.append(trainer.clock.flops)
+
+    trainer.add_callback(CostReport())
+    trainer.train()
+    assert spent[-1] == 8 * spent[0]
+    assert int(trainer.model.bert.masks.left()) < 0.11 * trainer.model.bert.masks.size()

@@ -1,7 +1,6 @@
 """Selection without a model: its settings, how rows are chosen by scores, and the strategies that go by losses."""
 
 import math
-from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +14,6 @@ from hf_effpt.methods.selection.strategies import STRATEGIES
 from hf_effpt.methods.selection.strategies.losses import percentile, prunable
 from hf_effpt.methods.selection.strategies.weighing import RENEWED, bounded, highest
 from hf_effpt.methods.selection.strategy import ResolvedSettings
-from tests import tiny
 from tests.picking import pool
 
 CONFIG = SimpleNamespace(vocab_size=5, hidden_size=4)
@@ -35,95 +33,6 @@ def shares(strategy, scores, number=1, draws=3000, fraction=0.5):
 
 
 # Settings.
-
-
-@pytest.mark.parametrize(
-    ("settings", "told"),
-    [
-        ({"strategy": "randon"}, "did you mean `random`"),
-        ({"keep": 0}, r"must be in \(0, 1\], not 0"),
-        ({"keep": 1.2}, r"must be in \(0, 1\], not 1.2"),
-        ({"keep": math.nan}, r"must be in \(0, 1\], not nan"),
-        ({"strategy": "random", "scorer": "full"}, "`random` does not have: it has none"),
-        ({"strategy": "core_set", "scorer": "stale"}, "it has embedding, first_layer, full"),
-        ({"rule": "entropy"}, "it has mean, ucb, vote, agreement"),
-        ({"strategy": "random", "rule": "x"}, "it has none"),
-        ({"mode": "best"}, "one of topk, rank_sample, weighted"),
-        ({"level": "body"}, "one of head, full"),
-        ({"strategy": "infobatch", "mode": "rank_sample"}, "`infobatch` does not have: it has topk"),
-        ({"strategy": "core_set", "mode": "weighted"}, "`core_set` does not have: it has topk"),
-        ({"strategy": "selective_backprop", "mode": "topk"}, "does not have: it has rank_sample"),
-        (
-            {"strategy": "random", "holdout": "x"},
-            "is 'x', a setting that `random` does not have; leave it out",
-        ),
-        ({"strategy": "least_confidence", "table": "x"}, "that `least_confidence` with `scorer: full` does not have"),
-        (
-            {"strategy": "token_selection", "holdout": "x", "table": "x"},
-            "that `token_selection` does not have",
-        ),
-        (
-            {"strategy": "selective_backprop", "max_age": 5},
-            "`selective_backprop` with `scorer: full` does not have",
-        ),
-        ({"strategy": "random", "queue": 8}, "`selection.queue` is 8, a setting that `random` does not have"),
-        ({"strategy": "rho"}, "give the folder of one"),
-        ({"strategy": "token_selection"}, "give the folder of one"),
-        ({"start": 0.9}, "0 <= start < end <= 1"),
-        ({"start": -0.1}, "0 <= start < end <= 1"),
-        ({"end": 1.1}, "0 <= start < end <= 1"),
-        ({"explore": 1.0}, r"`selection.explore` must be in \[0, 1\)"),
-        ({"outliers": -0.1}, r"`selection.outliers` must be in \[0, 1\)"),
-        ({"interrupt": 1}, "every step takes rows as they come; give at least 2, or 0"),
-        ({"interrupt": -2}, "`selection.interrupt` must be a whole number of at least 0, not -2"),
-        ({"strategy": "deep_bayesian", "passes": 1}, "`selection.passes` must be a whole number of at least 2"),
-        ({"passes": 3}, "`perceptron_ensemble` with `scorer: embedding` does not have"),
-        ({"strategy": "core_set", "dropout": 0.2}, "a setting that `core_set` with"),
-        ({"strategy": "core_set", "members": 3}, "a setting that `core_set` with"),
-        ({"strategy": "loss_rank", "explore": 0.2}, "a setting that `loss_rank` with"),
-        ({"strategy": "infobatch", "outliers": 0.1}, "a setting that `infobatch` with"),
-        ({"queue": 8}, "a setting that `perceptron_ensemble` with"),
-        ({"strategy": "core_set", "queue": 2.5}, "must be a whole number of at least 1, not 2.5"),
-        ({"warmup": True}, "must be a whole number of at least 0, not True"),
-        ({"members": 1}, "`selection.members` must be a whole number of at least 2"),
-        ({"warmup": -1}, "`selection.warmup` must be a whole number of at least 0"),
-        ({"strategy": "core_set", "queue": 0}, "`selection.queue` must be a whole number of at least 1"),
-        ({"strategy": "deep_bayesian", "dropout": 0.0}, "without dropout all draws"),
-        ({"strategy": "deep_bayesian", "dropout": 1.0}, r"`selection.dropout` must be in \(0, 1\)"),
-        ({"strategy": "infobatch", "max_age": 0}, "at least 1, not 0"),
-        ({"strategy": "core_set", "num_score_positions": 2}, "a setting that `core_set` with"),
-        (
-            {"strategy": "rho", "holdout": "x", "num_score_positions": 2},
-            "a setting that `rho` with",
-        ),
-        (
-            {"strategy": "expected_gradient_length", "rule": "observed", "num_score_positions": 2},
-            "with `scorer: full` and `rule: observed` does not have",
-        ),
-        ({"strategy": "deep_bayesian", "num_score_positions": 0}, "must be a whole number of at least 1, not 0"),
-        ({"strategy": "deep_bayesian", "num_score_positions": 0.5}, "must be a whole number of at least 1, not 0.5"),
-    ],
-)
-def test_what_cannot_work_is_refused_at_construction(settings, told):
-    with pytest.raises(EffptError, match=told):
-        Selection(**settings)
-
-
-@pytest.mark.parametrize(
-    ("settings", "objective", "told"),
-    [
-        ({"strategy": "selective_backprop", "scorer": "generator"}, "mlm", "objective `mlm` has none of; use full"),
-        ({"strategy": "rho", "holdout": "x"}, "electra", "needs the loss of masked tokens"),
-        ({"strategy": "token_selection", "holdout": "x"}, "replace_mlm", "needs the loss of masked tokens"),
-        ({"strategy": "adaptive_masking"}, "electra", "needs the loss of masked tokens"),
-        ({"strategy": "least_confidence", "scorer": "full"}, "mcbert", "use `scorer: generator`"),
-        ({"strategy": "loss_rank", "scorer": "first_layer"}, "mcbert", "use `scorer: generator`"),
-    ],
-)
-def test_what_does_not_suit_the_objective_is_refused_when_the_model_is_built(settings, objective, told):
-    model = tiny.model if objective == "mlm" else partial(tiny.joint, objective)
-    with pytest.raises(EffptError, match=told):
-        model({"selection": settings})
 
 
 def test_what_is_left_open_is_the_strategys_own():

@@ -86,30 +86,6 @@ def test_learning_rate_is_continuous_over_a_growth(tmp_path):
     assert rates(LEDGER) == rates(None)
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch looks at it while it traces
-def test_growth_recompiles_at_most_once():
-    import torch._dynamo.testing as testing
-    from torch import _dynamo as dynamo
-
-    dynamo.reset()
-    counter = testing.CompileCounter()
-    model = tiny.model({"stacking": {"depth": 1, "at": [0.25, 0.5]}}).train()
-    for layer in stack_of(model.bert).children():
-        layer.compile(backend=counter)
-    ids = torch.randint(5, tiny.VOCAB, (2, 8))
-    frames = []
-    for step in range(8):
-        model(ids).logits.sum().backward()
-        frames.append(counter.frame_count)
-        model.methods[0].advance(model.bert, RunContext(step + 1, (step + 1) / 8))
-    assert [event["what"] for event in model.config.events] == [
-        "grew from 1 to 2 layers by stack",
-        "grew from 2 to 4 layers by stack",
-    ]
-    assert frames[-1] - frames[0] <= 2
-    dynamo.reset()
-
-
 def test_a_shallow_phase_costs_the_shallow_price(tmp_path):
     growing = tiny.trainer(tmp_path, {"stacking": {"depth": 2, "at": [0.5]}}, budget="8steps")
     growing.train()

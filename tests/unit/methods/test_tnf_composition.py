@@ -12,7 +12,6 @@ from hf_effpt.core.depth import stack_of
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.ledger import record
 from hf_effpt.core.metrics import accumulator_of
-from hf_effpt.core.registry import build_methods
 from hf_effpt.data.masking import DataCollatorForMaskedLM
 from hf_effpt.methods import TNF
 from hf_effpt.methods.tnf import DataCollatorForNotes
@@ -26,28 +25,6 @@ from .notes import RARE
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 IDS = [((6,), RARE[0], (7, 80)), (RARE[1], (8,), RARE[0])]
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("k", -1), ("gamma", 0.0), ("gamma", 1.1), ("weight", 1.0), ("weight", -0.1), ("min_count", 0), ("max_count", 0),
-     ("max_entries", 0), ("entries", 0), ("scale", "x"), ("at_growth", "x"), ("use", "x")],
-)  # fmt: skip
-def test_impossible_values_are_refused(field, value):
-    with pytest.raises(EffptError, match=rf"`tnf\.{field}`.*{value}"):
-        TNF(**{field: value})
-
-
-def test_bounds_in_the_wrong_order_are_refused():
-    with pytest.raises(EffptError, match=r"`tnf\.max_count` is 3, below `tnf\.min_count`, 5"):
-        TNF(min_count=5, max_count=3)
-
-
-def test_much_layer_drop_is_refused_before_anything_is_built():
-    for p in (0.5, 0.9):
-        with pytest.raises(EffptError, match=rf"`layerdrop\.p` {p}.*below 0\.5, or use `stacking`"):
-            build_methods({"tnf": {}, "layerdrop": {"p": p}}, tiny.config())
-    assert len(build_methods({"tnf": {}, "layerdrop": {"p": 0.49}}, tiny.config())) == 2
 
 
 def test_with_layer_drop_every_training_forward_writes_from_the_layers_that_ran():

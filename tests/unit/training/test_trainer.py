@@ -21,6 +21,7 @@ def entries(trainer, key="loss"):
     return [entry[key] for entry in trainer.state.log_history if key in entry]
 
 
+@pytest.mark.slow
 def test_learns(tmp_path):
     trainer = tiny.trainer(
         tmp_path,

@@ -4,31 +4,14 @@ The first step compiles one graph, which serves all layers of one shape.
 """
 
 import pytest
-import torch
 from transformers import TrainerCallback
 
 from hf_effpt.core.depth import stack_of
 from hf_effpt.methods.stacking.ligo import learn_growth
 from tests import tiny
+from tests.unit.methods.skipping import HALF, decisions, gated, ragged, started
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch looks at it while it traces
-
-
-@pytest.fixture
-def counter(monkeypatch):
-    """Counts graphs in place of compiling them."""
-    import torch._dynamo.testing as testing
-    from torch import _dynamo as dynamo
-
-    dynamo.reset()
-    counting = testing.CompileCounter()
-    monkeypatch.setattr(
-        torch.nn.Module,
-        "compile",
-        lambda self: setattr(self, "_compiled_call_impl", torch.compile(self._call_impl, backend=counting)),
-    )
-    yield counting
-    dynamo.reset()
 
 
 class Watch(TrainerCallback):
@@ -109,3 +92,20 @@ def test_append_top_adds_two_graphs_once(tmp_path, counter):
     watch = watched(tmp_path, counter, {"stacking": stacking}, layers=12)
     assert watch.depths[-1] == 12
     assert added(watch) == [2, 0, 0]  # the last of them includes the stage in which all learn
+
+
+def test_numbers_of_skipping_rows_share_graphs(counter):
+    """There is one graph for one row, one for all, and one for any other number of rows."""
+    model = gated(HALF)
+    for layer in stack_of(model.bert).children():
+        layer.compile()
+    inputs, seen = ragged(), set()
+    inputs.pop("labels")
+    for step in range(60):
+        started(model, step)
+        model(**inputs).logits.sum().backward()
+        seen |= set(decisions(model).sum(dim=1).int().tolist())
+        if step == 29:
+            early = counter.frame_count
+    assert len(seen) > 4
+    assert 0 < counter.frame_count == early <= 12

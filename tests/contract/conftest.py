@@ -1,0 +1,17 @@
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+
+
+@pytest.fixture
+def counter(monkeypatch):
+    """Counts graphs in place of compiling them."""
+    torch._dynamo.reset()
+    counting = CompileCounter()
+    monkeypatch.setattr(
+        torch.nn.Module,
+        "compile",
+        lambda self: setattr(self, "_compiled_call_impl", torch.compile(self._call_impl, backend=counting)),
+    )
+    yield counting
+    torch._dynamo.reset()

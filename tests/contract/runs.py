@@ -1,0 +1,174 @@
+"""Runs of eight steps that several tests compare with, and what a resumed run or an export must share with them."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hf_effpt import export
+from hf_effpt.models.generator import TIED
+from tests import tiny
+
+RESUMED_AT = (2, 4, 7)
+# Loads every folder it is given as users do and compares with the outputs of the training model in `probe.pt`.
+LOAD = """
+import sys, torch
+from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer
+for folder in sys.argv[1:]:
+    probe = torch.load(folder + "/probe.pt")
+    for place, logits in probe["logits"].items():
+        auto = AutoModelForPreTraining if probe["discriminates"] and not place else AutoModelForMaskedLM
+        model, report = auto.from_pretrained(folder + place, output_loading_info=True)
+        assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
+        assert type(model).__module__.startswith("transformers."), type(model)
+        assert torch.allclose(model(probe["ids"]).logits, logits, atol=1e-6), folder + place
+        encoder, report = AutoModel.from_pretrained(folder + place, output_loading_info=True)
+        missing = {key for key in report["missing_keys"] if not key.startswith("pooler.")}  # no objective trains one
+        assert not missing and not report["mismatched_keys"], report
+        if not place:
+            assert torch.allclose(encoder(probe["ids"]).last_hidden_state, probe["hidden"], atol=1e-6), folder
+        assert AutoTokenizer.from_pretrained(folder + place)("w1 w2").input_ids == [2, 6, 7, 3]
+assert not any(name.startswith("hf_effpt") for name in sys.modules)
+"""
+
+
+class SaveAt(tiny.TrainerCallback):
+    """Saves a checkpoint after each of the steps that runs are resumed at."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_save = state.global_step in RESUMED_AT
+
+
+class Runs:
+    """Finished straight runs with their checkpoints; each is trained when a test first asks for it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._done: dict[str, tiny.EffptTrainer] = {}
+
+    def __call__(self, objective: str, ledger: dict, dropout: float = 0.1) -> tiny.EffptTrainer:
+        key = f"{objective} {ledger} {dropout}"
+        if key not in self._done:
+            folder = self.folder / str(len(self._done))
+            self._done[key] = trainer = trainer_of(folder, objective, ledger, dropout)
+            trainer.add_callback(SaveAt())
+            trainer.train()
+        return self._done[key]
+
+
+def trainer_of(folder: Path, objective: str, ledger: dict, dropout: float = 0.1, **changes: Any) -> tiny.EffptTrainer:
+    """The trainer of a straight run, or of one that is resumed or compared with it."""
+    changes |= {"gradient_accumulation_steps": 2, "save_total_limit": None}
+    return tiny.trainer(folder, ledger, objective=objective, dropout=dropout, **changes)
+
+
+def checkpoint_of(trainer: tiny.EffptTrainer, step: int) -> Path:
+    return Path(trainer.args.output_dir, f"checkpoint-{step}")
+
+
+def check_resumption(runs: Runs, objective: str, ledger: dict, at: int, dropout: float = 0.1) -> None:
+    """Resumes a run at step `at`: weights, optimizer, losses, events and totals are those of the straight run."""
+    straight = runs(objective, ledger, dropout)
+    resumed = trainer_of(runs.folder / "resumed", objective, ledger, dropout)
+    if len(ledger) > 1 or at != 4:  # counting takes longer than training; methods alone count anew in the middle
+        resumed.cost.counter = straight.cost.counter
+    torch.rand(3)  # a resumed process has used its generators otherwise
+    resumed.train(resume_from_checkpoint=str(checkpoint_of(straight, at)))
+
+    assert resumed.state.global_step == straight.state.global_step == 8
+    tiny.assert_same_weights(straight.model, resumed.model)
+    for name in ("events", "layer_order", "layer_widths"):
+        assert getattr(resumed.model.config, name) == getattr(straight.model.config, name)
+    assert resumed.clock.tokens == straight.clock.tokens >= 8 * 2 * 4 * tiny.LENGTH
+    assert resumed.clock.flops == straight.clock.flops
+    assert losses_of(straight) == losses_of(resumed)
+    assert_same_optimizer(straight, resumed)
+    if objective != "mlm":
+        assert_tied(resumed.model)
+
+
+def check_checkpointing(runs: Runs, ledger: dict) -> None:
+    """Trains without saved activations: the weights are those of the straight run."""
+    straight, trainer = runs("mlm", ledger), trainer_of(runs.folder / "checkpointed", "mlm", ledger)
+    enable = getattr(trainer.model, "activation_checkpointing_enable", None)  # its name in newer transformers
+    (enable or trainer.model.gradient_checkpointing_enable)()
+    trainer.cost.counter = straight.cost.counter
+    trainer.train()
+    tiny.assert_same_weights(straight.model, trainer.model)
+
+
+# The most graphs that compiled layers of a method take, where one does not serve all layers and steps.
+GRAPHS = {
+    "earlybert": 6,  # each layer has gates of its own, and is cut
+    "layerskip": 3,  # for one row, for all, and for any other number of rows
+    "lottery": 4,  # each layer has masks of its own
+    "selection": 2,  # one is for scores
+}
+
+
+def check_compilation(runs: Runs, ledger: dict, counter: Any) -> None:
+    """Trains with compiled layers: the losses are those of the straight run, and graphs are few."""
+    straight, trainer = runs("mlm", ledger), trainer_of(runs.folder / "compiled", "mlm", ledger, compile_layers=True)
+    trainer.cost.counter = straight.cost.counter
+    trainer.train()
+    assert 0 < counter.frame_count <= max(GRAPHS.get(name, 1) for name in ledger)
+    for step, loss in losses_of(straight).items():
+        assert losses_of(trainer)[step] == pytest.approx(loss, abs=1e-4), step
+
+
+def losses_of(trainer: tiny.EffptTrainer) -> dict[int, float]:
+    return {entry["step"]: entry["loss"] for entry in trainer.state.log_history if "loss" in entry}
+
+
+def assert_same_optimizer(straight, resumed) -> None:
+    by_name = [dict(trainer.model.named_parameters()) for trainer in (straight, resumed)]
+    assert by_name[0].keys() == by_name[1].keys()
+    for name, parameter in by_name[0].items():
+        ours, theirs = straight.optimizer.state[parameter], resumed.optimizer.state[by_name[1][name]]
+        assert ours.keys() == theirs.keys(), name
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
+
+
+def assert_tied(model) -> None:
+    for generators, own in TIED.items():
+        assert model.get_parameter(generators) is model.get_parameter(own), own
+    table = model.electra.embeddings.word_embeddings.weight
+    assert model.generator.generator_lm_head.weight is table
+    if hasattr(model, "generator_lm_head"):
+        assert model.generator_lm_head.weight is table
+
+
+def exported(runs: Runs, objective: str, ledger: dict, finished: bool):
+    """The folder of an exported run and its training model, in evaluation mode.
+
+    A finished run is saved as its trainer does; else the checkpoint in the middle of the run is exported.
+    """
+    trainer = runs(objective, ledger)
+    folder = Path(trainer.args.output_dir, "finished" if finished else "halfway")
+    if finished:
+        trainer.save_model(str(folder))
+        model = trainer.model.eval()
+        if model.config.layer_widths:  # with code of its own; a stock model is dense
+            model.export(dense=True).save_pretrained(folder)
+    else:
+        model = type(trainer.model).from_pretrained(checkpoint_of(trainer, 4)).eval()
+        export(checkpoint_of(trainer, 4), folder, dense=bool(model.config.layer_widths))
+    ids = torch.randint(5, tiny.VOCAB, (3, tiny.LENGTH))
+    with torch.no_grad():
+        logits = {"": model(ids).logits}
+        if objective != "mlm":
+            logits["/generator"] = model.generator(ids).logits
+        hidden = model.backbone(ids).last_hidden_state
+    discriminates = objective in ("electra", "electra_15")
+    torch.save({"ids": ids, "logits": logits, "hidden": hidden, "discriminates": discriminates}, folder / "probe.pt")
+    return folder, model
+
+
+def load_in_a_clean_process(folders: list[Path]) -> None:
+    """Loads exports without the package and compares their outputs with those of the training models."""
+    command = [sys.executable, "-c", LOAD, *map(str, folders)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folders[0])
+    assert done.returncode == 0, done.stderr

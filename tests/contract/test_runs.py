@@ -1,0 +1,177 @@
+"""Invariants 6 and 7 for every method and every allowed pair, with the masked-language objective and with a generator.
+
+Six: eight steps equal some and a resumption, bit for bit. Seven: a run leaves a stock model with the same function,
+which a process without the package loads. A class shares its straight runs.
+"""
+
+import pytest
+import torch
+from transformers import BertForMaskedLM
+
+from hf_effpt.core.anatomy import layers_of
+from hf_effpt.core.objectives import OBJECTIVES
+from hf_effpt.core.registry import METHODS
+from tests import tiny
+
+from . import runs as contract
+from .settings import SETTINGS, VARIANTS, allowed, ledgers, name_of
+
+at_each = pytest.mark.parametrize("at", contract.RESUMED_AT)
+each = pytest.mark.parametrize("ledger", [{}, *ledgers()], ids=name_of)
+methods = pytest.mark.parametrize("name", list(METHODS))
+tracing = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch looks at it while it traces
+# One member of a pair off, as its settings have it: then the run is that of the other alone, bit for bit.
+OFF = {"layerdrop": {"p": 0.0}, "tnf": {**SETTINGS["tnf"], "weight": 0.0}}
+with_one_off = pytest.mark.parametrize(
+    ("off", "on"),
+    [(off, on) for off in OFF for on in SETTINGS if on != off and allowed({on: SETTINGS[on], off: OFF[off]})],
+)
+
+
+@pytest.fixture(scope="class")
+def runs(tmp_path_factory):
+    return contract.Runs(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="class")
+def exports(runs):
+    """A finished run of each ledger, and one in the middle of its growths, with its training model."""
+    return [
+        contract.exported(runs, "mlm", ledger, finished) for ledger in [{}, *ledgers()] for finished in (True, False)
+    ]
+
+
+class Objective:
+    """What a run owes, whatever is learned."""
+
+    objective: str
+
+    @with_one_off
+    def test_a_pair_with_one_off_is_the_other_alone(self, runs, tmp_path, off, on):
+        """With dropout, so that the last layer is computed everywhere, whoever reads it."""
+        alone = runs(self.objective, {on: SETTINGS[on]}).model
+        pair = contract.trainer_of(tmp_path, self.objective, {on: SETTINGS[on], off: OFF[off]})
+        pair.train()
+        tiny.assert_same_weights(alone, pair.model)
+        assert alone.config.layer_order == pair.model.config.layer_order
+
+
+class TestMaskedLanguageModel(Objective):
+    objective = "mlm"
+
+    @at_each
+    @each
+    def test_resumed_run_equals_the_straight_one(self, runs, ledger, at):
+        contract.check_resumption(runs, "mlm", ledger, at)
+
+    @methods
+    def test_run_that_saves_no_activations_equals_the_straight_one(self, runs, name):
+        contract.check_checkpointing(runs, {name: SETTINGS[name]})
+
+    @methods
+    @tracing
+    def test_compiled_run_equals_the_straight_one(self, runs, name, counter):
+        contract.check_compilation(runs, {name: SETTINGS[name]}, counter)
+
+    def test_export_is_stock_and_equal(self, exports):
+        for folder, model in exports:
+            stock = BertForMaskedLM.from_pretrained(folder)
+            probe = torch.load(folder / "probe.pt")
+            assert torch.allclose(stock(probe["ids"]).logits, probe["logits"][""], atol=1e-6)
+            assert stock.config.num_hidden_layers == len(model.config.layer_order or range(4))
+            assert stock.cls.predictions.decoder.weight is stock.bert.embeddings.word_embeddings.weight
+            assert "methods" not in stock.config.to_dict()
+
+    def test_some_export_is_shallower_than_its_target(self, exports):
+        assert {BertForMaskedLM.from_pretrained(folder).config.num_hidden_layers for folder, _ in exports} == {2, 4}
+
+    def test_exports_load_in_a_clean_process(self, exports):
+        contract.load_in_a_clean_process([folder for folder, _ in exports])
+
+    def test_a_growth_lies_between_the_checkpoints(self, runs):
+        """So that runs are resumed before and after a reshaping."""
+        trainer = runs("mlm", {"stacking": SETTINGS["stacking"]})
+        assert [event["step"] for event in trainer.model.config.events] == [3, 6]
+        assert len(layers_of(trainer.model.backbone).order) == 4
+
+
+class TestWithoutDropout:
+    """The last layer then computes masked positions only."""
+
+    @at_each
+    @pytest.mark.parametrize("ledger", [{}, *({name: settings} for name, settings in SETTINGS.items())], ids=name_of)
+    def test_resumed_run_equals_the_straight_one(self, runs, ledger, at):
+        contract.check_resumption(runs, "mlm", ledger, at, dropout=0.0)
+
+
+class TestVariants:
+    # Selection changes no shape, so that one place to resume at is as good as another.
+    @pytest.mark.parametrize(
+        ("variant", "at"),
+        [(name, at) for name in VARIANTS for at in (2, 4, 7) if at == 4 or not name.startswith("selection")],
+    )
+    def test_resumed_run_equals_the_straight_one(self, runs, variant, at):
+        contract.check_resumption(runs, "mlm", VARIANTS[variant], at)
+
+    @pytest.mark.parametrize("variant", ["ligo_depth", "pld", "supermask"])
+    def test_run_that_saves_no_activations_equals_the_straight_one(self, runs, variant):
+        contract.check_checkpointing(runs, VARIANTS[variant])
+
+    @pytest.mark.parametrize("variant", ["pld", "supermask"])
+    @tracing
+    def test_compiled_run_equals_the_straight_one(self, runs, variant, counter):
+        contract.check_compilation(runs, VARIANTS[variant], counter)
+
+
+class WithGenerator(Objective):
+    @each
+    def test_resumed_run_equals_the_straight_one(self, runs, ledger):
+        contract.check_resumption(runs, self.objective, ledger, at=4)
+
+    def test_exports_load_in_a_clean_process(self, runs):
+        """Every second run is exported from the middle."""
+        exports = [
+            contract.exported(runs, self.objective, ledger, finished=place % 2 == 0)
+            for place, ledger in enumerate([{}, *ledgers()])
+        ]
+        contract.load_in_a_clean_process([folder for folder, _ in exports])
+
+
+class TestElectra(WithGenerator):
+    objective = "electra"
+
+
+class TestMcBert(WithGenerator):
+    objective = "mcbert"
+
+
+OTHERS = sorted(set(OBJECTIVES) - {"mlm", "electra", "mcbert"})
+
+
+class TestOtherObjectives:
+    @pytest.mark.parametrize("objective", OTHERS)
+    def test_resumed_run_equals_the_straight_one(self, runs, objective):
+        contract.check_resumption(runs, objective, {}, at=4)
+
+    def test_exports_load_in_a_clean_process(self, runs):
+        exports = [contract.exported(runs, name, {}, finished=place != 1) for place, name in enumerate(OTHERS)]
+        contract.load_in_a_clean_process([folder for folder, _ in exports])
+
+    @pytest.mark.parametrize("objective", OTHERS)
+    def test_exports_share_no_storage_with_the_training_model(self, objective):
+        model = tiny.joint(objective)
+        own = {p.data_ptr() for p in model.parameters()}
+        for exported in (model.export(), model.export_generator()):
+            assert not {p.data_ptr() for p in exported.parameters()} & own
+        contract.assert_tied(model)
+
+
+def test_exporting_leaves_the_training_model_as_it_is():
+    model = tiny.model({"stacking": {"depth": 1, "at": [0.5, 0.6]}})
+    before = tiny.weights(model)
+    order = model.config.layer_order
+    exported = model.export()
+    assert model.config.layer_order == order
+    assert not {p.data_ptr() for p in exported.parameters()} & {p.data_ptr() for p in model.parameters()}
+    for name, weight in tiny.weights(model).items():
+        assert torch.equal(weight, before[name])
