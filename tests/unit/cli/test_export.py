@@ -44,8 +44,8 @@ def test_by_search(checkpoint, tmp_path, flag):
         (["--depth", "2", "--strategy", "serch"], "did you mean `search`?"),
         (["--depth", "2", "--strategy", "search"], "name some by `--text`"),
         (["--depth", "2", "--dataset", "text.txt"], "`every_other` chooses layers without text"),
-        (["--strategy", "search"], "say its `--depth`"),
-        (["--dataset", "text.txt"], "say its `--depth`"),
+        (["--strategy", "search"], "give `--depth`, too"),
+        (["--dataset", "text.txt"], "give `--depth`, too"),
     ],
 )
 def test_what_makes_no_sense_is_refused(checkpoint, tmp_path, capsys, words, says):

@@ -111,13 +111,13 @@ def test_an_older_record_keeps_its_joules_and_says_nothing_of_carbon(record):
 
 def test_what_a_method_says_of_its_cost_stands_below_the_costs(record):
     record["accounts"] = {
-        "selection": {"keep": 0.5, "text": "ScoreRows 64 rows\nfor 32."},
+        "selection": {"keep": 0.5, "text": "Scored 64 rows\nfor 32."},
         "tnf": {"text": None},
         "x": None,
     }
     costs = model_card(record).text.split("## What it cost")[1].split("\n## ")[0]
     assert costs.rstrip().endswith("| Tokens per second | 1,260 |\n\nScored 64 rows for 32.")
-    alone = model_card({"accounts": {"selection": {"text": "ScoreRows 64 rows."}}}).text
+    alone = model_card({"accounts": {"selection": {"text": "Scored 64 rows."}}}).text
     assert alone.endswith("## What it cost\n\nScored 64 rows.\n")
     assert "None" not in model_card({"accounts": {"tnf": {"text": None}}}).text
     assert "What it cost" not in model_card({"accounts": {"tnf": {"keep": 1}}}).text
