@@ -1,4 +1,4 @@
-"""Where things are in a BERT- or ELECTRA-shaped encoder; the one place that knows the module names."""
+"""Access to the parts of a BERT- or ELECTRA-shaped encoder; the one place that knows the module names."""
 
 from types import MethodType
 from typing import Any, NamedTuple
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from .errors import EffptError
 
-PRE_NORM = ("roberta-prelayernorm",)  # architectures with `encoder.layer` lists; BERT and ELECTRA are post-LN
+PRE_NORM = ("roberta-prelayernorm",)  # pre-LN architectures with an `encoder.layer` list
 
 
 def layers_of(backbone: nn.Module) -> nn.ModuleList:
@@ -23,34 +23,34 @@ def layers_of(backbone: nn.Module) -> nn.ModuleList:
 
 
 def replace_layers(backbone: Any, layers: nn.ModuleList) -> None:
-    """Puts `layers` in the place of the transformer layers of `backbone`."""
+    """Replaces the transformer layers of `backbone` by `layers`."""
     layers_of(backbone)
     backbone.encoder.layer = layers
 
 
 def generator_of(backbone: nn.Module) -> Any:
-    """The encoder that only helps to train `backbone` (ELECTRA's generator, MC-BERT's controller), or `None`."""
+    """The encoder of ELECTRA's generator or MC-BERT's controller beside `backbone`, or `None`."""
     return backbone.__dict__.get("generator_encoder")
 
 
-def set_generator(backbone: nn.Module, auxiliary: nn.Module) -> None:
-    """Lets methods find the auxiliary encoder; as no submodule, since it is no part of `backbone`."""
-    backbone.__dict__["generator_encoder"] = auxiliary
+def set_generator(backbone: nn.Module, generator: nn.Module) -> None:
+    """Stores the generator's encoder for [`generator_of`]; not as a submodule, since `backbone` does not own it."""
+    backbone.__dict__["generator_encoder"] = generator
 
 
 def embeddings_of(backbone: Any) -> list[nn.Module]:
-    """What is below the first layer of `backbone`: its tables, and where it has one the projection to its width."""
+    """The modules below the first layer of `backbone`: its embeddings and, if it has one, their projection."""
     names = ("embeddings", "embeddings_project")
     return [getattr(backbone, name) for name in names if hasattr(backbone, name)]
 
 
 def is_pre_norm(config: Any) -> bool:
-    """Whether the layers of such a model normalise their inputs (pre-LN), so that they add to what they are given."""
+    """`True` if layers of this architecture normalize their inputs (pre-LN); BERT and ELECTRA do not."""
     return getattr(config, "model_type", None) in PRE_NORM
 
 
 class Attention(NamedTuple):
-    """The projections of a layer's attention: rows of the first three and columns of the last belong to heads."""
+    """The projections of a layer's attention; rows of the first three and columns of `output` belong to heads."""
 
     query: nn.Linear
     key: nn.Linear
@@ -60,7 +60,7 @@ class Attention(NamedTuple):
 
 
 class FeedForward(NamedTuple):
-    """The feed-forward block of a layer: rows of `up`, and columns of `down`, belong to its neurons."""
+    """The feed-forward block of a layer; rows of `up` and columns of `down` belong to its neurons."""
 
     up: nn.Linear
     down: nn.Linear
@@ -83,7 +83,7 @@ def pooler_of(backbone: Any) -> nn.Linear | None:
 
 
 def tell_heads(layer: Any, heads: int) -> None:
-    """Tells the attention of a layer how many heads its projections now have."""
+    """Sets the number of heads of a layer's attention, after its projections were resized."""
     own = layer.attention.self
     own.num_attention_heads, own.all_head_size = heads, heads * own.attention_head_size
     own.__dict__.pop("forward", None)
@@ -92,7 +92,7 @@ def tell_heads(layer: Any, heads: int) -> None:
 
 
 def _attend_to_nothing(self: Any, hidden_BLD: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-    """The outputs of attention without heads, of shape (B, L, 0), and its weights if there are any, (B, 0, L, L)."""
+    """Outputs of attention without heads, of shape (B, L, 0), and weights of shape (B, 0, L, L) if eager."""
     batch, length = hidden_BLD.shape[:2]
     eager = self.config._attn_implementation == "eager"
     return hidden_BLD.new_zeros(batch, length, 0), hidden_BLD.new_zeros(batch, 0, length, length) if eager else None

@@ -1,7 +1,7 @@
-"""Gates on attention heads and feed-forward neurons: numbers that what they add to a layer is multiplied by.
+"""Gates on attention heads and feed-forward neurons: factors of their contributions to a layer's output.
 
-They act on the weights that mix heads and neurons, W_o and W_2, column by column, which is the same as on the outputs
-and stores no further activations.
+Gates multiply the columns of the output projections W_o and W_2, which is equal to gating heads and neurons and
+stores no further activations.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from .anatomy import attention_of, feed_forward_of, layers_of
 from .precision import KeepsPrecision
 from .width import widths_of
 
-NAME = "width_gates"  # of the attribute of the backbone
+NAME = "width_gates"  # attribute of the backbone
 
 
 class GatedLinear(nn.Linear):
-    """A linear map whose inputs are gated in groups; the class that [`WidthGates`] gives to the stock modules."""
+    """A linear layer with gated groups of inputs; [`WidthGates`] sets it as the class of stock modules."""
 
     def forward(self, input: Tensor) -> Tensor:
         gates: WidthGates = self.__dict__["gates"]
@@ -29,14 +29,13 @@ class GatedLinear(nn.Linear):
 
 
 class WidthGates(KeepsPrecision):
-    """Gates of all layers of a backbone, one for each head and one for each neuron, all 1 at the start.
+    """Gates of all layers of a backbone: one per head and one per neuron, initially 1.
 
-    They are in fp32 whatever the model is cast to, have no weight decay, and may have a learning rate of their own.
-    While they are not `on`, the backbone is the stock one.
+    They stay in fp32, have no weight decay, and may have their own learning rate. Unless `on`, they have no effect.
 
     Args:
-        backbone: the encoder; [`attach`] puts them in.
-        learning_rate (`float`, *optional*): the peak of theirs, by default the run's.
+        backbone: the encoder; [`attach`] adds the gates to it.
+        learning_rate (`float`, *optional*): peak learning rate of the gates; by default the run's.
     """
 
     no_weight_decay = True
@@ -52,17 +51,17 @@ class WidthGates(KeepsPrecision):
                 nn.Parameter(torch.ones(size, device=device, dtype=torch.float32)) for size in sizes
             )
 
-        self.heads = ones([heads for heads, _ in widths])  # of layer i of shape (heads,)
-        self.neurons = ones([neurons for _, neurons in widths])  # of layer i of shape (neurons,)
+        self.heads = ones([heads for heads, _ in widths])  # layer i: shape (heads,)
+        self.neurons = ones([neurons for _, neurons in widths])  # layer i: shape (neurons,)
 
     def reset_missing_parameters(self) -> None:
-        """Opens the gates that the weights to load had not."""
+        """Sets gates to 1 that the loaded weights lack."""
         for gate in self.parameters():
             if not getattr(gate, "_is_hf_initialized", False) and not gate.is_meta:
                 nn.init.ones_(gate)
 
     def attach(self, backbone: Any) -> None:
-        """Makes the gates part of `backbone`."""
+        """Adds the gates to `backbone`."""
         setattr(backbone, NAME, self)
         for index, layer in enumerate(layers_of(backbone).children() if len(self.heads) else ()):
             output, down = attention_of(layer).output, feed_forward_of(layer).down
@@ -71,7 +70,7 @@ class WidthGates(KeepsPrecision):
                 linear.__dict__.update(gates=self, gated=(kind, index))
 
     def detach(self, backbone: Any) -> None:
-        """Takes the gates out again, as if all of them were 1."""
+        """Removes the gates, as if all of them were 1."""
         delattr(backbone, NAME)
         for layer in layers_of(backbone).children():
             for linear in (attention_of(layer).output, feed_forward_of(layer).down):
@@ -80,7 +79,7 @@ class WidthGates(KeepsPrecision):
                     linear.__dict__.pop(name, None)
 
     def gated(self, linear: nn.Linear) -> Tensor:
-        """The weights of a gated module, times its gates."""
+        """The weights of a gated module, multiplied by its gates."""
         kind, index = linear.__dict__["gated"]
         gate = getattr(self, kind)[index]
         weight = linear.weight
@@ -90,7 +89,7 @@ class WidthGates(KeepsPrecision):
 
     @torch.no_grad()
     def fold(self, backbone: Any) -> None:
-        """Multiplies the gates into the weights, and opens them: the function stays the same."""
+        """Multiplies the gates into the weights and sets them to 1; the outputs stay the same."""
         for layer in layers_of(backbone).children():
             for linear in (attention_of(layer).output, feed_forward_of(layer).down):
                 linear.weight.copy_(self.gated(linear))
@@ -98,7 +97,7 @@ class WidthGates(KeepsPrecision):
             gate.fill_(1.0)
 
     def retire(self, backbone: Any) -> None:
-        """Leaves no gates, but a module that still has its group of parameters in the optimizer."""
+        """Removes all gates, but keeps the module, to which a parameter group of the optimizer belongs."""
         if gates_of(backbone) is self:
             self.detach(backbone)
         self.heads, self.neurons, self.on = nn.ParameterList(), nn.ParameterList(), False
@@ -106,15 +105,15 @@ class WidthGates(KeepsPrecision):
 
 
 def gates_of(backbone: Any) -> WidthGates | None:
-    """The gates of `backbone`, if it has any, retired or not."""
+    """The gates of `backbone`, retired or not, or `None`."""
     return getattr(backbone, NAME, None)
 
 
-Scores = tuple[list[Tensor], list[Tensor]]  # of the heads and the neurons of every layer
+Scores = tuple[list[Tensor], list[Tensor]]  # scores of the heads and of the neurons of every layer
 
 
 def gate_scores(gates: WidthGates) -> Scores:
-    """|c| of every layer: what a gate takes away counts as much with either sign."""
+    """The absolute values of the gates of every layer."""
     return [gate.detach().abs() for gate in gates.heads], [gate.detach().abs() for gate in gates.neurons]
 
 
@@ -124,15 +123,15 @@ def importance(
     loss_of: Callable[[Mapping[str, Tensor]], Tensor],
     learning: Callable[[Mapping[str, Tensor]], AbstractContextManager],
 ) -> Scores:
-    """How much the loss would change with each head and neuron: |dL/dgate|, mean over batches (Michel et al., 2019).
+    """Importance of each head and neuron: |dL/dgate|, averaged over batches (Michel et al., 2019).
 
-    Those of heads are divided by their L2 norm in each layer. Weights and their gradients stay as they are.
+    Scores of heads are divided by their L2 norm in each layer. Weights and their gradients do not change.
 
     Args:
-        backbone: the encoder, with [`WidthGates`] or without.
+        backbone: the encoder, with or without [`WidthGates`].
         losses (`Iterator[Mapping[str, Tensor]]`): batches.
-        loss_of (`Callable`): the loss of a batch, a scalar.
-        learning (`Callable`): the context to compute it in.
+        loss_of (`Callable`): computes the scalar loss of a batch.
+        learning (`Callable`): returns the context in which the loss of a batch is computed.
     """
     with opened(backbone) as gates:
         ours = list(gates.parameters())
@@ -151,7 +150,7 @@ def importance(
 
 @contextmanager
 def opened(backbone: Any) -> Iterator[WidthGates]:
-    """Gates that are on and all 1, in place of those of `backbone` if it has any."""
+    """Temporary gates that are on and all 1, in place of the gates of `backbone`."""
     own = gates_of(backbone)
     gates = WidthGates(backbone)
     gates.on = True

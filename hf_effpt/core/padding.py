@@ -1,4 +1,4 @@
-"""Which positions of a batch hold tokens and which hold padding."""
+"""The mask of tokens and padding of a batch."""
 
 import torch
 from torch import Tensor

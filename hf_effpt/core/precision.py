@@ -1,4 +1,4 @@
-"""Modules whose numbers move in steps too small for half precision."""
+"""Modules that stay in fp32 in a model of half precision, because their updates are too small for it."""
 
 from typing import Any, Self
 
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class KeepsPrecision(nn.Module):
-    """A module that moves along when a model is cast, and is not cast itself."""
+    """A module that follows its model to another device, but is not cast to another dtype."""
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         def keeps_precision(tensor: Tensor) -> Tensor:

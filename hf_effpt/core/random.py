@@ -1,4 +1,4 @@
-"""Random numbers on the device that are a pure function of what they are for; no generator is touched."""
+"""Random numbers that are pure functions of keys or of seed and step; no global generator advances."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Streams of random numbers beside one another: of each step, what a method draws is independent of the others.
+# Streams of `step_rng`: methods that draw in the same step get independent numbers.
 LAYERS, HEADS, TICKETS, CUTS = range(4)
 
 
@@ -41,11 +41,11 @@ def uniform(keys: Tensor) -> Tensor:
 
 
 def row_keys(ids_BL: Tensor, real_BL: Tensor | None = None) -> Tensor:
-    """A key for each row, of shape `(batch_size,)`: rows of other tokens, or masked elsewhere, have another.
+    """A key for each row, of shape `(batch_size,)`, by its token ids, with masks.
 
     Args:
         ids_BL (`Tensor` of shape `(batch_size, sequence_length)`): token ids.
-        real_BL (`Tensor` of that shape, *optional*): `False` at padding, which changes no key.
+        real_BL (`Tensor` of that shape, *optional*): `False` at padding, which does not affect the key.
     """
     positions_L = torch.arange(ids_BL.shape[1], device=ids_BL.device)
     hashes_BL = mix(ids_BL + positions_L * _ROW)
@@ -53,17 +53,17 @@ def row_keys(ids_BL: Tensor, real_BL: Tensor | None = None) -> Tensor:
 
 
 def salted(keys: Tensor, *salts: int) -> Tensor:
-    """Other keys for each sequence of integers, of which 64 bits count."""
+    """Derives independent keys from `keys` for each sequence of integers, taken modulo 2^64."""
     return mix(keys ^ _signed(_folded(salts)))
 
 
 def places(like: Tensor, *salts: int) -> Tensor:
-    """A float64 number in [0, 1) for each place of a tensor of that shape, on its device."""
+    """A float64 number in [0, 1) for each element of a tensor of the shape of `like`, on its device."""
     return uniform(salted(torch.arange(like.numel(), device=like.device), *salts)).view(like.shape)
 
 
 def _folded(salts: Sequence[int]) -> int:
-    """One number for a sequence of them: what is equal for all keys costs the device nothing."""
+    """The hash of integers, on the host: it is equal for all keys."""
     folded = 0
     for salt in salts:
         folded = ((folded ^ (salt & _ALL)) + _STEPS[0]) & _ALL
@@ -74,12 +74,12 @@ def _folded(salts: Sequence[int]) -> int:
 
 
 def _shifted(values: Any, bits: int) -> Any:
-    """A shift to the right that fills up with zeros, as on unsigned numbers."""
+    """Logical right shift of int64 numbers."""
     return (values >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def fold(*parts: np.ndarray | int) -> np.ndarray:
-    """A uint64 hash of integers; arrays are broadcast, negative numbers wrapped."""
+    """A uint64 hash of integers; arrays are broadcast, negative numbers wrap around."""
     key = np.zeros(1, np.uint64)
     for part in parts:
         key = mix(key ^ np.atleast_1d(np.asarray(part)).astype(np.uint64))
@@ -92,5 +92,5 @@ def indexed(index: np.ndarray, seed: int) -> np.ndarray:
 
 
 def step_rng(seed: int, step: int, stream: int) -> np.random.Generator:
-    """The random numbers of one stream in one step of a run, all that they depend on; no global generator moves."""
+    """Random number generator of one stream in one step of a run."""
     return np.random.Generator(np.random.Philox(key=[seed & 0xFFFFFFFFFFFFFFFF, step], counter=[0, 0, 0, stream]))

@@ -1,4 +1,4 @@
-"""A ticket: which attention heads and feed-forward neurons of every layer are kept."""
+"""A ticket: the attention heads and feed-forward neurons to keep in every layer."""
 
 import json
 import os
@@ -12,9 +12,9 @@ from torch import Tensor
 
 from .errors import EffptError
 
-ALIGNED = 64  # what widths are rounded to, so that matrix products of a GPU are whole tiles
-LEAST = 8  # where layers are too narrow for that
-NARROW = 512  # neurons of a layer, from which on they are not
+ALIGNED = 64  # widths are rounded to multiples of it, so that a GPU multiplies whole tiles
+LEAST = 8  # the same, for layers of fewer than `NARROW` neurons
+NARROW = 512
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,10 @@ class Ticket:
     """A subnetwork of whole heads and neurons.
 
     Args:
-        heads (`tuple[tuple[int, ...], ...]`): for every layer the indices of the heads it keeps, rising.
-        neurons (`tuple[tuple[int, ...], ...]`): for every layer the indices of its feed-forward neurons, rising.
-        shape (`tuple[tuple[int, int], ...]`): heads and neurons of the layers it was drawn from.
-        drawn_by (`dict[str, Any]`, *optional*): how, as a record.
+        heads (`tuple[tuple[int, ...], ...]`): for every layer the indices of the kept heads, in rising order.
+        neurons (`tuple[tuple[int, ...], ...]`): for every layer the indices of the kept neurons, in rising order.
+        shape (`tuple[tuple[int, int], ...]`): heads and neurons of each layer it was drawn from.
+        drawn_by (`dict[str, Any]`, *optional*): a record of the draw.
     """
 
     heads: tuple[tuple[int, ...], ...]
@@ -35,14 +35,14 @@ class Ticket:
 
     @property
     def widths(self) -> list[list[int]]:
-        """How many heads and neurons each layer keeps."""
+        """Number of heads and of neurons that each layer keeps."""
         return [[len(heads), len(neurons)] for heads, neurons in zip(self.heads, self.neurons, strict=True)]
 
     def check(self, widths: Sequence[Sequence[int]]) -> None:
-        """Checks that the ticket is one of layers with so many heads and neurons, and leaves each of them neurons.
+        """Checks that the ticket fits layers with these numbers of heads and neurons, and keeps neurons in each.
 
         Raises:
-            EffptError: if it is not.
+            EffptError: if it does not.
         """
         for kind, kept in enumerate((self.heads, self.neurons)):
             what, least = (("heads", 0), ("neurons", 1))[kind]
@@ -75,7 +75,7 @@ class Ticket:
         """Reads a ticket that `save` has written.
 
         Raises:
-            EffptError: if there is none.
+            EffptError: if the file holds no ticket.
         """
         try:
             read = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -89,21 +89,21 @@ class Ticket:
 
 
 def _words(widths: Sequence[Sequence[int]]) -> str:
-    """Heads and neurons of layers in a few words."""
+    """The heads and neurons of layers, for messages."""
     kinds = sorted({tuple(layer) for layer in widths})
     return f"{len(widths)} times " + " or ".join(f"{heads} heads and {neurons} neurons" for heads, neurons in kinds)
 
 
 def draw(head_scores: Sequence[Tensor], neuron_scores: Sequence[Tensor], heads: int, neurons: int) -> Ticket:
-    """The ticket of the heads and neurons with the highest scores; of equals, those that come first.
+    """The ticket of the heads and neurons with the highest scores; the first of equals.
 
     Args:
-        head_scores (`Sequence[Tensor]`): for each layer, of shape `(heads,)`; they are ranked within the layer.
-        neuron_scores (`Sequence[Tensor]`): for each layer, of shape `(neurons,)`; they are ranked over all layers,
-            and then each layer's number is rounded to a multiple of 64 (of 8 in narrow layers, of 1 in those that are
-            no multiple of it), with the total kept.
-        heads (`int`): to keep in each layer.
-        neurons (`int`): to keep in all layers together.
+        head_scores (`Sequence[Tensor]`): for each layer, of shape `(heads,)`; ranked within the layer.
+        neuron_scores (`Sequence[Tensor]`): for each layer, of shape `(neurons,)`; ranked over all layers. Each
+            layer's number is then rounded to a multiple of 64 (8 in narrow layers, 1 if the layer's width is no
+            multiple), with the total kept.
+        heads (`int`): heads to keep in each layer.
+        neurons (`int`): neurons to keep in all layers together.
     """
     sizes = [len(scores) for scores in neuron_scores]
     ranked = _first(torch.cat([scores.flatten() for scores in neuron_scores]), neurons)
@@ -115,7 +115,7 @@ def draw(head_scores: Sequence[Tensor], neuron_scores: Sequence[Tensor], heads: 
 def draw_widths(
     head_scores: Sequence[Tensor], neuron_scores: Sequence[Tensor], widths: Sequence[Sequence[int]]
 ) -> Ticket:
-    """The ticket of the heads and neurons with the highest scores in their layer, which keeps so many of each.
+    """The ticket of the heads and neurons with the highest scores in their layer, for given widths.
 
     Args:
         head_scores, neuron_scores (`Sequence[Tensor]`): for each layer, of shape `(heads,)` and `(neurons,)`.
@@ -133,24 +133,24 @@ def draw_widths(
 
 
 def _first(scores: Tensor, number: int) -> Tensor:
-    """The indices of the highest scores: exactly `number`, whatever is equal."""
+    """Indices of the `number` highest scores; the first of equals."""
     return scores.detach().float().cpu().argsort(descending=True, stable=True)[:number]
 
 
 def unit_of(neurons: int) -> int:
-    """What the number of neurons a layer keeps is rounded to, of so many."""
+    """Unit to which the kept neurons of a layer with `neurons` neurons are rounded."""
     unit = ALIGNED if neurons >= NARROW else LEAST
     return unit if neurons % unit == 0 else 1
 
 
 def round_widths(wanted: Sequence[int], sizes: Sequence[int]) -> list[int]:
-    """Numbers of neurons near those wanted, each a multiple of the unit and at least one of it.
+    """Rounds numbers of neurons to multiples of a unit, at least one unit each, by the largest remainder.
 
-    Rounded by the largest remainder: the total is what is wanted, to the nearest multiple.
+    The total is the wanted total, rounded to the unit.
 
     Args:
-        wanted (`Sequence[int]`): number of neurons of each layer.
-        sizes (`Sequence[int]`): the most that it can have.
+        wanted (`Sequence[int]`): wanted number of neurons of each layer.
+        sizes (`Sequence[int]`): largest possible number of each layer.
     """
     unit = max(1, min(unit_of(size) for size in sizes))
     most = [size // unit for size in sizes]
@@ -159,7 +159,7 @@ def round_widths(wanted: Sequence[int], sizes: Sequence[int]) -> list[int]:
     units = [min(limit, max(1, int(number))) for number, limit in zip(exact, most, strict=True)]
     while sum(units) != total:
         step = 1 if sum(units) < total else -1
-        # The layer that is farthest on the other side of what it should have, and can still move.
+        # The layer with the largest error in the other direction that can still change.
         movable = [i for i, count in enumerate(units) if (count < most[i] if step > 0 else count > 1)]
         units[max(movable, key=lambda i: (step * (exact[i] - units[i]), -i))] += step
     return [count * unit for count in units]

@@ -1,8 +1,7 @@
-"""The width seam: layers that really have fewer heads and neurons, and an optimizer that follows them.
+"""The width seam: layers with fewer heads and neurons, and an optimizer state that is cut alike.
 
-A layer is cut in place: its projections stay the same modules with the same names, and get new, smaller parameters.
-How many heads and neurons each layer has is in the configuration (`layer_widths`), so that a checkpoint is built as it
-was saved.
+A layer is cut in place: its projections stay the same modules with the same names, with new, smaller parameters. The
+configuration holds the number of heads and neurons of each layer (`layer_widths`), from which checkpoints are built.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,8 +15,8 @@ from .depth import stack_of
 from .errors import EffptError
 from .ticket import Ticket, draw
 
-# Optimizers whose state is one number for each of a parameter, which can be cut along with it, and which look their
-# parameters up in their groups at every step.
+# Optimizers whose state has the shape of the parameter, so that it can be cut alike, and that read their parameter
+# groups at every step.
 ELEMENTWISE = (
     torch.optim.Adam,
     torch.optim.AdamW,
@@ -30,7 +29,7 @@ ELEMENTWISE = (
 
 
 class Cut(NamedTuple):
-    """A parameter that took the place of another, made of some of its rows or columns."""
+    """A parameter made of some rows (`dim` 0) or columns (`dim` 1) of another, which it replaced."""
 
     old: nn.Parameter
     new: nn.Parameter
@@ -39,7 +38,7 @@ class Cut(NamedTuple):
 
 
 def widths_of(backbone: Any) -> list[list[int]]:
-    """Number of heads and of neurons of every layer that is allocated."""
+    """Number of heads and of neurons of every allocated layer."""
     widths = []
     for layer in layers_of(backbone).children():
         attention = attention_of(layer)
@@ -49,18 +48,18 @@ def widths_of(backbone: Any) -> list[list[int]]:
 
 
 def layers_that_run(backbone: Any) -> list[int]:
-    """The indices of the layers that a ticket is drawn from; the others are whole in it."""
+    """Sorted indices of the layers that run; a ticket keeps the others whole."""
     return sorted(set(stack_of(backbone).order))
 
 
 def draw_running(backbone: Any, scores: tuple[list[Tensor], list[Tensor]], heads: int, neurons: int) -> Ticket:
-    """The ticket of the highest scores in the layers that run; the other layers stay as they are.
+    """The ticket of the highest scores in the layers that run; it keeps other layers whole.
 
     Args:
         backbone: the encoder.
-        scores (`tuple[list[Tensor], list[Tensor]]`): of the heads and neurons of all layers that are allocated.
-        heads (`int`): that each layer keeps.
-        neurons (`int`): that those that run keep together; each as many of its own as are among the best of all.
+        scores (`tuple[list[Tensor], list[Tensor]]`): scores of the heads and of the neurons of all allocated layers.
+        heads (`int`): heads to keep in each layer that runs.
+        neurons (`int`): neurons to keep in all layers that run together.
     """
     layers, widths = layers_that_run(backbone), widths_of(backbone)
     of_heads, of_neurons = scores
@@ -73,19 +72,20 @@ def draw_running(backbone: Any, scores: tuple[list[Tensor], list[Tensor]], heads
 
 @torch.no_grad()
 def cut_width(backbone: Any, ticket: Ticket) -> list[Cut]:
-    """Leaves the layers of `backbone` only the heads and neurons of a ticket, in place.
+    """Removes the heads and neurons that a ticket does not keep, in place.
 
-    The function is that of the whole model with the others' outputs at zero. [`cut_state`] has the optimizer follow.
+    The outputs are those of the whole model with the outputs of removed heads and neurons at zero. [`cut_state`] cuts
+    the optimizer state alike.
 
     Args:
         backbone: the encoder.
-        ticket ([`Ticket`]): what each allocated layer keeps.
+        ticket ([`Ticket`]): heads and neurons that each allocated layer keeps.
 
     Returns:
-        The parameters that are new, and what they were made of.
+        The new parameters, and those they replaced.
 
     Raises:
-        EffptError: if the ticket was drawn for layers of another shape.
+        EffptError: if the ticket was drawn from layers of another shape.
     """
     ticket.check(widths_of(backbone))
     cuts: list[Cut] = []
@@ -103,12 +103,12 @@ def cut_width(backbone: Any, ticket: Ticket) -> list[Cut]:
 
 
 def head_columns(heads: Sequence[int], head_size: int) -> Tensor:
-    """Which columns of the output projection belong to some heads."""
+    """Indices of the columns of the output projection that belong to some heads."""
     return (torch.tensor(heads, dtype=torch.long)[:, None] * head_size + torch.arange(head_size)).flatten()
 
 
 def cut_state(optimizer: torch.optim.Optimizer, cuts: Iterable[Cut]) -> None:
-    """Moves the optimizer's state of each parameter to what was made of it, cut alike; a step count is kept."""
+    """Moves the optimizer state of each replaced parameter to the new one, cut alike; step counts are kept."""
     for old, new, dim, index in cuts:
         if old in optimizer.state:
             optimizer.state[new] = {
@@ -120,10 +120,10 @@ def cut_state(optimizer: torch.optim.Optimizer, cuts: Iterable[Cut]) -> None:
 
 
 def resize(backbone: Any, widths: Sequence[Sequence[int]]) -> None:
-    """Gives the layers of a new `backbone` so many heads and neurons, whatever their weights.
+    """Cuts the layers of a new `backbone` to `widths`: the heads and neurons of each, whatever their weights.
 
     Raises:
-        EffptError: if it does not have as many layers, or they as many of them.
+        EffptError: if the number of layers differs, or a layer has fewer heads or neurons.
     """
     every = widths_of(backbone)
     possible = len(widths) == len(every) and all(
@@ -145,7 +145,7 @@ def resize(backbone: Any, widths: Sequence[Sequence[int]]) -> None:
 
 @torch.no_grad()
 def widen(backbone: Any) -> None:
-    """Undoes [`cut_width`] with zeros: layers of the full shape, and of the same function."""
+    """Pads layers to their full width with zeros; the outputs stay the same."""
     config = backbone.config
     for layer in layers_of(backbone).children():
         attention, feed_forward = attention_of(layer), feed_forward_of(layer)

@@ -1,4 +1,4 @@
-"""The training models: stock architectures with methods, each of which exports to its stock class."""
+"""Training models: stock architectures with methods; each exports to its stock class."""
 
 from . import auto as auto
 from .bert import EffptBertForMaskedLM as EffptBertForMaskedLM

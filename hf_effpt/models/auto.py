@@ -1,26 +1,10 @@
 """Registers the training models with the Auto classes: `AutoModel…from_pretrained` finds them by `model_type`."""
 
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForMaskedLM,
-    AutoModelForMultipleChoice,
-    AutoModelForPreTraining,
-    AutoModelForQuestionAnswering,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-)
+import transformers
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForPreTraining
 
 from . import bert, electra, families, mcbert, pruned_bert, replaced_mlm
-
-HEADS = {
-    AutoModel: "Model",
-    AutoModelForMaskedLM: "ForMaskedLM",
-    AutoModelForSequenceClassification: "ForSequenceClassification",
-    AutoModelForTokenClassification: "ForTokenClassification",
-    AutoModelForQuestionAnswering: "ForQuestionAnswering",
-    AutoModelForMultipleChoice: "ForMultipleChoice",
-}
+from .pruned_bert.configuration_pruned_bert import HEADS
 
 
 def register_auto() -> None:
@@ -37,7 +21,7 @@ def register_auto() -> None:
         for auto_class, head in HEADS.items():
             model_class = getattr(module, f"{prefix}{head}", None)
             if model_class is not None:
-                auto_class.register(config_class, model_class, exist_ok=True)
+                getattr(transformers, auto_class).register(config_class, model_class, exist_ok=True)
     for model_class in (electra.ElectraForJointPreTraining, mcbert.McBertForPreTraining):
         AutoModelForPreTraining.register(model_class.config_class, model_class, exist_ok=True)
     for model_class in (replaced_mlm.ElectraForReplacedMaskedLM, mcbert.McBertForPreTraining):

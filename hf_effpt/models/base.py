@@ -1,4 +1,4 @@
-"""What every training model has: its methods put in, the backbone they act on, and the way back to a stock model."""
+"""The mixin of all training models: adds methods to a stock class, and exports back to one."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -15,21 +15,22 @@ from hf_effpt.core.padding import real_tokens
 from hf_effpt.core.snapshot import Snapshot
 from hf_effpt.core.width import resize, widen
 
+from .configuration_effpt import settings_of
 from .pruned_bert import PrunedBertConfig
 
 
 class EffptMixin:
     """Adds methods to a stock `PreTrainedModel` class; placed before it in the bases.
 
-    With no methods, outputs, gradients, parameter names and the use of random numbers are those of the stock class.
+    Without methods, outputs, gradients, parameter names and random numbers are those of the stock class.
     """
 
     stock_class: ClassVar[type[PreTrainedModel]]
+    narrow_class: ClassVar[type[PreTrainedModel] | None] = None  # the class it exports to with narrower layers
     _keys_to_ignore_on_load_missing: Any
-    pretrains: ClassVar[bool] = False  # whether it learns from masked text, and not from labels of a task
-    main_loss_name: ClassVar[str | None] = None  # of a model whose loss has parts, the figure that it is judged by
-    training_only: ClassVar[tuple[str, ...]] = ()  # beginnings of the names of what is not exported
-    exports_narrow: ClassVar[bool] = False  # whether there is a class for what it exports with narrower layers
+    pretrains: ClassVar[bool] = False  # `True` if it learns from masked text, `False` if from the labels of a task
+    main_loss_name: ClassVar[str | None] = None  # the metric that judges a model whose loss has several parts
+    training_only: ClassVar[tuple[str, ...]] = ()  # prefixes of parameters and buffers that are not exported
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         methods = build_methods(config.methods, config)
@@ -45,27 +46,27 @@ class EffptMixin:
         self.keep_snapshot()
 
     def complete(self, config: Any) -> None:
-        """Adds what the model has besides its stock architecture, before methods are put in."""
+        """Adds modules to the stock architecture, before methods are injected."""
 
     def initialize_weights(self) -> None:
-        """As in the stock class; what a method has put in draws itself where the weights that are loaded lack it."""
+        """Initializes like the stock class; modules of methods reset their parameters that loaded weights lack."""
         super().initialize_weights()
         for module in self.modules():
             if (reset_missing_parameters := getattr(module, "reset_missing_parameters", None)) is not None:
                 reset_missing_parameters()
 
     def keep_snapshot(self) -> None:
-        """Has the model keep a copy of its weights for as long as a method may rewind them."""
+        """Adds a snapshot if a method may rewind the weights, and removes it once none may."""
         if not any(method.needs_snapshot for method in self.methods):
             self.snapshot = None
         elif self.snapshot is None:
             self.snapshot = Snapshot(self)
-            # A copy that a new run makes of its own weights is not missing from those of others.
+            # A new run takes its own snapshot, so weights without one are complete.
             self._keys_to_ignore_on_load_missing = {*(self._keys_to_ignore_on_load_missing or ()), r"^snapshot\."}
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As in the stock class; weights that no run with the model's methods has left are taken as they are."""
+        """Loads like the stock class; methods `adopt` weights that do not come from a training model."""
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if model._without_ledger:
@@ -74,10 +75,10 @@ class EffptMixin:
         return loaded
 
     def add_method(self, name: str, **settings: Any) -> None:
-        """Switches on a further method of an existing model.
+        """Adds a method to an existing model.
 
         Raises:
-            EffptError: if the model has it already, its settings are impossible, or it conflicts with another method.
+            EffptError: if the model has the method already, a setting is invalid, or it conflicts with another method.
         """
         if name in self.config.methods:
             raise EffptError(f"The model has the method `{name}` already; set it in `config.methods` instead.")
@@ -93,18 +94,18 @@ class EffptMixin:
         return self.base_model
 
     def export(self, dense: bool = False) -> PreTrainedModel:
-        """A model with the same function in evaluation mode, at the present depth, every method taken out.
+        """A model without methods, with the same outputs in evaluation mode, at the present depth.
 
-        It is a stock one, but where layers have been made narrower: then it is one of [`PrunedBertConfig`], which
-        brings its own code, unless it is to be `dense`, or has no such class: a stock model of the full width, with
-        zeros for what has been cut away.
+        It is a stock model. Only a model with narrower layers becomes one of [`PrunedBertConfig`], with code of its
+        own. If `dense`, or if there is no such class, it is a stock model of the full width with zeros in the place
+        of removed weights.
         """
         plain = copy.deepcopy(self)
         plain.snapshot = None
         for method in plain.methods:
             method.eject(plain.backbone)
         flatten(plain.backbone)
-        if plain.config.layer_widths is not None and (dense or not self.exports_narrow):
+        if plain.config.layer_widths is not None and (dense or not self.narrow_class):
             widen(plain.backbone)
         plain.before_export()
         with torch.device("meta"):
@@ -115,27 +116,27 @@ class EffptMixin:
 
     @classmethod
     def stock_class_of(cls, config: Any) -> type[PreTrainedModel]:
-        """The stock class that a model of this configuration exports to."""
-        return cls.stock_class
+        """The class that a model of this configuration exports to; a stock one unless its layers are narrower."""
+        return cls.narrow_class if cls.narrow_class and config.layer_widths is not None else cls.stock_class
 
     def stock_name(self, name: str) -> str | None:
-        """The name that a parameter or buffer has in the exported model; `None` if it is only for training."""
+        """The name of a parameter or buffer in the exported model; `None` if it is not exported."""
         return None if name.startswith(self.training_only) else name
 
     def before_export(self) -> None:
-        """Makes the parameters of a copy those of the stock model."""
+        """Turns the parameters of a copy into those of the stock model; called before they are exported."""
 
     def extra_exports(self) -> dict[str, PreTrainedModel]:
-        """Stock models that are exported besides, by the name of their folder."""
+        """Further stock models to export, by folder name."""
         return {}
 
     def mean_pool(self, batch: Mapping[str, Tensor], layers: int | None = None) -> Tensor:
-        """A vector for each row, of shape `(batch_size, size)`: the mean over its tokens, without padding, in fp32.
+        """Mean vector of each row over its tokens without padding, in fp32, of shape `(batch_size, size)`.
 
         Args:
-            batch (`Mapping[str, Tensor]`): `input_ids`, and what else the collator makes of rows.
-            layers (`int`, *optional*): mean of what: 0, of the table of words at the tokens, and nothing else is
-                computed; more, of the outputs of so many layers, the first; by default of those of the whole encoder.
+            batch (`Mapping[str, Tensor]`): a batch of the collator, with `input_ids`.
+            layers (`int`, *optional*): number of layers to run, from the first; 0 averages the word embeddings. By
+                default all run.
         """
         ids_BL = batch["input_ids"]
         if layers == 0:
@@ -149,37 +150,36 @@ class EffptMixin:
 
     @staticmethod
     def count_items(batch: Mapping[str, Tensor]) -> Tensor | None:
-        """What the loss of a micro-batch is a mean over: the number of its labels."""
+        """Number of labels of a micro-batch, over which the loss is averaged; `None` without labels."""
         labels = batch.get("labels")
         return None if labels is None else (labels != -100).sum()
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """What a log entry or an evaluation says of the model, from the sums that its batches left in the tally."""
+        """Metrics of a log entry or an evaluation, from sums over its batches."""
         return {}
 
     def floor(self, metrics: Mapping[str, float], unigram_floor: float | None) -> float | None:
-        """What the held-out loss has to get below to show that anything was learned of the text."""
+        """Held-out loss of a model that knows nothing of the context of a token; `None` if unknown."""
         return metrics.get("floor")
 
     def cost_signature(self) -> str:
-        """What of the model, besides its layers, decides the time of a step."""
+        """Text that is equal for models whose steps take the same time with the same layers."""
         return ""
 
 
 def pruning_of(stock: PreTrainedModel) -> dict[str, Any]:
-    """What `run.json` says of layers that a method has left out of an export."""
+    """The entry of `run.json` about layers that a method left out of an export, if it did."""
     found = stock.__dict__.get(PRUNING)
     return {PRUNING: found} if found else {}
 
 
 def dense_of(exported: PreTrainedModel) -> PreTrainedModel:
-    """An exported model with narrower layers as a stock one of the full width; any other as it is."""
+    """An exported model as a stock one of the full width, with zeros for removed weights."""
     if not isinstance(exported.config, PrunedBertConfig):
         return exported
     plain = copy.deepcopy(exported)
     widen(plain.base_model)
-    left_out = ("model_type", "architectures", "transformers_version", "layer_widths", "auto_map")
-    config = BertConfig(**{key: value for key, value in plain.config.to_dict().items() if key not in left_out})
+    config = BertConfig(**settings_of(plain.config, "layer_widths", "auto_map"))
     stock_class = next(cls for cls in type(exported).__mro__ if cls.__module__ == BertModel.__module__)
     with torch.device("meta"):
         stock = stock_class(config, **pooling_of(plain))
@@ -188,27 +188,30 @@ def dense_of(exported: PreTrainedModel) -> PreTrainedModel:
 
 
 def pooling_of(model: nn.Module) -> dict[str, bool]:
-    """What the constructor of an encoder has to be told, so that it has a pooler where `model` has one."""
+    """Keyword arguments with which the class of `model` builds a pooler only if `model` has one."""
     return {"add_pooling_layer": False} if isinstance(model, BertModel) and model.pooler is None else {}
 
 
 def facts_of(exported: PreTrainedModel) -> dict[str, Any]:
-    """What `run.json` says of the architecture of an exported model."""
+    """The entries of `run.json` about the architecture of an exported model."""
     facts = {"stock_class": type(exported).__name__, "parameters": exported.num_parameters()}
     widths = getattr(exported.config, "layer_widths", None)
     return facts | ({} if widths is None else {"layer_widths": widths})
 
 
 def exports_of(model: Any) -> dict[str, PreTrainedModel]:
-    """What a training model exports to, by the place in the folder; the main model's is the root."""
+    """The exports of a training model by subfolder; the main model's is the root, `""`."""
     return {"": model.export(), **model.extra_exports()}
 
 
 def fill(stock: PreTrainedModel, source: nn.Module, name_of: Callable[[str], str | None] = lambda name: name) -> None:
-    """Gives a stock model, still without storage, the parameters and buffers of `source`.
+    """Fills a stock model on the meta device with the parameters and buffers of `source`.
 
     Args:
-        name_of (`Callable`, *optional*): the name in `stock` of a tensor of `source`, or `None` if it has none there.
+        stock (`PreTrainedModel`): filled in place.
+        source (`nn.Module`): shares its storage with `stock` afterwards.
+        name_of (`Callable`, *optional*): maps the name of a tensor of `source` to its name in `stock`, or to `None`
+            to leave it out.
     """
     state = {new: tensor for name, tensor in source.state_dict().items() if (new := name_of(name)) is not None}
     stock.load_state_dict(state, strict=True, assign=True)
@@ -222,12 +225,12 @@ def fill(stock: PreTrainedModel, source: nn.Module, name_of: Callable[[str], str
     stock.eval()
 
 
-# What of a batch is for the loss, or how it is given back, and not for the encoder.
+# Batch keys that are not encoder inputs.
 NOT_ENCODED = ("labels", "masked_positions", "num_items_in_batch", "loss_weight_inputs", "return_dict")
 
 
 def encoder_inputs(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """What the encoder of a model is given of a masked batch; documents are kept apart."""
+    """Encoder inputs of a masked batch; an attention mask and positions replace `document_ids`."""
     inputs = {name: value for name, value in batch.items() if name not in NOT_ENCODED}
     document_ids = inputs.pop("document_ids", None)
     if document_ids is not None:
@@ -237,14 +240,14 @@ def encoder_inputs(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def isolate_documents(document_ids_BL: Tensor, attention: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Mask and positions that keep the documents packed in a row apart, as if each stood in a row of its own.
+    """Attention mask and position ids that separate documents packed in one row, as if each had a row of its own.
 
     B batch, L row length.
 
     Args:
         document_ids_BL (`Tensor` of shape `(batch_size, sequence_length)`): number of the document within the row,
-            rising from 1; 0 for padding, which attends to padding only.
-        attention (`str`): the attention implementation; `eager` adds its mask to the scores, the others take booleans.
+            from 1, in order; 0 for padding, which attends to padding only.
+        attention (`str`): the attention implementation; `eager` takes an additive mask, the others a boolean one.
         dtype (`torch.dtype`): of an additive mask.
 
     Returns:

@@ -1,8 +1,8 @@
-"""BERT for efficient pre-training: stock modules and parameter names, and a head that sees masked positions only."""
+"""BERT for efficient pre-training: the stock modules, and a head that runs at masked positions only."""
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import (
@@ -11,7 +11,6 @@ from transformers import (
     BertForSequenceClassification,
     BertForTokenClassification,
     BertModel,
-    PreTrainedModel,
 )
 from transformers.modeling_outputs import MaskedLMOutput
 
@@ -32,19 +31,7 @@ from .pruned_bert import (
 from .sparse_layer import encode_at, positions_of
 
 
-class NarrowingMixin(EffptMixin):
-    """For the models that have a class for what they export to with narrower layers."""
-
-    exports_narrow = True
-    narrow_class: ClassVar[type[PreTrainedModel]]
-
-    @classmethod
-    def stock_class_of(cls, config: EffptBertConfig) -> type[PreTrainedModel]:
-        """The class that a model of this configuration exports to; a stock one unless its layers are narrower."""
-        return cls.stock_class if config.layer_widths is None else cls.narrow_class
-
-
-class EffptBertModel(NarrowingMixin, BertModel):
+class EffptBertModel(EffptMixin, BertModel):
     """The encoder alone."""
 
     config_class = EffptBertConfig
@@ -52,19 +39,17 @@ class EffptBertModel(NarrowingMixin, BertModel):
     narrow_class = PrunedBertModel
 
 
-class EffptBertForMaskedLM(NarrowingMixin, BertForMaskedLM):
+class EffptBertForMaskedLM(EffptMixin, BertForMaskedLM):
     """BERT with a masked-language-modelling head that computes logits at masked positions only.
 
-    B batch, L row length, D hidden size, M masked positions a row, N masked positions in all, V vocabulary.
+    B batch, L row length, D hidden size, M masked positions per row, N masked positions in all, V vocabulary.
     """
 
     config_class = EffptBertConfig
     stock_class = BertForMaskedLM
     narrow_class = PrunedBertForMaskedLM
     pretrains = True
-    accepts_loss_kwargs = (
-        True  # the loss honours `num_items_in_batch`, so accumulation gives the mean over the whole step
-    )
+    accepts_loss_kwargs = True  # the loss is divided by `num_items_in_batch`, the number of the whole step
 
     def __init__(self, config: EffptBertConfig) -> None:
         super().__init__(config)
@@ -84,20 +69,20 @@ class EffptBertForMaskedLM(NarrowingMixin, BertForMaskedLM):
         loss_weight_inputs: Tensor | None = None,
         **kwargs: Any,
     ) -> MaskedLMOutput:
-        """Without `labels`, the stock forward with logits everywhere; with them, the loss and no logits.
+        """Runs the stock forward without `labels`; with them, computes the loss and returns no logits.
 
         Args:
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds: as in `BertForMaskedLM`.
             labels (`Tensor` of shape `(batch_size, sequence_length)`): original ids at masked positions, -100
                 elsewhere.
-            masked_positions (`Tensor` of shape `(batch_size, masked)`, *optional*): where the labels are. With them
-                shapes are static and nothing waits for the device; entries whose label is -100 are ignored.
-            document_ids (`Tensor` of shape `(batch_size, sequence_length)`, *optional*): the document of every token
-                within its row, 0 for padding; documents then do not see each other and each has positions from 0.
+            masked_positions (`Tensor` of shape `(batch_size, masked)`, *optional*): positions of the labels. They
+                keep shapes static and avoid a wait for the device; entries whose label is -100 are ignored.
+            document_ids (`Tensor` of shape `(batch_size, sequence_length)`, *optional*): the document of each token
+                within its row, from 1, and 0 for padding; a document attends to itself only, with positions from 0.
             num_items_in_batch (`Tensor` or `int`, *optional*): masked tokens of the whole optimizer step; the loss is
                 the sum over this batch divided by it. By default the mean over this batch.
-            loss_weight_inputs (`Tensor` of shape `(batch_size,)` or `(batch_size, masked)`, *optional*): passed on to
-                methods that weight the loss of tokens; nothing else reads them.
+            loss_weight_inputs (`Tensor` of shape `(batch_size,)` or `(batch_size, masked)`, *optional*): passed to
+                methods that weight the losses of tokens.
         """
         if document_ids is not None:
             attention_mask, position_ids = isolate_documents(
@@ -141,12 +126,12 @@ class EffptBertForMaskedLM(NarrowingMixin, BertForMaskedLM):
         """The encoder's outputs at the masked positions of a batch, and the head above them.
 
         Args:
-            batch (`Mapping[str, Tensor]`): what `forward` takes, with `labels`.
-            layers (`int`, *optional*): how many layers run, the first; by default all.
-            of_generator (`bool`, *optional*, defaults to `False`): whether the generator shall answer.
+            batch (`Mapping[str, Tensor]`): arguments of `forward`, with `labels`.
+            layers (`int`, *optional*): number of layers to run, from the first; by default all.
+            of_generator (`bool`, *optional*, defaults to `False`): must be `False`: the model has no generator.
 
         Raises:
-            EffptError: if the generator shall, for there is none.
+            EffptError: if `of_generator`.
         """
         if of_generator:
             raise EffptError(
@@ -161,38 +146,36 @@ class EffptBertForMaskedLM(NarrowingMixin, BertForMaskedLM):
         return HeadInputs(hidden_BMD, labels.gather(1, positions), self._answer)
 
     def _answer(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """What the decoder reads, and its logits."""
+        """The input of the decoder, and its logits."""
         features = self.cls.predictions.transform(hidden)
         return features, self.cls.predictions.decoder(features)
 
 
 def masked_loss(logits_NV: Tensor, labels_N: Tensor, num_items: Tensor | int | None = None) -> Tensor:
-    """Cross-entropy in fp32, summed over the labels that are not -100 and divided by `num_items` or their number."""
+    """Cross-entropy in fp32, summed over labels other than -100 and divided by `num_items` or their number."""
     return token_loss(logits_NV, labels_N) / (label_count(labels_N) if num_items is None else num_items)
 
 
 def token_loss(logits_NV: Tensor, labels_N: Tensor, reduction: Reduction = "sum") -> Tensor:
-    """Cross-entropy in fp32 where labels are not -100, summed or of each token; zero elsewhere."""
+    """Cross-entropy in fp32, summed or per token; zero where the label is -100."""
     return nn.functional.cross_entropy(logits_NV.float(), labels_N, reduction=reduction, ignore_index=-100)
 
 
 def label_count(labels_N: Tensor) -> Tensor:
-    """The number of labels that are not -100, at least 1."""
+    """The number of labels other than -100, at least 1."""
     return (labels_N != -100).sum().clamp(min=1)
 
 
-class EffptBertForSequenceClassification(NarrowingMixin, BertForSequenceClassification):
+class EffptBertForSequenceClassification(EffptMixin, BertForSequenceClassification):
     """BERT with a sequence classification head."""
 
     config_class = EffptBertConfig
     stock_class = BertForSequenceClassification
     narrow_class = PrunedBertForSequenceClassification
-    accepts_loss_kwargs = (
-        False  # the stock loss is a micro-batch mean: the Trainer has to divide it by the accumulation
-    )
+    accepts_loss_kwargs = False  # the stock loss is a micro-batch mean, which the Trainer divides by the accumulation
 
 
-class EffptBertForTokenClassification(NarrowingMixin, BertForTokenClassification):
+class EffptBertForTokenClassification(EffptMixin, BertForTokenClassification):
     """BERT with a token classification head."""
 
     config_class = EffptBertConfig
@@ -201,7 +184,7 @@ class EffptBertForTokenClassification(NarrowingMixin, BertForTokenClassification
     accepts_loss_kwargs = False
 
 
-class EffptBertForQuestionAnswering(NarrowingMixin, BertForQuestionAnswering):
+class EffptBertForQuestionAnswering(EffptMixin, BertForQuestionAnswering):
     """BERT with a span-extraction head for question answering."""
 
     config_class = EffptBertConfig

@@ -1,8 +1,8 @@
-"""Logits of a few candidates a position, and log-probabilities of one token a position, in bounded memory.
+"""Logits of a few candidates per position, and log-probabilities of one token per position, in bounded memory.
 
-The embeddings of the candidates, and logits over the vocabulary, would not fit for a whole batch: both are computed
-for some positions at a time, in the backward pass anew.
-N positions, K candidates a position, D embedding size, V vocabulary.
+The embeddings of all candidates and the logits over the vocabulary of a whole batch would not fit in memory: both are
+computed for some positions at a time, and again in the backward pass.
+N positions, K candidates per position, D embedding size, V vocabulary.
 """
 
 from collections.abc import Iterator
@@ -13,32 +13,29 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-# Numbers that a tensor may have: 1,024 positions of 10 candidates in 768 dimensions, or of a vocabulary of 8,192.
+# Elements of a temporary tensor: about 1,024 positions of 10 candidates in 768 dimensions, or of 8,192 tokens.
 BOUND = 1 << 23
 
 
 def chunks(positions: int, width: int) -> Iterator[slice]:
-    """Consecutive slices of so many positions, each so short that `width` numbers a position stay below the bound."""
+    """Consecutive slices of `positions` positions; with `width` numbers per position each stays within `BOUND`."""
     rows = max(1, BOUND // width)
     return (slice(first, min(first + rows, positions)) for first in range(0, positions, rows))
 
 
 def candidate_logits(output_ND: Tensor, table_VD: Tensor, bias_V: Tensor, candidates_NK: Tensor) -> Tensor:
-    """The logits that a head over the vocabulary would give to some of its tokens, in float32.
+    """Logits of some tokens of the vocabulary, in float32, of shape `(positions, candidates)`.
 
     Args:
-        output_ND (`Tensor` of shape `(positions, embedding_size)`): what the head multiplies with the table.
+        output_ND (`Tensor` of shape `(positions, embedding_size)`): the input of the output embedding.
         table_VD (`Tensor` of shape `(vocab_size, embedding_size)`), bias_V (`Tensor` of shape `(vocab_size,)`).
         candidates_NK (`Tensor` of shape `(positions, candidates)`): rows of the table.
-
-    Returns:
-        A tensor of shape `(positions, candidates)`.
     """
     return _Gathered.apply(output_ND, table_VD, candidates_NK) + bias_V.float()[candidates_NK]
 
 
 class _Gathered(torch.autograd.Function):
-    """Products with gathered rows of a table, which are gathered again for the gradient."""
+    """Products with gathered rows of a table; the backward pass gathers them again."""
 
     @staticmethod
     def forward(ctx: Any, output_ND: Tensor, table_VD: Tensor, candidates_NK: Tensor) -> Tensor:
@@ -68,7 +65,7 @@ def _width(table_VD: Tensor, candidates_NK: Tensor) -> int:
 
 
 def log_probabilities(output_ND: Tensor, table_VD: Tensor, bias_V: Tensor, wanted_N: Tensor) -> Tensor:
-    """The log-probability of one token a position under a softmax over the vocabulary, of shape `(positions,)`.
+    """Log-probability of one token per position under a softmax over the vocabulary, of shape `(positions,)`.
 
     Args:
         output_ND, table_VD, bias_V: as in [`candidate_logits`].

@@ -1,27 +1,32 @@
-"""Configuration of the training models: stock BERT's, plus the ledger of the methods."""
+"""Configuration of the BERT training models: the stock one, plus the ledger of the methods."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
-from transformers import BertConfig
+from transformers import BertConfig, PreTrainedConfig
 
 from .pruned_bert import PrunedBertConfig
 
 LEDGER = ("methods", "layer_order", "events", "layer_widths")
 
 
+def settings_of(config: PreTrainedConfig, *left_out: str) -> dict[str, Any]:
+    """The settings of a configuration, without its class, its version and `left_out`."""
+    left_out = ("model_type", "architectures", "transformers_version", *left_out)
+    return {key: value for key, value in config.to_dict().items() if key not in left_out}
+
+
 @strict
 class EffptBertConfig(BertConfig):
-    """Configuration of a BERT that trains with methods; `stock()` is the configuration of what it exports to.
+    """Configuration of a BERT that trains with methods; `stock()` gives that of its export.
 
     Args:
         methods (`dict[str, dict]`, *optional*): settings of the methods by name, for example
             `{"layerdrop": {"p": 0.2}}`.
-        layer_order (`list[int]`, *optional*): indices of the layers that run at present, first to last; by default
-            all.
-        events (`list[dict]`, *optional*): how methods have changed the model so far, with the step of each change.
+        layer_order (`list[int]`, *optional*): indices of the layers that run, first to last; by default all.
+        events (`list[dict]`, *optional*): changes that methods have made to the model, each with its step.
         layer_widths (`list[list[int]]`, *optional*): number of attention heads and of feed-forward neurons of every
-            layer that is allocated; by default all have as many.
+            allocated layer; by default those of the stock model.
     """
 
     model_type = "effpt_bert"
@@ -35,15 +40,11 @@ class EffptBertConfig(BertConfig):
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         self.methods = {**self.default_methods, **(self.methods or {})}
-        self.__dict__.pop("auto_map", None)  # of a narrower model that is trained further; there is no code to save
+        self.__dict__.pop("auto_map", None)  # left by a narrower model trained further; there is no code to save
 
     def stock(self) -> BertConfig:
-        """The configuration of the model it exports to, without ledger, at its present depth.
-
-        A stock one, or with narrower layers a [`PrunedBertConfig`].
-        """
-        own = {"model_type", "architectures", "transformers_version", *LEDGER}
-        settings = {key: value for key, value in self.to_dict().items() if key not in own}
+        """Configuration of the export, at the present depth: a [`PrunedBertConfig`] if layers are narrower."""
+        settings = settings_of(self, *LEDGER)
         if self.layer_order is not None:
             settings["num_hidden_layers"] = len(self.layer_order)
         if self.layer_widths is None:

@@ -1,4 +1,4 @@
-"""Configurations of models that learn from what a small generator puts in the place of tokens."""
+"""Configurations of models that learn from tokens replaced by a small generator."""
 
 from typing import Any, ClassVar
 
@@ -8,13 +8,13 @@ from transformers import BertConfig, ElectraConfig, PreTrainedConfig
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.method import nearest
 
-from .configuration_effpt import LEDGER
+from .configuration_effpt import LEDGER, settings_of
 
-# What generator and main model share, so that their sizes cannot differ.
+# Sizes of the embeddings that generator and main model share.
 SHARED = ("vocab_size", "embedding_size", "max_position_embeddings", "type_vocab_size", "pad_token_id")
 OBJECTIVES = ("electra", "electra_15", "replace_mlm", "all_tokens_mlm")
-# The weight of the main loss beside the generator's: ELECTRA's is published (`configure_pretraining`); the losses over
-# the vocabulary are of the generator's own size.
+# Weight of the main loss relative to the generator's. ELECTRA's is published (`configure_pretraining`); losses over
+# the vocabulary are as large as the generator's own.
 LOSS_WEIGHTS = {"electra": 50.0, "electra_15": 50.0, "replace_mlm": 1.0, "all_tokens_mlm": 1.0, "mcbert": 50.0}
 
 
@@ -22,43 +22,36 @@ LOSS_WEIGHTS = {"electra": 50.0, "electra_15": 50.0, "replace_mlm": 1.0, "all_to
 class EffptElectraConfig(ElectraConfig):
     """Configuration of an ELECTRA that trains its generator and discriminator together, with methods.
 
-    The sizes are the discriminator's; `stock()` is the configuration of what it exports to.
+    Sizes are the discriminator's; `stock()` gives the configuration of its export.
 
     Args:
-        objective (`str`, *optional*, defaults to `"electra"`): `electra`, or one of the steps between it and masked
-            language modelling (Clark et al., 2020, table 5): `electra_15`, `replace_mlm` or
-            `all_tokens_mlm`.
-        generator_size (`float`, *optional*, defaults to 0.25): width of the generator as a share of the
-            discriminator's, in (0, 1]; its depth is the same. Best are 1/4 to 1/2 (Clark et al., section 3.2).
-        generator (`dict`, *optional*): sizes of the generator that are not to follow from `generator_size`, by the
-            names of `ElectraConfig`.
-        generator_dropout (`bool`, *optional*, defaults to `True`): whether the generator, which also samples in
-            training mode, has the discriminator's dropout, or none (COCO-LM, Meng et al., 2021).
-        embedding_sharing (`str`, *optional*, defaults to `"vanilla"`): `vanilla`, one table of words that learns from
-            both losses, as published; or `disentangled`: the discriminator's is the generator's, which its loss does
-            not reach, plus one of its own that begins at zero (DeBERTaV3, He et al., 2021, arXiv 2111.09543); only
-            with a discriminator.
-        loss_weight (`float`, *optional*): of the discriminator's loss beside the generator's; by default 50 for a
-            discriminator and 1 for a loss over the vocabulary.
+        objective (`str`, *optional*, defaults to `"electra"`): `electra`, or an objective between it and masked
+            language modelling (Clark et al., 2020, table 5): `electra_15`, `replace_mlm` or `all_tokens_mlm`.
+        generator_size (`float`, *optional*, defaults to 0.25): width of the generator as a fraction of the
+            discriminator's, in (0, 1]; the depth is equal. 1/4 to 1/2 work best (Clark et al., section 3.2).
+        generator (`dict`, *optional*): settings of the generator by the names of `ElectraConfig`, in place of those
+            derived from `generator_size`.
+        generator_dropout (`bool`, *optional*, defaults to `True`): if `False`, the generator has no dropout (COCO-LM,
+            Meng et al., 2021); else that of the discriminator, also while it samples in training.
+        embedding_sharing (`str`, *optional*, defaults to `"vanilla"`): `vanilla`, one table of word embeddings that
+            learns from both losses, as published; or `disentangled`: the discriminator's table is the generator's,
+            without its gradient, plus a table of its own that begins at zero (DeBERTaV3, He et al., 2021, arXiv
+            2111.09543). `disentangled` needs a discriminator.
+        loss_weight (`float`, *optional*): weight of the discriminator's loss relative to the generator's; by default
+            50 for a discriminator and 1 for a loss over the vocabulary.
         methods, layer_order, events, layer_widths: as in [`EffptBertConfig`].
 
     Raises:
-        EffptError: for a generator wider than the discriminator, sizes that disagree with what the two share, or an
-            impossible value.
+        EffptError: for a generator wider than the discriminator, for sizes that differ where the two share
+            embeddings, or for an invalid value.
     """
 
     model_type = "effpt_electra"
     default_methods: ClassVar[dict[str, dict]] = {}
-    # What no stock configuration has.
+    # Settings that no stock configuration has.
     own: ClassVar[tuple[str, ...]] = (
-        "objective",
-        "generator_size",
-        "generator",
-        "generator_dropout",
-        "embedding_sharing",
-        "loss_weight",
-        *LEDGER,
-    )
+        "objective", "generator_size", "generator", "generator_dropout", "embedding_sharing", "loss_weight", *LEDGER,
+    )  # fmt: skip
     objectives: ClassVar[tuple[str, ...]] = OBJECTIVES
 
     objective: str = "electra"
@@ -84,7 +77,7 @@ class EffptElectraConfig(ElectraConfig):
         if self.disentangled and self.objective not in ("electra", "electra_15"):
             raise EffptError(
                 f"`embedding_sharing` `disentangled` goes with the objectives electra and electra_15, not with "
-                f"`{self.objective}`, whose head is the table of words itself; leave it out."
+                f"`{self.objective}`, whose head is the word embedding itself; leave it out."
             )
         if self.loss_weight is not None and not 0 <= self.loss_weight < float("inf"):
             raise EffptError(f"`loss_weight` must be a number of at least 0, not {self.loss_weight}.")
@@ -96,19 +89,19 @@ class EffptElectraConfig(ElectraConfig):
 
     @property
     def disentangled(self) -> bool:
-        """Whether the discriminator's table of words is kept as what it adds to the generator's."""
+        """`True` if the discriminator's word embeddings are kept as their difference from the generator's."""
         return self.embedding_sharing == "disentangled"
 
     @property
     def main_weight(self) -> float:
-        """The weight of the main model's loss."""
+        """Weight of the main model's loss relative to the generator's."""
         return LOSS_WEIGHTS[self.objective] if self.loss_weight is None else float(self.loss_weight)
 
     def generator_config(self) -> ElectraConfig:
         """The stock configuration of the generator.
 
         Raises:
-            EffptError: if it is wider than the main model, or does not fit what the two share.
+            EffptError: if it is wider than the main model, or its embeddings have another shape.
         """
         width = max(1, round(self.generator_size * self.hidden_size))
         given = dict(self.generator or {})
@@ -152,18 +145,17 @@ class EffptElectraConfig(ElectraConfig):
         return config
 
     def stock(self) -> PreTrainedConfig:
-        """The stock configuration of the main model, without ledger, at its present depth."""
+        """Configuration of the main model's export, at the present depth."""
         settings = self._plain()
         if self.layer_order is not None:
             settings["num_hidden_layers"] = len(self.layer_order)
         return ElectraConfig(**settings)
 
     def _plain(self) -> dict[str, Any]:
-        left_out = {"model_type", "architectures", "transformers_version", *self.own}
-        return {key: value for key, value in self.to_dict().items() if key not in left_out}
+        return settings_of(self, *self.own)
 
 
-# How many candidates there are by default, by where: MC-BERT's, and TEAMS' (`official/projects/teams`).
+# Default number of candidates by `candidates_at`: MC-BERT's, and TEAMS' (`official/projects/teams`).
 CANDIDATES = {"all": 10, "masked": 5}
 DROPOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 
@@ -174,35 +166,30 @@ class McBertConfig(EffptElectraConfig):
 
     Args:
         embedding_size (`int`, *optional*): width of the tables; by default the hidden size, as in BERT.
-        generator_size (`float`, *optional*, defaults to 1/3): width of the meta controller as a share of the model's,
-            as released for the base size.
-        candidates (`int`, *optional*): candidates at a position, "none of the above" or the truth among them; by
-            default 10, and 5 at chosen positions only.
-        candidates_at (`str`, *optional*, defaults to `"all"`): `all`, as published, or `masked`: candidates at chosen
-            positions only, all different, with replaced-token detection at every token (TEAMS, Shen et al., 2021).
-        faithful (`bool`, *optional*, defaults to `False`): as the released code does: the truth may be there several
-            times, and special tokens may be sampled.
-        nota_token_id (`int`, *optional*): the row of the table that stands for "none of the above", which no token may
-            have; by default the last one.
-        special_token_ids (`list[int]`, *optional*): further tokens that are never sampled, besides padding and "none
-            of the above".
-        loss_weight (`float`, *optional*): of the model's loss beside the controller's; by default 50, and 5 for
-            candidates at chosen positions (`official/projects/teams` of tensorflow/models).
+        generator_size (`float`, *optional*, defaults to 1/3): width of the meta controller as a fraction of the
+            model's, as released for the base size.
+        candidates (`int`, *optional*): candidates per position, including the correct answer; by default 10, or 5
+            with `candidates_at="masked"`.
+        candidates_at (`str`, *optional*, defaults to `"all"`): `all`, as published, or `masked`: distinct candidates
+            at masked positions only, with replaced-token detection at every token (TEAMS, Shen et al., 2021).
+        faithful (`bool`, *optional*, defaults to `False`): if `True`, as in the released code: the correct token may
+            be among the candidates several times, and special tokens may be sampled.
+        nota_token_id (`int`, *optional*): row of the embedding table for "none of the above", which no token may have;
+            by default the last one.
+        special_token_ids (`list[int]`, *optional*): tokens that are never sampled, besides padding and "none of the
+            above".
+        loss_weight (`float`, *optional*): weight of the model's loss relative to the controller's; by default 50, or
+            5 with `candidates_at="masked"` (`official/projects/teams` of tensorflow/models).
         generator, generator_dropout, methods, layer_order, events, layer_widths: as in [`EffptElectraConfig`].
 
     Raises:
-        EffptError: as [`EffptElectraConfig`], and for a number of candidates that the vocabulary does not have.
+        EffptError: as [`EffptElectraConfig`], and for more candidates than the vocabulary has tokens.
     """
 
     model_type = "mcbert"
     own: ClassVar[tuple[str, ...]] = (
-        *EffptElectraConfig.own,
-        "candidates",
-        "candidates_at",
-        "faithful",
-        "nota_token_id",
-        "special_token_ids",
-    )
+        *EffptElectraConfig.own, "candidates", "candidates_at", "faithful", "nota_token_id", "special_token_ids",
+    )  # fmt: skip
     objectives: ClassVar[tuple[str, ...]] = ("mcbert",)
 
     objective: str = "mcbert"
@@ -237,11 +224,7 @@ class McBertConfig(EffptElectraConfig):
             )
 
     def check_candidates(self) -> None:
-        """Checks that so many candidates can be drawn.
-
-        Raises:
-            EffptError: if there are too few tokens, or too few candidates to choose among.
-        """
+        """Raises an `EffptError` if there are too few candidates, or more than tokens that may be sampled."""
         least = 3 if self.candidates_at == "all" else 2
         most = self.vocab_size - max(1, len(self.never_sampled))
         if self.candidates is None or not least <= self.candidates <= most:
@@ -258,14 +241,14 @@ class McBertConfig(EffptElectraConfig):
 
     @property
     def never_sampled(self) -> list[int]:
-        """The rows of the table that no sample is, in order."""
+        """Ids of tokens that are never sampled, in rising order."""
         if self.faithful:
             return []
         return sorted({self.nota_token_id, *(self.special_token_ids or []), self.pad_token_id} - {None})
 
     @property
     def is_bert(self) -> bool:
-        """Whether the main model has the architecture of a BERT, and so exports as one."""
+        """`True` if the main model has the architecture of a BERT, and so exports as one."""
         return self.embedding_size == self.hidden_size and self.hidden_act == "gelu"
 
     def stock(self) -> PreTrainedConfig:
@@ -274,8 +257,6 @@ class McBertConfig(EffptElectraConfig):
 
 
 def bert_settings(config: ElectraConfig) -> dict[str, Any]:
-    """The keyword arguments of the `BertConfig` of the same encoder."""
-    left_out = {"model_type", "architectures", "transformers_version", "embedding_size"}
-    return {
-        key: value for key, value in config.to_dict().items() if key not in left_out and not key.startswith("summary_")
-    }
+    """Keyword arguments of the `BertConfig` of the same encoder."""
+    settings = settings_of(config, "embedding_size")
+    return {key: value for key, value in settings.items() if not key.startswith("summary_")}

@@ -1,6 +1,6 @@
-"""ELECTRA: a discriminator that tells which tokens a generator has replaced (Clark et al., 2020).
+"""ELECTRA: a discriminator that detects the tokens replaced by a generator (Clark et al., 2020).
 
-B batch, L row length, M chosen positions a row, D hidden size.
+B batch, L row length, M masked positions per row, D hidden size.
 """
 
 import math
@@ -10,12 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    ElectraForMaskedLM,
-    ElectraForPreTraining,
-    ElectraForSequenceClassification,
-    ElectraModel,
-)
+from transformers import ElectraForMaskedLM, ElectraForPreTraining, ElectraForSequenceClassification, ElectraModel
 
 from hf_effpt.core.depth import first_layers
 from hf_effpt.core.errors import EffptError
@@ -23,18 +18,19 @@ from hf_effpt.core.head_inputs import HeadInputs
 from hf_effpt.core.token_losses import Reduction
 
 from .base import EffptMixin
+from .configuration_effpt import settings_of
 from .configuration_electra import SHARED, EffptElectraConfig
 from .generator import TIED, WORDS, Batch, JointOutput, WithGenerator
 from .sparse_layer import encode_at
 
 
 class _WithoutGenerator(EffptMixin):
-    """Refuses what needs the generator that is not there."""
+    """Refuses configurations that need a generator."""
 
     def __init__(self, config: EffptElectraConfig, *args: Any, **kwargs: Any) -> None:
         if config.disentangled:
             raise EffptError(
-                f"`{type(self).__name__}` has no generator, to whose table of words `embedding_sharing` "
+                f"`{type(self).__name__}` has no generator, to whose word embeddings `embedding_sharing` "
                 "`disentangled` adds; export the checkpoint first (`effpt export`), and load the stock model."
             )
         super().__init__(config, *args, **kwargs)
@@ -56,7 +52,7 @@ class EffptElectraForSequenceClassification(_WithoutGenerator, ElectraForSequenc
 
 
 class ElectraForJointPreTraining(WithGenerator, ElectraForPreTraining):
-    """Generator and discriminator in one model: `electra`, or `electra_15`, by the configuration's `objective`.
+    """Generator and discriminator in one model, for the objectives `electra` and `electra_15`.
 
     The discriminator's parameters have their stock names; those of the generator begin with `generator.`.
     """
@@ -80,15 +76,16 @@ class ElectraForJointPreTraining(WithGenerator, ElectraForPreTraining):
     def from_parts(
         cls, discriminator: ElectraForPreTraining, generator: ElectraForMaskedLM, **settings: Any
     ) -> "ElectraForJointPreTraining":
-        """Joins a stock discriminator and a stock generator, as of `google/electra-small-…`, to train them on.
+        """Joins a stock discriminator and a stock generator, such as `google/electra-small-…`, for more training.
 
         Args:
-            discriminator, generator: the discriminator's tables and LayerNorm become the generator's.
-            **settings: of [`EffptElectraConfig`], such as `methods`.
+            discriminator (`ElectraForPreTraining`): its embeddings and their LayerNorm replace the generator's.
+            generator (`ElectraForMaskedLM`): the generator.
+            **settings: arguments of [`EffptElectraConfig`], such as `methods`.
 
         Raises:
-            EffptError: if they are other models, the sizes of what they share disagree, or the generator is the wider
-                one.
+            EffptError: for models of other classes, if their embeddings differ in shape, or if the generator is wider
+                than the discriminator.
         """
         for part, kind in ((discriminator, ElectraForPreTraining), (generator, ElectraForMaskedLM)):
             if not isinstance(part, kind):
@@ -97,7 +94,7 @@ class ElectraForJointPreTraining(WithGenerator, ElectraForPreTraining):
                     f"`{type(part).__name__}`; load the checkpoint with `{kind.__name__}.from_pretrained(…)`."
                 )
         sizes = {key: getattr(generator.config, key) for key in (*SHARED, *SIZES)}
-        config = EffptElectraConfig(**{**_settings(discriminator.config), "generator": sizes, **settings})
+        config = EffptElectraConfig(**{**settings_of(discriminator.config, "dtype"), "generator": sizes, **settings})
         joint = cls(config)
         for part, state in ((joint, discriminator.state_dict()), (joint.generator, generator.state_dict())):
             shared = set() if part is joint else shared_names(config)
@@ -128,11 +125,11 @@ class ElectraForJointPreTraining(WithGenerator, ElectraForPreTraining):
 
     @property
     def _judges_chosen(self) -> bool:
-        """Whether the discriminator judges the chosen positions only."""
+        """`True` if the discriminator classifies masked positions only."""
         return self.config.objective == "electra_15"
 
     def _main_inputs(self, batch: Batch, layers: int | None) -> HeadInputs:
-        """The discriminator at all positions, or of `electra_15` the chosen ones; labels are 1 at replaced tokens."""
+        """The discriminator at all positions, or at masked ones with `electra_15`; labels are 1 at replaced tokens."""
         corrupted_BL, replaced_BL = self._corrupted(batch)
         wanted = batch.real_BL
         with first_layers(self.electra, layers):
@@ -144,13 +141,13 @@ class ElectraForJointPreTraining(WithGenerator, ElectraForPreTraining):
         return HeadInputs(hidden, torch.where(wanted, replaced_BL.long(), -100), self._judge)
 
     def _judge(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """What the last layer of the discriminator's head reads, and its logit."""
+        """The input of the last layer of the discriminator's head, and its logit."""
         head = self.discriminator_predictions
         features = head.activation(head.dense(hidden))
         return features, head.dense_prediction(features)
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """What a log entry or an evaluation says, from the sums over its batches."""
+        """Metrics of a log entry or an evaluation, from sums over its batches."""
         masked = max(1.0, sums["masked"])
         judged = masked if self._judges_chosen else max(1.0, sums["tokens"])
         replaced = sums["replaced"] / judged
@@ -161,37 +158,27 @@ class ElectraForJointPreTraining(WithGenerator, ElectraForPreTraining):
         }
 
 
-# What of the generator's own sizes a pair of stock models brings along.
+# Sizes of the generator that `from_parts` takes from the stock model.
 SIZES = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "hidden_act",
-    "layer_norm_eps",
-)
-
-
-def _settings(config: Any) -> dict[str, Any]:
-    left_out = ("model_type", "architectures", "transformers_version", "dtype")
-    return {key: value for key, value in config.to_dict().items() if key not in left_out}
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act", "layer_norm_eps",
+)  # fmt: skip
 
 
 def shared_names(config: EffptElectraConfig) -> set[str]:
-    """The generator's parameters that are the main model's."""
+    """Names of the generator's parameters that are shared with the main model."""
     names = {*TIED.values(), "generator_lm_head.weight"}
     return names - {WORDS, "generator_lm_head.weight"} if config.disentangled else names
 
 
 def replaced_loss(logits_BL: Tensor, replaced_BL: Tensor, wanted_BL: Tensor, reduction: Reduction = "sum") -> Tensor:
-    """Binary cross-entropy of replaced-token detection in fp32, of the wanted tokens: summed or of each."""
+    """Binary cross-entropy of replaced-token detection in fp32 at the wanted tokens, summed or per token."""
     return nn.functional.binary_cross_entropy_with_logits(
         logits_BL.float(), replaced_BL.float(), weight=wanted_BL.float(), reduction=reduction
     )
 
 
 def prior_entropy(share: float) -> float:
-    """The loss, in nats, of a discriminator that knows only what share of the tokens is replaced."""
+    """Loss in nats of a discriminator that knows only the share of replaced tokens: the entropy of that share."""
     if not 0 < share < 1:
         return 0.0
     return -share * math.log(share) - (1 - share) * math.log(1 - share)

@@ -1,8 +1,8 @@
-"""The generator: a small masked-language model whose samples the main model reads in the place of tokens.
+"""The generator: a small masked language model whose samples replace tokens in the input of the main model.
 
-ELECTRA's generator and MC-BERT's meta controller are this one. It is trained along with the main model, with which it
-shares the word, position and token-type tables and the embedding LayerNorm (google-research/electra, `modeling`).
-B batch, L row length, M chosen positions a row, N positions in all, D hidden size, V vocabulary.
+It is ELECTRA's generator and MC-BERT's meta controller. It trains along with the main model and shares its word,
+position and token-type embeddings and their LayerNorm (google-research/electra, `modeling`).
+B batch, L row length, M masked positions per row, N positions in all, D hidden size, V vocabulary.
 """
 
 import copy
@@ -46,15 +46,15 @@ TIED = {
 
 @dataclass
 class JointOutput(ModelOutput):
-    """What a model with a generator gives for a batch.
+    """Output of a model with a generator.
 
     Args:
         loss (`Tensor`): the generator's loss plus `loss_weight` times the main model's.
-        generator_loss, main_loss (`Tensor`): the two of them.
-        logits (`Tensor`, *optional*): of the main model, where it has some for every token.
-        corrupted_ids (`Tensor` of shape `(batch_size, sequence_length)`): what the main model has read.
-        replaced (`Tensor` of shape `(batch_size, sequence_length)`): where that is another token than the original.
-        sums (`dict[str, Tensor]`): what the metrics of a log entry or an evaluation are made of.
+        generator_loss, main_loss (`Tensor`): the two losses.
+        logits (`Tensor`, *optional*): the main model's, if it computes them for every token.
+        corrupted_ids (`Tensor` of shape `(batch_size, sequence_length)`): the input of the main model.
+        replaced (`Tensor` of shape `(batch_size, sequence_length)`): `True` where it differs from the original.
+        sums (`dict[str, Tensor]`): sums over the batch from which metrics are computed.
     """
 
     loss: Tensor | None = None
@@ -68,16 +68,16 @@ class JointOutput(ModelOutput):
 
 @dataclass
 class Batch:
-    """A masked batch as both models see it."""
+    """A masked batch, in the form both models use."""
 
     masked_BL: Tensor  # ids with masks
     original_BL: Tensor
     positions_BM: Tensor
-    labels_BM: Tensor  # original ids where a position is chosen, else -100
+    labels_BM: Tensor  # original ids at masked positions, -100 at filler positions
     real_BL: Tensor  # False at padding
-    inputs: dict[str, Any]  # attention mask, positions and the like
-    items: tuple[Tensor, Tensor]  # chosen positions and real tokens, of the whole optimizer step where it is known
-    weight_inputs: Tensor | None = None  # for the methods that are told of the main loss
+    inputs: dict[str, Any]  # further encoder inputs, such as the attention mask
+    items: tuple[Tensor, Tensor]  # masked positions and real tokens, of the whole optimizer step if known
+    weight_inputs: Tensor | None = None  # for methods that weight the main loss
 
     @property
     def chosen_BM(self) -> Tensor:
@@ -85,16 +85,16 @@ class Batch:
 
     @property
     def keys_B(self) -> Tensor:
-        """What the random numbers of each row depend on."""
+        """A key for the random numbers of each row."""
         return row_keys(self.masked_BL, self.real_BL)
 
 
 class WithGenerator(EffptMixin):
-    """Adds a generator, and methods, to a stock ELECTRA class; placed before it in the bases."""
+    """Adds a generator and methods to a stock ELECTRA class; placed before it in the bases."""
 
     pretrains = True
     training_only: ClassVar[tuple[str, ...]] = ("generator.",)
-    accepts_loss_kwargs = True  # both losses honour the numbers of items of the whole step
+    accepts_loss_kwargs = True  # both losses are divided by numbers of the whole optimizer step
 
     def complete(self, config: Any) -> None:
         self.generator = ElectraForMaskedLM(config.generator_config())
@@ -102,7 +102,7 @@ class WithGenerator(EffptMixin):
             stack_of(encoder)
         set_generator(self.electra, self.generator.electra)
         self._add_heads(config)
-        # Of this object, not the class, whose own constructor ties before there is a generator.
+        # Set on the object: the constructor of the stock class ties weights before there is a generator.
         self._tied_weights_keys = {**(self._tied_weights_keys or {}), **TIED}
         if config.disentangled:
             del self._tied_weights_keys[f"generator.{WORDS}"]
@@ -112,11 +112,11 @@ class WithGenerator(EffptMixin):
             self.electra.embeddings.word_embeddings.register_forward_hook(self._add_generators_words)
         self.generator.set_attn_implementation(config._attn_implementation)
         for encoder in (self.electra, self.generator.electra):
-            if hasattr(encoder, "embeddings_project"):  # as TensorFlow initialises what the official code leaves to it
+            if hasattr(encoder, "embeddings_project"):  # TensorFlow's default, as in the official code
                 nn.init.xavier_uniform_(encoder.embeddings_project.weight)
 
     def _add_generators_words(self, table: nn.Embedding, args: tuple, output: Tensor) -> Tensor:
-        """Of disentangled tables: what the generator's says of the same tokens, out of reach of the main loss."""
+        """Adds the generator's word embeddings, without gradient, to the discriminator's (disentangled sharing)."""
         words = self.generator.electra.embeddings.word_embeddings
         return output + nn.functional.embedding(args[0], words.weight.detach())
 
@@ -128,7 +128,7 @@ class WithGenerator(EffptMixin):
             table._forward_hooks.clear()
 
     def _add_heads(self, config: Any) -> None:
-        """Adds what the main model needs besides its stock head."""
+        """Adds further heads to the main model, or initializes its stock head."""
 
     def forward(
         self,
@@ -144,17 +144,17 @@ class WithGenerator(EffptMixin):
         loss_weight_inputs: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Without `labels`, the main model's stock forward on `input_ids`; with them, both losses of a masked batch.
+        """Runs the main model's stock forward without `labels`; with them, computes both losses of a masked batch.
 
         Args:
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds: as in the stock class.
-            labels (`Tensor` of shape `(batch_size, sequence_length)`): original ids at chosen positions, -100
+            labels (`Tensor` of shape `(batch_size, sequence_length)`): original ids at masked positions, -100
                 elsewhere.
             masked_positions, document_ids: as in [`EffptBertForMaskedLM`].
-            num_items_in_batch (`Tensor` of shape `(2,)`, *optional*): chosen positions and tokens of the whole
-                optimizer step, which the losses are divided by; by default those of this batch.
-            loss_weight_inputs (`Tensor` of shape `(batch_size, …)`, *optional*): passed on to methods that weight the
-                main loss; nothing else reads them.
+            num_items_in_batch (`Tensor` of shape `(2,)`, *optional*): numbers of masked positions and of tokens of
+                the whole optimizer step, by which the losses are divided; by default those of this batch.
+            loss_weight_inputs (`Tensor` of shape `(batch_size, …)`, *optional*): passed to methods that weight the
+                main loss.
         """
         if labels is None:
             if document_ids is not None:
@@ -187,13 +187,13 @@ class WithGenerator(EffptMixin):
     def head_inputs(
         self, batch: Mapping[str, Tensor], layers: int | None = None, of_generator: bool = False
     ) -> HeadInputs:
-        """The outputs of an encoder where it has to answer, on what it reads in training, and the head above them.
+        """The outputs of one encoder where it predicts, on its training input, and the head above them.
 
         Args:
-            batch (`Mapping[str, Tensor]`): what `forward` takes, with `labels`.
-            layers (`int`, *optional*): how many layers of that encoder run, the first; by default all.
-            of_generator (`bool`, *optional*, defaults to `False`): whether the generator is read, which predicts
-                tokens, and not the main model.
+            batch (`Mapping[str, Tensor]`): arguments of `forward`, with `labels`.
+            layers (`int`, *optional*): number of layers of that encoder to run, from the first; by default all.
+            of_generator (`bool`, *optional*, defaults to `False`): if `True`, use the generator, which predicts
+                tokens, instead of the main model.
         """
         masked = self._batch(batch)
         return self._generator_inputs(masked, layers) if of_generator else self._main_inputs(masked, layers)
@@ -205,27 +205,27 @@ class WithGenerator(EffptMixin):
         return HeadInputs(hidden_BMD, batch.labels_BM, partial(predict_words, self.generator))
 
     def _main_inputs(self, batch: Batch, layers: int | None) -> HeadInputs:
-        """What the main model makes of a masked batch; each class has its own."""
+        """The main model's part of [`head_inputs`]."""
         raise NotImplementedError
 
     def _corrupted(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The ids that the main model reads, and where they are not the originals."""
-        reading = self._generator_inputs(batch)
-        _, logits_NV = reading.head(reading.hidden_BMD.flatten(0, 1))
+        """The input ids of the main model, and a mask of those that are not the originals."""
+        inputs = self._generator_inputs(batch)
+        _, logits_NV = inputs.head(inputs.hidden_BMD.flatten(0, 1))
         return self._insert(batch, self._sample(batch, logits_NV))
 
     def _learn(self, batch: Batch) -> JointOutput:
-        """The losses of a masked batch; each class has its own."""
+        """The losses of a masked batch."""
         raise NotImplementedError
 
     @staticmethod
     def count_items(batch: Mapping[str, Tensor]) -> Tensor:
-        """What the losses of a micro-batch are means over: its chosen positions, and its tokens without padding."""
+        """Numbers of masked positions and of tokens without padding in a micro-batch, of shape `(2,)`."""
         real = real_tokens(batch["labels"], batch.get("attention_mask"), batch.get("document_ids"))
         return torch.stack([(batch["labels"] != -100).sum(), real.sum()])
 
     def _batch(self, given: Mapping[str, Any]) -> Batch:
-        """What `forward` is given, as both models see it."""
+        """The arguments of `forward` in the form both models use."""
         inputs = encoder_inputs(self, given)
         inputs.pop("inputs_embeds", None)
         input_ids, labels = inputs.pop("input_ids"), given["labels"]
@@ -237,7 +237,7 @@ class WithGenerator(EffptMixin):
         masked, real = (labels_BM != -100).sum().clamp(min=1), real_BL.sum().clamp(min=1)
         if torch.is_tensor(num_items_in_batch) and num_items_in_batch.ndim == 1:
             masked, real = num_items_in_batch.clamp(min=1).unbind()
-        elif num_items_in_batch is not None:  # the stock Trainer counts labels only: this batch's share of them
+        elif num_items_in_batch is not None:  # the stock Trainer counts labels only: tokens are scaled alike
             masked, real = num_items_in_batch, real * num_items_in_batch / masked
         return Batch(
             input_ids,
@@ -251,11 +251,11 @@ class WithGenerator(EffptMixin):
         )
 
     def _generate(self, batch: Batch, everywhere: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """Outputs of the generator's encoder, its logits at the chosen positions, and its loss there, summed.
+        """Outputs of the generator's encoder, its logits at masked positions, and its summed loss there.
 
         Args:
-            batch: what it reads.
-            everywhere (`bool`, *optional*, defaults to `False`): whether the outputs are needed at every position.
+            batch ([`Batch`]): its input.
+            everywhere (`bool`, *optional*, defaults to `False`): if `True`, compute outputs at every position.
         """
         encoder = self.generator.electra
         if everywhere:
@@ -273,11 +273,11 @@ class WithGenerator(EffptMixin):
         return predict_words(self.generator, hidden_ND)[1]
 
     def _main_loss(self, batch: Batch, loss: Callable[[Reduction], Tensor], labelled_BP: Tensor) -> Tensor:
-        """The loss of the main model, summed, after methods have been told of it; the generator's they never are."""
+        """The summed loss of the main model, which methods observe and may weight."""
         return observed_loss(self.electra, loss, labelled_BP, batch.weight_inputs)
 
     def _insert(self, batch: Batch, samples_BM: Tensor) -> tuple[Tensor, Tensor]:
-        """The original ids with samples at chosen positions, and where those differ: a correct sample is no fake."""
+        """The original ids with samples at masked positions, and a mask of ids that differ from the originals."""
         original_BM = batch.original_BL.gather(1, batch.positions_BM)
         corrupted_BL = batch.original_BL.scatter(
             1, batch.positions_BM, torch.where(batch.chosen_BM, samples_BM, original_BM)
@@ -285,7 +285,7 @@ class WithGenerator(EffptMixin):
         return corrupted_BL, corrupted_BL != batch.original_BL
 
     def _sample(self, batch: Batch, logits_NV: Tensor) -> Tensor:
-        """One sample a chosen position, of shape `(batch_size, positions)`."""
+        """One sample per masked position, of shape `(batch_size, positions)`."""
         uniform_BM1 = uniforms(batch.keys_B, batch.positions_BM, 1)
         return sample(logits_NV, uniform_BM1.flatten(0, 1)).view_as(batch.positions_BM)
 
@@ -295,7 +295,7 @@ class WithGenerator(EffptMixin):
         return sums | {"replaced": replaced_BL.sum(), "tokens": batch.real_BL.sum()}
 
     def _joined(self, batch: Batch, generator: Tensor, main: Tensor, per: Tensor | int, **output: Any) -> JointOutput:
-        """The output, from the two losses summed over the batch and what the main one is divided by."""
+        """The output, from both losses summed over the batch; `per` divides the main one."""
         generator, main = generator / batch.items[0], main / per
         output["sums"] = {name: value.detach() for name, value in output["sums"].items()}
         if self.training:
@@ -305,18 +305,18 @@ class WithGenerator(EffptMixin):
 
     @staticmethod
     def generator_metrics(sums: Mapping[str, float]) -> dict[str, float]:
-        """What a log entry or an evaluation says of the generator, from the sums over its batches."""
+        """Metrics of the generator, from sums over batches."""
         masked = max(1.0, sums["masked"])
         return {"generator_loss": sums["generator_loss"] / masked, "generator_accuracy": sums["guessed"] / masked}
 
     def own_stream(self) -> Any:
-        """The context in which the main model draws its dropout: then the generator's is that of a model alone."""
+        """Context for the main model's dropout, so that the generator draws the same dropout as when trained alone."""
         if not self.training or not drops(self.config) or self.device.type == "meta":
             return nullcontext()
         return _own_stream(self.device, drops(self.generator.config))
 
     def export_generator(self) -> ElectraForMaskedLM:
-        """The generator as a stock model, with its own copy of what it shares."""
+        """The generator as a stock model, with its own copy of shared embeddings."""
         plain, config = copy.deepcopy(self.generator), self.config.generator_config()
         config.num_hidden_layers = len(stack_of(plain.electra).order)
         flatten(plain.electra)
@@ -326,29 +326,29 @@ class WithGenerator(EffptMixin):
         return stock
 
     def extra_exports(self) -> dict[str, PreTrainedModel]:
-        """What is exported besides the main model, by the name of its folder."""
+        """Further stock models to export, by folder name."""
         return {"generator": self.export_generator()}
 
     def cost_signature(self) -> str:
-        """What besides the main model's layers decides the time of a step."""
+        """Text that is equal for models whose steps take the same time with the same layers."""
         generator, own = self.generator.config, self.config
         sizes = f"{len(stack_of(self.generator.electra).order)}x{generator.hidden_size}x{generator.intermediate_size}"
         return f"{own.objective} embedding {own.embedding_size} generator {sizes}"
 
 
 def predict_words(model: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """What the head over the vocabulary of an `ElectraForMaskedLM` multiplies with the table, and its logits."""
+    """Input of the output embedding of an `ElectraForMaskedLM`, and its logits."""
     features = model.generator_predictions(hidden)
     return features, model.generator_lm_head(features)
 
 
 @contextmanager
 def _own_stream(device: torch.device, advanced: bool) -> Iterator[None]:
-    """Random numbers of a stream that begins anew where the global one stands, which stays there.
+    """Random numbers from a stream seeded by the state of the global one, which is restored afterwards.
 
     Args:
-        device: whose generator is meant.
-        advanced (`bool`): whether the global stream has moved since the last time; else it is moved on by one draw.
+        device (`torch.device`): the device of the random number generator.
+        advanced (`bool`): `True` if the global stream has advanced since the last call; else one number is drawn.
     """
     on_cuda = device.type == "cuda"
     generator = torch.cuda.default_generators[device.index or 0] if on_cuda else torch.default_generator

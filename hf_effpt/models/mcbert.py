@@ -1,8 +1,8 @@
-"""MC-BERT: chooses the original of every token among candidates of a meta controller (Xu et al., 2020).
+"""MC-BERT: selects the original of every token among candidates of a meta controller (Xu et al., 2020).
 
-The meta controller is the generator of ELECTRA. At a token that it has replaced the original is among the candidates;
-at any other the right answer is "none of the above", a row of the embedding table that no token has.
-B batch, L row length, M chosen positions a row, N positions in all, K candidates, D hidden size, V vocabulary.
+The meta controller is ELECTRA's generator. The original of a replaced token is among its candidates; for any other
+token the answer is "none of the above", a row of the embedding table that no token has.
+B batch, L row length, M masked positions per row, N positions in all, K candidates, D hidden size, V vocabulary.
 """
 
 import math
@@ -33,9 +33,9 @@ BERT_NAMES = {
     "generator_predictions.": "cls.predictions.transform.",
     "generator_lm_head.weight": "cls.predictions.decoder.weight",
     "generator_lm_head.bias": "cls.predictions.bias",
-    "generator.generator_lm_head.bias": "cls.predictions.decoder.bias",  # BERT has it twice, and so have we
+    "generator.generator_lm_head.bias": "cls.predictions.decoder.bias",  # BERT has it twice
 }
-SELECTION_WEIGHT = 0.4  # beside replaced-token detection: 2 to 5 (`official/projects/teams` of tensorflow/models)
+SELECTION_WEIGHT = 0.4  # relative to replaced-token detection: 2 to 5 (`official/projects/teams` of tensorflow/models)
 
 
 class McBertModel(EffptMixin, ElectraModel):
@@ -46,14 +46,14 @@ class McBertModel(EffptMixin, ElectraModel):
 
     @classmethod
     def stock_class_of(cls, config: McBertConfig) -> Any:
-        """The stock class that a model of this configuration exports to."""
+        """The stock class to which a model of this configuration exports."""
         return partial(BertModel, add_pooling_layer=False) if config.is_bert else ElectraModel
 
 
 class McBertForPreTraining(WithGenerator, ElectraForMaskedLM):
-    """MC-BERT with its meta controller, which is `generator`; exports to a `BertForMaskedLM`.
+    """MC-BERT with its meta controller, `generator`; exports to a `BertForMaskedLM`.
 
-    The head was trained to choose among candidates, so its probabilities over the whole vocabulary are not calibrated.
+    The head learns to choose among candidates, so its probabilities over the whole vocabulary are not calibrated.
     """
 
     config_class = McBertConfig
@@ -76,16 +76,16 @@ class McBertForPreTraining(WithGenerator, ElectraForMaskedLM):
 
     @property
     def selects(self) -> bool:
-        """Whether there are candidates at chosen positions only, and replaced tokens are detected besides."""
+        """`True` if only masked positions have candidates, and replaced tokens are detected everywhere."""
         return self.config.candidates_at == "masked"
 
     @classmethod
     def stock_class_of(cls, config: McBertConfig) -> type[PreTrainedModel]:
-        """The stock class that a model of this configuration exports to."""
+        """The stock class to which a model of this configuration exports."""
         return BertForMaskedLM if config.is_bert else ElectraForMaskedLM
 
     def stock_name(self, name: str) -> str | None:
-        """The name that a parameter or buffer has in the exported model; `None` if it is only for training."""
+        """The name of a parameter or buffer in the exported model; `None` if it is not exported."""
         if not self.config.is_bert:
             return super().stock_name(name)
         return next((new + name[len(old) :] for old, new in BERT_NAMES.items() if name.startswith(old)), None)
@@ -105,7 +105,7 @@ class McBertForPreTraining(WithGenerator, ElectraForMaskedLM):
     def _learn_to_choose(
         self, batch: Batch, hidden_BLD: Tensor, drawn_BMK: Tensor, corrupted_BL: Tensor, replaced_BL: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """The loss over all tokens, summed, what it is divided by, the candidates' logits, and the metrics' sums."""
+        """The summed loss over all tokens, its divisor, the candidates' logits, and sums for metrics."""
         candidates_BLK = self._draw_elsewhere(batch, hidden_BLD, drawn_BMK)
         candidates_BLK, repeated_BLK = self._candidates(batch, candidates_BLK, replaced_BL)
         with self.own_stream():
@@ -120,9 +120,9 @@ class McBertForPreTraining(WithGenerator, ElectraForMaskedLM):
     def _learn_to_select(
         self, batch: Batch, hidden: Tensor, drawn_BMK: Tensor, corrupted_BL: Tensor, replaced_BL: Tensor
     ) -> tuple[Tensor, int, Tensor, dict[str, Tensor]]:
-        """The loss of both tasks, per token and per chosen position already, and as in [`_learn_to_choose`].
+        """The loss of selection and detection, already averaged, and the rest as in [`_learn_to_choose`].
 
-        Methods are told of the choice among candidates only, and what they answer weights nothing else.
+        Methods observe and weight the loss of selection only.
         """
         truth_BM1 = batch.original_BL.gather(1, batch.positions_BM)[:, :, None]
         candidates_BMK = torch.cat([truth_BM1, drawn_BMK[:, :, 1:]], dim=2)
@@ -140,12 +140,12 @@ class McBertForPreTraining(WithGenerator, ElectraForMaskedLM):
 
     def _main_inputs(self, batch: Batch, layers: int | None) -> HeadInputs:
         raise EffptError(
-            f"`{type(self).__name__}` answers among a few candidates, so its probabilities are of nothing that can be "
-            "compared from token to token; have the generator read instead (`scorer: generator`)."
+            f"`{type(self).__name__}` chooses among a few candidates, so its probabilities cannot be compared from "
+            "token to token; use the generator instead (`scorer: generator`)."
         )
 
     def _draw(self, batch: Batch, logits_NV: Tensor) -> Tensor:
-        """K draws a chosen position, of shape `(batch_size, positions, K)`: the first of them is what is inserted."""
+        """K draws per masked position, of shape `(batch_size, positions, K)`; the first replaces the token."""
         uniform_NK = uniforms(batch.keys_B, batch.positions_BM, self.config.candidates).flatten(0, 1)
         truth_N1 = batch.original_BL.gather(1, batch.positions_BM).flatten()[:, None]
         drawn_NK = torch.empty_like(uniform_NK, dtype=torch.long)
@@ -161,9 +161,9 @@ class McBertForPreTraining(WithGenerator, ElectraForMaskedLM):
 
     @torch.no_grad()
     def _draw_elsewhere(self, batch: Batch, hidden_BLD: Tensor, drawn_BMK: Tensor) -> Tensor:
-        """The draws at every position, from those at the chosen ones, whose logits are not computed again."""
+        """K draws per position, of shape `(batch_size, sequence_length, K)`; those at masked positions are reused."""
         length = batch.masked_BL.shape[1]
-        # Static shapes: the chosen positions of a row are all different, as collators make them.
+        # Static shapes: the masked positions of a row are distinct, as the collator makes them.
         taken_BL = torch.zeros_like(batch.masked_BL).scatter(1, batch.positions_BM, 1)
         other_BO = taken_BL.argsort(dim=1, stable=True)[:, : length - batch.positions_BM.shape[1]]
         uniform_NK = uniforms(batch.keys_B, other_BO, self.config.candidates).flatten(0, 1)
@@ -178,16 +178,16 @@ class McBertForPreTraining(WithGenerator, ElectraForMaskedLM):
         return torch.empty_like(every_BLK).scatter(1, positions_BL[:, :, None].expand_as(every_BLK), every_BLK)
 
     def _possible(self, logits_NV: Tensor) -> Tensor:
-        """The logits, in place, without those of tokens that may not be drawn."""
+        """Sets the logits of tokens that are never sampled to -inf, in place."""
         known = (tuple(self.config.never_sampled), logits_NV.device)
-        if self._excluded is None or self._excluded[0] != known:  # not each time: a list waits for the device
+        if self._excluded is None or self._excluded[0] != known:  # cached: copying a list waits for the device
             self._excluded = (known, torch.tensor(known[0], dtype=torch.long, device=known[1]))
         return logits_NV.index_fill_(1, self._excluded[1], -torch.inf)
 
     def _candidates(self, batch: Batch, drawn_BLK: Tensor, replaced_BL: Tensor) -> tuple[Tensor, Tensor]:
-        """The candidates, and which of them are the truth once more: the truth is in the second place.
+        """The candidates, and a mask of repetitions of the correct token, which is in place 1.
 
-        Where nothing is replaced the token itself may be a candidate, and is then wrong, as in the released code.
+        Where nothing is replaced, the token itself may be a candidate and counts as wrong, as in the released code.
         """
         none_BL = torch.full_like(batch.original_BL, self.config.nota_token_id)
         second_BL = torch.where(replaced_BL, batch.original_BL, drawn_BLK[:, :, 1])
@@ -202,11 +202,11 @@ class McBertForPreTraining(WithGenerator, ElectraForMaskedLM):
         return logits_NK.view(candidates_BLK.shape)
 
     def cost_signature(self) -> str:
-        """What besides the main model's layers decides the time of a step."""
+        """Text that is equal for models whose steps take the same time with the same layers."""
         return f"{super().cost_signature()} {self.config.candidates} candidates at {self.config.candidates_at}"
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """What a log entry or an evaluation says, from the sums over its batches."""
+        """Metrics of a log entry or an evaluation, from sums over its batches."""
         masked, tokens = max(1.0, sums["masked"]), max(1.0, sums["tokens"])
         replaced = sums["replaced"] / tokens
         metrics = self.generator_metrics(sums) | {"replaced_rate": replaced}
@@ -214,6 +214,6 @@ class McBertForPreTraining(WithGenerator, ElectraForMaskedLM):
             detection = {"detection_loss": sums["detection_loss"] / tokens, "detection_floor": prior_entropy(replaced)}
             guess = math.log(self.config.candidates)
             return metrics | {"candidate_loss": sums["main_loss"] / masked, "floor": guess, **detection}
-        # Of always answering "none of the above", as often as that is right.
+        # The loss of a model that knows only the share of replaced tokens.
         floor = prior_entropy(replaced) + replaced * math.log(self.config.candidates - 1)
         return metrics | {"candidate_loss": sums["main_loss"] / tokens, "floor": floor}

@@ -1,6 +1,6 @@
-"""The steps from masked language modelling to ELECTRA with a head over the vocabulary (Clark et al., 2020, table 5).
+"""Objectives between masked language modelling and ELECTRA that predict tokens (Clark et al., 2020, table 5).
 
-B batch, L row length, M chosen positions a row, N positions in all, D hidden size.
+B batch, L row length, M masked positions per row, N positions in all, D hidden size.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ OBJECTIVES = ("replace_mlm", "all_tokens_mlm")
 
 
 class ElectraForReplacedMaskedLM(WithGenerator, ElectraForMaskedLM):
-    """Predicts the originals of what a generator has put at the chosen positions (`replace_mlm`), or of all tokens
+    """Predicts original tokens from a generator's output: at masked positions (`replace_mlm`) or at all of them
     (`all_tokens_mlm`), by the configuration's `objective`.
 
     The main model's parameters have their stock names; those of the generator begin with `generator.`.
@@ -61,13 +61,13 @@ class ElectraForReplacedMaskedLM(WithGenerator, ElectraForMaskedLM):
         )  # fmt: skip
 
     def _predict(self, batch: Batch, corrupted_BL: Tensor) -> Tensor:
-        """The loss at the chosen positions, summed; no others have outputs where nobody can tell."""
+        """The summed loss at masked positions; if possible, the last layer computes no other outputs."""
         _, hidden_BMD = encode_at(self.electra, batch.positions_BM, corrupted_BL, **batch.inputs)
         _, logits_NV = predict_words(self, hidden_BMD.flatten(0, 1))
         return self._main_loss(batch, partial(token_loss, logits_NV, batch.labels_BM.flatten()), batch.chosen_BM)
 
     def _copy_or_predict(self, batch: Batch, corrupted_BL: Tensor) -> Tensor:
-        """The loss at every token, summed: with a probability of its own what is read is copied, else predicted."""
+        """The summed loss at every token: a learned probability copies the input, else the token is predicted."""
         hidden_BLD = self.electra(corrupted_BL, return_dict=True, **batch.inputs).last_hidden_state
         head, output_BLD = self.generator_lm_head, self.generator_predictions(hidden_BLD)
         wanted_N = batch.original_BL.flatten()
@@ -75,7 +75,7 @@ class ElectraForReplacedMaskedLM(WithGenerator, ElectraForMaskedLM):
         copy_N = self.copy_head(hidden_BLD).float().flatten()
         logsigmoid = nn.functional.logsigmoid
         predicted_N = logsigmoid(-copy_N) + predicted_N
-        # Copying gives the right token unless it was replaced.
+        # A copy is correct unless the token was replaced.
         log_N = (logsigmoid(copy_N).logaddexp(predicted_N)).where(corrupted_BL.flatten() == wanted_N, predicted_N)
         log_N = log_N * batch.real_BL.flatten()
 
@@ -85,14 +85,14 @@ class ElectraForReplacedMaskedLM(WithGenerator, ElectraForMaskedLM):
         return self._main_loss(batch, loss, batch.real_BL)
 
     def _main_inputs(self, batch: Batch, layers: int | None) -> HeadInputs:
-        """The main model at the chosen positions, and what its head predicts there; of copying it says nothing."""
+        """The main model at masked positions, and its head over the vocabulary, without the probability of a copy."""
         corrupted_BL, _ = self._corrupted(batch)
         with first_layers(self.electra, layers):
             _, hidden_BMD = encode_at(self.electra, batch.positions_BM, corrupted_BL, **batch.inputs)
         return HeadInputs(hidden_BMD, batch.labels_BM, partial(predict_words, self))
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """What a log entry or an evaluation says, from the sums over its batches."""
+        """Metrics of a log entry or an evaluation, from sums over its batches."""
         masked, tokens = max(1.0, sums["masked"]), max(1.0, sums["tokens"])
         everywhere = self.config.objective == "all_tokens_mlm"
         return self.generator_metrics(sums) | {
@@ -101,7 +101,7 @@ class ElectraForReplacedMaskedLM(WithGenerator, ElectraForMaskedLM):
         }
 
     def floor(self, metrics: Mapping[str, float], unigram_floor: float | None) -> float | None:
-        """What the held-out loss has to get below: token frequencies alone, and copying as often as it is right."""
+        """Held-out loss of a model that knows only token frequencies and the share of replaced tokens."""
         if unigram_floor is None or self.config.objective == "replace_mlm":
             return unigram_floor
         replaced = metrics["replaced_rate"]

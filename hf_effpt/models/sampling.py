@@ -1,8 +1,8 @@
-"""Exact sampling from a softmax, in float32 whatever precision the logits have.
+"""Exact sampling from a softmax, in float32 whatever the precision of the logits.
 
-One uniform number a draw is looked up in the cumulative distribution. It is a pure function of the row and the
-position, so the same row gets the same draws in every batch, process and resumed run, and no generator is used.
-B batch, L row length, M positions of a row, N positions in all, K draws, V vocabulary.
+A uniform number per draw is looked up in the cumulative distribution. It depends only on row, position and draw, so a
+row gets the same draws in every batch, process and resumed run, and no random number generator advances.
+B batch, M positions per row, N positions in all, K draws, V vocabulary.
 """
 
 import torch
@@ -14,7 +14,7 @@ _POSITION, _DRAW = 0x1F83D9ABFB41BD6B, 0x5BE0CD19137E2179
 
 
 def uniforms(keys_B: Tensor, positions_BM: Tensor, draws: int) -> Tensor:
-    """Numbers in [0, 1), of shape `(batch_size, positions, draws)`, that depend on row, position and draw alone."""
+    """Numbers in [0, 1) that depend on row, position and draw only, of shape `(batch_size, positions, draws)`."""
     draws_K = torch.arange(draws, device=keys_B.device)
     return uniform(keys_B[:, None, None] + positions_BM[:, :, None] * _POSITION + draws_K * _DRAW)
 
@@ -23,16 +23,17 @@ def sample(logits_NV: Tensor, uniform_NK: Tensor) -> Tensor:
     """Draws from softmax(logits) with replacement, of shape `(positions, draws)`.
 
     Args:
-        logits_NV (`Tensor` of shape `(positions, vocab_size)`): of any floating dtype; `-inf` is never drawn.
+        logits_NV (`Tensor` of shape `(positions, vocab_size)`): of any floating dtype; `-inf` excludes a token.
         uniform_NK (`Tensor` of shape `(positions, draws)`): numbers in [0, 1), from [`uniforms`].
     """
     return _look_up(_weights(logits_NV), uniform_NK)
 
 
 def sample_distinct(logits_NV: Tensor, uniform_NK: Tensor) -> Tensor:
-    """As [`sample`], without replacement: each draw from what the draws before it have left.
+    """Draws as [`sample`], without replacement.
 
-    That is how Gumbel top-k draws (Kool et al., 2019, arXiv 1903.06059), in K passes and without V numbers a position.
+    The distribution is that of Gumbel top-k (Kool et al., 2019, arXiv 1903.06059), without V random numbers per
+    position.
     """
     weights_NV = _weights(logits_NV)
     drawn = []
@@ -50,7 +51,7 @@ def _weights(logits_NV: Tensor) -> Tensor:
 def _look_up(weights_NV: Tensor, uniform_NK: Tensor) -> Tensor:
     cumulative_NV = weights_NV.cumsum(dim=1)
     total_N1 = cumulative_NV[:, -1:]
-    # In float32 a number just below 1 may round to 1, which would look up an entry past the last one with any weight.
+    # In float32 a number just below 1 may round to 1, which would look up an entry past the last possible one.
     below_N1 = torch.nextafter(total_N1, torch.zeros_like(total_N1))
     wanted_NK = torch.minimum((uniform_NK * total_N1.double()).float(), below_N1)
     return torch.searchsorted(cumulative_NV, wanted_NK, right=True).clamp_(max=weights_NV.shape[1] - 1)

@@ -1,8 +1,8 @@
-"""A transformer layer that computes only the outputs someone will read.
+"""A transformer layer that computes outputs at some positions only.
 
-Above the last layer a masked-language-modelling head looks at masked positions alone, so queries, the attention's
-output projection and the feed-forward block are needed there only; keys and values are needed everywhere.
-B batch, L row length, M positions wanted in a row, D hidden size, H heads, K head size.
+A masked-language-modelling head reads the last layer at masked positions only, so queries, the attention's output
+projection and the feed-forward block are needed there only; keys and values are needed everywhere.
+B batch, L row length, M positions per row, D hidden size, H heads, K head size.
 """
 
 from functools import partial
@@ -16,27 +16,27 @@ from hf_effpt.core.depth import stack_of
 
 
 def gather_rows(hidden_BLD: Tensor, positions_BM: Tensor) -> Tensor:
-    """The hidden states at some positions of every row, of shape `(batch_size, wanted, hidden_size)`."""
+    """Hidden states at some positions of every row, of shape `(batch_size, positions, hidden_size)`."""
     return hidden_BLD.gather(1, positions_BM[:, :, None].expand(-1, -1, hidden_BLD.shape[-1]))
 
 
 def positions_of(labels_BL: Tensor) -> Tensor:
-    """The positions of the labels, as many in each row as the fullest has, filled up with others; waits for them."""
+    """Positions of the labels, padded with other positions to the largest number in a row; waits for the device."""
     chosen_BL = labels_BL != -100
     most = max(1, int(chosen_BL.sum(dim=1).max()))
     return chosen_BL.int().argsort(dim=1, descending=True, stable=True)[:, :most]
 
 
 def drops(config: Any) -> bool:
-    """Whether a model of this configuration draws dropout in training."""
+    """`True` if a model of this configuration draws dropout in training."""
     return max(config.hidden_dropout_prob, config.attention_probs_dropout_prob) > 0
 
 
 def encode_at(encoder: Any, positions_BM: Tensor, *args: Any, **inputs: Any) -> tuple[Any, Tensor]:
-    """The outputs of an encoder with a `LayerStack`, and the hidden states at some positions of every row.
+    """The outputs of an encoder with a `LayerStack`, and its last hidden states at some positions of every row.
 
-    The last layer computes no others, unless somebody else reads them or a draw of dropout would change; where it does
-    not, `last_hidden_state` has those of the positions only.
+    The last layer computes only these, and `last_hidden_state` holds only these, unless something else reads it or
+    dropout would draw other numbers.
     """
     stack, config = stack_of(encoder), encoder.config
     read = any(inputs.get(name, getattr(config, name)) for name in ("output_hidden_states", "output_attentions"))
@@ -59,12 +59,12 @@ def layer_at(
     *args: Any,
     **kwargs: Any,
 ) -> Tensor:
-    """The outputs of a BERT layer at some positions of every row, of shape `(batch_size, wanted, hidden_size)`.
+    """The outputs of a BERT layer at some positions of every row, of shape `(batch_size, positions, hidden_size)`.
 
     Args:
-        positions_BM (`Tensor` of shape `(batch_size, wanted)`): where outputs are wanted.
-        layer: the stock layer.
-        hidden_BLD (`Tensor` of shape `(batch_size, sequence_length, hidden_size)`): its inputs.
+        positions_BM (`Tensor` of shape `(batch_size, positions)`): positions of the outputs.
+        layer (`nn.Module`): a stock layer.
+        hidden_BLD (`Tensor` of shape `(batch_size, sequence_length, hidden_size)`): its input.
         attention_mask (`Tensor` of shape `(batch_size, 1, sequence_length or 1, sequence_length)`, *optional*).
     """
     attention = layer.attention.self

@@ -1,22 +1,7 @@
-"""A BERT with narrower layers that brings its own code: what a model exports to whose heads and neurons were cut."""
+"""A BERT with narrower layers and code of its own: the export of a model whose heads and neurons were cut."""
 
-from .configuration_pruned_bert import HEADS, PrunedBertConfig
-from .modeling_pruned_bert import (
-    PrunedBertForMaskedLM,
-    PrunedBertForMultipleChoice,
-    PrunedBertForQuestionAnswering,
-    PrunedBertForSequenceClassification,
-    PrunedBertForTokenClassification,
-    PrunedBertModel,
-)
+from . import configuration_pruned_bert, modeling_pruned_bert
+from .configuration_pruned_bert import *  # noqa: F403
+from .modeling_pruned_bert import *  # noqa: F403
 
-__all__ = [
-    "HEADS",
-    "PrunedBertConfig",
-    "PrunedBertForMaskedLM",
-    "PrunedBertForMultipleChoice",
-    "PrunedBertForQuestionAnswering",
-    "PrunedBertForSequenceClassification",
-    "PrunedBertForTokenClassification",
-    "PrunedBertModel",
-]
+__all__ = [*configuration_pruned_bert.__all__, *modeling_pruned_bert.__all__]

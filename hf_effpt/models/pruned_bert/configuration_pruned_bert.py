@@ -1,4 +1,4 @@
-"""Configuration of a BERT whose layers are narrower than stock ones; it is saved beside the weights it describes."""
+"""Configuration of a BERT with narrower layers than stock ones; saved beside the weights."""
 
 from transformers import BertConfig
 
@@ -17,26 +17,26 @@ AUTO_MAP = {
 
 
 class PrunedBertConfig(BertConfig):
-    """Configuration of a BERT with as many attention heads and feed-forward neurons in each layer as it says.
+    """Configuration of a BERT with its own number of attention heads and feed-forward neurons in each layer.
 
-    The size of a head is `hidden_size / num_attention_heads`, as if no head had been taken out.
+    The size of a head is `hidden_size / num_attention_heads`, also where heads were removed.
 
     Args:
         layer_widths (`list[list[int]]`, *optional*): number of attention heads, from 0 to `num_attention_heads`, and
-            of feed-forward neurons, from 1 to `intermediate_size`, of every layer; by default all have the most.
+            of feed-forward neurons, from 1 to `intermediate_size`, of every layer; by default the largest.
 
     Raises:
-        ValueError: if they are not as many as there are layers, or a layer cannot have so many.
+        ValueError: if `layer_widths` has another length than `num_hidden_layers`, or a width is out of range.
     """
 
     model_type = "pruned_bert"
-    _auto_class = "AutoConfig"  # so that saving it saves this file, too
+    _auto_class = "AutoConfig"  # saving the configuration saves this file
 
     layer_widths: list | None = None
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
-        # All heads, wherever it was loaded from: by itself, saving a model names only its own class.
+        # Names all heads: saving a model by itself names only its own class.
         self.auto_map = dict(AUTO_MAP)
         if self.layer_widths is None:
             self.layer_widths = [[self.num_attention_heads, self.intermediate_size]] * self.num_hidden_layers

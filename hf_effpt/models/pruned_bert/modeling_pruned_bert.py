@@ -1,6 +1,6 @@
 """BERT with narrower layers: the stock classes and parameter names, with fewer heads and neurons in each layer.
 
-This file and its configuration lie beside the weights, and need nothing but `transformers`.
+This file and its configuration are saved beside the weights and need only `transformers`.
 """
 
 from torch import nn
@@ -18,12 +18,12 @@ from .configuration_pruned_bert import PrunedBertConfig
 
 
 class PrunedBertSelfAttention(BertSelfAttention):
-    """Self-attention with some of the heads, or none of them.
+    """Self-attention with fewer heads, or none.
 
     Args:
-        config ([`PrunedBertConfig`]): of the model.
-        heads (`int`): how many it has.
-        layer_idx (`int`): the index of its layer.
+        config ([`PrunedBertConfig`]): configuration of the model.
+        heads (`int`): number of heads.
+        layer_idx (`int`): index of the layer.
     """
 
     def __init__(self, config, heads, layer_idx):
@@ -33,7 +33,7 @@ class PrunedBertSelfAttention(BertSelfAttention):
             narrow(projection, outputs=self.all_head_size)
 
     def forward(self, hidden_states, *args, **kwargs):
-        """As in the stock class; without heads, outputs and weights have no elements."""
+        """Attends like the stock class; without heads, outputs and attention weights are empty."""
         if self.num_attention_heads:
             return super().forward(hidden_states, *args, **kwargs)
         batch, length = hidden_states.shape[:2]
@@ -43,7 +43,7 @@ class PrunedBertSelfAttention(BertSelfAttention):
 
 
 def narrow(linear, outputs=None, inputs=None):
-    """Leaves a linear map its first outputs and inputs only."""
+    """Keeps only the first outputs and inputs of a linear layer, in place."""
     linear.weight = nn.Parameter(linear.weight.detach()[:outputs, :inputs].clone())
     linear.bias = nn.Parameter(linear.bias.detach()[:outputs].clone())
     linear.out_features, linear.in_features = linear.weight.shape
@@ -53,7 +53,7 @@ class PrunedBertModel(BertModel):
     """The encoder alone."""
 
     config_class = PrunedBertConfig
-    _auto_class = "AutoModel"  # so that saving a model saves this file, too
+    _auto_class = "AutoModel"  # saving the model saves this file
 
     def __init__(self, config, add_pooling_layer=True):
         config.check_widths()
@@ -68,7 +68,7 @@ class PrunedBertModel(BertModel):
 
 
 class PrunedBertHead:
-    """Gives a stock class with a head the narrower encoder; placed before it in the bases."""
+    """Replaces the encoder of a stock class with a head by the narrower one; placed before it in the bases."""
 
     config_class = PrunedBertConfig
 
