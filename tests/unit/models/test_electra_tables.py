@@ -140,7 +140,7 @@ def test_disentangled_tables_part_the_gradients(tmp_path):
     again = ElectraForJointPreTraining.from_parts(stock, generator, embedding_sharing="disentangled").eval()
     assert torch.allclose(again(ids).logits, stock(ids).logits, atol=1e-6)
     assert torch.allclose(again.generator(ids).logits, generator(ids).logits, atol=1e-6)
-    with pytest.raises(EffptError, match="has no generator, to whose table"):
+    with pytest.raises(EffptError, match="has no generator, to whose word embeddings"):
         EffptElectraModel.from_pretrained(tmp_path)
 
 
