@@ -17,9 +17,9 @@ from hf_effpt import (
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("dataset", nargs="?", default="builtin:pydoc", help="a file, folder, Hub id or builtin:pydoc")
 parser.add_argument(
-    "--depth", type=int, nargs="+", default=1, help="layers at the start, or of each stage but the last"
+    "--depth", type=int, nargs="+", default=1, help="layers at the start, or in each stage but the last"
 )
-parser.add_argument("--at", type=float, nargs="+", help="fractions of the budget of the growths")
+parser.add_argument("--at", type=float, nargs="+", help="fractions of the budget at which it grows")
 parser.add_argument("--operator", default="stack", help="stack, interpolate, midas, append_top or ligo_depth")
 parser.add_argument("--budget", default="2min", help="40steps, 1e7tokens, 3e13flops, 10min, ...")
 parser.add_argument("--vocab_size", type=int, default=8192)

@@ -14,7 +14,7 @@ from hf_effpt.core.objectives import floor_in, measured_as, objective_in
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-# What a loss that has parts is judged by; the sum of the parts is on no scale of its own.
+# The part of a composite loss that is plotted; the sum of the parts is on no meaningful scale.
 MAIN = ("discriminator_loss", "candidate_loss", "prediction_loss")
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -12,13 +12,13 @@ parser.add_argument("dataset", nargs="?", default="builtin:pydoc", help="a file,
 parser.add_argument(
     "--budget", default="2min", help="of each run: 40steps, 1e7tokens, 3e13flops, 10min, 10min_rst, ..."
 )
-parser.add_argument("--seeds", type=int, default=3, help="a verdict takes three")
-parser.add_argument("--fractions", type=float, nargs="+", default=[0.5, 1.0], help="shares of the budget to run, too")
+parser.add_argument("--seeds", type=int, default=3, help="a verdict needs three")
+parser.add_argument("--fractions", type=float, nargs="+", default=[0.5, 1.0], help="shares of the budget")
 parser.add_argument("--vocab_size", type=int, default=2048)
 parser.add_argument("--out", default="comparison")
 args = parser.parse_args()
 
-# The arms are alike in all but their methods; the first is what the others are measured against.
+# The arms differ in their methods alone; the first is the baseline.
 base = {
     "model": {"size": "tiny", "num_hidden_layers": 4},
     "data": {"dataset": args.dataset, "sequence_length": 64, "vocab_size": args.vocab_size, "validation": 0.05},
@@ -32,4 +32,4 @@ arms = [
 report = compare(arms, args.out, budget=args.budget, seeds=args.seeds, fractions=args.fractions)
 for arm in report["arms"]:
     print(f"{arm['name']}: {arm['verdict']['text']}")
-print(f"Open {args.out}/report.html; call this again to go on where it was stopped, or with more seeds.")
+print(f"Open {args.out}/report.html; call this again to continue after an interruption, or to add seeds.")

@@ -9,8 +9,8 @@ from hf_effpt import EffptTrainingArguments, TNFBertConfig, TNFBertForMaskedLM, 
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("dataset", nargs="?", default="builtin:pydoc", help="a file, folder, Hub id or builtin:pydoc")
-parser.add_argument("--min_count", type=int, help="how often a word with a note occurs at least; by size of the text")
-parser.add_argument("--max_count", type=int, help="and at most")
+parser.add_argument("--min_count", type=int, help="least count of a word with a note (default by size of text)")
+parser.add_argument("--max_count", type=int, help="largest count of a word with a note")
 parser.add_argument("--budget", default="2min", help="40steps, 1e7tokens, 3e13flops, 10min, ...")
 parser.add_argument("--vocab_size", type=int, default=8192)
 parser.add_argument("--out", default="out_tnf")

@@ -18,7 +18,7 @@ from hf_effpt import (
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("dataset", nargs="?", default="builtin:pydoc", help="a file, folder, Hub id or builtin:pydoc")
-parser.add_argument("--generator_size", type=float, default=0.25, help="width of the generator, as a share")
+parser.add_argument("--generator_size", type=float, default=0.25, help="width of the generator over that of the model")
 parser.add_argument("--budget", default="2min", help="40steps, 1e7tokens, 3e13flops, 10min, ...")
 parser.add_argument("--vocab_size", type=int, default=8192)
 parser.add_argument("--out", default="out_electra")

@@ -16,7 +16,7 @@ from hf_effpt import (
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("dataset", nargs="?", default="builtin:pydoc", help="a file, folder, Hub id or builtin:pydoc")
-parser.add_argument("--candidates", type=int, default=10, help="at a token, none of the above among them")
+parser.add_argument("--candidates", type=int, default=10, help="per token, none of the above included")
 parser.add_argument("--candidates_at", default="all", choices=("all", "masked"), help="masked: as in TEAMS")
 parser.add_argument("--budget", default="2min", help="40steps, 1e7tokens, 3e13flops, 10min, ...")
 parser.add_argument("--vocab_size", type=int, default=8192)

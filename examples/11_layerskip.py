@@ -16,7 +16,7 @@ from hf_effpt import (
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("dataset", nargs="?", default="builtin:pydoc", help="a file, folder, Hub id or builtin:pydoc")
-parser.add_argument("--target", type=float, default=0.6, help="share of rows and gated layers that are to run")
+parser.add_argument("--target", type=float, default=0.6, help="share of pairs of a row and a gated layer that run")
 parser.add_argument("--budget", default="2min", help="40steps, 1e7tokens, 3e13flops, 10min, ...")
 parser.add_argument("--vocab_size", type=int, default=8192)
 parser.add_argument("--out", default="out_layerskip")

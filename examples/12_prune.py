@@ -1,4 +1,4 @@
-"""Depth on demand: a model that was trained with LayerDrop, as stock models with fewer layers.
+"""Depth on demand: prunes a model that was trained with LayerDrop to a stock model with fewer layers.
 
 python examples/02_layerdrop.py corpus/ --p 0.5 --out out_layerdrop
 python examples/12_prune.py out_layerdrop corpus/ --depth 2 --out out_pruned
@@ -9,12 +9,12 @@ import argparse
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from hf_effpt import pack
-from hf_effpt.evaluation.loss import fixed_mask_batches, held_out_loss
+from hf_effpt.evaluation.held_out_loss import fixed_mask_batches, held_out_loss
 from hf_effpt.evaluation.pruning import STRATEGIES, choose_layers
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("model", help="the folder of a finished run")
-parser.add_argument("dataset", nargs="?", default="builtin:pydoc", help="what it was trained on")
+parser.add_argument("dataset", nargs="?", default="builtin:pydoc", help="its training text")
 parser.add_argument("--depth", type=int, default=2, help="layers to keep")
 parser.add_argument("--out", default="out_pruned")
 args = parser.parse_args()
@@ -22,7 +22,7 @@ args = parser.parse_args()
 model = AutoModelForMaskedLM.from_pretrained(args.model)
 tokenizer = AutoTokenizer.from_pretrained(args.model)
 rows = pack(args.dataset, tokenizer, sequence_length=128)
-# One half of what was held out chooses layers, the other tells what they are worth.
+# One half of the held-out text chooses layers, the other measures the loss.
 held_out = rows["validation"].train_test_split(test_size=0.5, seed=0)
 chosen_by = {"every_other": None, "search": held_out["train"], "data_driven": rows["train"]}
 

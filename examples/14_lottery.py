@@ -19,7 +19,7 @@ from hf_effpt import (
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("dataset", nargs="?", default="builtin:pydoc", help="a file, folder, Hub id or builtin:pydoc")
-parser.add_argument("--sparsity", type=float, default=0.5, help="share of the weights that is pruned in the end")
+parser.add_argument("--sparsity", type=float, default=0.5, help="share of the weights that are pruned in the end")
 parser.add_argument("--rounds", type=int, default=2, help="number of prunings")
 parser.add_argument("--budget", default="2min", help="of each run: 40steps, 1e7tokens, 3e13flops, 10min, ...")
 parser.add_argument("--vocab_size", type=int, default=8192)
@@ -31,7 +31,7 @@ rows = pack(args.dataset, tokenizer, sequence_length=128)
 
 
 def trained(out, seed, **lottery):
-    """A finished run of a model with these settings, whose first weights are those of the seed."""
+    """Trains a model with these settings from the initial weights of the seed and returns its trainer."""
     set_seed(seed)
     config = LotteryBertConfig(
         vocab_size=len(tokenizer), num_hidden_layers=2, hidden_size=128, num_attention_heads=2, intermediate_size=512,

@@ -1,10 +1,12 @@
-"""Online data selection: more rows are looked at than are learned from, and the run says what that has cost.
+"""Online data selection: trains on a part of the rows that it looks at, and reports the cost of choosing them.
 
 python examples/16_selection.py corpus/ --strategy least_confidence --out out_selection
 python examples/16_selection.py corpus/ --strategy random --out out_random       # the control: is it any better?
 """
 
 import argparse
+import json
+from pathlib import Path
 
 from hf_effpt import (
     EffptTrainingArguments,
@@ -14,12 +16,11 @@ from hf_effpt import (
     pack,
     train_tokenizer,
 )
-from hf_effpt.training.record import accounts
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("dataset", nargs="?", default="builtin:pydoc", help="a file, folder, Hub id or builtin:pydoc")
-parser.add_argument("--strategy", default="perceptron_ensemble", help="`effpt methods selection` names them")
-parser.add_argument("--keep", type=float, default=0.5, help="share of the rows looked at that are learned from")
+parser.add_argument("--strategy", default="perceptron_ensemble", help="`effpt methods selection` lists them")
+parser.add_argument("--keep", type=float, default=0.5, help="share of the rows looked at that are trained on")
 parser.add_argument("--budget", default="2min", help="40steps, 1e7tokens, 3e13flops, 10min, ...")
 parser.add_argument("--vocab_size", type=int, default=8192)
 parser.add_argument("--out", default="out_selection")
@@ -41,6 +42,6 @@ trainer = SelectionTrainer(
 )
 trainer.train()
 trainer.evaluate()
-trainer.save_model()  # a stock BertForMaskedLM
-print(accounts(trainer)["selection"]["text"])
+trainer.save_model()  # a stock BertForMaskedLM and run.json
+print(json.loads((Path(args.out) / "run.json").read_text(encoding="utf-8"))["accounts"]["selection"]["text"])
 print(f"Held-out loss {trainer.evaluation['held_out_loss']:.3f}")

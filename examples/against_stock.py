@@ -2,9 +2,9 @@
 
     python examples/against_stock.py RECIPE.yaml --budget 2min --out stock/ --data FOLDER_WITH_BLIMP
 
-The stock side is what `run_mlm.py` does (`Trainer`, `BertForMaskedLM` with its dropout of 0.1,
-`DataCollatorForLanguageModeling`), with the recipe's optimizer settings, and a learning rate that decays on the same
-clock, so that it is at its best, too. The sides take turns; each run on a share of the budget decays on that share.
+The stock side trains as `run_mlm.py` does (`Trainer`, `BertForMaskedLM` with its dropout of 0.1,
+`DataCollatorForLanguageModeling`), with the recipe's optimizer settings and a learning rate that decays on the same
+clock, so that it is at its best too. The sides take turns. Each run on a share of the budget decays on that share.
 """
 
 import argparse
@@ -28,20 +28,20 @@ from transformers import (
 
 from hf_effpt.comparison.arms import POINTS, Arm, common_budget, load_arms
 from hf_effpt.comparison.compare import write_report
-from hf_effpt.comparison.grid import RECORD, SCORES, Run, claim, grid
-from hf_effpt.comparison.runner import Runner
+from hf_effpt.comparison.run_grid import RECORD, SCORES, Run, claim, grid
+from hf_effpt.comparison.run_launcher import Runner
 from hf_effpt.comparison.summary import report
 from hf_effpt.core.files import write_json
 from hf_effpt.data.packing import PackedRows, facts
-from hf_effpt.evaluation.loss import fixed_mask_batches, held_out_loss, unigram_floor
+from hf_effpt.evaluation.held_out_loss import fixed_mask_batches, held_out_loss, unigram_floor
 from hf_effpt.evaluation.suite import evaluate
 from hf_effpt.pretraining import prepare_data
+from hf_effpt.recipe.recipe import Recipe
 from hf_effpt.training.energy import energy_entry
-from hf_effpt.training.recipe import Recipe
 from hf_effpt.training.record import environment
 from hf_effpt.training.timekeeping import Timekeeper
 
-# What of a recipe the stock side follows; anything else would make the sides differ in more than the way of training.
+# Recipe settings that the stock side follows. Any other setting would make the sides differ in more than the trainer.
 FOLLOWED = {
     "model": {"size", "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size",
               "max_position_embeddings", "attn_implementation", "objective", "dropout"},
@@ -53,7 +53,7 @@ FOLLOWED = {
 
 
 class Sides(Runner):
-    """Runs the stock side by this script, and the other as any comparison does."""
+    """Launches the stock side with this script and the other side as any comparison does."""
 
     def command(self, run: Run, request: Path) -> list[str]:
         own = [sys.executable, __file__, "--stock", str(request)]
@@ -61,7 +61,7 @@ class Sides(Runner):
 
 
 class Budget(TrainerCallback):
-    """Ends a stock run when its seconds are spent; evaluations are not charged, as on the other side."""
+    """Ends a stock run when its budget is spent. Evaluations are not charged, as on the other side."""
 
     def __init__(self, timekeeper, tokens, flops, evaluate):
         self.timekeeper, self.tokens, self.flops, self.evaluate = timekeeper, tokens, flops, evaluate
@@ -71,7 +71,7 @@ class Budget(TrainerCallback):
         self.timekeeper.start()
 
     def on_optimizer_step(self, *_, **__):
-        """Before the learning rate of the next step is set, as on the other side."""
+        """Advances the clock before the learning rate of the next step is set, as on the other side."""
         self.before = self.clock.fraction
         self.timekeeper.step(tokens=self.tokens, flops=self.flops)
 
@@ -89,13 +89,13 @@ class Budget(TrainerCallback):
         return found
 
     def rate(self, _, warm_up=0.06):
-        """Linear warm-up and decay by the share of the seconds that are spent."""
+        """Returns the factor of the learning rate: linear warm-up and decay on the clock."""
         spent = self.clock.fraction
         return spent / warm_up if spent < warm_up else (1 - spent) / (1 - warm_up)
 
 
 def train_stock(recipe: Recipe) -> None:
-    """Pre-trains with the stock Trainer; leaves the model, and a record as a run of this package writes it."""
+    """Pre-trains with the stock Trainer and saves the model with a `run.json` like that of this package."""
     args, folder = recipe.training, Path(recipe.training.output_dir)
     length, batch = recipe.data.sequence_length, args.per_device_train_batch_size
     _, tokenizer, rows = prepare_data(recipe)
@@ -151,7 +151,7 @@ def train_stock(recipe: Recipe) -> None:
 
 
 def flops_of_a_step(config: BertConfig, batch: int, length: int) -> int:
-    """Forward and backward of the stock model, with logits everywhere; counted without weights."""
+    """Returns the FLOPs of forward and backward of the stock model, which computes logits at every position."""
     with torch.device("meta"):
         ghost = BertForMaskedLM._from_config(config, attn_implementation="eager")
         ids = torch.zeros(batch, length, dtype=torch.long)
@@ -173,7 +173,7 @@ def main() -> None:
     parser.add_argument("recipe", nargs="?", help="a masked-LM recipe without methods")
     parser.add_argument("--budget", default="2min", help="wall-clock of each run (default 2min)")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--fractions", default="0.5,1", help="shares of the budget with runs of their own")
+    parser.add_argument("--fractions", default="0.5,1", help="shares of the budget, each with its own runs")
     parser.add_argument("--data", help="a folder with BLiMP; by default only losses are compared")
     parser.add_argument("--pairs_per_paradigm", type=int)
     parser.add_argument("--out", type=Path)

@@ -1,11 +1,11 @@
-"""Measures this package's masked-LM pre-training against the stock one, the way `run_mlm.py` does it.
+"""Measures the speed and memory of masked-LM pre-training against the stock `run_mlm.py`.
 
     python examples/benchmark.py --suite cpu --out model_cards/results/benchmark_cpu.json
     python examples/benchmark.py --suite data --out model_cards/results/benchmark_data.json
 
 Both sides get the same weights, rows, batch and precision. Every measurement is a process of its own, and the sides
-take turns (A B A B), so that neither a busy machine nor the allocator's history favours one. Two comparisons a model:
-at equal dropout, and each side with its own default (stock 0.1, this package 0).
+take turns (A B A B), so that neither a busy machine nor the allocator's history favours one. Each model is measured
+at equal dropout and with the default dropout of each side (stock 0.1, this package 0).
 """
 
 import argparse
@@ -36,7 +36,7 @@ DROPOUT = {"equal dropout (0.1)": (0.1, 0.1), "own defaults (0.1 against 0)": (0
 
 
 def measure(side: str, shape: tuple, dropout: float, dataset: str) -> dict:
-    """Runs one side for some steps in this process; tokens per second after the warm-up steps, and peak memory."""
+    """Trains one side for some steps; returns tokens per second after the warm-up steps, and peak memory."""
     import torch
     from transformers import (
         BertConfig,
@@ -51,7 +51,7 @@ def measure(side: str, shape: tuple, dropout: float, dataset: str) -> dict:
     from hf_effpt import EffptBertConfig, EffptBertForMaskedLM, EffptTrainer, EffptTrainingArguments
     from hf_effpt.data.corpus import open_corpus
     from hf_effpt.pretraining import prepare_rows, prepare_tokenizer
-    from hf_effpt.training.recipe import Recipe
+    from hf_effpt.recipe.recipe import Recipe
 
     layers, hidden, heads, vocabulary, batch, steps, precision = shape
     recipe = Recipe.load({"data": {"dataset": dataset, "sequence_length": LENGTH}})
@@ -129,7 +129,7 @@ def measure(side: str, shape: tuple, dropout: float, dataset: str) -> dict:
 
 
 def compare(shape: tuple, dropouts: tuple[float, float], dataset: str, rounds: int) -> dict:
-    """Lets the sides take turns and compares them round by round."""
+    """Runs the sides in turns and compares them round by round."""
     found = {"stock": [], "hf_effpt": []}
     for _ in range(rounds):
         for side, dropout in zip(found, dropouts, strict=True):
@@ -150,7 +150,7 @@ def compare(shape: tuple, dropouts: tuple[float, float], dataset: str, rounds: i
 
 
 def measure_data(dataset: str) -> dict:
-    """Tokenizing and packing on one core, from a cold cache, and what a second call takes."""
+    """Times tokenizing and packing on one core from a cold cache, and a second call from the cache."""
     from hf_effpt import pack, train_tokenizer
     from hf_effpt.data.corpus import open_corpus
     from hf_effpt.data.packing import facts
@@ -202,7 +202,7 @@ def main() -> None:
 
 
 def compare_all(suite: str, dataset: str, rounds: int) -> dict:
-    """All models of a suite, in both comparisons; prints a row each."""
+    """Measures all models of a suite at both settings of dropout and prints a row each."""
     results = {}
     print(f"{'':32} {'stock':>12} {'hf_effpt':>12}   {'ratio (lowest-highest)':24} peak memory, MB")
     for model, shape in SUITES[suite].items():

@@ -1,12 +1,12 @@
-"""What a training step of a 12-layer encoder costs while fewer of its layers run, or learn, against all of them.
+"""Measures the cost of a training step of a 12-layer encoder in which fewer layers run or learn, against all 12.
 
     python examples/benchmark_depth.py --out model_cards/results/benchmark_depth.json
 
-Forward, backward and AdamW of the layers alone: random hidden states stand in for the embeddings, a random direction
-for the head, so that neither hides what layers cost. All arms run in one process and take turns, one step each, so
-that a busy machine favours none; a ratio is the median over the rounds, with the lowest and highest quarter, and the
-mean, which counts where the layers that run are drawn anew for every step. Beside it are the bytes that the backward
-pass keeps of the forward one, and the FLOPs of both, where they differ from step to step the means.
+Forward, backward and AdamW of the layers alone: random hidden states replace the embeddings and a random direction
+replaces the head, so that neither hides the cost of layers. All arms run in one process and take turns, one step each,
+so that a busy machine favours none. A ratio is the median over the rounds with the lower and upper quartile, and the
+mean, which counts if the layers that run are sampled for every step. Besides: the bytes that are saved for the
+backward pass, and the FLOPs of both passes; their means if they differ between steps.
 """
 
 import argparse
@@ -36,7 +36,7 @@ SHAPES = {  # hidden size, tokens a row, rows a batch
     "12x256, rows of 128 tokens": (256, 128, 32),
 }
 HALF_CLOSED = {"layerskip": {"target": 0.5, "after": 0.0}}
-# layers that the run has reached, methods, whether which layers run is drawn anew for every step
+# number of layers, methods, True if the layers that run are sampled for every step
 ARMS = {
     "all 12 layers": (12, {}, False),
     "stacking, 6 layers": (6, {}, False),
@@ -53,18 +53,18 @@ ARMS = {
 
 
 class Given(nn.Module):
-    """Stands in for the embeddings: hidden states that have a gradient as those of embeddings have."""
+    """Replacement of the embeddings: fixed hidden states that have a gradient, as those of embeddings have."""
 
     def __init__(self, hidden: Tensor) -> None:
         super().__init__()
         self.hidden = nn.Parameter(hidden)
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
-        return self.hidden.clone()  # no leaf, as the sum of embeddings is none
+        return self.hidden.clone()  # not a leaf, like the sum of embeddings
 
 
 class Arm:
-    """An encoder with its optimizer and batches, and what its steps have cost."""
+    """Encoder with its optimizer, its batches, and the seconds of its steps."""
 
     def __init__(self, depth: int, methods: dict, hidden: int, length: int, rows: int) -> None:
         torch.manual_seed(SEED)
@@ -111,7 +111,7 @@ class Arm:
 
 
 def saved_bytes(model: nn.Module, loss_of: Callable[[], Tensor]) -> int:
-    """What the backward pass has to keep, each storage once, without the parameters, which are there anyway."""
+    """Returns the bytes saved for the backward pass, each storage once, without the parameters."""
     known = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, int] = {}
 
@@ -126,7 +126,7 @@ def saved_bytes(model: nn.Module, loss_of: Callable[[], Tensor]) -> int:
 
 
 def flops(model: Any, loss_of: Callable[[], Tensor]) -> int:
-    """Of forward and backward, with the eager attention, which the counter sees whole."""
+    """Returns the FLOPs of forward and backward with eager attention, whose operations the counter sees."""
     model.set_attn_implementation("eager")
     with FlopCounterMode(display=False) as counter:
         loss_of().backward()
@@ -136,7 +136,7 @@ def flops(model: Any, loss_of: Callable[[], Tensor]) -> int:
 
 
 def open_half(gates: Any) -> None:
-    """Has each gate open with probability one half, whatever its row says."""
+    """Sets each gate to open with probability one half for every row."""
     nn.init.zeros_(gates.out.weight)
     nn.init.zeros_(gates.out.bias)
 
@@ -167,7 +167,7 @@ def compare(shape: str, rounds: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES), help="which models")
-    parser.add_argument("--rounds", type=int, default=60, help="how often each takes its turn (default 60)")
+    parser.add_argument("--rounds", type=int, default=60, help="steps of each arm (default 60)")
     parser.add_argument("--out", type=Path, help="a JSON file for the results")
     args = parser.parse_args()
     results = {}

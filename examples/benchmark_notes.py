@@ -1,9 +1,9 @@
-"""Times the look-up and the update of a dictionary of notes (TNF), and what memory they take besides it.
+"""Measures time and memory of the look-up and the update of a dictionary of notes (TNF).
 
     python examples/benchmark_notes.py --out model_cards/results/benchmark_notes.json
 
-Rows of made-up words, some of which are among the 200,000 of the dictionary, as many as rare words are of real text;
-medians of five. `whole` is all that notes add to a training step: look-up, blending and update.
+The rows are made-up words. As large a share of them as rare words have in real text is in the dictionary of 200,000.
+Times are medians of five calls. `whole` is all that notes add to a training step: look-up, blending and update.
 """
 
 import argparse
@@ -26,7 +26,7 @@ ENTRIES, VOCABULARY, LENGTH, SHARE = 200_000, 32_768, 512, 0.007  # of the words
 
 
 class Text:
-    """Half of the vocabulary begins words, half goes on with them."""
+    """Random text. One half of the vocabulary begins words, the other half continues them."""
 
     mask, pad, specials = 4, 0, range(5)
     continues = np.arange(VOCABULARY) >= VOCABULARY // 2
@@ -39,7 +39,7 @@ class Text:
 
 
 def dictionary(text: Text, width: int, generator: torch.Generator) -> NoteDictionary:
-    """Notes of some of the words of `text` and of many others."""
+    """Returns a dictionary with notes of some words of `text` and of many others."""
     from hf_effpt.methods.tnf.lookup import kinds_of
 
     notes = NoteDictionary(TNF(entries=ENTRIES), width, VOCABULARY)
@@ -54,7 +54,7 @@ def dictionary(text: Text, width: int, generator: torch.Generator) -> NoteDictio
 
 
 def measure(block, device: str) -> dict[str, float]:
-    """Median seconds of five calls, and the most memory that one takes at a time, in MB."""
+    """Returns the median seconds of five calls and their peak extra memory in MB."""
     process, peak, running = psutil.Process(), [0], threading.Event()
     running.set()
 
@@ -85,7 +85,7 @@ def measure(block, device: str) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--widths", type=int, nargs="+", default=[128, 768])
-    parser.add_argument("--tokens", type=int, default=131_072, help="of a micro-batch (default 131,072)")
+    parser.add_argument("--tokens", type=int, default=131_072, help="tokens of a micro-batch (default 131,072)")
     parser.add_argument("--out", type=Path, help="a JSON file for the results")
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,12 +1,13 @@
-"""What it costs to judge a row, beside learning from one: the `s` of the cost law, for every strategy and scorer.
+"""Measures the cost of scoring a row over that of training on one: the `s` of the cost law, for every strategy.
 
     python examples/benchmark_selection.py --rounds 12 --out model_cards/results/selection_costs.json
 
-Every arm is a trainer of its own, on random tokens, for what rows cost does not depend on what is in them. They take
-turns, one optimizer step each, on one CPU thread, so that a busy machine favours none. Of each arm: s in FLOPs, as
-`run.json` has it; s in time, which is what its method took a row judged, over what a step of the plain arm in the same
-round took a row; the step itself against the plain one, which pays for collating the rows besides; and of the law the
-cost of a row learned from, 1 + s / k, and of one looked at, s + k. Medians, with the lowest and highest quarter.
+Every arm is a strategy with a scorer and has its own trainer on random tokens, since the cost of a row does not depend
+on its content. The arms take turns, one optimizer step each, on one CPU thread, so that a busy machine favours none.
+For each arm: s in FLOPs, from its cost report; s in time, the seconds of its method per scored row over the seconds of
+a step of the plain arm per row in the same round; the time of its step over that of the plain arm, which includes
+collating more rows; and by the cost law the cost of a trained row, 1 + s / k, and of a row looked at, s + k. Values
+are medians with the lower and upper quartile.
 """
 
 import argparse
@@ -40,11 +41,11 @@ PLAIN = {"mlm": "plain mlm", "electra": "plain electra"}
 
 
 def arms_of(holdout: str) -> dict[str, tuple[str, dict]]:
-    """The objective and the settings of each arm by its name; those without settings are plain."""
+    """Returns objective and selection settings by arm name. Arms without settings are plain."""
     arms: dict[str, tuple[str, dict]] = {PLAIN["mlm"]: ("mlm", {}), PLAIN["electra"]: ("electra", {})}
     for strategy, kind in STRATEGIES.items():
         settings = {"strategy": strategy, **ALWAYS}
-        settings |= {"keep": KEEP} if kind.picks_rows else {}  # else `keep` is something else
+        settings |= {"keep": KEEP} if kind.picks_rows else {}  # otherwise `keep` is not a share of the rows
         settings |= {"holdout": holdout} if kind.compares else {}
         for scorer in [one for one in kind.scorers if one != "generator"] or [None]:
             scored = settings if scorer is None else {**settings, "scorer": scorer}
@@ -84,7 +85,7 @@ def model_of(layers: int, hidden: int, objective: str = "mlm", **settings: Any) 
 
 
 class Arm(TrainerCallback):
-    """A trainer in a thread of its own, which does one step whenever it is its turn."""
+    """Trainer in its own thread that does one step per call of `turn`."""
 
     def __init__(self, model: Any, rows: Dataset, tokenizer: PreTrainedTokenizerFast, out: str, steps: int) -> None:
         self.trainer = EffptTrainer(
@@ -104,7 +105,7 @@ class Arm(TrainerCallback):
         self._thread = threading.Thread(target=self._train, daemon=True)
 
     def turn(self) -> None:
-        """Does one step, and returns when it is done."""
+        """Does one step and waits for its end."""
         self._done.clear()
         self._mine.set()
         if not self._thread.is_alive():
@@ -129,7 +130,7 @@ class Arm(TrainerCallback):
         self._wait()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """After the clock's own, in which the method learns from the step."""
+        """Records the times of the step; runs after the callback of the clock, in which the method learns."""
         self.seconds.append(time.perf_counter() - self.began)
         self.totals.append(self.trainer.cost.method_seconds.get("selection", 0.0))
         if not control.should_training_stop:
@@ -138,7 +139,7 @@ class Arm(TrainerCallback):
 
     @property
     def of_method(self) -> list[float]:
-        """Seconds that the method has taken in each step but the untimed ones."""
+        """Seconds of the method in each timed step."""
         pairs = zip(self.totals[UNTIMED - 1 :], self.totals[UNTIMED:], strict=False)
         return [later - sooner for sooner, later in pairs]
 
@@ -149,7 +150,7 @@ def quarters(values: list[float]) -> dict[str, float]:
 
 
 def costs(arm: Arm, plain: Arm) -> dict[str, Any]:
-    """What an arm's judging has cost beside the training of the plain one."""
+    """Returns the cost of scoring in an arm relative to the training of the plain arm."""
     account = accounts(arm.trainer)["selection"]
     seen, judged, trained = (account[name] for name in ("seen", "scored", "trained"))
     steps = len(arm.seconds)
@@ -192,11 +193,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["4x128"], help="layers x hidden size (default 4x128)")
     names = [name for name, (_, settings) in arms_of("").items() if settings]
-    parser.add_argument("--arms", nargs="+", choices=names, metavar="ARM", help="which of them (default all)")
-    parser.add_argument("--rounds", type=int, default=12, help="how often each takes its turn (default 12)")
+    parser.add_argument("--arms", nargs="+", choices=names, metavar="ARM", help="arms to measure (default all)")
+    parser.add_argument("--rounds", type=int, default=12, help="timed steps of each arm (default 12)")
     parser.add_argument("--out", type=Path, help="a JSON file for the results")
     args = parser.parse_args()
-    logging.getLogger("hf_effpt").setLevel(logging.ERROR)  # the model to compare with is random, and said to be unpaid
+    logging.getLogger("hf_effpt").setLevel(logging.ERROR)  # it warns that the random reference model has no known cost
     disable_progress_bar()
     torch.set_num_threads(1)
     results = {}

@@ -1,11 +1,11 @@
-"""What a training step of each objective costs against one of masked language modelling, at equal size of the model.
+"""Measures the cost of a training step of each objective against masked language modelling, at equal model size.
 
     python examples/benchmark_steps.py --out model_cards/results/benchmark_steps.json
 
-Forward, backward and optimizer on the same rows. All run in one process and take turns, one step each, so that a busy
-machine favours none; a ratio is the median over the rounds, with the lowest and highest quarter. Masked language
-modelling needs the outputs of its last layer at masked positions only, unless dropout draws at all of them; the other
-objectives need them everywhere, so they are compared with both.
+Forward, backward and optimizer on the same rows. All arms run in one process and take turns, one step each, so that a
+busy machine favours none. A ratio is the median over the rounds, with the lower and upper quartile. Masked language
+modelling computes the outputs of its last layer at masked positions only, unless there is dropout. The other
+objectives compute them everywhere, so they are compared with both.
 """
 
 import argparse
@@ -47,12 +47,12 @@ ARMS = {
 
 
 class Arm:
-    """A model with its optimizer and batches."""
+    """Model with its optimizer, its batches, and the seconds of its steps."""
 
     def __init__(self, objective: str, methods: dict, settings: dict, dropout: float, rows, tokenizer, batch: int):
         section = {**settings, "objective": objective, "dropout": dropout}
         if objective in ("mlm", "mcbert"):
-            section.pop("embedding_size", None)  # a BERT's tables are as wide as its layers
+            section.pop("embedding_size", None)  # the embeddings of BERT are as wide as its layers
         recipe = Recipe.load({"model": section, "methods": methods, "data": {"dataset": "-"}})
         self.model = build_model(recipe, tokenizer).train()
         prepare_methods(self.model, rows, tokenizer, seed=0)
@@ -106,8 +106,8 @@ def compare(shape: str, dropout: float, dataset: str, rounds: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="builtin:pydoc", help="what `data.dataset` takes (default builtin:pydoc)")
-    parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES), help="which models")
-    parser.add_argument("--rounds", type=int, default=40, help="how often each takes its turn (default 40)")
+    parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES), help="models to measure")
+    parser.add_argument("--rounds", type=int, default=40, help="timed steps of each arm (default 40)")
     parser.add_argument("--out", type=Path, help="a JSON file for the results")
     args = parser.parse_args()
     results = {}

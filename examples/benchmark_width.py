@@ -1,11 +1,11 @@
-"""What a training step of an encoder costs with 8 of 12 heads and 60 % of the neurons, against all of them.
+"""Measures the cost of a training step of an encoder with 8 of 12 heads and 60 % of the neurons, against all of them.
 
     python examples/benchmark_width.py --out model_cards/results/benchmark_width.json
 
 Forward, backward and AdamW of the layers alone, as in `benchmark_depth.py`. The arms run in one process and take
-turns, one step each; a ratio is the median over the rounds, with the lowest and highest quarter. Beside it are the
-FLOPs of forward and backward, with the eager attention that the counter sees whole, and the bytes that the backward
-pass keeps of the forward one. `in search` has all heads and neurons, and gates that learn which of them to keep.
+turns, one step each. A ratio is the median over the rounds, with the lower and upper quartile. Besides: the FLOPs of
+both passes, with eager attention, whose operations the counter sees, and the bytes that are saved for the backward
+pass. `in search` has all heads and neurons, and gates that learn which of them to keep.
 """
 
 import argparse
@@ -37,7 +37,7 @@ WHOLE, SEARCH, EVEN, UNEVEN = ARMS = (
 
 
 class Arm:
-    """An encoder with its optimizer, and what its steps have cost."""
+    """Encoder with its optimizer and the seconds of its steps."""
 
     def __init__(self, kind: str, shape: str) -> None:
         layers, hidden, heads, kept, length, rows = SHAPES[shape]
@@ -66,7 +66,7 @@ class Arm:
 
     @staticmethod
     def ticket(layers: int, heads: int, kept: int, neurons: int, spread: bool):
-        """A random one; with `spread`, the scores of some layers are higher, so that they keep more neurons."""
+        """Returns a random ticket. If `spread`, upper layers have higher scores, so that they keep more neurons."""
         generator = torch.Generator().manual_seed(SEED)
         scores = [torch.rand(neurons, generator=generator) + spread * 0.2 * layer / layers for layer in range(layers)]
         head_scores = [torch.rand(heads, generator=generator) for _ in range(layers)]
@@ -108,7 +108,7 @@ def compare(shape: str, rounds: int) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=30, help="how often each takes its turn (default 30)")
+    parser.add_argument("--rounds", type=int, default=30, help="timed steps of each arm (default 30)")
     parser.add_argument("--out", type=Path, help="a JSON file for the results")
     args = parser.parse_args()
     results = {}

@@ -1,13 +1,13 @@
-"""Is a large model that is compressed on the way worth more than the small shape from scratch, or a random cut?
+"""Compares a large model that is compressed in mid-run with the small shape from scratch and with a random cut.
 
     python examples/compare_compressed.py RECIPE.yaml --depth 3 --ffn_keep 0.75 --budget 90s --seeds 0 1 2 --out DIR/
 
-Four runs a seed on one budget, each with a fully decayed learning rate: the recipe's model compressed by importance;
-the same cut at random; from scratch, exactly the shape that importance has left; and the recipe's model left whole. Of
-the last, as savings of memory: zeros for its smallest weights, as many as the compressed model has fewer parameters,
-and int8 weights. All are measured on held-out text with fixed masks, and the four for their latency, in turns.
-Finished runs are not repeated, so seeds may be run side by side (`--only_train`) and summed up by a last call; flags
-that are not named here change the recipe.
+Four runs per seed on one budget, each with a fully decayed learning rate: the recipe's model compressed by importance;
+the same cut at random; a model of exactly the compressed shape from scratch; and the recipe's model left whole. The
+last is also measured with less memory: with its smallest weights set to zero, as many as the compression removes, and
+with int8 weights. All losses are on held-out text with fixed masks; latency is measured in turns for the four.
+Finished runs are not repeated, so seeds may be run in parallel (`--only_train`) and summarized by a last call. Other
+flags change the recipe.
 """
 
 import argparse
@@ -15,22 +15,22 @@ import json
 import shlex
 from pathlib import Path
 
+from frontier import COMPRESSED, LARGE, RANDOM, SMALL, frontier, plot, table
+from latency import latency
+from memory_baselines import in_int8, sparse_bytes, stored_bytes, with_zeros
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from hf_effpt import Recipe, pretrain
-from hf_effpt.comparison.frontier import COMPRESSED, LARGE, RANDOM, SMALL, frontier, plot, table
 from hf_effpt.comparison.plots import require_plotting
 from hf_effpt.core.width import resize, widths_of
-from hf_effpt.evaluation.latency import latency
-from hf_effpt.evaluation.loss import fixed_mask_batches, held_out_loss
-from hf_effpt.evaluation.memory_baselines import in_int8, sparse_bytes, stored_bytes, with_zeros
+from hf_effpt.evaluation.held_out_loss import fixed_mask_batches, held_out_loss
 from hf_effpt.pretraining import build_trainer, prepare_data
 
 CUT = ("depth", "head_keep", "ffn_keep", "at", "rounds", "importance")
 
 
 def train(args: argparse.Namespace, folder: Path, flags: list[str], widths: list | None = None) -> None:
-    """One run; with `widths`, of a model whose layers have so many heads and neurons from the start."""
+    """Trains one model; if `widths` is given, its layers have these numbers of heads and neurons from the start."""
     fixed = ["--training.output_dir", str(folder), "--training.save_strategy", "no", "--training.report_to", "none"]
     recipe = Recipe.load(args.recipe, [*flags, *fixed])
     asked = folder.with_suffix(".json")  # a run of other settings must not pass for this one
@@ -52,7 +52,7 @@ def train(args: argparse.Namespace, folder: Path, flags: list[str], widths: list
 
 
 def measure(args: argparse.Namespace, seed: int, given: list[str]) -> None:
-    """Trains and measures the models of one seed, but for their latency."""
+    """Trains the models of one seed and measures all but their latency."""
     folder = args.out / f"seed-{seed}"
     common = [*given, "--training.budget", args.budget, "--training.seed", str(seed)]
     cut = [word for key in CUT if (value := getattr(args, key)) is not None
@@ -87,15 +87,15 @@ def load(folder: Path):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", help="of the large model, without methods")
-    parser.add_argument("--depth", type=int, help="layers to be left")
-    parser.add_argument("--head_keep", type=float, help="share of heads to be left")
-    parser.add_argument("--ffn_keep", type=float, help="share of neurons to be left")
+    parser.add_argument("--depth", type=int, help="layers to keep")
+    parser.add_argument("--head_keep", type=float, help="share of heads to keep")
+    parser.add_argument("--ffn_keep", type=float, help="share of neurons to keep")
     parser.add_argument("--at", type=float, help="fraction of the budget at which the model is cut (default 0.7)")
     parser.add_argument("--rounds", type=int, help="number of cuts (default 1)")
     parser.add_argument("--importance", choices=("michel", "gates", "magnitude"), help="default michel")
     parser.add_argument("--budget", default="90s", help="of each run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--only_train", action="store_true", help="leave latency and the sum to a later call")
+    parser.add_argument("--only_train", action="store_true", help="do not measure latency nor write the summary")
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for the runs, `frontier.json` and `frontier.png`"
     )

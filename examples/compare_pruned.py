@@ -1,11 +1,11 @@
-"""Is a model that was trained with LayerDrop and then pruned worth more than one of the small shape from scratch?
+"""Compares a model that is trained with LayerDrop and then pruned with one of the small depth from scratch.
 
     python examples/compare_pruned.py RECIPE.yaml --depth 6 --p 0.5 --budget 90s --seeds 0 1 2 --out pruned/
 
-Three runs a seed on one budget, each with a fully decayed learning rate: the recipe's model as it is, the same with
-LayerDrop, and one of `--depth` layers. The deep ones are then pruned to that depth by every strategy, and all are
-measured on held-out text with fixed masks. Finished runs are not repeated, so seeds may be run side by side and summed
-up by a last call.
+Three runs per seed on one budget, each with a fully decayed learning rate: the recipe's model as it is, the same with
+LayerDrop, and one of `--depth` layers. The deep models are then pruned to that depth by every strategy, and all are
+measured on held-out text with fixed masks. Finished runs are not repeated, so seeds may be run in parallel and
+summarized by a last call.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from hf_effpt import Recipe, pretrain
 from hf_effpt.comparison.statistics import interval, paired
-from hf_effpt.evaluation.loss import fixed_mask_batches, held_out_loss
+from hf_effpt.evaluation.held_out_loss import fixed_mask_batches, held_out_loss
 from hf_effpt.evaluation.pruning import STRATEGIES, choose_layers
 from hf_effpt.pretraining import prepare_data
 
@@ -35,7 +35,7 @@ def train(recipe: str, out: Path, overrides: list[str]) -> None:
 
 
 def measure(args: argparse.Namespace, seed: int, given: list[str]) -> dict[str, float]:
-    """The held-out loss of every model of one seed."""
+    """Trains the models of one seed and returns the held-out loss of each, whole and pruned."""
     found = args.out / f"seed-{seed}" / "losses.json"
     common = [*given, "--training.budget", args.budget, "--training.seed", str(seed)]
     arms = {
@@ -60,7 +60,7 @@ def measure(args: argparse.Namespace, seed: int, given: list[str]) -> dict[str, 
 
         losses[name] = loss(model)
         for strategy in STRATEGIES if name != "small" else ():
-            # what a choice is made by is training text, so that it is not made by what it is measured on
+            # layers are chosen on training text, so that the held-out text only measures them
             kept = choose_layers(model, args.depth, strategy, rows=rows["train"], tokenizer=tokenizer)
             losses[f"{name}, {strategy}"] = loss(kept.apply(model))
             print(

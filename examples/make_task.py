@@ -2,7 +2,7 @@
 
     python examples/make_task.py task.jsonl --dataset builtin:pydoc
 
-For `builtin:pydoc`: which package does a docstring belong to? For other text: do two passages follow one another?
+With `builtin:pydoc` the label is the package of a docstring; with other text, it says if two passages are adjacent.
 """
 
 import argparse
@@ -18,7 +18,7 @@ CLASSES, EACH, PASSAGE = 8, 300, 300
 
 
 def packages():
-    """The docstrings of the packages that have most of them, equally many of each."""
+    """Yields an equal number of docstrings of each of the packages that have most of them."""
     of = defaultdict(list)
     for text, package in labelled_docstrings():
         of[package].append(text)
@@ -28,7 +28,7 @@ def packages():
 
 
 def neighbours(dataset):
-    """Passages with the one that follows, or with one from elsewhere."""
+    """Yields pairs of passages, one half adjacent, the other from different places."""
     texts = [text for text in islice(open_corpus(dataset).texts(), 20_000) if len(text) >= 2 * PASSAGE]
     pairs = [(text[at : at + PASSAGE], text[at + PASSAGE : at + 2 * PASSAGE])
              for text in texts for at in range(0, len(text) - 2 * PASSAGE + 1, 2 * PASSAGE)]  # fmt: skip

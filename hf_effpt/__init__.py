@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .core.ticket import Ticket as Ticket
     from .data.masking import DataCollatorForMaskedLM as DataCollatorForMaskedLM
     from .data.packing import pack as pack
-    from .data.tokenizer import train_tokenizer as train_tokenizer
+    from .data.tokenizer_training import train_tokenizer as train_tokenizer
     from .evaluation.pruning import prune_layers as prune_layers
     from .evaluation.suite import evaluate as evaluate
     from .hub.export import export as export
@@ -88,6 +88,7 @@ if TYPE_CHECKING:
     from .models.mcbert import McBertModel as McBertModel
     from .models.replaced_mlm import ElectraForReplacedMaskedLM as ElectraForReplacedMaskedLM
     from .pretraining import pretrain as pretrain
+    from .recipe.recipe import Recipe as Recipe
     from .training.arguments import EffptTrainingArguments as EffptTrainingArguments
     from .training.named import CompressTrainer as CompressTrainer
     from .training.named import ElectraTrainer as ElectraTrainer
@@ -98,7 +99,6 @@ if TYPE_CHECKING:
     from .training.named import SelectionTrainer as SelectionTrainer
     from .training.named import StackingTrainer as StackingTrainer
     from .training.named import TNFTrainer as TNFTrainer
-    from .training.recipe import Recipe as Recipe
     from .training.ticket_search import EarlyBertTrainer as EarlyBertTrainer
     from .training.trainer import EffptTrainer as EffptTrainer
 else:

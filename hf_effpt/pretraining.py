@@ -1,4 +1,4 @@
-"""`pretrain`: from a recipe to a stock checkpoint."""
+"""`pretrain`: trains a recipe's model and leaves a stock checkpoint."""
 
 import hashlib
 import json
@@ -21,32 +21,32 @@ from hf_effpt.data.corpus import Corpus, open_corpus
 from hf_effpt.data.document_selection import Kept
 from hf_effpt.data.masking import DataCollatorForMaskedLM
 from hf_effpt.data.packing import facts, pack
-from hf_effpt.data.tokenizer import train_tokenizer
 from hf_effpt.data.tokenizer_report import tokenizer_report
+from hf_effpt.data.tokenizer_training import train_tokenizer
 from hf_effpt.evaluation.document_scores import select_documents
 from hf_effpt.hub.folders import CODE_FILES
 from hf_effpt.models.build import model_for
+from hf_effpt.recipe.recipe import Recipe
+from hf_effpt.recipe.settings import SECTIONS
 from hf_effpt.training.checkpoints import checkpoints_in
 from hf_effpt.training.checks import exclude_specials, is_unused
-from hf_effpt.training.recipe import Recipe
 from hf_effpt.training.record import cost_reports
 from hf_effpt.training.trainer import EffptTrainer
 
 logger = logging.getLogger(__name__)
-# What of a recipe decides what the run *is* (of training, the seed); the rest may change when it is resumed.
-IDENTITY = ("model", "methods", "data", "training")
+# Keys of a recipe that may change when its run is resumed; so may all of `training` but the seed.
 FREE = {"num_proc", "cache_dir", "attn_implementation"}
 
 
 @dataclass
 class RunResult:
-    """What a run came to.
+    """Result of a run.
 
     Args:
         output_dir (`Path`): the run folder; its root holds the stock model.
-        clock (`Clock`): what was spent.
-        evaluation (`Mapping[str, Any]`, *optional*): what was measured on held-out text, as `run.json` has it.
-        accounts (`Mapping[str, Any]`, *optional*): what methods say that they have cost, as `run.json` has it.
+        clock (`Clock`): the clock, with the time, tokens and FLOPs that were spent.
+        evaluation (`Mapping[str, Any]`, *optional*): metrics on held-out text, as in `run.json`.
+        accounts (`Mapping[str, Any]`, *optional*): cost reports of the methods, as in `run.json`.
     """
 
     output_dir: Path
@@ -56,16 +56,16 @@ class RunResult:
 
     @property
     def held_out_loss(self) -> float | None:
-        """The loss of the objective in nats, over masked tokens or all tokens as the objective has it."""
+        """Held-out loss of the objective in nats, per masked token or per token as the objective defines."""
         return self.evaluation.get("held_out_loss")
 
     @property
     def floor(self) -> float | None:
-        """What the held-out loss has to get below for anything to be learned."""
+        """Loss of a predictor that has learned nothing of the text: the held-out loss must be below it."""
         return floor_in(self.evaluation)
 
     def summary(self) -> str:
-        """A few lines for people: what was spent, what it gave, what to do next."""
+        """Describes in a few lines what was spent, the losses, and what to do next."""
         clock, loss, floor, found = self.clock, self.held_out_loss, self.floor, self.evaluation
         lines = [
             f"Trained for {clock.steps:,} steps, {clock.tokens:,} tokens, {clock.flops:.3g} FLOPs, "
@@ -76,10 +76,8 @@ class RunResult:
             lines.append(f"Held-out loss {loss:.4f} nats a {kind.per}, the {kind.floor} is {_against(loss, floor)}.")
         others = {name: value for name, value in found.items() if name.startswith("held_out_loss_")}
         if others:
-            told = ", ".join(
-                f"{value:.4f} by `{name.removeprefix('held_out_loss_')}`" for name, value in others.items()
-            )
-            lines.append(f"Run otherwise than as exported, the model has {told}.")
+            told = (f"{value:.4f} by `{name.removeprefix('held_out_loss_')}`" for name, value in others.items())
+            lines.append(f"Held-out loss other than as exported: {', '.join(told)}.")
         of_generator, unigram = found.get("generator_loss"), found.get("unigram_floor")
         if of_generator is not None and unigram is not None:
             lines.append(
@@ -87,7 +85,7 @@ class RunResult:
                 f"{_against(of_generator, unigram)}."
             )
         lines += [account["text"] for account in self.accounts.values() if "text" in account]
-        # A model that brings its own code is asked for with it.
+        # A model that brings its own code loads only with `trust_remote_code`.
         trust = any((Path(self.output_dir) / name).is_file() for name in CODE_FILES)
         arguments = f"{str(self.output_dir)!r}{', trust_remote_code=True' if trust else ''}"
         return "\n".join(
@@ -101,7 +99,7 @@ class RunResult:
 
 
 def _against(loss: float, floor: float) -> str:
-    """A floor, and where a loss is from there."""
+    """Formats a floor and how far a loss is below or above it."""
     gap = floor - loss
     verdict = f"{gap:.4f} below" if gap > 0 else f"{-gap:.4f} above; it needs a longer budget than this"
     if not math.isfinite(gap):
@@ -110,12 +108,12 @@ def _against(loss: float, floor: float) -> str:
 
 
 def pretrain(recipe: Recipe, *, resume: bool | str = False) -> RunResult:
-    """Trains what a recipe says on its budget and leaves a stock checkpoint in the root of its output folder.
+    """Trains a recipe's model within its budget and leaves a stock checkpoint in the root of its output folder.
 
     Args:
-        recipe ([`Recipe`]): what to do.
-        resume (`bool` or `str`, *optional*, defaults to `False`): go on from the last checkpoint in the output
-            folder, or from the one that is named.
+        recipe ([`Recipe`]): the settings of the run.
+        resume (`bool` or `str`, *optional*, defaults to `False`): if `True`, continue from the last checkpoint in the
+            output folder; a path continues from that checkpoint.
 
     Raises:
         EffptError: for data, settings or an output folder that cannot be used, before any training.
@@ -148,15 +146,11 @@ def pretrain(recipe: Recipe, *, resume: bool | str = False) -> RunResult:
 
 
 def build_trainer(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, rows: DatasetDict) -> EffptTrainer:
-    """The trainer of a recipe; what Transformers cannot do here or with these settings is one error."""
-    collator = DataCollatorForMaskedLM(
-        tokenizer,
-        recipe.data.mlm_probability,
-        recipe.data.whole_word,
-        seed=recipe.training.seed,
-    )
+    """Builds the trainer of a recipe; anything that Transformers refuses becomes an `EffptError`."""
+    data, seed = recipe.data, recipe.training.seed
+    collator = DataCollatorForMaskedLM(tokenizer, data.mlm_probability, data.whole_word, seed=seed)
     try:
-        set_seed(recipe.training.seed)
+        set_seed(seed)
         return EffptTrainer(
             model=build_model(recipe, tokenizer),
             args=recipe.training,
@@ -173,26 +167,26 @@ def build_trainer(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, rows: Data
 
 
 def claim(out: Path, recipe: Recipe, resume: bool) -> None:
-    """Makes sure that the output folder is free, or holds the run to be resumed.
+    """Checks that the output folder is free, or holds the run to resume.
 
     Raises:
-        EffptError: if it holds something else.
+        EffptError: if it holds anything else.
     """
     written = [name for name in ("config.json", "run.json", "model.safetensors") if (out / name).exists()]
     if not resume:
         if written or checkpoints_in(out):
             found = ", ".join([*written, *(folder.name for folder in checkpoints_in(out))])
             raise EffptError(
-                f"The output folder {out} holds another run already ({found}); go on with it by `--resume`, or give "
-                "another `training.output_dir`."
+                f"The output folder {out} holds another run already ({found}); continue it with `--resume`, or "
+                "give another `training.output_dir`."
             )
         return
     if not (out / "recipe.yaml").is_file():
         raise EffptError(f"There is no run in {out} to resume (no recipe.yaml); start without `--resume`.")
     before = yaml.safe_load((out / "recipe.yaml").read_text(encoding="utf-8"))
-    for section in IDENTITY:
+    for section in SECTIONS:
         old, new = before.get(section) or {}, recipe.resolved()[section]
-        if section == "training":  # order and masks of the rows come from the seed; the rest may change
+        if section == "training":  # the order and masks of the rows depend on the seed
             old, new = ({"seed": values.get("seed")} for values in (old, new))
         for key in sorted({*old, *new} - FREE):
             if old.get(key) != new.get(key):
@@ -203,10 +197,10 @@ def claim(out: Path, recipe: Recipe, resume: bool) -> None:
 
 
 def prepare_data(recipe: Recipe) -> tuple[Corpus, PreTrainedTokenizerBase, DatasetDict]:
-    """The recipe's text, tokenizer and packed rows, from the cache where they have been made before.
+    """Returns the recipe's text, tokenizer and packed rows, from the cache if they were made before.
 
-    With `data.select` only the rows to train on are of the documents that are selected: the text that is returned, the
-    tokenizer, which is trained on it, and what is held out are those of a run without, which it can be compared with.
+    `data.select` only affects the training rows: text, tokenizer and held-out rows stay those of a run without it, so
+    that the two runs can be compared.
     """
     data = recipe.data
     corpus = open_corpus(data.dataset, text_column=data.text_column, split=data.split, streaming=data.streaming)
@@ -216,10 +210,10 @@ def prepare_data(recipe: Recipe) -> tuple[Corpus, PreTrainedTokenizerBase, Datas
 
 
 def prepare_selection(recipe: Recipe, corpus: Corpus) -> Kept | None:
-    """The documents to train on, as `data.select` says, or `None` for all; chosen once for equal text and settings.
+    """Selects the documents to train on by `data.select`, once for equal text and settings; `None` means all.
 
-    It is a step of the data, like packing: the clock of a run, and so its budget, is not charged for it. The seconds
-    that it took are logged and in `run.json`, under `data.select`.
+    Selection prepares the data, like packing, so the clock is not charged for it. Its seconds are logged, and are in
+    `run.json` under `data.select`.
     """
     data = recipe.data
     if data.selection is None:
@@ -227,14 +221,14 @@ def prepare_selection(recipe: Recipe, corpus: Corpus) -> Kept | None:
     share = data.held_out if isinstance(data.held_out, float) else None
     kept = select_documents(corpus, data.selection, share, cache_dir=data.cache_dir)
     logger.info(
-        "data.select: %s of %s documents kept; it took %.1f s when it was made, which no clock is charged for",
+        "data.select: %s of %s documents kept; selecting them took %.1f s, which the clock is not charged for",
         f"{kept.facts['kept']:,}", f"{kept.facts['documents']:,}", kept.facts["seconds"],
     )  # fmt: skip
     return kept
 
 
 def prepare_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase:
-    """The recipe's tokenizer: loaded if it names one, else trained on the corpus, once for equal text and settings."""
+    """Loads the recipe's tokenizer, or trains one on the corpus, once for equal text and settings."""
     data = recipe.data
     if data.tokenizer is not None:
         try:
@@ -260,14 +254,14 @@ def prepare_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase
 def prepare_rows(
     recipe: Recipe, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, kept: Kept | None = None
 ) -> DatasetDict:
-    """The packed training rows, of the documents that are kept, and those held out."""
+    """Packs the training rows, from the documents in `kept`, and the held-out rows."""
     data = recipe.data
     return pack(
         corpus,
         tokenizer,
         sequence_length=data.sequence_length,
         isolate_documents=data.isolate_documents,
-        validation=data.held_out,  # of a source with splits its validation split, whatever is trained on
+        validation=data.held_out,  # for a source with splits its validation split, whichever split is trained on
         kept=kept,
         cache_dir=data.cache_dir,
         num_proc=data.num_proc,
@@ -275,7 +269,7 @@ def prepare_rows(
 
 
 def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Any:
-    """A new training model of the recipe's shape, with a vocabulary that is a multiple of 64."""
+    """Builds a new training model of the recipe's shape; its vocabulary size is a multiple of 64."""
     tokens, own = len(tokenizer), {}
     if recipe.model.objective == "mcbert":
         unused = [token_id for token, token_id in tokenizer.get_vocab().items() if is_unused(token)]

@@ -1,4 +1,4 @@
-"""Writes the card of every recipe that was trained from the results files; with `--check`, says if they are right.
+"""Writes the card of every trained recipe from the results files; with `--check`, only checks the cards.
 
 python model_cards/cards.py
 """
@@ -9,11 +9,11 @@ from pathlib import Path
 
 import yaml
 
-from hf_effpt.comparison.tables import amount, in_clock_unit, small
+from hf_effpt.comparison.report_tables import amount, in_clock_unit, small
 from hf_effpt.hub.card import duration
 
 HERE = Path(__file__).parent
-NOT_OURS = {"stock"}  # what this package is measured against
+NOT_OURS = {"stock"}  # arms that were not trained with this package
 
 
 def interval(found: dict | None, digits: int = 4) -> str:
@@ -34,7 +34,7 @@ def speed(summary: dict, unit: str) -> str:
 
 
 def losses(arm: dict, report: dict) -> list[tuple[str, str]]:
-    """The loss of an arm beside its floor; reports of before there were objectives have one floor for all."""
+    """Returns the rows on the loss of an arm and its floor. Old reports have one floor for all arms."""
     summary = arm["summary"]
     if "loss_of" not in arm:
         return [
@@ -51,8 +51,8 @@ def losses(arm: dict, report: dict) -> list[tuple[str, str]]:
     return rows
 
 
-def cost_of_picking(arm: dict, report: dict) -> list[tuple[str, str]]:
-    """Of an arm that picks rows, what that cost and brought, also where the clock does not pay for it."""
+def cost_of_selection(arm: dict, report: dict) -> list[tuple[str, str]]:
+    """Returns the rows on cost and gain of row selection, also on a clock that is not charged for it."""
     law = arm["summary"].get("cost_law")
     if law is None:
         return []
@@ -73,7 +73,7 @@ def cost_of_picking(arm: dict, report: dict) -> list[tuple[str, str]]:
 
 
 def card(name: str, arm: dict, report: dict, results: str) -> str:
-    """The card of one arm of a comparison."""
+    """Returns the card of one arm of a comparison."""
     summary, unit, energy = arm["summary"], report["clock"]["unit"], report["energy"]
     rows = [
         ("Budget of a run", report["clock"]["text"]),
@@ -82,7 +82,7 @@ def card(name: str, arm: dict, report: dict, results: str) -> str:
     if not arm["baseline"] and arm.get("comparable", True):
         rows.append((f"Difference to `{report['baseline']}`, paired by seed", interval(arm["difference"])))
         rows.append((f"Speed-up to the final loss of `{report['baseline']}`", speed(summary, unit)))
-    rows += cost_of_picking(arm, report)
+    rows += cost_of_selection(arm, report)
     for score, found in summary["scores"].items():
         rows.append((score, interval(found)))
         if "loss_of" in arm and (gap := arm["score_differences"].get(score)):
@@ -124,7 +124,7 @@ def card(name: str, arm: dict, report: dict, results: str) -> str:
 
 
 def cards() -> dict[Path, str]:
-    """All cards by the files they belong in."""
+    """Returns all cards by file."""
     found = {}
     for path in sorted((HERE / "results").glob("*.json")):
         report = json.loads(path.read_text(encoding="utf-8"))

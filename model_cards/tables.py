@@ -1,4 +1,4 @@
-"""Writes the tables of README.md from the results files; with `--check`, says whether they are up to date.
+"""Writes the tables of README.md from the results files; with `--check`, only checks them.
 
 python model_cards/tables.py
 """
@@ -58,37 +58,24 @@ def benchmark_notes(results: dict) -> list[str]:
     ]
 
 
-def benchmark_depth(results: dict) -> list[str]:
+def benchmark_layers(results: dict, digits: int) -> list[str]:
+    """Returns one row per model and arm: time, FLOPs (ratio with `digits` decimals) and bytes saved."""
     rows = []
     for model, arms in results.items():
         base = next(iter(arms.values()))
         for name, found in arms.items():
             ratio = found["ratio"]
-            middle = f"{ratio['mean']:.2f}x on average" if found["drawn"] else f"{ratio['median']:.2f}x"
+            middle = f"{ratio['mean']:.2f}x on average" if found.get("drawn") else f"{ratio['median']:.2f}x"
             rows.append(
                 f"| {model} | {name} | {middle} ({ratio['low']:.2f} to {ratio['high']:.2f}) | "
-                f"{found['gflops']:.1f} ({found['gflops'] / base['gflops']:.2f}x) | "
-                f"{found['saved_mb']:.0f} MB ({found['saved_mb'] / base['saved_mb']:.2f}x) |"
-            )
-    return rows
-
-
-def benchmark_width(results: dict) -> list[str]:
-    rows = []
-    for model, arms in results.items():
-        base = next(iter(arms.values()))
-        for name, found in arms.items():
-            ratio = found["ratio"]
-            rows.append(
-                f"| {model} | {name} | {ratio['median']:.2f}x ({ratio['low']:.2f} to {ratio['high']:.2f}) | "
-                f"{found['gflops']:.1f} ({found['gflops'] / base['gflops']:.3f}x) | "
+                f"{found['gflops']:.1f} ({found['gflops'] / base['gflops']:.{digits}f}x) | "
                 f"{found['saved_mb']:.0f} MB ({found['saved_mb'] / base['saved_mb']:.2f}x) |"
             )
     return rows
 
 
 def pruned(results: dict) -> list[str]:
-    """One row a model: loss, and what it lacks to the small one from scratch."""
+    """Returns one row per model: its loss and its difference to the small model from scratch."""
     return [
         f"| {name} | {_mean(found['held_out_loss'])} | {_mean(found['difference_to_small'], '+.3f')} |"
         for name, found in results.items()
@@ -96,7 +83,7 @@ def pruned(results: dict) -> list[str]:
 
 
 def frontier(models: dict) -> list[str]:
-    """One row a model: loss, size, memory and latency."""
+    """Returns one row per model: loss, size, memory and latency."""
     return [
         f"| {name} | {_mean(found['held_out_loss'])} | {found['parameters']['mean']:,.0f} | "
         f"{found['bytes']['mean'] / 1e6:.2f} MB | "
@@ -109,7 +96,7 @@ def frontier(models: dict) -> list[str]:
 
 
 def comparison(report: dict) -> list[str]:
-    """One row an arm: loss, what it gained, and what else was measured."""
+    """Returns one row per arm: loss, difference and speed-up, scores, Wh per run, verdict."""
     if len({arm.get("loss_of") for arm in report["arms"]}) > 1:
         return of_objectives(report)
     rows = []
@@ -123,7 +110,7 @@ def comparison(report: dict) -> list[str]:
 
 
 def selection(report: dict) -> list[str]:
-    """One row a strategy: cost and gain, loss and differences, with its clock paying for it and without."""
+    """Returns one row per strategy: cost, gain, loss and differences, with scoring charged and free."""
     arms = {arm["name"]: arm for arm in report["arms"]}
     rows = []
     for name, arm in arms.items():
@@ -160,10 +147,10 @@ def selection_costs(results: dict) -> list[str]:
 
 
 def of_objectives(report: dict) -> list[str]:
-    """As [`comparison`], of arms whose losses do not compare: each beside its floor, then scores with their gains.
+    """Returns one row per arm whose losses cannot be compared.
 
-    The columns: arm, loss of, held-out loss, floor, margin; each score and its paired difference to the baseline; Wh a
-    run; verdict.
+    The columns: arm, kind of loss, held-out loss, floor, margin; each score and its paired difference to the baseline;
+    Wh per run; verdict.
     """
     rows = []
     for arm in report["arms"]:
@@ -202,8 +189,8 @@ TABLES = {
     "benchmark_data": lambda found: benchmark_data(found["results"]),
     "benchmark_steps": lambda found: benchmark_steps(found["results"]),
     "benchmark_notes": lambda found: benchmark_notes(found["results"]),
-    "benchmark_depth": lambda found: benchmark_depth(found["results"]),
-    "benchmark_width": lambda found: benchmark_width(found["results"]),
+    "benchmark_depth": lambda found: benchmark_layers(found["results"], 2),
+    "benchmark_width": lambda found: benchmark_layers(found["results"], 3),
     "frontier": lambda found: frontier(found["models"]),
     "pruned": lambda found: pruned(found["results"]),
     "against_stock": comparison,
@@ -220,7 +207,7 @@ TABLES = {
 
 
 def filled(text: str) -> str:
-    """The text with the rows of every marked table written anew."""
+    """Returns the text with new rows in every marked table."""
     for name, rows_of in TABLES.items():
         results = json.loads((ROOT / "model_cards" / "results" / f"{name}.json").read_text(encoding="utf-8"))
         table = re.compile(rf"(<!-- {name}\.json -->\n\|[^\n]*\n\|[^\n]*\n)(?:\|[^\n]*\n)*(<!-- end -->)")

@@ -1,1 +1,7 @@
-"""The `effpt` command: one module a subcommand, each of which imports what is slow only when it runs."""
+"""The `effpt` command. Each subcommand is a module, which imports slow packages only when it runs.
+
+- `main`: finds and runs the subcommand, and reports errors.
+- `tokenizer`, `pretrain`, `evaluate`, `compare`, `export`, `push`, `methods`: the subcommands.
+- `words`: parses lists, and refuses unknown words.
+- `progress`: prints the package's log messages.
+"""

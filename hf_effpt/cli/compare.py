@@ -1,4 +1,4 @@
-"""`effpt compare`: which recipe pays at one budget."""
+"""`effpt compare`: compares recipes at one budget."""
 
 import argparse
 import shlex
@@ -7,7 +7,7 @@ import sys
 from .progress import show_messages
 from .words import numbers, words
 
-HELP = "Train several recipes on one budget, with paired seeds, and report which of them pays."
+HELP = "Train several recipes on one budget, with paired seeds, and report which one is better."
 EXAMPLE = (
     "effpt compare tiny stacking_tiny layerdrop_tiny --budget 10min --seeds 3 --out report/ "
     "--data.dataset corpus/ --model.num_hidden_layers 4"
@@ -20,17 +20,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "recipes", nargs="+", metavar="RECIPE", help="recipe files or built-in names; the first is the baseline"
     )
     parser.add_argument(
-        "--out", required=True, metavar="DIR", help="folder of the runs and the report; a second call goes on"
+        "--out", required=True, metavar="DIR", help="folder of the runs and the report; a second call continues"
     )
+    parser.add_argument("--budget", help="budget of each run, such as 10min or 1e9tokens (default: the recipes' own)")
     parser.add_argument(
-        "--budget", help="what each run may spend, such as 10min or 1e9tokens (default: the recipes' own)"
-    )
-    parser.add_argument(
-        "--seeds", type=int, default=3, help="seeds of each arm; a verdict takes 3 (default: %(default)s)"
+        "--seeds", type=int, default=3, help="seeds of each arm; a verdict needs 3 (default: %(default)s)"
     )
     parser.add_argument(
         "--fractions", default="0.5,0.7,1", metavar="F,F,...",
-        help="shares of the budget that get runs of their own, for the time to the baseline's loss "
+        help="shares of the budget with separate runs, for the time to the baseline's loss "
         "(default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
@@ -41,18 +39,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pairs_per_paradigm", type=int, metavar="N", help="only N pairs of each paradigm of BLiMP")
     parser.add_argument(
         "--primary", metavar="SCORE",
-        help="the measure that verdicts are given on: a score such as cola/mcc@default, or average, of the fine-tuned "
-        "tasks (default: the held-out loss, by which only arms of the baseline's objective can be judged)",
+        help="metric of the verdicts: a score such as cola/mcc@default, or average, of the fine-tuned tasks (default: "
+        "the held-out loss, which only judges arms of the baseline's objective)",
     )  # fmt: skip
-    parser.add_argument(
-        "--gpus", metavar="N,...", help="one run at a time on each of these GPUs (default: one in all)"
-    )
+    parser.add_argument("--gpus", metavar="N,...", help="GPUs, each with one run at a time (default: one run in all)")
     parser.add_argument(
         "--free", action="store_true",
-        help="also run arms whose clock does not pay for their methods (with a budget in FLOPs: for picking rows)",
+        help="also run arms whose clock is not charged for their methods (with a FLOPs budget: for row selection)",
     )  # fmt: skip
     parser.add_argument(
-        "--different_data", action="store_true", help="let arms differ in data; there is no verdict then"
+        "--different_data", action="store_true", help="let arms differ in data; then there is no verdict"
     )
     parser.add_argument_group(
         "settings", "  --section.key VALUE changes a setting of every recipe, as in `effpt pretrain`."

@@ -1,4 +1,4 @@
-"""`effpt evaluate`: what a model is worth."""
+"""`effpt evaluate`: measures a model."""
 
 import argparse
 import os
@@ -19,11 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--tasks", metavar="TASK,...",
-        help="loss, blimp, cola, sst2, mrpc, rte, stsb, qnli, qqp, mnli, wnli, ag_news, a file or folder of your own, "
+        help="loss, blimp, cola, sst2, mrpc, rte, stsb, qnli, qqp, mnli, wnli, ag_news, your own file or folder, "
         "or ORG/NAME on the Hub (default: loss, or the tasks of a named protocol)",
     )  # fmt: skip
     parser.add_argument("--data", metavar="DIR", help="folder of BLiMP and known tasks, or hub to download them")
-    parser.add_argument("--text", metavar="TEXT", help="held-out text for the loss (default: what the run held out)")
+    parser.add_argument("--text", metavar="TEXT", help="held-out text for the loss (default: that of the run)")
     parser.add_argument(
         "--protocol", default="default",
         help="how tasks are fine-tuned: default, glue9_cramming, glue8_mosaic or glue8_electra (default: %(default)s)",
@@ -31,12 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, help="seeds of fine-tuning (default: the protocol's)")
     parser.add_argument("--lora", type=int, metavar="RANK", help="fine-tune LoRA adapters in place of all weights")
     parser.add_argument("--pairs_per_paradigm", type=int, metavar="N", help="only N pairs of each paradigm of BLiMP")
-    parser.add_argument("--out", metavar="FILE", help="where the results go (default: evaluation.json in the folder)")
+    parser.add_argument("--out", metavar="FILE", help="file of the results (default: evaluation.json in the folder)")
 
 
 def run(args: argparse.Namespace, extra: list[str]) -> None:
     refuse("evaluate", extra)
-    from hf_effpt.evaluation.record import Record
+    from hf_effpt.evaluation.results_file import Record
     from hf_effpt.evaluation.suite import Measurement, table
     from hf_effpt.hub.scores import add_scores
 
@@ -64,9 +64,9 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
 
 
 def _check_target(out: Path) -> None:
-    """Raises an `EffptError` unless the file can be written, or will be once its folder is made."""
+    """Raises an `EffptError` unless the file can be written, after its folder is created if needed."""
     above = next(folder for folder in out.absolute().parents if folder.exists())
     if out.is_dir():
         raise EffptError(f"`--out` is {str(out)!r}, which is a folder; name a file in it.")
     if not above.is_dir() or not os.access(above, os.W_OK):
-        raise EffptError(f"{str(out)!r} cannot be written, since {above} is no folder to write in; name another file.")
+        raise EffptError(f"{str(out)!r} cannot be written, since {above} is not a writable folder; name another file.")

@@ -1,4 +1,4 @@
-"""`effpt export`: turns a training checkpoint into a stock one, as deep as it is or shallower."""
+"""`effpt export`: turns a training checkpoint into a stock one, with all layers or fewer."""
 
 import argparse
 from functools import partial
@@ -17,23 +17,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the stock checkpoint")
     parser.add_argument("--as_bert", action="store_true", help="write the encoder of an ELECTRA as a BertModel")
     parser.add_argument("--dense", action="store_true", help="write narrower layers at full width, as a stock model")
-    parser.add_argument("--depth", type=int, metavar="LAYERS", help="keep so many layers (default: all)")
+    parser.add_argument("--depth", type=int, metavar="LAYERS", help="number of layers to keep (default: all)")
     parser.add_argument(
         "--strategy", metavar="NAME",
-        help="which layers to keep: every_other, search (by held-out loss) or data_driven (default: every_other)",
+        help="how layers are chosen: every_other, search (by held-out loss) or data_driven (default: every_other)",
     )  # fmt: skip
     parser.add_argument(
         "--dataset", "--text", metavar="TEXT",
-        help="text that search and data_driven choose by (default: what the run held out, or was trained on)",
+        help="text for search and data_driven (default: the run's held-out or training text)",
     )  # fmt: skip
 
 
 def run(args: argparse.Namespace, extra: list[str]) -> None:
     refuse("export", extra)
     if args.depth is None and (args.strategy or args.dataset):
-        raise EffptError(
-            "`--strategy` and `--dataset` choose the layers of a shallower model; say its `--depth`, too."
-        )
+        raise EffptError("`--strategy` and `--dataset` choose the layers of a shallower model; give `--depth`, too.")
     from hf_effpt.hub.export import export
 
     pruning = {}

@@ -1,4 +1,4 @@
-"""The entry point of `effpt`: finds the subcommand, runs it, and turns what went wrong into one clear message."""
+"""Entry point of `effpt`: finds and runs the subcommand, and turns an error into one clear message."""
 
 from __future__ import annotations
 
@@ -14,20 +14,13 @@ from hf_effpt.core.files import is_disk_full
 
 from . import compare, evaluate, export, methods, pretrain, push, tokenizer
 
-# In the order of use. A command is a module with HELP, EXAMPLE, add_arguments(parser) and run(args, extra).
-COMMANDS = {
-    "tokenizer": tokenizer,
-    "pretrain": pretrain,
-    "evaluate": evaluate,
-    "compare": compare,
-    "export": export,
-    "push": push,
-    "methods": methods,
-}
+# In order of use. A command is a module with HELP, EXAMPLE, add_arguments(parser) and run(args, extra).
+_MODULES = (tokenizer, pretrain, evaluate, compare, export, push, methods)
+COMMANDS = {module.__name__.rpartition(".")[2]: module for module in _MODULES}
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all subcommands; words that a subcommand does not declare are left over for its `run`."""
+    """Builds the parser of all subcommands; `run` of a subcommand gets the words that it does not declare."""
     parser = argparse.ArgumentParser(
         prog="effpt",
         description="Pre-trains encoder language models efficiently and leaves stock Transformers checkpoints.",
@@ -51,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `effpt` and returns its exit code: 0, 2 for bad input, 1 for a full disk, 130 when interrupted.
+    """Runs `effpt` and returns its exit code: 0, 2 for bad input, 1 for a full disk, 130 if interrupted.
 
     Args:
         argv (`Sequence[str]`, *optional*): the words after `effpt`; by default those of this process.
@@ -76,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f" while writing {name}" if (name := getattr(error, "filename", None)) else ""
         return _fail(1, f"The disk is full{where}. Free some space and run it again.{_resume(words)}")
     except KeyboardInterrupt:
-        print(file=sys.stderr)  # leaves the line of a progress bar
+        print(file=sys.stderr)  # ends the line of a progress bar
         return _fail(130, f"Interrupted.{_resume(words)}")
     return 0
 
@@ -88,11 +81,11 @@ def _fail(code: int, message: str) -> int:
 
 def _resume(words: list[str]) -> str:
     if words[0] == "compare":
-        return f" Finished runs are kept; go on by: {shlex.join(['effpt', *words])}"
+        return f" Finished runs are kept; continue with: {shlex.join(['effpt', *words])}"
     if words[0] != "pretrain":
         return ""
     again = words if "--resume" in words else [*words, "--resume"]
-    return f" If it has saved a checkpoint, go on from there by: {shlex.join(['effpt', *again])}"
+    return f" If it has saved a checkpoint, continue with: {shlex.join(['effpt', *again])}"
 
 
 if __name__ == "__main__":

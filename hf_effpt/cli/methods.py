@@ -1,4 +1,4 @@
-"""`effpt methods`: what the efficiency methods are, and what can be set."""
+"""`effpt methods`: lists the efficiency methods and their settings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .words import refuse
 if TYPE_CHECKING:
     from hf_effpt.core.method import Method
 
-HELP = "List the efficiency methods, or show what one does and what can be set."
+HELP = "List the efficiency methods, or explain one and its settings."
 EXAMPLE = "effpt methods layerdrop"
 
 
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
 
 
 def defaults(method: type[Method]) -> str:
-    """The settings with their defaults, as a recipe writes them: `p: 0.2, after: null`."""
+    """Returns the settings with their defaults as a recipe writes them: `p: 0.2, after: null`."""
     values = {
         field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         for field in dataclasses.fields(method)
@@ -45,7 +45,7 @@ def defaults(method: type[Method]) -> str:
 
 
 def summarize(method: type[Method]) -> str:
-    """A method in three lines: purpose, settings, paper."""
+    """Describes a method in three lines: purpose, settings, paper."""
     paper = method.paper
     where = f" {paper.url}" if paper.url else ""
     return (
@@ -56,7 +56,7 @@ def summarize(method: type[Method]) -> str:
 
 
 def describe(method: type[Method]) -> str:
-    """A method's summary, what each of its settings means, and how to switch it on."""
+    """Describes a method in full: its summary, each of its settings, and how to switch it on."""
     lines = [summarize(method), "", inspect.getdoc(method) or "", ""]
     if method.conflicts:
         lines.append(f"Cannot run together with {', '.join(sorted(method.conflicts))}.\n")

@@ -4,7 +4,7 @@ import argparse
 
 from .progress import show_messages
 
-HELP = "Pre-train a model by a recipe; the folder that results holds a stock Transformers checkpoint."
+HELP = "Pre-train a model from a recipe; the output folder holds a stock Transformers checkpoint."
 EXAMPLE = "effpt pretrain tiny --training.budget 10min --training.output_dir out --methods.layerdrop.p 0.1"
 
 
@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a built-in recipe such as tiny")
     parser.add_argument(
         "--resume", nargs="?", const=True, default=False, metavar="CHECKPOINT",
-        help="go on from the last checkpoint of the run, or from the one that is named",
+        help="continue from the last checkpoint of the run, or from CHECKPOINT",
     )  # fmt: skip
     parser.add_argument_group(
         "settings",
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, extra: list[str]) -> None:
     from hf_effpt.pretraining import pretrain
-    from hf_effpt.training.recipe import Recipe
+    from hf_effpt.recipe.recipe import Recipe
 
     show_messages()
     print(pretrain(Recipe.load(args.recipe, extra), resume=args.resume).summary())

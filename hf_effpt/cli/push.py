@@ -10,7 +10,7 @@ EXAMPLE = "effpt push out/ my-org/my-bert --private"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="OUT", help="the folder of a run, or of an export")
-    parser.add_argument("repo_id", metavar="ORG/NAME", help="the model repository; it is made if there is none")
+    parser.add_argument("repo_id", metavar="ORG/NAME", help="the model repository; created if needed")
     parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
     parser.add_argument("--revision", metavar="BRANCH", help="branch to push to (default: main)")
 

@@ -1,4 +1,4 @@
-"""The arms of a comparison: recipes that differ in what is compared, and in nothing else."""
+"""Arms of a comparison: recipes that differ only in the settings that are compared."""
 
 import copy
 from collections import Counter
@@ -11,15 +11,15 @@ from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.registry import METHODS
 from hf_effpt.core.row_method import RowMethod
-from hf_effpt.training.overrides import apply_overrides
-from hf_effpt.training.recipe import Recipe
-from hf_effpt.training.recipe_file import read_recipe_file
+from hf_effpt.recipe.file import read_recipe_file
+from hf_effpt.recipe.overrides import apply_overrides
+from hf_effpt.recipe.recipe import Recipe
 
-# Of the data, what arms may differ in: how tokens are masked in training, and how the rows are made.
+# Data settings in which arms may differ: masking in training, and how rows are computed and cached.
 FREE_DATA = {"mlm_probability", "whole_word", "num_proc", "cache_dir", "select"}
-POINTS = 10  # evaluations a run
-# What a comparison sets in each run, and how it is told.
-OF_THE_GRID = {
+POINTS = 10  # evaluations per run
+# Training settings that a comparison sets in each run, and where the user gives them instead.
+SET_BY_GRID = {
     "budget": "give it by --budget",
     "seed": "give the number of seeds by --seeds",
     "output_dir": "give its folder by --out",
@@ -31,13 +31,13 @@ NOT_DECAYING = ("constant", "constant_with_warmup")
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to spend the budget.
+    """One recipe of a comparison.
 
     Args:
-        name (`str`): how the report calls it.
-        sections (`Mapping[str, Any]`): the plain content of its recipe; budget, seed and folder come from the grid.
-        free (`bool`, *optional*, defaults to `False`): whether its clock does not pay for what its methods do besides
-            training; shown beside the others, never judged.
+        name (`str`): its name in the report.
+        sections (`Mapping[str, Any]`): the content of its recipe; budget, seed and folder come from the grid.
+        free (`bool`, *optional*, defaults to `False`): if `True`, its clock is not charged for the work of its
+            methods besides training; it is reported without a verdict.
     """
 
     name: str
@@ -45,16 +45,16 @@ class Arm:
     free: bool = False
 
     def recipe(self, budget: str, seed: int, output_dir: str) -> Recipe:
-        """The recipe of one run.
+        """Builds the recipe of one run.
 
         Raises:
-            EffptError: for settings that cannot be, with the name of the arm.
+            EffptError: for invalid settings, with the name of the arm.
         """
         sections = copy.deepcopy(dict(self.sections))
         training = dict(sections.get("training") or {})
         training |= {"budget": budget, "seed": seed, "output_dir": output_dir, "save_total_limit": 1}
-        training |= {"eval_strategy": "steps", "eval_steps": 1 / POINTS}  # off the clock: for the curves of the report
         training |= {"charge_methods": not self.free}
+        training |= {"eval_strategy": "steps", "eval_steps": 1 / POINTS}  # not charged: for the curves of the report
         try:
             return Recipe.load(sections | {"training": training})
         except EffptError as error:
@@ -62,19 +62,19 @@ class Arm:
 
 
 def load_arms(sources: Sequence[str | Path | Mapping[str, Any]], overrides: Sequence[str] = ()) -> list[Arm]:
-    """Reads the recipes of the arms, which are called by their file names.
+    """Reads the recipes of the arms. An arm is named after its recipe file.
 
     Args:
         sources (`Sequence`): recipe files, names of built-in recipes, or `{"name": …}` with a recipe's sections.
-        overrides (`Sequence[str]`, *optional*): command-line flags that change each of them.
+        overrides (`Sequence[str]`, *optional*): command-line flags that change every recipe.
 
     Raises:
         EffptError: if a recipe cannot be read, or two have the same name.
     """
     for flag in overrides:
         name = flag.partition("=")[0].removeprefix("--training.")
-        if flag.startswith("--training.") and name in OF_THE_GRID:
-            raise EffptError(f"`{flag}`: a comparison sets `training.{name}` itself; {OF_THE_GRID[name]}.")
+        if flag.startswith("--training.") and name in SET_BY_GRID:
+            raise EffptError(f"`{flag}`: a comparison sets `training.{name}` itself; {SET_BY_GRID[name]}.")
     arms = []
     for number, source in enumerate(sources, start=1):
         if isinstance(source, Mapping):
@@ -83,9 +83,7 @@ def load_arms(sources: Sequence[str | Path | Mapping[str, Any]], overrides: Sequ
         else:
             content, name = read_recipe_file(source), Path(source).stem
         if not isinstance(content, Mapping):
-            raise EffptError(
-                f"Recipe {source} holds {content!r}, but must have sections such as `data` and `training`."
-            )
+            raise EffptError(f"Recipe {source} holds {content!r}, but needs sections such as `data` and `training`.")
         arms.append(Arm(name, apply_overrides(content, overrides)))
     for folder, number in Counter(file_name(arm.name) for arm in arms).items():
         if number > 1:
@@ -95,10 +93,10 @@ def load_arms(sources: Sequence[str | Path | Mapping[str, Any]], overrides: Sequ
 
 
 def file_name(name: str) -> str:
-    """A name as a folder has it on any system, so that two arms never share one.
+    """Converts the name of an arm to a folder name that is valid on any system.
 
     Raises:
-        EffptError: if nothing is left of it.
+        EffptError: if the name has no letter and no digit.
     """
     folder = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name).lower()
     if not folder.strip(".-"):
@@ -107,10 +105,10 @@ def file_name(name: str) -> str:
 
 
 def common_budget(arms: Sequence[Arm], budget: str | None) -> Clock:
-    """The budget that every arm gets: `budget`, or the one that all recipes name.
+    """Returns the budget of every arm: `budget`, or by default the one that all recipes name.
 
     Raises:
-        EffptError: if none is given and the recipes have none, or several.
+        EffptError: if `budget` is `None` and the recipes have no budget, or different ones.
     """
     if budget is not None:
         return Clock.parse(budget)
@@ -122,51 +120,37 @@ def common_budget(arms: Sequence[Arm], budget: str | None) -> Clock:
 
 
 def with_free_methods(arms: Sequence[Arm], unit: str) -> list[Arm]:
-    """The arms, and each with methods once more, its clock not paying for what they do besides training.
+    """Returns the arms, with a second, free copy of each arm whose methods are charged to the clock.
 
-    A clock of FLOPs pays for scoring rows, so there the arms whose methods pick rows are run once more.
-
-    Args:
-        arms (`Sequence[Arm]`): the arms.
-        unit (`str`): of the clock.
+    If the `unit` of the clock is FLOPs, these are the arms with row selection, which is charged for scoring rows. If
+    it is time or energy, they are all arms with methods.
 
     Raises:
-        EffptError: if the clock would pay nothing for the methods anyway.
+        EffptError: if the clock charges nothing for the methods of these arms.
     """
+    fault, found = None, []
+    for arm in arms:
+        is_charged = _selects_rows(arm) if unit == "flops" else arm.sections.get("methods")
+        found += [arm, *([Arm(f"{arm.name} (methods free)", arm.sections, free=True)] if is_charged else [])]
     if unit in ("steps", "tokens"):
-        raise EffptError(
-            f"`--free` shows what arms would come to if their methods cost nothing, but the budget is {unit}, which "
-            "what they cost does not move; give one in seconds, in reference time (10min_rst), or, where methods pick "
-            "rows, in FLOPs."
-        )
-    freed = [arm for arm in arms if (_picks_rows(arm) if unit == "flops" else arm.sections.get("methods"))]
-    if unit == "flops" and not freed:
-        raise EffptError(
-            "`--free` shows what arms would come to if their methods cost nothing, but the budget is flops, which "
-            "only those that pick rows move, and no arm has one; give one in seconds, or reference time (10min_rst)."
-        )
-    return [
-        each
-        for arm in arms
-        for each in ([arm, Arm(f"{arm.name} (methods free)", arm.sections, free=True)] if arm in freed else [arm])
-    ]
+        fault = "does not pay for methods; give one in seconds or reference time, or in FLOPs if methods pick rows"
+    elif unit == "flops" and len(found) == len(arms):
+        fault = "pays only for methods that pick rows, and no arm has one; give one in seconds or reference time"
+    if fault:
+        raise EffptError(f"`--free` shows arms as if methods cost nothing, but the budget is {unit}, which {fault}.")
+    return found
 
 
-def _picks_rows(arm: Arm) -> bool:
+def _selects_rows(arm: Arm) -> bool:
     methods = (METHODS.get(name) for name in arm.sections.get("methods") or {})
     return any(method is not None and issubclass(method, RowMethod) for method in methods)
 
 
 def check_comparable(arms: Sequence[Arm], recipes: Mapping[str, Recipe], different_data: bool) -> None:
-    """Checks that arms learn from the same rows and that each learning rate is fully decayed.
-
-    Args:
-        arms (`Sequence[Arm]`): the baseline first.
-        recipes (`Mapping[str, Recipe]`): of each arm, by name.
-        different_data (`bool`): whether the arms are meant to differ in data.
+    """Checks that all arms train on the same rows, unless `different_data`, and decay their learning rates to the end.
 
     Raises:
-        EffptError: if they do not.
+        EffptError: for an arm that cannot be compared with the first, the baseline.
     """
     for name, recipe in recipes.items():
         if recipe.training.data_seed is not None:
@@ -189,6 +173,6 @@ def check_comparable(arms: Sequence[Arm], recipes: Mapping[str, Recipe], differe
             if first.get(key) != other.get(key):
                 raise EffptError(
                     f"Arms `{arms[0].name}` and `{arm.name}` differ in `data.{key}`: {first.get(key)!r} and "
-                    f"{other.get(key)!r}. Losses on other data or by another tokenizer cannot be compared; make them "
-                    "equal, or pass `--different_data` if that is what you mean to look at (without a verdict)."
+                    f"{other.get(key)!r}. Losses on other data or with another tokenizer cannot be compared; make "
+                    "them equal, or pass `--different_data` to compare different data (without a verdict)."
                 )

@@ -1,20 +1,19 @@
-"""What stands in the way of a verdict, and what a reader has to know of runs that are not as they should be."""
+"""Reasons against a verdict, and the notes of a report on runs that did not go as planned."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from hf_effpt.core.clock import Clock
 
-from .losses import Entries, loss_of, unequal_generators, weakness
+from .arm_losses import Entries, loss_of, unequal_generators, weakness
 
-# How far over the budget the last step may go before it is said; how much of its peak a decayed learning rate has.
-OVERSHOOT, DECAYED = 0.02, 0.02
+OVERSHOOT = 0.02  # share of the budget by which the last step may exceed it without a note
+DECAYED = 0.02  # largest share of its peak at which a learning rate counts as decayed
 
 
 def void_reason(baseline: Entries) -> str | None:
-    """Why a comparison says nothing at all."""
-    where = weakness(baseline)
-    if where is None:
+    """Returns the reason why a whole comparison says nothing; `None` if the baseline has learned enough."""
+    if (where := weakness(baseline)) is None:
         return None
     return (
         f"The baseline ends {where}, so next to nothing was learned that arms could differ in; give a longer budget."
@@ -22,12 +21,7 @@ def void_reason(baseline: Entries) -> str | None:
 
 
 def loss_notes(found: Mapping[str, Entries], recipes: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What a reader has to know of losses: whose cannot be compared, or not without a thought.
-
-    Args:
-        found (`Mapping[str, Sequence]`): the runs of each arm, the baseline first.
-        recipes (`Mapping`): of each arm.
-    """
+    """Returns notes on losses that cannot be compared with those of the first arm, the baseline, or only with care."""
     (name, baseline), *others = found.items()
     said, of_baseline = [], loss_of(baseline, recipes[name])
     for other, entries in others:
@@ -42,12 +36,9 @@ def loss_notes(found: Mapping[str, Entries], recipes: Mapping[str, Mapping[str, 
 
 
 def no_verdict(entries: Entries, baseline: Entries, unit: str, against: str = "the baseline") -> str | None:
-    """Why there can be no verdict on an arm.
+    """Returns the reason against a verdict on an arm on a clock of this `unit`; `None` if there is none.
 
-    Args:
-        entries, baseline (`Sequence`): the runs of the arm and of the baseline.
-        unit (`str`): of the clock.
-        against (`str`, *optional*): what to call the baseline.
+    `against` is the name of the baseline in the text.
     """
     whole = [entry for entry in [*baseline, *entries] if entry["fraction"] == 1.0]
     for entry in whole:
@@ -62,7 +53,7 @@ def no_verdict(entries: Entries, baseline: Entries, unit: str, against: str = "t
     if unit in ("seconds", "joules") and len({_machine(entry) for entry in finals}) > 1:
         return (
             f"its runs and those of {against} were made on different devices or versions, which a budget in {unit} "
-            "feels"
+            "depends on"
         )
     return None
 
@@ -77,20 +68,16 @@ def _machine(entry: Mapping[str, Any]) -> tuple:
 
 
 def share_of(clock: Clock, fraction: float) -> float:
-    """The budget of a run on a fraction of the clock, which in steps is a whole number."""
+    """Returns the budget of a run on a fraction of the clock, in units of the clock; steps are rounded."""
     return Clock.parse(clock.share(fraction)).budget
 
 
 def notes(
     found: Mapping[str, Entries], clock: Clock, primary: str, planned: Mapping[str, Any] | None = None
 ) -> list[str]:
-    """What a reader has to know, in sentences.
+    """Returns the notes of a report on changes of the plan, on its environments and on each unusual run.
 
-    Args:
-        found (`Mapping[str, Sequence]`): the runs of each arm.
-        clock (`Clock`): of the whole budget.
-        primary (`str`): the measure that verdicts are given on.
-        planned (`Mapping`, *optional*): with how many `seeds`, and which `primary`, the comparison began.
+    `planned` has the number of `seeds` and the `primary` measure at the first call of the comparison.
     """
     planned = planned or {}
     every = [entry for entries in found.values() for entry in entries]
@@ -124,18 +111,17 @@ def notes(
             elif over < -1e-9:
                 said.append(f"{where}: it ended at {1 + over:.1%} of its budget")
             if _is_hot(entry):
-                said.append(
-                    f"{where}: its learning rate ended at {entry['final_learning_rate']:.2g}, not fully decayed"
-                )
+                rate = entry["final_learning_rate"]
+                said.append(f"{where}: its learning rate ended at {rate:.2g}, not fully decayed")
     return said + _score_notes(found)
 
 
 def _score_notes(found: Mapping[str, Entries]) -> list[str]:
-    """What is said of scores: once, with the run if it is true of one, else with their number."""
+    """Returns each distinct note on a score once, with its run or the number of its runs."""
     runs: dict[str, list[str]] = {}
     for name, entries in found.items():
         for entry in entries:
             for score, note in entry["score_notes"].items():
                 for part in note.split("; "):
                     runs.setdefault(f"{score}: {part}", []).append(f"{name}, seed {entry['seed']}")
-    return [f"{said} ({of[0] if len(of) == 1 else f'{len(of)} runs'})" for said, of in runs.items()]
+    return [f"{note} ({where[0] if len(where) == 1 else f'{len(where)} runs'})" for note, where in runs.items()]

@@ -1,4 +1,4 @@
-"""`compare`: which recipe pays, at one budget, on this data and this machine."""
+"""`compare`: trains several recipes on one budget and reports which of them pays, on this data and this machine."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -10,16 +10,16 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import write_json
 from hf_effpt.core.registry import build_methods
 from hf_effpt.pretraining import prepare_data
+from hf_effpt.recipe.recipe import Recipe
 from hf_effpt.training.checks import check_size
-from hf_effpt.training.recipe import Recipe
 
 from .arms import check_comparable, common_budget, load_arms, with_free_methods
-from .grid import claim, grid
 from .markdown import markdown
 from .page import write_page
 from .plots import require_plotting, write_plots
 from .primary import find_primary
-from .runner import Runner, gpus_of
+from .run_grid import claim, grid
+from .run_launcher import Runner, gpus_of
 from .statistics import LEAST_SEEDS
 from .summary import report
 
@@ -46,34 +46,37 @@ def compare(
 ) -> dict[str, Any]:
     """Trains every recipe with every seed on one budget and reports which is better, with intervals.
 
-    Each run is fully decayed on its own budget; arms are paired by seed and take turns; methods pay for all they do.
-    Shorter runs on shares of the budget say how soon an arm reaches the baseline's loss. Finished runs are kept:
-    the same call goes on where an earlier one was stopped, and may add recipes, seeds or tasks.
+    Each run is fully decayed on its own budget, arms are paired by seed and take turns, and methods are charged for
+    all they do. Shorter runs on shares of the budget show how soon an arm reaches the baseline's loss. Finished runs
+    are kept: the same call continues an interrupted comparison, and may add recipes, seeds or tasks.
 
     Args:
         recipes (`Sequence`): the arms, as [`Recipe`] takes them; the first is the baseline.
-        out (`str` or `Path`): the folder of the runs and of `report.html`, `report.md`, `report.json` and plots.
-        budget (`str`, *optional*): what each run may spend; by default the one that all recipes name.
-        seeds (`int` or `Sequence[int]`, *optional*, defaults to 3): how many, from 0, or which.
-        fractions (`Sequence[float]`, *optional*, defaults to (0.5, 0.7, 1.0)): shares of the budget to run separately.
+        out (`str` or `Path`): the folder of the runs and of `report.html`, `report.md`, `report.json` and pictures.
+        budget (`str`, *optional*): the budget of each run, by default the one that all recipes name.
+        seeds (`int` or `Sequence[int]`, *optional*, defaults to 3): the number of seeds, from 0, or the seeds.
+        fractions (`Sequence[float]`, *optional*, defaults to (0.5, 0.7, 1.0)): shares of the budget, each with its own
+            runs.
         overrides (`Sequence[str]`, *optional*): command-line flags that change every recipe.
-        tasks (`Sequence[str]`, *optional*): what else is measured of runs on the whole budget, as [`evaluate`] takes
-            it; a run's fine-tuning has the seed of the run.
+        tasks (`Sequence[str]`, *optional*): evaluation tasks for runs on the whole budget, as in [`evaluate`]. The
+            fine-tuning seed is that of the run.
         data, protocol, pairs_per_paradigm (*optional*): as in [`evaluate`].
-        primary (`str`, *optional*): what verdicts are given on, to be chosen before any run: a score of the tasks,
-            such as `cola/mcc@default`, or `average`, of the fine-tuned ones; by default the held-out loss, by which
-            arms of other objectives than the baseline's cannot be judged.
-        gpus (`str`, *optional*): `0,1`: one run at a time on each of these; by default one run at a time in all.
-        free (`bool`, *optional*, defaults to `False`): run arms with methods once more, their clock not paying for
-            what methods do besides training; on a budget in FLOPs, those whose methods pick rows.
-        different_data (`bool`, *optional*, defaults to `False`): let arms differ in data, without a verdict on those.
-        command (`str`, *optional*): what is reported to have made the comparison.
+        primary (`str`, *optional*): the measure of the verdicts, to be chosen before any run: a score of the tasks,
+            such as `cola/mcc@default`, or `average` for that of the fine-tuned scores. By default the held-out loss,
+            which cannot compare different objectives.
+        gpus (`str`, *optional*): GPUs such as `0,1`, each of which takes one run at a time. By default one run at a
+            time in all.
+        free (`bool`, *optional*, defaults to `False`): if `True`, run arms with methods once more without charging
+            the work of their methods besides training; on a budget in FLOPs, arms with row selection.
+        different_data (`bool`, *optional*, defaults to `False`): if `True`, arms may differ in their data; there is
+            no verdict on those that do.
+        command (`str`, *optional*): the command line that the report names.
 
     Returns:
         The content of `report.json`.
 
     Raises:
-        EffptError: for arms that cannot be compared, before anything is trained; or if the baseline never finished.
+        EffptError: for arms that cannot be compared, before anything is trained, or if the baseline never finished.
     """
     require_plotting()
     out, numbers = Path(out), _seeds(seeds)
@@ -86,14 +89,16 @@ def compare(
     check_comparable(arms, firsts, different_data)
     objectives = {name: recipe.model.objective for name, recipe in firsts.items()}
     measure = find_primary(primary, objectives, tasks, data, protocol, pairs_per_paradigm)
-    runner = Runner(_evaluation(tasks, data, protocol, pairs_per_paradigm), gpus_of(gpus))
+    where = None if data is None else str(data)
+    options = {"data": where, "protocol": protocol, "pairs_per_paradigm": pairs_per_paradigm}
+    runner = Runner({"tasks": list(tasks), **options} if tasks else {}, gpus_of(gpus))
     _prepare(firsts)
     planned = claim(out, runs, clock, measure)
     asked = {"asked": runner.evaluation_of, "primary": measure, "planned": planned}
     try:
         failed = runner.make(runs)
     except KeyboardInterrupt:
-        with suppress(EffptError):  # what there is so far; without a baseline there is nothing to say
+        with suppress(EffptError):  # reports the finished runs, if the baseline is among them
             write_report(report(arms, runs, clock, command=command, **asked), out)
         raise
     found = report(arms, runs, clock, failed=failed, command=command, **asked)
@@ -116,23 +121,14 @@ def _fractions(fractions: Sequence[float]) -> list[float]:
     return sorted({*fractions, 1.0})
 
 
-def _evaluation(
-    tasks: Sequence[str], data: str | Path | None, protocol: str, pairs_per_paradigm: int | None
-) -> dict[str, Any]:
-    if not tasks:
-        return {}
-    where = None if data is None else str(data)
-    return {"tasks": list(tasks), "data": where, "protocol": protocol, "pairs_per_paradigm": pairs_per_paradigm}
-
-
 def _prepare(recipes: Mapping[str, Recipe]) -> None:
-    """Packs the text once, before the first run, so that what is wrong with it is said at once.
+    """Packs the text before the first run, so that faults are found at once.
 
     Raises:
-        EffptError: for text that cannot be used, or of which nothing is held out.
+        EffptError: for invalid text, no held-out text, or too little text for a step.
     """
     for name, recipe in recipes.items():
-        _, _, rows = prepare_data(recipe)  # from the cache, where another arm has the same
+        _, _, rows = prepare_data(recipe)  # from the cache if another arm has the same text
         if "validation" not in rows:
             raise EffptError(
                 f"Arm `{name}` holds out no text, so there is nothing to compare by; set `data.validation`."
@@ -144,7 +140,7 @@ def _prepare(recipes: Mapping[str, Recipe]) -> None:
 
 
 def write_report(found: dict[str, Any], out: Path) -> None:
-    """Writes a report in all its forms: JSON, pictures, Markdown, and a page."""
+    """Writes a report as JSON, pictures, Markdown and HTML."""
     write_json(out / "report.json", found)
     write_plots(found, out)
     (out / "report.md").write_text(markdown(found), encoding="utf-8")

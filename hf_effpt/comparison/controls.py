@@ -1,6 +1,6 @@
-"""The control of a method that picks rows: the same recipe with rows picked at random.
+"""Control of an arm with row selection: the same recipe with rows selected at random.
 
-To skip rows saves time by itself, so a gain is only put down to the picking where rows at random do not have it too.
+Skipping rows saves time by itself. So a gain is credited to a strategy only where random rows do not have it too.
 """
 
 from collections.abc import Collection, Mapping
@@ -11,15 +11,14 @@ import yaml
 
 from hf_effpt.core.method import Method
 from hf_effpt.core.registry import METHODS, build_methods
-from hf_effpt.core.row_method import row_methods
+from hf_effpt.core.row_method import RowMethod, row_methods
 
+from .arm_losses import Entries, final_losses
 from .caveats import no_verdict
-from .losses import Entries, final_losses
 from .primary import LOSS
 from .statistics import Difference
 
-# What the control must share besides: when rows are picked. The other settings say how, which chance does not ask for.
-WHEN = ("start", "end", "interrupt")
+SCHEDULE = ("start", "end", "interrupt")  # settings that the control shares besides those that make it random
 AGAINST = "against random rows"
 
 Recipe = Mapping[str, Any]
@@ -27,10 +26,10 @@ Recipe = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Control:
-    """What an arm has to be compared with besides the baseline.
+    """Second baseline of an arm with row selection.
 
     Args:
-        arm (`str`, *optional*): the name of the control arm, if there is one that can be compared with.
+        arm (`str`, *optional*): name of the control arm; `None` if there is none that can be compared with.
         reason (`str`, *optional*): why there is none.
     """
 
@@ -41,14 +40,13 @@ class Control:
 def find_control(
     name: str, found: Mapping[str, Entries], recipes: Mapping[str, Recipe], free: Collection[str], unit: str
 ) -> Control | None:
-    """The control of an arm; `None` for one that needs none.
+    """Finds the control of the arm `name`; `None` if it needs none. Only a free arm is the control of a free arm.
 
     Args:
-        name (`str`): of the arm.
-        found (`Mapping[str, Sequence]`): the runs of each arm.
-        recipes (`Mapping[str, Mapping]`): of each arm.
-        free (`Collection[str]`): the arms whose clock does not pay for their methods; an arm's control is like it.
-        unit (`str`): of the clock.
+        name (`str`): the arm.
+        found, recipes (`Mapping`): runs and recipe by arm.
+        free (`Collection[str]`): arms whose clock is not charged for their methods.
+        unit (`str`): unit of the clock.
     """
     wanted = {
         method.name: method.control
@@ -57,42 +55,42 @@ def find_control(
     }
     if not wanted:
         return None
-    alike = [
-        other
-        for other in recipes
-        if (other in free) == (name in free) and _is_control(recipes[name], recipes[other], wanted)
-    ]
-    if not alike:
+    faults = {
+        other: _fault(name, other, found, unit)
+        for other, recipe in recipes.items()
+        if (other in free) == (name in free) and _is_control(recipes[name], recipe, wanted)
+    }
+    if not faults:
         return Control(reason=f"no arm picks rows at random: add one with `{_as_recipe(wanted)}`")
-    faults = {other: _fault(name, other, found, unit) for other in alike}
     sound = next((other for other, fault in faults.items() if fault is None), None)
-    return Control(reason=faults[alike[0]]) if sound is None else Control(sound)
+    return Control(sound) if sound else Control(reason=next(iter(faults.values())))
 
 
-def _settled(method: Method, key: str) -> Any:
-    """A setting of a method, or what the method has settled in its `resolved` where the recipe leaves it open."""
+def _resolved(method: Method, key: str) -> Any:
+    """Returns a setting of a method, with its default filled in where the recipe leaves it open."""
     given = getattr(method, key, None)
-    return getattr(getattr(method, "resolved", None), key, None) if given is None else given
+    filled_in = method.resolved if isinstance(method, RowMethod) else None
+    return getattr(filled_in, key, None) if given is None else given
 
 
 def _as_recipe(wanted: Mapping[str, Mapping[str, Any]]) -> str:
-    """The methods of a control as a recipe has them, without what is settled so anyway."""
+    """Writes the methods of a control as a recipe has them, without settings that are the default."""
     shown = {}
     for name, settings in wanted.items():
-        bare = METHODS[name](**{key: value for key, value in settings.items() if key not in WHEN})
+        random = METHODS[name](**{key: value for key, value in settings.items() if key not in SCHEDULE})
         shown[name] = {
-            key: value for key, value in settings.items() if key not in WHEN or _settled(bare, key) != value
+            key: value for key, value in settings.items() if key not in SCHEDULE or _resolved(random, key) != value
         }
     return yaml.safe_dump(shown, default_flow_style=True, sort_keys=False, width=1000).strip()[1:-1]
 
 
 def _is_control(recipe: Recipe, other: Recipe, wanted: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Whether `other` is `recipe` but for the methods of `wanted`, and these are set as they have to be."""
+    """Returns `True` if `other` differs from `recipe` only in the methods of `wanted`, which have these settings."""
     if _without(recipe, wanted) != _without(other, wanted):
         return False
     methods = {method.name: method for method in build_methods(other.get("methods"))}
     return all(
-        name in methods and all(_settled(methods[name], key) == value for key, value in settings.items())
+        name in methods and all(_resolved(methods[name], key) == value for key, value in settings.items())
         for name, settings in wanted.items()
     )
 
@@ -103,7 +101,7 @@ def _without(recipe: Recipe, names: Collection[str]) -> dict[str, Any]:
 
 
 def _fault(name: str, control: str, found: Mapping[str, Entries], unit: str) -> str | None:
-    """Why a control arm cannot be compared with."""
+    """Returns the reason why a control arm cannot be compared with; `None` if it can."""
     lacking = sorted(set(final_losses(found[name])) - set(final_losses(found[control])))
     if lacking or not final_losses(found[control]):
         seeds = f"seed {', '.join(map(str, lacking))}" if lacking else "no seed"
@@ -112,29 +110,21 @@ def _fault(name: str, control: str, found: Mapping[str, Entries], unit: str) -> 
     return fault and f"`{control}`, which picks rows at random, cannot be compared with: {fault}"
 
 
-def said_of_control(control: Control | None, gap: Difference | None, primary: str) -> str:
-    """What the verdict on an arm adds about its control.
-
-    Args:
-        control ([`Control`], *optional*): of the arm.
-        gap ([`Difference`], *optional*): to the control, in the primary measure.
-        primary (`str`): that measure.
-    """
-    if control is None:
-        return ""
-    if control.reason is not None:
+def control_sentence(control: Control | None, gap: Difference | None, primary: str) -> str:
+    """Returns the sentence on its control, and the difference to it, that is appended to the verdict on an arm."""
+    if control is not None and control.reason is not None:
         return f" No speed-up is given, since {control.reason}."
-    if gap is None:
+    if control is None or gap is None:
         return ""
-    return f" Against random rows (`{control.arm}`) {_said(gap, primary)}"
+    return f" Against random rows (`{control.arm}`) {_difference(gap, primary)}"
 
 
-def said_of_free(gap: Difference | None, primary: str) -> str:
-    """What the verdict on an arm adds whose clock does not pay for its methods: its difference to the baseline."""
-    return "" if gap is None else f" So {_said(gap, primary)}"
+def free_sentence(gap: Difference | None, primary: str) -> str:
+    """Returns the sentence on its difference to the baseline that is appended to the verdict on a free arm."""
+    return "" if gap is None else f" So {_difference(gap, primary)}"
 
 
-def _said(gap: Difference, primary: str) -> str:
+def _difference(gap: Difference, primary: str) -> str:
     change = f"{abs(gap.mean):.4f} {'nats ' if primary == LOSS else ''}{'lower' if gap.mean < 0 else 'higher'}"
     return (
         f"its {'loss' if primary == LOSS else primary} is {change} (95 % interval {gap.low:+.4f} to {gap.high:+.4f}, "

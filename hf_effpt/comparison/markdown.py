@@ -1,4 +1,4 @@
-"""The report of a comparison as GitHub Markdown."""
+"""Report of a comparison as GitHub Markdown."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import re
 
 import yaml
 
-from .series import DIFFERENCES, axis_title, curves_note, pictures
-from .tables import Cell, Report, Table, finite, held_equal, results_table, runs_table
+from .chart_series import DIFFERENCES, axis_title, curves_note, pictures
+from .report_tables import Cell, Report, Table, finite, held_equal, results_table, runs_table
 
 _SPECIAL = re.compile(r"([\\`*_\[\]#|~$])")
 
 
 def _literal(text: str) -> str:
-    """`text` on one line, with nothing in it that Markdown would act upon."""
+    """Escapes `text` for Markdown and puts it on one line."""
     entities = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _SPECIAL.sub(r"\\\1", entities)
 
@@ -29,16 +29,12 @@ def _table(table: Table) -> list[str]:
 
 
 def _indented(text: str) -> list[str]:
-    """A code block that no text can close."""
+    """Returns the lines of an indented code block, which no text can close."""
     return [f"    {line}" for line in text.strip().splitlines()]
 
 
 def markdown(report: Report) -> str:
-    """Writes the report: verdicts first, then the figures, with the pictures of `write_plots` beside it.
-
-    Args:
-        report (`Mapping`): the content of `report.json`.
-    """
+    """Returns the report as Markdown, verdicts first, with links to the pictures of `write_plots`."""
     report = finite(report)
     lines = [f"# {_literal(report['title'])}", "", _literal(held_equal(report)), ""]
     if report["void"]:

@@ -1,4 +1,4 @@
-"""The report of a comparison as one HTML file that needs nothing else: no server, no network, no other file."""
+"""Report of a comparison as one self-contained HTML file, which needs no server and no network."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from typing import Any
 
 import yaml
 
-from . import series
+from . import chart_series
 from .plots import require_plotting
-from .tables import (
+from .report_tables import (
     UNITS,
     Cell,
     Report,
     Table,
+    baseline_of,
     finite,
     held_equal,
     in_clock_unit,
@@ -38,38 +39,35 @@ _MARKS = {
 
 
 def write_page(report: Report, path: str | os.PathLike) -> None:
-    """Writes the interactive report, with its data and its plotting library inside.
-
-    Args:
-        report (`Mapping`): the content of `report.json`.
-        path (`str` or `os.PathLike`): the HTML file; its folder is created if need be.
+    """Writes the interactive report, with its data and its plotting library inside, to the HTML file `path`.
 
     Raises:
-        EffptError: where plotly is not installed.
+        EffptError: if plotly is not installed.
     """
     require_plotting()
     from plotly.offline import get_plotlyjs
 
     report = finite(report)
+    machine, void = report["environment"].items(), "<strong>This comparison says nothing.</strong>"
     parts = {
         "title": escape(report["title"]),
         "held_equal": escape(held_equal(report)),
-        "void": _void(report["void"]),
+        "void": f'<p class="void" role="alert">{void} {escape(report["void"])}</p>' if report["void"] else "",
         "verdicts": "".join(_verdict(arm) for arm in report["arms"]),
         "notes": "".join(f"<li>{escape(note)}</li>" for note in report["notes"]),
-        "curves_note": escape(series.curves_note(report)),
+        "curves_note": escape(chart_series.curves_note(report)),
         "results": _table(results_table(report)),
         "runs": _table(runs_table(report)),
         "command": escape(report["command"]),
-        "environment": _environment(report["environment"]),
+        "environment": "".join(f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in machine),
         "recipes": "".join(_recipe(arm) for arm in report["arms"]),
-        # In a script element nothing is escaped but by the language inside it.
+        # HTML does not unescape script elements; JSON and JavaScript do
         "data": json.dumps(chart_data(report), allow_nan=False).replace("<", "\\u003c"),
         "plotly": get_plotlyjs().replace("</script", "<\\/script"),
         "page": (_HERE / "page.js").read_text(encoding="utf-8"),
     }
     template = (_HERE / "page.html").read_text(encoding="utf-8")
-    # In one pass, so that a part that looks like a placeholder stays as it is.
+    # in one pass, so that placeholders inside a part stay as they are
     html = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,71 +75,47 @@ def write_page(report: Report, path: str | os.PathLike) -> None:
 
 
 def chart_data(report: Report) -> dict[str, Any]:
-    """What the page's charts are drawn from."""
-    clock = report["clock"]
-    baseline = next(arm for arm in report["arms"] if arm["baseline"])
+    """Returns the data that the charts of the page are drawn from; `page.js` reads these keys."""
+    clock, baseline = report["clock"], baseline_of(report)
     target = (baseline["summary"]["final_loss"] or {}).get("mean")
-    groups, colours = series.groups(report), series.colours(report)
-    group_of = {arm["name"]: number for number, group in enumerate(groups) for arm in group.arms}
-    return finite(
-        {
-            "axes": [
-                {
-                    "key": axis.key,
-                    "name": axis.name,
-                    "unit": series.axis_unit(axis, report),
-                    "title": series.axis_title(axis, report),
-                    "missing": series.why_missing(axis, report),
-                }
-                for axis in series.AXES
-            ],
-            "first_axis": "kwh" if clock["unit"] == "joules" else clock["unit"],
-            # Each has its own charts of losses; the baseline's is the first.
-            "groups": [
-                {"loss_of": group.loss_of, "floor_name": group.floor_name, "floors": group.floors} for group in groups
-            ],
-            "target": target,
-            "budget_title": f"Budget of a run: {UNITS[clock['unit']]}"
-            + {"seconds": ", s", "reference_seconds": ", s", "joules": ", J"}.get(clock["unit"], ""),
-            "budget": clock["budget"],
-            "arms": [
-                {
-                    "name": arm["name"],
-                    "baseline": arm["baseline"],
-                    "colour": colours[arm["name"]],
-                    "group": group_of[arm["name"]],
-                    "curves": [
-                        {"seed": run["seed"], "state": run["state"], **series.lines(run)}
-                        for run in series.full_runs(arm)
-                    ],
-                    "mean": series.mean_line(arm),
-                    "ends": series.ends(arm),
-                    "pairs": series.paired_differences(arm, report),
-                    "difference": arm["difference"],
-                    "no_difference": series.why_no_difference(arm),
-                    "by_budget": series.by_budget(arm, report),
-                    "crossing": _crossing(arm, clock["unit"], target),
-                }
-                for arm in report["arms"]
-            ],
+    groups, colours = chart_series.groups(report), chart_series.colours(report)
+
+    def of_arm(arm: Mapping[str, Any]) -> dict[str, Any]:
+        reached = (arm["summary"]["budget_to_baseline_loss"] or {}).get("value")
+        crosses = not arm["baseline"] and reached is not None and target is not None
+        text, runs = in_clock_unit(reached, clock["unit"]) if crosses else None, chart_series.full_runs(arm)
+        return {
+            "name": arm["name"],
+            "baseline": arm["baseline"],
+            "colour": colours[arm["name"]],
+            "group": next(number for number, group in enumerate(groups) if group.loss_of == arm["loss_of"]),
+            "curves": [{"seed": run["seed"], "state": run["state"], **chart_series.lines(run)} for run in runs],
+            "mean": chart_series.mean_line(arm),
+            "ends": chart_series.ends(arm),
+            "pairs": chart_series.paired_differences(arm, report),
+            "difference": arm["difference"],
+            "no_difference": chart_series.why_no_difference(arm),
+            "by_budget": chart_series.by_budget(arm, report),
+            "crossing": {"x": reached, "loss": target, "text": text} if crosses else None,  # of the baseline's loss
         }
-    )
 
+    def of_axis(axis: chart_series.Axis) -> dict[str, Any]:
+        unit, title = chart_series.axis_unit(axis, report), chart_series.axis_title(axis, report)
+        missing = chart_series.why_missing(axis, report["arms"])
+        return {"key": axis.key, "name": axis.name, "unit": unit, "title": title, "missing": missing}
 
-def _crossing(arm: Mapping[str, Any], unit: str, target: float | None) -> dict[str, Any] | None:
-    """Where the arm's line meets the baseline's final loss."""
-    x = (arm["summary"]["budget_to_baseline_loss"] or {}).get("value")
-    return (
-        None
-        if arm["baseline"] or x is None or target is None
-        else {"x": x, "loss": target, "text": in_clock_unit(x, unit)}
-    )
-
-
-def _void(why: str | None) -> str:
-    return (
-        f'<p class="void" role="alert"><strong>This comparison says nothing.</strong> {escape(why)}</p>' if why else ""
-    )
+    symbol = {"seconds": ", s", "reference_seconds": ", s", "joules": ", J"}.get(clock["unit"], "")
+    found = {
+        "axes": [of_axis(axis) for axis in chart_series.AXES],
+        "first_axis": "kwh" if clock["unit"] == "joules" else clock["unit"],
+        # each group has its own charts of losses; the baseline's is the first
+        "groups": [{"loss_of": each.loss_of, "floor_name": each.floor_name, "floors": each.floors} for each in groups],
+        "target": target,
+        "budget_title": f"Budget of a run: {UNITS[clock['unit']]}{symbol}",
+        "budget": clock["budget"],
+        "arms": [of_arm(arm) for arm in report["arms"]],
+    }
+    return finite(found)
 
 
 def _verdict(arm: Mapping[str, Any]) -> str:
@@ -164,12 +138,8 @@ def _table(table: Table) -> str:
         f'<tr><th scope="row">{_content(row[0])}</th>{"".join(f"<td>{_content(cell)}</td>" for cell in row[1:])}</tr>'
         for row in table.rows
     )
-    # Scrolls by itself where it is wide, also by keyboard.
+    # a wide table scrolls by itself, also by keyboard
     return f'<div class="wide" tabindex="0"><table><thead><tr>{header}</tr></thead><tbody>{rows}</tbody></table></div>'
-
-
-def _environment(environment: Mapping[str, Any]) -> str:
-    return "".join(f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in environment.items())
 
 
 def _recipe(arm: Mapping[str, Any]) -> str:

@@ -1,16 +1,16 @@
-"""The report's pictures, drawn with matplotlib."""
+"""Pictures of a report, drawn with matplotlib."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hf_effpt.core.errors import EffptError
 
-from . import series
-from .tables import Report
+from . import chart_series
+from .report_tables import Report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def require_plotting() -> None:
-    """Refuses to begin where the report could not be drawn in the end.
+    """Checks that a report can be drawn, before anything is trained.
 
     Raises:
-        EffptError: where plotly or matplotlib is not installed.
+        EffptError: if plotly or matplotlib is not installed.
     """
     lacking = [name for name in ("plotly", "matplotlib") if importlib.util.find_spec(name) is None]
     if lacking:
@@ -32,24 +32,17 @@ def require_plotting() -> None:
 
 
 def write_plots(report: Report, folder: str | os.PathLike) -> list[Path]:
-    """Draws the held-out loss against each axis that is known, and the paired differences.
-
-    Args:
-        report (`Mapping`): the content of `report.json`.
-        folder (`str` or `os.PathLike`): where the pictures go; created if need be.
-
-    Returns:
-        `list[Path]`: the PNG files.
+    """Draws the held-out loss against each known axis, and the paired differences, as PNG files in `folder`.
 
     Raises:
-        EffptError: where matplotlib is not installed.
+        EffptError: if plotly or matplotlib is not installed.
     """
     require_plotting()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = {name: _losses(report, *drawn) for name, drawn in series.pictures(report).items()}
+    pictures = {name: _losses(report, *drawn) for name, drawn in chart_series.pictures(report).items()}
     if len(report["arms"]) > 1:
-        pictures[series.DIFFERENCES] = _differences(report)
+        pictures[chart_series.DIFFERENCES] = _differences(report)
     for name, figure in pictures.items():
         figure.savefig(folder / name, dpi=150)
     return [folder / name for name in pictures]
@@ -66,28 +59,28 @@ def _figure(height: float) -> tuple[Figure, Axes]:
 
 
 def _name(text: str) -> str:
-    """An arm's name as it is: a dollar sign would begin a formula, an underscore in front hides a legend entry."""
+    """Escapes a name: a dollar sign would begin a formula, a leading underscore would hide a legend entry."""
     literal = text.replace("$", r"\$")
     return f" {literal}" if text.startswith("_") else literal
 
 
-def _losses(report: Report, axis: series.Axis, group: series.Group) -> Figure:
-    """Thin lines for the seeds, thick ones for means, bands for their intervals, diamonds for shorter runs' ends."""
+def _losses(report: Report, axis: chart_series.Axis, group: chart_series.Group) -> Figure:
+    """Draws a line per seed, a thick mean line with the band of its interval, and a mark at the end of each run."""
     figure, axes = _figure(4.8)
-    colours = series.colours(report)
+    colours = chart_series.colours(report)
     for arm in group.arms:
         colour = colours[arm["name"]]
-        for run in series.full_runs(arm):
-            line = series.lines(run)
+        for run in chart_series.full_runs(arm):
+            line = chart_series.lines(run)
             if line["x"][axis.key] is not None:
                 axes.plot(line["x"][axis.key], line["loss"], color=colour, linewidth=0.7, alpha=0.5)
-        mean = series.mean_line(arm)
+        mean = chart_series.mean_line(arm)
         x = mean and mean["x"][axis.key]
         if x is not None:
             axes.plot(x, mean["loss"], color=colour, linewidth=2.2)
             if mean["low"] is not None:
                 axes.fill_between(x, mean["low"], mean["high"], color=colour, alpha=0.15, linewidth=0)
-        for end in series.ends(arm):
+        for end in chart_series.ends(arm):
             if end["x"][axis.key] is not None:
                 shape = {"marker": "o"} if end["fraction"] == 1.0 else {"marker": "D", "markerfacecolor": "white"}
                 axes.plot(end["x"][axis.key], end["loss"], color=colour, markersize=4, zorder=3, **shape)
@@ -96,32 +89,31 @@ def _losses(report: Report, axis: series.Axis, group: series.Group) -> Figure:
         label = None if number else group.floor_name
         axes.axhline(floor, linestyle="--", color="black", linewidth=1, label=label)
     axes.plot([], [], "kD", markersize=4, markerfacecolor="white", label="end of a shorter, fully decayed run")
-    axes.set(xlabel=series.axis_title(axis, report), ylabel=f"Held-out loss, nats\n({group.loss_of})")
-    axes.set_title(series.curves_note(report).replace(". ", ".\n"), fontsize=8)
+    axes.set(xlabel=chart_series.axis_title(axis, report), ylabel=f"Held-out loss, nats\n({group.loss_of})")
+    axes.set_title(chart_series.curves_note(report).replace(". ", ".\n"), fontsize=8)
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return figure
 
 
 def _differences(report: Report) -> Figure:
-    """A dot for each seed and a bar for the interval of their mean, arm by arm."""
-    colours = series.colours(report)
-    arms: list[tuple[dict[str, Any], str]] = [
-        (arm, colours[arm["name"]]) for arm in report["arms"] if not arm["baseline"]
-    ]
+    """Draws a dot for each seed and a bar for the interval of their mean, arm by arm."""
+    colours = chart_series.colours(report)
+    arms = [arm for arm in report["arms"] if not arm["baseline"]]
     figure, axes = _figure(1.6 + 0.6 * len(arms))
-    for row, (arm, colour) in enumerate(arms):
-        values = [pair["value"] for pair in series.paired_differences(arm, report)]
+    for row, arm in enumerate(arms):
+        colour = colours[arm["name"]]
+        values = [pair["value"] for pair in chart_series.paired_differences(arm, report)]
         axes.plot(values, [row + 0.18] * len(values), "o", color=colour, alpha=0.6, markersize=5)
         difference = arm["difference"]
         if difference is None:
             where = axes.get_yaxis_transform()
-            axes.text(0.01, row, series.why_no_difference(arm), transform=where, fontsize=8, va="center")
+            axes.text(0.01, row, chart_series.why_no_difference(arm), transform=where, fontsize=8, va="center")
             continue
         axes.plot(difference["mean"], row, "D", color=colour, markersize=7)
         if difference["low"] is not None:
             axes.plot([difference["low"], difference["high"]], [row, row], color=colour, linewidth=2.5)
     axes.axvline(0, color="black", linewidth=1)
-    axes.set_yticks(range(len(arms)), [_name(arm["name"]) for arm, _ in arms])
+    axes.set_yticks(range(len(arms)), [_name(arm["name"]) for arm in arms])
     axes.set_ylim(len(arms) - 0.5, -0.5)
     axes.set_xlabel("Held-out loss minus the baseline's, nats, seed by seed (left of zero is better)")
     return figure

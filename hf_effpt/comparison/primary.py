@@ -1,4 +1,4 @@
-"""The measure that verdicts are given on, named before the runs are made: the held-out loss, or a score."""
+"""Primary measure: the held-out loss or the score that verdicts are given on, chosen before any run."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,16 +19,16 @@ def find_primary(
     protocol: str,
     pairs_per_paradigm: int | None,
 ) -> str:
-    """The name of the primary measure, once all arms are found to have it; tasks that cannot be measured are refused.
+    """Checks the tasks and returns the full name of the primary measure.
 
     Args:
-        primary (`str`, *optional*): a score's name, or `average`, of the fine-tuned scores; by default the held-out
-            loss.
-        objectives (`Mapping[str, str]`): of each arm, by its name.
-        tasks, data, protocol, pairs_per_paradigm: as `compare` takes them.
+        primary (`str`, *optional*): the name of a score, or `average` for that of the fine-tuned scores. By default
+            the held-out loss.
+        objectives (`Mapping[str, str]`): objective by arm name.
+        tasks, data, protocol, pairs_per_paradigm: as in `compare`.
 
     Raises:
-        EffptError: for a task or data that cannot be used, or a measure that the tasks do not give for every arm.
+        EffptError: for invalid tasks or data, or a measure that the tasks do not give for every arm.
     """
     scores = check_tasks(tasks, data, protocol, pairs_per_paradigm)
     discriminators = [name for name, objective in objectives.items() if objective in DISCRIMINATORS]

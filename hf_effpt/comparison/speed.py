@@ -1,4 +1,4 @@
-"""How much sooner an arm reaches the baseline's loss, by separate runs that are each decayed on their own budget."""
+"""Speed-up of an arm to the baseline's loss, from separate runs that are each fully decayed on their own budget."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,28 +6,29 @@ from typing import Any
 
 import numpy as np
 
-from .statistics import crossing, interval
+from .statistics import crossing, t_interval
 
 NO_SPEED: dict[str, Any] = {"budget_to_baseline_loss": None, "speed_up": None}
 Losses = Mapping[float, Mapping[int, float]]  # final loss by budget and seed
 
 
 def speed_up(arm: Losses, baseline: Losses, budget: float) -> dict[str, Any]:
-    """The budget at which an arm reaches the baseline's final loss, and the speed-up that is.
+    """Returns the budget at which an arm reaches the baseline's final loss, and its speed-up.
 
-    The target is the baseline's final loss on the whole budget; between runs, loss is linear in the logarithm of the
-    budget. An arm that never reaches it is slower: then the baseline's own shorter runs say by how much.
+    The target is the baseline's final loss on the whole budget. Between runs, loss is linear in the logarithm of the
+    budget. If an arm never reaches the target it is slower, and its slow-down is read from the baseline's shorter
+    runs.
 
     Args:
         arm, baseline (`Mapping`): final losses by budget, in units of the clock, and seed.
         budget (`float`): the whole budget.
 
     Returns:
-        `budget_to_baseline_loss`, `speed_up` (with a 95 % interval where every seed has its own, and its `bound`, "at
-        least" or "at most", where it is only one) and `speed_up_note`.
+        `budget_to_baseline_loss`, `speed_up` and `speed_up_note`. A `speed_up` has a 95 % interval if each seed has a
+        speed-up of its own. If it is a bound, its `bound` is "at least" or "at most".
     """
     seeds = sorted(set(arm.get(budget, {})) & set(baseline.get(budget, {})))
-    if arm is baseline or arm == baseline:
+    if arm == baseline:
         return _found(budget, None, "the baseline's own loss")
     if not seeds:
         return _found(None, None, "no finished pairs")
@@ -53,10 +54,10 @@ def speed_up(arm: Losses, baseline: Losses, budget: float) -> dict[str, Any]:
 
 
 def _reached(curve: Losses, targets: Mapping[int, float], seeds: Sequence[int]) -> list[float]:
-    """Where each seed reaches its target, of those that do.
+    """Returns the budget at which each seed reaches its target, without seeds that do not.
 
-    All seeds go by the same curve, also those that reach theirs beyond its budgets: if some went by the other's, two
-    equal arms would seem to differ.
+    Seeds that reach it outside the budgets of the curve are extrapolated along the same curve: if some used the curve
+    of the other arm, two equal arms would seem to differ.
     """
     found = [crossing({b: losses[seed] for b, losses in curve.items()}, targets[seed], beyond=True) for seed in seeds]
     return [at for at, word in found if at is not None and word is None]
@@ -65,16 +66,13 @@ def _reached(curve: Losses, targets: Mapping[int, float], seeds: Sequence[int]) 
 def _with_interval(
     value: float, logs: Sequence[float], seeds: int, note: str | None = None
 ) -> tuple[dict[str, Any], str | None]:
-    """A speed-up with the interval that those of the seeds give, if all have one, and what to know of it."""
+    """Returns a speed-up, with its interval if every seed has one (`logs` holds their logarithms), and a note."""
     if len(logs) < seeds or seeds < 2:
-        why = "no interval: some seeds would reach it far outside the budgets that were run, or never"
-        why = why if seeds > 1 else "no interval: it takes several seeds"
-        return _speed(value), "; ".join([note, why] if note else [why])
-    bounds = interval(logs)
-    assert bounds is not None
-    assert bounds.low is not None
-    assert bounds.high is not None
-    return _speed(value, math.exp(bounds.low), math.exp(bounds.high)), note
+        why = "some seeds would reach it far outside the budgets that were run, or never"
+        why = f"no interval: {why if seeds > 1 else 'it takes several seeds'}"
+        return _speed(value), f"{note}; {why}" if note else why
+    _, low, high = t_interval(logs)
+    return _speed(value, math.exp(low), math.exp(high)), note
 
 
 def _means(losses: Losses, seeds: list[int]) -> dict[float, float]:
@@ -88,8 +86,5 @@ def _speed(
 
 
 def _found(reached: float | None, speed: dict[str, Any] | None, note: str | None) -> dict[str, Any]:
-    return {
-        "budget_to_baseline_loss": None if reached is None else {"value": reached},
-        "speed_up": speed,
-        "speed_up_note": note,
-    }
+    budget = None if reached is None else {"value": reached}
+    return {"budget_to_baseline_loss": budget, "speed_up": speed, "speed_up_note": note}

@@ -1,4 +1,4 @@
-"""What a comparison may claim: paired differences with intervals, corrected for the number of arms, and a verdict."""
+"""Statistics of a comparison: intervals, paired differences, Holm's correction, loss crossings, and verdicts."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,12 +10,12 @@ from scipy import stats
 
 LEAST_SEEDS = 3  # fewer pairs give no verdict
 CONFIDENCE = 0.95
-FARTHEST = 10.0  # times shorter than two runs, or longer, may be one that they speak for
+FARTHEST = 10.0  # largest factor between the budget of a run and one that is extrapolated from it
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its 95 % confidence interval by Student's t; one value alone has no bounds."""
+    """Mean with its 95 % confidence interval by Student's t. The bounds are `None` if `n` is 1."""
 
     mean: float
     low: float | None
@@ -25,14 +25,14 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """How an arm differs from the baseline, paired by seed: arm minus baseline.
+    """Mean of arm minus baseline, paired by seed.
 
     Args:
         mean (`float`): the mean difference.
         low, high (`float`): its 95 % confidence interval.
         p (`float`): two-sided p-value of the paired t-test.
         n (`int`): number of pairs.
-        p_holm (`float`, *optional*): `p` corrected for the number of arms, once all of them are known.
+        p_holm (`float`, *optional*): `p` corrected for the number of arms.
     """
 
     mean: float
@@ -44,40 +44,35 @@ class Difference:
 
 
 def interval(values: Sequence[float]) -> Interval | None:
-    """Mean and 95 % interval of some values; `None` of none."""
-    n = len(values)
-    if n == 0:
-        return None
-    mean = float(np.mean(values))
-    if n == 1:
-        return Interval(mean, None, None, 1)
+    """Returns the mean and 95 % interval of some values; `None` if there are none."""
+    if len(values) < 2:
+        return Interval(float(np.mean(values)), None, None, 1) if values else None
+    return Interval(*t_interval(values), len(values))
+
+
+def t_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Returns the mean of at least two values and the bounds of its 95 % interval."""
+    n, mean = len(values), float(np.mean(values))
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * np.std(values, ddof=1) / math.sqrt(n))
-    return Interval(mean, mean - half, mean + half, n)
+    return mean, mean - half, mean + half
 
 
 def paired(arm: Mapping[int, float], baseline: Mapping[int, float]) -> Difference | None:
-    """The paired difference over the seeds that both have; `None` with fewer than three pairs.
-
-    Args:
-        arm, baseline (`Mapping[int, float]`): a figure by seed.
-    """
+    """Returns the difference of a measure by seed, paired over common seeds; `None` with fewer than three pairs."""
     seeds = sorted(set(arm) & set(baseline))
     if len(seeds) < LEAST_SEEDS:
         return None
     gaps = [arm[seed] - baseline[seed] for seed in seeds]
-    found = interval(gaps)
-    assert found is not None
-    assert found.low is not None
-    assert found.high is not None
-    if found.high == found.low:  # no spread at all: the test has no statistic, and equal arms do not differ
-        p = 1.0 if found.mean == 0 else 0.0
+    mean, low, high = t_interval(gaps)
+    if high == low:  # no spread, for which the test has no statistic; equal arms do not differ
+        p = 1.0 if mean == 0 else 0.0
     else:
         p = float(stats.ttest_1samp(gaps, 0.0).pvalue)
-    return Difference(found.mean, found.low, found.high, p, found.n)
+    return Difference(mean, low, high, p, len(gaps))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's (1979) step-down correction: adjusted p-values, in the order given."""
+    """Returns p-values adjusted by Holm's step-down correction (1979), in the order given."""
     order = np.argsort(p_values, kind="stable")
     adjusted, largest = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(order):
@@ -87,17 +82,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def crossing(losses: Mapping[float, float], target: float, beyond: bool = False) -> tuple[float | None, str | None]:
-    """The budget at which separate, fully decayed runs reach a loss, with loss linear in the logarithm of the budget.
+    """Interpolates the budget at which fully decayed runs reach a loss, linearly in the logarithm of the budget.
 
     Args:
         losses (`Mapping[float, float]`): final loss by budget.
         target (`float`): the loss to reach.
-        beyond (`bool`, *optional*, defaults to `False`): have the first and the last two runs say what shorter and
-            longer ones would reach, up to ten times as short or long.
+        beyond (`bool`, *optional*, defaults to `False`): if `True`, extrapolate from the first two and the last two
+            runs to budgets up to ten times as short or long.
 
     Returns:
-        The budget and `None`; or `None` and why there is none. A target that the shortest run already reaches gives
-        that run's budget, with a word that it may be less.
+        The budget and `None`, or `None` and the reason. If the shortest run already reaches the target, the budget of
+        that run and a note.
     """
     points = sorted(losses.items())
     if not points:
@@ -114,7 +109,7 @@ def crossing(losses: Mapping[float, float], target: float, beyond: bool = False)
 
 
 def _along(segment: tuple[tuple[float, float], tuple[float, float]], target: float) -> float | None:
-    """The budget at which the line through two runs has a loss, if that is not farther away than [`FARTHEST`]."""
+    """Returns the budget at which the line through two runs has a loss; `None` if it is farther than `FARTHEST`."""
     (short, worse), (long, better) = segment
     if worse <= better:
         return None
@@ -124,12 +119,9 @@ def _along(segment: tuple[tuple[float, float], tuple[float, float]], target: flo
 
 
 def verdict(difference: Difference | None, reason: str | None = None, score: str | None = None) -> dict[str, str]:
-    """A label, and a sentence with its confidence, on a difference in loss (lower is better) or a score (higher is).
+    """Returns the `label` and `text` of the verdict on a difference in loss or, if named, in a `score`.
 
-    Args:
-        difference ([`Difference`], *optional*): with its corrected p-value.
-        reason (`str`, *optional*): why there is no verdict, if there is none.
-        score (`str`, *optional*): the name of the score that it is a difference of; by default the loss.
+    A loss is better if lower, a score if higher. If there is a `reason` against a verdict, the verdict only names it.
     """
     if reason is not None or difference is None:
         reason = reason or f"fewer than {LEAST_SEEDS} paired seeds have finished"

@@ -1,4 +1,4 @@
-"""From finished runs to the content of `report.json`: what each arm came to, and what may be said of it."""
+"""Content of `report.json`, made from finished runs: a summary of each arm and the verdict on it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -10,14 +10,14 @@ from hf_effpt.core.clock import JOULES_A_KWH, Clock
 from hf_effpt.core.errors import EffptError
 from hf_effpt.hub.card import duration
 
-from .arms import OF_THE_GRID, Arm
+from .arm_losses import ANOTHER, Entries, final_losses, finals_of, floors, kind_of, loss_of, margins, metric_values
+from .arms import SET_BY_GRID, Arm
 from .caveats import loss_notes, no_verdict, notes, share_of, void_reason
-from .controls import Control, find_control, said_of_control, said_of_free
+from .controls import Control, control_sentence, find_control, free_sentence
 from .cost_law import cost_law
-from .entries import run_entry
-from .grid import Run
-from .losses import ANOTHER, Entries, figures, final_losses, finals_of, floors, kind_of, loss_of, margins
 from .primary import LOSS
+from .run_entries import run_entry
+from .run_grid import Run
 from .speed import NO_SPEED, speed_up
 from .statistics import Difference, holm, interval, paired, verdict
 
@@ -29,48 +29,29 @@ def report(
     *,
     failed: Mapping[Run, str] | None = None,
     asked: Callable[[Run], Mapping[str, Any]] | None = None,
-    primary: str = LOSS,
-    planned: Mapping[str, Any] | None = None,
-    command: str = "",
+    **options: Any,
 ) -> dict[str, Any]:
-    """The content of `report.json`.
+    """Collects the entries of all runs and returns the content of `report.json`.
 
     Args:
-        arms (`Sequence[Arm]`): the baseline first.
+        arms (`Sequence[Arm]`): the arms, the baseline first.
         runs (`Sequence[Run]`): the grid.
-        clock (`Clock`): of the whole budget.
-        failed (`Mapping[Run, str]`, *optional*): why runs failed.
-        asked (`Callable`, *optional*): how a run was to be evaluated.
-        primary (`str`, *optional*): the measure that verdicts are given on; by default the held-out loss.
-        planned (`Mapping`, *optional*): with how many `seeds`, and which `primary`, the comparison began.
-        command (`str`, *optional*): what made the comparison.
+        clock (`Clock`): the whole budget.
+        failed (`Mapping[Run, str]`, *optional*): reason of each failed run.
+        asked (`Callable`, *optional*): returns the arguments of the evaluation of a run.
+        options: `primary`, `planned` and `command` of [`summarized`].
 
     Raises:
         EffptError: if no run of the baseline on the whole budget has finished.
     """
-    found = {
-        arm.name: [
-            run_entry(run, (failed or {}).get(run), asked(run) if asked else None)
-            for run in runs
-            if run.arm == arm.name
-        ]
-        for arm in arms
-    }
-    return summarized(
-        found,
-        {arm.name: runs_recipe(runs, arm.name) for arm in arms},
-        clock,
-        free=[arm.name for arm in arms if arm.free],
-        primary=primary,
-        planned=planned,
-        command=command,
-    )
-
-
-def runs_recipe(runs: Sequence[Run], name: str) -> dict[str, Any]:
-    """The resolved recipe of an arm, without what is each run's own."""
-    recipe = next(run.recipe for run in runs if run.arm == name).resolved()
-    return recipe | {"training": {key: value for key, value in recipe["training"].items() if key not in OF_THE_GRID}}
+    found, recipes = {}, {}
+    for arm in arms:
+        own = [run for run in runs if run.arm == arm.name]
+        found[arm.name] = [run_entry(run, (failed or {}).get(run), asked(run) if asked else None) for run in own]
+        recipe = own[0].recipe.resolved()
+        training = {key: value for key, value in recipe["training"].items() if key not in SET_BY_GRID}
+        recipes[arm.name] = recipe | {"training": training}
+    return summarized(found, recipes, clock, free=[arm.name for arm in arms if arm.free], **options)
 
 
 def summarized(
@@ -83,12 +64,20 @@ def summarized(
     planned: Mapping[str, Any] | None = None,
     command: str = "",
 ) -> dict[str, Any]:
-    """The content of `report.json` from the entries of the runs of each arm, the baseline first.
+    """Returns the content of `report.json` from the entries of the runs.
 
-    Where there can be no verdict on an arm, no differences and no speed-up are given either, but for the differences
-    of one whose clock does not pay for its methods; they are no part of the correction. Of an arm with another
-    objective than the baseline's, only scores are compared. An arm whose method picks rows gets no speed-up without
-    the same recipe with rows at random, and besides its difference to that one.
+    An arm without a verdict has no differences and no speed-up, except that a free arm has differences, which are not
+    part of Holm's correction. An arm with another objective than the baseline's is compared by scores alone. An arm
+    with row selection has a speed-up only if there is a control, and besides its difference to the control.
+
+    Args:
+        found (`Mapping[str, list]`): entries of the runs by arm, the baseline first.
+        recipes (`Mapping[str, Mapping]`): recipe by arm.
+        clock (`Clock`): the whole budget.
+        free (`Sequence[str]`, *optional*): arms whose clock is not charged for their methods.
+        primary (`str`, *optional*): the measure of the verdicts, by default the held-out loss.
+        planned (`Mapping`, *optional*): number of `seeds` and `primary` measure at the first call.
+        command (`str`, *optional*): the command line of the comparison.
 
     Raises:
         EffptError: if no run of the baseline on the whole budget has finished.
@@ -98,7 +87,7 @@ def summarized(
         faults = [entry["note"] or entry["state"] for entry in found[baseline]]
         raise EffptError(
             f"No run of the baseline `{baseline}` has finished on the whole budget, so there is nothing to compare "
-            f"with ({'; '.join(dict.fromkeys(faults))}). Mend that and start it again; finished runs are kept."
+            f"with ({'; '.join(dict.fromkeys(faults))}). Fix that and start it again; finished runs are kept."
         )
     every = [entry for entries in found.values() for entry in entries]
     void = void_reason(found[baseline])
@@ -121,11 +110,10 @@ def summarized(
         comparable, own, reason = kinds[name] == kinds[baseline], differences.get(name, {}), reasons.get(name)
         control = None if is_baseline else find_control(name, found, recipes, free, clock.unit)
         control = Control(reason=unfit[name]) if control and unfit.get(name) else control
-        beside = None if control is None or control.arm is None else found[control.arm]
-        to_control = {} if beside is None else differences_of(entries, beside, comparable=True)
-        of_control = "" if unfit.get(name) else said_of_control(control, to_control.get(primary), primary)
+        to_control = differences_of(entries, found[control.arm], comparable=True) if control and control.arm else {}
+        more = "" if unfit.get(name) else control_sentence(control, to_control.get(primary), primary)
         if name in free:
-            of_control = said_of_free(own.get(primary), primary) + of_control
+            more = free_sentence(own.get(primary), primary) + more
         without_speed = reason or (None if comparable else "another objective") or (control and control.reason)
         plain = {key: value and asdict(value) for key, value in own.items()}
         return {
@@ -147,7 +135,7 @@ def summarized(
             "score_differences": plain,
             "verdict": {"label": "baseline", "text": "The baseline: every other arm is measured against it."}
             if is_baseline
-            else verdict_on(primary, own, reason, comparable, entries, found[baseline], of_control),
+            else verdict_on(primary, own, reason, comparable, entries, found[baseline], more),
         }
 
     return {
@@ -161,14 +149,13 @@ def summarized(
         "void": void,
         "notes": loss_notes(found, recipes) + notes(found, clock, primary, planned),
         "environment": next((entry["environment"] for entry in every if entry.get("environment")), {}),
-        "energy": {"source": energy.get("source"), "measured": energy.get("measured"),
-                   "carbon_intensity": energy.get("carbon_intensity"), "carbon_source": energy.get("carbon_source")},
+        "energy": {key: energy.get(key) for key in ("source", "measured", "carbon_intensity", "carbon_source")},
         "arms": [of_arm(name) for name in found],
-    }  # fmt: skip
+    }
 
 
 def differences_of(entries: Entries, baseline: Entries, comparable: bool) -> dict[str, Difference | None]:
-    """Paired differences to the baseline of the loss, if `comparable`, and of all scores; none is corrected."""
+    """Returns the paired differences to the baseline, not corrected, of all scores and, if `comparable`, the loss."""
 
     def by_seed(of: Entries, name: str) -> dict[int, float]:
         return {e["seed"]: e["scores"][name] for e in of if e["scores"].get(name) is not None}
@@ -186,14 +173,14 @@ def verdict_on(
     comparable: bool,
     entries: Entries,
     baseline: Entries,
-    of_control: str = "",
+    more: str = "",
 ) -> dict[str, str]:
-    """The verdict on the primary measure, what the others say against it, and what is said `of_control`."""
+    """Returns the verdict on the primary measure, followed by other measures that are worse and by the text `more`."""
     if primary == LOSS and not comparable and reason is None:
-        return {"label": "another objective", "text": f"Another objective: {ANOTHER}.{of_control}"}
+        return {"label": "another objective", "text": f"Another objective: {ANOTHER}.{more}"}
     score = None if primary == LOSS else primary
-    said = verdict(differences.get(primary), reason or (score and lacking(score, entries, baseline)), score)
-    if said["label"] in ("better", "no difference shown"):
+    found = verdict(differences.get(primary), reason or (score and _lacking(score, entries, baseline)), score)
+    if found["label"] in ("better", "no difference shown"):
         worse = [
             f"{'its loss is higher' if name == LOSS else f'{name} is lower'} by {abs(gap.mean):.4f} "
             f"(95 % interval {gap.low:+.4f} to {gap.high:+.4f}, not corrected)"
@@ -201,12 +188,12 @@ def verdict_on(
             if name != primary and gap is not None and (gap.low > 0 if name == LOSS else gap.high < 0)
         ]
         if worse:
-            said["text"] += f" But {'; '.join(worse)}."
-    return said | {"text": said["text"] + of_control}
+            found["text"] += f" But {'; '.join(worse)}."
+    return found | {"text": found["text"] + more}
 
 
-def lacking(score: str, entries: Entries, baseline: Entries) -> str | None:
-    """Why there is no verdict on a score: a run, of which nothing else is wrong, does not have it."""
+def _lacking(score: str, entries: Entries, baseline: Entries) -> str | None:
+    """Returns the finished full runs without a score, as the reason against a verdict; `None` if all have it."""
     for of, where in ((baseline, " of the baseline"), (entries, "")):
         without = [str(entry["seed"]) for entry in finals_of(of) if entry["scores"].get(score) is None]
         if without:
@@ -217,7 +204,7 @@ def lacking(score: str, entries: Entries, baseline: Entries) -> str | None:
 def summary(
     entries: Entries, baseline: Entries, clock: Clock, reason: str | None, free: bool = False
 ) -> dict[str, Any]:
-    """Means and intervals of an arm over its finished runs on the whole budget; no speed-up if there is a `reason`."""
+    """Returns means and intervals over the finished full runs of an arm; `reason`, if given, forbids a speed-up."""
     finals = finals_of(entries)
     if reason:
         speed = NO_SPEED | {"speed_up_note": f"not given: {reason}"}
@@ -227,32 +214,27 @@ def summary(
     def mean(values: list[float | None]) -> float | None:
         return None if not values or None in values else float(np.mean(np.array(values, dtype=float)))
 
-    def spread(values: list[float]) -> dict[str, Any] | None:
-        found = interval(values)
-        return None if found is None else asdict(found)
-
+    joules = [entry["clock"].get("joules") for entry in finals]
     return {
-        "final_loss": spread([entry["held_out_loss"] for entry in finals]),
-        "floor": spread(floors(entries)),
-        "margin": spread(margins(entries)),
-        "generator_loss": spread(figures(entries, "generator_loss")),
-        "replaced_rate": spread(figures(entries, "replaced_rate")),
+        "final_loss": _spread([entry["held_out_loss"] for entry in finals]),
+        "floor": _spread(floors(entries)),
+        "margin": _spread(margins(entries)),
+        "generator_loss": _spread(metric_values(entries, "generator_loss")),
+        "replaced_rate": _spread(metric_values(entries, "replaced_rate")),
         **speed,
         "cost_law": cost_law(entries, baseline, speed, clock.unit, free),
         "scores": {
-            name: score_summary(finals, name) for name in dict.fromkeys(n for e in finals for n in e["scores"])
+            name: _score_summary(finals, name) for name in dict.fromkeys(n for e in finals for n in e["scores"])
         },
         **{name: mean([entry["clock"].get(name) for entry in finals]) for name in ("seconds", "tokens", "flops")},
-        "kwh": mean(
-            [None if e["clock"].get("joules") is None else e["clock"]["joules"] / JOULES_A_KWH for e in finals]
-        ),
+        "kwh": mean([None if each is None else each / JOULES_A_KWH for each in joules]),
         "co2e": mean([entry["co2e"] for entry in finals]),
         "method_seconds": mean([sum(entry["costs"].values()) for entry in finals]),
     }
 
 
 def losses_by_budget(entries: Sequence[Mapping[str, Any]], clock: Clock) -> dict[float, dict[int, float]]:
-    """Final loss by budget, and there by seed."""
+    """Returns the final losses by budget and seed."""
     losses: dict[float, dict[int, float]] = {}
     for entry in entries:
         if entry["state"] == "finished":
@@ -260,23 +242,24 @@ def losses_by_budget(entries: Sequence[Mapping[str, Any]], clock: Clock) -> dict
     return losses
 
 
-def score_summary(finals: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any]:
-    """Mean and interval of a score over the runs; without a mean where it is undefined for one of them."""
+def _score_summary(finals: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any]:
+    """Returns mean and interval of a score over the runs, or a note on the runs for which it is not defined."""
     values = [entry["scores"].get(name) for entry in finals]
-    undefined = [str(entry["seed"]) for entry in finals if name in entry["scores"] and entry["scores"][name] is None]
-    absent = [str(entry["seed"]) for entry in finals if name not in entry["scores"]]
-    faults = [
-        f"{word} for seed {', '.join(of)}" for word, of in (("undefined", undefined), ("not evaluated", absent)) if of
-    ]
-    if faults:
-        return {"mean": None, "low": None, "high": None, "n": len(values), "note": "; ".join(faults)}
-    found = interval([float(value) for value in values if value is not None])
-    assert found is not None
-    return asdict(found) | {"note": None}
+    faults = {
+        "undefined": [e["seed"] for e in finals if name in e["scores"] and e["scores"][name] is None],
+        "not evaluated": [e["seed"] for e in finals if name not in e["scores"]],
+    }
+    note = "; ".join(f"{word} for seed {', '.join(map(str, of))}" for word, of in faults.items() if of) or None
+    found = _spread([float(value) for value in values]) if note is None else None
+    return (found or {"mean": None, "low": None, "high": None, "n": len(values)}) | {"note": note}
+
+
+def _spread(values: list[float]) -> dict[str, Any] | None:
+    return (found := interval(values)) and asdict(found)
 
 
 def budget_text(clock: Clock) -> str:
-    """A budget as people say it."""
+    """Formats a budget for a reader."""
     if clock.unit == "seconds":
         return duration(clock.budget)
     if clock.unit == "reference_seconds":

@@ -1,9 +1,8 @@
-"""`budget_sweep`: which size of a model to train on a budget (Li et al., 2020), each size fully decayed on its own."""
+"""`budget_sweep`: finds the model size with the lowest loss on a budget (Li et al., 2020)."""
 
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +11,20 @@ import torch
 from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import read_json, write_json
-from hf_effpt.training.overrides import apply_overrides
-from hf_effpt.training.recipe import Recipe
-from hf_effpt.training.recipe_file import read_recipe_file
+from hf_effpt.recipe.file import read_recipe_file
+from hf_effpt.recipe.overrides import apply_overrides
+from hf_effpt.recipe.recipe import Recipe
+from hf_effpt.recipe.settings import SIZES
 from hf_effpt.training.schedule import clock_schedule
-from hf_effpt.training.settings import SIZES
 
 from .arms import Arm
 from .compare import compare
-from .grid import RECORD
-from .statistics import interval
+from .run_grid import RECORD
 
 logger = logging.getLogger(__name__)
 
 SHAPE = ("size", "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
-HEAD_SIZE = 64  # of a shape that is only given as layers and width
+HEAD_SIZE = 64  # of a shape that is given as layers and width alone
 
 
 def budget_sweep(
@@ -41,33 +39,31 @@ def budget_sweep(
     gpus: str | None = None,
     command: str = "",
 ) -> dict[str, Any]:
-    """Trains models of several sizes, each on the whole budget, and says which has the lowest held-out loss.
+    """Trains models of several sizes, each on the whole budget, and reports their held-out losses.
 
-    Each size takes as many steps as it has time for, and its learning rate is decayed to the end in just these. The
-    runs are those of [`compare`], whose report is in the same folder; finished ones are kept.
+    The learning rate of each size is fully decayed within the steps that the size has time for. The runs are those of
+    [`compare`], whose report is in the same folder. Finished runs are kept.
 
     Args:
         recipe (`str`, `Path` or `Mapping`): as [`Recipe`] takes it; its objective is masked language modelling.
         sizes (`Sequence`): names such as `"mini"`, shapes such as `"6x128"` (layers and width, heads of 64), or
             settings of the model that differ from the recipe's, `{"name": …, "num_hidden_layers": 6}`.
         out (`str` or `Path`): the folder of the runs, of `sweep.json` and `sweep.md`.
-        budget (`str`, *optional*): what each run may spend; by default the recipe's.
-        seeds (`int` or `Sequence[int]`, *optional*, defaults to 1): how many, from 0, or which.
+        budget (`str`, *optional*): the budget of each run, by default that of the recipe.
+        seeds (`int` or `Sequence[int]`, *optional*, defaults to 1): the number of seeds, from 0, or the seeds.
         overrides (`Sequence[str]`, *optional*): command-line flags that change the recipe.
-        tolerance (`float`, *optional*, defaults to 0.05): share of the budget by which a run may overspend: at most
-            its last step.
-        gpus (`str`, *optional*): `0,1`: one run at a time on each of these.
-        command (`str`, *optional*): what is reported to have made the sweep.
+        tolerance (`float`, *optional*, defaults to 0.05): share of the budget by which a run may exceed it with its
+            last step.
+        gpus (`str`, *optional*): GPUs such as `0,1`, each of which takes one run at a time.
+        command (`str`, *optional*): the command line that the report names.
 
     Returns:
-        The content of `sweep.json`: `sizes`, from the lowest loss on, `best`, the name of the first, and `cost`, what
-        the sweep itself has spent.
+        The content of `sweep.json`: `sizes`, lowest loss first, `best`, the name of the first, `cost`, the total cost
+        of all runs, and `command`, `clock`, `seeds` and `environment`.
 
     Raises:
-        EffptError: for fewer than two sizes, sizes with equal names, another objective, or a budget that says nothing
-            of what a step costs, before anything is trained;
-            afterwards if a run has not spent the budget, has spent more, or its learning rate is not at the end of its
-            schedule, so that the sizes could not be compared.
+        EffptError: before training, for fewer than two sizes, sizes with equal names, another objective, or a budget
+            in steps or tokens; afterwards, for runs that [`check_run`] refuses.
     """
     content = recipe if isinstance(recipe, Mapping) else read_recipe_file(recipe)
     sections = apply_overrides(content, overrides)
@@ -80,11 +76,11 @@ def budget_sweep(
             f"The objective is `{objective}`, whose loss depends on a generator that has a size of its own; sweep "
             "with `mlm`, or compare scores with `compare`."
         )
-    text = budget or str((sections.get("training") or {}).get("budget") or "")
+    text = str(budget or (sections.get("training") or {}).get("budget") or "")
     if text and (unit := Clock.parse(text).unit) in ("steps", "tokens"):
         raise EffptError(
-            f"The budget {text} is {unit}, which a large model has as many of as a small one; sizes are compared by "
-            "what they cost: give time, reference time (10min_rst), flops or energy."
+            f"The budget {text} is {unit}, of which a large model gets as many as a small one; sizes are compared at "
+            "equal cost: give time, reference time (10min_rst), flops or energy."
         )
     found = compare(arms, out, budget=budget, seeds=seeds, fractions=[1.0], gpus=gpus, command=command)
     clock = Clock(found["clock"]["unit"], found["clock"]["budget"])
@@ -96,14 +92,14 @@ def budget_sweep(
         rows.append(_row(arm))
     rows.sort(key=lambda row: row["held_out_loss"]["mean"])
     entries = [run["clock"] for arm in found["arms"] for run in arm["runs"]]
-    cost = {name: _sum([entry.get(name) for entry in entries]) for name in ("seconds", "tokens", "flops", "joules")}
+    totals = {name: [entry.get(name) for entry in entries] for name in ("seconds", "tokens", "flops", "joules")}
     swept = {
         "command": command,
         "clock": found["clock"],
         "seeds": found["seeds"],
         "best": rows[0]["name"],
         "sizes": rows,
-        "cost": cost,
+        "cost": {name: None if None in spent else sum(spent) for name, spent in totals.items()},
         "environment": found["environment"],
     }
     write_json(Path(out) / "sweep.json", swept)
@@ -113,11 +109,11 @@ def budget_sweep(
 
 
 def _arm(sections: Mapping[str, Any], size: str | Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe of one size."""
+    """Returns the recipe of one size with the name of its arm."""
     whole = dict(sections.get("model") or {})
     if isinstance(size, Mapping):
         shape = _without_name(size)
-        if "size" not in shape:  # it changes the recipe's shape, and does not replace it
+        if "size" not in shape:  # it changes the recipe's shape instead of replacing it
             shape = {key: whole[key] for key in SHAPE if key in whole} | shape
         name = str(size.get("name") or " ".join(f"{key}={value}" for key, value in shape.items()))
     elif match := re.fullmatch(r"(\d+)x(\d+)", size):
@@ -139,36 +135,29 @@ def _without_name(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def end_of_schedule(recipe: Recipe) -> float:
-    """The learning rate that the recipe's schedule ends at: 0, or what a schedule with a least rate has."""
-    parameter = torch.nn.Parameter(torch.zeros(()))
-    optimizer = torch.optim.SGD([parameter], lr=recipe.training.learning_rate)
-    steps = 1_000_000
-    return float(clock_schedule(recipe.training, optimizer, lambda: 1.0, steps).get_last_lr()[0])
+    """Returns the learning rate at the end of the recipe's schedule: 0, or the minimum of schedules that have one."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=recipe.training.learning_rate)
+    return float(clock_schedule(recipe.training, optimizer, lambda: 1.0, 1_000_000).get_last_lr()[0])
 
 
 def check_run(name: str, run: Mapping[str, Any], clock: Clock, floor: float, tolerance: float) -> None:
-    """Checks that a run can stand beside others: it has finished, decayed to the end, and spent the budget.
+    """Checks that the run of the size `name` has finished, is fully decayed, and has spent the budget.
 
-    Args:
-        name (`str`): of its size.
-        run (`Mapping[str, Any]`): an entry of the report of a comparison.
-        clock ([`Clock`]): of the budget.
-        floor (`float`): the learning rate at the end of the schedule.
-        tolerance (`float`): share of the budget by which it may overspend.
+    Its learning rate has to end at `floor`. It may exceed the budget by the share `tolerance`.
 
     Raises:
-        EffptError: if it cannot.
+        EffptError: if the run cannot be compared.
     """
     if run["state"] != "finished":
         raise EffptError(
-            f"The run of {name} with seed {run['seed']} is {run['state']} ({run['note']}); mend that, and start the "
+            f"The run of {name} with seed {run['seed']} is {run['state']} ({run['note']}); fix that, and start the "
             "sweep again: finished runs are kept."
         )
     rate = run["final_learning_rate"]
     if rate is None or abs(rate - floor) > 1e-6 * run["peak_learning_rate"]:
         raise EffptError(
             f"The learning rate of {name} with seed {run['seed']} ended at {rate}, not at {floor}, the end of its "
-            "schedule: its loss is that of a run stopped on the way. Train it anew in another `out`."
+            "schedule: its loss is that of a run stopped early. Train it again in another `out`."
         )
     share = run["clock"][clock.unit] / clock.budget
     if not 1.0 - 1e-9 <= share <= 1.0 + tolerance:
@@ -179,32 +168,24 @@ def check_run(name: str, run: Mapping[str, Any], clock: Clock, floor: float, tol
 
 
 def _row(arm: Mapping[str, Any]) -> dict[str, Any]:
-    """What the sweep says of a size: means over its runs."""
-    records = [read_json(Path(run["folder"]) / RECORD) for run in arm["runs"]]
-    loss = interval([run["held_out_loss"] for run in arm["runs"]])
-    assert loss is not None
-    steps = [run["clock"]["steps"] for run in arm["runs"]]
-    speeds = [run["clock"]["tokens"] / run["clock"]["seconds"] for run in arm["runs"] if run["clock"]["seconds"]]
+    """Returns the row of a size: means over its runs."""
+    clocks = [run["clock"] for run in arm["runs"]]
+    speeds = [clock["tokens"] / clock["seconds"] for clock in clocks if clock["seconds"]]
     return {
         "name": arm["name"],
-        "parameters": records[0]["model"]["parameters"],
+        "parameters": read_json(Path(arm["runs"][0]["folder"]) / RECORD)["model"]["parameters"],
         "tokens_per_second": sum(speeds) / len(speeds) if speeds else None,
-        "steps": sum(steps) / len(steps),
+        "steps": sum(clock["steps"] for clock in clocks) / len(clocks),
         "tokens": arm["summary"]["tokens"],
         "seconds": arm["summary"]["seconds"],
-        "held_out_loss": asdict(loss),
+        "held_out_loss": arm["summary"]["final_loss"],
         "final_learning_rate": max(run["final_learning_rate"] for run in arm["runs"]),
         "folders": [run["folder"] for run in arm["runs"]],
     }
 
 
-def _sum(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if len(known) == len(values) else None
-
-
 def table(swept: Mapping[str, Any]) -> str:
-    """The sweep as a Markdown table, best size first."""
+    """Returns the sweep as a Markdown table, best size first."""
     lines = ["| size | parameters | tokens/s | steps | held-out loss |", "|---|---:|---:|---:|---|"]
     for row in swept["sizes"]:
         loss, speed = row["held_out_loss"], row["tokens_per_second"]

@@ -3,3 +3,8 @@
 
 class EffptError(ValueError):
     """Bad input: the message names what was passed, what is needed and the fix."""
+
+
+def first_line(error: BaseException) -> str:
+    """First line of an error's message, at most 300 characters, or its class name if there is none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,6 +1,7 @@
 """Parameters that do not learn: they have no gradient, and the backward pass keeps nothing for them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -26,3 +27,16 @@ def freeze(backbone: Any, parameters: Iterable[nn.Parameter]) -> None:
     for parameter in kept.values():
         parameter.requires_grad_(False)
     backbone.__dict__[_FROZEN] = kept
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Freezes all parameters of `module` in the block; those that did not learn before are left alone."""
+    learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)

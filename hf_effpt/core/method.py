@@ -56,7 +56,6 @@ class Method:
         paper: where it was published.
         conflicts: names of methods that it cannot run with.
         order: rank among methods that change the architecture: 1 depth, 2 width, 9 neither.
-        artifacts: names of the files that `save_artifacts` may write.
         example: settings under which eight steps of a model of four layers meet all that it does, for tests.
     """
 
@@ -65,7 +64,6 @@ class Method:
     paper: ClassVar[Paper]
     conflicts: ClassVar[frozenset[str]] = frozenset()
     order: ClassVar[int] = 9
-    artifacts: ClassVar[tuple[str, ...]] = ()
     example: ClassVar[Mapping[str, Any]] = {}
 
     @property
@@ -131,7 +129,7 @@ class Method:
         flatten(backbone)
 
     def save_artifacts(self, backbone: nn.Module, folder: Path) -> None:
-        """Writes the files named in `artifacts` into the folder of the exported model."""
+        """Writes files of its own into the folder of the exported model."""
 
     def metrics(self, backbone: nn.Module, sums: Mapping[str, float]) -> dict[str, float]:
         """Entries of the log, from the sums that the method added to the backbone's [`MetricAccumulator`]."""

@@ -92,6 +92,8 @@ class CostReport:
 class RowMethod(Method):
     """A method that selects rows; `candidates` and `select` are called before each step, after `schedule`."""
 
+    resolved = None  # the settings as an object, with each default filled in, where a method has such defaults
+
     @property
     def references(self) -> tuple[str, ...]:
         """Folders of the models that it compares with; the run is charged for what they have cost."""

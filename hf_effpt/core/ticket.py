@@ -13,6 +13,7 @@ from torch import Tensor
 from .errors import EffptError
 from .files import read_json, write_atomically
 
+FILE = "ticket.json"  # in the folder of a run that has drawn a ticket
 ALIGNED = 64  # widths are rounded to multiples of it, so that a GPU multiplies whole tiles
 LEAST = 8  # the same, for layers of fewer than `NARROW` neurons
 NARROW = 512

@@ -1,4 +1,4 @@
-"""Where prepared data is kept, and how it gets there whole or not at all."""
+"""Cache of prepared data: its folder, and builds that arrive whole or not at all."""
 
 import errno
 import hashlib
@@ -25,8 +25,7 @@ def cache_folder(cache_dir: str | os.PathLike | None = None) -> Path:
 
 
 def build_once(target: Path, build: Callable[[Path], None]) -> Path:
-    """
-    Returns the folder `target`, calling `build` to fill it if it is not there yet.
+    """Returns the folder `target`, calling `build` to fill it if it is not there yet.
 
     A reader never sees half a folder; of several processes asking at once, one builds and the others wait.
 
@@ -62,8 +61,7 @@ def build_once(target: Path, build: Callable[[Path], None]) -> Path:
 
 
 def content_hash(paths: Sequence[Path]) -> str:
-    """
-    Hash of what the files hold and of their kinds, in the order given; independent of where they lie.
+    """Hash of the files' contents and kinds in the order given; independent of their paths.
 
     The result is remembered per (path, size, modification time), so an unchanged corpus is not read again.
     """

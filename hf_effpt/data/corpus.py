@@ -1,4 +1,4 @@
-"""Any source of text, as documents that can be read again and again."""
+"""Corpora: any source of text as documents that can be read again and again."""
 
 import glob
 import hashlib
@@ -10,34 +10,28 @@ from pathlib import Path
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.data.cache import content_hash
-from hf_effpt.data.hosted import open_hub, open_saved
+from hf_effpt.data.datasets_sources import open_hub, open_saved
+from hf_effpt.data.file_readers import READERS, Source, parquet_text_bytes, read_txt_paragraphs
 from hf_effpt.data.pydoc import open_pydoc
-from hf_effpt.data.readers import READERS, Source, parquet_text_bytes, read_txt_paragraphs
 
 SUPPORTED = ", ".join(READERS)
 # Spellings of a split in file names, as `datasets` reads them.
 SPLITS = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "test": "test",
-    "testing": "test",
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
 }
 
 
 class Corpus:
-    """
-    Documents from one source.
+    """Documents from one source.
 
     Args:
-        name (`str`): What to call the corpus in reports and errors.
+        name (`str`): Name in reports and errors.
         read (`Callable[[], Iterator[str]]`): Starts a new pass over the documents; blank ones are skipped.
-        fingerprint (`Callable[[], str]`): Hash of the contents, computed when first asked for.
-        num_bytes (`int`, *optional*): UTF-8 bytes of text, as far as known without reading (an estimate).
-        text_column (`str`, *optional*, defaults to `"text"`): The column that holds the text, where there are columns.
+        fingerprint (`Callable[[], str]`): Hash of the contents, computed at first use.
+        num_bytes (`int`, *optional*): Estimated UTF-8 bytes of text, if known without reading.
+        text_column (`str`, *optional*, defaults to `"text"`): Column of the text in tabular sources.
     """
 
     def __init__(
@@ -48,11 +42,8 @@ class Corpus:
         num_bytes: int | None = None,
         text_column: str = "text",
     ):
-        self.name = name
-        self.num_bytes = num_bytes
-        self.text_column = text_column
-        self._read = read
-        self._fingerprint = fingerprint
+        self.name, self.num_bytes, self.text_column = name, num_bytes, text_column
+        self._read, self._fingerprint = read, fingerprint
 
     @cached_property
     def fingerprint(self) -> str:
@@ -60,11 +51,10 @@ class Corpus:
         return self._fingerprint()
 
     def texts(self) -> Iterator[str]:
-        """
-        Starts a new pass over the documents that are not blank.
+        """Yields every document that is not blank.
 
         Raises:
-            EffptError: at the end, if there was none.
+            EffptError: there was none; raised at the end of the pass.
         """
         empty = True
         for text in self._read():
@@ -73,8 +63,8 @@ class Corpus:
                 yield text
         if empty:
             raise EffptError(
-                f"The dataset {self.name!r} is empty: it holds no document with text in it. "
-                "Point data.dataset at files with text, or use builtin:pydoc to try things out."
+                f"The dataset {self.name!r} is empty: it holds no document with text in it. Point data.dataset at "
+                "files with text, or use builtin:pydoc to try things out."
             )
 
     def __repr__(self) -> str:
@@ -82,7 +72,7 @@ class Corpus:
 
 
 def corpus_of(texts: Sequence[str], name: str = "texts in memory") -> Corpus:
-    """A corpus of documents that are already in memory."""
+    """Corpus of documents in memory."""
     documents = list(texts)
 
     def fingerprint() -> str:
@@ -95,25 +85,23 @@ def corpus_of(texts: Sequence[str], name: str = "texts in memory") -> Corpus:
 
 
 def open_corpus(dataset: str, *, text_column: str = "text", split: str = "train", streaming: bool = False) -> Corpus:
-    """
-    Opens a source of text.
+    """Opens a source of text.
 
     `dataset` may be
 
-    - a folder of `.txt` (one document a file), `.jsonl` and `.parquet` files, sub-folders included, read in sorted
-      order; where every file name carries the word of a split (`train-00000.parquet`, `validation.jsonl`), only the
-      files of `split` are read;
+    - a folder of `.txt` (one document a file), `.jsonl` and `.parquet` files, sub-folders included, in sorted order;
+      if every file name contains a split's name (`train-00000.parquet`, `validation.jsonl`), only files of `split`;
     - one such file, or a pattern (`corpus/train-*.parquet`); in a single `.txt` file blank lines separate documents;
     - a folder written by `Dataset.save_to_disk` or `DatasetDict.save_to_disk`;
     - `builtin:pydoc`, the English documentation of the Python packages installed on this machine;
-    - a dataset on the Hub, `organisation/name`, or `organisation/name:configuration` where it has several.
+    - a dataset on the Hub, `organisation/name`, or `organisation/name:configuration` if it has several.
 
     Args:
         dataset (`str`): The source.
-        text_column (`str`, *optional*, defaults to `"text"`): The column that holds the text.
-        split (`str`, *optional*, defaults to `"train"`): The split to read, where the source has splits.
-        streaming (`bool`, *optional*, defaults to `False`): Read a Hub dataset while it is downloaded, without
-            keeping it; local sources are always read piece by piece.
+        text_column (`str`, *optional*, defaults to `"text"`): Column that holds the text.
+        split (`str`, *optional*, defaults to `"train"`): Split to read, if the source has splits.
+        streaming (`bool`, *optional*, defaults to `False`): If `True`, reads a Hub dataset during the download and
+            keeps no copy; local sources are always streamed.
 
     Raises:
         EffptError: the source does not exist, cannot be reached, or has no such column.
@@ -135,8 +123,8 @@ def open_corpus(dataset: str, *, text_column: str = "text", split: str = "train"
         source = _open_files(_files_of_pattern(path), text_column)
     elif _looks_like_path(dataset):
         raise EffptError(
-            f"There is no file or folder {dataset!r} (looked for {path.absolute()}). data.dataset takes a file or "
-            f"folder of {SUPPORTED}, a saved datasets folder, a Hub dataset `organisation/name`, or builtin:pydoc."
+            f"There is no file or folder {dataset!r} (looked for {path.absolute()}). Give a file or folder of "
+            f"{SUPPORTED}, a saved datasets folder, a Hub dataset `organisation/name`, or builtin:pydoc."
         )
     else:
         source = open_hub(dataset, text_column, split, streaming)
@@ -145,7 +133,7 @@ def open_corpus(dataset: str, *, text_column: str = "text", split: str = "train"
 
 
 def _looks_like_path(dataset: str) -> bool:
-    """Whether the name cannot be a Hub id: `name` or `organisation/name`, with an optional `:configuration`."""
+    """`True` unless `dataset` can be a Hub id: `name` or `organisation/name`, with an optional `:configuration`."""
     is_id = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(:[\w.-]+)?", dataset)
     return not is_id or Path(dataset).suffix in READERS
 
@@ -158,7 +146,7 @@ def _files_of_pattern(pattern: Path) -> list[Path]:
 
 
 def _files_of_folder(folder: Path, split: str) -> list[Path]:
-    """The supported files below `folder` in sorted order; those of `split` if all are named after splits."""
+    """Supported files below `folder` in sorted order; only those of `split` if all are named after splits."""
     found = sorted(
         path
         for path in folder.rglob("*")
@@ -169,8 +157,8 @@ def _files_of_folder(folder: Path, split: str) -> list[Path]:
         kinds = Counter(path.suffix or path.name for path in found)
         listing = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5)) or "nothing"
         raise EffptError(
-            f"The folder {folder} has no file of text that can be read: it holds {listing}, needed is one of "
-            f"{SUPPORTED} (unpacked, with this ending)."
+            f"The folder {folder} has no readable text: it holds {listing}, needed is one of {SUPPORTED} (unpacked, "
+            "with this ending)."
         )
     splits = [_split_of(path) for path in files]
     if None in splits:
@@ -179,7 +167,7 @@ def _files_of_folder(folder: Path, split: str) -> list[Path]:
     if not chosen:
         raise EffptError(
             f"The files in {folder} are named after the splits {sorted(set(splits))}, none of them {split!r}. "
-            f"Set data.split, or name the files themselves: {folder}/*{files[0].suffix}"
+            f"Set data.split, or name the files: {folder}/*{files[0].suffix}"
         )
     return chosen
 
@@ -190,12 +178,11 @@ def _split_of(path: Path) -> str | None:
 
 
 def _open_files(files: list[Path], text_column: str, single: bool = False) -> Source:
-    """Reader, fingerprint and size of a list of files; the first one with columns is checked at once."""
+    """Reader, fingerprint and size of a list of files; tables, and the first .jsonl file, are checked at once."""
     for path in files:
         if path.suffix.lower() not in READERS:
-            raise EffptError(
-                f"{path} is a {path.suffix or 'file without an ending'}; the text must be in {SUPPORTED} files."
-            )
+            kind = path.suffix or "file without an ending"
+            raise EffptError(f"{path} is a {kind}; the text must be in {SUPPORTED} files.")
     readers = [partial(READERS[path.suffix.lower()], path, text_column) for path in files]
     paragraphs = single and files[0].suffix.lower() == ".txt"
     if paragraphs:

@@ -1,4 +1,4 @@
-"""Docstrings of a source file, found without running it, and the English prose in them."""
+"""Docstrings of Python source files, parsed without running them, and the English prose in them."""
 
 import ast
 import inspect
@@ -7,12 +7,12 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-# A docstring is kept if this many characters of prose are left of it.
+# Docstrings with fewer characters of prose are dropped.
 MIN_CHARACTERS = 200
-# Share of ASCII letters and spaces from which text counts as prose: below it is code, tables, formulas.
+# Paragraphs with a smaller share of ASCII letters and spaces are code, tables or formulas.
 MIN_LETTERS = 0.7
 ENGLISH = frozenset("a an and are as be by for from if in is it not of on or that the this to which will with".split())
-# At least this share of the words are among the above in English; identifiers and other languages have fewer.
+# In English, at least this share of the words are among those above; identifiers and other languages have fewer.
 MIN_ENGLISH = 0.15
 
 _NOT_LETTERS = re.compile(r"[^A-Za-z\s]")
@@ -20,7 +20,7 @@ _WORD = re.compile(r"[a-z]+")
 
 
 def module_docstrings(path: Path) -> list[str]:
-    """The long docstrings of the module, its classes and methods, and its functions, in the order of the source."""
+    """Long docstrings of a module, its classes and methods, and its functions, in the order of the source."""
     source = path.read_bytes()
     if b'"""' not in source and b"'''" not in source:
         return []
@@ -46,13 +46,13 @@ def _docstrings(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFun
 
 
 class Prose:
-    """Keeps of each text the paragraphs of English prose that have not been seen before."""
+    """Filter that keeps the paragraphs of English prose that it has not seen before."""
 
     def __init__(self):
         self._seen: set[int] = set()
 
     def clean(self, text: str) -> str | None:
-        """The prose of one docstring, or None if too little is left."""
+        """Prose of one docstring, or `None` if too little is left."""
         # Lone surrogates can be written in Python source, but not in UTF-8.
         text = text.encode("utf-8", "ignore").decode("utf-8")
         kept = [paragraph for paragraph in re.split(r"\n\s*\n", text) if self._wanted(paragraph)]
@@ -63,17 +63,12 @@ class Prose:
         letters = _NOT_LETTERS.sub("", paragraph)
         if ">>>" in paragraph or len(letters) < MIN_LETTERS * len(paragraph):
             return False
-        # Punctuation, digits and line breaks aside, so that re-wrapped copies and other sizes are known again.
-        key = _words_hash(letters)
+        # Only words count, so that re-wrapped copies and those with other numbers are recognised.
+        key = hash(tuple(letters.lower().split()))
         if key in self._seen:
             return False
         self._seen.add(key)
         return True
-
-
-def _words_hash(letters: str) -> int:
-    """Equal for texts of the same words."""
-    return hash(tuple(letters.lower().split()))
 
 
 def _is_english(text: str) -> bool:

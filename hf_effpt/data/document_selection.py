@@ -1,4 +1,4 @@
-"""Which documents are learned from, chosen once before they are packed: those without a double, those of some losses.
+"""Selection of documents before packing: removal of duplicates, and choice by loss.
 
 N documents, D size of an embedding, C documents of a cluster, P pairs of documents.
 """
@@ -16,37 +16,36 @@ from hf_effpt.core.errors import EffptError
 
 Deduplicate = Literal["exact", "near", "semantic"]
 Band = Literal["low", "middle", "high"]
-# Above which documents are doubles, where nothing else is said.
+# Default similarity from which on documents are duplicates.
 USUAL_SIMILARITY = {"near": 0.8, "semantic": 0.95}
 BANDS = ("low", "middle", "high")
 
 SHINGLE_WORDS = 5
 PERMUTATIONS = 128
-# Permutations of a long document are taken for so many shingles at a time, to stay small in memory.
-SHINGLES_AT_ONCE = 8192
+SHINGLES_AT_ONCE = 8192  # bounds the memory that a long document takes
 ROUNDS = 20  # of k-means
-PAIRS = 10_000  # of documents that are looked at for how alike they are by chance
+PAIRS = 10_000  # sampled to estimate how often documents are alike
 
 
 @dataclass(frozen=True)
 class SelectSettings:
-    """What documents have to be like to be learned from; where both are asked for, doubles go first.
+    """Rules by which documents are selected; duplicates are removed before documents are chosen by loss.
 
     Args:
-        deduplicate (`str`, *optional*): which doubles go: `exact`, of the same words, whatever their case and the
-            white space between; `near`, which share most of their runs of five words; or `semantic`, of which the
-            embeddings by `model` are alike (Abbas et al., 2023, SemDeDup, arXiv 2303.09540).
-        similarity (`float`, *optional*): what doubles have at least in common, in (0, 1]: of `near` the estimated
-            Jaccard similarity, by default 0.8; of `semantic` the cosine, below 1, by default 0.95.
-        model (`str`, *optional*): the folder of a stock checkpoint that judges the documents: any encoder for
-            embeddings, a masked language model for losses.
-        keep (`float`, *optional*): the share of the documents, in (0, 1), that is kept by their masked loss (Ankner et
-            al., 2024, arXiv 2405.20541).
-        band (`str`, *optional*): which they are: those of `low`, `middle` or `high` loss. There is no default: which
-            is best depends on the data.
+        deduplicate (`str`, *optional*): duplicates to remove: `exact`, equal up to case and white space; `near`, with
+            similar sets of five-word runs; or `semantic`, with similar embeddings by `model` (Abbas et al., 2023,
+            SemDeDup, arXiv 2303.09540).
+        similarity (`float`, *optional*): threshold in (0, 1] from which on documents are duplicates: estimated
+            Jaccard similarity for `near`, 0.8 by default; cosine below 1 for `semantic`, 0.95 by default.
+        model (`str`, *optional*): folder of a stock checkpoint: any encoder for embeddings, a masked language model
+            for losses.
+        keep (`float`, *optional*): share of the documents, in (0, 1), kept by their masked-language-modelling loss
+            (Ankner et al., 2024, arXiv 2405.20541).
+        band (`str`, *optional*): which losses to keep: `low`, `middle` or `high`. No default: the best one depends on
+            the data.
 
     Raises:
-        EffptError: for settings that are impossible, need others, or select nothing.
+        EffptError: settings are out of range, need others, or select nothing.
     """
 
     deduplicate: Deduplicate | None = None
@@ -63,14 +62,14 @@ class SelectSettings:
             )
         if self.similarity is None and self.deduplicate in USUAL_SIMILARITY:
             object.__setattr__(self, "similarity", USUAL_SIMILARITY[self.deduplicate])
-        likeness, share, bands = self.similarity, self.keep, ", ".join(BANDS)
+        similarity, share, bands = self.similarity, self.keep, ", ".join(BANDS)
         judged = "`keep`" if share is not None else "`deduplicate: semantic`"
         needs = (
             ("deduplicate", self.deduplicate in (None, "exact", *USUAL_SIMILARITY), "exact, near or semantic"),
-            ("similarity", likeness is None or self.deduplicate in USUAL_SIMILARITY,
+            ("similarity", similarity is None or self.deduplicate in USUAL_SIMILARITY,
              "left out: only `deduplicate: near` and `semantic` have it"),
-            ("similarity", likeness is None or 0 < likeness <= 1, "above 0 and at most 1"),
-            ("similarity", likeness != 1 or self.deduplicate == "near",
+            ("similarity", similarity is None or 0 < similarity <= 1, "above 0 and at most 1"),
+            ("similarity", similarity != 1 or self.deduplicate == "near",
              "below 1 for `deduplicate: semantic`, since no cosine is above 1"),
             ("keep", share is None or 0 < share < 1, "above 0 and below 1"),
             ("keep", share is not None or self.band is None, "given with `band`: the share of the documents to keep"),
@@ -88,21 +87,20 @@ class SelectSettings:
 
     @property
     def reads(self) -> bool:
-        """Whether a model has to read the documents."""
+        """`True` if a model has to read the documents."""
         return self.deduplicate == "semantic" or self.keep is not None
 
     def settings(self) -> dict[str, Any]:
-        """What is set, as a recipe has it."""
+        """The settings that are given, as a recipe spells them."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, eq=False)
 class Kept:
-    """The documents of a corpus that are trained on, unless they are held out.
+    """Selected documents of a corpus.
 
-    Args:
-        chosen_N (`np.ndarray` of shape `(documents,)`): bool, by the document's number in the corpus.
-        facts (`Mapping[str, Any]`, *optional*): what packed rows say under `select` of how they were chosen.
+    `chosen_N`, bool of shape `(documents,)`, is `True` for selected documents, by number in the corpus. `facts` say
+    how they were chosen; packed rows record them under `select`.
     """
 
     chosen_N: np.ndarray
@@ -110,12 +108,12 @@ class Kept:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of which documents they are."""
+        """Hash of the selection."""
         return hashlib.sha256(self.chosen_N.astype(bool).tobytes()).hexdigest()[:32]
 
 
 def without_exact(texts: Iterable[str]) -> np.ndarray:
-    """Which documents stay, bool of shape `(documents,)`: of those of the same words the first."""
+    """Keeps the first of equal documents, up to case and white space; bool of shape `(documents,)`."""
     seen: set[bytes] = set()
     stays = []
     for text in texts:
@@ -126,27 +124,16 @@ def without_exact(texts: Iterable[str]) -> np.ndarray:
 
 
 def without_near(texts: Iterable[str], similarity: float) -> np.ndarray:
-    """Which documents stay: those that are like none before that stays (MinHash and LSH; Lee et al.,
-    2022, arXiv 2107.06499).
+    """Keeps documents that resemble no kept one before them (MinHash and LSH; Lee et al., 2022, arXiv 2107.06499).
 
-    Likeness is the Jaccard similarity of the sets of runs of five words, estimated by 128 permutations, so with a
-    standard error of at most 0.05.
-
-    Args:
-        texts (`Iterable[str]`): the documents.
-        similarity (`float`): from which on they are doubles.
-
-    Returns:
-        bool of shape `(documents,)`.
-
-    Raises:
-        EffptError: datasketch is not installed.
+    Compares `similarity` with the Jaccard similarity of sets of five-word runs, estimated by 128 permutations
+    (standard error up to 0.05). Returns bool of shape `(documents,)`; raises an `EffptError` without datasketch.
     """
     datasketch = require_datasketch()
     empty = datasketch.MinHash(PERMUTATIONS)
-    with _global_generator_kept():  # from which the index draws names for itself
-        # What it finds is judged again, so a double missed costs more than a look too many. And above 0.9 it would be
-        # left without bands.
+    with _global_generator_kept():  # the index draws names for itself from it
+        # Its candidates are compared again, so a missed duplicate costs more than a false candidate; above 0.9 it
+        # would have no bands.
         index = datasketch.MinHashLSH(min(similarity, 0.9), PERMUTATIONS, weights=(0.1, 0.9))
     kept: dict[int, np.ndarray] = {}
     stays = []
@@ -164,11 +151,7 @@ def without_near(texts: Iterable[str], similarity: float) -> np.ndarray:
 
 
 def require_datasketch() -> Any:
-    """The module datasketch.
-
-    Raises:
-        EffptError: it is not installed.
-    """
+    """Imports datasketch; raises an `EffptError` if it is not installed."""
     try:
         import datasketch
     except ImportError as error:
@@ -180,31 +163,25 @@ def require_datasketch() -> Any:
 
 
 def without_semantic(embeddings_ND: np.ndarray, similarity: float) -> np.ndarray:
-    """Which documents stay: of those of a cluster whose cosines are above `similarity` the farthest from its centre.
+    """Removes semantic duplicates (Abbas et al., 2023, SemDeDup, arXiv 2303.09540).
 
-    Clusters are those of k-means, about as many as the square root of the documents (Abbas et al., 2023, SemDeDup,
-    arXiv 2303.09540).
-
-    Args:
-        embeddings_ND (`np.ndarray` of shape `(documents, size)`): of any length.
-        similarity (`float`): the cosine above which documents are doubles.
-
-    Returns:
-        bool of shape `(documents,)`.
+    Documents are clustered by k-means into about as many clusters as the square root of their number. In each, the
+    farthest from its centre is kept first, and those whose cosine with a kept one is above `similarity` are dropped.
+    `embeddings_ND` may have any norm. Returns `True` for kept documents, bool of shape `(documents,)`.
     """
-    with _global_generator_kept():  # from which a part of it draws when it is first imported
+    with _global_generator_kept():  # scikit-learn draws from it when it is first imported
         from sklearn.cluster import MiniBatchKMeans  # here, since that is slow
 
     lengths_N1 = np.linalg.norm(embeddings_ND, axis=1, keepdims=True)
     unit_ND = embeddings_ND / np.maximum(lengths_N1, 1e-12)
-    # No early end, which a last digit would decide.
+    # No early stopping, which a last digit would decide.
     clusters = MiniBatchKMeans(
         max(1, round(len(unit_ND) ** 0.5)), n_init=1, max_iter=ROUNDS, max_no_improvement=None, random_state=0
     ).fit(unit_ND)
     stays = np.zeros(len(unit_ND), bool)
     for cluster, centre_D in enumerate(clusters.cluster_centers_):
         members_C = np.flatnonzero(clusters.labels_ == cluster)
-        # Rounded, so that of equal documents the first is first, whatever the last digit says.
+        # Rounded, so that the order of equal documents does not depend on the last digit.
         nearness_C = np.round(unit_ND[members_C].astype(np.float64) @ centre_D.astype(np.float64), 6)
         members_C = members_C[np.argsort(nearness_C, kind="stable")]
         stays[members_C] = _apart(unit_ND[members_C], similarity)
@@ -212,12 +189,7 @@ def without_semantic(embeddings_ND: np.ndarray, similarity: float) -> np.ndarray
 
 
 def alike_by_chance(embeddings_ND: np.ndarray, similarity: float) -> float:
-    """The share of pairs of documents, drawn by lot, whose cosine is above `similarity`.
-
-    Args:
-        embeddings_ND (`np.ndarray` of shape `(documents, size)`): of any length.
-        similarity (`float`): the cosine above which documents are doubles.
-    """
+    """Share of randomly drawn pairs of documents whose cosine is above `similarity`; arguments as above."""
     documents = len(embeddings_ND)
     if documents < 2:
         return 0.0
@@ -230,7 +202,7 @@ def alike_by_chance(embeddings_ND: np.ndarray, similarity: float) -> float:
 
 
 def _apart(unit_CD: np.ndarray, similarity: float) -> np.ndarray:
-    """Which of some vectors of length 1 have no cosine above `similarity` with an earlier one that stays."""
+    """Keeps unit vectors that have no cosine above `similarity` with an earlier kept one."""
     stays_C = np.ones(len(unit_CD), bool)
     for number in range(1, len(unit_CD)):
         before_CD = unit_CD[:number][stays_C[:number]]
@@ -239,18 +211,10 @@ def _apart(unit_CD: np.ndarray, similarity: float) -> np.ndarray:
 
 
 def in_band(losses_N: np.ndarray, keep: float, band: Band) -> np.ndarray:
-    """Which documents stay: the share `keep` of them with low, middle or high losses (Ankner et al., 2024).
+    """Keeps the share `keep` of the documents with low, middle or high losses (Ankner et al., 2024).
 
-    Of equal losses the document that comes first counts as the lower. Documents without a loss go, and are no part of
-    what the share is of.
-
-    Args:
-        losses_N (`np.ndarray` of shape `(documents,)`): nats a masked token; NaN where there is none.
-        keep (`float`): the share.
-        band (`str`): `low`, `middle` or `high`.
-
-    Returns:
-        bool of shape `(documents,)`.
+    Losses are nats per masked token, NaN if undefined: those documents are dropped and do not count towards the share.
+    Of equal losses the earlier document counts as the lower. Returns bool of shape `(documents,)`.
     """
     rising = np.argsort(losses_N, kind="stable")[: np.count_nonzero(np.isfinite(losses_N))]
     number = round(keep * len(rising))
@@ -262,6 +226,7 @@ def in_band(losses_N: np.ndarray, keep: float, band: Band) -> np.ndarray:
 
 @contextmanager
 def _global_generator_kept() -> Iterator[None]:
+    """Restores the state of Python's global random generator at the end of the block."""
     state = random.getstate()
     try:
         yield
@@ -274,7 +239,7 @@ def _words(text: str) -> list[str]:
 
 
 def _shingles(text: str) -> list[bytes]:
-    """The different runs of five words of a document, or all of one that is shorter."""
+    """Distinct five-word runs of a document, in order; a shorter document is one run."""
     words = _words(text)
     runs = range(max(1, len(words) - SHINGLE_WORDS + 1))
     return [run.encode() for run in {" ".join(words[first : first + SHINGLE_WORDS]): None for first in runs}]

@@ -1,4 +1,4 @@
-"""Masked-language-model batches whose masks depend on nothing but the seed, the epoch and the example."""
+"""Masked-language-modelling batches whose masks are a pure function of seed, epoch and example."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,39 +8,39 @@ import torch
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.objectives import OBJECTIVES
 from hf_effpt.core.random import fold, mix
-from hf_effpt.data.specials import special_ids
-from hf_effpt.data.words import continuations
+from hf_effpt.data.vocabulary import continuations, special_ids
 
-# The low bits of a sort key hold the position, so that keys in a row never tie.
+# Low bits of a sort key that hold the position, so that keys of a row never tie.
 POSITION_BITS = 16
 UNMASKABLE = np.uint64(1 << 63)
-# A row with less than this share of tokens to mask (padding, a short text) is masked at the rate, not to the count.
+# Rows with a smaller share of maskable tokens (padding, short texts) are masked at the rate, not to the fixed count.
 FULL_SHARE = 0.75
-# What masking a batch anew depends on, besides its tokens.
+# Keys of a batch, besides its tokens, that masking it again needs.
 KEPT = ("example_id", "epoch", "document_ids", "attention_mask")
 
 
 class DataCollatorForMaskedLM:
-    """
-    Masks tokens, a fixed count in each row; as in BERT (Devlin et al., 2019) 80 % of them become the mask token, 10 %
-    a random one and 10 % stay, if not told otherwise.
+    """Masks a fixed number of tokens in each row; as in BERT (Devlin et al., 2019) 80 % of them become the mask token,
+    10 % a random token and 10 % stay unless `shares` says otherwise.
 
-    What is masked, and with what, is a pure function of `seed`, the example's epoch and id, and the position: the same
-    in every batch, order, worker and resumed run. Special tokens and padding are never masked. With the attribute
-    `keyed` set, batches also say which example each row is, and in which epoch.
+    Masks and replacements are a pure function of `seed`, the example's epoch and id, and the position: equal in every
+    batch, order, worker and resumed run. Special tokens and padding are never masked.
+
+    Attributes:
+        keyed (`bool`): If `True`, batches also hold `example_id` and `epoch` of each row. `False` at first.
 
     Args:
         tokenizer (`PreTrainedTokenizerFast`): Has a pad, cls, sep and mask token.
-        mlm_probability (`float`, *optional*, defaults to 0.15): Share of the row that is masked.
-        whole_word (`bool`, *optional*, defaults to `False`): Mask all tokens of a word together; only the last word
-            chosen is cut if the count asks for it.
-        seed (`int`, *optional*, defaults to 0): Chooses the masks.
-        shares (`tuple[float, float, float]`, *optional*): How many of the chosen tokens become the mask token,
-            become a random one, and stay, in hundredths; by default BERT's, in a Trainer those of the objective.
+        mlm_probability (`float`, *optional*, defaults to 0.15): Share of each row that is masked.
+        whole_word (`bool`, *optional*, defaults to `False`): If `True`, masks all tokens of a word together; only the
+            last word chosen is cut to the count.
+        seed (`int`, *optional*, defaults to 0): Seed of the masks.
+        shares (`tuple[float, float, float]`, *optional*): Shares, to the hundredth, of the chosen tokens that become
+            the mask token, become a random token, and stay; by default BERT's, in a Trainer those of the objective.
 
     Raises:
         EffptError: the tokenizer lacks a special token, `mlm_probability` is no share, `shares` do not add up to 1, or
-            whole words cannot be told.
+            the tokenizer does not mark words.
     """
 
     def __init__(
@@ -55,15 +55,11 @@ class DataCollatorForMaskedLM:
             raise EffptError(f"mlm_probability={mlm_probability} must be a share between 0 and 1, such as 0.15.")
         if shares is not None and (len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6):
             raise EffptError(
-                f"shares={shares} must be three shares that add up to 1, of tokens that become the mask token, that "
-                "become a random one, and that stay, such as (0.8, 0.1, 0.1)."
+                f"shares={shares} must be three shares that add up to 1: tokens that become the mask token, become a "
+                "random one, and stay, such as (0.8, 0.1, 0.1)."
             )
-        self.shares = shares
-        self.tokenizer = tokenizer
-        self.mlm_probability = mlm_probability
-        self.whole_word = whole_word
-        self.seed = seed
-        self.keyed = False
+        self.tokenizer, self.mlm_probability, self.whole_word = tokenizer, mlm_probability, whole_word
+        self.seed, self.shares, self.keyed = seed, shares, False
         self._ids = special_ids(tokenizer)
         self._special = np.zeros(len(tokenizer), bool)
         self._special[tokenizer.all_special_ids] = True
@@ -71,58 +67,52 @@ class DataCollatorForMaskedLM:
         self._continues = continuations(tokenizer) if whole_word else None
 
     def masked_count(self, sequence_length: int) -> int:
-        """How many positions `masked_positions` names in rows of this length."""
+        """Number of `masked_positions` in each row of this length."""
         return max(1, round(self.mlm_probability * sequence_length))
 
     def __call__(
         self, examples: Mapping[str, np.ndarray] | Sequence[Mapping], token_rates: np.ndarray | None = None
     ) -> dict[str, torch.Tensor]:
-        """
-        Builds a batch.
+        """Builds a batch.
 
         Args:
-            examples: Either arrays `input_ids` and, optionally, `document_ids` of shape
-                `(batch_size, sequence_length)`, `example_id` and `epoch` of shape `(batch_size,)`; or a list of one
-                dict an example with `input_ids` and, optionally, the others and `attention_mask`, padded here to the
-                longest. Without an id, an example is known by its tokens; without an epoch, it is 0.
-            token_rates (`np.ndarray` of shape `(vocab_size,)`, *optional*): how much more often one token of the
-                vocabulary is masked than another, above 0; as many are masked in all. The first to be masked is drawn
-                with probabilities in these proportions, and so is each next from those that are left. A whole word
-                has the rate of its first token. By default, and where all are equal, every token has the same chance.
+            examples: Arrays `input_ids` and, optionally, `document_ids` of shape `(batch_size, sequence_length)`,
+                `example_id` and `epoch` of shape `(batch_size,)`. Or a list with one dict per example of `input_ids`
+                and, optionally, the others and `attention_mask`, which is padded to the longest. An example without
+                an id is identified by its tokens; the default epoch is 0.
+            token_rates (`np.ndarray` of shape `(vocab_size,)`, *optional*): Positive relative rates at which tokens
+                are masked; the number masked stays the same. Tokens are drawn one by one without replacement, in
+                proportion to their rates; a whole word has the rate of its first token. Equal rates have no effect.
                 A model's vocabulary may have more rows than the tokenizer has tokens.
 
         Returns:
             int64 tensors: `input_ids` with masks and `labels` (-100 where nothing is predicted) of shape
             `(batch_size, sequence_length)`; `masked_positions` of shape `(batch_size, masked_count)`, ascending in
-            each row, which holds all positions with a label and, if those are fewer, others; `document_ids` if given;
-            `attention_mask` if there is padding; if the collator is `keyed`, `example_id` and `epoch` of shape
-            `(batch_size,)`.
+            each row: all positions with a label, filled up with others; `document_ids` if given; `attention_mask` if
+            there is padding; `example_id` and `epoch` of shape `(batch_size,)` if `keyed` is `True`.
 
         Raises:
-            EffptError: a token id is not in the tokenizer's vocabulary, or the rates are not one above 0 for each.
+            EffptError: a token id is not in the tokenizer's vocabulary, or a rate is missing or not above 0.
         """
-        extra, rates = {}, self._checked(token_rates)
+        rates = self._checked(token_rates)
         if isinstance(examples, Mapping):
             batch = {name: np.asarray(values) for name, values in examples.items()}
             lengths = _lengths(batch)
         else:
             batch, lengths = self._padded(examples)
-        for name in ("attention_mask", "document_ids"):
-            if name in batch:
-                extra[name] = batch[name].astype(np.int64)
+        extra = {name: batch[name].astype(np.int64) for name in ("attention_mask", "document_ids") if name in batch}
         masked = self._mask(batch, lengths, rates) | extra
         return {name: torch.from_numpy(values) for name, values in masked.items()}
 
     @staticmethod
     def original(batch: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-        """What a batch of a `keyed` collator was made of, as arrays, to be masked anew.
+        """Undoes the masking of a batch; returns arrays that can be masked again.
 
-        Raises:
-            EffptError: the batch does not say which examples its rows are.
+        Raises an `EffptError` if the batch has no `example_id` and `epoch`, as batches of a `keyed` collator have.
         """
         if "example_id" not in batch or "epoch" not in batch:
             raise EffptError(
-                f"The batch has {', '.join(sorted(batch))}, and to mask it anew takes `example_id` and `epoch`; set "
+                f"The batch has {', '.join(sorted(batch))}, but masking it again needs `example_id` and `epoch`; set "
                 "`keyed = True` on the collator that makes it."
             )
         arrays = {name: batch[name].cpu().numpy() for name in KEPT if name in batch}
@@ -169,7 +159,7 @@ class DataCollatorForMaskedLM:
         return masked | keys if self.keyed else masked
 
     def _checked(self, rates: np.ndarray | None) -> np.ndarray | None:
-        """The rates; none if all are equal, so that masks are then the usual ones."""
+        """Validated rates, one for each token of the tokenizer; `None` if all are equal."""
         if rates is None:
             return None
         rates = np.asarray(rates, np.float64)
@@ -177,20 +167,20 @@ class DataCollatorForMaskedLM:
         if wrong or not (np.isfinite(rates) & (rates > 0)).all():
             raise EffptError(
                 f"token_rates of shape {rates.shape}, from {rates.min(initial=np.inf)} to "
-                f"{rates.max(initial=-np.inf)}, must be one finite number "
-                f"above 0 for each of the tokenizer's {len(self._special)} tokens."
+                f"{rates.max(initial=-np.inf)}, "
+                f"must be one finite number above 0 for each of the tokenizer's {len(self._special)} tokens."
             )
         rates = rates[: len(self._special)]
         return None if (rates == rates[0]).all() else rates
 
     def _quota(self, maskable: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """How many tokens of each row to mask: the fixed count, but no more than the rate in a row of little text."""
+        """Number of tokens to mask in each row: the fixed count, in a row of little text at most the rate's share."""
         available = maskable.sum(axis=1)
         basis = np.where(available >= FULL_SHARE * lengths, lengths, available)
         return np.minimum(np.maximum(np.rint(self.mlm_probability * basis).astype(np.int64), 1), available)
 
     def _examples(self, batch: dict[str, np.ndarray], original: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """The ids of the examples, or what they are known by."""
+        """Ids of the examples; hashes of their tokens if there are none."""
         if "example_id" in batch:
             return batch["example_id"]
         position = np.arange(original.shape[1])
@@ -200,13 +190,13 @@ class DataCollatorForMaskedLM:
     def _order(
         self, noise: np.ndarray, original: np.ndarray, maskable: np.ndarray, rates: np.ndarray | None
     ) -> np.ndarray:
-        """Sort keys of the positions, all different: those to mask first have the smallest."""
+        """Sort keys of the positions, all different; positions with the smallest are masked first."""
         position, leading = np.arange(original.shape[1]), original
         if self._continues is not None:
             inside = self._continues[original] & maskable
             word_start = np.maximum.accumulate(np.where(inside, 0, position), axis=1)
             noise = np.take_along_axis(noise, word_start, axis=1)
-            # A word that the row begins in the middle of starts, by its noise, at the special token before it.
+            # A word cut at the start of the row starts, by its noise, at the special token before it.
             first = word_start + ~np.take_along_axis(maskable, word_start, axis=1)
             leading = np.take_along_axis(original, np.minimum(first, position[-1]), axis=1)
         if rates is not None:
@@ -216,7 +206,7 @@ class DataCollatorForMaskedLM:
         return np.where(maskable, order, order | UNMASKABLE)
 
     def _padded(self, examples: Sequence[Mapping]) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Lists of tokens as arrays, padded on the right, and the lengths they had."""
+        """Examples as arrays padded on the right, and their lengths."""
         lengths = np.array([len(example["input_ids"]) for example in examples])
         inside = np.arange(lengths.max()) < lengths[:, None]
         batch = {}
@@ -234,7 +224,7 @@ class DataCollatorForMaskedLM:
 
 
 def _lengths(batch: dict[str, np.ndarray]) -> np.ndarray:
-    """How long the rows are without the padding at their ends."""
+    """Lengths of the rows without trailing padding."""
     size, length = batch["input_ids"].shape
     if "attention_mask" not in batch:
         return np.full(size, length)
@@ -242,11 +232,10 @@ def _lengths(batch: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def _races(noise: np.ndarray, rates: np.ndarray) -> np.ndarray:
-    """Numbers that take the place of `noise`: those of higher rates are more often among the smallest.
+    """Replaces uniform 64-bit `noise` by keys of which those of higher rates are more often among the smallest.
 
-    Exponential times of arrival at these rates draw without replacement with probabilities in their proportions, as do
-    the keys of Efraimidis and Spirakis (2006). They rise with `noise`, so where rates are about equal the choice is
-    about what it is without them.
+    Exponential arrival times at these rates draw without replacement in proportion to the rates, as do the keys of
+    Efraimidis and Spirakis (2006). They rise with `noise`, so near-equal rates change few choices.
     """
     below_one = ((noise >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
     # Floating-point numbers above 0 are in the order of their bits.

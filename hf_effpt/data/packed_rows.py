@@ -1,4 +1,4 @@
-"""HeadInputs packed datasets without copies and without a step per row."""
+"""Batched reading of packed datasets, without copies and without a step per row."""
 
 import hashlib
 import json
@@ -12,20 +12,15 @@ COLUMNS = ("input_ids", "document_ids")
 
 
 class PackedRows:
-    """
-    View of a dataset of fixed-length rows: memory-mapped, and read a batch at a time.
+    """Memory-mapped view of a dataset of fixed-length rows, read one batch at a time.
 
-    Args:
-        dataset (`Dataset`): Packed rows, possibly selected or shuffled.
-
-    Raises:
-        EffptError: the dataset has other columns, or rows of changing length.
+    Raises an `EffptError` for a dataset, maybe selected or shuffled, with other columns or rows of varying length.
     """
 
     def __init__(self, dataset: Dataset):
         if not self.fits(dataset):
             raise EffptError(
-                "These rows cannot be read as packed ones: needed is a datasets.Dataset with a fixed-length column "
+                "These rows cannot be read as packed ones: needed is a datasets.Dataset of fixed-length columns "
                 "`input_ids` (and `document_ids`) and no other, as hf_effpt.pack makes it; got "
                 f"{getattr(dataset, 'features', type(dataset).__name__)}."
             )
@@ -39,7 +34,7 @@ class PackedRows:
 
     @staticmethod
     def fits(dataset) -> bool:
-        """Whether this is a `datasets.Dataset` of fixed-length token rows and nothing else."""
+        """`True` for a `datasets.Dataset` of fixed-length token rows and nothing else."""
         if not isinstance(dataset, Dataset) or "input_ids" not in dataset.column_names:
             return False
         if not set(dataset.column_names) <= set(COLUMNS) or dataset.format["type"] == "custom":
@@ -51,11 +46,7 @@ class PackedRows:
         return self._count
 
     def rows(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """
-        The rows of these numbers.
-
-        Args:
-            indices (`np.ndarray` of shape `(batch_size,)`): Row numbers, in any order.
+        """Reads rows by number, in any order.
 
         Returns:
             `input_ids`, and `document_ids` if the rows have them: int64 of shape `(batch_size, sequence_length)`.
@@ -75,7 +66,7 @@ class PackedRows:
         return rows
 
     def _views(self, dataset: Dataset, name: str) -> list[np.ndarray]:
-        """The column's blocks as arrays of shape (rows, sequence_length) over the memory-mapped file."""
+        """Blocks of a column as arrays of shape `(rows, sequence_length)` over the memory-mapped file."""
         return [
             chunk.flatten().to_numpy(zero_copy_only=True).reshape(-1, self.sequence_length)
             for chunk in dataset.data.column(name).chunks
@@ -83,15 +74,10 @@ class PackedRows:
 
 
 def facts(dataset: Dataset) -> dict:
-    """
-    What is known of a packed dataset: `fingerprint`, `dataset` (its name), `documents` and `bytes` of text it was made
-    of, `rows`, `tokens` (padding aside), `sequence_length`, `isolated` and `fill` (share of the row not padding).
+    """Describes a packed dataset: `fingerprint`, `dataset` (name of the text), its number of `documents` and `bytes`,
+    `rows`, `tokens` (without padding), `sequence_length`, `isolated` and `fill` (share of rows that is not padding).
 
-    Args:
-        dataset (`Dataset`): Rows packed by `pack`.
-
-    Raises:
-        EffptError: the dataset was not made by `pack`.
+    Raises an `EffptError` if it was not made by `pack`.
     """
     try:
         return json.loads(dataset.info.description)["hf_effpt"]
@@ -100,6 +86,6 @@ def facts(dataset: Dataset) -> dict:
 
 
 def identity_of_rows(rows: PackedRows, sample: int = 1024) -> str:
-    """What tells rows from others: their number, length and a hash of up to `sample` of them, spread evenly."""
+    """Identifies rows by their number, length and a hash of up to `sample` of them, evenly spaced."""
     some = rows.rows(np.linspace(0, len(rows) - 1, min(sample, len(rows))).astype(np.int64))["input_ids"]
     return f"{len(rows)} rows of {rows.sequence_length}, {hashlib.sha256(some.tobytes()).hexdigest()[:16]}"

@@ -1,9 +1,10 @@
-"""Text to fixed-length token rows on disk, once, in one pass."""
+"""Packing of text into fixed-length token rows on disk, once, in one pass."""
 
 import hashlib
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
 
@@ -19,15 +20,15 @@ from hf_effpt.data.corpus import Corpus, open_corpus
 from hf_effpt.data.document_selection import Kept
 from hf_effpt.data.encoding import TextEncoder
 from hf_effpt.data.packed_rows import PackedRows, facts
+from hf_effpt.data.row_builders import IsolatedRows, StreamRows
 from hf_effpt.data.row_writer import RowWriter
-from hf_effpt.data.rows import IsolatedRows, StreamRows
-from hf_effpt.data.specials import special_ids
+from hf_effpt.data.vocabulary import special_ids
 
 __all__ = ["PackedRows", "facts", "pack"]
 
-# Raise when the rows made of the same text change.
+# To be raised when the rows of the same text change.
 FORMAT = 1
-# Text read before it is tokenised together.
+# Text tokenised together.
 BATCH_BYTES = 4 * 2**20
 
 
@@ -43,8 +44,7 @@ def pack(
     num_proc: int | None = None,
     seed: int = 0,
 ) -> DatasetDict:
-    """
-    Tokenises a corpus and packs it into rows of equal length, memory-mapped from a cache that is keyed by content.
+    """Tokenises a corpus and packs it into rows of equal length, memory-mapped from a cache that is keyed by content.
 
     Documents follow one another in one stream, separated by `[SEP]`, and every row is `[CLS]`, `sequence_length - 2`
     tokens, `[SEP]`; there is no padding, and a last incomplete row is dropped. With `isolate_documents` a row holds
@@ -54,25 +54,25 @@ def pack(
     Args:
         corpus (`Corpus` or `str`): The text, or what `open_corpus` takes.
         tokenizer (`PreTrainedTokenizerFast`): Has a pad, cls, sep and mask token.
-        sequence_length (`int`, *optional*, defaults to 128): Tokens of a row, at least 8.
-        isolate_documents (`bool`, *optional*, defaults to `False`): Keep documents apart in a row.
-        validation (`float`, `Corpus` or `str`, *optional*, defaults to 0.01): Share of the documents held out, chosen
-            by `seed` and the document's number (more of them if that makes no whole row); or a corpus of its own (of
-            a source with splits, its validation split); or `None`.
-        kept ([`Kept`], *optional*): The documents to train on; what is held out is the same with and without. The
-            facts of the training rows say under `select` how they were chosen, and the `unselected_fingerprint` that
-            rows of all documents have.
-        cache_dir (`str`, *optional*): Where rows are kept, by default `$HF_EFFPT_CACHE` or `~/.cache/hf_effpt`.
+        sequence_length (`int`, *optional*, defaults to 128): Tokens per row, at least 8.
+        isolate_documents (`bool`, *optional*, defaults to `False`): If `True`, keeps documents apart in a row.
+        validation (`float`, `Corpus` or `str`, *optional*, defaults to 0.01): Share of the documents held out, drawn
+            by `seed` and the document's number (more of them if that makes no whole row); or a corpus of its own (its
+            validation split, if it has splits); or `None`.
+        kept ([`Kept`], *optional*): Documents to train on; held-out documents do not depend on it. The facts of the
+            training rows then hold `select`: how documents were chosen, and the `unselected_fingerprint` of the rows
+            of all documents.
+        cache_dir (`str`, *optional*): Cache folder, by default `$HF_EFFPT_CACHE` or `~/.cache/hf_effpt`.
         num_proc (`int`, *optional*): 1 for one thread; by default the tokenizer uses every core.
-        seed (`int`, *optional*, defaults to 0): Chooses the documents held out.
+        seed (`int`, *optional*, defaults to 0): Seed of the documents held out.
 
     Returns:
         `DatasetDict` with `"train"` and, unless `validation` is `None`, `"validation"`; column `input_ids`, fixed-size
         lists of uint16 (int32 for a vocabulary over 65,536), and `document_ids` with isolation.
 
     Raises:
-        EffptError: the corpus is missing, empty, unreadable or too small for one row, or has other documents than
-            `kept` is about, the tokenizer lacks a special token or the fast backend, or an argument cannot be.
+        EffptError: the corpus is missing, empty, unreadable, too small for one row or not the one `kept` was made
+            for; the tokenizer lacks a special token or the fast backend; or an argument is out of range.
     """
     if sequence_length < 8:
         raise EffptError(f"sequence_length={sequence_length} leaves no room for text; it must be at least 8.")
@@ -81,7 +81,7 @@ def pack(
     share = validation if isinstance(validation, int | float) else None
     if share is not None and not 0 < share < 1:
         raise EffptError(
-            f"validation={share} must be a share between 0 and 1 (as 0.01 for one document in a hundred), a dataset "
+            f"validation={share} must be a share between 0 and 1, as 0.01 for one document in a hundred, a dataset "
             "of its own, or None for no validation."
         )
     corpus = open_corpus(corpus) if isinstance(corpus, str) else corpus
@@ -89,57 +89,127 @@ def pack(
         validation = open_corpus(validation, text_column=corpus.text_column, split="validation")
     settings = _Settings(tokenizer, sequence_length, isolate_documents, cache_folder(cache_dir), num_proc)
     if validation is None or share is not None:
-        return _packed(corpus, settings, share, seed, kept)
-    aside = _packed(validation, settings, None, seed, None)["train"]
-    return DatasetDict({"train": _packed(corpus, settings, None, seed, kept)["train"], "validation": aside})
+        return _Packing(corpus, settings, share, seed, kept).load()
+    aside = _Packing(validation, settings).load()["train"]
+    return DatasetDict({"train": _Packing(corpus, settings, kept=kept).load()["train"], "validation": aside})
 
 
 def held_out(numbers: np.ndarray, share: float | None, seed: int = 0) -> np.ndarray:
-    """
-    Which documents of a corpus are held out, bool of shape `(documents,)`.
-
-    Args:
-        numbers (`np.ndarray` of shape `(documents,)`): Of the documents, in the order of the corpus.
-        share (`float`, *optional*): Of the documents, as `validation` of `pack`.
-        seed (`int`, *optional*, defaults to 0): As of `pack`.
-    """
+    """`True` for held-out documents, bool of shape `(documents,)`, by their numbers in the corpus; see `pack`."""
     return np.zeros(len(numbers), bool) if share is None else indexed(numbers, seed) < share
 
 
 class _Settings:
-    """Everything the rows of a text depend on, but the text and what is held out of it."""
+    """Everything that determines rows, except the text and its held-out and selected documents."""
 
     def __init__(self, tokenizer, sequence_length: int, isolated: bool, cache: Path, num_proc: int | None):
         self.ids = special_ids(tokenizer)
         self.dtype = np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.int32)
         self.encoder = TextEncoder(tokenizer, self.dtype, num_proc)
-        self.sequence_length = sequence_length
-        self.isolated = isolated
-        self.cache = cache
+        self.sequence_length, self.isolated, self.cache = sequence_length, isolated, cache
         self.key = [FORMAT, self.encoder.fingerprint, vars(self.ids), sequence_length, isolated]
 
     def builder(self) -> StreamRows | IsolatedRows:
         return (IsolatedRows if self.isolated else StreamRows)(self.sequence_length, self.ids, self.dtype)
 
 
-def _packed(corpus: Corpus, settings: _Settings, share: float | None, seed: int, kept: Kept | None) -> DatasetDict:
-    """The splits of one corpus, from the cache or built."""
-    parts = [corpus.fingerprint, settings.key, None if share is None else [share, seed]]
-    key = whole = _hash(parts)
-    if kept is not None:
-        key = _hash([*parts, kept.fingerprint])
-    folder = build_once(
-        settings.cache / "packed" / key, lambda target: _build(corpus, settings, share, seed, kept, target, key)
-    )
-    splits = ["train"] if share is None else ["train", "validation"]
-    packed = DatasetDict({split: _load(folder, split, f"{key}-{split}") for split in splits})
-    if kept is not None:
-        # Told here and not in the cache, where the same documents may have been chosen in another way.
-        info = packed["train"].info
-        known = json.loads(info.description)
-        known["hf_effpt"]["select"] = {**kept.facts, "unselected_fingerprint": f"{whole}-train"}
-        info.description = json.dumps(known)
-    return packed
+@dataclass
+class _Packing:
+    """A corpus to pack: `share` of its documents is held out by `seed`, and of the others `kept` are trained on."""
+
+    corpus: Corpus
+    settings: _Settings
+    share: float | None = None
+    seed: int = 0
+    kept: Kept | None = None
+
+    def load(self) -> DatasetDict:
+        """The splits, from the cache or built."""
+        parts = [self.corpus.fingerprint, self.settings.key, None if self.share is None else [self.share, self.seed]]
+        key = whole = _hash(parts)
+        if self.kept is not None:
+            key = _hash([*parts, self.kept.fingerprint])
+        folder = build_once(self.settings.cache / "packed" / key, lambda target: self._build(target, key))
+        splits = ["train"] if self.share is None else ["train", "validation"]
+        packed = DatasetDict({split: _load(folder, split, f"{key}-{split}") for split in splits})
+        if self.kept is not None:
+            # Not written to the cache: the same documents may have been chosen in another way.
+            info = packed["train"].info
+            known = json.loads(info.description)
+            known["hf_effpt"]["select"] = {**self.kept.facts, "unselected_fingerprint": f"{whole}-train"}
+            info.description = json.dumps(known)
+        return packed
+
+    def _build(self, target: Path, key: str) -> None:
+        """Packs the corpus into `target`; holds out more documents than asked for if those make no row."""
+        while True:
+            writers = {
+                split: RowWriter(target / f"{split}.arrow", self.settings.builder())
+                for split in ("train", "validation")
+            }
+            documents = self._write(writers)
+            if not writers["train"].rows:
+                self._refuse(writers["train"].text_bytes)
+            if self.share is None or writers["validation"].rows:
+                break
+            self.share = self._larger_share(documents)
+        for split, writer in writers.items():
+            known = {
+                "fingerprint": f"{key}-{split}",
+                "dataset": self.corpus.name,
+                "documents": writer.documents,
+                "bytes": writer.text_bytes,
+                "rows": writer.rows,
+                "tokens": writer.tokens,
+                "sequence_length": self.settings.sequence_length,
+                "isolated": self.settings.isolated,
+                "fill": writer.tokens / max(1, writer.rows * self.settings.sequence_length),
+            }
+            (target / f"{split}.json").write_text(json.dumps({"hf_effpt": known}))
+
+    def _write(self, writers: dict[str, RowWriter]) -> int:
+        """Writes the rows in one pass over the corpus; returns its number of documents."""
+        name, kept, documents = self.corpus.name, self.kept, 0
+        bar = tqdm(total=self.corpus.num_bytes, desc=f"Packing {name}", unit="B", unit_scale=True, disable=None)
+        with bar, writers["train"], writers["validation"]:
+            for texts, size in _batches(self.corpus):
+                numbers = np.arange(documents, documents + len(texts))
+                aside = held_out(numbers, self.share, self.seed)
+                wanted = aside | True if kept is None else aside | _among(kept, numbers)
+                texts = list(compress(texts, wanted))
+                encoded = self.settings.encoder.encode(texts)
+                for split, chosen in (("train", ~aside[wanted]), ("validation", aside[wanted])):
+                    writers[split].add(list(compress(encoded, chosen)), list(compress(texts, chosen)))
+                documents += len(numbers)
+                bar.update(size)
+        if kept is not None and documents != len(kept.chosen_N):
+            raise EffptError(
+                f"The dataset {name!r} has {documents:,} documents, but `kept` says of {len(kept.chosen_N):,} which "
+                "are to be trained on; select among those of this dataset."
+            )
+        return documents
+
+    def _refuse(self, text_bytes: int) -> None:
+        """Raises the `EffptError` for text that does not fill one row."""
+        of, fix = "", "."
+        if self.kept is not None:
+            of = f", of the {self.kept.chosen_N.sum():,} documents that are selected,"
+            fix = ", or select less strictly by data.select."
+        raise EffptError(
+            f"The dataset {self.corpus.name!r} is too small: the {text_bytes:,} bytes of text to train on{of} do not "
+            f"fill one row of {self.settings.sequence_length} tokens. Add text or lower data.sequence_length{fix}"
+        )
+
+    def _larger_share(self, documents: int) -> float:
+        """Share that holds out twice as many documents, and at least one."""
+        drawn = np.sort(indexed(np.arange(documents), self.seed))
+        wanted = max(1, 2 * np.count_nonzero(drawn < self.share))
+        if wanted > documents // 2:
+            raise EffptError(
+                f"The dataset {self.corpus.name!r} is too small to hold out validation={self.share:.3g} of it: its "
+                f"{documents} documents leave no whole row aside. Add text, or set validation to a dataset or None."
+            )
+        return float(np.nextafter(drawn[wanted - 1], 1))
 
 
 def _hash(parts: list) -> str:
@@ -153,93 +223,16 @@ def _load(folder: Path, split: str, fingerprint: str) -> Dataset:
     return Dataset(table, info=info, split=NamedSplit(split), fingerprint=fingerprint)
 
 
-def _build(
-    corpus: Corpus,
-    settings: _Settings,
-    share: float | None,
-    seed: int,
-    kept: Kept | None,
-    target: Path,
-    key: str,
-) -> None:
-    """Packs the corpus into `target`, holding out more documents than asked for if those make no row."""
-    splits = ("train", "validation")
-    while True:
-        writers = {split: RowWriter(target / f"{split}.arrow", settings.builder()) for split in splits}
-        documents = _write(corpus, settings, share, seed, kept, writers)
-        if not writers["train"].rows:
-            of = "" if kept is None else f", of the {kept.chosen_N.sum():,} documents that are selected,"
-            raise EffptError(
-                f"The dataset {corpus.name!r} is too small: the {writers['train'].text_bytes:,} bytes of text to "
-                f"train on{of} do not fill one row of {settings.sequence_length} tokens. Add text or lower "
-                f"data.sequence_length{'' if kept is None else ', or select less strictly by data.select'}."
-            )
-        if share is None or writers["validation"].rows:
-            break
-        share = _larger_share(corpus, documents, share, seed)
-    for split, writer in writers.items():
-        known = {
-            "fingerprint": f"{key}-{split}",
-            "dataset": corpus.name,
-            "documents": writer.documents,
-            "bytes": writer.text_bytes,
-            "rows": writer.rows,
-            "tokens": writer.tokens,
-            "sequence_length": settings.sequence_length,
-            "isolated": settings.isolated,
-            "fill": writer.tokens / max(1, writer.rows * settings.sequence_length),
-        }
-        (target / f"{split}.json").write_text(json.dumps({"hf_effpt": known}))
-
-
-def _write(
-    corpus: Corpus, settings: _Settings, share: float | None, seed: int, kept: Kept | None, writers: dict
-) -> int:
-    """One pass over the corpus; returns how many documents it has."""
-    documents = 0
-    bar = tqdm(total=corpus.num_bytes, desc=f"Packing {corpus.name}", unit="B", unit_scale=True, disable=None)
-    with bar, writers["train"], writers["validation"]:
-        for texts, size in _batches(corpus):
-            numbers = np.arange(documents, documents + len(texts))
-            aside = held_out(numbers, share, seed)
-            wanted = aside | True if kept is None else aside | _among(kept, numbers)
-            texts = list(compress(texts, wanted))
-            encoded = settings.encoder.encode(texts)
-            for split, chosen in (("train", ~aside[wanted]), ("validation", aside[wanted])):
-                writers[split].add(list(compress(encoded, chosen)), list(compress(texts, chosen)))
-            documents += len(numbers)
-            bar.update(size)
-    if kept is not None and documents != len(kept.chosen_N):
-        raise EffptError(
-            f"The dataset {corpus.name!r} has {documents:,} documents, but `kept` says of "
-            f"{len(kept.chosen_N):,} which are to be trained on; select among those of this dataset."
-        )
-    return documents
-
-
 def _among(kept: Kept, numbers: np.ndarray) -> np.ndarray:
-    """Which of the documents of these successive numbers are kept; none of those that nothing is said of."""
+    """`True` for kept documents among these successive numbers; `False` beyond the last one of `kept`."""
     chosen = np.zeros(len(numbers), bool)
     known = kept.chosen_N[numbers[0] : numbers[-1] + 1]
     chosen[: len(known)] = known
     return chosen
 
 
-def _larger_share(corpus: Corpus, documents: int, share: float, seed: int) -> float:
-    """The share that holds out twice as many documents, and at least one."""
-    drawn = np.sort(indexed(np.arange(documents), seed))
-    wanted = max(1, 2 * np.count_nonzero(drawn < share))
-    if wanted > documents // 2:
-        raise EffptError(
-            f"The dataset {corpus.name!r} is too small to hold out validation={share:.3g} of it: its "
-            f"{documents} documents leave no whole row aside. Add text, give a validation dataset of its own, or set "
-            "validation to None."
-        )
-    return float(np.nextafter(drawn[wanted - 1], 1))
-
-
 def _batches(corpus: Corpus) -> Iterator[tuple[list[str], int]]:
-    """Documents in groups of about `BATCH_BYTES`, with their size in bytes."""
+    """Groups of documents of about `BATCH_BYTES`, each with its size in bytes."""
     texts: list[str] = []
     size = 0
     for text in corpus.texts():

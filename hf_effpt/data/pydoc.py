@@ -1,4 +1,4 @@
-"""The corpus every machine has: the English documentation of the installed Python packages, `builtin:pydoc`."""
+"""`builtin:pydoc`: the English documentation of the installed Python packages, a corpus every machine has."""
 
 import gc
 import hashlib
@@ -6,7 +6,6 @@ import os
 import sys
 import sysconfig
 from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import distributions
 from itertools import groupby
 from pathlib import Path
@@ -18,9 +17,9 @@ from datasets.utils import tqdm
 from hf_effpt.core.errors import EffptError
 from hf_effpt.data.cache import build_once, cache_folder, content_hash
 from hf_effpt.data.docstrings import Prose, module_docstrings
-from hf_effpt.data.readers import Source
+from hf_effpt.data.file_readers import Source
 
-# Raise when what is extracted from the same files changes.
+# To be raised when what is extracted from the same files changes.
 FORMAT = 1
 # Test suites hold little prose, vendored copies and caches none that is not found elsewhere.
 SKIPPED = {"test", "tests", "__pycache__", "_vendor", "vendored", "site-packages", "dist-packages", "idlelib"}
@@ -28,7 +27,7 @@ SCHEMA = pa.schema([("package", pa.string()), ("module", pa.string()), ("text", 
 
 
 def open_pydoc(cache_dir: str | os.PathLike | None = None) -> Source:
-    """Reader, fingerprint and size of the corpus: a document is one module's docstrings, joined by blank lines."""
+    """Reader, fingerprint and size; a document is one module's docstrings, joined by blank lines."""
     path = _extracted(cache_dir)
 
     def read() -> Iterator[str]:
@@ -40,12 +39,7 @@ def open_pydoc(cache_dir: str | os.PathLike | None = None) -> Source:
 
 
 def labelled_docstrings(cache_dir: str | os.PathLike | None = None) -> Iterator[tuple[str, str]]:
-    """
-    The docstrings of `builtin:pydoc` one by one, each with the name of the top-level package it was written for.
-
-    Args:
-        cache_dir (`str`, *optional*): Where the extracted text is kept, by default as for packed data.
-    """
+    """Docstrings of `builtin:pydoc` one by one, each with the name of its top-level package."""
     for row in _rows(_extracted(cache_dir)):
         yield row["text"], row["package"]
 
@@ -57,7 +51,7 @@ def _rows(path: Path) -> Iterator[dict[str, str]]:
 
 
 def _extracted(cache_dir: str | os.PathLike | None) -> Path:
-    """The cached table of docstrings; its key is what is installed, and how many source files that is."""
+    """Cached table of docstrings; its key is the installed packages and the number of source files."""
     sources = _sources()
     installed = sorted({f"{distribution.name}=={distribution.version}" for distribution in distributions()})
     key = hashlib.sha256(repr((FORMAT, sys.version, installed, len(sources))).encode()).hexdigest()[:16]
@@ -66,37 +60,28 @@ def _extracted(cache_dir: str | os.PathLike | None) -> Path:
 
 
 def _extract(sources: list[tuple[str, str, Path]], target: Path) -> None:
-    prose = Prose()
-    rows = []
-    bar = tqdm(sources, desc="HeadInputs installed documentation", unit=" files", disable=None)
-    with _no_garbage_collection():
+    prose, rows = Prose(), []
+    bar = tqdm(sources, desc="Reading installed documentation", unit=" files", disable=None)
+    collects = gc.isenabled()
+    gc.disable()  # searching millions of syntax tree nodes for cycles takes longer than parsing
+    try:
         for package, module, path in bar:
             for docstring in module_docstrings(path):
-                text = prose.clean(docstring)
-                if text:
+                if text := prose.clean(docstring):
                     rows.append({"package": package, "module": module, "text": text})
+    finally:
+        if collects:
+            gc.enable()
     if not rows:
         raise EffptError(
-            "builtin:pydoc found no English docstring in the installed packages (sources stripped?). "
-            "Pass your own text as data.dataset."
+            "builtin:pydoc found no English docstring in the installed packages (sources stripped?). Pass your own "
+            "text as data.dataset."
         )
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), target / "docstrings.parquet", compression="zstd")
 
 
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Syntax trees are millions of objects without cycles: looking for some takes longer than parsing."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
 def _sources() -> list[tuple[str, str, Path]]:
-    """(top-level package, module, file) of every installed source file, in the order of the module names."""
+    """(top-level package, module, file) of every installed source file, sorted by module."""
     roots = [sysconfig.get_path("stdlib")]
     roots += [entry for entry in sys.path if Path(entry).name in ("site-packages", "dist-packages")]
     found: dict[str, tuple[str, str, Path]] = {}

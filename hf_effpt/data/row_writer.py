@@ -1,4 +1,4 @@
-"""Packed rows to an Arrow file, counted on the way."""
+"""Writer of packed rows to an Arrow file, which counts them."""
 
 from pathlib import Path
 
@@ -6,25 +6,21 @@ import numpy as np
 import pyarrow as pa
 from datasets import Features, List, Value
 
-from hf_effpt.data.rows import IsolatedRows, StreamRows
+from hf_effpt.data.row_builders import IsolatedRows, StreamRows
 
-# Rows are written in blocks of about this size: few enough of them that looking one up costs nothing.
+# Size of a block of rows: large enough that few blocks have to be searched for a row.
 BLOCK_BYTES = 32 * 2**20
 
 
 class RowWriter:
-    """
-    Writes the rows of the documents it is given, as `datasets` stores them.
+    """Writes the rows of the documents it is given, as `datasets` stores them.
 
-    Args:
-        path (`Path`): The Arrow file.
-        builder (`StreamRows` or `IsolatedRows`): Makes rows of documents.
+    `builder` makes rows from documents; the Arrow file at `path` is complete when the `with` block ends.
     """
 
     def __init__(self, path: Path, builder: StreamRows | IsolatedRows):
         self.documents = self.text_bytes = self.rows = self.tokens = 0
-        self._builder = builder
-        self._path = path
+        self._builder, self._path = builder, path
         self._waiting: list[dict[str, np.ndarray]] = []
         self._waiting_bytes = 0
 
@@ -45,7 +41,7 @@ class RowWriter:
         self._file.close()
 
     def add(self, documents: list[np.ndarray], texts: list[str]) -> None:
-        """Takes documents as token ids and as the text they were made of."""
+        """Adds documents, given as token ids and as text."""
         # Text of control characters alone has no tokens.
         full = [(ids, text) for ids, text in zip(documents, texts, strict=True) if len(ids)]
         if not full:

@@ -1,25 +1,18 @@
-"""How well a tokenizer fits a text."""
+"""Statistics of a tokenizer on text: fertility, bytes per token, unknown tokens."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.data.specials import text_backend
+from hf_effpt.data.vocabulary import text_backend
 
 
 @dataclass(frozen=True)
 class TokenizerReport:
-    """
-    What a tokenizer makes of some text.
+    """Statistics of a tokenizer on some text.
 
-    Args:
-        vocab_size (`int`): Number of tokens in the vocabulary.
-        kind (`str`): `"wordpiece"`, `"bpe"`, `"unigram"` or `"wordlevel"`.
-        words (`int`): Words of the text, as whitespace parts them.
-        tokens (`int`): Tokens the text became.
-        unknown_rate (`float`): Share of the tokens that are the unknown token.
-        fertility (`float`): Tokens per word.
-        bytes_per_token (`float`): UTF-8 bytes of text per token.
+    `words` are separated by white space; `fertility` is tokens per word, `unknown_rate` the share of unknown tokens;
+    `kind` is `"wordpiece"`, `"bpe"`, `"unigram"` or `"wordlevel"`. Bytes are those of UTF-8.
     """
 
     vocab_size: int
@@ -32,13 +25,7 @@ class TokenizerReport:
 
 
 def tokenizer_report(tokenizer, texts: Iterable[str], *, max_bytes: int = 4 * 2**20) -> TokenizerReport:
-    """
-    Measures a tokenizer on text, best on text it was not trained on.
-
-    Args:
-        tokenizer (`PreTrainedTokenizerFast`): The tokenizer.
-        texts (`Iterable[str]`): Documents.
-        max_bytes (`int`, *optional*, defaults to 4 MiB): Stop after the document that reaches this size.
+    """Measures a tokenizer, best on text it was not trained on; stops after the document that reaches `max_bytes`.
 
     Raises:
         EffptError: there is no text.

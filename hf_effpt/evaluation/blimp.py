@@ -1,4 +1,4 @@
-"""Minimal pairs (BLiMP; Warstadt et al., 2020): how often a model prefers the sentence that is grammatical.
+"""Accuracy on minimal pairs (BLiMP; Warstadt et al., 2020): share of pairs whose grammatical sentence scores higher.
 
 S sentences of one length L, N their masked copies, B copies in a batch, V vocabulary.
 """
@@ -14,16 +14,16 @@ from torch import Tensor
 from transformers import ElectraForPreTraining, PreTrainedModel, PreTrainedTokenizerFast
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.data.specials import text_backend
+from hf_effpt.data.vocabulary import text_backend
 
-from .checkpoint import readable_length
 from .masked_logits import evaluation_mode, masked_logits, predicts_masked_tokens
+from .stock_checkpoint import readable_length
 
 COLUMNS = ("sentence_good", "sentence_bad", "UID", "field")
 # Sentences tokenized at a time: an encoding takes some kilobytes.
-TEXTS = 4096
+TEXTS = 4096  # sentences tokenized at a time: an encoding takes some kilobytes
 
-# Scores of sentences of one length, from their ids and the word each token belongs to (-1: added by the tokenizer).
+# Scores sentences of one length by their ids and the word of each token (-1: added by the tokenizer).
 Scorer = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -39,35 +39,32 @@ def blimp(
     batch_size: int = 256,
     pairs_per_paradigm: int | None = None,
 ) -> dict[str, Any]:
-    """How often the grammatical sentence of a minimal pair scores higher; equal scores count one half.
+    """Measures the accuracy on minimal pairs; equal scores count one half.
 
     Args:
-        model ([`PreTrainedModel`]): a masked-language model, or an ELECTRA discriminator, which is measured otherwise
-            and under another name; see [`sentence_scores`].
+        model ([`PreTrainedModel`]): a masked language model or an ELECTRA discriminator; see [`sentence_scores`].
         tokenizer (`PreTrainedTokenizerFast`): the model's own.
-        pairs (`Dataset`): of `sentence_good`, `sentence_bad`, `UID` (the paradigm) and `field`.
-        batch_size (`int`, *optional*, defaults to 256): masked copies, or sentences of a discriminator, in a forward
-            pass.
-        pairs_per_paradigm (`int`, *optional*): only so many pairs of each paradigm, the first; by default all.
+        pairs (`Dataset`): columns `sentence_good`, `sentence_bad`, `UID` (the paradigm) and `field`.
+        batch_size (`int`, *optional*, defaults to 256): masked copies, or sentences of a discriminator, per pass.
+        pairs_per_paradigm (`int`, *optional*): number of pairs used of each paradigm, from the first; by default all.
 
     Returns:
-        `metric` (`pll_word_l2r` or `discriminator`); `macro`, the mean over paradigms, from 0 to 1; its
-        `standard_error` from the choice of pairs; `by_field`, the mean over the paradigms of each; `by_paradigm` with
-        `accuracy`, `pairs`, `ties` and `field` of each; and the number of `pairs`, of `ties`, and of pairs `truncated`
-        to the length the model takes.
+        `metric` (`pll_word_l2r` or `discriminator`); `macro`, the mean accuracy over paradigms; its `standard_error`
+        from the choice of pairs; `by_field`, the mean over the paradigms of each; `by_paradigm` with `accuracy`,
+        `pairs`, `ties` and `field`; the number of `pairs`, of `ties`, and of pairs `truncated` to the model's length.
 
     Raises:
         EffptError: pairs, tokenizer or model lack something, or do not fit each other.
         DivergedError: the scores are not finite.
     """
-    metric = check_blimp(model, tokenizer, pairs, batch_size=batch_size, pairs_per_paradigm=pairs_per_paradigm)
+    metric = check_blimp(model, tokenizer, pairs, pairs_per_paradigm)
     kept = _first_of_each(pairs["UID"][:], pairs_per_paradigm)
     good, bad, uids, fields = (np.array(pairs[name][:], dtype=object)[kept] for name in COLUMNS)
     scores, cut = sentence_scores(model, tokenizer, [*good, *bad], batch_size=batch_size)
     if not np.isfinite(scores).all():
         raise DivergedError(
-            f"{(~np.isfinite(scores)).sum()} of {len(scores)} sentences get a score that is not finite: the weights "
-            "of this model have diverged; use an earlier checkpoint."
+            f"{(~np.isfinite(scores)).sum()} of {len(scores)} sentences get a score that is not finite: the model has "
+            "diverged; use an earlier checkpoint."
         )
     scores, cut = scores.reshape(2, -1), cut.reshape(2, -1)
     ties = scores[0] == scores[1]
@@ -76,14 +73,10 @@ def blimp(
     by_paradigm, variance = {}, 0.0
     for uid in sorted(set(uids)):
         here = uids == uid
-        count = int(here.sum())
-        by_paradigm[uid] = {
-            "accuracy": float(credit[here].mean()),
-            "pairs": count,
-            "ties": int(ties[here].sum()),
-            "field": fields[here][0],
-        }
-        # Of a single pair the variance is unknown; 1/4 is the most it can be.
+        count, tied = int(here.sum()), int(ties[here].sum())
+        accuracy = float(credit[here].mean())
+        by_paradigm[uid] = {"accuracy": accuracy, "pairs": count, "ties": tied, "field": fields[here][0]}
+        # The variance of a single pair is unknown; 1/4 is the most it can be.
         variance += (credit[here].var(ddof=1) if count > 1 else 0.25) / count
     accuracies = {uid: result["accuracy"] for uid, result in by_paradigm.items()}
     return {
@@ -102,20 +95,24 @@ def blimp(
 
 
 def check_blimp(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    pairs: Dataset,
-    *,
-    batch_size: int = 256,
-    pairs_per_paradigm: int | None = None,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, pairs: Dataset, pairs_per_paradigm: int | None
 ) -> str:
-    """The name of the metric that [`blimp`] gives for these arguments, once all of them are found to be usable."""
-    _check_pairs(pairs, pairs_per_paradigm)
-    return _metric_of(model, tokenizer, batch_size)[0]
+    """Checks arguments of [`blimp`] and returns the name of the metric they give."""
+    if missing := missing_columns(pairs.column_names):
+        raise EffptError(missing)
+    if len(pairs) == 0:
+        raise EffptError("There are no pairs to score; pass a dataset with at least one.")
+    if pairs_per_paradigm is not None and pairs_per_paradigm < 1:
+        raise EffptError(f"pairs_per_paradigm={pairs_per_paradigm} must be at least 1, or None for all pairs.")
+    for name in COLUMNS:
+        odd = [value for value in pairs[name][:] if not isinstance(value, str)]
+        if odd:
+            raise EffptError(f"The column `{name}` holds {odd[0]!r}, which is no text; drop such pairs.")
+    return _metric_of(model, tokenizer)[0]
 
 
 def missing_columns(present: Sequence[str]) -> str | None:
-    """What there is to say of columns that pairs lack."""
+    """Message about columns that pairs lack, or `None`."""
     missing = [name for name in COLUMNS if name not in present]
     if not missing:
         return None
@@ -128,23 +125,16 @@ def missing_columns(present: Sequence[str]) -> str | None:
 def sentence_scores(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, sentences: Sequence[str], *, batch_size: int = 256
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of sentences, comparable between the two of a minimal pair, and which sentences were cut.
+    """Scores sentences so that the two of a minimal pair can be compared.
 
-    Of a masked-language model, the pseudo-log-likelihood in nats: the sum over tokens of the log-probability of each
-    where it and the tokens to its right in the same word are masked (Kauf & Ivanova, 2023, arXiv 2305.10588,
-    PLL-word-l2r), since otherwise the pieces of a rare word give one another away. Of an ELECTRA discriminator the sum
-    over tokens of the log-probability that each is original, in one pass. Tokens that the tokenizer adds are left out.
-    Sentences of the same tokens are scored once, so their scores are equal to the last bit.
-
-    Args:
-        model, tokenizer, batch_size: as in [`blimp`].
-        sentences (`Sequence[str]`): in any order.
+    A masked language model's score is the pseudo-log-likelihood in nats: the sum over tokens of their log-probability
+    with the token and those to its right in the same word masked (PLL-word-l2r; Kauf & Ivanova, 2023, arXiv
+    2305.10588), since otherwise the pieces of a rare word give one another away. An ELECTRA discriminator's is the sum
+    over tokens of the log-probability that they are original. Tokens that the tokenizer adds are left out. Sentences
+    of the same tokens are scored once, so their scores are bit-equal.
 
     Returns:
-        Two arrays of shape `(len(sentences),)`: float64 scores, and whether the sentence was too long for the model.
-
-    Raises:
-        EffptError: the tokenizer or model lack something, or do not fit each other.
+        Float64 scores, and `True` for sentences cut to the model's length; both of shape `(len(sentences),)`.
     """
     _, score = _metric_of(model, tokenizer, batch_size)
     numbers, cut, distinct = _tokenized(sentences, tokenizer, readable_length(model, tokenizer))
@@ -158,7 +148,7 @@ def sentence_scores(
 def _pseudo_log_likelihood(
     model: PreTrainedModel, mask_id: int, batch_size: int, ids_SL: Tensor, words_SL: Tensor
 ) -> Tensor:
-    """For each sentence the sum over its tokens; all copies are of one length, so there is no padding."""
+    """Pseudo-log-likelihood of each sentence; all masked copies have one length, so there is no padding."""
     rows_N, columns_N = (words_SL >= 0).nonzero(as_tuple=True)
     ids, words, rows, columns = (part.to(model.device) for part in (ids_SL, words_SL, rows_N, columns_N))
     position_L = torch.arange(ids.shape[1], device=model.device)
@@ -173,14 +163,14 @@ def _pseudo_log_likelihood(
 
 
 def _original_log_likelihood(model: PreTrainedModel, batch_size: int, ids_SL: Tensor, words_SL: Tensor) -> Tensor:
-    """For each sentence the sum over its tokens of log(1 - sigmoid(score)): that each is no replacement."""
+    """Sum over the tokens of each sentence of log(1 - sigmoid(logit)), the log-probability that it is original."""
     scores_SL = torch.cat([model(input_ids=ids.to(model.device)).logits for ids in ids_SL.split(batch_size)])
     log_probability_SL = torch.nn.functional.logsigmoid(-scores_SL.float()).double().cpu()
     return (log_probability_SL * (words_SL >= 0)).sum(dim=1)
 
 
-def _metric_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, batch_size: int) -> tuple[str, Scorer]:
-    """The name of the metric a model is measured by and the function that scores by it, once all is checked."""
+def _metric_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, batch_size: int = 1) -> tuple[str, Scorer]:
+    """Checks model and tokenizer; returns the name of the model's metric and the function that scores by it."""
     discriminates = isinstance(model, ElectraForPreTraining)
     if not discriminates and not predicts_masked_tokens(model):
         raise EffptError(
@@ -190,8 +180,8 @@ def _metric_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, batch
     text_backend(tokenizer)
     if len(tokenizer) > model.config.vocab_size:
         raise EffptError(
-            f"The tokenizer has {len(tokenizer)} tokens but the model only {model.config.vocab_size}; use the "
-            "tokenizer the model was trained with."
+            f"The tokenizer has {len(tokenizer)} tokens but the model only {model.config.vocab_size}; use the model's "
+            "own tokenizer."
         )
     if batch_size < 1:
         raise EffptError(f"batch_size={batch_size} must be at least 1.")
@@ -199,28 +189,14 @@ def _metric_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, batch
         return "discriminator", partial(_original_log_likelihood, model, batch_size)
     if tokenizer.mask_token_id is None:
         raise EffptError(
-            f"The tokenizer {tokenizer.name_or_path!r} has no mask token, which a masked-language model is measured "
-            "with; use the tokenizer the model was trained with."
+            f"The tokenizer {tokenizer.name_or_path!r} has no mask token, which a masked language model is measured "
+            "with; use the model's own tokenizer."
         )
     return "pll_word_l2r", partial(_pseudo_log_likelihood, model, tokenizer.mask_token_id, batch_size)
 
 
-def _check_pairs(pairs: Dataset, pairs_per_paradigm: int | None) -> None:
-    """Raises an `EffptError` unless there are pairs of texts with their paradigms."""
-    if missing := missing_columns(pairs.column_names):
-        raise EffptError(missing)
-    if len(pairs) == 0:
-        raise EffptError("There are no pairs to score; pass a dataset with at least one.")
-    if pairs_per_paradigm is not None and pairs_per_paradigm < 1:
-        raise EffptError(f"pairs_per_paradigm={pairs_per_paradigm} must be at least 1, or None for all pairs.")
-    for name in COLUMNS:
-        odd = [value for value in pairs[name][:] if not isinstance(value, str)]
-        if odd:
-            raise EffptError(f"The column `{name}` holds {odd[0]!r}, which is no text; drop such pairs.")
-
-
 def _first_of_each(uids: Sequence[str], count: int | None) -> np.ndarray:
-    """Where the first `count` pairs of every paradigm are, in order."""
+    """Indices of the first `count` pairs of every paradigm, sorted."""
     _, paradigm = np.unique(np.asarray(uids), return_inverse=True)
     order = paradigm.argsort(kind="stable")
     first = np.searchsorted(paradigm[order], paradigm[order])  # where the pair's paradigm begins in this order
@@ -231,8 +207,10 @@ def _first_of_each(uids: Sequence[str], count: int | None) -> np.ndarray:
 def _tokenized(
     sentences: Sequence[str], tokenizer: PreTrainedTokenizerFast, limit: int
 ) -> tuple[np.ndarray, np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
-    """For each sentence the number of its token sequence and whether it was cut; and the distinct sequences, each as
-    ids and the words they belong to, -1 for a token that the tokenizer added.
+    """Tokenizes sentences; equal token sequences are kept once.
+
+    Returns for each sentence the number of its token sequence, and `True` if it was cut; and the distinct sequences,
+    each as ids and the words they belong to, -1 for a token that the tokenizer added.
     """
     backend = text_backend(tokenizer)
     backend.enable_truncation(limit)
@@ -250,7 +228,7 @@ def _tokenized(
 
 
 def _by_length(distinct: list[tuple[np.ndarray, np.ndarray]]) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
-    """The sequences of each length, shortest first: their numbers, ids and words."""
+    """Groups sequences by length, shortest first: their numbers, ids and words."""
     lengths = np.array([len(ids) for ids, _ in distinct])
     for length in np.unique(lengths[lengths > 0]):
         here = np.flatnonzero(lengths == length)

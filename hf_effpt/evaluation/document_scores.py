@@ -1,4 +1,4 @@
-"""Choosing the documents of a corpus to train on, and what a stock model makes of each: an embedding, a masked loss.
+"""Choice of the documents of a corpus to train on, by embeddings or masked losses of a stock model.
 
 N documents, B rows of a batch, L row length, M masked positions of a row, V vocabulary, D hidden size.
 """
@@ -16,73 +16,53 @@ from typing import Any
 import numpy as np
 import torch
 from datasets.utils import tqdm
-from torch import Tensor
-from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.objectives import OBJECTIVES, objective_in
+from hf_effpt.data import document_selection as rules
 from hf_effpt.data.cache import build_once, cache_folder
 from hf_effpt.data.corpus import Corpus
-from hf_effpt.data.document_selection import (
-    Kept,
-    SelectSettings,
-    alike_by_chance,
-    in_band,
-    require_datasketch,
-    without_exact,
-    without_near,
-    without_semantic,
-)
+from hf_effpt.data.document_selection import Kept, SelectSettings
 from hf_effpt.data.encoding import TextEncoder
 from hf_effpt.data.masking import DataCollatorForMaskedLM
 from hf_effpt.data.packing import held_out
-from hf_effpt.data.specials import special_ids
+from hf_effpt.data.vocabulary import special_ids
+from hf_effpt.models.bert import token_loss
 
-from .checkpoint import config_of, discriminates, load_pretrained, readable_length
 from .masked_logits import evaluation_mode, masked_logits
-from .record import weights_of
-from .tables import first_line
+from .results_file import weights_of
+from .stock_checkpoint import config_of, discriminates, load, load_pretrained, readable_length
 
 logger = logging.getLogger(__name__)
 
-# Raise when other documents are chosen by the same settings.
+# To be raised when the same settings choose other documents.
 FORMAT = 1
-# A document is judged by its first rows, so many of at most so many tokens.
-ROWS, LENGTH = 4, 128
-# No text has so few tokens that this many characters do not fill a row a token; the rest need not be tokenised.
-CHARACTERS = 16
-# From which share of pairs on documents are doubles more often than they could be: of all, and of those left.
-MOST, OFTEN = 0.5, 0.01
-GROUP, BATCH = 512, 64  # documents tokenised together, rows read together
+ROWS, LENGTH = 4, 128  # a document is scored by this many of its first rows, of at most this many tokens
+CHARACTERS = 16  # more than a token has on average, so longer texts are cut before they are tokenised
+MOST, OFTEN = 0.5, 0.01  # implausible shares of duplicates among pairs: of all documents, and of those left
+GROUP, BATCH = 512, 64  # documents tokenised together, rows scored together
 
 
 def select_documents(
     corpus: Corpus, settings: SelectSettings, share: float | None, *, cache_dir: str | os.PathLike | None = None
 ) -> Kept:
-    """Chooses which documents to train on, once for equal text, settings and weights of the model that judges.
+    """Chooses the documents to train on; equal text, settings and weights of the model are scored once.
 
-    Only documents that are not held out are looked at, so that what is held out is the same with and without. The
-    facts are how many there were, `documents`, and are `kept`; the `seconds` it took when it was made; the settings;
-    a hash of the model's `weights`; and of semantic doubles the share of all pairs of documents that are doubles,
-    `alike`, and of those that are left, `left_alike`, where they can only be of different clusters. They are warned of
-    above 0.5, or above 0.01 of those left.
+    Only documents that are not held out are considered, so held-out documents do not depend on the settings. The facts
+    hold the number of `documents` and of those `kept`, the `seconds` it took, the settings, and a hash of the model's
+    `weights`. For semantic duplicates they also hold the share of all pairs of documents that are duplicates, `alike`,
+    and of those left (in different clusters), `left_alike`; above 0.5 and 0.01 a warning is logged.
 
-    Args:
-        corpus ([`Corpus`]): the text; it is read several times.
-        settings ([`SelectSettings`]): what documents have to be like.
-        share (`float`, *optional*): of the documents that are held out, as `validation` of [`pack`].
-        cache_dir (`str`, *optional*): where the choice is kept, by default as of [`pack`].
-
-    Raises:
-        EffptError: the model is missing or cannot judge, datasketch is needed and not installed, or nothing is left.
+    `share` and `cache_dir` are `validation` and `cache_dir` of [`pack`]. Raises an `EffptError` if the model is
+    missing or unsuitable, datasketch is needed and not installed, or nothing is left.
     """
     if settings.deduplicate == "near":
-        require_datasketch()
+        rules.require_datasketch()
     weights = check_model(settings)
-    rules = {key: value for key, value in settings.settings().items() if key != "model"}
-    key = hashlib.sha256(json.dumps([FORMAT, corpus.fingerprint, rules, weights, share]).encode()).hexdigest()[:32]
+    asked = {key: value for key, value in settings.settings().items() if key != "model"}
+    key = hashlib.sha256(json.dumps([FORMAT, corpus.fingerprint, asked, weights, share]).encode()).hexdigest()[:32]
     folder = build_once(
         cache_folder(cache_dir) / "selected" / key, lambda target: _select(corpus, settings, share, target)
     )
@@ -90,9 +70,8 @@ def select_documents(
     if known.get("alike", 0.0) > MOST or known.get("left_alike", 0.0) > OFTEN:
         logger.warning(
             "`data.select` takes about %.0f %% of all pairs of documents for doubles at `similarity` %s, and %.0f %% "
-            "of those that it leaves. Unless the text is the same over and over, the model in %s hardly tells "
-            "documents apart, and most that went were no doubles: name one that is trained longer, or raise "
-            "`similarity`.",
+            "of those left. Unless the text repeats itself, %s hardly tells documents apart: use a model trained "
+            "longer, or raise `similarity`.",
             100 * known["alike"], settings.similarity, 100 * known["left_alike"], settings.model,
         )  # fmt: skip
     known |= settings.settings() | ({} if weights is None else {"weights": weights})
@@ -100,10 +79,9 @@ def select_documents(
 
 
 def check_model(settings: SelectSettings) -> str | None:
-    """A hash of the weights of the model that judges, or `None` where none does.
+    """Checks the model that scores documents; returns a hash of its weights, or `None` if no model is needed.
 
-    Raises:
-        EffptError: it is not there, or is no model that can judge so.
+    Raises an `EffptError` if the model is missing, or cannot give what the settings need.
     """
     if settings.model is None:
         return None
@@ -122,23 +100,22 @@ def check_model(settings: SelectSettings) -> str | None:
         else:
             return weights_of(folder)
         raise EffptError(
-            f"`data.select.model` is {settings.model!r}, which {what}, but `keep` goes by the loss of a masked "
-            "language model; name the folder of one, such as a small run of the objective mlm, or the `generator/` of "
-            "a run of electra."
+            f"`data.select.model` is {settings.model!r}, which {what}, but `keep` needs a masked language model; name "
+            "the folder of one, such as a small mlm run's, or the `generator/` of an electra run."
         )
     return weights_of(folder)
 
 
 def _select(corpus: Corpus, settings: SelectSettings, share: float | None, target: Path) -> None:
-    """Writes into `target` which documents are kept, and how many."""
+    """Writes the selection and its facts into the folder `target`."""
     began, alike = time.perf_counter(), {}
     model, tokenizer = (None, None) if settings.model is None else _load(settings)
     chosen_N = ~held_out(np.arange(sum(1 for _ in corpus.texts())), share)
     documents = int(chosen_N.sum())
     if not documents:
         raise EffptError(
-            f"All documents of {corpus.name!r} are held out, so that `data.select` has none to choose from; add text, "
-            "or lower data.validation."
+            f"All documents of {corpus.name!r} are held out, so `data.select` has none to choose from; add text, or "
+            "lower data.validation."
         )
 
     def texts(what: str) -> Iterator[str]:
@@ -146,19 +123,19 @@ def _select(corpus: Corpus, settings: SelectSettings, share: float | None, targe
         return iter(tqdm(left, total=int(chosen_N.sum()), desc=what, unit=" documents", disable=None))
 
     if settings.deduplicate == "exact":
-        chosen_N[chosen_N] = without_exact(texts("Comparing"))
+        chosen_N[chosen_N] = rules.without_exact(texts("Comparing"))
     elif settings.deduplicate == "near":
-        chosen_N[chosen_N] = without_near(texts("Comparing"), settings.similarity)
+        chosen_N[chosen_N] = rules.without_near(texts("Comparing"), settings.similarity)
     elif settings.deduplicate == "semantic":
         embeddings_ND = document_embeddings(model.base_model, tokenizer, texts("Embedding"))
-        chosen_N[chosen_N] = stays = without_semantic(embeddings_ND, settings.similarity)
+        chosen_N[chosen_N] = stays = rules.without_semantic(embeddings_ND, settings.similarity)
         alike = {
-            name: alike_by_chance(of_ND, settings.similarity)
+            name: rules.alike_by_chance(of_ND, settings.similarity)
             for name, of_ND in (("alike", embeddings_ND), ("left_alike", embeddings_ND[stays]))
         }
     if settings.keep is not None:
         losses_N = document_losses(model, tokenizer, texts("Judging"))
-        chosen_N[chosen_N] = in_band(losses_N, settings.keep, settings.band)
+        chosen_N[chosen_N] = rules.in_band(losses_N, settings.keep, settings.band)
     kept = int(chosen_N.sum())
     if not kept:
         raise EffptError(
@@ -171,41 +148,26 @@ def _select(corpus: Corpus, settings: SelectSettings, share: float | None, targe
 
 
 def _load(settings: SelectSettings) -> tuple[Any, PreTrainedTokenizerFast]:
-    """The model that judges and its tokenizer: with its head if losses are asked for."""
+    """Loads the model that scores documents, with its head if losses are needed, and its tokenizer."""
     folder = Path(str(settings.model))
-    with torch.random.fork_rng(devices=[]):  # in which weights that a checkpoint lacks are drawn
+    with torch.random.fork_rng(devices=[]):  # weights that a checkpoint lacks are drawn from it
         if settings.keep is not None:
             return load_pretrained(folder)
-        try:
-            model, report = AutoModel.from_pretrained(
-                folder, local_files_only=True, output_loading_info=True, dtype=torch.float32
-            )
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise EffptError(
-                f"`data.select.model` {folder} cannot be loaded ({first_line(error)}); name a stock checkpoint."
-            ) from error
-    missing = sorted(name for name in report["missing_keys"] if "pooler" not in name)
+        model, tokenizer, missing = load(AutoModel, folder)
+    missing = [name for name in missing if "pooler" not in name]
     if missing:
         raise EffptError(
-            f"`data.select.model` {folder} lacks weights of its encoder ({', '.join(missing[:3])}); name a whole "
+            f"`data.select.model` {folder} lacks weights of its encoder ({', '.join(missing[:3])}); name a complete "
             "stock checkpoint."
         )
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 
 
 def document_losses(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> np.ndarray:
-    """The mean loss of each document, over the tokens masked in its first four rows of at most 128 tokens.
+    """Mean masked loss of each document over its first four rows of at most 128 tokens.
 
-    What is masked depends on the tokens of a row and on nothing else, so that equal documents have equal masks.
-
-    Args:
-        model ([`PreTrainedModel`]): a stock class with a masked-language-modelling head.
-        tokenizer (`PreTrainedTokenizerFast`): what it was trained with.
-        texts (`Iterable[str]`): the documents.
-
-    Returns:
-        float64 of shape `(documents,)`, in nats a token; NaN where nothing can be masked.
+    Masks depend on the tokens of a row only, so equal documents have equal masks. `model` is a stock masked language
+    model. Returns nats per masked token, float64 of shape `(documents,)`; NaN where nothing can be masked.
     """
     collate, sums, counts = DataCollatorForMaskedLM(tokenizer), [], []
     with evaluation_mode(model):
@@ -216,7 +178,8 @@ def document_losses(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, 
                 inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
                 positions_BM = inputs.pop("masked_positions")
                 labels_BM = inputs.pop("labels").gather(1, positions_BM)
-                losses_BM = _token_losses(masked_logits(model, positions_BM, **inputs), labels_BM)
+                logits_NV = masked_logits(model, positions_BM, **inputs).flatten(0, 1)
+                losses_BM = token_loss(logits_NV, labels_BM.flatten(), "none").view_as(labels_BM)
                 np.add.at(sum_N, places, losses_BM.double().sum(dim=1).cpu().numpy())
                 np.add.at(count_N, places, (labels_BM != -100).sum(dim=1).cpu().numpy())
             sums.append(sum_N)
@@ -225,26 +188,13 @@ def document_losses(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, 
     return np.divide(sum_N, count_N, out=np.full(len(sum_N), np.nan), where=count_N > 0)
 
 
-def _token_losses(logits_BMV: Tensor, labels_BM: Tensor) -> Tensor:
-    losses = cross_entropy(logits_BMV.flatten(0, 1).float(), labels_BM.flatten(), ignore_index=-100, reduction="none")
-    return losses.view_as(labels_BM)
-
-
 def document_embeddings(
     encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]
 ) -> np.ndarray:
-    """The mean of an encoder's outputs over the tokens of each document's first four rows of at most 128 tokens.
+    """Mean of an encoder's outputs over the tokens of each document's first four rows of at most 128 tokens.
 
-    Args:
-        encoder ([`PreTrainedModel`]): a stock encoder.
-        tokenizer (`PreTrainedTokenizerFast`): what it was trained with.
-        texts (`Iterable[str]`): the documents.
-
-    Returns:
-        float32 of shape `(documents, hidden_size)`; zeros for documents without tokens.
-
-    Raises:
-        EffptError: the outputs are no numbers, as of a model that has diverged.
+    Returns float32 of shape `(documents, hidden_size)`, zeros for documents without tokens; raises an `EffptError` if
+    the outputs are not finite.
     """
     pad, parts = special_ids(tokenizer).pad, []
     with evaluation_mode(encoder):
@@ -268,7 +218,7 @@ def document_embeddings(
 def _groups(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]
 ) -> Iterator[tuple[int, Iterator[tuple[list[int], list[np.ndarray]]]]]:
-    """Documents in groups: how many, and batches of their rows, of about equal length, with the document's places."""
+    """Groups of documents: their number, and batches of rows of similar length, each with its document's place."""
     length = min(LENGTH, readable_length(model, tokenizer))
     ids, encoder, texts = special_ids(tokenizer), TextEncoder(tokenizer, np.dtype(np.int64)), iter(texts)
     while group := [text[: ROWS * length * CHARACTERS] for text in islice(texts, GROUP)]:

@@ -16,7 +16,6 @@ from datasets import Dataset
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     DataCollatorWithPadding,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -29,55 +28,42 @@ from transformers.utils import logging as transformers_logging
 
 from hf_effpt.core.errors import EffptError
 
-from .checkpoint import check_finetunable, readable_length
+from .glue_metrics import score
 from .lora import add_lora
-from .metrics import score
 from .protocols import Settings
-from .tables import first_line
+from .stock_checkpoint import check_finetunable, load, readable_length
 from .tasks import Task
 
 DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 
 
-def finetune(
-    model_dir: str | Path, task: Task, settings: Settings, seed: int, lora: int | None = None
-) -> dict[str, Any]:
-    """Fine-tunes a model on a task and scores it on the validation examples; nothing is kept of the model.
-
-    Args:
-        model_dir (`str` or `Path`): the folder of a stock checkpoint, with its tokenizer.
-        task ([`Task`]): what is learned.
-        settings ([`Settings`]): how.
-        seed (`int`): of the new head, the order of examples and dropout.
-        lora (`int`, *optional*): trains LoRA adapters of this rank and the head only (Hu et al., 2021).
-
-    Returns:
-        `seed`, `scores` (of each metric `value` and `note`), `train_examples`, `validation_examples`, `truncated`
-        (examples of both cut to fit), `steps`, `seconds`, `majority` (the accuracy of always giving the commonest
-        class of the training examples, `None` for a regression) and `notes`.
-
-    Raises:
-        EffptError: the folder has no model and tokenizer that can be fine-tuned, or PEFT is needed and missing.
-    """
-    return finetune_and_keep(model_dir, task, settings, seed, lora, keep=None)
-
-
 def make_accumulation_safe(model: PreTrainedModel) -> PreTrainedModel:
     """Makes gradients of an accumulated batch those of the whole batch, and returns the model.
 
-    Stock classification heads take `**kwargs` and average over the micro-batch whatever `num_items_in_batch` they are
-    given, but the Trainer takes the keyword arguments to mean that they divide by it, and so does not divide by the
-    number of micro-batches: gradients are that many times too large (transformers issue 47688). It asks the attribute
-    set here first.
+    Stock classification heads accept `num_items_in_batch` but average over the micro-batch. The Trainer infers from
+    their signature that they divide by it, and does not divide by the number of micro-batches, so gradients are too
+    large by that factor (transformers issue 47688). The attribute set here overrides the inference.
     """
     model.accepts_loss_kwargs = False
     return model
 
 
-def finetune_and_keep(
-    model_dir: str | Path, task: Task, settings: Settings, seed: int, lora: int | None, keep: Path | None
+def finetune(
+    model_dir: str | Path, task: Task, settings: Settings, seed: int, lora: int | None = None, keep: Path | None = None
 ) -> dict[str, Any]:
-    """`finetune`, which also saves the encoder to `keep`, as a place to start from."""
+    """Fine-tunes a model on a task and scores it on the validation examples.
+
+    The model is a stock checkpoint with its tokenizer. `seed` is that of the new head, the order of examples and
+    dropout. With `lora`, adapters of this rank and the head are trained only (Hu et al., 2021). The fine-tuned encoder
+    is saved in the folder `keep`, if given.
+
+    Returns:
+        `seed`, `scores` (of each metric `value` and `note`), `train_examples`, `validation_examples`, `truncated`
+        (examples of both that were cut), `steps`, `seconds`, `majority` (accuracy of always predicting the training
+        set's commonest class, `None` for a regression) and `notes`.
+
+    Raises an `EffptError` if the folder has no model and tokenizer to fine-tune, or PEFT is needed and missing.
+    """
     began = time.perf_counter()
     check_finetunable(model_dir)
     set_seed(seed)
@@ -96,13 +82,7 @@ def finetune_and_keep(
     with tempfile.TemporaryDirectory() as scratch:
         args = _arguments(settings, seed, scratch)
         optimizer = _layerwise(model.to(args.device), settings) if settings.layer_decay != 1 else None
-        trainer = Trainer(
-            model=model,
-            args=args,
-            train_dataset=train,
-            data_collator=DataCollatorWithPadding(tokenizer),
-            optimizers=(optimizer, None),
-        )
+        trainer = Trainer(model, args, DataCollatorWithPadding(tokenizer), train, optimizers=(optimizer, None))
         trainer.remove_callback(PrinterCallback)
         trainer.train()
         scores = {}
@@ -162,12 +142,10 @@ def _arguments(settings: Settings, seed: int, scratch: str) -> TrainingArguments
 def _load(
     model_dir: str | Path, task: Task, dropout: float | None
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedModel, list[str]]:
-    """The tokenizer, the encoder with a new head for the task, and what to know of it."""
-    notes = []
+    """Loads the tokenizer and the encoder with a new head for the task; returns notes on them, too."""
+    notes, dropouts = [], {}
     config = AutoConfig.from_pretrained(model_dir, local_files_only=True)
-    if dropout is None:
-        dropouts = {}
-    else:
+    if dropout is not None:
         dropouts = {name: dropout for name in DROPOUTS if hasattr(config, name)}
         if others := [name for name in DROPOUTS if name not in dropouts]:
             notes.append(f"a `{config.model_type}` has no {', '.join(others)} to set to {dropout}: it keeps its own")
@@ -175,26 +153,12 @@ def _load(
         head = {"num_labels": 1, "problem_type": "regression"}
     else:
         names = dict(enumerate(task.label_names))
-        head = {
-            "id2label": names,
-            "label2id": {name: index for index, name in names.items()},
-            "problem_type": "single_label_classification",
-        }
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
-        with _quiet_loading():
-            model, info = AutoModelForSequenceClassification.from_pretrained(
-                model_dir, local_files_only=True, output_loading_info=True, dtype=torch.float32, **head, **dropouts
-            )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise EffptError(
-            f"{Path(model_dir).absolute()} cannot be fine-tuned ({type(error).__name__}: {first_line(error)}). It "
-            "must be the folder of a stock encoder with its tokenizer, such as the root of a run's folder."
-        ) from error
-    lost = sorted(
-        key for key in info["missing_keys"] if key.startswith(f"{model.base_model_prefix}.") and "pooler" not in key
-    )
-    if lost:
+        labels = {name: index for index, name in names.items()}
+        head = {"id2label": names, "label2id": labels, "problem_type": "single_label_classification"}
+    with _quiet_loading():
+        model, tokenizer, missing = load(AutoModelForSequenceClassification, model_dir, **head, **dropouts)
+    encoder = f"{model.base_model_prefix}."
+    if lost := [key for key in missing if key.startswith(encoder) and "pooler" not in key]:
         raise EffptError(
             f"{Path(model_dir).absolute()} lacks {len(lost)} weights of the encoder ({', '.join(lost[:3])}), which "
             "would be random. Export the model again."
@@ -205,7 +169,7 @@ def _load(
 def _encode(
     rows: Dataset, texts: tuple[str, ...], tokenizer: PreTrainedTokenizerBase, length: int
 ) -> tuple[list[dict[str, Any]], int]:
-    """Tokens and labels of each example, and how many examples were cut."""
+    """Tokens and labels of each example, and the number of examples that were cut."""
     encoded = tokenizer(*(rows[column][:] for column in texts), truncation=True, max_length=length)
     if encoded.encodings is None:
         raise EffptError(f"{type(tokenizer).__name__} has no fast (Rust) backend; save the model with one that has.")
@@ -215,10 +179,10 @@ def _encode(
 
 
 def _layerwise(model: torch.nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    """AdamW in which each layer learns slower than the one above it.
+    """AdamW whose learning rate decays from layer to layer, from the head down to the embeddings.
 
-    The embeddings are at depth 0, layers from 1, the head one above the last. ELECTRA's code (`_get_layer_lrs`) puts
-    the head two above, which decays every layer once too often. Whatever is in no layer counts as head.
+    Embeddings are at depth 0, layers from 1, the head one above the last; parameters outside the layers count as head.
+    ELECTRA's code (`_get_layer_lrs`) puts the head two above, which decays every layer once too often.
     """
     layers = model.config.num_hidden_layers
     groups: dict[tuple[int, bool], list[torch.nn.Parameter]] = {}
@@ -229,24 +193,17 @@ def _layerwise(model: torch.nn.Module, settings: Settings) -> torch.optim.Optimi
             else:
                 depth = 0 if "embeddings" in name else layers + 1
             groups.setdefault((depth, parameter.ndim > 1), []).append(parameter)  # biases and norms have one axis
-    return torch.optim.AdamW(
-        [
-            {
-                "params": parameters,
-                "lr": settings.learning_rate * settings.layer_decay ** (layers + 1 - depth),
-                "weight_decay": settings.weight_decay if decays else 0.0,
-            }
-            for (depth, decays), parameters in groups.items()
-        ],
-        betas=settings.betas,
-        eps=settings.eps,
-        fused=True,
-    )
+    rate, decay = settings.learning_rate, settings.weight_decay
+    options = [
+        {"params": params, "lr": rate * settings.layer_decay ** (layers + 1 - depth), "weight_decay": decays * decay}
+        for (depth, decays), params in groups.items()
+    ]
+    return torch.optim.AdamW(options, betas=settings.betas, eps=settings.eps, fused=True)
 
 
 @contextmanager
 def _quiet_loading() -> Iterator[None]:
-    """Silences progress bars and the report that a new head is new, whose other contents are checked by `_load`."""
+    """Silences progress bars and the report of new weights; `_load` checks which weights are new."""
     reporting = logging.getLogger("transformers.modeling_utils")
     bars = transformers_logging.is_progress_bar_enabled()
 

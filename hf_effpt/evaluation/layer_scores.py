@@ -1,16 +1,15 @@
-"""Learning which layers a shallower model should have (Fan et al., 2020, section 3.3, "Data Driven Pruning").
+"""Learned scores of layers for a shallower model (Fan et al., 2020, section 3.3, "Data Driven Pruning").
 
 B rows, N layers, D hidden size, M masked positions of a row.
 
-The paper says so much: the drop rate of each layer is learned, such that their mean is the one wanted, by a softmax
-over a non-linear function of the layer's activation; afterwards the k layers that score highest run, whatever the
-input. Our choices are that the activation is the layer's mean output, that the function is linear on its tanh, that k
-layers of each row are drawn without replacement, and how it is learned.
+The paper learns a drop rate for each layer, with a fixed mean, by a softmax over a non-linear function of the layer's
+activation; afterwards the k layers with the highest scores run, whatever the input. Not given there and chosen here:
+the activation is the layer's mean output, the function is linear on its tanh, k layers of each row are drawn without
+replacement, and the training procedure.
 """
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hf_effpt.core.freezing import frozen
 from hf_effpt.models.base import isolate_documents
 from hf_effpt.models.bert import masked_loss
 from hf_effpt.models.sparse_layer import gather_rows
@@ -32,7 +32,7 @@ STEPS, BATCH_SIZE, LEARNING_RATE = 100, 16, 0.05
 
 
 class LayerScores(nn.Module):
-    """The logarithm of each layer's score for a row, by its activations; all are equal at the start."""
+    """Log-scores of layers as a function of their activations; all are equal at the start."""
 
     def __init__(self, layers: int, hidden_size: int) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class LayerScores(nn.Module):
         self.bias_N = nn.Parameter(torch.zeros(layers))
 
     def forward(self, activations_BND: Tensor) -> Tensor:
-        """Of shape `(rows, layers)`; the scores of a row add up to 1."""
+        """Log-scores of shape `(rows, layers)`; the scores of a row sum to 1."""
         scores_BN = (activations_BND.tanh() * self.weight_ND).mean(dim=2) + self.bias_N
         return scores_BN.log_softmax(dim=1)
 
@@ -48,11 +48,10 @@ class LayerScores(nn.Module):
 def learn_scores(
     model: PreTrainedModel, depth: int, batches: list[dict[str, Tensor]], seed: int = 0
 ) -> tuple[tuple[int, ...], dict[str, Any]]:
-    """The `depth` layers with the highest mean score, learned on masked training rows with the model frozen.
+    """Learns scores on masked training rows with the model frozen; picks the `depth` layers with the highest mean.
 
     Returns:
-        Their indices, rising, and what they were chosen by: the mean `scores` of all layers, which add up to 1, and
-        the number of `steps`.
+        Ascending indices of the layers; and the mean `scores` of all layers, which sum to 1, and number of `steps`.
     """
     batches = [{name: tensor.to(model.device) for name, tensor in batch.items()} for batch in batches]
     noise = torch.Generator().manual_seed(seed)
@@ -76,9 +75,9 @@ def learn_scores(
 
 
 def draw_gates(log_scores_BN: Tensor, depth: int, noise: torch.Generator) -> Tensor:
-    """1 for `depth` layers of each row, drawn in proportion to their scores without replacement, and 0 for others.
+    """1 for `depth` layers of each row, drawn in proportion to their scores without replacement, 0 for the others.
 
-    The gradient is that of the rates at which layers are kept.
+    The gradient is that of the layers' keep rates (straight-through).
     """
     uniform_BN = torch.rand(log_scores_BN.shape, generator=noise).clamp(min=1e-20).to(log_scores_BN.device)
     drawn = (log_scores_BN.detach() - (-uniform_BN.log()).log()).topk(depth, dim=1).indices
@@ -88,10 +87,10 @@ def draw_gates(log_scores_BN: Tensor, depth: int, noise: torch.Generator) -> Ten
 
 
 def rates_of(log_scores_BN: Tensor, depth: int) -> Tensor:
-    """How often each layer is kept: in proportion to its score but at most always, `depth` layers of a row in all."""
+    """Keep rates of layers, at most 1: in proportion to the scores, and `depth` in sum over each row."""
     scores_BN = log_scores_BN.exp()
     rates_BN = depth * scores_BN
-    for _ in range(depth):  # what is above 1 goes to the others, of which some may then be above 1
+    for _ in range(depth):  # excess over 1 goes to the others, some of which may then exceed 1
         full_BN = rates_BN >= 1.0
         free_BN = torch.where(full_BN, 0.0, scores_BN)
         left_B1 = depth - full_BN.sum(dim=1, keepdim=True)
@@ -101,7 +100,7 @@ def rates_of(log_scores_BN: Tensor, depth: int) -> Tensor:
 
 
 def gated_loss(model: PreTrainedModel, batch: dict[str, Tensor], gates_BN: Tensor) -> Tensor:
-    """The mean loss over masked tokens where each layer changes the rows by its gate times what it would."""
+    """Mean loss over masked tokens with each layer's change of the rows multiplied by its gate."""
     positions_BM, labels = batch["masked_positions"], batch["labels"]
     with stacked(model) as stack:
         stack.router = _Wrapped(partial(_gated, positions_BM), gates_BN.unbind(dim=1))
@@ -110,7 +109,7 @@ def gated_loss(model: PreTrainedModel, batch: dict[str, Tensor], gates_BN: Tenso
 
 
 def activations_of(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
-    """The mean output of every layer over the tokens of each row, of shape `(rows, layers, hidden_size)`."""
+    """Mean output of every layer over the tokens of each row, of shape `(rows, layers, hidden_size)`."""
     seen: list[Tensor] = []
     with stacked(model) as stack:
         stack.router = _Wrapped(partial(_recorded, seen), [None] * len(stack))
@@ -118,21 +117,8 @@ def activations_of(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
     return torch.stack(seen, dim=1)
 
 
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter of `model` learns for as long as the block lasts."""
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        for parameter in learning:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in learning:
-            parameter.requires_grad_(True)
-
-
 class _Wrapped:
-    """A router that calls each layer through `call(what is for it, layer, ...)`; all rows run."""
+    """Router that runs all rows and calls each layer as `call(own, layer, ...)`, `own` its element of `each`."""
 
     share, forced = 1.0, None
 

@@ -1,4 +1,4 @@
-"""Choosing the layers of a shallower model by its held-out loss."""
+"""Choice of the layers of a shallower model by its held-out loss."""
 
 import logging
 import math
@@ -14,17 +14,17 @@ from hf_effpt.core.anatomy import layers_of, replace_layers
 from hf_effpt.core.depth import LayerStack
 from hf_effpt.core.errors import EffptError
 
-from .loss import held_out_loss
+from .held_out_loss import held_out_loss
 
 logger = logging.getLogger(__name__)
 
-ROWS = 512  # held out, that each choice is measured on
-FEW = 64  # choices that are all measured, even where eliminating layers one by one would measure fewer
+ROWS = 512  # held-out rows that each choice is measured on
+FEW = 64  # up to this number all choices are measured, even if greedy elimination would measure fewer
 
 
 @contextmanager
 def stacked(model: PreTrainedModel) -> Iterator[LayerStack]:
-    """The layers of a stock model as a `LayerStack`, for as long as the block lasts."""
+    """Makes the layers of a stock model a `LayerStack` for as long as the block lasts."""
     backbone = model.base_model
     layers = layers_of(backbone)
     stack = LayerStack(layers)
@@ -38,19 +38,14 @@ def stacked(model: PreTrainedModel) -> Iterator[LayerStack]:
 def search(
     model: PreTrainedModel, depth: int, batches: list[dict[str, Tensor]]
 ) -> tuple[tuple[int, ...], dict[str, Any]]:
-    """The layers with the least held-out loss: of all choices where they are few, else by greedy elimination.
+    """Finds the layers with the least held-out loss: among all choices if they are few, else by greedy elimination.
 
-    Args:
-        model ([`PreTrainedModel`]): stock, with a masked-language-modelling head.
-        depth (`int`): number of layers to keep.
-        batches: masked held-out rows.
+    `model` is a stock masked language model, `batches` are masked held-out rows. Raises an `EffptError` if the model
+    has diverged.
 
     Returns:
-        Their indices, rising, and what they were chosen by: `held_out_loss`, `held_out_loss_before` of the whole
-        model, `measured`, the number of choices, and `exhaustive`, whether that is all of them.
-
-    Raises:
-        EffptError: the model has diverged, so that no choice is better than another.
+        Ascending indices of `depth` layers; and the reasons: `held_out_loss`, `held_out_loss_before` of the whole
+        model, `measured`, the number of choices measured, and `exhaustive`, `True` if these are all choices.
     """
     measured: dict[tuple[int, ...], float] = {}
     with stacked(model) as stack:
@@ -66,21 +61,17 @@ def search(
         everything = tuple(range(len(stack)))
         before = loss(everything)
         if not math.isfinite(before):
-            raise EffptError("The model has diverged: its held-out loss is no number, so no layer is worth more.")
-        exhaustive = _is_small(len(everything), depth)
+            raise EffptError("The model has diverged: its held-out loss is not finite; use an earlier checkpoint.")
+        greedy = sum(range(depth + 1, len(everything) + 1))  # choices that elimination measures
+        exhaustive = math.comb(len(everything), depth) <= max(FEW, greedy)
         kept = min(combinations(everything, depth), key=loss) if exhaustive else eliminate(everything, depth, loss)
     logger.info("search: kept layers %s of %d, held-out loss %.4f", kept, len(everything), measured[kept])
     figures = {"held_out_loss": measured[kept], "held_out_loss_before": before}
     return kept, figures | {"measured": len(measured), "exhaustive": exhaustive}
 
 
-def _is_small(layers: int, depth: int) -> bool:
-    """Whether all choices are few, or fewer than elimination measures."""
-    return math.comb(layers, depth) <= max(FEW, sum(range(depth + 1, layers + 1)))
-
-
 def eliminate(kept: tuple[int, ...], depth: int, loss: Callable[[tuple[int, ...]], float]) -> tuple[int, ...]:
-    """Takes out, one after the other, the layer whose loss the others bear best; of equals the topmost."""
+    """Removes layers one by one, each time the one whose removal gives the least loss; of equals the topmost."""
     while len(kept) > depth:
         left = [kept[:place] + kept[place + 1 :] for place in reversed(range(len(kept)))]
         kept = min(left, key=loss)

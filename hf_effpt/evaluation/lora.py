@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA; Hu et al., 2021) in place of fine-tuning all weights, by PEFT."""
+"""Low-rank adapters (LoRA; Hu et al., 2021) by PEFT, to train instead of all weights."""
 
 import re
 import warnings
@@ -10,26 +10,22 @@ from transformers import PreTrainedModel
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.gates import NAME as GATES
 
-# Endings of the names of classes whose head is new to a task, and is trained whole; and PEFT's name of the task.
+# Endings of class names whose head is new to a task, and so is trained whole; and PEFT's name of the task.
 TASKS = {
     "ForMultipleChoice": None,
     "ForQuestionAnswering": "QUESTION_ANS",
     "ForSequenceClassification": "SEQ_CLS",
     "ForTokenClassification": "TOKEN_CLS",
 }
-ATTENTION = r"(^|\.)layers?\.\d+\..*att"  # in the names of its projections
+ATTENTION = r"(^|\.)layers?\.\d+\..*att"  # pattern in the names of attention projections
 
 
 def add_lora(model: PreTrainedModel, rank: int) -> Any:
-    """Freezes the model but for the head of its task and the pooler, and adds LoRA to the projections of attention.
+    """Adds LoRA to the attention projections, and freezes all else but the pooler and the head of the task.
 
-    Args:
-        model (`PreTrainedModel`): with the head of a task, or that of its pre-training, which is frozen too.
-        rank (`int`): of the updates; they are scaled by 1 (alpha = rank), as for RoBERTa in Hu et al. (2021).
-
-    Raises:
-        EffptError: PEFT is not installed, the rank is below 1, no attention is found, or the model has gates that are
-            not all 1, or masks, which would gate or mask the updates once they are merged.
+    The model has a task's head, or the pre-training head, which is frozen too. Updates of this rank are scaled by 1
+    (alpha = rank), as for RoBERTa in Hu et al. (2021). Raises an `EffptError` if PEFT is missing, the rank is below 1,
+    there is no attention, or the model has masks or gates other than 1, which would also act on merged updates.
     """
     check_lora(rank)
     from peft import LoraConfig, get_peft_model
@@ -44,13 +40,13 @@ def add_lora(model: PreTrainedModel, rank: int) -> Any:
     masks = getattr(backbone, "masks", None)
     if masks is not None and not all(bool(kept.all()) for kept in masks.kept().values()):
         raise EffptError(
-            f"{name} has masks that leave weights out, with which LoRA cannot be merged; export the model, whose "
-            "weights have the zeros in them."
+            f"{name} has masks that leave weights out, with which LoRA cannot be merged; export the model, which "
+            "sets those weights to 0."
         )
     projections = [
         name
         for name, module in backbone.named_modules()
-        # a layer whose heads were all taken out has projections without elements
+        # a layer that lost all heads has projections without elements
         if isinstance(module, torch.nn.Linear) and module.weight.numel() and re.search(ATTENTION, name)
     ]
     if not projections:
@@ -59,20 +55,15 @@ def add_lora(model: PreTrainedModel, rank: int) -> Any:
     head = [] if ending is None else [name for name, module in model.named_children() if module is not backbone]
     trained = [name for name in head if [*model.get_submodule(name).parameters()]]
     trained += ["pooler"] if getattr(backbone, "pooler", None) is not None else []
-    config = LoraConfig(
-        task_type=TASKS.get(ending or ""),
-        r=rank,
-        lora_alpha=rank,
-        target_modules=projections,
-        modules_to_save=trained or None,
-    )
-    with warnings.catch_warnings():  # PEFT asks the model by a name that transformers has deprecated
+    adapters = {"r": rank, "lora_alpha": rank, "target_modules": projections, "modules_to_save": trained or None}
+    config = LoraConfig(task_type=TASKS.get(ending or ""), **adapters)
+    with warnings.catch_warnings():  # PEFT reads an attribute that transformers has deprecated
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         return get_peft_model(model, config)
 
 
 def check_lora(rank: int) -> None:
-    """Raises an `EffptError` unless adapters of this rank can be had."""
+    """Raises an `EffptError` unless the rank is valid and PEFT is installed."""
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
         raise EffptError(f"The rank of LoRA is {rank!r}, but must be a whole number of at least 1, such as 8.")
     try:

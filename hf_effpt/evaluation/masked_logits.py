@@ -1,4 +1,4 @@
-"""The logits of a masked-language model at the positions someone will read, and nowhere else.
+"""Logits of a masked language model at the positions that are read, and nowhere else.
 
 B batch, L row length, M positions wanted in a row, D hidden size, V vocabulary.
 """
@@ -20,40 +20,36 @@ from hf_effpt.models.sparse_layer import gather_rows, layer_at
 
 
 def masked_logits(model: PreTrainedModel, positions_BM: Tensor, **inputs: Any) -> Tensor:
-    """The logits at some positions of every row, of shape `(batch_size, wanted, vocab_size)`.
+    """Logits at some positions of every row, of shape `(batch_size, wanted, vocab_size)`.
 
-    The model's own head runs on the hidden states of those positions only, and in evaluation mode the last layer of a
-    BERT-shaped encoder too.
-
-    Args:
-        model ([`PreTrainedModel`]): any stock class with a masked-language-modelling head, or one of this package.
-        positions_BM (`Tensor` of shape `(batch_size, wanted)`): where logits are wanted.
-        **inputs: what the model takes, without labels.
+    The head runs on the hidden states of those positions only; in evaluation mode so does the last layer of a
+    BERT-shaped encoder. `model` is a masked language model of a stock class or of this package; inputs are without
+    labels.
     """
     with _outputs_at(model.base_model, positions_BM):
         return model(**inputs, return_dict=True).logits
 
 
 def predicts_masked_tokens(model: nn.Module) -> bool:
-    """Whether the class of `model`, or one it is made of, is one of the stock `…ForMaskedLM`."""
+    """`True` if the class of `model`, or one of its bases, is a stock `…ForMaskedLM`."""
     return any(cls.__name__.endswith("ForMaskedLM") for cls in type(model).__mro__)
 
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Without dropout and gradients; afterwards every module is in the mode it was in."""
+    """Disables dropout and gradients; restores the mode of every module at the end of the block."""
     with evaluating(model), torch.no_grad():
         yield
 
 
 @contextmanager
 def _outputs_at(backbone: PreTrainedModel, positions_BM: Tensor) -> Iterator[None]:
-    """Has `backbone` return the hidden states of some positions only."""
+    """Makes `backbone` return the hidden states of some positions only."""
     layers = layers_of(backbone) if _may_skip(backbone) else nn.ModuleList()
     stack = layers if isinstance(layers, LayerStack) else LayerStack(layers)
 
     def begin(*_: Any) -> None:
-        # Not sooner: a training model clears `last` before it calls its encoder.
+        # Here, since a training model clears `last` before it calls its encoder.
         stack.last = partial(layer_at, positions_BM)
 
     def end(module: nn.Module, args: Any, output: Any) -> BaseModelOutput:
@@ -74,7 +70,7 @@ def _outputs_at(backbone: PreTrainedModel, positions_BM: Tensor) -> Iterator[Non
 
 
 def _may_skip(backbone: PreTrainedModel) -> bool:
-    """Whether the last layer is one that `layer_at` computes, with no dropout to draw and nobody else to read it."""
+    """`True` if `layer_at` can compute the last layer: it draws no dropout, and nothing else reads its output."""
     if backbone.training or not isinstance(backbone, (BertModel, ElectraModel, RobertaModel)):
         return False
     config = backbone.config

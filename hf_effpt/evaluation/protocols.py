@@ -1,4 +1,4 @@
-"""Fine-tuning protocols: published recipes whose averages are not interchangeable, so each is in its scores' names."""
+"""Fine-tuning protocols: published recipes, named in their scores since their averages are not comparable."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -12,25 +12,23 @@ from hf_effpt.evaluation.tasks import base_name
 
 @dataclass(frozen=True)
 class Settings:
-    """How one task is fine-tuned.
+    """Hyperparameters of fine-tuning on one task.
 
     Args:
-        learning_rate (`float`, *optional*, defaults to 1e-4): at the peak, of the head.
+        learning_rate (`float`, *optional*, defaults to 1e-4): peak learning rate of the head.
         epochs (`int`, *optional*, defaults to 3): passes over the training examples.
-        batch_size (`int`, *optional*, defaults to 32): examples an optimizer step.
+        batch_size (`int`, *optional*, defaults to 32): examples per optimizer step.
         gradient_accumulation_steps (`int`, *optional*, defaults to 1): parts a batch is computed in, to save memory.
         max_length (`int`, *optional*, defaults to 128): tokens of an example; longer ones are cut.
         scheduler (`str`, *optional*, defaults to `"linear"`): a stock learning rate schedule that ends at 0.
-        warmup (`float`, *optional*, defaults to 0.1): share of the steps in which the rate rises.
-        weight_decay (`float`, *optional*, defaults to 0.01): torch AdamW's, not of biases and norms.
-        betas (`tuple[float, float]`, *optional*, defaults to (0.9, 0.999)), eps (`float`, *optional*, defaults to
-            1e-8): AdamW's.
-        max_grad_norm (`float`, *optional*, defaults to 1.0): where gradients are clipped; 0 for not at all.
-        layer_decay (`float`, *optional*, defaults to 1.0): what the learning rate is multiplied by a layer down.
+        warmup (`float`, *optional*, defaults to 0.1): share of the steps in which the learning rate rises.
+        weight_decay, betas, eps (*optional*): of AdamW; biases and norms are not decayed.
+        max_grad_norm (`float`, *optional*, defaults to 1.0): clipping threshold of gradients; 0 for no clipping.
+        layer_decay (`float`, *optional*, defaults to 1.0): factor of the learning rate per layer below the head.
         dropout (`float`, *optional*): of hidden states and attention; by default the checkpoint's own.
 
     Raises:
-        EffptError: for an impossible value.
+        EffptError: a value is out of range.
     """
 
     learning_rate: float = 1e-4
@@ -48,35 +46,36 @@ class Settings:
     dropout: float | None = None
 
     def __post_init__(self) -> None:
-        _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "above 0")
-        for name in ("epochs", "batch_size", "gradient_accumulation_steps"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        _require(self.max_length >= 8, "max_length", self.max_length, "at least 8")
-        _require(0 <= self.warmup < 1, "warmup", self.warmup, "a share from 0 to below 1")
-        _require(0 < self.layer_decay <= 1, "layer_decay", self.layer_decay, "above 0 and at most 1")
-        _require(self.dropout is None or 0 <= self.dropout < 1, "dropout", self.dropout, "from 0 to below 1, or None")
         parts = self.gradient_accumulation_steps
-        _require(
-            self.batch_size % parts == 0,
-            "batch_size",
-            self.batch_size,
-            f"a multiple of the {parts} parts it is cut in",
-        )
+        needs = (
+            ("learning_rate", self.learning_rate > 0, "above 0"),
+            *((name, getattr(self, name) >= 1, "at least 1")
+              for name in ("epochs", "batch_size", "gradient_accumulation_steps")),
+            ("max_length", self.max_length >= 8, "at least 8"),
+            ("warmup", 0 <= self.warmup < 1, "a share from 0 to below 1"),
+            ("layer_decay", 0 < self.layer_decay <= 1, "above 0 and at most 1"),
+            ("dropout", self.dropout is None or 0 <= self.dropout < 1, "from 0 to below 1, or None"),
+            ("batch_size", parts < 1 or self.batch_size % parts == 0, f"a multiple of the {parts} parts it is cut in"),
+        )  # fmt: skip
+        for name, holds, needed in needs:
+            if not holds:
+                value = getattr(self, name)
+                raise EffptError(f"The fine-tuning setting `{name}` is {value!r}, but must be {needed}.")
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How tasks are fine-tuned, what is reported of them and over how many seeds.
+    """Fine-tuning of a set of tasks: hyperparameters, reported metrics and seeds.
 
     Args:
-        name (`str`): what the names of its scores end in, `cola/mcc@NAME`.
-        source (`str`): where it is from.
-        settings ([`Settings`], *optional*): those of tasks without their own; `None` if there are no others.
-        task_settings (`Mapping[str, Settings]`, *optional*): those of single tasks.
-        reported (`Mapping[str, tuple[str, ...]]`, *optional*): the figures of each task of its average. A figure is a
-            metric, or several whose mean it is, `accuracy+f1`. Empty: any tasks, each with its own metrics.
+        name (`str`): suffix of its score names, `cola/mcc@NAME`.
+        source (`str`): publication it is from.
+        settings ([`Settings`], *optional*): for tasks without their own; `None` if there are no others.
+        task_settings (`Mapping[str, Settings]`, *optional*): for single tasks.
+        reported (`Mapping[str, tuple[str, ...]]`, *optional*): metrics of each task that enter the average;
+            `accuracy+f1` is a mean of two. Empty for any tasks, each with its own metrics.
         statistic (`str`, *optional*, defaults to `"mean"`): `mean` or `median` over seeds.
-        seeds (`int`, *optional*, defaults to 3), task_seeds (`Mapping[str, int]`, *optional*): how many.
+        seeds (`int`, *optional*, defaults to 3), task_seeds (`Mapping[str, int]`, *optional*): number of seeds.
         from_mnli (`frozenset[str]`, *optional*): tasks that start from the encoder fine-tuned on MNLI.
     """
 
@@ -91,7 +90,7 @@ class Protocol:
     from_mnli: frozenset[str] = frozenset()
 
     def settings_of(self, task: str) -> Settings:
-        """The settings of a task, by its name without `_subset` or `_resplit`."""
+        """Settings of a task, by its name without `_subset` or `_resplit`."""
         settings = self.task_settings.get(task, self.settings)
         if settings is None:
             raise EffptError(
@@ -101,32 +100,32 @@ class Protocol:
         return settings
 
     def seeds_of(self, task: str) -> int:
-        """How many seeds a task is run with."""
+        """Number of seeds of a task."""
         return self.task_seeds.get(task, self.seeds)
 
     def logged_metrics(self, task: str, metrics: tuple[str, ...]) -> tuple[str, ...]:
-        """The figures reported of a task; of one that the protocol does not know, its `metrics`."""
+        """Metrics reported of a task; `metrics` for a task the protocol does not know."""
         return self.reported.get(task, metrics)
 
-    def score_name(self, task: str, figure: str) -> str:
-        """A score's name, in which the protocol is always part."""
-        return f"{task}/{figure}@{self.name}"
+    def score_name(self, task: str, metric: str) -> str:
+        """Name of a score, which includes the protocol."""
+        return f"{task}/{metric}@{self.name}"
 
     def choose_seeds(self, task: str, seeds: int | Sequence[int] | None) -> list[int]:
-        """The seeds of a task: so many or those that were asked for, else as many as the protocol has."""
+        """Seeds of a task: those given, or the given or the protocol's number of them, from 0."""
         wanted = self.seeds_of(task) if seeds is None else seeds
         chosen = list(range(wanted)) if isinstance(wanted, int) else list(wanted)
         if not chosen or len(set(chosen)) < len(chosen):
             raise EffptError(f"`seeds` is {seeds!r}, but must be a number from 1, or different seeds: [0, 1, 2].")
         return chosen
 
-    def over_seeds(self, figure: str, results: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> dict[str, Any]:
-        """One figure over the results of all seeds: without a value where it is undefined for one of them."""
+    def over_seeds(self, metric: str, results: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> dict[str, Any]:
+        """One metric over the results of all seeds; its value is `None` if it is undefined for one of them."""
         notes = list(dict.fromkeys([*notes, *(note for result in results for note in result["notes"])]))
         missing = {"value": None, "note": "the task has no validation examples for it"}
         seeds = []
         for result in results:
-            parts = [result["scores"].get(metric, missing) for metric in figure.split("+")]
+            parts = [result["scores"].get(part, missing) for part in metric.split("+")]
             values = [part["value"] for part in parts]
             value = None if None in values else _mean(values)
             note = "; ".join(part["note"] for part in parts if part["note"]) or None
@@ -149,19 +148,15 @@ class Protocol:
         }
 
     def average(self, values: Mapping[tuple[str, str], float | None]) -> tuple[float | None, str]:
-        """The average over the complete set of tasks, and what it is over or why there is none.
-
-        Args:
-            values (`Mapping[tuple[str, str], float | None]`): by task and figure, `None` where undefined.
-        """
+        """Average of `values`, by task and metric, over all tasks of the protocol; and a note on it or its absence."""
         values = {key: value for key, value in values.items() if base_name(key[0]) not in NEVER_AVERAGED}
-        wanted = [(task, figure) for task, figures in self.reported.items() for figure in figures] or list(values)
+        wanted = [(task, metric) for task, metrics in self.reported.items() for metric in metrics] or list(values)
         if missing := [key for key in wanted if key not in values]:
-            named = ", ".join(f"{task}/{figure}" for task, figure in missing)
+            named = ", ".join(map("/".join, missing))
             found = [task for task, _ in values if (base := base_name(task)) != task and base in self.reported]
             partial = f"; {', '.join(dict.fromkeys(found))} cannot stand in, being a part of the data" if found else ""
             return None, f"no average: {len(missing)} of {len(wanted)} figures are missing ({named}){partial}"
-        if undefined := [f"{task}/{figure}" for task, figure in wanted if values[task, figure] is None]:
+        if undefined := ["/".join(key) for key in wanted if values[key] is None]:
             return None, f"no average: undefined are {', '.join(undefined)}"
         if not wanted:
             return None, "no average: no task that is averaged was run"
@@ -174,11 +169,7 @@ class Protocol:
 
 
 def find_protocol(name: str) -> Protocol:
-    """The protocol of that name.
-
-    Raises:
-        EffptError: there is none.
-    """
+    """Looks up a protocol; raises an `EffptError` for an unknown name."""
     if name not in PROTOCOLS:
         raise EffptError(f"There is no protocol `{name}`: {nearest(str(name), list(PROTOCOLS))}")
     return PROTOCOLS[name]
@@ -188,38 +179,24 @@ def _mean(values: list) -> float:
     return sum(values) / len(values)
 
 
-def _require(condition: bool, name: str, value: object, needed: str) -> None:
-    if not condition:
-        raise EffptError(f"The fine-tuning setting `{name}` is {value!r}, but must be {needed}.")
-
-
-# What BERT and ELECTRA were published with, and so these protocols; models pre-trained without have 0 in their files.
+# Of BERT, ELECTRA and the published protocols; models pre-trained without dropout have 0 in their configuration.
 DROPOUT = 0.1
-# Its validation examples contradict the training ones (GLUE FAQ, 12), so that learning lowers the score.
+# Its validation examples contradict the training ones (GLUE FAQ, 12), so learning lowers the score.
 NEVER_AVERAGED = frozenset({"wnli"})
 
 _DEFAULT = Protocol("default", "ours: one setting for small models and any task", settings=Settings())
+
+_UNCLIPPED = Settings(betas=(0.9, 0.98), eps=1e-6, max_grad_norm=0.0, dropout=DROPOUT)
 
 _GLUE9 = Protocol(
     "glue9_cramming",
     "Geiping and Goldstein (2022), code `eval/GLUE_sane`; Kaddour et al. (2023)",
     # No clipping and no weight decay, as in the code (`eval/GLUE_sane.yaml`, `eval/optim/adam.yaml`).
-    settings=Settings(
-        learning_rate=4e-5,
-        epochs=5,
-        batch_size=16,
-        scheduler="cosine",
-        weight_decay=0.0,
-        betas=(0.9, 0.98),
-        eps=1e-6,
-        max_grad_norm=0.0,
-        dropout=DROPOUT,
-    ),
+    settings=replace(_UNCLIPPED, learning_rate=4e-5, epochs=5, batch_size=16, scheduler="cosine", weight_decay=0.0),
     reported={
         "mnli": ("accuracy", "accuracy_mm"),
         "qqp": ("f1",),
-        "qnli": ("accuracy",),
-        "sst2": ("accuracy",),
+        **dict.fromkeys(("qnli", "sst2"), ("accuracy",)),
         "cola": ("mcc",),
         "stsb": ("pearson",),
         "mrpc": ("f1",),
@@ -231,23 +208,13 @@ _GLUE9 = Protocol(
 
 
 def _mosaic(learning_rate: float, their_decay: float, epochs: int, batch_size: int) -> Settings:
-    """Their DecoupledAdamW shrinks weights by decay * lr / initial lr a step, torch's AdamW by decay * lr.
+    """Settings of the published runs, with their weight decay converted to torch's AdamW; they do not clip.
 
-    Dividing by the initial learning rate keeps the shrinkage of a step. Theirs also acts on biases and norms, the
-    stock Trainer's does not. They do not clip.
+    Their DecoupledAdamW shrinks weights by decay * lr / initial lr per step, torch's by decay * lr, so the decay is
+    divided by the initial learning rate. Theirs also acts on biases and norms, the stock Trainer's does not.
     """
-    return Settings(
-        learning_rate=learning_rate,
-        epochs=epochs,
-        batch_size=batch_size,
-        max_length=256,
-        warmup=0.06,
-        weight_decay=their_decay / learning_rate,
-        betas=(0.9, 0.98),
-        eps=1e-6,
-        max_grad_norm=0.0,
-        dropout=DROPOUT,
-    )
+    decay, run = their_decay / learning_rate, {"epochs": epochs, "batch_size": batch_size}
+    return replace(_UNCLIPPED, learning_rate=learning_rate, weight_decay=decay, max_length=256, warmup=0.06, **run)
 
 
 _MOSAIC = Protocol(

@@ -1,4 +1,4 @@
-"""Pruning the model of a run's folder: what is asked for is checked before anything is loaded."""
+"""Pruning of the model in a run's folder, checked before the model is loaded."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,27 +11,20 @@ import hf_effpt.models
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.objectives import OBJECTIVES, objective_in, objective_of
 
-from .held_out import held_out_text, is_auxiliary, run_of
+from .held_out_text import held_out_text, is_auxiliary, run_of
 from .pruning import EVERY_OTHER, SEARCH, check_head, check_pruning, choose_layers
 
 
 def pruner_of(
     folder: Path, depth: int, strategy: str = EVERY_OTHER, text: str | None = None
 ) -> Callable[[PreTrainedModel], tuple[PreTrainedModel, dict[str, Any]]]:
-    """What makes the stock model of a folder shallower, and says how.
+    """Makes a function that prunes the exported model of a folder.
 
-    Args:
-        folder (`Path`): a training checkpoint, or a finished run.
-        depth (`int`): number of layers to keep.
-        strategy (`str`, *optional*, defaults to `"every_other"`): as in [`prune_layers`].
-        text (`str`, *optional*): what `search` and `data_driven` choose by, as `data.dataset` takes it; by default
-            what the run has held out, or was trained on.
+    `folder` is a training checkpoint or a finished run; the other arguments are those of [`prune_layers`], but `text`,
+    as `data.dataset` takes it, replaces the rows; by default the run's held-out or training text.
 
-    Returns:
-        A function of the stock model that returns the pruned one and what `run.json` is to say of it.
-
-    Raises:
-        EffptError: for a depth or strategy that the model does not have, or if the text that is needed is not there.
+    Returns a function from the stock model to the pruned one and its entry for `run.json`. Raises an `EffptError` if
+    the depth or strategy does not suit the model, or the text is missing.
     """
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     check_pruning(depth, depth_of(config), strategy)
@@ -52,13 +45,13 @@ def pruner_of(
 
 
 def depth_of(config: Any) -> int:
-    """How many layers run in the model of a folder; a checkpoint says which."""
+    """Number of layers that run; a training checkpoint names them in `layer_order`."""
     order = getattr(config, "layer_order", None)
     return config.num_hidden_layers if order is None else len(order)
 
 
 def _check_model(folder: Path, config: Any, strategy: str) -> None:
-    """Checks that the model predicts masked tokens, and has learned to."""
+    """Raises an `EffptError` unless the model predicts masked tokens, and has learned to."""
     name = (config.architectures or ["unknown"])[0]
     training_class = getattr(hf_effpt.models, name, None)
     if training_class is not None:
@@ -73,12 +66,11 @@ def _check_model(folder: Path, config: Any, strategy: str) -> None:
 
 
 def _text(folder: Path, config: Any, strategy: str, text: str | None) -> dict[str, Any]:
-    """The rows that layers are chosen by, and their tokenizer."""
+    """Rows to choose layers by, and their tokenizer."""
     # A checkpoint has no record of its run, whose folder it is in, and may have been saved without the tokenizer.
     root = folder if (folder / "run.json").is_file() else folder.resolve().parent
-    tokenizer = AutoTokenizer.from_pretrained(
-        folder if (folder / "tokenizer.json").is_file() else root, local_files_only=True
-    )
+    place = folder if (folder / "tokenizer.json").is_file() else root
+    tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True)
     readable = min(config.max_position_embeddings, tokenizer.model_max_length)
     held_out = held_out_text(root, tokenizer, text, readable)
     trained_on = held_out.rows if held_out.train is None else held_out.train

@@ -1,4 +1,4 @@
-"""Depth on demand: a trained model with fewer of its layers (Fan et al., 2020, section 3.3)."""
+"""Pruning of layers from a trained model (Fan et al., 2020, section 3.3)."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -16,9 +16,9 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.registry import nearest
 from hf_effpt.models.base import EffptMixin
 
+from .held_out_loss import fixed_mask_batches
 from .layer_scores import BATCH_SIZE, STEPS, learn_scores
 from .layer_search import ROWS, search
-from .loss import fixed_mask_batches
 from .masked_logits import predicts_masked_tokens
 
 EVERY_OTHER, SEARCH, DATA_DRIVEN = STRATEGIES = ("every_other", "search", "data_driven")
@@ -26,13 +26,10 @@ EVERY_OTHER, SEARCH, DATA_DRIVEN = STRATEGIES = ("every_other", "search", "data_
 
 @dataclass(frozen=True)
 class Pruning:
-    """Which layers of a model are kept.
+    """Choice of the layers of a model to keep.
 
-    Args:
-        strategy (`str`): how they were chosen.
-        layers (`int`): how many the model has.
-        kept (`tuple[int, ...]`): indices of those that are kept, rising.
-        chosen_by (`dict[str, Any]`): the figures behind the choice.
+    `kept` are ascending indices among `layers`, the model's number; `chosen_by` are the measurements behind the
+    choice.
     """
 
     strategy: str
@@ -41,22 +38,22 @@ class Pruning:
     chosen_by: dict[str, Any] = field(default_factory=dict)
 
     def apply(self, model: PreTrainedModel) -> PreTrainedModel:
-        """A copy of a stock model with these layers only."""
+        """Copy of a stock model with these layers only."""
         pruned = copy.deepcopy(model)
         layers = layers_of(pruned.base_model)
         replace_layers(pruned.base_model, nn.ModuleList(layers[index] for index in self.kept))
         for index, layer in enumerate(layers_of(pruned.base_model)):
             for module in layer.modules():
-                if hasattr(module, "layer_idx"):  # where a decoder would cache its keys and values
+                if hasattr(module, "layer_idx"):  # index of a decoder's key-value cache
                     module.layer_idx = index
-        for config in (pruned.config, pruned.base_model.config):  # which may be one and the same
+        for config in (pruned.config, pruned.base_model.config):  # maybe the same object
             config.num_hidden_layers = len(self.kept)
             if widths := getattr(model.config, "layer_widths", None):
                 config.layer_widths = [widths[index] for index in self.kept]
         return pruned
 
     def record(self) -> dict[str, Any]:
-        """What `run.json` says of it."""
+        """Entry for `run.json`."""
         return asdict(self) | {"kept": list(self.kept)}
 
 
@@ -68,24 +65,24 @@ def prune_layers(
     rows: Dataset | None = None,
     tokenizer: PreTrainedTokenizerFast | None = None,
 ) -> PreTrainedModel:
-    """A stock model with `depth` of the layers of `model`, renumbered; `model` stays as it is.
+    """Copies a model as a stock model with `depth` of its layers, renumbered.
 
-    A model that was trained with [`LayerDrop`] bears it without further training.
+    A model trained with [`LayerDrop`] needs no further training.
 
     Args:
         model ([`PreTrainedModel`]): a stock model with an `encoder.layer` list, such as a BERT or an ELECTRA, or a
             training model, which is exported first.
         depth (`int`): number of layers to keep.
-        strategy (`str`, *optional*, defaults to `"every_other"`): `every_other` keeps layers at equal distances, the
-            first among them; `search` those with the least held-out loss; `data_driven` those that score highest by
-            what is learned of their activations, with the model frozen.
-        rows (`Dataset`, *optional*): packed rows, as [`pack`] makes them: for `search` held-out ones, for
-            `data_driven` training rows.
+        strategy (`str`, *optional*, defaults to `"every_other"`): `every_other` keeps layers at equal distances from
+            the first; `search` those with the least held-out loss; `data_driven` those with the highest scores, which
+            are learned from their activations with the model frozen.
+        rows (`Dataset`, *optional*): packed rows, as [`pack`] makes them: held-out ones for `search`, training rows
+            for `data_driven`.
         tokenizer (`PreTrainedTokenizerFast`, *optional*): the one they were packed with.
 
     Raises:
-        EffptError: there is no such strategy, the model does not have as many layers, or what the strategy needs of
-            text, tokenizer and head over the vocabulary is missing.
+        EffptError: the strategy is unknown, the model has fewer layers, or the strategy needs text, a tokenizer or a
+            masked language model.
     """
     stock = model.export() if isinstance(model, EffptMixin) else model
     return choose_layers(stock, depth, strategy, rows=rows, tokenizer=tokenizer).apply(stock)
@@ -99,7 +96,7 @@ def choose_layers(
     rows: Dataset | None = None,
     tokenizer: PreTrainedTokenizerFast | None = None,
 ) -> Pruning:
-    """Which layers [`prune_layers`] keeps of a stock model; the arguments are the same."""
+    """Chooses the layers of a stock model that [`prune_layers`] keeps; the arguments are the same."""
     layers = len(layers_of(model.base_model))
     check_pruning(depth, layers, strategy)
     if strategy == EVERY_OTHER:
@@ -108,8 +105,8 @@ def choose_layers(
     if rows is None or tokenizer is None:
         needed = "held-out rows" if strategy == SEARCH else "training rows"
         raise EffptError(
-            f"The strategy `{strategy}` chooses layers by text: pass {needed} from `pack(…)` as `rows` and the "
-            "`tokenizer` that they were packed with, or use `every_other`."
+            f"The strategy `{strategy}` chooses layers by text: pass {needed} from `pack(…)` as `rows` and their "
+            "`tokenizer`, or use `every_other`."
         )
     if strategy == SEARCH:
         kept, figures = search(model, depth, list(_batches(rows, tokenizer, ROWS)))
@@ -119,7 +116,7 @@ def choose_layers(
 
 
 def check_pruning(depth: int, layers: int, strategy: str) -> None:
-    """Raises an `EffptError` unless there is such a strategy, and the model has as many layers."""
+    """Raises an `EffptError` for an unknown strategy, or a depth that the model does not have."""
     if strategy not in STRATEGIES:
         raise EffptError(f"There is no strategy `{strategy}` to choose layers: {nearest(strategy, [*STRATEGIES])}")
     if not 1 <= depth <= layers:
@@ -127,7 +124,7 @@ def check_pruning(depth: int, layers: int, strategy: str) -> None:
 
 
 def check_head(strategy: str, name: str, predicts: bool) -> None:
-    """Raises an `EffptError` unless a model predicts masked tokens, by which layers can be chosen."""
+    """Raises an `EffptError` unless the model predicts masked tokens, as `strategy` needs."""
     if not predicts:
         raise EffptError(
             f"The strategy `{strategy}` needs predictions of masked tokens, and a `{name}` makes none; use "
@@ -136,6 +133,6 @@ def check_head(strategy: str, name: str, predicts: bool) -> None:
 
 
 def _batches(rows: Dataset, tokenizer: PreTrainedTokenizerFast, most: int) -> Iterator[dict[str, Tensor]]:
-    """Batches of up to `most` of the rows, spread evenly, with the fixed masks of every evaluation."""
+    """Batches of up to `most` rows, evenly spaced, with the fixed masks of every evaluation."""
     spread: Sequence[int] = np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(np.int64).tolist()
     return fixed_mask_batches(rows.select(spread), tokenizer, BATCH_SIZE)

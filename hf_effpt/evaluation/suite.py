@@ -1,4 +1,4 @@
-"""`evaluate`: everything that is measured of a model, as one plain record and one table."""
+"""`evaluate`: all measures of a model, as one plain record and one table."""
 
 import logging
 from collections.abc import Sequence
@@ -8,12 +8,12 @@ from typing import Any
 from hf_effpt.core.errors import EffptError
 
 from .blimp import DivergedError, blimp, check_blimp
-from .checkpoint import config_of, discriminates, load_pretrained, readable_length
-from .held_out import evaluate_loss, held_out_text, unread_mask
-from .pairs import load_pairs
-from .plans import load_tasks, plan_suite
+from .blimp_pairs import load_pairs
+from .finetuning_plan import load_tasks, plan_suite
+from .held_out_text import evaluate_loss, held_out_text, unread_mask
 from .protocols import Protocol, find_protocol
-from .record import Record
+from .results_file import Record
+from .stock_checkpoint import config_of, discriminates, load_pretrained, readable_length
 from .tasks import base_name
 
 logger = logging.getLogger(__name__)
@@ -35,32 +35,33 @@ def evaluate(
     """Measures a stock checkpoint: held-out loss, BLiMP, and fine-tuning tasks.
 
     Args:
-        model (`str` or `Path`): the folder of a stock checkpoint with its tokenizer, such as the root of a run, or the
-            `generator` in it.
+        model (`str` or `Path`): folder of a stock checkpoint with its tokenizer, such as a run's, or the `generator`
+            in it.
         tasks (`str` or `Sequence[str]`, *optional*): `loss` (held-out loss with fixed masks), `blimp`, known tasks
             such as `cola`, your own (a file or folder), or Hub ids. By default `loss`, or the tasks of a named
             protocol.
-        data (`str` or `Path`, *optional*): the folder that BLiMP and known tasks are in, or `"hub"` to download them.
-        text (`str`, *optional*): held-out text, as `data.dataset` takes it, of a source with splits its validation
-            split; by default what the run held out.
-        protocol (`str` or [`Protocol`], *optional*, defaults to `"default"`): how tasks are fine-tuned: `default`,
+        data (`str` or `Path`, *optional*): folder of BLiMP and known tasks, or `"hub"` to download them.
+        text (`str`, *optional*): held-out text, as `data.dataset` takes it; its validation split, if it has splits.
+            By default the text that the run held out.
+        protocol (`str` or [`Protocol`], *optional*, defaults to `"default"`): fine-tuning protocol: `default`,
             `glue9_cramming`, `glue8_mosaic` or `glue8_electra`.
-        seeds (`int` or `Sequence[int]`, *optional*): of fine-tuning; by default the protocol's number.
-        lora (`int`, *optional*): fine-tune LoRA adapters of this rank in place of all weights.
-        pairs_per_paradigm (`int`, *optional*): only so many pairs of each paradigm of BLiMP.
+        seeds (`int` or `Sequence[int]`, *optional*): number of fine-tuning seeds, or the seeds; by default the
+            protocol's number.
+        lora (`int`, *optional*): rank of LoRA adapters to fine-tune instead of all weights.
+        pairs_per_paradigm (`int`, *optional*): number of pairs used of each BLiMP paradigm; by default all.
 
     Returns:
         `model`, `scores` (by name: `value`, `n`, `spread`, `notes`; undefined ones have no value), and the full
         results as `loss`, `blimp` and `finetuning`.
 
     Raises:
-        EffptError: before anything is measured, for a model, task or data that cannot be used.
+        EffptError: a model, task or data cannot be used; raised before anything is measured.
     """
     return Measurement(model, tasks, data, text, protocol, seeds, lora, pairs_per_paradigm).run()
 
 
 class Measurement:
-    """What [`evaluate`] is asked for, found usable, to be run; its arguments are those."""
+    """Checked call of [`evaluate`], to be run; the arguments are the same."""
 
     def __init__(
         self,
@@ -81,37 +82,33 @@ class Measurement:
         folder = Path(model)
         config = config_of(folder)
         if LOSS in names and discriminates(config):
-            generator = folder / "generator"
-            other = (
-                f", or measure its generator: effpt evaluate {generator} --tasks loss" if generator.is_dir() else ""
-            )
+            generator, other = folder / "generator", ""
+            if generator.is_dir():
+                other = f", or measure its generator: effpt evaluate {generator} --tasks loss"
             raise EffptError(f"{folder}: a discriminator has no masked-token loss; use --tasks blimp{other}.")
         finetuned = [name for name in names if name not in (LOSS, BLIMP)]
-        self.model, self.pairs_per_paradigm = str(model), pairs_per_paradigm
-        self.plan = None
+        self.model, self.pairs_per_paradigm, self.plan, self.text = str(model), pairs_per_paradigm, None, None
         if finetuned:
             self.plan = plan_suite(folder, finetuned, protocol, data=data, seeds=seeds, lora=lora)
         unread = None if discriminates(config) else unread_mask(folder)
         self.mask_notes = [unread] if unread else []
         self.pairs = load_pairs(data) if BLIMP in names else None
-        self.text = None
         if len(finetuned) < len(names):
             self.loaded, self.tokenizer = load_pretrained(folder)
             if self.pairs is not None:
-                self.metric = check_blimp(
-                    self.loaded, self.tokenizer, self.pairs, pairs_per_paradigm=pairs_per_paradigm
-                )
+                self.metric = check_blimp(self.loaded, self.tokenizer, self.pairs, pairs_per_paradigm)
             if LOSS in names:
                 self.text = held_out_text(folder, self.tokenizer, text, readable_length(self.loaded, self.tokenizer))
 
     def run(self, record: Record | None = None) -> dict[str, Any]:
-        """Measures it all; a `record` holds each as soon as it is there, and seeds that it has are not run again."""
+        """Measures everything; a `record` gets each result at once, and its fine-tuning seeds are not run again."""
         result: dict[str, Any] = {"model": self.model, "scores": {}}
         scores = result["scores"]
 
         def keep(task: str = "", one: dict[str, Any] | None = None) -> None:
             if one:
-                logger.info("%s, seed %d: %s", task, one["seed"], _shown(one["scores"]))
+                shown = ", ".join(f"{name} {_number(score['value'])}" for name, score in one["scores"].items())
+                logger.info("%s, seed %d: %s", task, one["seed"], shown)
             if record:
                 record.save(result, partial=True)
 
@@ -136,7 +133,7 @@ class Measurement:
         return result
 
     def _blimp(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The score, and all that was found."""
+        """The score, and the full results."""
         try:
             found = blimp(self.loaded, self.tokenizer, self.pairs, pairs_per_paradigm=self.pairs_per_paradigm)
         except DivergedError:
@@ -150,13 +147,9 @@ class Measurement:
 def check_tasks(
     names: Sequence[str], data: str | Path | None, protocol: str = "default", pairs_per_paradigm: int | None = None
 ) -> list[str]:
-    """Loads what the tasks need, so that what is wrong is said before anything is measured.
+    """Loads what the tasks need, so that mistakes raise an `EffptError` before anything is measured.
 
-    Returns:
-        The names of the scores that the tasks give; of BLiMP for both kinds of model.
-
-    Raises:
-        EffptError: for a task, protocol or data that cannot be used.
+    Returns the names of the scores that the tasks give; those of BLiMP for both kinds of model.
     """
     plan = find_protocol(protocol)
     scores = ["held_out_loss"] if LOSS in names else []
@@ -166,8 +159,7 @@ def check_tasks(
         scores += [f"blimp/{metric}{some}" for metric in ("pll_word_l2r", "discriminator")]
     found: dict[tuple[str, str], float | None] = {}
     for task in load_tasks([name for name in names if name not in (LOSS, BLIMP)], data):
-        own = tuple(f"{metric}{end}" for end in task.validation for metric in task.metrics)
-        found |= {(task.name, figure): 0.0 for figure in plan.logged_metrics(base_name(task.name), own)}
+        found |= {(task.name, name): 0.0 for name in plan.logged_metrics(base_name(task.name), task.all_metrics())}
     scores += [plan.score_name(task, figure) for task, figure in found]
     return [*scores, f"average@{plan.name}"] if plan.average(found)[0] is not None else scores
 
@@ -176,16 +168,12 @@ def _score(value: float | None, n: int, spread: float | None, notes: list[str]) 
     return {"value": value, "n": n, "spread": spread, "notes": notes}
 
 
-def _shown(scores: dict[str, dict[str, Any]]) -> str:
-    return ", ".join(f"{name} {_number(score['value'])}" for name, score in scores.items())
-
-
 def _number(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.4f}"
 
 
 def table(result: dict[str, Any]) -> str:
-    """The scores as a Markdown table with the notes below it."""
+    """Markdown table of the scores, with notes below it."""
     rows = ["| score | value | spread | n |", "|---|---:|---:|---:|"]
     for name, score in result["scores"].items():
         spread = "-" if score["spread"] is None else f"{score['spread']:.4f}"

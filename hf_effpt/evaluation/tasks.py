@@ -1,4 +1,4 @@
-"""Labelled tasks to fine-tune on: GLUE's, AG News and anyone's own, from files or, if asked, from the Hub."""
+"""Labelled tasks to fine-tune on: GLUE, AG News and your own, from files or, if asked, from the Hub."""
 
 import logging
 import os
@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
-from hf_effpt.core.errors import EffptError
+from hf_effpt.core.errors import EffptError, first_line
 from hf_effpt.core.registry import nearest
 
-from .tables import READERS, first_line, read_table
+from .table_files import READERS, read_table
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ HELD_OUT, HELD_OUT_SEED = 0.1, 0
 
 @dataclass(frozen=True)
 class Known:
-    """A public task as the Hub has it."""
+    """Public task as the Hub has it."""
 
     text_columns: tuple[str, ...]
     label_names: tuple[str, ...] | None  # None for a regression
@@ -45,47 +45,30 @@ KNOWN: dict[str, Known] = {
     "stsb": Known(_PAIR, None, ("pearson", "spearman")),
     "qnli": Known(("question", "sentence"), _ENTAILED),
     "qqp": Known(("question1", "question2"), ("not_duplicate", "duplicate"), ("f1", "accuracy")),
-    "mnli": Known(
-        ("premise", "hypothesis"),
-        ("entailment", "neutral", "contradiction"),
-        validation=("validation_matched", "dev_matched", "validation", "dev"),
-    ),
+    "mnli": Known(("premise", "hypothesis"), ("entailment", "neutral", "contradiction"),
+                  validation=("validation_matched", "dev_matched", "validation", "dev")),
     "wnli": Known(_PAIR, ("not_entailment", "entailment")),
-    # It has no validation split; published figures are those of its test split.
-    "ag_news": Known(
-        ("text",),
-        ("World", "Sports", "Business", "Sci/Tech"),
-        hub="fancyzhx/ag_news",
-        validation=("validation", "dev", "test"),
-    ),
-}
+    # It has no validation split; published scores are on its test split.
+    "ag_news": Known(("text",), ("World", "Sports", "Business", "Sci/Tech"), hub="fancyzhx/ag_news",
+                     validation=("validation", "dev", "test")),
+}  # fmt: skip
 
 MISMATCHED = ("validation_mismatched", "dev_mismatched")
-# Where columns are not told, these are looked for first, in this order.
-USUAL_TEXTS = (
-    ("sentence1", "sentence2"),
-    ("premise", "hypothesis"),
-    ("question", "sentence"),
-    ("question1", "question2"),
-    ("text", "text_pair"),
-    ("text",),
-    ("sentence",),
-)
+# Text columns looked for in unknown tasks, in this order.
+USUAL_TEXTS = (_PAIR, ("premise", "hypothesis"), ("question", "sentence"), ("question1", "question2"),
+               ("text", "text_pair"), ("text",), ("sentence",))  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Task:
-    """A labelled task.
+    """Labelled task.
 
     Args:
-        name (`str`): `mnli`, or `mnli_subset` where the data are not the published ones.
+        name (`str`): such as `mnli`, or `mnli_subset` if the data are not the published ones.
         train (`Dataset`): the text columns, and `label`: a class from 0, or a float.
-        validation (`dict[str, Dataset]`): by what the names of its metrics end in: `""`, and `"_mm"` for MNLI's
-            mismatched examples.
-        text_columns (`tuple[str, ...]`): one or two.
-        label_names (`tuple[str, ...]`, *optional*): of the classes; `None` for a regression.
-        metrics (`tuple[str, ...]`): what it is measured by.
-        notes (`tuple[str, ...]`): what to know about the data.
+        validation (`dict[str, Dataset]`): by suffix of metric names, `""`, and `"_mm"` for MNLI's mismatched examples.
+        label_names (`tuple[str, ...]`, *optional*): names of the classes; `None` for a regression.
+        notes (`tuple[str, ...]`): caveats about the data.
     """
 
     name: str
@@ -96,8 +79,12 @@ class Task:
     metrics: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
+    def all_metrics(self) -> tuple[str, ...]:
+        """Names of its scores: each metric on each set of validation examples."""
+        return tuple(f"{metric}{part}" for part in self.validation for metric in self.metrics)
+
     def majority(self) -> float | None:
-        """The validation accuracy of always giving the commonest class of the training examples."""
+        """Validation accuracy of always predicting the commonest class of the training examples."""
         if self.label_names is None:
             return None
         commonest = np.bincount(self.train["label"][:]).argmax()
@@ -105,17 +92,17 @@ class Task:
 
 
 def load_task(name: str, data: str | Path | None = None) -> Task:
-    """Loads a task and checks all of it.
+    """Loads and checks a task.
 
     Args:
         name (`str`): a known task, `cola` `sst2` `mrpc` `rte` `stsb` `qnli` `qqp` `mnli` `wnli` `ag_news`; a folder
             with `train` and `validation` files, or one file; or a dataset on the Hub, `org/name` or
             `org/name:configuration`. Files are Parquet, JSON lines, CSV or, without quoting, TSV.
-        data (`str` or `Path`, *optional*): the folder that holds `NAME/` or `tasks/NAME/` (also `NAME_subset`,
+        data (`str` or `Path`, *optional*): folder that holds `NAME/` or `tasks/NAME/` (also `NAME_subset`,
             `NAME_resplit`), or `"hub"` to download known tasks.
 
     Raises:
-        EffptError: what is needed is not there, or the labels cannot be learned from.
+        EffptError: files, columns or splits are missing, or the labels cannot be learned from.
     """
     known = KNOWN.get(base_name(name))
     if known and str(data) == "hub":
@@ -127,8 +114,8 @@ def load_task(name: str, data: str | Path | None = None) -> Task:
             return _build(folder.name, *_from_folder(folder, known), known) if known else _from_path(folder)
         if known:
             raise EffptError(
-                f"The task `{name}` needs data: data=FOLDER, which holds {name}/train.* "
-                f'and {name}/validation.*, or data="hub" to download {known.hub}.'
+                f"The task `{name}` needs data: data=FOLDER, which holds {name}/train.* and {name}/validation.*, or "
+                f'data="hub" to download {known.hub}.'
             )
         if re.fullmatch(r"[\w.-]*\w/[\w.-]+(:[\w.-]+)?", name) and not name.endswith(tuple(READERS)):
             repository, _, configuration = name.partition(":")
@@ -141,7 +128,7 @@ def load_task(name: str, data: str | Path | None = None) -> Task:
 
 
 def base_name(task: str) -> str:
-    """A task's name without what says that its data are not the published ones."""
+    """Name of a task without the suffix of unpublished data."""
     return task.removesuffix("_subset").removesuffix("_resplit")
 
 
@@ -153,14 +140,14 @@ def _folder_of(name: str, data: Path, known: Known | None) -> Path | None:
     found = [folder for folder in tried if folder.is_dir()]
     if known and not found:
         raise EffptError(
-            f"The data folder {data.absolute()} has no task `{name}`; looked for {', '.join(map(str, tried))}. Put "
-            f'its files there, leave the task out, or use data="hub" to download {known.hub}.'
+            f"The data folder {data.absolute()} has no task `{name}`; looked for {', '.join(map(str, tried))}. Add "
+            f'its files, leave the task out, or use data="hub" to download {known.hub}.'
         )
     return found[0] if found else None
 
 
 def _from_path(path: Path) -> Task:
-    """A task of one's own, which passes as a known one only if it is a folder of that name and has what that has."""
+    """Task of your own; only a folder with the name, columns and labels of a known task counts as that one."""
     name = Path(os.path.abspath(path)).name
     known = KNOWN.get(base_name(name))
     if path.is_dir():
@@ -171,7 +158,7 @@ def _from_path(path: Path) -> Task:
 
 
 def _from_folder(folder: Path, known: Known | None) -> tuple[dict[str, Dataset], str]:
-    """All splits in a folder by name, and where they are from; a split may be in shards, as on the Hub."""
+    """Splits in a folder by name, and the folder's name; a split may be in shards, as on the Hub."""
     files: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix in READERS:
@@ -179,10 +166,10 @@ def _from_folder(folder: Path, known: Known | None) -> tuple[dict[str, Dataset],
     if "train" not in files:
         present = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
         raise EffptError(
-            f"{folder.absolute()} has no training split: it holds {present}, but needs train.parquet (or "
-            f"{', '.join(suffix for suffix in READERS if suffix != '.parquet')}) and, better, validation.*."
+            f"{folder.absolute()} has no training split: it holds {present}, but needs train.* and, better, "
+            f"validation.*, as {', '.join(READERS)}."
         )
-    needed = {"train", *(known.validation if known else ("validation", "dev")), *MISMATCHED}
+    needed = {"train", *(known or Known).validation, *MISMATCHED}
     return {split: _read(paths) for split, paths in files.items() if split in needed}, str(folder)
 
 
@@ -206,9 +193,8 @@ def _build(name: str, splits: dict[str, Dataset], where: str, known: Known | Non
     notes = list(said)
     if known and name not in KNOWN:
         notes.append(f"{name} is not the published data of the task: its scores compare with no published ones")
-    accepted = known.validation if known else ("validation", "dev")
     parts = {"train": splits["train"]}
-    if main := next((split for split in accepted if split in splits), None):
+    if main := next((split for split in (known or Known).validation if split in splits), None):
         parts[""] = splits[main]
         if main == "test":
             notes.append(f"{name} has no validation split; evaluated on test, as is usual")
@@ -246,26 +232,24 @@ def _build(name: str, splits: dict[str, Dataset], where: str, known: Known | Non
 
 
 def _with_held_out(rows: Dataset, where: str, known: Known | None) -> dict[str, Dataset]:
-    """A part of the rows as validation examples, of every class its share; a class of one example is learned only."""
+    """Holds out validation examples, of every class its share; a class of one example stays in training."""
     kind = str(getattr(rows.features["label"], "dtype", ""))
     number = (known and known.label_names is None) or kind.startswith("float")
     classes: dict[Any, list[int]] = {}
     labels = rows["label"][:]
     for index in np.random.default_rng(HELD_OUT_SEED).permutation(len(rows)).tolist():
         classes.setdefault(None if number else labels[index], []).append(index)
-    # One after another, so that every tenth example is the same share of each class, whatever its size.
+    # Class by class, so that every tenth example is the same share of each class, whatever its size.
     order = [index for _, alike in sorted(classes.items(), key=str) if len(alike) > 1 for index in alike]
     if not order:
         raise EffptError(
-            f"{where} has no validation split and no class of two examples, one to learn from and one to hold out; "
-            "give more, or validation.*."
+            f"{where} has no validation split and no class of two examples, one to train on and one to hold out; add "
+            "examples, or validation.*."
         )
     every = round(1 / HELD_OUT)
     aside = set(order[min(every, len(order)) // 2 :: every])
-    return {
-        "train": rows.select([index for index in range(len(rows)) if index not in aside]),
-        "": rows.select(sorted(aside)),
-    }
+    train = [index for index in range(len(rows)) if index not in aside]
+    return {"train": rows.select(train), "": rows.select(sorted(aside))}
 
 
 def _text_columns(features: Features, label: str, where: str, known: Known | None) -> tuple[str, ...]:
@@ -286,7 +270,7 @@ def _text_columns(features: Features, label: str, where: str, known: Known | Non
 
 
 def _complete(rows: Dataset, texts: tuple[str, ...], label: str, split: str, where: str) -> Dataset:
-    """Only the columns needed, none of them with gaps."""
+    """The columns needed, checked for missing values."""
     if missing := [column for column in (*texts, label) if column not in rows.features]:
         raise EffptError(f"{where}: {split} lacks the column {missing[0]!r} that train has; make the splits alike.")
     rows = rows.select_columns([*texts, label])
@@ -303,7 +287,7 @@ def _complete(rows: Dataset, texts: tuple[str, ...], label: str, split: str, whe
 def _labels(
     feature: Any, values: Iterable, where: str, known: Known | None
 ) -> tuple[tuple[str, ...] | None, Callable]:
-    """The classes, or `None` for a regression, and what turns a label of a file into the number that is learned."""
+    """Names of the classes, or `None` for a regression, and a function from labels in the data to numbers."""
     kind = feature.dtype if isinstance(feature, Value) else ""
     if known and known.label_names is None:
         fits = kind.startswith(("float", "int", "uint"))
@@ -330,7 +314,7 @@ def _labels(
 def _numbered(
     parts: dict[str, Dataset], names: tuple[str, ...] | None, convert: Callable, where: str
 ) -> dict[str, Dataset]:
-    """The splits with the numbers that are learned as labels, after checking that they can be learned from."""
+    """Splits with labels as numbers, after checking that they can be learned from."""
     seen: set[int] = set()
     numbered = {}
     for part, rows in parts.items():
@@ -340,14 +324,14 @@ def _numbered(
         if names is not None:
             if hidden := numbers.count(-1):
                 raise EffptError(
-                    f"{where}: {hidden} of {len(numbers)} labels in {split} are -1, which is how hidden labels are "
-                    "marked (GLUE's test splits have them). Use a split with labels, or number your classes from 0."
+                    f"{where}: {hidden} of {len(numbers)} labels in {split} are -1, which marks hidden labels, as in "
+                    "GLUE's test splits. Use a split with labels, or number your classes from 0."
                 )
             allowed = set(range(len(names))) if part == "train" else seen
             if strange := {str(label) for label, number in zip(labels, numbers, strict=True) if number not in allowed}:
+                only = "the classes are" if part == "train" else "train has only"
                 raise EffptError(
-                    f"{where}: {split} has the labels {', '.join(sorted(strange)[:5])}, but "
-                    f"{'the classes are' if part == 'train' else 'train has only'} "
+                    f"{where}: {split} has the labels {', '.join(sorted(strange)[:5])}, but {only} "
                     f"{', '.join(names[number] for number in sorted(allowed))}. Correct them, or split the data anew."
                 )
             if part == "train" and len(seen := set(numbers)) < 2:
@@ -362,7 +346,7 @@ def _numbered(
 
 
 def _read(paths: list[Path]) -> Dataset:
-    """One split out of its files."""
+    """One split, read from its files."""
     if len({path.suffix for path in paths}) > 1 or len({path.name for path in paths if "-of-" not in path.stem}) > 1:
         raise EffptError(
             f"{paths[0].parent.absolute()} has {', '.join(path.name for path in paths)} for one split; keep one."

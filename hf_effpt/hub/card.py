@@ -1,4 +1,4 @@
-"""The model card: everything `run.json` records about a run, as a README the Hub understands."""
+"""Writes the model card: the content of `run.json` as a README with metadata for the Hub."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hf_effpt.core.objectives import OBJECTIVES, objective_in
 from hf_effpt.core.registry import METHODS
 from hf_effpt.core.row_method import RowMethod
 
-from .card_losses import head_notes, loss_note, loss_results, loss_rows, loss_verdict, objective_text
+from .card_losses import head_notes, loss_note, loss_results, loss_rows, loss_verdict
 from .card_rows import Rows, cell, part, rows, width_rows
 from .card_scores import score_results, score_rows
 
@@ -24,11 +24,11 @@ TEMPLATE = Path(__file__).with_name("template.md")
 
 
 def model_card(run: Mapping[str, Any], repo_id: str | None = None) -> ModelCard:
-    """Writes the model card of a run; the same record gives the same card, and what it lacks is left out.
+    """Writes the model card of a run; the same record gives the same card, and missing parts are left out.
 
     Args:
-        run (`Mapping`): the content of `run.json`. Besides what a run records there, `license`, `language` and `tags`
-            are taken into the metadata when it has them; none of them is ever guessed.
+        run (`Mapping`): the content of `run.json`. `license`, `language` and `tags`, which a run does not record, go
+            into the metadata if present and are never guessed.
         repo_id (`str`, *optional*): `ORG/NAME` on the Hub, for the title and the code that loads the model.
     """
     recipe, model, evaluation = part(run, "recipe"), part(run, "model"), part(run, "evaluation")
@@ -46,12 +46,12 @@ def model_card(run: Mapping[str, Any], repo_id: str | None = None) -> ModelCard:
     methods = [_method(key, settings or {}) for key, settings in used.items()]
     metadata = ModelCardData(
         library_name="transformers",
-        # Left open, the Hub would take the head for one that fills masks.
+        # Without a tag the Hub would assume a head that fills masks.
         pipeline_tag="fill-mask" if fills_masks else "feature-extraction" if predicts else None,
         tags=list(dict.fromkeys(["hf_effpt", "pretraining", *used, *(run.get("tags") or ())])),
         license=run.get("license"),
         language=run.get("language"),
-        model_name=name if results else None,  # the index of results is listed under a name
+        model_name=name if results else None,  # the Hub lists results under a name
         eval_results=results or None,
         co2_eq_emissions=_emissions(part(run, "energy"), environment),
     )
@@ -62,7 +62,7 @@ def model_card(run: Mapping[str, Any], repo_id: str | None = None) -> ModelCard:
         intro=_intro(run, stock_class),
         widths=width_rows(widths),
         trust=", trust_remote_code=True" if widths else "",
-        objective=objective_text(objective),
+        objective=f"Objective: `{objective}`. {OBJECTIVES[objective].summary}",
         heads=head_notes(objective, stock_class, address),
         auto_class="AutoModelForMaskedLM" if fills_masks else "AutoModel",
         address=address,
@@ -99,7 +99,7 @@ def _intro(run: Mapping[str, Any], stock_class: str) -> str:
 
 
 def _pruning(run: Mapping[str, Any]) -> str:
-    """What was left out of the model after its training."""
+    """Describes the layers removed from the model after training."""
     pruning = part(run, "pruning")
     if not pruning:
         return ""
@@ -113,7 +113,7 @@ def _pruning(run: Mapping[str, Any]) -> str:
 def _method(name: str, settings: Mapping[str, Any]) -> dict[str, str]:
     given = {key: value for key, value in settings.items() if value is not None}
     text = {"name": name, "settings": ", ".join(f"{key}: {value}" for key, value in given.items())}
-    if name not in METHODS:  # a method of somebody else's package, which need not be imported here
+    if name not in METHODS:  # a method of another package, which may not be imported here
         return text | {"summary": "", "citation": "", "bibtex": ""}
     method = _built(name, given)
     paper, does = METHODS[name].paper, METHODS[name].summary
@@ -139,7 +139,7 @@ def _costs(clock: Mapping[str, Any], energy: Mapping[str, Any], throughput: Mapp
     kwh, grams = energy.get("kwh"), energy.get("co2e_grams")
     if kwh is not None:
         spent = f"{_figures(kwh)} kWh ({energy.get('source') or 'source unknown'})"
-    else:  # a record of before there was a part on energy
+    else:  # an older record, without a part on energy
         spent = None if joules is None else f"{joules / 1e3:,.3f} kJ"
     carbon = None if grams is None else f"{_figures(grams)} g CO2e{_carbon_source(energy, ' ({})')}"
     return rows(
@@ -158,7 +158,7 @@ def _costs(clock: Mapping[str, Any], energy: Mapping[str, Any], throughput: Mapp
 
 
 def _accounts(accounts: Mapping[str, Any]) -> list[str]:
-    """What methods say of what they have cost."""
+    """Returns the sentences of the methods' cost reports."""
     texts = [part(accounts, name).get("text") for name in accounts]
     return [" ".join(text.split()) for text in texts if text]
 
@@ -168,12 +168,13 @@ def _figures(value: float) -> str:
 
 
 def _carbon_source(energy: Mapping[str, Any], form: str) -> str:
-    """How grams came from energy: `475 g/kWh, world average`, or `codecarbon for FRA, which counted 0.04 kWh`."""
+    """Source of the grams: `475 g/kWh, world average`, or `codecarbon for FRA, which counted 0.04 kWh`."""
     source, intensity = energy.get("carbon_source"), energy.get("carbon_intensity")
     if source == "codecarbon":
         country, kwh = (part(energy, "codecarbon").get(key) for key in ("country", "kwh"))
         facts = [f"codecarbon for {country}" if country else source]
-        facts += [] if kwh is None else [f"which counted {_figures(kwh)} kWh"]  # in its way: more than the row above
+        # codecarbon counts more than the energy in the row above
+        facts += [] if kwh is None else [f"which counted {_figures(kwh)} kWh"]
     else:
         facts = [] if intensity is None else [f"{_figures(intensity)} g/kWh"]
         facts += [source.split(" (")[0]] if source else []
@@ -182,7 +183,7 @@ def _carbon_source(energy: Mapping[str, Any], form: str) -> str:
 
 
 def _emissions(energy: Mapping[str, Any], environment: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The Hub's own entry on carbon (Hub documentation, "Displaying carbon emissions for your model")."""
+    """Entry on carbon in the Hub's format (Hub documentation, "Displaying carbon emissions for your model")."""
     grams = energy.get("co2e_grams")
     if grams is None:
         return None
@@ -199,7 +200,7 @@ def _emissions(energy: Mapping[str, Any], environment: Mapping[str, Any]) -> dic
 
 
 def _chosen_from(data: Mapping[str, Any]) -> str | None:
-    """How many documents there were to choose from, and by what they were chosen; `None` if all of them are there."""
+    """Number of documents before selection, and the rules that selected; `None` if all documents are used."""
     chosen = part(data, "select")
     if not chosen:
         return None
@@ -229,7 +230,7 @@ def _data(data: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> Rows:
 
 
 def duration(seconds: float) -> str:
-    """`seconds` as people say it: `42.0 s`, `12 min 5 s`, `3 h 20 min`."""
+    """Formats seconds for people: `42.0 s`, `12 min 5 s`, `3 h 20 min`."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -1,4 +1,4 @@
-"""What a model card says of losses: each beside its floor, and what they mean for the heads that are exported."""
+"""Losses on a model card, each beside its floor, and notes on the exported heads."""
 
 import math
 from collections.abc import Mapping
@@ -6,13 +6,13 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
-from hf_effpt.core.objectives import FLOORS, OBJECTIVES, floor_in, measured_as
+from hf_effpt.core.objectives import FLOORS, floor_in, measured_as
 
 from .card_rows import Rows, rows
 
 
 def loss_rows(objective: str, evaluation: Mapping[str, Any]) -> Rows:
-    """The held-out loss of the objective, its floor and margin, and those of a generator."""
+    """Returns the rows for the held-out loss of the objective, its floor and margin, and those of a generator."""
     kind, loss, floor = measured_as(objective, evaluation), evaluation.get("held_out_loss"), floor_in(evaluation)
     generates = evaluation.get("generator_loss") is not None
     judged = "masked tokens" if objective in ("electra_15", "replace_mlm") else "all tokens"
@@ -34,7 +34,7 @@ def loss_rows(objective: str, evaluation: Mapping[str, Any]) -> Rows:
 
 
 def loss_verdict(objective: str, evaluation: Mapping[str, Any]) -> str:
-    """Whether the loss shows that anything was learned."""
+    """Says in a sentence if the loss shows that anything was learned."""
     loss, floor = evaluation.get("held_out_loss"), floor_in(evaluation)
     name = measured_as(objective, evaluation).floor
     if loss is None:
@@ -59,7 +59,7 @@ def loss_verdict(objective: str, evaluation: Mapping[str, Any]) -> str:
 
 
 def loss_note(objective: str, evaluation: Mapping[str, Any]) -> str:
-    """What the floor is, and what the loss may be compared with."""
+    """Explains the floor, and what the loss may be compared with."""
     name = measured_as(objective, evaluation).floor
     said = f"The {name} is the loss of a predictor that {FLOORS[name]}. A model is worth using only below it."
     if objective == "mlm":
@@ -71,9 +71,9 @@ def loss_note(objective: str, evaluation: Mapping[str, Any]) -> str:
 
 
 def loss_results(objective: str, evaluation: Mapping[str, Any], data: Mapping[str, Any]) -> list[EvalResult]:
-    """A masked-token loss as the Hub indexes it; losses of other objectives have no task there."""
+    """Returns a masked-token loss as the Hub indexes it; losses of other objectives have no task there."""
     loss = evaluation.get("held_out_loss")
-    if objective != "mlm" or loss is None or not math.isfinite(loss):  # the metadata are JSON, which has no NaN
+    if objective != "mlm" or loss is None or not math.isfinite(loss):  # JSON metadata cannot hold NaN
         return []
     dataset = data.get("dataset") or "unnamed"
     return [
@@ -91,7 +91,7 @@ def loss_results(objective: str, evaluation: Mapping[str, Any], data: Mapping[st
 
 
 def head_notes(objective: str, stock_class: str, address: str) -> list[str]:
-    """What to know of the exported heads before using them."""
+    """Returns what a user must know about the exported heads."""
     if objective == "mlm":
         return []
     said = []
@@ -114,7 +114,3 @@ def head_notes(objective: str, stock_class: str, address: str) -> list[str]:
         f'`AutoModelForMaskedLM.from_pretrained("{address}", subfolder="generator")`.'
     )
     return said
-
-
-def objective_text(objective: str) -> str:
-    return f"Objective: `{objective}`. {OBJECTIVES[objective].summary}"

@@ -1,4 +1,4 @@
-"""Values as the cells of a model card's tables."""
+"""Formats values as cells of a model card's tables."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,7 +11,7 @@ def part(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def cell(value: Any) -> str:
-    """`value` as the text of one cell of a Markdown table."""
+    """Formats `value` as one cell of a Markdown table."""
     return " ".join(str(value).split()).replace("|", "\\|")
 
 
@@ -21,5 +21,5 @@ def rows(given: Iterable[tuple[str, Any, str]]) -> Rows:
 
 
 def width_rows(widths: Iterable[Iterable[int]] | None) -> list[tuple[str, ...]]:
-    """The index of each layer, its attention heads and its feed-forward neurons; `widths` has the latter two."""
+    """Returns index, attention heads and feed-forward neurons of each layer; `widths` holds the latter two."""
     return [(str(index), *(f"{width:,}" for width in layer)) for index, layer in enumerate(widths or ())]

@@ -1,4 +1,4 @@
-"""What a model card says of scores: BLiMP and fine-tuning tasks, each with its spread and what there is to know."""
+"""Scores on a model card: BLiMP and fine-tuning tasks, each with its spread and notes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from huggingface_hub import EvalResult
 
 
 def score_rows(scores: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
-    """The cells of the card's table of scores; the held-out loss has a table of its own."""
+    """Returns the cells of the card's table of scores; the held-out loss has its own table."""
     return [
         {
             "name": name,
@@ -22,11 +22,9 @@ def score_rows(scores: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
 
 
 def score_results(scores: Mapping[str, Mapping[str, Any]], fills_masks: bool) -> list[EvalResult]:
-    """The defined scores as the Hub indexes them; the protocol stays part of a metric's name.
+    """Returns the defined scores as the Hub indexes them; the protocol stays part of a metric's name.
 
-    Args:
-        scores (`Mapping`): by name, as `run.json` has them.
-        fills_masks (`bool`): whether the model was trained to, so that BLiMP is a score of that task.
+    If `fills_masks` is `True`, BLiMP counts as a score of the task fill-mask.
     """
     of_blimp = "fill-mask" if fills_masks else "other"
     results = []

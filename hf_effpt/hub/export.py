@@ -1,4 +1,4 @@
-"""Turning a training checkpoint into a model that needs nothing but `transformers`."""
+"""Turns a training checkpoint into a model that needs nothing but `transformers`."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from hf_effpt.models.configuration_electra import bert_settings
 from .card import model_card
 from .folders import CODE_FILES, TOKENIZER_FILES, check_free, check_whole, files_of
 
-# What a finished run's record says that is not true of an earlier point.
+# Keys of a finished run's record that do not hold for an earlier checkpoint.
 OF_THE_END = ("pruning", "evaluation", "throughput", "energy", "scores", "costs", "learning_rate")
 MISFITS = ("missing_keys", "unexpected_keys", "mismatched_keys")
-# What it says of the whole model that is not true of some of its layers.
+# Keys that do not hold once layers are removed.
 OF_ALL_LAYERS = ("evaluation", "scores")
 
 Prune = Callable[[PreTrainedModel], tuple[PreTrainedModel, dict[str, Any]]]
@@ -46,29 +46,29 @@ def export(
 ) -> Path:
     """Writes the stock model of a training checkpoint, with tokenizer, card and run record, into the folder `out`.
 
-    A BERT with narrower layers, which no stock class has, is written with the code that loads it, unless `dense`. The
+    A BERT with narrower layers has no stock class, so it is written with the code that loads it, unless `dense`. The
     result is read back with the exported class and compared before anything in `out` changes.
 
     Args:
         checkpoint (`str` or `os.PathLike`): a training checkpoint (`OUT/checkpoint-900`), or the folder of a finished
-            run (`OUT`), whose root holds the stock model already and is copied.
+            run (`OUT`), whose stock model is copied.
         out (`str` or `os.PathLike`): an empty or new folder, an earlier export, or the checkpoint's own run folder
-            when that run never finished.
-        as_bert (`bool`, *optional*, defaults to `False`): write the encoder of an ELECTRA as a `BertModel`, which is
+            if that run never finished.
+        as_bert (`bool`, *optional*, defaults to `False`): if `True`, write the encoder of an ELECTRA as a `BertModel`,
             the same function where embedding size and hidden size are equal.
-        dense (`bool`, *optional*, defaults to `False`): write a model with narrower layers as a stock one of the full
-            width, with zeros for what has been cut away: the same function, and as slow as an uncut model.
-        pruner_of (`Callable`, *optional*): makes the model shallower, as `hf_effpt.evaluation.pruned_run.pruner_of`
-            with a depth does: called with the folder of the checkpoint before anything is loaded, and what it returns
-            with the stock model, it gives the pruned one and what `run.json` is to say of it. A generator keeps its
-            depth.
+        dense (`bool`, *optional*, defaults to `False`): if `True`, write a model with narrower layers as a stock one
+            of the full width, with zeros for the removed parts: the same function, but as slow as an uncut model.
+        pruner_of (`Callable`, *optional*): makes the model shallower, such as
+            `hf_effpt.evaluation.pruned_run.pruner_of` with a depth. It is called with the checkpoint's folder before
+            anything is loaded, and returns a function from the stock model to the pruned one and its entry for
+            `run.json`. A generator keeps its depth.
 
     Returns:
         `Path`: `out`.
 
     Raises:
-        EffptError: if there is no whole checkpoint at `checkpoint`, if `out` holds something else, if the tokenizer
-            does not fit the model, if it cannot be a BERT, or if the disk is full.
+        EffptError: if `checkpoint` holds no complete checkpoint, if `out` holds other files, if the tokenizer does
+            not fit the model, if the model cannot be a BERT, or if the disk is full.
     """
     checkpoint, out = Path(checkpoint), Path(out)
     check_whole(checkpoint)
@@ -86,38 +86,38 @@ def export(
 
 
 class _Changes(NamedTuple):
-    """What is done to an exported model besides."""
+    """Changes to make to the exported model."""
 
     prune: Prune | None
     dense: bool
     as_bert: bool
 
     def apply(self, stock: PreTrainedModel, run: dict[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]]:
-        """The changed model and its record."""
-        stock, run = _pruned(stock, run, self.prune)
+        """Returns the changed model and its record."""
+        if self.prune is not None:
+            stock, said = self.prune(stock)
+            if "pruning" in run:  # the model had been pruned already
+                said = said | {"before": run["pruning"]}
+            run = {key: value for key, value in run.items() if key not in OF_ALL_LAYERS} | {"pruning": said}
         stock = dense_of(stock) if self.dense else stock
         return to_bert(stock) if self.as_bert else stock, run
-
-
-def class_named(architecture: str) -> type[PreTrainedModel]:
-    """The class of an exported model, a stock one or one of this package."""
-    return getattr(transformers, architecture, None) or getattr(pruned_bert, architecture)
 
 
 def _copy_run(root: Path, architecture: str, folder: Path, changes: _Changes) -> None:
     if not (root / "run.json").is_file():
         raise EffptError(
-            f"{str(root)!r} holds a `{architecture}` that no run of hf_effpt has written (there is no run.json): "
-            "it is no training checkpoint, so there is nothing to export."
+            f"{str(root)!r} holds a `{architecture}` that no run of hf_effpt has written (there is no run.json), "
+            "so there is nothing to export; pass a training checkpoint, such as OUT/checkpoint-900."
         )
     for name in files_of(root):
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(root / name, folder / name)
     run = read_json(root / "run.json") | {"exported_from": root.resolve().name}
-    stock = class_named(architecture).from_pretrained(root)
+    exported_class = getattr(transformers, architecture, None) or getattr(pruned_bert, architecture)
+    stock = exported_class.from_pretrained(root)
     if any(changes):
         stock, run = changes.apply(stock, run)
-        for name in CODE_FILES:  # saving a model writes those that it needs
+        for name in CODE_FILES:  # saving the changed model writes those that it needs
             (folder / name).unlink(missing_ok=True)
         stock.save_pretrained(folder)
         kept = {key: value for key, value in run.get("model", {}).items() if key != "layer_widths"}
@@ -127,27 +127,13 @@ def _copy_run(root: Path, architecture: str, folder: Path, changes: _Changes) ->
     verify(folder, stock)
 
 
-def _pruned(
-    stock: PreTrainedModel, run: dict[str, Any], prune: Prune | None
-) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """The model and its record, pruned if they are to be."""
-    if prune is None:
-        return stock, run
-    stock, said = prune(stock)
-    before = {"before": run["pruning"]} if "pruning" in run else {}  # of a model that had been pruned already
-    run = {key: value for key, value in run.items() if key not in OF_ALL_LAYERS}
-    return stock, run | {"pruning": said | before}
-
-
 def _export_checkpoint(checkpoint: Path, training_class: type[EffptMixin], folder: Path, changes: _Changes) -> None:
-    trained, report = training_class.from_pretrained(
-        checkpoint,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # all misfits are named in one error below
+    trained, report = training_class.from_pretrained(  # all misfits are named in one error below
+        checkpoint, output_loading_info=True, ignore_mismatched_sizes=True
     )
     if misfits := [name for kind in MISFITS for name in sorted(map(str, report[kind]))]:
         raise EffptError(
-            f"The weights in {str(checkpoint)!r} do not belong to its config.json; what does not fit: "
+            f"The weights in {str(checkpoint)!r} do not belong to its config.json; these do not fit: "
             f"{', '.join(misfits)}. Export a checkpoint whose files were saved together."
         )
     ledger = ledger_of(trained.config)
@@ -166,18 +152,14 @@ def _export_checkpoint(checkpoint: Path, training_class: type[EffptMixin], folde
     if (checkpoint.parent / "recipe.yaml").is_file():
         shutil.copyfile(checkpoint.parent / "recipe.yaml", folder / "recipe.yaml")
     verify(folder, stock)
-    model = {
-        "objective": objective_of(trained.config),
-        "training_class": training_class.__name__,
-        **facts_of(stock),
-    }
-    run |= {"ledger": ledger, "model": model}
+    model = {"objective": objective_of(trained.config), "training_class": training_class.__name__}
+    run |= {"ledger": ledger, "model": model | facts_of(stock)}
     write_json(folder / "run.json", run)
     model_card(run).save(folder / "README.md")
 
 
 def _run_so_far(checkpoint: Path) -> dict[str, Any]:
-    """What the run's folder and the trainer's state tell about the run up to this checkpoint."""
+    """Returns the record of the run up to this checkpoint, from the run's folder and the trainer's state."""
     root, run = checkpoint.resolve().parent, {}
     if (root / "run.json").is_file():
         run = read_json(root / "run.json")
@@ -196,7 +178,7 @@ def _run_so_far(checkpoint: Path) -> dict[str, Any]:
 
 
 def to_bert(stock: PreTrainedModel) -> BertModel:
-    """The encoder of a stock ELECTRA as a BERT without pooler: the same parameters, names and outputs.
+    """Returns the encoder of a stock ELECTRA as a BERT without pooler: same parameters, names and outputs.
 
     Raises:
         EffptError: for another architecture, or an embedding size that is not the hidden size.
@@ -219,7 +201,7 @@ def to_bert(stock: PreTrainedModel) -> BertModel:
 
 
 def verify(folder: str | os.PathLike, model: PreTrainedModel) -> None:
-    """Reads `folder` back with `model`'s class and compares the weights; the tokenizer, if any, must fit the model.
+    """Reads `folder` back with `model`'s class and compares the weights; a tokenizer must fit the model.
 
     Raises:
         EffptError: if a parameter is missing, unexpected or different, or the tokenizer is larger than the vocabulary.

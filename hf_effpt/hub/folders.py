@@ -1,4 +1,4 @@
-"""The folders this layer reads and writes: which files count, whether a saved model is whole, whose folder it is."""
+"""Model folders: lists their files, checks that a saved model is complete, and that a folder may be overwritten."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from safetensors import SafetensorError, safe_open
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import read_json
+from hf_effpt.core.ticket import FILE as TICKET_FILE
 
-CODE_FILES = ("configuration_pruned_bert.py", "modeling_pruned_bert.py")  # of a model that brings its own
+CODE_FILES = ("configuration_pruned_bert.py", "modeling_pruned_bert.py")  # of models that bring their own code
 MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", *CODE_FILES)
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -21,12 +22,12 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
-RECORD_FILES = ("README.md", "recipe.yaml", "run.json", "ticket.json")
-EXTRA_FOLDERS = ("generator",)  # folders of models that are exported beside the main one
+RECORD_FILES = ("README.md", "recipe.yaml", "run.json", TICKET_FILE)
+EXTRA_FOLDERS = ("generator",)  # folders of models exported beside the main one
 
 
 def files_of(folder: Path) -> list[str]:
-    """The files of an exported model that are there: its own, its record's, and those of what lies beside it."""
+    """Lists the existing files of an exported model: its own, those of its record, and of models beside it."""
     own = (*MODEL_FILES, *TOKENIZER_FILES, *RECORD_FILES)
     beside = [f"{place}/{name}" for place in EXTRA_FOLDERS for name in (*MODEL_FILES, *TOKENIZER_FILES)]
     return [name for name in (*own, *beside) if (folder / name).is_file()]
@@ -36,7 +37,7 @@ def check_whole(folder: Path) -> None:
     """Checks that `folder` holds a model that can be read to its last byte.
 
     Raises:
-        EffptError: if it does not; the message offers the last whole checkpoint beside it.
+        EffptError: if it does not; the message offers the last complete checkpoint beside it.
     """
     if fault := _fault(folder):
         beside = [*folder.glob("checkpoint-*"), *folder.parent.glob("checkpoint-*")]
@@ -66,7 +67,7 @@ def _step(folder: Path) -> int | None:
 
 
 def check_free(checkpoint: Path, out: Path) -> None:
-    """Refuses an `out` whose files are not ours to replace: another run, or anything that is no export."""
+    """Refuses a folder `out` that holds a finished run, or anything but an earlier export."""
     if not out.is_dir() or not any(out.iterdir()):
         return
     record = out / "run.json"

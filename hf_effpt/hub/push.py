@@ -1,4 +1,4 @@
-"""Publishing a finished run on the Hugging Face Hub."""
+"""Publishes a finished run on the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, get_token
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
-    HTTPError,  # of the HTTP library the installed huggingface_hub rides on
+    HTTPError,  # of the HTTP library that huggingface_hub uses
     OfflineModeIsEnabled,
 )
 
@@ -31,14 +31,14 @@ def push(
 ) -> str:
     """Uploads the exported model at the root of a run folder, with tokenizer, card and run record, in one commit.
 
-    Only these files go out: no checkpoints, no optimizer states, nothing else that lies in the folder. A card that has
-    not been edited since the run wrote it is published with `repo_id` filled in.
+    Nothing else in the folder is uploaded, so no checkpoints or optimizer states. A card that nobody has edited since
+    the run wrote it is published with `repo_id` filled in.
 
     Args:
         folder (`str` or `os.PathLike`): the folder of a finished run, or one written by `export`.
-        repo_id (`str`): `ORG/NAME`; the repository is created if need be.
-        private (`bool`, *optional*): whether a new repository is private; by default as the namespace has it.
-        revision (`str`, *optional*, defaults to `"main"`): the branch to commit to, created if need be.
+        repo_id (`str`): `ORG/NAME`; the repository is created if needed.
+        private (`bool`, *optional*): if `True`, a new repository is private; by default the namespace decides.
+        revision (`str`, *optional*, defaults to `"main"`): branch to commit to, created if needed.
         token (`str`, *optional*): a token with write access; by default the one of `hf auth login` or `HF_TOKEN`.
 
     Returns:
@@ -88,7 +88,7 @@ def _check_exported(folder: Path) -> None:
 
 
 def _card(folder: Path, repo_id: str) -> ModelCard:
-    """The card to publish: the folder's own if somebody edited it, or else one that knows where it is published."""
+    """Returns the card to publish: the folder's own if somebody edited it, else one written for `repo_id`."""
     run = read_json(folder / "run.json")
     if not card_of(folder, run)[0]:
         return ModelCard((folder / "README.md").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Scores that were measured after a run, in its record and on its model card."""
+"""Adds scores that were measured after a run to its record and model card."""
 
 import os
 import re
@@ -12,14 +12,14 @@ from .card import model_card
 
 
 def add_scores(folder: str | os.PathLike, scores: Mapping[str, Any]) -> bool:
-    """Adds scores to the `run.json` of a run's folder, and to its model card unless somebody has edited that.
+    """Adds scores to the `run.json` of a run's folder, and to its model card unless somebody has edited it.
 
     Args:
-        folder (`str` or `os.PathLike`): of a finished run or an export; any other is left alone.
-        scores (`Mapping[str, Any]`): by name, as `evaluate` returns them; those of the same name are replaced.
+        folder (`str` or `os.PathLike`): folder of a finished run or an export; any other is left alone.
+        scores (`Mapping[str, Any]`): by name, as `evaluate` returns them; scores of the same name are replaced.
 
     Returns:
-        `bool`: whether they are on the card now.
+        `bool`: `True` if the card has them now.
     """
     folder = Path(folder)
     if not (folder / "run.json").is_file():
@@ -34,12 +34,12 @@ def add_scores(folder: str | os.PathLike, scores: Mapping[str, Any]) -> bool:
 
 
 def card_of(folder: Path, run: Mapping[str, Any]) -> tuple[bool, str | None]:
-    """Whether the card in a folder is the one that its run wrote, and the address on the Hub it was written for."""
+    """Returns `True` if a folder's card is as its run wrote it, and the Hub address that it was written for."""
     path = folder / "README.md"
     if not path.is_file():
         return True, None
     text = path.read_text(encoding="utf-8")
-    found = re.search(r'from_pretrained\("([^"]+)"', text)  # the run may have named another repository
+    found = re.search(r'from_pretrained\("([^"]+)"', text)  # the card may name another repository than the run
     for address in (None, found[1] if found else None):
         if text == str(model_card(run, address)):
             return True, address

@@ -1,1 +1,1 @@
-"""Training: the Trainer, its arguments, recipes, meters, and how runs are saved and resumed."""
+"""Training: the Trainer, its arguments, meters, and how runs are saved and resumed."""

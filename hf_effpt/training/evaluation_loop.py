@@ -8,8 +8,7 @@ import torch
 from hf_effpt.core.metrics import accumulator_of
 from hf_effpt.core.objectives import objective_of
 from hf_effpt.data.packing import PackedRows
-from hf_effpt.evaluation.joint import held_out_sums
-from hf_effpt.evaluation.loss import held_out_loss, unigram_floor
+from hf_effpt.evaluation.held_out_loss import held_out_loss, held_out_sums, unigram_floor
 
 
 def logged_metrics(model: Any, accelerator: Any) -> dict[str, float]:

@@ -9,7 +9,7 @@ from hf_effpt.core.context import RunContext
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.method import Method
 from hf_effpt.data.packing import PackedRows
-from hf_effpt.data.words import TrainingText
+from hf_effpt.data.training_text import TrainingText
 
 
 def prepare_methods(model: Any, rows: Any, tokenizer: Any, seed: int) -> dict[str, float]:

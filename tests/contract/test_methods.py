@@ -12,8 +12,8 @@ from hf_effpt.core.context import RunContext
 from hf_effpt.core.depth import LayerStack
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.registry import METHODS, build_methods
+from hf_effpt.recipe.recipe import Recipe
 from hf_effpt.training.preparing import prepare_methods
-from hf_effpt.training.recipe import Recipe
 from tests import tiny
 
 from .settings import SETTINGS

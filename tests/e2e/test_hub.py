@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertForMaskedLM
 
 from hf_effpt.data.packing import pack
-from hf_effpt.data.tokenizer import train_tokenizer
+from hf_effpt.data.tokenizer_training import train_tokenizer
 from hf_effpt.hub.export import export
 from hf_effpt.hub.push import push
 from hf_effpt.models import EffptBertConfig, EffptBertForMaskedLM

@@ -9,7 +9,7 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.data.packing import facts
 from hf_effpt.evaluation import document_scores
 from hf_effpt.pretraining import RunResult, claim, prepare_data, pretrain
-from hf_effpt.training.recipe import Recipe
+from hf_effpt.recipe.recipe import Recipe
 
 ELECTRA = {
     "objective": "electra",
@@ -53,7 +53,7 @@ def test_summary_names_other_ways_to_run_the_model():
         "unigram_floor": 6.0,
         "held_out_loss_hardened": 5.75,
     }
-    assert "Run otherwise than as exported, the model has 5.7500 by `hardened`." in summary(found)
+    assert "Held-out loss other than as exported: 5.7500 by `hardened`." in summary(found)
     del found["held_out_loss_hardened"]
     assert "otherwise" not in summary(found)
 
@@ -140,7 +140,7 @@ def test_a_run_is_not_resumed_with_another_selection(corpus, tmp_path):
     ("flags", "message"),
     [
         (["--data.select.kept", "0.5"], "Section `data.select` has no key `kept`: did you mean `keep`"),
-        (["--data.select", "near"], "Section `data.select` is 'near', but must be a mapping"),
+        (["--data.select", "near"], "`data.select` is 'near', but must be a mapping"),
         (["--data.select", "{}"], "which selects nothing"),
         (["--data.select.keep", "half"], "`data.select.keep` is 'half': invalid float value"),
         (["--data.select.deduplicate", "nearly"], "`data.select.deduplicate` is 'nearly': invalid choice"),

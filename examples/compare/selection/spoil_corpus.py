@@ -1,11 +1,11 @@
-"""Spoils a corpus, so that it matters which rows are learned from: half of it copies, a fifth noise.
+"""Spoils a corpus with copies (half of it) and noise (a fifth), so that the selection of rows matters.
 
     python examples/compare/selection/spoil_corpus.py corpus/ --out spoiled/
     effpt compare ... --data.dataset spoiled/ --data.validation spoiled/ --data.isolate_documents true
 
-Of the bytes to train on, 30 % are documents of the corpus, 50 % exact copies of a tenth of these, and 20 % words drawn
-uniformly from all that occur, as many as in a document. What was held out stays so, or else one document in a hundred.
-Isolated documents begin a row, so that copies of them are copies of rows.
+Of the training bytes, 30 % are documents of the corpus, 50 % exact copies of a tenth of these documents, and 20 %
+noise: documents of words sampled uniformly from the vocabulary of the corpus. The validation split is kept; without
+one, each hundredth document is held out. Isolated documents begin a row, so that copies of them are copies of rows.
 """
 
 import argparse
@@ -20,13 +20,13 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.data.corpus import open_corpus
 
 SHARES = {"originals": 0.3, "copies": 0.5, "noise": 0.2}
-REPEATED, LEAST = 0.1, 100  # the share of the originals that is copied, and the documents that it takes
+REPEATED, LEAST = 0.1, 100  # share of the originals that is copied, least number of documents
 
 
 def documents(corpus):
-    """The training documents and those held out."""
+    """Returns the training documents and the held-out ones."""
     train = open_corpus(corpus)
-    with suppress(EffptError):  # of a folder that names no files so
+    with suppress(EffptError):  # raised if the folder has no validation split
         held_out = open_corpus(corpus, split="validation")
         if train.fingerprint != held_out.fingerprint:
             return list(train.texts()), list(held_out.texts())
@@ -39,14 +39,14 @@ def bytes_of(texts):
 
 
 def some(texts, size, seed):
-    """Documents drawn by lot until they are of so many bytes."""
+    """Returns random documents of `size` bytes in total."""
     drawn = random.Random(seed).sample(texts, len(texts))
     ends = list(accumulate(bytes_of([text]) for text in drawn))
     return [text for text, end in zip(drawn, ends, strict=True) if end - bytes_of([text]) <= size]
 
 
 def spoiled(texts, seed=0):
-    """The documents of each kind, by its name."""
+    """Returns the documents of the spoiled corpus by kind: originals, copies and noise."""
     if len(texts) < LEAST:
         sys.exit(f"The corpus has {len(texts)} documents to train on, and it takes {LEAST} to spoil one.")
     draw, size = random.Random(seed), bytes_of(texts)

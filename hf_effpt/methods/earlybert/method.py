@@ -19,7 +19,7 @@ from hf_effpt.core.ledger import record
 from hf_effpt.core.method import Method, Paper, start_after
 from hf_effpt.core.settings import Count, Fraction, In, NotNegative, Positive, Share, check_settings
 from hf_effpt.core.snapshot import snapshot_of
-from hf_effpt.core.ticket import Ticket
+from hf_effpt.core.ticket import FILE, Ticket
 from hf_effpt.core.width import cut_state, cut_width, layers_that_run
 
 from .drawing import any_like, best, check_shares, scores_by, worst
@@ -239,7 +239,7 @@ class EarlyBert(Method):
     def save_artifacts(self, backbone: Any, folder: Path) -> None:
         """Writes the ticket beside the model that it has become."""
         if (ticket := self.ticket_of(backbone)) is not None:
-            ticket.save(folder / "ticket.json")
+            ticket.save(folder / FILE)
 
     # The search.
 

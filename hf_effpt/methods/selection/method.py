@@ -17,7 +17,6 @@ from hf_effpt.core.settings import Count, CountOrZero, Fraction, In, Share, chec
 
 from .config import check, resolve
 from .cost import cost_report
-from .memory import NAME as FILE
 from .memory import Memory
 from .scoring import reference_losses, scores
 from .state import Selector, changed_at
@@ -78,7 +77,6 @@ class Selection(RowMethod):
 
     name: ClassVar[str] = "selection"
     summary: ClassVar[str] = "Scores more rows than it trains on and learns from the best; the export is stock."
-    artifacts: ClassVar[tuple[str, ...]] = (FILE,)
     paper: ClassVar[Paper] = Paper.of(
         "@misc{jiang2019accelerating, title={Accelerating Deep Learning by Focusing on the Biggest Losers}, "
         "author={Jiang, Angela H. and Wong, Daniel L.-K. and Zhou, Giulio and Andersen, David G. and Dean, "

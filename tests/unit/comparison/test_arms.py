@@ -2,7 +2,7 @@ import pytest
 import yaml
 
 from hf_effpt.comparison.arms import Arm, check_comparable, common_budget, load_arms, with_free_methods
-from hf_effpt.comparison.grid import claim, grid
+from hf_effpt.comparison.run_grid import claim, grid
 from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
 

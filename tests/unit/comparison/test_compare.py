@@ -5,7 +5,7 @@ import importlib
 import pytest
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.training.recipe import Recipe
+from hf_effpt.recipe.recipe import Recipe
 from tests import tiny
 
 compare = importlib.import_module("hf_effpt.comparison.compare")  # beside the function of that name

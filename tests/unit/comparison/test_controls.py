@@ -5,8 +5,8 @@ import json
 import pytest
 
 from hf_effpt.comparison.markdown import markdown
+from hf_effpt.comparison.report_tables import DASH
 from hf_effpt.comparison.summary import summarized
-from hf_effpt.comparison.tables import DASH
 from hf_effpt.core.clock import Clock
 from tests.unit.comparison.records import BUDGET, at, entry, runs
 from tests.unit.comparison.test_markdown import row

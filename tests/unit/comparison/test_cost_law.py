@@ -8,9 +8,9 @@ import pytest
 from hf_effpt.comparison.cost_law import cost_law
 from hf_effpt.comparison.markdown import markdown
 from hf_effpt.comparison.page import write_page
+from hf_effpt.comparison.report_tables import DASH
 from hf_effpt.comparison.speed import NO_SPEED, speed_up
 from hf_effpt.comparison.summary import losses_by_budget, summarized
-from hf_effpt.comparison.tables import DASH
 from hf_effpt.core.clock import Clock
 from tests.unit.comparison.records import BUDGET, at, runs
 from tests.unit.comparison.test_markdown import row

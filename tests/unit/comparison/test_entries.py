@@ -2,10 +2,10 @@ import json
 
 import pytest
 
+from hf_effpt.comparison.arm_losses import loss_of, margins
 from hf_effpt.comparison.arms import Arm
-from hf_effpt.comparison.entries import run_entry
-from hf_effpt.comparison.grid import Run
-from hf_effpt.comparison.losses import loss_of, margins
+from hf_effpt.comparison.run_entries import run_entry
+from hf_effpt.comparison.run_grid import Run
 
 SECTIONS = {"model": {"size": "tiny", "objective": "electra"}, "data": {"dataset": "corpus/"}}
 EVALUATION = {"objective": "electra", "held_out_loss": 0.416, "floor": 0.4254, "unigram_floor": 6.2,

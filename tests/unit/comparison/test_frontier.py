@@ -1,7 +1,12 @@
+import runpy
+from pathlib import Path
+
 import pytest
 
-from hf_effpt.comparison.frontier import frontier, plot, table
 from hf_effpt.core.errors import EffptError
+
+EXAMPLE = runpy.run_path(str(Path(__file__).parents[3] / "examples" / "frontier.py"))
+frontier, plot, table = EXAMPLE["frontier"], EXAMPLE["plot"], EXAMPLE["table"]
 
 
 def point(loss, parameters=100, **changes):

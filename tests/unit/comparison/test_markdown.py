@@ -7,7 +7,7 @@ import pytest
 
 from hf_effpt.comparison.markdown import markdown
 from hf_effpt.comparison.plots import write_plots
-from hf_effpt.comparison.tables import DASH, MINUS, amount, signed, small
+from hf_effpt.comparison.report_tables import DASH, MINUS, amount, signed, small
 from tests.unit.comparison.example_report import example_report, with_divergence, with_objectives, without_energy
 
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from hf_effpt.comparison import plots, series
+from hf_effpt.comparison import chart_series, plots
 from hf_effpt.comparison.plots import require_plotting, write_plots
 from hf_effpt.core.errors import EffptError
 from tests.unit.comparison.example_report import (
@@ -16,7 +16,7 @@ from tests.unit.comparison.example_report import (
     without_energy,
 )
 
-TIME = series.AXES[0]
+TIME = chart_series.AXES[0]
 
 
 def test_pictures_are_written(tmp_path):
@@ -41,7 +41,7 @@ def test_no_picture_of_what_is_not_known(tmp_path):
 def test_a_picture_has_every_arm_and_the_floor():
     report = example_report()
     report["arms"][1]["name"] = "_stacking"
-    figure = plots._losses(report, TIME, *series.groups(report))
+    figure = plots._losses(report, TIME, *chart_series.groups(report))
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
         "baseline", " _stacking", "layerdrop", "unigram floor", "end of a shorter, fully decayed run",
     ]  # fmt: skip
@@ -79,8 +79,8 @@ def test_a_missing_library_names_the_extra(monkeypatch):
 def test_no_picture_has_losses_of_two_objectives(tmp_path):
     report = with_objectives()
     names = [path.name for path in write_plots(report, tmp_path)]
-    assert names[:5] == [*(axis.picture for axis in series.AXES[:4]), "loss_by_time_electra_per_token.png"]
-    masked, electra = (plots._losses(report, TIME, group) for group in series.groups(report))
+    assert names[:5] == [*(axis.picture for axis in chart_series.AXES[:4]), "loss_by_time_electra_per_token.png"]
+    masked, electra = (plots._losses(report, TIME, group) for group in chart_series.groups(report))
     labels = [[text.get_text() for text in figure.legends[0].get_texts()][:-1] for figure in (masked, electra)]
     assert labels == [["baseline", "stacking", "unigram floor"], ["electra", "prior entropy"]]
     assert max(float(max(line.get_ydata())) for line in electra.axes[0].lines if len(line.get_ydata())) < 1

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from hf_effpt.comparison.arms import Arm
-from hf_effpt.comparison.grid import grid
-from hf_effpt.comparison.runner import Runner, gpus_of
-from hf_effpt.comparison.worker import BUSY
+from hf_effpt.comparison.run_grid import grid
+from hf_effpt.comparison.run_launcher import Runner, gpus_of
+from hf_effpt.comparison.run_worker import BUSY
 from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
 

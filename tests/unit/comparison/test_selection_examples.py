@@ -11,7 +11,7 @@ import yaml
 
 from hf_effpt.comparison.arms import Arm, load_arms
 from hf_effpt.comparison.controls import find_control
-from hf_effpt.comparison.grid import identity
+from hf_effpt.comparison.run_grid import identity
 from hf_effpt.data.corpus import open_corpus
 from tests.unit.comparison.records import runs
 

@@ -6,9 +6,9 @@ import random
 import pytest
 
 from hf_effpt.comparison import sweep as sweeping
-from hf_effpt.comparison.runner import Runner
+from hf_effpt.comparison.run_launcher import Runner
+from hf_effpt.comparison.run_worker import run as work
 from hf_effpt.comparison.sweep import budget_sweep, check_run
-from hf_effpt.comparison.worker import run as work
 from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
 from hf_effpt.training.timekeeping import Timekeeper

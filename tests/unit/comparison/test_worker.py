@@ -7,10 +7,10 @@ import sys
 import pytest
 from filelock import FileLock
 
-from hf_effpt.comparison import worker
+from hf_effpt.comparison import run_worker
 from hf_effpt.comparison.arms import Arm
-from hf_effpt.comparison.entries import curve, run_entry
-from hf_effpt.comparison.grid import Run
+from hf_effpt.comparison.run_entries import curve, run_entry
+from hf_effpt.comparison.run_grid import Run
 from hf_effpt.core.errors import EffptError
 
 WORDS = (
@@ -40,8 +40,8 @@ def request(run, **evaluation):
 
 @pytest.mark.slow
 def test_a_run_is_trained_evaluated_and_cleared_once(run, monkeypatch):
-    monkeypatch.setattr(worker, "evaluate", lambda folder, **asked: {"scores": {}, "of": folder.name})
-    worker.run(request(run, tasks=["blimp"], seeds=[5]))
+    monkeypatch.setattr(run_worker, "evaluate", lambda folder, **asked: {"scores": {}, "of": folder.name})
+    run_worker.run(request(run, tasks=["blimp"], seeds=[5]))
     assert not list(run.folder.glob("checkpoint-*"))
     assert run.scores() == {"asked": {"tasks": ["blimp"], "seeds": [5]}, "scores": {}, "of": "budget-1"}
     record = run.record()
@@ -56,8 +56,8 @@ def test_a_run_is_trained_evaluated_and_cleared_once(run, monkeypatch):
         [n / 10 for n in range(1, 11)], abs=0.11
     )
     assert entry["curve"][-1]["loss"] == entry["held_out_loss"]
-    monkeypatch.setattr(worker, "pretrain", lambda *_, **__: pytest.fail("trained again"))
-    worker.run(request(run, tasks=["cola"], seeds=[5]))
+    monkeypatch.setattr(run_worker, "pretrain", lambda *_, **__: pytest.fail("trained again"))
+    run_worker.run(request(run, tasks=["cola"], seeds=[5]))
     assert run.scores()["asked"]["tasks"] == ["cola"]
 
 
@@ -68,24 +68,26 @@ def test_a_run_that_another_process_is_at_is_left_alone(run, tmp_path, monkeypat
     path.write_text(json.dumps({**request(run), "parent": os.getppid()}))
     monkeypatch.setattr("sys.argv", ["worker", str(path)])
     with FileLock(run.folder.with_name(f".{run.folder.name}.lock")):
-        assert worker.main() == worker.BUSY
+        assert run_worker.main() == run_worker.BUSY
     assert (run.folder / "config.json").exists()
 
 
 def test_a_killed_run_goes_on_from_its_last_whole_checkpoint(tmp_path, monkeypatch):
-    monkeypatch.setattr(worker, "fault", lambda checkpoint: "cut short" if checkpoint.name == "checkpoint-9" else None)
+    monkeypatch.setattr(
+        run_worker, "fault", lambda checkpoint: "cut short" if checkpoint.name == "checkpoint-9" else None
+    )
     for name in ("checkpoint-3", "checkpoint-6", "checkpoint-9"):
         (tmp_path / "run" / name).mkdir(parents=True)
     (tmp_path / "run" / "recipe.yaml").touch()
-    assert worker.last_whole_checkpoint(tmp_path / "run") == str(tmp_path / "run" / "checkpoint-6")
+    assert run_worker.last_whole_checkpoint(tmp_path / "run") == str(tmp_path / "run" / "checkpoint-6")
     (tmp_path / "run" / "recipe.yaml").unlink()  # with which it could not be resumed
-    assert worker.last_whole_checkpoint(tmp_path / "run") is None
+    assert run_worker.last_whole_checkpoint(tmp_path / "run") is None
     assert not (tmp_path / "run").exists()
 
 
 def test_a_run_ends_when_its_comparison_is_gone():
     """The watcher's parent is another process than its own: it ends at once, whatever it is doing."""
-    code = "import time; from hf_effpt.comparison.worker import end_with; end_with(1, 0.01); time.sleep(60)"
+    code = "import time; from hf_effpt.comparison.run_worker import end_with; end_with(1, 0.01); time.sleep(60)"
     done = subprocess.run([sys.executable, "-c", code], timeout=50, check=False)
     assert done.returncode == -signal.SIGTERM
 
@@ -95,7 +97,7 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys):
     recipe = {"data": {"dataset": "x"}, "models": {}}
     path.write_text(json.dumps({"recipe": recipe, "evaluation": {}, "parent": os.getppid()}))
     monkeypatch.setattr("sys.argv", ["worker", str(path)])
-    assert worker.main() == 2
+    assert run_worker.main() == 2
     assert "has no section `models`" in capsys.readouterr().err
 
 

@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset, DatasetDict, IterableDataset
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.data import corpus_of, hosted, open_corpus
+from hf_effpt.data import corpus_of, open_corpus
 
 
 @pytest.fixture
@@ -142,8 +142,8 @@ def test_hub_dataset_with_configuration_and_split(monkeypatch):
         data = Dataset.from_dict({"text": ["hub one", None, "hub two"]})
         return data.to_iterable_dataset() if streaming else data
 
-    monkeypatch.setattr(hosted.datasets, "load_dataset_builder", lambda name, configuration: Builder)
-    monkeypatch.setattr(hosted.datasets, "load_dataset", load)
+    monkeypatch.setattr("datasets.load_dataset_builder", lambda name, configuration: Builder)
+    monkeypatch.setattr("datasets.load_dataset", load)
     for streaming in (False, True):
         corpus = open_corpus("org/name:config", split="validation", streaming=streaming)
         assert asked[-1] == ("org/name", "config", "validation")
@@ -161,7 +161,7 @@ def test_hub_dataset_that_needs_a_configuration(monkeypatch):
     def refuse(name, configuration):
         raise ValueError("Config name is missing.\nPlease pick one among the available configs: ['a', 'b']")
 
-    monkeypatch.setattr(hosted.datasets, "load_dataset_builder", refuse)
+    monkeypatch.setattr("datasets.load_dataset_builder", refuse)
     with pytest.raises(
         EffptError, match=r"'org/my_split' needs a configuration, as in org/my_split:NAME.*\n.*'a', 'b'"
     ):
@@ -170,8 +170,8 @@ def test_hub_dataset_that_needs_a_configuration(monkeypatch):
 
 def test_streamed_dataset_that_does_not_know_its_columns(monkeypatch):
     rows = IterableDataset.from_generator(lambda: iter([{"text": "x", "other": 1}]))
-    monkeypatch.setattr(hosted.datasets, "load_dataset_builder", lambda *_: type("Builder", (), {"hash": "abc"}))
-    monkeypatch.setattr(hosted.datasets, "load_dataset", lambda *_, **__: rows)
+    monkeypatch.setattr("datasets.load_dataset_builder", lambda *_: type("Builder", (), {"hash": "abc"}))
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: rows)
     assert list(open_corpus("org/name", streaming=True).texts()) == ["x"]
     with pytest.raises(EffptError, match="the columns are 'text', 'other'"):
         open_corpus("org/name", streaming=True, text_column="body")

@@ -3,7 +3,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.data.readers import (
+from hf_effpt.data.file_readers import (
     parquet_text_bytes,
     read_jsonl,
     read_parquet,

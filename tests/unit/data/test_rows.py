@@ -5,9 +5,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_effpt.data import rows
-from hf_effpt.data.rows import IsolatedRows, StreamRows, best_fit
-from hf_effpt.data.specials import SpecialIds
+from hf_effpt.data import row_builders
+from hf_effpt.data.row_builders import IsolatedRows, StreamRows, best_fit
+from hf_effpt.data.vocabulary import SpecialIds
 
 IDS = SpecialIds(pad=0, cls=1, sep=2, mask=3)
 LENGTHS = st.integers(8, 40)
@@ -45,7 +45,7 @@ def test_stream_rows_hold_the_stream_in_order(groups, length):
 @given(GROUPS, LENGTHS, st.sampled_from([1, 3, 4096]))
 def test_isolated_rows_hold_every_token_once(groups, length, block_rows):
     groups = documents_of(groups)
-    with patch.object(rows, "BLOCK_ROWS", block_rows):
+    with patch.object(row_builders, "BLOCK_ROWS", block_rows):
         packed = build(IsolatedRows(length, IDS, np.dtype(np.int32)), groups)
     assert packed["input_ids"].shape == packed["document_ids"].shape
     assert packed["input_ids"].shape[1] == length

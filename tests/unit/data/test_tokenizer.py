@@ -6,7 +6,7 @@ import pytest
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.data import Corpus, corpus_of, tokenizer_report, train_tokenizer
-from hf_effpt.data.tokenizer import _alphabet
+from hf_effpt.data.tokenizer_training import _alphabet
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 KINDS = ["wordpiece", "bpe"]

@@ -231,7 +231,7 @@ def test_a_model_that_cannot_judge_is_named(tmp_path, texts):
     refused("`data.select.model` is '.*missing'.*has no config.json", tmp_path / "missing", **band)
     refused("has no config.json", tmp_path / "missing", deduplicate="semantic")
     electra = saved(ElectraForPreTraining(ElectraConfig(**SHAPE)), tmp_path / "electra")
-    refused("holds a ElectraForPreTraining, but `keep` goes by the loss of a masked language", electra, **band)
+    refused("holds a ElectraForPreTraining, but `keep` needs a masked language model", electra, **band)
     classifier = saved(BertForSequenceClassification(BertConfig(**SHAPE)), tmp_path / "classifier")
     refused("lacks weights of its pre-training head", classifier, **band)
     assert selected(corpus_of(texts), tmp_path, model=classifier, deduplicate="semantic").chosen_N.any()

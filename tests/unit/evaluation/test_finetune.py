@@ -20,11 +20,11 @@ from transformers import (
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.evaluation import finetune as module
-from hf_effpt.evaluation import plans
+from hf_effpt.evaluation import finetuning_plan
 from hf_effpt.evaluation.finetune import finetune, make_accumulation_safe
+from hf_effpt.evaluation.finetuning_plan import plan_suite
+from hf_effpt.evaluation.glue_metrics import Score
 from hf_effpt.evaluation.lora import add_lora
-from hf_effpt.evaluation.metrics import Score
-from hf_effpt.evaluation.plans import finetune_suite
 from hf_effpt.evaluation.protocols import PROTOCOLS, Protocol, Settings
 from hf_effpt.evaluation.tasks import load_task
 from tests import tiny
@@ -130,10 +130,10 @@ def test_two_tasks_of_one_name_are_refused(folder, data, tmp_path):
         write(tmp_path / inside, "mine", [{"text": f"w{i}", "label": i % 2} for i in range(20)])
     both = [str(tmp_path / inside / "mine.jsonl") for inside in ("a", "b")]
     with pytest.raises(EffptError, match=r"a/mine\.jsonl` and `.*b/mine\.jsonl` are both called `mine`"):
-        finetune_suite(folder, both, "default", data=None)
+        plan_suite(folder, both, "default", data=None)
     (data / "mnli").rename(data / "mnli_subset")
     with pytest.raises(EffptError, match="`mnli` and `mnli_subset` are both called `mnli_subset`"):
-        finetune_suite(folder, ["mnli", "mnli_subset"], "default", data=data)
+        plan_suite(folder, ["mnli", "mnli_subset"], "default", data=data)
 
 
 def test_examples_that_do_not_fit_are_cut_and_counted(folder, tmp_path):
@@ -252,7 +252,7 @@ def test_lora_trains_adapters_and_head_only_and_merges_into_the_same_predictions
 def test_lora_learns_and_its_scores_say_so(folder, data):
     settings = Settings(**{**vars(QUICK), "learning_rate": 1e-2, "epochs": 6})
     protocol = Protocol("quick", "this test", settings=settings, seeds=1)
-    suite = finetune_suite(folder, ["cola"], protocol, data=data, lora=4)
+    suite = plan_suite(folder, ["cola"], protocol, data=data, lora=4).run()
     assert suite["lora"] == 4
     assert suite["tasks"]["cola/mcc@quick+lora4"]["value"] > 0.9
     assert suite["average"]["name"] == "average@quick+lora4"
@@ -269,26 +269,21 @@ def test_lora_without_peft_says_what_to_install(folder, data, monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(EffptError, match=r"hf_effpt\[lora\]"):
-        finetune_suite(folder, ["cola"], "default", data=data, lora=4)
+        plan_suite(folder, ["cola"], "default", data=data, lora=4)
 
 
 def test_suite(folder, data):
     protocol = Protocol("quick", "this test", settings=Settings(epochs=1, max_length=16), statistic="median", seeds=2)
     seen = []
-    suite = finetune_suite(
-        folder,
-        ["cola", "mnli"],
-        protocol,
-        data=data,
-        on_result=lambda name, result: seen.append((name, result["seed"])),
-    )
+    plan = plan_suite(folder, ["cola", "mnli"], protocol, data=data)
+    suite = plan.run(lambda name, result: seen.append((name, result["seed"])))
     assert seen == [("mnli", 0), ("mnli", 1), ("cola", 0), ("cola", 1)]
     assert list(suite["tasks"]) == ["mnli/accuracy@quick", "mnli/accuracy_mm@quick", "cola/mcc@quick"]
     score = suite["tasks"]["mnli/accuracy@quick"]
     assert score["value"] == pytest.approx(sum(seed["value"] for seed in score["seeds"]) / 2)
     assert suite["average"]["value"] is not None
     json.dumps(suite, allow_nan=False)
-    one = finetune_suite(folder, ["cola"], protocol, data=data, seeds=[5])
+    one = plan_suite(folder, ["cola"], protocol, data=data, seeds=[5]).run()
     assert one["tasks"]["cola/mcc@quick"]["notes"][0] == "seeds: 1, where the protocol has 2"
     assert "cola has seeds: 1, where the protocol has 2" in one["average"]["note"]
     assert suite["average"] == {**suite["average"], "name": "average@quick"}
@@ -305,14 +300,14 @@ def test_tasks_that_start_from_mnli_do(folder, data, monkeypatch):
 
     monkeypatch.setattr(module, "_load", load)
     protocol = Protocol("quick", "this test", settings=QUICK, seeds=1, from_mnli=frozenset({"rte"}))
-    suite = finetune_suite(folder, ["cola", "rte", "mnli"], protocol, data=data)
+    suite = plan_suite(folder, ["cola", "rte", "mnli"], protocol, data=data).run()
     embeddings = {name: weight for name, weight, _ in starts}
     assert [name for name, *_ in starts] == ["mnli", "cola", "rte"]
     assert starts[2][2] == 2
     assert torch.equal(embeddings["mnli"], embeddings["cola"])
     assert not torch.equal(embeddings["mnli"], embeddings["rte"])
     assert "started from the encoder fine-tuned on mnli" in suite["tasks"]["rte/accuracy@quick"]["notes"]
-    plan, finished = plans.plan_suite(folder, ["rte", "mnli"], protocol, data=data), {}
+    plan, finished = plan_suite(folder, ["rte", "mnli"], protocol, data=data), {}
     first = plan.run(finished=finished)
     starts.clear()
     assert plan.run(finished=finished) == first
@@ -323,7 +318,7 @@ def test_tasks_that_start_from_mnli_do(folder, data, monkeypatch):
 
 
 def test_suite_refuses_before_it_trains(folder, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(plans, "finetune_and_keep", lambda *args: pytest.fail("trained"))
+    monkeypatch.setattr(finetuning_plan, "finetune", lambda *args: pytest.fail("trained"))
     (tmp_path / "empty").mkdir()
     for changes, message in [
         ({"protocol": "glue8_mosaic", "tasks": ["rte"]}, "rte start from the model fine-tuned on MNLI"),
@@ -336,7 +331,7 @@ def test_suite_refuses_before_it_trains(folder, data, tmp_path, monkeypatch):
     ]:
         given = {"model_dir": folder, "tasks": ["cola"], "protocol": "default", **changes}
         with pytest.raises(EffptError, match=message):
-            finetune_suite(data=data, **given)
+            plan_suite(data=data, **given)
 
 
 def test_a_folder_that_is_no_encoder_with_its_tokenizer(folder, data, tmp_path):

@@ -1,12 +1,19 @@
 """Latency by a clock that only counts, and what zeros and int8 leave of a model."""
 
+import runpy
+from pathlib import Path
+
 import pytest
 import torch
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.evaluation.latency import CALLS, WARM_UP, latency
-from hf_effpt.evaluation.memory_baselines import in_int8, sparse_bytes, stored_bytes, with_zeros
 from tests import tiny
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
+TIMES, MEMORY = (runpy.run_path(str(EXAMPLES / f"{name}.py")) for name in ("latency", "memory_baselines"))
+CALLS, WARM_UP, latency = (TIMES[name] for name in ("CALLS", "WARM_UP", "latency"))
+in_int8, with_zeros = MEMORY["in_int8"], MEMORY["with_zeros"]
+sparse_bytes, stored_bytes = MEMORY["sparse_bytes"], MEMORY["stored_bytes"]
 
 
 def stock(**changes):

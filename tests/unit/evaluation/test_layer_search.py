@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from hf_effpt.core.errors import EffptError
+from hf_effpt.evaluation.held_out_loss import fixed_mask_batches, held_out_loss
 from hf_effpt.evaluation.layer_scores import activations_of, draw_gates, gated_loss, rates_of
 from hf_effpt.evaluation.layer_search import eliminate, search, stacked
-from hf_effpt.evaluation.loss import fixed_mask_batches, held_out_loss
 from tests import tiny
 
 

@@ -9,7 +9,7 @@ from transformers import BertModel, ElectraConfig, ElectraForMaskedLM, RobertaCo
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.data.packing import PackedRows
-from hf_effpt.evaluation.loss import fixed_mask_batches, held_out_loss, unigram_floor
+from hf_effpt.evaluation.held_out_loss import fixed_mask_batches, held_out_loss, unigram_floor
 from tests import tiny
 
 

@@ -4,7 +4,7 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.evaluation.metrics import METRICS, score
+from hf_effpt.evaluation.glue_metrics import METRICS, score
 
 CLASSIC = {"accuracy": accuracy_score, "f1": f1_score, "mcc": matthews_corrcoef}
 

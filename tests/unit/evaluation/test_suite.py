@@ -15,12 +15,12 @@ from transformers import (
 )
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.evaluation import held_out, pairs, plans, suite
-from hf_effpt.evaluation.checkpoint import load_pretrained, readable_length
-from hf_effpt.evaluation.pairs import load_pairs
-from hf_effpt.evaluation.plans import Plan
+from hf_effpt.evaluation import blimp_pairs, finetuning_plan, held_out_text, suite
+from hf_effpt.evaluation.blimp_pairs import load_pairs
+from hf_effpt.evaluation.finetuning_plan import Plan
 from hf_effpt.evaluation.protocols import PROTOCOLS
-from hf_effpt.evaluation.record import Record
+from hf_effpt.evaluation.results_file import Record
+from hf_effpt.evaluation.stock_checkpoint import load_pretrained, readable_length
 from hf_effpt.evaluation.suite import evaluate, table
 from tests import tiny
 
@@ -151,7 +151,7 @@ def test_pairs_as_they_are_published(tmp_path, monkeypatch):
         load_pairs("nowhere")
     with pytest.raises(EffptError, match="cannot be downloaded"):  # there is no network here
         load_pairs("hub")
-    monkeypatch.setattr(pairs, "get_dataset_config_names", lambda _: (_ for _ in ()).throw(OSError()))
+    monkeypatch.setattr(blimp_pairs, "get_dataset_config_names", lambda _: (_ for _ in ()).throw(OSError()))
     with pytest.raises(EffptError, match=r"cannot be downloaded \(OSError\)"):
         load_pairs("hub")
 
@@ -159,7 +159,7 @@ def test_pairs_as_they_are_published(tmp_path, monkeypatch):
 def run_on(tmp_path, corpus, objective="mlm", **changes):
     """A run of three steps on some text, trained at a rate of masks that is not the one of evaluation."""
     from hf_effpt.pretraining import pretrain
-    from hf_effpt.training.recipe import Recipe
+    from hf_effpt.recipe.recipe import Recipe
 
     data = {"dataset": str(corpus), "sequence_length": 32, "vocab_size": 256, "validation": 0.2,
             "mlm_probability": 0.3, **changes}  # fmt: skip
@@ -205,7 +205,7 @@ def test_text_that_has_changed_since_the_run_or_is_not_here_is_not_held_out_anew
     assert "did not record which text" in evaluate(folder)["scores"]["held_out_loss"]["notes"][0]
 
     asked = []
-    monkeypatch.setattr(held_out, "open_corpus", lambda name, **_: asked.append(name))
+    monkeypatch.setattr(held_out_text, "open_corpus", lambda name, **_: asked.append(name))
     record["data"]["fingerprint"] = fingerprint
     for missing in ("corpus", "texts/mine.jsonl", "./corpus/part", "/nowhere/corpus"):
         record["recipe"]["data"]["dataset"] = missing
@@ -213,7 +213,9 @@ def test_text_that_has_changed_since_the_run_or_is_not_here_is_not_held_out_anew
         with pytest.raises(EffptError, match=r"nothing is here.*folder that the run was started in.*--text"):
             evaluate(folder)
     assert asked == []
-    monkeypatch.setattr(held_out, "open_corpus", lambda name, **_: (_ for _ in ()).throw(EffptError("no network")))
+    monkeypatch.setattr(
+        held_out_text, "open_corpus", lambda name, **_: (_ for _ in ()).throw(EffptError("no network"))
+    )
     record["recipe"]["data"]["dataset"] = "org/name"
     (folder / "run.json").write_text(json.dumps(record))
     with pytest.raises(EffptError, match="no network"):
@@ -247,7 +249,7 @@ def test_rows_of_other_text_are_no_longer_than_the_model_reads(checkpoint, tmp_p
     (folder / "run.json").write_text(json.dumps({"recipe": {"data": settings}}))
     model, tokenizer = load_pretrained(folder)
     text = str(text_of(tmp_path / "a.jsonl"))
-    rows = held_out.held_out_text(folder, tokenizer, text, readable_length(model, tokenizer)).rows
+    rows = held_out_text.held_out_text(folder, tokenizer, text, readable_length(model, tokenizer)).rows
     assert rows.features["input_ids"].length == length
 
 
@@ -294,7 +296,7 @@ def test_a_diverged_model_costs_only_the_scores_that_it_lacks(checkpoint, data, 
 def test_a_second_call_keeps_scores_and_does_not_repeat_seeds(checkpoint, data, tmp_path, monkeypatch):
     folder = tmp_path / "model"
     shutil.copytree(checkpoint, folder)
-    out, real, trained = tmp_path / "evaluation.json", plans.finetune_and_keep, []
+    out, real, trained = tmp_path / "evaluation.json", finetuning_plan.finetune, []
 
     def measured(tasks, seeds=2, lora=None):
         measurement = suite.Measurement(folder, tasks, data, None, "default", seeds, lora, None)
@@ -312,12 +314,12 @@ def test_a_second_call_keeps_scores_and_does_not_repeat_seeds(checkpoint, data, 
             raise KeyboardInterrupt
         return ended(*given)
 
-    monkeypatch.setattr(plans, "finetune_and_keep", stop_at_one)
+    monkeypatch.setattr(finetuning_plan, "finetune", stop_at_one)
     with pytest.raises(KeyboardInterrupt):
         measured(["blimp", "cola"])
     left = json.loads(out.read_text())
     assert (left["partial"], list(left["scores"]), len(left["finished"])) == (True, ["blimp/pll_word_l2r"], 1)
-    monkeypatch.setattr(plans, "finetune_and_keep", ended)
+    monkeypatch.setattr(finetuning_plan, "finetune", ended)
     whole = measured(["cola"])
     assert trained == [0, 1]  # the seed that was done is not done again
     assert set(whole["scores"]) == {"blimp/pll_word_l2r", "cola/mcc@default"}
@@ -347,7 +349,7 @@ def test_a_file_that_holds_something_else_is_not_written_over(checkpoint, tmp_pa
 def test_a_model_of_no_run_needs_text(checkpoint):
     with pytest.raises(EffptError, match="--text"):
         evaluate(checkpoint)
-    assert held_out.run_of(checkpoint) == {}
+    assert held_out_text.run_of(checkpoint) == {}
     assert isinstance(load_pretrained(checkpoint)[0], BertForMaskedLM)
 
 

@@ -183,7 +183,7 @@ def test_a_checkpoint_whose_widths_are_not_its_weights_is_refused(small, tmp_pat
     config = json.loads((small[0] / "config.json").read_text())
     config["layer_widths"][0] = [1, 64]
     (small[0] / "config.json").write_text(json.dumps(config))
-    with pytest.raises(EffptError, match=r"do not belong to its config\.json; what does not fit: .*query"):
+    with pytest.raises(EffptError, match=r"do not belong to its config\.json; these do not fit: .*query"):
         export(small[0], tmp_path / "out")
 
 

@@ -10,7 +10,7 @@ from transformers import BertForMaskedLM
 from hf_effpt.core.depth import stack_of
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.token_losses import has_loss_observers
-from hf_effpt.evaluation.loss import held_out_loss
+from hf_effpt.evaluation.held_out_loss import held_out_loss
 from hf_effpt.training import reference_time_meter
 from hf_effpt.training.flops import FlopCounter
 from hf_effpt.training.reference_time_meter import optimizer_operation, step_operation, time_step

@@ -5,7 +5,7 @@ import pytest
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.registry import build_methods
 from hf_effpt.methods import Stacking
-from hf_effpt.training.sections import parse_section
+from hf_effpt.recipe.sections import parse_section
 from tests import tiny
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hf_effpt.methods import TNF
-from hf_effpt.methods.tnf.dictionary import HeadInputs, NoteDictionary
+from hf_effpt.methods.tnf.dictionary import NoteDictionary, NoteInputs
 from hf_effpt.methods.tnf.lookup import (
     CONTINUATION,
     PAD,
@@ -156,7 +156,7 @@ def test_blending_by_hand(scale):
     ids = torch.tensor([[1, 2, 3, 6, 5, 1]])
     entry = torch.tensor([[-1, -1, 1, 1, -1, -1]])
     words, found, hits = found_in(ids, entry)
-    notes._reading = reading = HeadInputs(entry, words, found, {})
+    notes._reading = reading = NoteInputs(entry, words, found, {})
     mixed = notes.blend(HIDDEN)
     assert hits == 1
     for at in (0, 1, 4, 5):

@@ -10,8 +10,8 @@ from hf_effpt.core.objectives import OBJECTIVES
 from hf_effpt.models import EffptBertForMaskedLM, ElectraForJointPreTraining, McBertForPreTraining
 from hf_effpt.models.electra import prior_entropy
 from hf_effpt.pretraining import build_model, build_trainer
+from hf_effpt.recipe.recipe import Recipe
 from hf_effpt.training.named import ElectraTrainer, McBertTrainer, TNFTrainer
-from hf_effpt.training.recipe import Recipe
 from tests import tiny
 
 JOINT = [name for name in OBJECTIVES if name != "mlm"]

@@ -1,0 +1,64 @@
+"""Text of the `datasets` library: folders it saved, and datasets on the Hub."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import datasets
+from datasets import Dataset, DatasetDict, IterableDataset
+
+from hf_effpt.core.errors import EffptError, first_line
+from hf_effpt.data.file_readers import Source, check_text_column, missing_column
+
+
+def open_saved(path: Path, text_column: str, split: str) -> Source:
+    """Reader, fingerprint and size of a folder written by `save_to_disk`."""
+    try:
+        dataset = datasets.load_from_disk(str(path))
+    except (OSError, ValueError, KeyError) as error:
+        message = f"{path} looks like a saved dataset, but cannot be loaded ({error}). Save it again."
+        raise EffptError(message) from error
+    if isinstance(dataset, DatasetDict):
+        if split not in dataset:
+            raise EffptError(f"{path} has no split {split!r}, only {sorted(dataset)}. Set data.split.")
+        dataset = dataset[split]
+    return _source(dataset, str(path), text_column)
+
+
+def open_hub(dataset: str, text_column: str, split: str, streaming: bool) -> Source:
+    """Reader, fingerprint and size of a dataset on the Hub, `name` or `name:configuration`."""
+    name, _, configuration = dataset.partition(":")
+    try:
+        builder = datasets.load_dataset_builder(name, configuration or None)
+        loaded = datasets.load_dataset(name, configuration or None, split=split, streaming=streaming)
+    except (OSError, ValueError, RuntimeError) as error:
+        if "Config name is missing" in str(error) or "BuilderConfig" in str(error):
+            raise EffptError(f"The dataset {name!r} needs a configuration, as in {name}:NAME. {error}") from error
+        if "Unknown split" in str(error) or "Bad split" in str(error):
+            raise EffptError(f"The dataset {name!r} has no split {split!r}: {error}. Set data.split.") from error
+        raise EffptError(
+            f"The dataset {dataset!r} is neither a file or folder here ({Path(dataset).absolute()}) nor can it be "
+            f"had from the Hub ({type(error).__name__}: {first_line(error)}). Check the spelling and the network, or "
+            "use local text (.txt, .jsonl or .parquet files, a saved datasets folder, builtin:pydoc)."
+        ) from error
+    return _source(loaded, dataset, text_column, version=f"{dataset}-{split}-{builder.hash}")
+
+
+def _source(dataset: Dataset | IterableDataset, name: str, text_column: str, version: str = "") -> Source:
+    """Reader, fingerprint and size; `version` identifies a streamed dataset, one on disk has its own fingerprint."""
+    num_bytes = None
+    if isinstance(dataset, Dataset):
+        check_text_column(f"The dataset {name!r}", dataset.features.arrow_schema, text_column)
+        num_bytes = dataset.data.column(text_column).nbytes
+        version = dataset._fingerprint
+    else:
+        columns = dataset.column_names or list(next(iter(dataset), {}))
+        if text_column not in columns:
+            raise missing_column(f"The dataset {name!r}", text_column, columns)
+
+    def read() -> Iterator[str]:
+        for batch in dataset.with_format(None).select_columns([text_column]).iter(batch_size=1000):
+            for text in batch[text_column]:
+                yield text or ""
+
+    return read, lambda: hashlib.sha256(f"{version}-{text_column}".encode()).hexdigest()[:32], num_bytes

@@ -1,0 +1,147 @@
+"""Readers of documents from one file: plain text, JSON lines, Parquet."""
+
+import codecs
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hf_effpt.core.errors import EffptError
+
+# Parts of a corpus: a function that starts a pass over the documents, one that hashes the contents, bytes if known.
+Source = tuple[Callable[[], Iterator[str]], Callable[[], str], int | None]
+
+
+def read_txt(path: Path) -> Iterator[str]:
+    """Yields the whole file as one document."""
+    yield "".join(line for _, line in _lines(path))
+
+
+def read_txt_paragraphs(path: Path) -> Iterator[str]:
+    """Yields each run of lines between blank lines as a document; memory does not grow with the file."""
+    lines: list[str] = []
+    for _, line in _lines(path):
+        if line.strip():
+            lines.append(line)
+        elif lines:
+            yield "".join(lines).rstrip()
+            lines = []
+    if lines:
+        yield "".join(lines).rstrip()
+
+
+def read_jsonl(path: Path, text_column: str) -> Iterator[str]:
+    """Yields the string under `text_column` of each line's JSON object; `null` is an empty document."""
+    for number, line in _lines(path):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise EffptError(
+                f"{where}: not valid JSON ({error.msg} at column {error.colno}). A .jsonl file needs one object a "
+                f'line, like {{"{text_column}": "..."}}; correct or remove this line.'
+            ) from error
+        if not isinstance(record, dict):
+            raise EffptError(
+                f"{where}: this is a JSON {type(record).__name__}, but each line must be an object like "
+                f'{{"{text_column}": "..."}}.'
+            )
+        if text_column not in record:
+            raise missing_column(where, text_column, list(record))
+        text = record[text_column]
+        if not isinstance(text, str | None):
+            raise _not_text(where, text_column, type(text).__name__)
+        # JSON may spell half a surrogate pair, which no tokenizer accepts.
+        yield (text or "").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def read_parquet(path: Path, text_column: str) -> Iterator[str]:
+    """Yields the strings of the column `text_column`; null is an empty document."""
+    with _open_parquet(path, text_column) as file:
+        try:
+            for batch in file.iter_batches(batch_size=1024, columns=[text_column]):
+                for text in batch.column(0).to_pylist():
+                    yield text or ""
+        except (pa.ArrowInvalid, OSError) as error:
+            raise _unreadable(path, error) from error
+
+
+def parquet_text_bytes(path: Path, text_column: str) -> int:
+    """Bytes of text in the column, estimated from the file's footer."""
+    with _open_parquet(path, text_column) as file:
+        leaves = [file.schema.column(index).path for index in range(len(file.schema))]
+        groups = (file.metadata.row_group(index) for index in range(file.metadata.num_row_groups))
+        return sum(group.column(leaves.index(text_column)).total_uncompressed_size for group in groups)
+
+
+def missing_column(where: str, text_column: str, columns: list[str]) -> EffptError:
+    """Error for data without that column."""
+    return EffptError(
+        f"{where}: there is no column {text_column!r}; the columns are {', '.join(map(repr, columns)) or 'none'}. "
+        "Name the one that holds the text with data.text_column (text_column=... in Python)."
+    )
+
+
+def check_text_column(where: str, schema: pa.Schema, text_column: str) -> None:
+    """Raises an `EffptError` unless the table has a column of strings under that name."""
+    if text_column not in schema.names:
+        raise missing_column(where, text_column, schema.names)
+    kind = schema.field(text_column).type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+        raise _not_text(where, text_column, str(kind))
+
+
+def _open_parquet(path: Path, text_column: str) -> pq.ParquetFile:
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise _unreadable(path, error) from error
+    check_text_column(str(path), file.schema_arrow, text_column)
+    return file
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines, decoded one by one so that an error knows its offset in the file."""
+    offset = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            mark = len(codecs.BOM_UTF8) if number == 1 and line.startswith(codecs.BOM_UTF8) else 0
+            yield number, _decode(line[mark:], path, offset + mark).replace("\r\n", "\n")
+            offset += len(line)
+
+
+def _decode(data: bytes, path: Path, offset: int) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        wide = offset == 0 and data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        raise EffptError(
+            f"{path} is not UTF-8 text: byte 0x{data[error.start]:02x} at offset {offset + error.start} cannot be "
+            f"decoded. Convert the file, for example: iconv -f {'UTF-16' if wide else 'WINDOWS-1252'} -t UTF-8 "
+            f"{path.name} > utf8-{path.name}"
+        ) from error
+
+
+def _unreadable(path: Path, error: Exception) -> EffptError:
+    return EffptError(f"{path} cannot be read as Parquet ({error}). It may be damaged or cut short: copy it again.")
+
+
+def _not_text(where: str, text_column: str, kind: str) -> EffptError:
+    return EffptError(
+        f"{where}: the column {text_column!r} holds {kind}, but the text must be strings. Name the column that holds "
+        "the text with data.text_column."
+    )
+
+
+# Readers by suffix, for the kinds of file a folder may hold.
+READERS: dict[str, Callable[[Path, str], Iterator[str]]] = {
+    ".txt": lambda path, text_column: read_txt(path),
+    ".jsonl": read_jsonl,
+    ".parquet": read_parquet,
+}

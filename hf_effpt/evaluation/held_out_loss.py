@@ -1,0 +1,144 @@
+"""Held-out loss, summed exactly over masked tokens, and the unigram floor to get below."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import BertModel, ElectraModel, PreTrainedModel, PreTrainedTokenizerFast
+
+from hf_effpt.core.errors import EffptError
+from hf_effpt.data.masking import DataCollatorForMaskedLM
+from hf_effpt.data.packing import PackedRows
+from hf_effpt.models.base import EffptMixin, isolate_documents
+from hf_effpt.models.bert import masked_loss
+from hf_effpt.models.sparse_layer import positions_of
+
+from .masked_logits import evaluation_mode, masked_logits, predicts_masked_tokens
+
+
+@dataclass
+class HeldOut:
+    """Loss of a model on held-out text.
+
+    `total` is in nats, summed over all masked tokens; `label_counts`, of shape `(vocab_size,)`, is the number of times
+    each token was masked.
+    """
+
+    total: float
+    label_counts: np.ndarray
+
+    @property
+    def masked(self) -> int:
+        """Number of masked tokens."""
+        return int(self.label_counts.sum())
+
+
+def held_out_loss(model: PreTrainedModel, batches: Iterable[dict[str, Tensor]]) -> HeldOut:
+    """Sums the loss over masked tokens in evaluation mode; every token has the same weight in whatever batch.
+
+    `model` is a masked language model of this package or a stock class. Batches hold `input_ids`, `labels` (-100 at
+    positions not masked) and, optionally, further inputs of this package's models; [`fixed_mask_batches`] makes them.
+    Raises an `EffptError` if the model predicts no masked tokens, or cannot keep apart the documents of a row.
+    """
+    if not predicts_masked_tokens(model):
+        raise EffptError(
+            f"`{type(model).__name__}` predicts no masked tokens, so it has no held-out loss; load the weights with "
+            "`AutoModelForMaskedLM.from_pretrained(…)`."
+        )
+    own = isinstance(model, EffptMixin)
+    total = torch.zeros((), dtype=torch.float64, device=model.device)  # read once, at the end
+    counts = np.zeros(model.config.vocab_size, dtype=np.int64)
+    with evaluation_mode(model):
+        for inputs in _counted(batches, counts, model.device):
+            total += model(**inputs, num_items_in_batch=1).loss if own else _stock_loss(model, **inputs)
+    return HeldOut(total.item(), counts)
+
+
+def held_out_sums(model: Any, batches: Iterable[dict[str, Tensor]]) -> tuple[dict[str, float], np.ndarray]:
+    """Sums the metrics of a model with a generator in evaluation mode, over batches as its collator makes them.
+
+    The generator's samples are a pure function of the rows, so the same text gives the same metrics at every call.
+
+    Returns:
+        The sum of each metric, and the number of times each token was masked, of shape `(vocab_size,)`.
+    """
+    totals: dict[str, Tensor] = {}
+    counts = np.zeros(model.config.vocab_size, dtype=np.int64)
+    with evaluation_mode(model):
+        for inputs in _counted(batches, counts, model.device):
+            for name, value in model(**inputs).sums.items():
+                totals[name] = totals.get(name, 0.0) + value.double()
+    return {name: value.item() for name, value in totals.items()}, counts
+
+
+def _counted(
+    batches: Iterable[dict[str, Tensor]], counts: np.ndarray, device: torch.device
+) -> Iterator[dict[str, Tensor]]:
+    """Moves batches to the device and adds their labels to `counts`."""
+    for batch in batches:
+        labels = batch["labels"]
+        counts += np.bincount(labels[labels != -100].numpy(), minlength=len(counts))
+        yield {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
+def _stock_loss(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    labels: Tensor,
+    masked_positions: Tensor | None = None,
+    document_ids: Tensor | None = None,
+    **inputs: Any,
+) -> Tensor:
+    """Loss of a stock model summed over a batch, as a training model computes it."""
+    if masked_positions is None:
+        masked_positions = positions_of(labels)
+    if document_ids is not None:
+        if not isinstance(model.base_model, (BertModel, ElectraModel)):
+            raise EffptError(
+                f"`{type(model).__name__}` cannot keep the documents of a row apart as BERT and ELECTRA can; evaluate "
+                "it on rows packed without `isolate_documents`."
+            )
+        inputs["attention_mask"], inputs["position_ids"] = isolate_documents(
+            document_ids, model.config._attn_implementation, model.dtype
+        )
+    logits_BMV = masked_logits(model, masked_positions, input_ids=input_ids, **inputs)
+    return masked_loss(logits_BMV.flatten(0, 1), labels.gather(1, masked_positions).flatten(), 1)
+
+
+def fixed_mask_batches(
+    rows: Dataset, tokenizer: PreTrainedTokenizerFast, batch_size: int
+) -> Iterator[dict[str, Tensor]]:
+    """Masks held-out rows in order, with the masks of every evaluation: 15 % whatever the rate in training.
+
+    `EffptTrainer.evaluate` uses the same batches, so an exported model is measured as in its run.
+
+    `rows` are packed with `tokenizer`; otherwise an `EffptError` is raised.
+    """
+    if batch_size < 1:
+        raise EffptError(f"batch_size={batch_size} must be at least 1.")
+    packed, collate = PackedRows(rows), DataCollatorForMaskedLM(tokenizer)
+    batches = np.split(np.arange(len(packed)), range(batch_size, len(packed), batch_size))
+    return (
+        collate({**packed.rows(numbers), "example_id": numbers, "epoch": np.zeros_like(numbers)})
+        for numbers in batches
+    )
+
+
+def unigram_floor(
+    train: PackedRows, label_counts: np.ndarray, special_ids: Sequence[int], sample: int = 8192
+) -> float:
+    """Loss, in nats per token, of predicting held-out masked tokens from token frequencies alone.
+
+    Frequencies are those of up to `sample` packed training rows, evenly spaced, plus one each. `label_counts`, of
+    shape `(vocab_size,)`, is the number of times each token is to be predicted; `special_ids` never are, so they have
+    no share of the probability.
+    """
+    rows = np.linspace(0, len(train) - 1, min(sample, len(train))).astype(np.int64)
+    seen = 1.0 + np.bincount(train.rows(rows)["input_ids"].ravel(), minlength=len(label_counts))
+    seen[list(special_ids)] = 0.0
+    predicted = label_counts > 0
+    return float(label_counts[predicted] @ -np.log(seen[predicted] / seen.sum()) / label_counts.sum())

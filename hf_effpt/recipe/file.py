@@ -1,0 +1,81 @@
+"""Finds recipe files and reads their YAML strictly: errors name their line, and a duplicate key is an error."""
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hf_effpt.core.errors import EffptError
+
+BUILT_IN = Path(__file__).parents[1] / "recipes"
+
+
+class _Loader(yaml.SafeLoader):
+    """Loads YAML in which `5e-4` is a number, as in YAML 1.2, and refuses duplicate keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.MarkedYAMLError(problem=f"the key {key!r} is not a name", problem_mark=key_node.start_mark)
+            if key in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key {key!r} is given twice", problem_mark=key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"), list("-+.0123456789")
+)
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """Parses a YAML text; `source` names it in errors.
+
+    Raises:
+        EffptError: with line and column, if the text is not YAML or has a duplicate key.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise EffptError(f"{source}{where}: {error.problem}. Correct the YAML there.") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: looks like a date, but is none
+        raise EffptError(f"{source}: {error}. Correct the YAML there.") from None
+
+
+def find_recipe(source: str | Path) -> Path:
+    """Returns the path of a recipe file, given that path or the name of a built-in recipe.
+
+    Raises:
+        EffptError: if there is neither, with the nearest built-in name.
+    """
+    path = Path(source)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise EffptError(f"{path} is a folder; pass a recipe file, such as {path / 'recipe.yaml'}.")
+    names = sorted(file.stem for file in BUILT_IN.glob("*.yaml"))
+    if str(source) in names:
+        return BUILT_IN / f"{source}.yaml"
+    close = difflib.get_close_matches(path.stem, names, n=1)
+    hint = f"did you mean the built-in `{close[0]}`?" if close else f"built-in recipes are {', '.join(names)}."
+    raise EffptError(f"There is no recipe file {path}; {hint}")
+
+
+def read_recipe_file(source: str | Path) -> Any:
+    """Reads a recipe file, or a built-in recipe by its name.
+
+    Raises:
+        EffptError: if there is no such recipe, or it is not YAML in UTF-8.
+    """
+    path = find_recipe(source)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise EffptError(f"{path} is not UTF-8 at byte {error.start}; save it as UTF-8.") from None
+    return parse_yaml(text, str(path))

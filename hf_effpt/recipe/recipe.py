@@ -1,0 +1,148 @@
+"""`Recipe`: the settings of a pre-training run, loaded from and saved as one small YAML file.
+
+Each section is one dataclass, so a recipe file, a command-line flag and a script are checked by the same types.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from enum import Enum
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import hf_effpt.methods  # noqa: F401  fills METHODS
+from hf_effpt.core.errors import EffptError
+from hf_effpt.core.files import write_atomically
+from hf_effpt.core.registry import METHODS, build_methods, nearest
+from hf_effpt.training.arguments import EffptTrainingArguments
+
+from .file import read_recipe_file
+from .overrides import apply_overrides
+from .sections import parse_section, require
+from .settings import SECTIONS, DataSettings, ModelSettings
+
+# Training arguments that readers look for first: written even if they have their default.
+ALWAYS_WRITTEN = frozenset(
+    "output_dir budget per_device_train_batch_size gradient_accumulation_steps learning_rate lr_scheduler_type "
+    "warmup_steps weight_decay max_grad_norm optim seed".split()
+)
+
+
+@dataclass(kw_only=True)
+class Recipe:
+    """The settings of a run: model, methods, data and training.
+
+    Args:
+        data ([`DataSettings`]): the training text, and how it becomes rows.
+        training ([`EffptTrainingArguments`]): the training arguments, with the budget.
+        model ([`ModelSettings`], *optional*): the encoder and its objective; by default a small BERT.
+        methods (`dict[str, dict]`, *optional*): the methods' settings by name, `{"layerdrop": {"p": 0.1}}`. Only those
+            that differ from a method's defaults are kept.
+
+    Raises:
+        EffptError: for an unknown method or setting, methods that exclude each other or do not suit the model, or
+            rows longer than the model can read.
+    """
+
+    model: ModelSettings = field(default_factory=ModelSettings)
+    methods: dict[str, dict[str, Any]] = field(default_factory=dict)
+    data: DataSettings
+    training: EffptTrainingArguments
+
+    def __post_init__(self) -> None:
+        _default_arguments()  # made now: it resets the state of Accelerate, which a Trainer needs later
+        self.methods = {name: _method_settings(name, values) for name, values in self.methods.items()}
+        build_methods(self.methods, self.model.config())
+        longest = self.model.max_position_embeddings
+        require(
+            self.data.sequence_length <= longest,
+            "data.sequence_length",
+            self.data.sequence_length,
+            f"at most `model.max_position_embeddings`, {longest}",
+        )
+
+    @classmethod
+    def load(cls, source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+        """Reads and checks a recipe.
+
+        Args:
+            source (`str`, `Path` or `Mapping`): a YAML file, the name of a built-in recipe such as `"tiny"`, or the
+                sections themselves.
+            overrides (`Sequence[str]`, *optional*): command-line flags that change it,
+                `["--training.budget", "10min", "--methods.layerdrop.p", "0.1"]`.
+
+        Raises:
+            EffptError: naming the file and line, or the section and key, that cannot be used.
+        """
+        content = (source if isinstance(source, Mapping) else read_recipe_file(source)) or {}
+        if not isinstance(content, Mapping):
+            raise EffptError(f"Recipe {source} holds {content!r}, but must have the sections {', '.join(SECTIONS)}.")
+        sections = apply_overrides(content, overrides)
+        for name in sections:
+            if name not in SECTIONS:
+                raise EffptError(f"A recipe has no section `{name}`: {nearest(str(name), list(SECTIONS))}")
+        methods = sections.get("methods") or {}
+        require(isinstance(methods, Mapping), "methods", methods, "a mapping, such as `methods: {layerdrop: {}}`")
+        parsed = {name: parse_section(name, kind, sections.get(name)) for name, kind in SECTIONS.items() if kind}
+        return cls(methods=dict(methods), **parsed)
+
+    def resolved(self) -> dict[str, Any]:
+        """Returns the recipe as plain values that load as an equal recipe; `recipe.yaml` and `run.json` hold them.
+
+        Training arguments that have their default are left out, except for `ALWAYS_WRITTEN`, and so are access tokens.
+        """
+        return {
+            "model": _set(asdict(self.model)),
+            "methods": {method.name: _set(asdict(method)) for method in build_methods(self.methods)},
+            "data": _set(asdict(self.data)),
+            "training": _changed(self.training),
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Writes the resolved recipe as YAML."""
+        text = yaml.safe_dump(self.resolved(), sort_keys=False, allow_unicode=True, default_flow_style=False)
+        write_atomically(Path(path), text)
+
+
+def _method_settings(name: str, values: Any) -> dict[str, Any]:
+    if name not in METHODS:
+        raise EffptError(f"There is no method `{name}`: {nearest(str(name), list(METHODS))}")
+    return parse_section(f"methods.{name}", METHODS[name], values).settings()
+
+
+@lru_cache
+def _default_arguments() -> EffptTrainingArguments:
+    """Returns the completed default arguments, built once, since building them resets the state of Accelerate."""
+    return EffptTrainingArguments()
+
+
+def _changed(arguments: EffptTrainingArguments) -> dict[str, Any]:
+    default = _default_arguments()
+    return {
+        field.name: _plain(value)
+        for field in fields(arguments)
+        if field.init and not field.name.endswith("_token")
+        if (value := getattr(arguments, field.name)) is not None
+        if field.name in ALWAYS_WRITTEN or value != getattr(default, field.name)
+    }
+
+
+def _set(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: _plain(value) for key, value in values.items() if value is not None}
+
+
+def _plain(value: Any) -> Any:
+    """Returns a value as YAML and JSON can hold it."""
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value))
+    return value

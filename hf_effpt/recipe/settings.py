@@ -1,0 +1,210 @@
+"""The `model` and `data` sections of a recipe, and the table of all sections."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from hf_effpt.core.objectives import OBJECTIVES
+from hf_effpt.data.document_selection import SelectSettings
+from hf_effpt.models.build import config_for
+from hf_effpt.training.arguments import EffptTrainingArguments
+
+from .sections import parse_section, require
+
+# name -> layers, hidden size, heads; the BERT miniatures of Turc et al. (2019), and BERT itself
+SIZES: dict[str, tuple[int, int, int]] = {
+    "tiny": (2, 128, 2),
+    "mini": (4, 256, 4),
+    "small": (4, 512, 8),
+    "medium": (8, 512, 8),
+    "base": (12, 768, 12),
+    "large": (24, 1024, 16),
+}
+
+# Settings that only some objectives have.
+OF_GENERATORS = ("embedding_size", "generator_size", "generator_dropout", "embedding_sharing", "loss_weight")
+OF_MCBERT = ("candidates", "candidates_at", "faithful")
+
+
+@dataclass
+class ModelSettings:
+    """The encoder to train and its objective.
+
+    Args:
+        size (`str`, *optional*, defaults to `"small"`): BERT shape: `tiny` (2 layers of 128), `mini` (4 of 256),
+            `small` (4 of 512), `medium` (8 of 512), `base` (12 of 768) or `large` (24 of 1024).
+        objective (`str`, *optional*, defaults to `"mlm"`): pre-training objective: `mlm`, `electra`, `electra_15`,
+            `replace_mlm`, `all_tokens_mlm` or `mcbert`.
+        num_hidden_layers, hidden_size, num_attention_heads (`int`, *optional*): each overrides that of `size`.
+        intermediate_size (`int`, *optional*): width of the feed-forward layers; by default 4 times the hidden size.
+        max_position_embeddings (`int`, *optional*, defaults to 512): longest sequence that the model can read.
+        dropout (`float`, *optional*, defaults to 0.0): dropout of hidden states and attention in pre-training. BERT
+            has 0.1; with a small budget each token is seen about once, and none is better (Geiping and Goldstein,
+            2022).
+        attn_implementation (`str`, *optional*, defaults to `"sdpa"`): attention kernel of `transformers`.
+        embedding_size (`int`, *optional*): width of the embeddings; by default the hidden size. Not for `mlm`.
+        generator_size (`float`, *optional*): width of the generator as a share of the model's, by default 1/4; for
+            MC-BERT that of the meta controller, by default 1/3.
+        generator_dropout (`bool`, *optional*): `True`, the default, if the generator has the model's dropout.
+        embedding_sharing (`str`, *optional*): embeddings shared by ELECTRA's two models: `vanilla`, as published, or
+            `disentangled` (DeBERTaV3).
+        loss_weight (`float`, *optional*): weight of the main loss beside the generator's; by default as published.
+        candidates (`int`, *optional*): candidates per position of MC-BERT; by default 10.
+        candidates_at (`str`, *optional*): positions where MC-BERT has candidates: `all`, the default, or `masked`.
+        faithful (`bool`, *optional*): if `True`, MC-BERT reproduces the defects of the released code.
+
+    Raises:
+        EffptError: for an impossible shape, or a setting that the objective does not have.
+    """
+
+    size: Literal["tiny", "mini", "small", "medium", "base", "large"] = "small"
+    objective: Literal["mlm", "electra", "electra_15", "replace_mlm", "all_tokens_mlm", "mcbert"] = "mlm"
+    num_hidden_layers: int | None = None
+    hidden_size: int | None = None
+    num_attention_heads: int | None = None
+    intermediate_size: int | None = None
+    max_position_embeddings: int = 512
+    dropout: float = 0.0
+    attn_implementation: str = "sdpa"
+    embedding_size: int | None = None
+    generator_size: float | None = None
+    generator_dropout: bool | None = None
+    embedding_sharing: Literal["vanilla", "disentangled"] | None = None
+    loss_weight: float | None = None
+    candidates: int | None = None
+    candidates_at: Literal["all", "masked"] | None = None
+    faithful: bool | None = None
+
+    def __post_init__(self) -> None:
+        require(self.size in SIZES, "model.size", self.size, f"one of {', '.join(SIZES)}")
+        require(self.objective in OBJECTIVES, "model.objective", self.objective, f"one of {', '.join(OBJECTIVES)}")
+        for keys, objectives in ((OF_GENERATORS, tuple(OBJECTIVES)[1:]), (OF_MCBERT, ("mcbert",))):
+            needed = f"left out, since only {' and '.join(objectives)} have it: `model.objective` is {self.objective}"
+            for key in keys:
+                value = getattr(self, key)
+                require(value is None or self.objective in objectives, f"model.{key}", value, needed)
+        require(0.0 <= self.dropout < 1.0, "model.dropout", self.dropout, "at least 0 and below 1")
+        shape = self.config_kwargs()
+        for key, value in shape.items():
+            require("dropout" in key or value >= 1, f"model.{key}", value, "at least 1")
+        hidden, heads = shape["hidden_size"], shape["num_attention_heads"]
+        multiple = f"a multiple of `model.num_attention_heads`, {heads}"
+        require(hidden % heads == 0, "model.hidden_size", hidden, multiple)
+        self.config()
+
+    def config(self, **more: Any) -> Any:
+        """Builds the configuration of the training model.
+
+        Args:
+            **more: settings from the tokenizer and the methods, such as `vocab_size`.
+
+        Raises:
+            EffptError: for an impossible setting.
+        """
+        own = {key: getattr(self, key) for key in (*OF_GENERATORS, *OF_MCBERT) if getattr(self, key) is not None}
+        config = config_for(self.objective, **self.config_kwargs(), **own, **more)
+        config._attn_implementation = self.attn_implementation
+        return config
+
+    def config_kwargs(self) -> dict[str, Any]:
+        """Returns the shape and dropout as keyword arguments of a `BertConfig`."""
+        layers, hidden, heads = SIZES[self.size]
+        hidden = hidden if self.hidden_size is None else self.hidden_size
+        return {
+            "num_hidden_layers": layers if self.num_hidden_layers is None else self.num_hidden_layers,
+            "hidden_size": hidden,
+            "num_attention_heads": heads if self.num_attention_heads is None else self.num_attention_heads,
+            "intermediate_size": 4 * hidden if self.intermediate_size is None else self.intermediate_size,
+            "max_position_embeddings": self.max_position_embeddings,
+            "hidden_dropout_prob": self.dropout,
+            "attention_probs_dropout_prob": self.dropout,
+        }
+
+
+@dataclass
+class DataSettings:
+    """The training text, and how it becomes rows of tokens.
+
+    Args:
+        dataset (`str`): a folder or file of `.txt`, `.jsonl` or `.parquet`, a dataset on the Hub, a folder of
+            `Dataset.save_to_disk`, or `builtin:pydoc`, the documentation strings of the installed Python packages.
+        text_column (`str`, *optional*, defaults to `"text"`): column that holds the text.
+        split (`str`, *optional*, defaults to `"train"`): split of a Hub dataset to train on.
+        streaming (`bool`, *optional*, defaults to `False`): if `True`, read the dataset once without storing its text.
+        validation (`str`, *optional*, defaults to `"0.01"`): share of documents to hold out, from 0 to below 1, or a
+            separate dataset, given like `dataset`.
+        sequence_length (`int`, *optional*, defaults to 128): tokens per row.
+        isolate_documents (`bool`, *optional*, defaults to `False`): if `True`, documents packed in one row do not
+            attend to each other.
+        mlm_probability (`float`, *optional*, defaults to 0.15): share of a row's tokens to predict.
+        whole_word (`bool`, *optional*, defaults to `False`): if `True`, mask whole words rather than single tokens.
+        tokenizer (`str`, *optional*): a folder or Hub id; by default a tokenizer is trained on the dataset.
+        vocab_size (`int`, *optional*, defaults to 8192): size of a trained tokenizer, a multiple of 64.
+        tokenizer_kind (`str`, *optional*, defaults to `"wordpiece"`): kind of a trained tokenizer, `wordpiece` or
+            `bpe`.
+        lowercase (`bool`, *optional*, defaults to `True`): if `True`, a trained tokenizer lowercases text.
+        num_proc (`int`, *optional*): number of processes that tokenize; by default one per core.
+        cache_dir (`str`, *optional*): folder of the packed rows; by default `~/.cache/hf_effpt`.
+        select (`dict`, *optional*): selects the documents to train on before training, by the settings of
+            [`SelectSettings`]: `{"deduplicate": "near"}`, or `{"model": "small_run/", "keep": 0.5, "band": "middle"}`.
+            The held-out text and the tokenizer do not depend on it.
+
+    Raises:
+        EffptError: for an impossible value.
+    """
+
+    dataset: str
+    text_column: str = "text"
+    split: str = "train"
+    streaming: bool = False
+    validation: str = "0.01"
+    sequence_length: int = 128
+    isolate_documents: bool = False
+    mlm_probability: float = 0.15
+    whole_word: bool = False
+    tokenizer: str | None = None
+    vocab_size: int = 8192
+    tokenizer_kind: Literal["wordpiece", "bpe"] = "wordpiece"
+    lowercase: bool = True
+    num_proc: int | None = None
+    cache_dir: str | None = None
+    select: dict[str, Any] | str | None = None  # `str` only so that the section itself refuses a word, by name
+
+    def __post_init__(self) -> None:
+        require(bool(self.dataset), "data.dataset", self.dataset, "a file, folder, Hub dataset or builtin:pydoc")
+        self.validation = str(self.validation)
+        held_out = self.held_out
+        if isinstance(held_out, float):
+            require(0.0 < held_out < 1.0, "data.validation", held_out, "a share from 0 to below 1, or a dataset")
+        require(self.sequence_length >= 8, "data.sequence_length", self.sequence_length, "at least 8")
+        require(0.0 < self.mlm_probability < 1.0, "data.mlm_probability", self.mlm_probability, "between 0 and 1")
+        require(
+            self.tokenizer_kind in ("wordpiece", "bpe"), "data.tokenizer_kind", self.tokenizer_kind, "wordpiece or bpe"
+        )
+        require(self.num_proc is None or self.num_proc >= 1, "data.num_proc", self.num_proc, "at least 1")
+        nearest = max(64, (self.vocab_size + 32) // 64 * 64)
+        require(self.vocab_size == nearest, "data.vocab_size", self.vocab_size, f"a multiple of 64, such as {nearest}")
+        if self.select is not None:
+            self.select = parse_section("data.select", SelectSettings, self.select).settings()
+            require(not self.streaming, "data.streaming", True, "false with `data.select`, which reads the text again")
+
+    @property
+    def selection(self) -> SelectSettings | None:
+        """The typed settings of `select`."""
+        return None if self.select is None else parse_section("data.select", SelectSettings, self.select)
+
+    @property
+    def held_out(self) -> float | str | None:
+        """The parsed `validation`: a share, a dataset, or `None` if nothing is held out."""
+        try:
+            return float(self.validation) or None
+        except ValueError:
+            return self.validation
+
+
+# name -> dataclass; under `methods` each method has a section of its own
+SECTIONS: dict[str, Any] = {
+    "model": ModelSettings,
+    "methods": None,
+    "data": DataSettings,
+    "training": EffptTrainingArguments,
+}
