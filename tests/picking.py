@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from hf_effpt.methods.selection.pool import Pool
 from hf_effpt.methods.selection.strategies import STRATEGIES
-from hf_effpt.methods.selection.strategy import Pool
 from hf_effpt.training.trainer import EffptTrainer
 from tests import tiny
 

@@ -1,8 +1,8 @@
-"""The depth seam: all layers are allocated once, at the target depth; which of them run, and in what order, varies.
+"""Depth of an encoder: all layers are allocated once, at the target depth, and an order says which of them run.
 
 So no parameter appears or disappears after the optimizer exists: growth is an in-place copy and a longer order,
-dropping a layer is a shorter one. A layer that does not run has no gradient, costs nothing, and its optimizer state
-rests.
+dropping a layer is a shorter one. A layer that does not run has no gradient, costs nothing and keeps its optimizer
+state.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,47 +20,47 @@ PRUNING = "pruning"  # attribute of a backbone: facts about layers that a method
 
 
 class Router(Protocol):
-    """Has each layer run on some rows of a batch only.
+    """Runs each layer on some rows of a batch only.
 
     Args:
-        share (`float`): of the rows that layers could have left out in the last forward, those that ran.
-        forced (`float`, *optional*): run this share of the rows instead, whichever they are: shapes then depend on
-            nothing that is computed.
+        share (`float`): share, in [0, 1], of the rows that ran in the last forward pass, out of those that layers
+            were allowed to skip.
+        forced (`float`, *optional*): fixed share of the rows to run instead, whichever they are, so that shapes do
+            not depend on computed values.
     """
 
     share: float
     forced: float | None
 
     def __call__(self, layers: list[Any]) -> list[Any]:
-        """What to call, with the same arguments, in place of the layers that run, first to last."""
+        """Returns callables to use, with the same arguments, in place of `layers`, first to last."""
         ...
 
 
 class LayerStack(nn.ModuleList):
-    """Stands in for an encoder's layer list, with the same parameter names.
+    """Replacement for an encoder's layer list, with the same parameter names.
 
     Iterating it, as the stock encoder does, yields the layers of `order` that are not in `dropped`. Layers are dropped
-    in training mode only. An empty selection runs nothing; it never means "all".
+    in training mode only. An empty order runs no layer; it never means "all".
     """
 
     def __init__(self, layers: Iterable[nn.Module]) -> None:
         super().__init__(layers)
         self._order = tuple(range(len(self)))
         self.dropped: frozenset[int] = frozenset()
-        # How many of the layers of the order run, its first; by default all.
+        # Number of layers that run, from the first of the order on; by default all.
         self.first: int | None = None
-        # Called in place of the last layer that runs, with it as first argument: a head that needs few of its outputs
-        # can have it compute no others.
+        # Called in place of the last layer that runs, with that layer as first argument. A head that needs few outputs
+        # sets it, so that no others are computed.
         self.last: Callable[..., torch.Tensor] | None = None
-        # Whether somebody besides the head reads the outputs of every position in training.
+        # `True` if something besides the head reads the outputs of every position in training.
         self.read_whole = False
-        # By index of a layer, what its change of the hidden states is multiplied by; of the others it is left alone.
+        # By index of a layer, the factor of its change of the hidden states; 1 for all others.
         self.scales: Mapping[int, float] = {}
-        # What has layers run on some rows only.
         self.router: Router | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "router":  # it may be a module of the backbone, and its parameters have their names there
+        if name == "router":  # not a submodule here: its parameters are named by its place in the backbone
             self.__dict__[name] = value
         else:
             super().__setattr__(name, value)
@@ -81,8 +81,10 @@ class LayerStack(nn.ModuleList):
 
     @property
     def active(self) -> tuple[int, ...]:
-        """Indices of the layers that the next forward runs."""
-        order = tuple(i for i in self._order if i not in self.dropped) if self.training else self._order
+        """Indices of the layers that the next forward pass runs."""
+        order = self._order
+        if self.training and self.dropped:
+            order = tuple([index for index in order if index not in self.dropped])
         return order[: self.first]
 
     def __iter__(self) -> Iterator[Any]:
@@ -96,7 +98,7 @@ class LayerStack(nn.ModuleList):
 
     @torch.no_grad()
     def copy_layer(self, source: int, target: int) -> None:
-        """Copies the weights and buffers of layer `source` into layer `target`, sharing no storage."""
+        """Copies the weights and buffers of layer `source` into layer `target`, without sharing storage."""
         copied = self[target].state_dict()
         for name, tensor in self[source].state_dict().items():
             copied[name].copy_(tensor)
@@ -123,7 +125,7 @@ def stack_of(backbone: Any) -> LayerStack:
 
 
 def running(backbone: Any, training: bool | None = None) -> list[Any]:
-    """The layers that the next forward runs, first to last; by default in the mode that `backbone` is in."""
+    """The layers that the next forward pass runs, first to last; without `training`, in the mode of `backbone`."""
     layers = layers_of(backbone)
     if not isinstance(layers, LayerStack):
         return list(layers)
@@ -132,11 +134,11 @@ def running(backbone: Any, training: bool | None = None) -> list[Any]:
 
 @contextmanager
 def first_layers(backbone: Any, number: int | None) -> Iterator[None]:
-    """Has only the first layers of the order run in the block.
+    """Limits `backbone` to its first layers within the block.
 
     Args:
         backbone: the encoder.
-        number (`int`, *optional*): of the layers that would run, how many do; by default all.
+        number (`int`, *optional*): number of layers to run, at least 1; by default all.
 
     Raises:
         EffptError: for a number below 1.
@@ -152,24 +154,24 @@ def first_layers(backbone: Any, number: int | None) -> Iterator[None]:
 
 
 def router_of(backbone: Any) -> Router | None:
-    """What has the layers of `backbone` run on some rows only, if anything does."""
+    """The router of `backbone`, or `None` if all rows go through all layers."""
     return getattr(layers_of(backbone), "router", None)
 
 
 def set_order(backbone: Any, order: Iterable[int]) -> None:
-    """Sets which layers run, and writes it into the configuration so that a checkpoint repeats it."""
+    """Sets the order of layers, and writes it into the configuration so that a checkpoint keeps it."""
     stack = stack_of(backbone)
     stack.order = order
     backbone.config.layer_order = list(stack.order)
 
 
 def every_other(layers: int, depth: int) -> list[int]:
-    """Indices of `depth` of the layers at equal distances from the first on: 0, 2, 4, … where it is half of them."""
+    """Indices of `depth` out of `layers` layers at equal distances, from 0 on: 0, 2, 4, … if it is half of them."""
     return [index * layers // depth for index in range(depth)]
 
 
 def flatten(backbone: Any) -> None:
-    """Keeps only the layers that run, in the order they run, as a plain `nn.ModuleList`."""
+    """Reduces the layers to those of the order, as a plain `nn.ModuleList` in that order."""
     layers = layers_of(backbone)
     if isinstance(layers, LayerStack):
         replace_layers(backbone, nn.ModuleList(layers[index] for index in layers.order))

@@ -36,21 +36,7 @@ from .context import RunContext
 from .depth import flatten
 from .errors import EffptError
 from .freezing import freeze
-
-
-@dataclass(frozen=True)
-class Paper:
-    """The publication of a method."""
-
-    title: str
-    authors: str
-    year: int
-    bibtex: str
-    arxiv: str | None = None
-
-    @property
-    def url(self) -> str | None:
-        return f"https://arxiv.org/abs/{self.arxiv}" if self.arxiv else None
+from .paper import Paper
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Figures that a model's forward pass leaves behind, summed on the device and read when the run logs."""
+"""Metrics of forward passes, summed on the device and read when the run logs."""
 
 from typing import Any
 
@@ -7,24 +7,24 @@ from torch import Tensor
 
 
 class MetricAccumulator:
-    """Running sums by name; adding to one never waits for the device."""
+    """Running sums by name. Adding to them never waits for the device."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
 
     def add(self, **values: Tensor | float) -> None:
-        """Adds scalars; a mean is two of them, the sum and what it is divided by."""
+        """Adds scalars to the sums of their names. A mean is kept as two sums, numerator and denominator."""
         for name, value in values.items():
             value = torch.as_tensor(value).detach().double()
             known = self.sums.get(name)
             self.sums[name] = value if known is None else known + value
 
     def take(self) -> dict[str, Tensor]:
-        """The sums since the last call."""
+        """Returns the sums since the last call and starts again from zero."""
         taken, self.sums = self.sums, {}
         return taken
 
 
 def accumulator_of(backbone: Any) -> MetricAccumulator:
-    """The tally of `backbone`, made at the first call."""
+    """The accumulator of `backbone`, made at the first call."""
     return backbone.__dict__.setdefault("metric_accumulator", MetricAccumulator())

@@ -1,9 +1,10 @@
-"""Matrix-multiplication FLOPs of a training step, counted by running the model once without data or weights."""
+"""FLOPs of the matrix products of a training step, counted by running a copy of the model without data or weights."""
 
 import copy
 from collections.abc import Callable, Hashable, Mapping
 from itertools import chain
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -15,35 +16,29 @@ from hf_effpt.core.depth import router_of, running
 
 
 def ghost_of(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of `model` with shapes but no storage, and with eager attention, which the counter sees whole."""
+    """Copies `model` onto the meta device, with eager attention, all of whose products the counter sees."""
     memo: dict[int, Any] = {}
     for tensor in chain(model.parameters(), model.buffers()):
         empty = torch.empty_like(tensor, device="meta")
         memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
     ghost = copy.deepcopy(model, memo)
     for module in ghost.modules():
-        module.__dict__.pop("forward", None)  # what mixed precision wraps around it has no meaning without data
+        module.__dict__.pop("forward", None)  # the wrapper of mixed precision is bound to the original
         module._compiled_call_impl = None
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             for key in [key for key, hook in hooks.items() if not _is_work(hook)]:
-                del hooks[key]  # whoever watches the model shall not see the copy run
+                del hooks[key]  # observers of the model must not see the copy run
     ghost.set_attn_implementation("eager")
     return ghost
 
 
 def _is_work(hook: Any) -> bool:
-    """Whether a hook computes a part of the step: it is a method of an object that says so."""
+    """`True` if a hook computes a part of the step: it is a method of an object with a true `is_work`."""
     return getattr(getattr(hook, "__self__", None), "is_work", False)
 
 
-def _sizes(module: nn.Module) -> tuple[int, int]:
-    """How many numbers a module holds as parameters, and how many of them learn."""
-    parameters = list(module.parameters())
-    return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
-
-
 def loss_of(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
-    """The loss that a training step differentiates, with what its methods add."""
+    """The loss that a training step differentiates: that of the model plus the penalties of its methods."""
     loss = model(**batch).loss
     for penalty in [method.penalty(model.backbone) for method in model.methods]:
         loss = loss if penalty is None else loss + penalty
@@ -51,20 +46,27 @@ def loss_of(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
 
 
 class FlopCounter:
-    """Counts the FLOPs of forward and backward for one micro-batch; equal shapes on equal layers are counted once."""
+    """Counter of the FLOPs of a micro-batch; a batch of known shapes on layers of known sizes is not counted again."""
 
     def __init__(self) -> None:
         self._counted: dict[tuple, list[int]] = {}
+        # By module, the dictionaries that hold its parameters. Their contents are read each time, so that a parameter
+        # that was cut or frozen is seen without notice.
+        self._parameters: WeakKeyDictionary[nn.Module, list[dict[str, Any]]] = WeakKeyDictionary()
+
+    def clear(self) -> None:
+        """Searches modules for parameters anew; to be called after a submodule was added or replaced."""
+        self._parameters.clear()
 
     def count(self, model: Any, batch: Mapping[str, Tensor]) -> float:
-        """FLOPs of a training step of `model` on a batch of the shapes of `batch`, for the layers that run now.
+        """FLOPs of forward and backward of `model` on a batch of these shapes, with the layers that run now.
 
-        Where a router has layers run on some rows only, those that ran in the last step are counted: between none and
-        all of them the cost is linear in their number.
+        Under a router, which has layers run on a share of the rows, that share is the one of the last step: between
+        none and all of the rows the cost is linear in it.
         """
         batch = _positioned(batch)
         router = router_of(model.backbone)
-        key = (_shapes(batch), model.training, router is not None, self.parts(model))
+        key = (_shapes(batch), model.training, router is not None, self._parts(model))
         if key not in self._counted:
             shares = [None] if router is None else [0.0, 1.0]
             self._counted[key] = [self._measure(model, batch, share) for share in shares]
@@ -74,28 +76,41 @@ class FlopCounter:
     def count_work(
         self, model: Any, batch: Mapping[str, Tensor], work: Callable[[Any, dict], Any], key: Hashable
     ) -> float:
-        """FLOPs of `work(model, batch)` without a gradient in evaluation mode, in which all layers run.
+        """FLOPs of `work(model, batch)` without gradients, in evaluation mode with all layers of the order.
 
         Args:
-            model: only copied.
-            batch (`Mapping[str, Tensor]`): of which only shapes count.
-            work (`Callable`): called with a copy of `model` and a batch, neither of which has values.
-            key (`Hashable`): of equal keys, the work is equal.
+            model: the model; only a copy of it runs.
+            batch (`Mapping[str, Tensor]`): a batch; only its shapes count.
+            work (`Callable`): the work, called with a copy of `model` and a batch on the meta device.
+            key (`Hashable`): name of the work; equal keys stand for equal work.
         """
         batch = _positioned(batch)
-        known = ("work", key, _shapes(batch), self.parts(model, training=False))
+        known = ("work", key, _shapes(batch), self._parts(model, training=False))
         if known not in self._counted:
             self._counted[known] = [self._measure(model, batch, 1.0, work)]
         return self._counted[known][0]
 
-    @staticmethod
-    def parts(model: Any, training: bool | None = None) -> tuple:
-        """What decides the cost besides the shapes of the batch: what of the layers that run is there, and learns."""
-        auxiliary = generator_of(model.backbone)
-        encoders = [model.backbone, *([] if auxiliary is None else [auxiliary])]
-        sizes = (tuple(sorted(map(_sizes, running(encoder, training)))) for encoder in encoders)
-        also = (method.cost_signature(model.backbone) for method in model.methods)
-        return (*sizes, *(_sizes(module) for module in embeddings_of(model.backbone)), *also)
+    def _parts(self, model: Any, training: bool | None = None) -> tuple:
+        """All that decides the cost besides the shapes of the batch: sizes of what runs, and signatures of methods."""
+        backbone = model.backbone
+        auxiliary = generator_of(backbone)
+        encoders = [backbone] if auxiliary is None else [backbone, auxiliary]
+        modules = [embeddings_of(backbone), *[running(encoder, training) for encoder in encoders]]
+        # In the order they run: the last layer costs less than an equal one below it.
+        sizes = tuple([tuple([self._sizes(module) for module in group]) for group in modules])
+        return sizes, tuple([method.cost_signature(backbone) for method in model.methods])
+
+    def _sizes(self, module: nn.Module) -> tuple[int, int]:
+        """Number of values in the parameters of `module`, and in those of them that learn."""
+        if (found := self._parameters.get(module)) is None:
+            found = self._parameters[module] = [part._parameters for part in module.modules()]
+        every = learning = 0
+        for parameters in found:
+            for parameter in parameters.values():
+                if parameter is not None:
+                    every += (size := parameter.numel())
+                    learning += size if parameter.requires_grad else 0
+        return every, learning
 
     @staticmethod
     def _measure(
@@ -104,10 +119,9 @@ class FlopCounter:
         ghost: Any = ghost_of(model)
         if (router := router_of(ghost.backbone)) is not None:
             router.forced = share
-        # The values of a mask cost nothing.
+        # Eager attention adds a mask; it multiplies nothing.
         batch = {name: tensor.to("meta") for name, tensor in batch.items() if name != "attention_mask"}
-        # The run's random numbers are not those of a copy without data.
-        apart = torch.random.fork_rng(devices=[])
+        apart = torch.random.fork_rng(devices=[])  # the copy must not draw from the run's generators
         with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(work is None), apart:
             if work is not None:
                 work(ghost.eval(), batch)
@@ -117,9 +131,9 @@ class FlopCounter:
 
 
 def _positioned(batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The batch, with as many positions as there are labels if its collator has not told where they are.
+    """Adds `masked_positions` of the right shape to a batch whose collator gave only token labels.
 
-    Their number is rounded up to whole rows, which keeps shapes static.
+    Their number is that of the labels, rounded up to the same number in each row, which keeps shapes static.
     """
     labels = batch.get("labels")
     if "masked_positions" in batch or labels is None or labels.ndim != 2:
@@ -129,4 +143,4 @@ def _positioned(batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 
 def _shapes(batch: Mapping[str, Tensor]) -> tuple:
-    return tuple(sorted((name, tuple(tensor.shape)) for name, tensor in batch.items()))
+    return tuple(sorted([(name, tensor.shape) for name, tensor in batch.items()]))

@@ -1,4 +1,4 @@
-"""What a run's operations are, for reference system time, and how long each takes here."""
+"""Meter of reference time: names the operations of a run, times new ones on this machine, and adds them up."""
 
 import copy
 import statistics
@@ -19,17 +19,18 @@ from .flops import loss_of
 from .meters import synchronize
 from .reference_time_table import ReferenceTimes
 
-WARM_UP, LEAST, MOST, SECONDS = 3, 20, 1000, 2.0  # iterations of a measurement, and when it may end
+# A measurement: iterations thrown away, least and most iterations kept, and seconds after which it may end.
+WARM_UP, LEAST, MOST, SECONDS = 3, 20, 1000, 2.0
 
 
 class ReferenceMeter:
-    """Adds up the reference system time of an optimizer step.
+    """Adds up the reference time of an optimizer step.
 
     Args:
-        times ([`ReferenceTimes`]): the table.
-        dtype (`torch.dtype`): of matrix products.
-        autocast (`Callable`): the context in which the run computes its loss.
-        paused (`Callable`): the context in which a measurement is not charged to the run.
+        times ([`ReferenceTimes`]): table of seconds by operation.
+        dtype (`torch.dtype`): dtype of matrix products.
+        autocast (`Callable`): makes the context in which the run computes its loss.
+        paused (`Callable`): makes a context whose time is not charged to the run.
     """
 
     def __init__(
@@ -41,22 +42,22 @@ class ReferenceMeter:
     ) -> None:
         self.times, self.dtype, self.autocast, self.paused = times, dtype, autocast, paused
         self._step: Counter[str] = Counter()
-        self._seconds = 0.0  # of the step, of no operation in the table
+        self._seconds = 0.0  # of the step, besides operations in the table
         self.charged: set[str] = set()
 
     def add_training(self, model: Any, batch: Mapping[str, Tensor]) -> None:
-        """Adds forward and backward of a micro-batch."""
+        """Adds the forward and backward pass of a micro-batch."""
         operation = step_operation("train", model, batch, self.dtype)
         self._add(operation, lambda: time_step(model, batch, self.autocast))
 
     def add_optimizer(self, model: Any, optimizer: Any, max_grad_norm: float) -> None:
-        """Adds an optimizer step, while the gradients it uses are there."""
+        """Adds an optimizer step; to be called while its gradients are still there."""
         optimizer = getattr(optimizer, "optimizer", optimizer)  # Accelerate wraps it
         operation = optimizer_operation(model, optimizer)
         self._add(operation, lambda: time_optimizer(model, optimizer, max_grad_norm))
 
     def add_work(self, name: str, model: Any, batch: Mapping[str, Tensor], work: Callable[[Any, Any], Any]) -> None:
-        """Adds what a method makes of rows without learning from them, by the name of that work."""
+        """Adds `work(model, batch)`, which a method does without gradients; `name` identifies equal work."""
         operation = step_operation(f"score {name}", model, batch, self.dtype)
         self._add(operation, lambda: time_work(model, batch, work, self.autocast))
 
@@ -70,18 +71,18 @@ class ReferenceMeter:
         self.charged.add(operation)
 
     def add_seconds(self, seconds: float) -> None:
-        """Adds what is charged as it was measured."""
+        """Adds measured seconds, of work without an operation in the table."""
         self._seconds += seconds
 
     def take(self) -> float:
-        """What has been added since the last call, in seconds."""
+        """Returns the seconds added since the last call and starts again from zero."""
         seconds = self.times.total(self._step) + self._seconds
         self._step.clear()
         self._seconds = 0.0
         return seconds
 
     def record(self) -> dict[str, Any]:
-        """What a run says of the times it was charged: whose they are, and which of them cannot be right."""
+        """Entry for `run.json`: the machine of the charged times, and those that are implausible."""
         faults = [
             fault for fault in self.times.faults() if any(f"`{operation}`" in fault for operation in self.charged)
         ]
@@ -89,9 +90,13 @@ class ReferenceMeter:
 
 
 def step_operation(kind: str, model: Any, batch: Mapping[str, Tensor], dtype: torch.dtype) -> str:
-    """What decides the time of `forward` or `train` (forward and backward) on a batch: shapes, layers that run, head.
+    """Key in the table of work on a batch: all that decides its time, such as shapes, layers that run, and dtype.
 
-    B batch and T length are in the shapes of the inputs, m in that of the masked positions.
+    Args:
+        kind (`str`): `"train"` (forward and backward), or `"score"` and the name of the work.
+        model: the model.
+        batch (`Mapping[str, Tensor]`): a batch; only its shapes count.
+        dtype (`torch.dtype`): dtype of matrix products.
     """
     shapes = ", ".join(f"{name} {'x'.join(map(str, tensor.shape))}" for name, tensor in sorted(batch.items()))
     share = routed_share(model)
@@ -100,23 +105,24 @@ def step_operation(kind: str, model: Any, batch: Mapping[str, Tensor], dtype: to
 
 
 def routed_share(model: Any) -> float | None:
-    """Where layers run on some rows only, the share of those that ran in the last step, to the nearest eighth."""
+    """Share of the rows that ran in the last step, to the nearest eighth; `None` without a router."""
     router = router_of(model.backbone)
     return None if router is None else round(8 * router.share) / 8
 
 
 def optimizer_operation(model: Any, optimizer: Any) -> str:
-    """What decides the time of an optimizer step: its kind and the parameters that have a gradient."""
+    """Key in the table of an optimizer step: the kind of optimizer, and the parameters with a gradient."""
     return f"optimizer {type(optimizer).__name__} {optimizer.defaults.get('fused') or ''}|{_body(model)}"
 
 
 def _body(model: Any) -> str:
     stack, config = running(model.backbone), model.config
-    sizes = [sum(p.numel() for p in layer.parameters()) for layer in stack]
-    learning = sum(p.numel() for layer in stack for p in layer.parameters() if p.requires_grad)
+    parameters = [list(layer.parameters()) for layer in stack]
+    sizes = [sum([p.numel() for p in of_layer]) for of_layer in parameters]
+    learning = sum([p.numel() for of_layer in parameters for p in of_layer if p.requires_grad])
     layers = "+".join(f"{sizes.count(size)}x{size}" for size in sorted(set(sizes)))
     compiled = any(layer._compiled_call_impl is not None for layer in stack)
-    also = [model.cost_signature(), *(method.cost_signature(model.backbone) for method in model.methods)]
+    also = [model.cost_signature(), *[method.cost_signature(model.backbone) for method in model.methods]]
     return (
         f"layers {layers}|{type(model).__name__} hidden {config.hidden_size} vocabulary {config.vocab_size} "
         f"{config._attn_implementation}{' dropout' if drops(config) else ''}{' compiled' if compiled else ''}"
@@ -125,7 +131,7 @@ def _body(model: Any) -> str:
 
 
 def time_of(block: Callable[[], Any], device: torch.device) -> float:
-    """Seconds of one call of `block`: the lower quartile of many, since other work on the machine only ever adds."""
+    """Seconds of one call of `block`: the lower quartile of many, since other work on the machine only adds time."""
     times: list[float] = []
     while len(times) < WARM_UP + LEAST or (sum(times) < SECONDS and len(times) < MOST):
         synchronize(device)
@@ -137,7 +143,7 @@ def time_of(block: Callable[[], Any], device: torch.device) -> float:
 
 
 def time_step(model: Any, batch: Mapping[str, Tensor], autocast: Callable[[], AbstractContextManager]) -> float:
-    """Seconds of forward and backward of `model` on `batch`, on a copy: weights, gradients and generators stay."""
+    """Seconds of forward and backward on `batch`, on a copy: weights, gradients and random generators stay."""
     with _standing_in(model) as copied:
         if (router := router_of(copied.backbone)) is not None:
             router.forced = routed_share(model)
@@ -159,7 +165,7 @@ def time_work(model: Any, batch: Mapping[str, Tensor], work: Callable[[Any, Any]
 
 
 def time_optimizer(model: Any, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> float:
-    """Seconds of clipping and an optimizer step on a copy of `model`, with gradients where it has them now."""
+    """Seconds of gradient clipping and an optimizer step, on a copy with gradients where `model` has them now."""
     having = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     with _standing_in(model, optimizer) as (copied, own):
         parameters = [parameter for name, parameter in copied.named_parameters() if name in having]
@@ -176,12 +182,12 @@ def time_optimizer(model: Any, optimizer: torch.optim.Optimizer, max_grad_norm: 
 
 @contextmanager
 def _standing_in(model: Any, optimizer: torch.optim.Optimizer | None = None) -> Iterator[Any]:
-    """A copy of the model, and of an optimizer of its parameters, to time; the random generators are put back."""
+    """Copies the model, and an optimizer of its parameters, for the block; restores the random generators after it."""
     parameter = next(model.parameters())
     with torch.random.fork_rng(devices=[parameter.device] if parameter.is_cuda else []):
-        copied, own = copy.deepcopy((model, optimizer))  # together, so that the one holds the other's parameters
+        copied, own = copy.deepcopy((model, optimizer))  # together, so that the optimizer has the copied parameters
         for module in copied.modules():
-            module.__dict__.pop("forward", None)  # what mixed precision wraps around it is bound to the original
+            module.__dict__.pop("forward", None)  # the wrapper of mixed precision is bound to the original
         for layer, original in zip(
             layers_of(copied.backbone).children(), layers_of(model.backbone).children(), strict=True
         ):

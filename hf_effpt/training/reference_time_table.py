@@ -1,7 +1,7 @@
-"""Reference system time: what a run's operations take on one named machine, whatever else that machine has to do.
+"""Table of reference system time: seconds of each kind of operation on one named machine.
 
-Each kind of operation is timed once, stored, and multiplied by how often it ran (Kaddour et al., 2023, No Train No
-Gain, section 2). So two runs with equal work are charged the same, on a busy machine as on an idle one.
+An operation is timed once, stored, and multiplied by the number of times it ran (Kaddour et al., 2023, No Train No
+Gain, section 2). So runs of equal work are charged equally, whether the machine is busy or idle.
 """
 
 import logging
@@ -20,11 +20,11 @@ from hf_effpt.data.cache import cache_folder
 
 logger = logging.getLogger(__name__)
 
-TOLERANCE = 0.95  # more layers may seem this much quicker before the times are called wrong
+TOLERANCE = 0.95  # least ratio of a deeper model's time to a shallower one's that passes as noise
 
 
 def this_system(device: torch.device) -> str:
-    """The name of the machine that a time belongs to."""
+    """Name of this machine, to which its measured times belong."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
     threads = "" if device.type == "cuda" else f", {torch.get_num_threads()} threads"
     return f"{name}{threads}, torch {torch.__version__}"
@@ -39,14 +39,14 @@ def _cpu_name() -> str:
 
 
 class ReferenceTimes:
-    """The table of seconds by operation of one system, in a JSON file that runs share.
+    """Seconds by operation on one machine, in a JSON file that runs share.
 
     Args:
-        path (`Path`): the file; it is made with the first measurement.
-        system (`str`): the machine this process runs on; only times of this one can be added.
+        path (`Path`): the file; the first measurement creates it.
+        system (`str`): name of the machine of this process. Times can only be added to a table of the same machine.
 
     Raises:
-        EffptError: if the file cannot be read as such a table.
+        EffptError: if the file is not such a table.
     """
 
     def __init__(self, path: Path, system: str) -> None:
@@ -56,7 +56,7 @@ class ReferenceTimes:
 
     @classmethod
     def open(cls, path: str | None, device: torch.device) -> "ReferenceTimes":
-        """The table in the file `path`; by default this machine's own in the cache."""
+        """Opens the table in the file `path`; by default this machine's own in the cache."""
         system = this_system(device)
         name = "".join(letter if letter.isalnum() else "-" for letter in system)
         return cls(Path(path) if path else cache_folder() / "reference" / f"{name}.json", system)
@@ -69,12 +69,12 @@ class ReferenceTimes:
             self.system, self._seconds = str(table["system"]), {k: float(v) for k, v in table["seconds"].items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise EffptError(
-                f"{self.path} is no table of reference times ({error}); it must be JSON with `system` and, "
-                "by operation, `seconds`. Name another by `training.reference_times`, or leave it out to measure here."
+                f"{self.path} is no table of reference times ({error}); it must be JSON with the keys `system` and "
+                "`seconds`. Give another file as `training.reference_times`, or leave it out to measure here."
             ) from error
 
     def seconds(self, operation: str, measure: Callable[[], float]) -> float:
-        """The time of one `operation`, measured if the table has none yet.
+        """Seconds of one `operation`, from the table or else from `measure`.
 
         Raises:
             EffptError: if the table is another machine's and lacks the operation.
@@ -91,17 +91,17 @@ class ReferenceTimes:
         return self._seconds[operation]
 
     def total(self, counts: Mapping[str, int]) -> float:
-        """Reference system time of operations by number, in seconds: the sum of n times t.
+        """Reference time in seconds of operations: the sum of count times seconds.
 
         Raises:
-            EffptError: for an operation that the table lacks.
+            EffptError: if the table lacks an operation.
         """
         if missing := sorted(set(counts) - set(self._seconds)):
             raise EffptError(f"{self.path} has no time for {', '.join(missing)}; measure them on {self.system!r}.")
-        return sum(number * self._seconds[operation] for operation, number in counts.items())
+        return sum(count * self._seconds[operation] for operation, count in counts.items())
 
     def _add(self, operation: str, seconds: float) -> None:
-        """Adds a time; of two processes that measured the same one, the first is kept, so that both charge it."""
+        """Adds a time. If another process added one for the same operation first, both charge that one."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with WeakFileLock(f"{self.path}.lock"):
             self._read()
@@ -109,7 +109,7 @@ class ReferenceTimes:
             write_json(self.path, {"system": self.system, "seconds": dict(sorted(self._seconds.items()))})
 
     def faults(self) -> list[str]:
-        """Operations that take less time with more layers than with fewer: slips, or times that were disturbed."""
+        """Descriptions of implausible times: operations that take less time with more layers than with fewer."""
         groups: dict[str, list[tuple[int, float, str]]] = {}
         for operation, seconds in self._seconds.items():
             before, mark, rest = operation.partition("|layers ")

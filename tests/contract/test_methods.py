@@ -51,6 +51,13 @@ def test_unknown_setting_names_the_nearest(name):
 
 
 @methods
+def test_a_setting_of_a_wrong_type_is_refused_by_name(name):
+    for field in dataclasses.fields(METHODS[name]):
+        with pytest.raises(EffptError, match=rf"`{name}\.{field.name}` must .*, not \{{1, 2\}}"):
+            build_methods({name: {field.name: {1, 2}}})
+
+
+@methods
 def test_recipe_knows_it(name):
     recipe = Recipe.load(
         {

@@ -17,19 +17,19 @@ from hf_effpt.core.ledger import archive_events
 from hf_effpt.core.padding import real_tokens
 from hf_effpt.core.width import resize, widths_of
 
-NAME = "teacher"  # of the attribute of the backbone, and of what its event says: the widths of the teacher's layers
-FOR_USERS = ("output_hidden_states", "output_attentions")  # what a caller asks of the backbone besides
+NAME = "teacher"  # attribute of the backbone, and key in its event: the widths of the teacher's layers
+FOR_USERS = ("output_hidden_states", "output_attentions")  # further outputs that a caller may ask of the backbone
 
 
 class Teacher(nn.Module):
-    """The encoder that a backbone was; in training the last hidden states of the two are compared.
+    """Frozen earlier state of a backbone, whose last hidden states the backbone's are compared with in training.
 
-    It is a part of the backbone, so that checkpoints have it, but does not learn: its weights are buffers. It always
-    runs as in evaluation, without notes or dropped layers.
+    It is part of the backbone, so that checkpoints hold it, and its weights are buffers. It always runs in evaluation
+    mode, without notes or dropped layers.
 
     Args:
-        backbone: the encoder that learns.
-        widths (`Sequence[Sequence[int]]`): heads and neurons of each of the teacher's layers.
+        backbone: encoder that learns.
+        widths (`Sequence[Sequence[int]]`): heads and neurons of each layer of the teacher.
     """
 
     is_work: ClassVar[bool] = True  # its hook is no onlooker: FLOPs are counted with it
@@ -37,7 +37,7 @@ class Teacher(nn.Module):
     def __init__(self, backbone: Any, widths: Sequence[Sequence[int]]) -> None:
         super().__init__()
         self.encoder: Any = _stock_encoder(backbone, widths).eval()
-        self.term: Tensor | None = None  # of the last forward, until somebody takes it
+        self.term: Tensor | None = None  # of the last forward pass, until it is taken
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "term": None}  # a copy of the model has had no forward, and graphs cannot be copied
@@ -52,20 +52,20 @@ class Teacher(nn.Module):
         stack_of(backbone).read_whole = True
 
     def detach(self, backbone: Any) -> None:
-        """Takes the teacher out of `backbone`; another may still read all positions."""
+        """Removes the teacher; `read_whole` stays, since another reader may need all positions."""
         self._handle.remove()
         delattr(backbone, NAME)
 
     @torch.no_grad()
     def take_weights(self, backbone: Any) -> None:
-        """Takes the weights of the layers of `backbone` that run, gates folded in."""
+        """Copies the weights of the layers of `backbone` that run, with gates folded in."""
         own = [*embeddings_of(self.encoder), *layers_of(self.encoder).children()]
         layers = stack_of(backbone)
         for part, theirs in zip(own, [*embeddings_of(backbone), *(layers[i] for i in layers.order)], strict=True):
             _copy_tensors(part, theirs)
 
     def compare(self, backbone: Any, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-        """Compares the outputs of `backbone` with the teacher's on the same inputs, in the same precision."""
+        """Forward hook: sets `term` to the distance of the outputs from the teacher's on the same inputs."""
         if not backbone.training:
             return
         kwargs = {name: value for name, value in kwargs.items() if name not in FOR_USERS}
@@ -77,19 +77,19 @@ class Teacher(nn.Module):
         self.term = distance(output[0], wanted_BLD, real_BL)
 
     def take_term(self) -> Tensor | None:
-        """The term of the last forward in training, once."""
+        """Returns the term of the last forward pass in training, and forgets it."""
         term, self.term = self.term, None
         return term
 
 
 def distance(hidden_BLD: Tensor, wanted_BLD: Tensor, real_BL: Tensor) -> Tensor:
-    """The mean squared difference of hidden states at real tokens, in fp32."""
+    """Mean squared difference of hidden states over real tokens, a scalar in fp32."""
     squared_BL = (hidden_BLD.float() - wanted_BLD.float()).square().mean(dim=2)
     return (squared_BL * real_BL).sum() / real_BL.sum().clamp(min=1)
 
 
 def teach(backbone: Any) -> list[list[int]]:
-    """Makes what `backbone` is now its teacher; returns the teacher's widths, by which it is built again."""
+    """Makes the present state of `backbone` its teacher; returns the teacher's widths, by which it is built again."""
     every = widths_of(backbone)
     widths = [every[index] for index in stack_of(backbone).order]
     teacher = Teacher(backbone, widths)
@@ -99,7 +99,7 @@ def teach(backbone: Any) -> list[list[int]]:
 
 
 def teach_again(backbone: Any) -> None:
-    """Gives a new `backbone` the teacher that its configuration tells of; its weights are still to be loaded."""
+    """Builds the teacher named in the configuration of `backbone`; its weights are still to be loaded."""
     for event in reversed(backbone.config.events or []):
         if NAME in event:
             Teacher(backbone, event[NAME]).attach(backbone)
@@ -107,22 +107,22 @@ def teach_again(backbone: Any) -> None:
 
 
 def teacher_of(backbone: Any) -> Teacher | None:
-    """The teacher of `backbone`, if it has one."""
+    """Teacher of `backbone`; `None` if it has none."""
     return getattr(backbone, NAME, None)
 
 
 def dismiss(backbone: Any) -> None:
-    """Leaves nothing of a teacher, in `backbone` or in its configuration."""
+    """Removes the teacher from `backbone` and from its configuration."""
     if (teacher := teacher_of(backbone)) is not None:
         teacher.detach(backbone)
         archive_events(backbone.config, (NAME,))
 
 
 def _stock_encoder(backbone: Any, widths: Sequence[Sequence[int]]) -> nn.Module:
-    """A stock encoder with layers of such widths, all its tensors buffers, and zeros unless they are constants."""
+    """Stock encoder with layers of these widths, whose tensors are buffers: constants, or zeros to be loaded."""
     config = copy.deepcopy(backbone.config)
     config.num_hidden_layers, config.layer_order, config.layer_widths = len(widths), None, None
-    # A backbone is a stock encoder with other layers, or of a class that tells which one it stands for.
+    # A backbone is a stock encoder with other layers, or of a class that names the stock class it stands for.
     stock_class = getattr(type(backbone), "stock_class", type(backbone))
     with torch.device("meta"):
         encoder: Any = stock_class(config)
@@ -141,9 +141,9 @@ def _stock_encoder(backbone: Any, widths: Sequence[Sequence[int]]) -> nn.Module:
 
 
 def _copy_tensors(part: nn.Module, theirs: nn.Module, constants: bool = False) -> None:
-    """Copies the tensors of a module into one of the same shape; of the `constants` only, if so asked.
+    """Copies the tensors of a module into one of the same shape.
 
-    Constants, such as the numbers of positions, are what no checkpoint holds.
+    If `constants` is `True`, only those that no checkpoint holds, such as position ids.
     """
     for path, module in part.named_modules():
         source: Any = theirs.get_submodule(path)
@@ -153,6 +153,6 @@ def _copy_tensors(part: nn.Module, theirs: nn.Module, constants: bool = False) -
             tensor = getattr(source, name)
             if isinstance(source, GatedLinear) and name == "weight":
                 tensor = source.__dict__["gates"].gated(source)
-            elif isinstance(source, nn.Embedding):  # the table may add to what it holds
+            elif isinstance(source, nn.Embedding):  # the table may compute more than it holds
                 tensor = source(torch.arange(len(tensor), device=tensor.device))
             module._buffers[name] = tensor.detach().clone()

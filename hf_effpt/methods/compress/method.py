@@ -1,10 +1,9 @@
 """Train large, then compress: a large model is stopped early, cut, and trained on when cut (Li et al., 2020)."""
 
 import logging
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from hf_effpt.core.gates import NAME, Scores, WidthGates, gate_scores, loss_impo
 from hf_effpt.core.ledger import record
 from hf_effpt.core.method import Method, Paper, start_after
 from hf_effpt.core.random import CUTS, step_rng
+from hf_effpt.core.settings import Count, In, Inside, NotNegative, Share, check_settings
 from hf_effpt.core.ticket import Ticket, unit_of
 from hf_effpt.core.width import cut_state, cut_width, draw_running
 
@@ -39,94 +39,62 @@ GATE_RATE = 0.01
 
 @dataclass
 class Compress(Method):
-    """Trains a large model, cuts layers, heads and neurons away, and trains on what is left (Li et al., 2020).
+    """Trains a large model, cuts layers, heads and neurons away, and trains the rest further (Li et al., 2020).
 
-    All of it is one run on one clock: the learning rate goes on falling over the cuts and is fully decayed at the end,
-    and what is kept keeps its weights and its optimizer state. Heads and neurons are really gone, from the model and
-    from the optimizer.
+    It is one run on one clock: the learning rate keeps falling over the cuts and is fully decayed at the end. The
+    remaining parts keep their weights and optimizer state. Heads and neurons that are cut leave model and optimizer.
 
     Args:
-        depth (`int`, *optional*): layers to be left in the end, at equal distances; by default all.
-        head_keep (`float`, *optional*): share, in (0, 1], of the attention heads of each layer to be left. By default
-            2/3 where nothing is said of depth or neurons either, and else all.
-        ffn_keep (`float`, *optional*): share, in (0, 1], of the feed-forward neurons of all layers together to be
-            left. By default 0.6 where nothing is said of depth or heads either, and else all.
-        importance (`str`, *optional*, defaults to `"michel"`): which heads and neurons stay: by how much the loss
-            would change without them on 8 batches of training text (`michel`; Michel et al., 2019); by gates that
-            learn in the last tenth of the clock before the first cut (`gates`; Chen et al., 2021); by the norm of
-            their weights (`magnitude`); or, as the control, as many of each layer as `michel` would keep, but which
-            is drawn by lot, as are the layers (`random`).
-        at (`float`, *optional*, defaults to 0.7): fraction of the clock, in (0, 1), at which the large model is cut.
-        rounds (`int`, *optional*, defaults to 1): cuts, each of the same share of what is to go.
-        until (`float`, *optional*): with several rounds the fraction of the clock of the last; by default halfway
-            between `at` and the end.
-        distill (`float`, *optional*, defaults to 0): weight, at least 0, of a further term in the loss from the first
-            cut on: the mean squared difference of the last hidden states from those that the large model, as it was
-            right before that cut, has for the same inputs; a mean over the tokens that are no padding. That the term
-            is this one is our choice. 0 has no teacher.
+        depth (`int`, *optional*): number of layers after the last cut, at equal distances; by default all.
+        head_keep (`float`, *optional*): share, in (0, 1], of the attention heads of each layer to keep. By default 2/3
+            if `depth` and `ffn_keep` are left out, too, else all.
+        ffn_keep (`float`, *optional*): share, in (0, 1], of the feed-forward neurons of all layers together to keep.
+            By default 0.6 if `depth` and `head_keep` are left out, too, else all.
+        importance (`str`, *optional*, defaults to `"michel"`): criterion for heads and neurons to keep: `michel`, the
+            change of the loss without them, on 8 batches of training text (Michel et al., 2019); `gates`, that learn
+            in the last tenth of the clock before the first cut (Chen et al., 2021); `magnitude`, the norm of their
+            weights; or, as the control, `random`, with the widths of `michel`, and random layers.
+        at (`float`, *optional*, defaults to 0.7): fraction of the clock, in (0, 1), of the first cut.
+        rounds (`int`, *optional*, defaults to 1): number of cuts, each of the same number of parts.
+        until (`float`, *optional*): fraction of the clock of the last of several cuts; by default halfway between `at`
+            and the end.
+        distill (`float`, *optional*, defaults to 0): weight, at least 0, of a loss term from the first cut on: the
+            mean squared difference, over tokens that are no padding, of the last hidden states from those of the large
+            model as it was before the first cut. The choice of this term is ours. 0 has no teacher.
 
     Raises:
-        EffptError: if a value is outside its range, nothing would be cut, a layer would be left without a head or its
-            neurons, the model has fewer layers than are to be left or is narrow already, or another method still grows
-            it at `at`.
+        EffptError: if a value is outside its range, nothing would be cut, a layer would keep no head or too few
+            neurons, the model has too few layers or is narrow already, or another method still grows it at `at`.
     """
 
     name: ClassVar[str] = "compress"
     order: ClassVar[int] = 2
     summary: ClassVar[str] = "Trains a large model first, and cuts it down to a smaller one on the way."
     conflicts: ClassVar[frozenset[str]] = frozenset({"earlybert", "lottery"})
-    paper: ClassVar[Paper] = Paper(
-        title="Train Large, Then Compress: Rethinking Model Size for Efficient Training and Inference of Transformers",
-        authors="Zhuohan Li, Eric Wallace, Sheng Shen, Kevin Lin, Kurt Keutzer, Dan Klein, Joseph E. Gonzalez",
-        year=2020,
+    paper: ClassVar[Paper] = Paper.of(
+        "@inproceedings{li2020train, title={Train Large, Then Compress: Rethinking Model Size for Efficient "
+        "Training and Inference of Transformers}, author={Li, Zhuohan and Wallace, Eric and Shen, Sheng and Lin, "
+        "Kevin and Keutzer, Kurt and Klein, Dan and Gonzalez, Joseph E.}, booktitle={ICML}, year={2020}}",
         arxiv="2002.11794",
-        bibtex=(
-            "@inproceedings{li2020train, title={Train Large, Then Compress: Rethinking Model Size for Efficient "
-            "Training and Inference of Transformers}, author={Li, Zhuohan and Wallace, Eric and Shen, Sheng and Lin, "
-            "Kevin and Keutzer, Kurt and Klein, Dan and Gonzalez, Joseph E.}, booktitle={ICML}, year={2020}}"
-        ),
     )
 
-    depth: int | None = None
-    head_keep: float | None = None
-    ffn_keep: float | None = None
+    depth: Count | None = None
+    head_keep: Share | None = None
+    ffn_keep: Share | None = None
     importance: Importance = "michel"
-    at: float = 0.7
-    rounds: int = 1
-    until: float | None = None
-    distill: float = 0.0
+    at: Annotated[float, In("(0, 1)", "the large model trains before, the small one after it")] = 0.7
+    rounds: Count = 1
+    until: Inside | None = None
+    distill: NotNegative = 0.0
 
     def __post_init__(self) -> None:
-        for key in ("head_keep", "ffn_keep"):
-            value = getattr(self, key)
-            if value is not None and not 0.0 < value <= 1.0:
-                raise EffptError(f"`compress.{key}` is the share that is kept, in (0, 1], not {value}.")
-        for key, needed in (("depth", "layers"), ("rounds", "cuts")):
-            value = getattr(self, key)
-            if not (key == "depth" and value is None) and (type(value) is not int or value < 1):
-                raise EffptError(f"`compress.{key}` is a number of {needed}, at least 1, not {value!r}.")
-        if self.importance not in get_args(Importance):
-            valid = ", ".join(get_args(Importance))
-            raise EffptError(f"`compress.importance` must be one of {valid}, not {self.importance!r}.")
-        if not 0.0 < self.at < 1.0:
-            raise EffptError(
-                f"`compress.at` is a fraction of the clock in (0, 1), not {self.at}: the large model trains before, "
-                "the small one after it."
-            )
+        check_settings(self)
         if self.until is not None and self.rounds == 1:
             raise EffptError(
                 "`compress.until` is when the last of several cuts is made; set `rounds`, or leave it out."
             )
-        if self.until is not None and not self.at < self.until < 1.0:
-            raise EffptError(
-                f"`compress.until` is a fraction of the clock between `compress.at` and 1, {self.at} and 1, not "
-                f"{self.until}."
-            )
-        if not 0.0 <= self.distill < math.inf:
-            raise EffptError(
-                f"`compress.distill` is the weight of a term in the loss, at least 0 and finite, not {self.distill}; "
-                "leave it out to train without a teacher."
-            )
+        if self.until is not None and self.until <= self.at:
+            raise EffptError(f"`compress.until` must be after `compress.at`, {self.at}, not {self.until}.")
         if self.depth is None and self._shares == (1.0, 1.0):
             raise EffptError(
                 "`compress` has nothing to cut: `head_keep` and `ffn_keep` are 1 and `depth` is not set; set one of "

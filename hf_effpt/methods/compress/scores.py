@@ -1,4 +1,4 @@
-"""Tickets drawn at random, the control of those drawn by importance."""
+"""Random tickets, the control of those drawn by importance."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from hf_effpt.core.ticket import Ticket
 
 
 def at_random(ticket: Ticket, generator: np.random.Generator) -> Ticket:
-    """A ticket of the same shape as `ticket`, of heads and neurons drawn at random."""
+    """Ticket of the same widths as `ticket`, of heads and neurons drawn at random."""
 
     def drawn(kept: Sequence[tuple[int, ...]], sizes: Sequence[int]) -> tuple[tuple[int, ...], ...]:
         lots = [np.sort(generator.permutation(most)[: len(layer)]) for layer, most in zip(kept, sizes, strict=True)]

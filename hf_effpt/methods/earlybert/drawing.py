@@ -1,4 +1,4 @@
-"""How tickets are drawn: by scores of heads and neurons in the layers that run, or at random as a control."""
+"""Tickets by scores of heads and neurons in the layers that run, or at random as a control."""
 
 from typing import Any
 
@@ -13,15 +13,15 @@ from hf_effpt.core.width import draw_running, layers_that_run
 
 
 def heads_kept(share: float, heads: int) -> int:
-    """How many heads of a layer are kept: 8 of 12 and 10 of 16 with two thirds, as published."""
+    """Number of heads of a layer that are kept: 8 of 12 and 10 of 16 with two thirds, as published."""
     return int(share * heads + 1e-9)
 
 
 def check_shares(head_keep: float, ffn_keep: float, heads: int, neurons: int) -> None:
-    """Checks that no layer of so many heads and neurons would be left without any.
+    """Checks that a layer with this number of heads and neurons keeps at least one head and one unit of neurons.
 
     Raises:
-        EffptError: if one would.
+        EffptError: if it would not.
     """
     if heads_kept(head_keep, heads) < 1:
         raise EffptError(
@@ -37,20 +37,20 @@ def check_shares(head_keep: float, ffn_keep: float, heads: int, neurons: int) ->
 
 
 def best(scores: Scores, backbone: Any, head_keep: float, ffn_keep: float) -> Ticket:
-    """The ticket of the highest scores: heads are ranked within each layer, neurons over all that run."""
+    """Ticket of the highest scores; heads are ranked within each layer, neurons over all layers that run."""
     layers = layers_that_run(backbone)
     every = sum(len(scores[1][layer]) for layer in layers)
     return draw_running(backbone, scores, heads_kept(head_keep, len(scores[0][layers[0]])), round(ffn_keep * every))
 
 
 def worst(scores: Scores, good: Ticket, backbone: Any) -> Ticket:
-    """The ticket of the lowest scores, as wide as the good one in every layer."""
+    """Ticket of the lowest scores, with the widths of `good`."""
     heads, neurons = ([-of_layer for of_layer in of] for of in scores)
     return draw_widths(heads, neurons, good.widths)
 
 
 def any_like(good: Ticket, seed: int, step: int) -> Ticket:
-    """A ticket as wide as the good one in every layer, drawn from all of them: a function of seed and step."""
+    """Random ticket with the widths of `good`, a function of seed and step."""
     generator = step_rng(seed, step, TICKETS)
     drawn = [[torch.from_numpy(generator.random(number)) for number in layer] for layer in good.shape]
     return draw_widths([heads for heads, _ in drawn], [neurons for _, neurons in drawn], good.widths)

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.gates import WidthGates, gate_scores, gates_of
 from hf_effpt.core.ledger import record
 from hf_effpt.core.method import Method, Paper, start_after
+from hf_effpt.core.settings import Count, Fraction, In, NotNegative, Positive, Share, check_settings
 from hf_effpt.core.snapshot import snapshot_of
 from hf_effpt.core.ticket import FILE, Ticket
 from hf_effpt.core.width import cut_state, cut_width, layers_that_run
@@ -34,97 +35,70 @@ BY_SCORES = ("magnitude", "michel")
 class EarlyBert(Method):
     """Searches early in the run for a ticket, a narrower network, and trains only that (Chen et al., 2021).
 
-    In the search every attention head and every feed-forward neuron has a gate, which learns along with the weights
-    and is pushed towards zero. Every so often the heads and neurons with the largest gates are noted; when these masks
-    have come to agree, or the search has lasted long enough, the others are cut away. What is left is a model with
-    really smaller layers, which goes on from the weights it began the search with.
+    In the search every attention head and feed-forward neuron has a gate, which is trained with the weights under an
+    L1 penalty. At intervals the heads and neurons with the largest gates are recorded as a mask. When recent masks
+    agree, or the search has lasted long enough, the others are cut away. What is left is a model with smaller layers,
+    which continues from the weights it had before the search.
 
     Args:
-        head_keep (`float`, *optional*, defaults to 2/3): share, in (0, 1], of the heads of each layer that are kept.
+        head_keep (`float`, *optional*, defaults to 2/3): share, in (0, 1], of the heads of each layer to keep.
         ffn_keep (`float`, *optional*, defaults to 0.6): share, in (0, 1], of the feed-forward neurons of all layers
-            together that are kept; a layer's number is rounded to a multiple of 64 (of 8 below 512 neurons).
-        max_search_steps (`float`, *optional*, defaults to 0.05): how long the search lasts at most: below 1 a share of
-            the clock, from 1 on a number of optimizer steps.
-        epsilon (`float`, *optional*, defaults to 0.1): the search is over when the newest mask differs from each of
-            the others in at most this share of the heads, and of the neurons, in [0, 1].
+            together to keep; the number in a layer is rounded to a multiple of 64 (of 8 below 512 neurons).
+        max_search_steps (`float`, *optional*, defaults to 0.05): longest search: below 1 a share of the clock, from 1
+            on a number of optimizer steps.
+        epsilon (`float`, *optional*, defaults to 0.1): largest share of heads, and of neurons, in [0, 1], in which the
+            newest mask may differ from each of the others for the search to end.
         window (`int`, *optional*, defaults to 5): number of masks, at least 2, that are compared.
         every (`int`, *optional*, defaults to 10): optimizer steps from one mask to the next.
-        weights (`str`, *optional*, defaults to `"rewind"`): `"rewind"` gives the ticket the weights of before the
-            search, and begins optimizer and learning rate anew; `"keep"` leaves it what it has learned, with its
-            optimizer state and the schedule of the whole run (You et al., 2020).
-        l1 (`float`, *optional*, defaults to 1e-4): weight, at least 0, of the sum of the absolute gates in the loss,
-            of those of heads and those of neurons alike. Where the main model's loss is weighted, as ELECTRA's by 50,
-            so is this.
+        weights (`str`, *optional*, defaults to `"rewind"`): `"rewind"` gives the ticket the weights from before the
+            search and starts optimizer and learning rate again; `"keep"` leaves its weights, optimizer state and the
+            schedule of the whole run (You et al., 2020).
+        l1 (`float`, *optional*, defaults to 1e-4): weight, at least 0, of the sum of the absolute gates in the loss.
+            It is multiplied by the weight of the main loss, such as ELECTRA's 50.
         gate_learning_rate (`float`, *optional*, defaults to 0.01): peak learning rate of the gates, above 0. With that
             of the weights, as published, they hardly move.
-        ticket (`str`, *optional*, defaults to `"earlybert"`): what is kept: `"earlybert"`, what the largest gates are
-            of; `"magnitude"`, what has the largest weights at the end of a search without gates; `"michel"`, what the
-            loss then depends on most (Michel et al., 2019); as controls of the same widths `"random"`, and `"bad"`,
-            what the smallest gates are of (Prasanna et al., 2020); or the path of a saved ticket, which is cut before
-            the run begins.
+        ticket (`str`, *optional*, defaults to `"earlybert"`): parts to keep: `"earlybert"`, those of the largest
+            gates; `"magnitude"`, of the largest weights after a search without gates; `"michel"`, those on which the
+            loss then depends most (Michel et al., 2019); as controls of the same widths `"random"`, and `"bad"`, those
+            of the smallest gates (Prasanna et al., 2020); or the path of a saved ticket, which is cut before the run
+            begins.
         after (`float`, *optional*): fraction of the clock, in [0, 1), at which the search begins. By default the
-            start, or when the depth no longer changes.
+            start, or the time from which the depth no longer changes.
 
     Raises:
-        EffptError: if a value is outside its range, no heads or neurons would be left in a layer, the search would
-            last to the end, there is no such ticket or it is one of another shape, or the model is narrow already.
+        EffptError: if a value is outside its range, a layer would keep no heads or neurons, the search would last to
+            the end, the ticket is missing or of another shape, or the model is narrow already.
     """
 
     name: ClassVar[str] = "earlybert"
     order: ClassVar[int] = 2
     summary: ClassVar[str] = "Finds early which heads and neurons to keep, cuts the others away and trains the rest."
     conflicts: ClassVar[frozenset[str]] = frozenset({"lottery", "compress"})
-    paper: ClassVar[Paper] = Paper(
-        title="EarlyBERT: Efficient BERT Training via Early-bird Lottery Tickets",
-        authors="Xiaohan Chen, Yu Cheng, Shuohang Wang, Zhe Gan, Zhangyang Wang, Jingjing Liu",
-        year=2021,
+    paper: ClassVar[Paper] = Paper.of(
+        "@inproceedings{chen2021earlybert, title={{EarlyBERT}: Efficient {BERT} Training via Early-bird Lottery "
+        "Tickets}, author={Chen, Xiaohan and Cheng, Yu and Wang, Shuohang and Gan, Zhe and Wang, Zhangyang and "
+        "Liu, Jingjing}, booktitle={ACL}, year={2021}}",
         arxiv="2101.00063",
-        bibtex=(
-            "@inproceedings{chen2021earlybert, title={{EarlyBERT}: Efficient {BERT} Training via Early-bird Lottery "
-            "Tickets}, author={Chen, Xiaohan and Cheng, Yu and Wang, Shuohang and Gan, Zhe and Wang, Zhangyang and "
-            "Liu, Jingjing}, booktitle={ACL}, year={2021}}"
-        ),
     )
 
-    head_keep: float = 2 / 3
-    ffn_keep: float = 0.6
-    max_search_steps: float = 0.05
-    epsilon: float = 0.1
-    window: int = 5
-    every: int = 10
+    head_keep: Share = 2 / 3
+    ffn_keep: Share = 0.6
+    max_search_steps: Positive = 0.05
+    epsilon: Annotated[float, In("[0, 1]")] = 0.1
+    window: Annotated[int, In("[2, inf)")] = 5
+    every: Count = 10
     weights: Literal["rewind", "keep"] = "rewind"
-    l1: float = 1e-4
-    gate_learning_rate: float = 0.01
+    l1: NotNegative = 1e-4
+    gate_learning_rate: Positive = 0.01
     ticket: str = "earlybert"
-    after: float | None = None
+    after: Fraction | None = None
 
     def __post_init__(self) -> None:
-        for key in ("head_keep", "ffn_keep"):
-            if not 0.0 < getattr(self, key) <= 1.0:
-                raise EffptError(f"`earlybert.{key}` is a share in (0, 1], not {getattr(self, key)}.")
-        longest = self.max_search_steps
-        if longest is True or not 0.0 < longest < math.inf or (longest >= 1 and longest != int(longest)):
+        check_settings(self)
+        if self.max_search_steps >= 1 and self.max_search_steps != int(self.max_search_steps):
             raise EffptError(
-                "`earlybert.max_search_steps` is a share of the clock below 1 or a whole number of steps, not "
-                f"{longest}."
-            )
-        if not 0.0 <= self.epsilon <= 1.0:
-            raise EffptError(f"`earlybert.epsilon` is a share of heads and neurons in [0, 1], not {self.epsilon}.")
-        for key, least in (("window", 2), ("every", 1)):
-            value = getattr(self, key)
-            if type(value) is not int or value < least:
-                raise EffptError(f"`earlybert.{key}` is a whole number, at least {least}, not {value!r}.")
-        if self.weights not in ("rewind", "keep"):
-            raise EffptError(f"`earlybert.weights` must be rewind or keep, not {self.weights!r}.")
-        if not 0.0 <= self.l1 < math.inf:
-            raise EffptError(f"`earlybert.l1` is the weight of a penalty, at least 0, not {self.l1}.")
-        if not 0.0 < self.gate_learning_rate < math.inf:
-            raise EffptError(f"`earlybert.gate_learning_rate` must be above 0, not {self.gate_learning_rate}.")
-        if self.after is not None and not 0.0 <= self.after < 1.0:
-            raise EffptError(f"`earlybert.after` is a fraction of the clock in [0, 1), not {self.after}.")
-        if not isinstance(self.ticket, (str, Path)):
-            raise EffptError(
-                f"`earlybert.ticket` is a word, {', '.join((*BY_GATES, *BY_SCORES))}, or a path, not {self.ticket!r}."
+                "`earlybert.max_search_steps` must be a share of the clock below 1 or a whole number of steps, not "
+                f"{self.max_search_steps}."
             )
         self.ticket = str(self.ticket)
         self._start, self._config = self.after or 0.0, None

@@ -1,6 +1,6 @@
-"""Dropping attention heads: what they add to a layer is zeroed in training, and saves nothing.
+"""Dropout of attention heads: the outputs of dropped heads are zeroed in training, which saves no time.
 
-B batch, L row length or the positions of it that are wanted, D width of all heads together.
+B batch, L row length or the number of wanted positions, D width of all heads together.
 """
 
 from typing import Any
@@ -12,26 +12,26 @@ from torch import Tensor, nn
 from hf_effpt.core.depth import LayerStack
 from hf_effpt.core.random import HEADS, step_rng
 
-MASK = "heads_kept"  # the buffer of the projection that mixes the heads, of shape (D,)
+MASK = "heads_kept"  # buffer of the projection that mixes the heads, of shape (D,)
 
 
 def draw_heads(p: float, shapes: list[int], step: int, seed: int) -> list[np.ndarray]:
-    """Which heads are kept in `step`, for each position of the order.
+    """Masks of the heads that are kept in `step`, for each position of the layer order.
 
     Args:
         p (`float`): probability that a head is dropped.
-        shapes (`list[int]`): number of heads by position.
-        step, seed (`int`): all that the draws depend on; they have a stream of their own beside that of the layers.
+        shapes (`list[int]`): number of heads at each position.
+        step, seed (`int`): all that the draws depend on, in a stream apart from that of the layers.
     """
     generator = step_rng(seed, step, HEADS)
     return [generator.random(heads) >= p for heads in shapes]
 
 
 def set_heads(stack: LayerStack, p: float, step: int, seed: int) -> None:
-    """Masks the heads that `step` drops, in place, so that a compiled layer is compiled once.
+    """Masks the heads that are dropped in `step`, in place, so that a compiled layer is compiled once.
 
-    The masks are made at the first call and not before: what a model builds without storage and then loads has no
-    values for buffers that no checkpoint holds.
+    The masks are made at the first call: a model that is built without storage and then loaded would have no values
+    for buffers that no checkpoint holds.
     """
     attentions: list[Any] = [stack[index].attention for index in stack.order]
     outputs = [attention.output.dense for attention in attentions]
@@ -40,13 +40,13 @@ def set_heads(stack: LayerStack, p: float, step: int, seed: int) -> None:
     for output, size, kept in zip(outputs, sizes, draw_heads(p, heads, step, seed), strict=True):
         if not hasattr(output, MASK):
             output.register_forward_pre_hook(_mask)
-        if len(getattr(output, MASK, ())) != output.in_features:  # there is none, or heads have been cut away since
+        if len(getattr(output, MASK, ())) != output.in_features:  # no mask, or heads were cut since
             output.register_buffer(MASK, torch.ones_like(output.weight[0]), persistent=False)
         getattr(output, MASK).copy_(torch.from_numpy(np.repeat(kept, size)))
 
 
 def remove_heads(stack: LayerStack) -> None:
-    """Takes the masks out again, from layers that have one."""
+    """Removes the masks."""
     layers: list[Any] = list(stack.children())
     for layer in layers:
         output = layer.attention.output.dense

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from torch import nn
@@ -13,6 +13,7 @@ from hf_effpt.core.depth import stack_of
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.method import Method, Paper, start_after
 from hf_effpt.core.random import LAYERS, step_rng
+from hf_effpt.core.settings import Count, Fraction, In, check_settings
 
 from .heads import remove_heads, set_heads
 from .scaling import Scales
@@ -26,24 +27,24 @@ Scaling = Literal["none", "training", "evaluation"]
 class LayerDrop(Method):
     """Skips layers at random in training and runs all of them in evaluation (Fan et al., 2020).
 
-    A skipped layer does not run: it costs nothing, gets no gradient, and its optimizer state and weight decay rest.
-    One draw serves all micro-batches of an optimizer step and all processes.
+    A skipped layer does not run: it costs nothing, has no gradient, and its optimizer state and weights stay as they
+    are. All micro-batches and processes of an optimizer step skip the same layers.
 
     Args:
-        p (`float`, *optional*): how likely layers are skipped, in [0, 1), each as `rate` has it. By default 0.2 where
-            the rate is constant, and 0.5 where it is not.
-        after (`float`, *optional*): fraction of the clock, in [0, 1), from which layers are dropped. By default it
-            starts when the other methods no longer change the architecture, which is at once if there are none.
-        rate (`str`, *optional*, defaults to `"constant"`): how the rate of skipping goes with place and time:
-            `"constant"` skips each layer with probability `p` (Fan et al., 2020); `"pld"`, progressive layer dropping,
-            goes quickly from 0 to `p` for the last layer, and less for those below (Zhang and He, 2020);
-            `"progressive"`, subnetworks that get larger, goes in four equal stages from a mean of `p` to 0, while
-            first and last layer always run (RaPTr; Panigrahi et al., 2024).
-        group (`int`, *optional*, defaults to 1): neighbouring layers that share one draw; divides the depth.
-        heads (`float`, *optional*, defaults to 0.0): probability, in [0, 1), that an attention head is dropped in an
+        p (`float`, *optional*): probability of skipping a layer, in [0, 1), as scheduled by `rate`. By default 0.2
+            with the constant rate, else 0.5.
+        after (`float`, *optional*): fraction of the clock, in [0, 1), from which layers are dropped. By default the
+            time from which the other methods no longer change the architecture.
+        rate (`str`, *optional*, defaults to `"constant"`): `"constant"` skips each layer with probability `p` (Fan et
+            al., 2020); `"pld"` rises quickly from 0 to `p` for the last layer, and to less for those below
+            (progressive layer dropping; Zhang and He, 2020); `"progressive"` falls in four equal stages from a mean of
+            `p` to 0, and always runs first and last layer (RaPTr; Panigrahi et al., 2024).
+        group (`int`, *optional*, defaults to 1): number of neighbouring layers that share one draw; divides the depth.
+        heads (`float`, *optional*, defaults to 0.0): probability, in [0, 1), of dropping an attention head in an
             optimizer step; a regulariser that saves no time.
-        scaling (`str`, *optional*, defaults to `"none"`): how skipping is made up for, in pre-norm models only: what a
-            layer changes is multiplied by 1 / (1 - rate) in `"training"`, or by 1 - rate in `"evaluation"`.
+        scaling (`str`, *optional*, defaults to `"none"`): compensation for skipped layers, in pre-norm models only:
+            the change that a layer makes is multiplied by 1 / (1 - rate) in `"training"`, or by 1 - rate in
+            `"evaluation"`.
 
     Raises:
         EffptError: if a value is outside its range, does not suit the depth or the architecture, or `after` lies
@@ -52,40 +53,23 @@ class LayerDrop(Method):
 
     name: ClassVar[str] = "layerdrop"
     summary: ClassVar[str] = "Skips layers at random in training; the export keeps them all."
-    paper: ClassVar[Paper] = Paper(
-        title="Reducing Transformer Depth on Demand with Structured Dropout",
-        authors="Angela Fan, Edouard Grave, Armand Joulin",
-        year=2020,
+    paper: ClassVar[Paper] = Paper.of(
+        "@inproceedings{fan2020layerdrop, title={Reducing Transformer Depth on Demand with Structured Dropout}, "
+        "author={Fan, Angela and Grave, Edouard and Joulin, Armand}, booktitle={ICLR}, year={2020}}",
         arxiv="1909.11556",
-        bibtex=(
-            "@inproceedings{fan2020layerdrop, title={Reducing Transformer Depth on Demand with Structured Dropout}, "
-            "author={Fan, Angela and Grave, Edouard and Joulin, Armand}, booktitle={ICLR}, year={2020}}"
-        ),
     )
 
-    p: float | None = None
-    after: float | None = None
+    p: Annotated[float, In("[0, 1)", "at 1 no layer would ever train")] | None = None
+    after: Fraction | None = None
     rate: Rate = "constant"
-    group: int = 1
-    heads: float = 0.0
+    group: Count = 1
+    heads: Annotated[float, In("[0, 1)", "at 1 no head would ever train")] = 0.0
     scaling: Scaling = "none"
 
     def __post_init__(self) -> None:
-        for key, valid in (("rate", Rate), ("scaling", Scaling)):
-            if getattr(self, key) not in get_args(valid):
-                raise EffptError(
-                    f"`layerdrop.{key}` must be one of {', '.join(get_args(valid))}, not {getattr(self, key)!r}."
-                )
+        check_settings(self)
         if self.p is None:
             self.p = 0.2 if self.rate == "constant" else 0.5
-        if not 0.0 <= self.p < 1.0:
-            raise EffptError(f"`layerdrop.p` must be in [0, 1), not {self.p}: at 1 no layer would ever train.")
-        if self.after is not None and not 0.0 <= self.after < 1.0:
-            raise EffptError(f"`layerdrop.after` is a fraction of the clock in [0, 1), not {self.after}.")
-        if not isinstance(self.group, int) or self.group < 1:
-            raise EffptError(f"`layerdrop.group` is a number of layers, at least 1, not {self.group!r}.")
-        if not 0.0 <= self.heads < 1.0:
-            raise EffptError(f"`layerdrop.heads` must be in [0, 1), not {self.heads}: at 1 no head would ever train.")
         self._start, self._end = self.after or 0.0, 1.0
 
     def bind(self, config: Any, others: Mapping[str, Method]) -> None:

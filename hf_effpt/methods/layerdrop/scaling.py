@@ -1,4 +1,4 @@
-"""What a layer's change of the hidden states is multiplied by, to make up for the steps in which it is skipped."""
+"""Factors on the change that a layer makes to the hidden states, which make up for the steps that skip it."""
 
 from collections.abc import Iterator, Mapping
 
@@ -8,12 +8,12 @@ from hf_effpt.core.depth import LayerStack
 
 
 class Scales(Mapping[int, float]):
-    """Scales by index of the layer, which count either in training or in evaluation and are none otherwise.
+    """Scale by layer index; empty in the other mode of training and evaluation.
 
     Args:
-        stack ([`LayerStack`]): whose mode decides, at every look-up.
-        rates (`np.ndarray` of shape `(depth,)`): how likely the layer at each position is skipped.
-        training (`bool`): whether they count in training, as 1 / (1 - rate), and not in evaluation, as 1 - rate.
+        stack ([`LayerStack`]): layers, whose mode is read at every look-up.
+        rates (`np.ndarray` of shape `(depth,)`): probability that the layer at each position is skipped.
+        training (`bool`): if `True`, scales of 1 / (1 - rate) in training; else of 1 - rate in evaluation.
     """
 
     def __init__(self, stack: LayerStack, rates: np.ndarray, training: bool) -> None:

@@ -1,33 +1,30 @@
-"""How likely layers are to be skipped, by place and by how far the run is."""
+"""Probabilities of skipping each layer, by position and progress of the run."""
 
 import math
 
 import numpy as np
 
-# Of progressive subnetworks: 6, 8, 10, then 12 of 12 layers on average, for equally long (Panigrahi et al., 2024).
-STAGES = 4
-# Of progressive layer dropping: gamma times the number of steps (Zhang and He, 2020).
-STEEPNESS = 100.0
+STAGES = 4  # equally long: 6, 8, 10, then 12 of 12 layers on average (Panigrahi et al., 2024)
+STEEPNESS = 100.0  # gamma times the number of steps of progressive layer dropping (Zhang and He, 2020)
 
 
 def constant(p: float, depth: int, progress: float) -> np.ndarray:
-    """The same rate everywhere and always (Fan et al., 2020)."""
+    """Rate `p` for every layer in every step (Fan et al., 2020)."""
     return np.full(depth, p)
 
 
 def pld(p: float, depth: int, progress: float) -> np.ndarray:
-    """A rate that rises at once from 0 and with the depth, to `p` of the last layer (Zhang and He, 2020).
+    """Rates that rise quickly from 0, and with the depth up to `p` for the last layer (Zhang and He, 2020).
 
-    The share theta(t) = (1 - theta) exp(-gamma t) + theta, theta = 1 - p, is what the last of L layers is kept with;
-    layer i of 1..L is skipped with probability (i / L) (1 - theta(t)).
+    Layer i of 1..L is skipped with probability (i / L) (1 - theta(t)), theta(t) = p exp(-gamma t) + 1 - p.
     """
     return p * (1.0 - math.exp(-STEEPNESS * progress)) * np.arange(1, depth + 1) / depth
 
 
 def progressive(p: float, depth: int, progress: float) -> np.ndarray:
-    """A mean rate that falls in equal stages from `p` to 0; first and last always run (Panigrahi et al., 2024).
+    """Rates whose mean falls in equal stages from `p` to 0; first and last are 0 (Panigrahi et al., 2024).
 
-    What the two do not skip the others do, so that depth * (1 - rate) layers run on average.
+    The other layers have higher rates for it, so that depth * (1 - mean) layers run on average.
     """
     stage = min(int(progress * STAGES), STAGES - 1)
     rate = p * (1.0 - stage / (STAGES - 1))
@@ -37,7 +34,7 @@ def progressive(p: float, depth: int, progress: float) -> np.ndarray:
 
 
 def largest_progressive(depth: int) -> float:
-    """The largest `p` with which two of `depth` layers can always run."""
+    """Largest `p` with which two of `depth` layers can always run."""
     return max(0.0, 1.0 - 2.0 / depth)
 
 

@@ -1,4 +1,4 @@
-"""The gates: a small recurrent network that reads a layer's input and says, row by row, whether the layer runs.
+"""Gates: a small recurrent network that reads a layer's input and decides for each row if the layer runs.
 
 B batch, L row length, D hidden size, P positions in the order of the layers.
 """
@@ -30,30 +30,29 @@ if TYPE_CHECKING:
 Evaluation = Literal["all", "threshold", "hardened"]
 
 NAME = "layerskip"
-WIDTH = 10  # of the recurrent network, as in the paper's code
-OPEN = 0.95  # the probability at the start: about all layers run
+WIDTH = 10  # hidden size of the recurrent network, as in the paper's code
+OPEN = 0.95  # probability that a gate is open at the start
 RECENT = 0.01  # an average over steps moves by at least this share in each
 
 
 class GateInputs(NamedTuple):
-    """What the gates have to know of the rows under way."""
+    """Inputs of the gates in one forward pass."""
 
     real_BL: Tensor  # False at padding
-    keys_B: Tensor  # what the draws of a row depend on
+    keys_B: Tensor  # keys of each row's random numbers
 
 
 class Gates(KeepsPrecision):
-    """Gates for the layers of a backbone between its first and its last, which always run; they are its `router`.
+    """Gates for all layers of a backbone but the first and the last; the `router` of its layer stack.
 
-    The parameters are in fp32 whatever the model is cast to. What a checkpoint must hold besides is in buffers:
-    `rates`, of shape `(layers,)`, how often the layer at each position has run lately; `executed`, the share of rows
-    and gated layers that ran in the last optimizer step; `baseline`, the loss of rows lately; and `steps`, the number
-    of optimizer steps with gates.
+    Parameters stay in fp32. Buffers are `rates`, of shape `(layers,)`, a running average of the share of rows on which
+    the layer at each position ran; `executed`, the share of rows and gated layers that ran in the last optimizer step;
+    `baseline`, a running average of the rows' loss; and `steps`, the number of optimizer steps with gates.
 
     Args:
-        settings ([`LayerSkip`]): how they decide and learn.
+        settings ([`LayerSkip`]): settings.
         hidden_size (`int`): width of the encoder.
-        layers (`int`): number of layers that are allocated.
+        layers (`int`): number of allocated layers.
     """
 
     no_weight_decay = True
@@ -81,18 +80,18 @@ class Gates(KeepsPrecision):
         self.share: float = 1.0
         self.forced: float | None = None
         self.reading: Any = None  # a `GateInputs` while the backbone runs
-        self._pass: Pass | None = None  # the last one of training, until it has been paid for
+        self._pass: Pass | None = None  # the last one of training, until its penalty is taken
         self._losses: tuple[Tensor, Tensor] | None = None
         self._sums: Tensor | None = None  # over the micro-batches of the step under way
         self._handle: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy takes along what the model has learned, and nothing of the step under way."""
+        """State of a copy: everything but the step under way."""
         return {**self.__dict__, "reading": None, "_pass": None, "_losses": None, "_sums": None}
 
     @torch.no_grad()
     def draw(self) -> None:
-        """Draws the weights, with a generator of its own that starts from the global seed; nothing has run yet."""
+        """Initialises weights and buffers, with an own generator seeded from the global seed."""
         generator = torch.Generator().manual_seed(torch.initial_seed() % 2**63)
         for module in (self.narrow, self.cell, self.out):
             bound = 1 / math.sqrt(module.weight.shape[1] if isinstance(module, nn.Linear) else WIDTH)
@@ -106,8 +105,8 @@ class Gates(KeepsPrecision):
         self.steps.fill_(0)
 
     def reset_missing_parameters(self) -> None:
-        """Draws the weights where those that a model is loaded from have none, as those of a stock model."""
-        # By now the parameters have been drawn as those of any other layer; a buffer tells whether they were loaded.
+        """Initialises weights and buffers if the loaded weights have none, as those of a stock model."""
+        # The parameters have been initialised as in any other layer by now; only a buffer tells if they were loaded.
         if not getattr(self.steps, "_is_hf_initialized", False):
             self.draw()
 
@@ -123,18 +122,18 @@ class Gates(KeepsPrecision):
             stack_of(backbone).router = self
 
     def detach(self, backbone: Any) -> None:
-        """Takes the gates out of `backbone`."""
+        """Removes the gates from `backbone`."""
         self._handle.remove()
         observe_losses(backbone, NAME, None)
         stack_of(backbone).router = None
         del backbone.gates
 
     def is_routing(self) -> bool:
-        """Whether layers may run on some rows only in the next forward."""
+        """`True` if layers may run on some rows only in the next forward pass."""
         return self.on if self.training else self.evaluation == "threshold"
 
     def read(self, backbone: Any, args: tuple, kwargs: dict[str, Any]) -> None:
-        """Takes from the backbone's inputs which tokens are real, and what the draws of each row depend on."""
+        """Forward pre-hook: reads padding and the keys of random numbers from the inputs of the backbone."""
         self.reading = None
         if stack_of(backbone).router is not self or not self.is_routing():
             return
@@ -144,7 +143,7 @@ class Gates(KeepsPrecision):
             mask = args[1]
         if ids_BL is None:
             raise EffptError(
-                "`layerskip` draws by the token ids of each row and tells padding by them; pass `input_ids`, not "
+                "`layerskip` reads padding and the keys of random numbers from token ids; pass `input_ids`, not "
                 "`inputs_embeds`."
             )
         pad = backbone.config.pad_token_id
@@ -157,9 +156,9 @@ class Gates(KeepsPrecision):
     # As a router.
 
     def forward(self, layers: list[Any]) -> list[Any]:
-        """The layers, or in their place what runs each of them on the rows whose gate is open."""
+        """Returns the layers, or in their place functions that run each on the rows whose gate is open."""
         last = len(layers) - 1
-        # Which layers a copy without values would keep cannot be known: it is counted with all.
+        # A copy without values cannot tell which layers it would keep: it is counted with all.
         if not self.training and self.evaluation == "hardened" and self.forced is None:
             return [layers[position] for position in self.kept(len(layers))]
         if last < 2 or not self.is_routing():
@@ -169,14 +168,14 @@ class Gates(KeepsPrecision):
         return [layers[0], *inner, layers[last]]
 
     def kept(self, layers: int) -> list[int]:
-        """The positions that are left of so many when those with a low rate go."""
+        """Positions of the `layers` layers that `hardened` keeps: the first, the last, and those of a high rate."""
         rates = self.rates.tolist()
         return [at for at in range(layers) if at in (0, layers - 1) or rates[at] >= self.harden]
 
     def decide(self, hidden_BLD: Tensor, state: Any) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """The logits of the gates, of shape `(batch_size,)`, from the mean input over real tokens, and a new state."""
+        """Logits of the gates, of shape `(batch_size,)`, from the mean input over real tokens, and the new state."""
         rows, length = hidden_BLD.shape[:2]
-        if self.reading is None:  # a copy of the model that is only counted or timed
+        if self.reading is None:  # a copy of the model whose FLOPs or time are measured
             share_BL = hidden_BLD.new_full((rows, length), 1 / length, dtype=torch.float32)
         else:
             share_BL = self.reading.real_BL.float()
@@ -188,15 +187,15 @@ class Gates(KeepsPrecision):
             return self.out(state[0])[:, 0], state
 
     def finish(self, passing: Pass, hidden_BLD: Tensor) -> Tensor:
-        """Notes what a pass has come to, once it is through the last gated layer; returns the hidden states."""
+        """Records a pass that is through its last gated layer; returns the hidden states."""
         if not self.training:
             return hidden_BLD
         ran, pairs = float(passing.ran), float(passing.rows * passing.positions)
         if world() > 1 and self.forced is None:
             # the clocks of all processes are charged alike
             ran, pairs = add_up(torch.tensor([ran, pairs], device=hidden_BLD.device)).tolist()
-            # A process whose gates got no gradient through the layers gets one in the penalty all the same, and must
-            # not tell the others before that there is none.
+            # All processes must have the same parameters with gradients: without this term, a process none of whose
+            # rows ran would have none until the penalty.
             open_B = torch.stack(passing.logits).sigmoid().sum(dim=0)
             hidden_BLD = hidden_BLD + (open_B - open_B.detach()).to(hidden_BLD.dtype)[:, None, None]
         self.share = ran / pairs
@@ -207,12 +206,12 @@ class Gates(KeepsPrecision):
     # How they learn.
 
     def take_losses(self, losses: TokenLosses) -> None:
-        """Takes the losses of the rows of the pass that has just been."""
+        """Stores the row losses of the pass that has just ended."""
         sums_B, labels_B = losses.by_row()
         self._losses = sums_B / labels_B.clamp(min=1), labels_B > 0
 
     def penalty(self) -> Tensor | None:
-        """What the last pass costs: the distance of the budget, and where the gates learn by reward, that."""
+        """Penalty of the last pass: its distance from `target`, and the reward term of `reinforce`."""
         passing, self._pass = self._pass, None
         if passing is None:
             return None
@@ -231,10 +230,10 @@ class Gates(KeepsPrecision):
         return loss
 
     def _reward(self, logits_PB: Tensor, open_PB: Tensor) -> Tensor:
-        """Makes decisions more probable where the loss was lower than usual, less where it was higher (REINFORCE)."""
+        """Loss that makes decisions more probable the lower the row's loss is below the baseline (REINFORCE)."""
         if self._losses is None:
             raise EffptError(
-                "`layerskip.estimator` is `reinforce`, but the model has not told the losses of its rows; only masked "
+                "`layerskip.estimator` is `reinforce`, but the model has given no losses of rows; only masked "
                 "language models with `labels` do. Use `ste_reweighted`."
             )
         losses_B, counts_B = self._losses
@@ -253,7 +252,7 @@ class Gates(KeepsPrecision):
 
     @torch.no_grad()
     def settle(self, backbone: Any) -> None:
-        """Takes what the micro-batches of a step have come to, over all processes, into the averages."""
+        """Updates the averages with the micro-batches of a step, over all processes."""
         sums, self._sums = self._sums, None
         if sums is None:
             return
@@ -267,9 +266,9 @@ class Gates(KeepsPrecision):
         accumulator_of(backbone).add(layerskip_ran=open_P.sum(), layerskip_pairs=rows * len(open_P))
 
     def evaluation_policies(self, backbone: Any) -> Mapping[str, Callable[[], AbstractContextManager]]:
-        """The other ways to run `backbone` in evaluation, by name: contexts for it; empty until gates have learned.
+        """Contexts for the other `evaluation` settings, by name; empty until gates have learned.
 
-        An evaluation gives the held-out loss in each of them as `held_out_loss_{name}`.
+        An evaluation reports the held-out loss in each of them as `held_out_loss_{name}`.
         """
         if self.routing == "topk" or not int(self.steps):
             return {}
@@ -279,7 +278,7 @@ class Gates(KeepsPrecision):
 
     @contextmanager
     def evaluating(self, backbone: Any, evaluation: str) -> Iterator[None]:
-        """Runs `backbone` otherwise in evaluation, for the block."""
+        """Context in which evaluation runs by another `evaluation` setting."""
         stack = stack_of(backbone)
         before = self.evaluation, stack.router
         self.evaluation, stack.router = evaluation, self

@@ -1,9 +1,8 @@
 """Selective layer update: for each row of a batch a gate decides whether a layer runs (Wang et al., 2019)."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -12,6 +11,7 @@ from hf_effpt.core.depth import PRUNING, set_order, stack_of
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.method import Method, Paper, start_after
 from hf_effpt.core.objectives import objective_of
+from hf_effpt.core.settings import Fraction, In, NotNegative, Share, check_settings
 
 from .gates import Evaluation, Gates
 
@@ -23,32 +23,33 @@ FIRST = 0.1  # share of the clock before the gates start, so that there is somet
 
 @dataclass
 class LayerSkip(Method):
-    """Learns, for each row and layer, whether the layer runs or lets the row pass as it is (Wang et al., 2019).
+    """Learns for each row and layer if the layer runs on the row or passes it unchanged (Wang et al., 2019).
 
-    Experimental: the selective layer update of E2-Train, made for convolutional networks, on transformers; no result
-    of it on language models is published. A small recurrent network reads the mean input of a layer. A layer runs on
-    the rows whose gate is open only, and costs as much less. The first and the last layer always run.
+    Experimental: E2-Train's selective layer update, made for convolutional networks; no result on language models is
+    published. A small recurrent network reads the mean input of a layer and opens its gate or not. A layer runs only
+    on rows whose gate is open, and costs less for it. The first and the last layer always run.
 
     Args:
-        target (`float`, *optional*, defaults to 0.6): share, in (0, 1], of rows and gated layers that are to run.
-        alpha (`float`, *optional*): weight, at least 0, of the squared distance from `target` in the loss, by default
+        target (`float`, *optional*, defaults to 0.6): share, in (0, 1], of rows and gated layers that should run.
+        alpha (`float`, *optional*): weight, at least 0, of the squared distance from `target` in the loss; by default
             1.
-        beta (`float`, *optional*): the paper's penalty instead: so much times the share that runs, with a plus sign
-            above `target` and a minus sign below. Its 1e-5 of a sum over 128 rows and 35 layers is 0.045 of a share.
-        estimator (`str`, *optional*): how the gates learn from the loss. By default `"ste_reweighted"`:
-            straight-through, from the rows that ran, divided by how probable that was; with `routing` `"topk"`
-            `"ste_executed"`, which does not divide. `"ste_full"` computes all rows and saves nothing; `"reinforce"`
-            compares the loss of a row with what is usual, for masked language modelling only.
-        routing (`str`, *optional*, defaults to `"bernoulli"`): `"bernoulli"` draws whether a row runs, by its gate;
-            `"topk"` runs the share `target` of a micro-batch's rows whose gates are most open, so that shapes stay
-            the same and nothing waits for the device.
-        after (`float`, *optional*): fraction of the clock, in [0, 1), from which there are gates. By default 0.1, or
-            when the other methods no longer change the architecture, if that is later.
-        evaluation (`str`, *optional*, defaults to `"all"`): what runs in evaluation, and so what is exported: `"all"`
-            layers; `"hardened"`, all but those that ran too seldom, which the export lacks; or `"threshold"`, those
-            whose gate is above one half, for evaluating a model with gates. Such a model has no stock export.
-        harden (`float`, *optional*, defaults to 0.5): share of rows, in (0, 1], that a layer must have run on lately
-            to be kept by `"hardened"`.
+        beta (`float`, *optional*): weight, above 0, of the paper's penalty instead: the share that runs, with a plus
+            sign above `target` and a minus sign below. The paper's 1e-5 on a sum over 128 rows and 35 layers is 0.045
+            here.
+        estimator (`str`, *optional*): gradient of the gates. `"ste_reweighted"`, the default, is straight-through from
+            the rows that ran, divided by their probability; `"ste_executed"`, the default with `routing` `"topk"`,
+            does not divide. `"ste_full"` computes all rows and saves nothing; `"reinforce"` compares the loss of a row
+            with a running average, for masked language modelling only.
+        routing (`str`, *optional*, defaults to `"bernoulli"`): `"bernoulli"` draws if a row runs; `"topk"` runs the
+            share `target` of a micro-batch's rows, of the highest gates, so that shapes stay the same and nothing
+            waits for the device.
+        after (`float`, *optional*): fraction of the clock, in [0, 1), from which gates act. By default 0.1, or the
+            time from which the other methods no longer change the architecture, if that is later.
+        evaluation (`str`, *optional*, defaults to `"all"`): layers that run in evaluation and are exported: `"all"`;
+            `"hardened"`, without those that ran too rarely; or `"threshold"`, for each row those whose gate is above
+            one half. A model of the last kind has no stock export.
+        harden (`float`, *optional*, defaults to 0.5): share of recent rows, in (0, 1], on which `"hardened"` layers
+            must have run.
 
     Raises:
         EffptError: if a value is outside its range, settings exclude each other, the model has no layer between the
@@ -58,49 +59,29 @@ class LayerSkip(Method):
     name: ClassVar[str] = "layerskip"
     summary: ClassVar[str] = "Experimental: learns which layers each row can do without, and does not run them."
     conflicts: ClassVar[frozenset[str]] = frozenset({"layerdrop"})
-    paper: ClassVar[Paper] = Paper(
-        title="E2-Train: Training State-of-the-art CNNs with Over 80% Energy Savings",
-        authors="Yue Wang, Ziyu Jiang, Xiaohan Chen, Pengfei Xu, Yang Zhao, Yingyan Lin, Zhangyang Wang",
-        year=2019,
+    paper: ClassVar[Paper] = Paper.of(
+        "@inproceedings{wang2019e2train, title={{E2-Train}: Training State-of-the-art {CNNs} with Over 80\\% "
+        "Energy Savings}, author={Wang, Yue and Jiang, Ziyu and Chen, Xiaohan and Xu, Pengfei and Zhao, Yang and "
+        "Lin, Yingyan and Wang, Zhangyang}, booktitle={NeurIPS}, year={2019}}",
         arxiv="1910.13349",
-        bibtex=(
-            "@inproceedings{wang2019e2train, title={{E2-Train}: Training State-of-the-art {CNNs} with Over 80\\% "
-            "Energy Savings}, author={Wang, Yue and Jiang, Ziyu and Chen, Xiaohan and Xu, Pengfei and Zhao, Yang and "
-            "Lin, Yingyan and Wang, Zhangyang}, booktitle={NeurIPS}, year={2019}}"
-        ),
     )
 
-    target: float = 0.6
-    alpha: float | None = None
-    beta: float | None = None
+    target: Share = 0.6
+    alpha: NotNegative | None = None
+    beta: Annotated[float, In("(0, inf)", "its sign follows the share that runs")] | None = None
     estimator: Estimator | None = None
     routing: Routing = "bernoulli"
-    after: float | None = None
+    after: Fraction | None = None
     evaluation: Evaluation = "all"
-    harden: float = 0.5
+    harden: Share = 0.5
 
     def __post_init__(self) -> None:
-        for key in ("target", "harden"):
-            if not 0.0 < getattr(self, key) <= 1.0:
-                raise EffptError(f"`layerskip.{key}` is a share in (0, 1], not {getattr(self, key)}.")
-        if self.alpha is not None and not 0.0 <= self.alpha < math.inf:
-            raise EffptError(f"`layerskip.alpha` is the weight of a penalty, at least 0, not {self.alpha}.")
+        check_settings(self)
         if self.alpha is not None and self.beta is not None:
             raise EffptError(
                 f"`layerskip.alpha` ({self.alpha}) and `layerskip.beta` ({self.beta}) weigh two penalties, of which "
                 "one is used; leave one of them out."
             )
-        if self.beta is not None and not 0.0 < self.beta < math.inf:
-            raise EffptError(
-                f"`layerskip.beta` must be above 0, not {self.beta}: its sign is chosen by the share that runs; leave "
-                "it out for the penalty of `alpha`."
-            )
-        if self.after is not None and not 0.0 <= self.after < 1.0:
-            raise EffptError(f"`layerskip.after` is a fraction of the clock in [0, 1), not {self.after}.")
-        for key, valid in (("estimator", Estimator), ("routing", Routing), ("evaluation", Evaluation)):
-            value = getattr(self, key)
-            if value not in get_args(valid) and not (key == "estimator" and value is None):
-                raise EffptError(f"`layerskip.{key}` must be one of {', '.join(get_args(valid))}, not {value!r}.")
         if self.routing == "topk":
             self._check_topk()
         self._start = FIRST if self.after is None else self.after

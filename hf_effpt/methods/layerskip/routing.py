@@ -1,4 +1,4 @@
-"""One forward pass through gated layers: which rows each runs on, what they get, and how its gate learns from it.
+"""One forward pass through gated layers: rows that each layer runs on, their outputs, and the gates' gradients.
 
 B batch, K rows that run, L row length, D hidden size, P gated positions.
 """
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 Layer = Callable[..., Tensor]
 
-FLOOR = 0.1  # the least probability that a gradient is divided by
+FLOOR = 0.1  # least probability that a gradient is divided by
 
 
 class Pass:
-    """What the gates decide in one forward pass, and their state from layer to layer.
+    """Decisions of the gates in one forward pass, and their recurrent state from layer to layer.
 
     Args:
-        gates ([`Gates`]): which decide.
+        gates ([`Gates`]): gates.
         positions (`int`): number of gated layers.
     """
 
@@ -36,10 +36,10 @@ class Pass:
         self.state: tuple[Tensor, Tensor] | None = None
         self.logits: list[Tensor] = []  # of each gated layer, of shape `(batch_size,)`
         self.open: list[Tensor] = []  # 1.0 where its gate is open
-        self.ran = self.rows = 0  # rows that ran, over all gated layers, and rows of the batch
+        self.ran = self.rows = 0  # rows that ran, summed over gated layers, and rows of the batch
 
     def run(self, position: int, layer: Layer, hidden_BLD: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """What comes out at `position` of the order, where `layer` runs on the rows whose gate is open."""
+        """Output at `position` of the layer order; `layer` runs on the rows whose gate is open."""
         logits_B, self.state = self.gates.decide(hidden_BLD, self.state)
         open_B, index_K = self._choose(position, logits_B)
         self.logits.append(logits_B)
@@ -65,7 +65,7 @@ class Pass:
         return self.gates.finish(self, after_BLD) if len(self.open) == self.positions else after_BLD
 
     def _choose(self, position: int, logits_B: Tensor) -> tuple[Tensor, Tensor]:
-        """1.0 where the gate is open, of shape `(batch_size,)`, and the rows where it is."""
+        """Open gates as 1.0, of shape `(batch_size,)`, and the indices of their rows."""
         gates, rows = self.gates, len(logits_B)
         if gates.forced is not None:
             index_K = torch.arange(round(gates.forced * rows), device=logits_B.device)
@@ -81,10 +81,10 @@ class Pass:
         return torch.zeros_like(logits_B).detach().index_fill(0, index_K, 1.0), index_K
 
     def _teaching(self, out: Tensor, change: Tensor, logits: Tensor) -> Tensor:
-        """`out` as it is, through which the gates' probabilities get the gradient of a factor before `change`.
+        """Returns `out` unchanged in value, with a gradient for the gates' probabilities.
 
-        The factor is the gate itself, 1 where the row runs, and its derivative by the probability is taken to be 1
-        (straight-through); reweighted it is 1 / p, so that rows that run stand for those that do not.
+        It is that of a factor on `change`: the gate, 1 where the row runs, with a derivative by the probability of 1
+        (straight-through). Reweighted it is 1 / p, so that rows that run stand for those that do not.
         """
         if not self.gates.training or self.gates.estimator == "reinforce":
             return out
@@ -99,12 +99,12 @@ _NONE = torch.empty(0, dtype=torch.long)
 
 
 def rows_of_share(share: float, rows: int) -> int:
-    """The least number of rows that is at least this share of them, for which rounding errors count as nothing."""
+    """Share of the rows, rounded up to a whole number; rounding errors of the product are ignored."""
     return math.ceil(round(share * rows, 6))
 
 
 def gathered(index_K: Tensor, rows: int, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """A layer's further arguments for some rows of a batch: what has a value for each row is gathered with them."""
+    """Further arguments of a layer for some rows of a batch: tensors with a value for each row are gathered."""
 
     def some(value: Any) -> Any:
         has_rows = torch.is_tensor(value) and value.ndim and len(value) == rows
@@ -114,10 +114,10 @@ def gathered(index_K: Tensor, rows: int, args: tuple, kwargs: dict[str, Any]) ->
 
 
 def check_inputs(config: Any, kwargs: dict[str, Any]) -> None:
-    """Checks that every input of the layers has a value for each row, so that some rows can be run by themselves.
+    """Checks that layers can run on some rows only.
 
     Raises:
-        EffptError: for packed sequences, an attention mask that is no tensor, or outputs that are wanted of all rows.
+        EffptError: for packed sequences, an attention mask that is no tensor, or outputs that need all rows.
     """
     if any(name.startswith("cu_seq") and value is not None for name, value in kwargs.items()):
         raise EffptError(

@@ -1,4 +1,4 @@
-"""Masks of single weights: which entries of an encoder's matrices there are, and which are zero."""
+"""Masks of single weights of an encoder's matrices."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from hf_effpt.core.anatomy import attention_of, feed_forward_of, layers_of, pool
 
 from .ticket import SparseTicket
 
-NAME = "masks"  # of the attribute of the backbone
+NAME = "masks"  # attribute of the backbone
 
 
 def prunable(backbone: Any) -> dict[str, nn.Linear]:
-    """The matrices that are pruned, by names that all architectures share, such as `layer.0.query` and `pooler`.
+    """Matrices that are pruned, by names that all architectures share, such as `layer.0.query` and `pooler`.
 
-    They are those of attention and feed-forward blocks and of the pooler: no embeddings, LayerNorms or biases
-    (`LT_pretrain.py` of Chen et al., 2020).
+    They are those of attention, feed-forward blocks and pooler; no embeddings, LayerNorms or biases (`LT_pretrain.py`
+    of Chen et al., 2020).
     """
     found: dict[str, nn.Linear] = {}
     for index, layer in enumerate(layers_of(backbone).children()):
@@ -31,7 +31,7 @@ def prunable(backbone: Any) -> dict[str, nn.Linear]:
 
 
 class MaskedLinear(nn.Linear):
-    """A linear map with a masked matrix; the class that [`Masks`] gives to the stock modules."""
+    """Linear layer with a masked matrix; the class that [`Masks`] gives to the stock modules."""
 
     def forward(self, input: Tensor) -> Tensor:
         masks: Masks = self.__dict__["masks"]
@@ -39,14 +39,14 @@ class MaskedLinear(nn.Linear):
 
 
 class Masks(nn.Module):
-    """A boolean buffer for each matrix that is pruned, `True` where a weight is kept; all of them at the start.
+    """Boolean buffer for each matrix that is pruned, `True` where a weight is kept; at first everywhere.
 
     The forward pass multiplies by them, so that a weight that is not kept has no gradient either.
 
     Args:
-        backbone: the encoder; [`attach`] puts them in.
-        ticket (`str`, *optional*): the file that they are read from.
-        persistent (`bool`, *optional*, defaults to `True`): whether checkpoints hold them.
+        backbone: encoder; [`attach`] puts the masks into it.
+        ticket (`str`, *optional*): file that they are read from.
+        persistent (`bool`, *optional*, defaults to `True`): `True` if checkpoints hold them.
 
     Raises:
         EffptError: if the file holds no ticket, or one of another shape.
@@ -67,7 +67,7 @@ class Masks(nn.Module):
         self.put({name: ticket.get(name, mask) for name, mask in own.items()})
 
     def reset_missing_parameters(self) -> None:
-        """Fills the masks where the weights that a model is loaded from have none, as those of a stock model."""
+        """Fills the masks if the loaded weights have none, as those of a stock model."""
         missing = [mask for mask in self.buffers() if not getattr(mask, "_is_hf_initialized", False)]
         for mask in missing:
             if not mask.is_meta:
@@ -85,7 +85,7 @@ class Masks(nn.Module):
             linear.__dict__.update(masks=self, masked_as=name)
 
     def detach(self, backbone: Any) -> None:
-        """Takes the masks out again, and leaves the weights as they were seen through them in evaluation."""
+        """Removes the masks, and leaves the weights as evaluation saw them."""
         self.eval()
         self.impress(backbone)
         delattr(backbone, NAME)
@@ -97,38 +97,38 @@ class Masks(nn.Module):
     # What they hold.
 
     def kept(self) -> dict[str, Tensor]:
-        """The masks by the names of [`prunable`]."""
+        """Masks by the names of [`prunable`]."""
         return {name.replace("/", "."): mask for name, mask in self.named_buffers()}
 
     @torch.no_grad()
     def put(self, kept: dict[str, Tensor]) -> None:
-        """Takes other masks, all or some, of the same shapes."""
+        """Replaces masks, all or some, by others of the same shapes."""
         for name, mask in kept.items():
             self.get_buffer(_key(name)).copy_(mask)
 
     def mask_of(self, linear: nn.Module) -> Tensor:
-        """The mask of a module."""
+        """Mask of a module."""
         return self.get_buffer(_key(linear.__dict__["masked_as"]))
 
     def masked(self, linear: nn.Linear) -> Tensor:
-        """The matrix of a module as the forward pass has it."""
+        """Matrix of a module as the forward pass uses it."""
         return torch.where(self.mask_of(linear), linear.weight, 0.0)
 
     @torch.no_grad()
     def impress(self, backbone: Any) -> None:
-        """Writes the matrices as the forward pass has them into the weights."""
+        """Overwrites the weights with the matrices that the forward pass uses."""
         for linear in prunable(backbone).values():
             linear.weight.copy_(self.masked(linear))
 
     def left(self) -> Tensor:
-        """How many weights are kept, a scalar on the device."""
+        """Number of weights that are kept, a scalar on the device."""
         return torch.stack([mask.sum() for mask in self.buffers()]).sum()
 
     def size(self) -> int:
-        """How many weights there are."""
+        """Number of weights with a mask."""
         return sum(mask.numel() for mask in self.buffers())
 
 
 def _key(name: str) -> str:
-    """The name of a buffer, which must not have dots."""
+    """Name of a buffer, which must not have dots."""
     return name.replace(".", "/")

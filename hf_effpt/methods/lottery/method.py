@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
@@ -14,6 +14,7 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.ledger import record
 from hf_effpt.core.method import Method, Paper, start_after
 from hf_effpt.core.metrics import accumulator_of
+from hf_effpt.core.settings import Count, CountOrZero, Inside, Positive, check_settings
 from hf_effpt.core.snapshot import snapshot_of
 
 from .masks import Masks, prunable
@@ -31,77 +32,59 @@ Learn = Literal["magnitude", "supermask"]
 class Lottery(Method):
     """Prunes single weights in rounds and rewinds the others (Frankle and Carbin, 2019; Chen et al., 2020).
 
-    For research: zeros that are scattered over a matrix make no step faster and no model smaller, on no GPU or CPU.
-    The clock is divided into equal phases, one more than there are rounds. At the end of each but the last, the
-    weights of smallest magnitude over all layers are pruned, everything else is rewound, and optimizer and learning
-    rate begin anew. Or a supermask is learned (Zhou et al., 2019): the weights stay as they are, and scores say which
-    of them there are.
+    For research: zeros scattered over a matrix make no step faster and no model smaller. The clock is divided into
+    equal phases, one more than there are rounds. At the end of each but the last, the weights of smallest magnitude
+    over all layers are pruned, everything else is rewound, and optimizer and learning rate start again. Alternatively
+    a supermask is learned (Zhou et al., 2019): weights stay as they are, and scores decide which of them are kept.
 
     Args:
         sparsity (`float`, *optional*, defaults to 0.7): share, in (0, 1), of the weights of attention, feed-forward
             blocks and pooler that is pruned in the end.
-        rounds (`int`, *optional*, defaults to 7): number of prunings, at least 1; each takes as many weights.
-        rewind_to (`int`, *optional*, defaults to 0): number of steps of the first phase after which weights are as
-            they will be rewound to; by default those at its start.
-        criterion (`str`, *optional*, defaults to `"large_final"`): which weights are kept: those of `large_final`
-            magnitude; `large_final_same_sign`, and the same sign as what they are rewound to; of largest
-            `magnitude_increase` since then; or `random` ones, to compare with.
-        signs (`str`, *optional*, defaults to `"rewind"`): what pruned matrices are rewound to: their weights; or
-            constants, one standard deviation of those, with their sign (`keep_sign`) or a random one
-            (`random_sign`). A supermask has the constants from its start.
-        learn (`str`, *optional*, defaults to `"magnitude"`): `magnitude` trains and prunes weights; with `supermask`
-            the matrices that would be pruned stay as they are, and masks are learned. All else trains.
-        rescale (`bool`, *optional*, defaults to `False`): with `supermask`, divides each matrix by the share of it
-            that is kept.
-        score_learning_rate (`float`, *optional*, defaults to 0.1): with `supermask`, the peak of the scores' learning
-            rate, which follows the run's schedule.
-        ticket (`str`, *optional*): a file of masks, from `SparseTicket.save`, to train with from the start; nothing
-            is pruned.
+        rounds (`int`, *optional*, defaults to 7): number of prunings, at least 1, of the same number of weights each.
+        rewind_to (`int`, *optional*, defaults to 0): step of the first phase whose weights are rewound to.
+        criterion (`str`, *optional*, defaults to `"large_final"`): weights that are kept: those of `large_final`
+            magnitude; `large_final_same_sign`, with the sign they are rewound to; those of largest
+            `magnitude_increase`; or `random` ones, as a control.
+        signs (`str`, *optional*, defaults to `"rewind"`): values that pruned matrices are rewound to: their weights
+            (`rewind`), or one standard deviation of them with their sign (`keep_sign`) or a random one
+            (`random_sign`). A supermask has these constants from its start.
+        learn (`str`, *optional*, defaults to `"magnitude"`): `magnitude` trains and prunes weights; `supermask`
+            freezes the matrices that would be pruned, and learns masks of them.
+        rescale (`bool`, *optional*, defaults to `False`): If `True`, with `supermask`, divides each matrix by the
+            share of it that is kept.
+        score_learning_rate (`float`, *optional*, defaults to 0.1): peak learning rate of the scores of `supermask`,
+            which follows the run's schedule.
+        ticket (`str`, *optional*): file of masks, from `SparseTicket.save`, to train with from the start; nothing is
+            pruned.
 
     Raises:
-        EffptError: if a value is outside its range or goes with others only, the ticket does not fit the model, or
-            another method would have layers trained unequally.
+        EffptError: if a value is outside its range or has no effect beside others, the ticket does not fit the model,
+            or another method would train layers unequally.
     """
 
     name: ClassVar[str] = METHOD
     order: ClassVar[int] = 2
     summary: ClassVar[str] = "Research: prunes single weights in rounds and rewinds, or learns a mask; saves no time."
     conflicts: ClassVar[frozenset[str]] = frozenset({"earlybert", "compress"})
-    paper: ClassVar[Paper] = Paper(
-        title="The Lottery Ticket Hypothesis for Pre-trained BERT Networks",
-        authors="Tianlong Chen, Jonathan Frankle, Shiyu Chang, Sijia Liu, Yang Zhang, Zhangyang Wang, Michael Carbin",
-        year=2020,
+    paper: ClassVar[Paper] = Paper.of(
+        "@inproceedings{chen2020lottery, title={The Lottery Ticket Hypothesis for Pre-trained {BERT} Networks}, "
+        "author={Chen, Tianlong and Frankle, Jonathan and Chang, Shiyu and Liu, Sijia and Zhang, Yang and Wang, "
+        "Zhangyang and Carbin, Michael}, booktitle={NeurIPS}, year={2020}}",
         arxiv="2007.12223",
-        bibtex=(
-            "@inproceedings{chen2020lottery, title={The Lottery Ticket Hypothesis for Pre-trained {BERT} Networks}, "
-            "author={Chen, Tianlong and Frankle, Jonathan and Chang, Shiyu and Liu, Sijia and Zhang, Yang and Wang, "
-            "Zhangyang and Carbin, Michael}, booktitle={NeurIPS}, year={2020}}"
-        ),
     )
 
-    sparsity: float = 0.7
-    rounds: int = 7
-    rewind_to: int = 0
+    sparsity: Inside = 0.7
+    rounds: Count = 7
+    rewind_to: CountOrZero = 0
     criterion: Criterion = "large_final"
     signs: Signs = "rewind"
     learn: Learn = "magnitude"
     rescale: bool = False
-    score_learning_rate: float = 0.1
+    score_learning_rate: Positive = 0.1
     ticket: str | None = None
 
     def __post_init__(self) -> None:
-        for key, valid in (("criterion", Criterion), ("signs", Signs), ("learn", Learn)):
-            if getattr(self, key) not in get_args(valid):
-                raise EffptError(
-                    f"`lottery.{key}` must be one of {', '.join(get_args(valid))}, not {getattr(self, key)!r}."
-                )
-        if not 0.0 < self.sparsity < 1.0:
-            raise EffptError(f"`lottery.sparsity` is a share of the weights in (0, 1), not {self.sparsity}.")
-        for key, least in (("rounds", 1), ("rewind_to", 0)):
-            if type(getattr(self, key)) is not int or getattr(self, key) < least:
-                raise EffptError(f"`lottery.{key}` is a number of at least {least}, not {getattr(self, key)!r}.")
-        if not 0.0 < self.score_learning_rate < float("inf"):
-            raise EffptError(f"`lottery.score_learning_rate` must be above 0, not {self.score_learning_rate}.")
+        check_settings(self)
         if self.ticket is not None:
             self.ticket = os.fspath(self.ticket)
             self._refuse({field.name for field in fields(self)} - {"ticket"}, "`lottery.ticket` is given: it is kept")

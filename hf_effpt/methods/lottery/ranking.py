@@ -1,4 +1,4 @@
-"""Which weights a round of pruning keeps: scores of single weights, ranked over all matrices together."""
+"""Ranking of single weights over all matrices together."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -16,14 +16,14 @@ _RANDOM = 0x10C1  # sets these draws apart from others of the same seed
 def scores_of(
     criterion: Criterion, final: Mapping[str, Tensor], first: Mapping[str, Tensor], seed: int
 ) -> dict[str, Tensor]:
-    """The score of every weight, higher for those to keep (Zhou et al., 2019, section 2), in fp32.
+    """Scores of all weights in fp32, higher for those to keep (Zhou et al., 2019, section 2).
 
     Args:
-        criterion (`str`): `large_final` is |w_f|, `large_final_same_sign` sign(w_0) w_f, `magnitude_increase`
-            |w_f| - |w_0|, and `random` a number of its own.
-        final (`Mapping[str, Tensor]`): the trained matrices, w_f.
-        first (`Mapping[str, Tensor]`): those they are rewound to, w_0.
-        seed (`int`): of the numbers of `random`.
+        criterion (`str`): `large_final`, |w_f|; `large_final_same_sign`, sign(w_0) w_f; `magnitude_increase`,
+            |w_f| - |w_0|; or `random`.
+        final (`Mapping[str, Tensor]`): trained matrices, w_f.
+        first (`Mapping[str, Tensor]`): matrices they are rewound to, w_0.
+        seed (`int`): seed of the `random` scores.
     """
     found = {}
     for index, (name, weight) in enumerate(final.items()):
@@ -41,17 +41,17 @@ def scores_of(
 
 @torch.no_grad()
 def best(scores: Mapping[str, Tensor], kept: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
-    """The masks of the `number` best weights that are kept, over all matrices; of equals, those that come first.
+    """Masks of the `number` highest scores over all matrices; of equal scores those that come first.
 
     Args:
-        scores (`Mapping[str, Tensor]`): of each matrix, of its shape.
-        kept (`Mapping[str, Tensor]`): the masks so far; what they have not is not kept again.
-        number (`int`): to keep, at most as many as are kept so far.
+        scores (`Mapping[str, Tensor]`): scores of each matrix, of its shape.
+        kept (`Mapping[str, Tensor]`): masks so far; pruned weights stay pruned.
+        number (`int`): number of weights to keep, at most as many as are kept so far.
     """
     flat = torch.cat([torch.where(kept[name], score, -torch.inf).flatten() for name, score in scores.items()])
     if number == len(flat):
         return dict(kept)
-    # The best of those that go; whatever else has the same score fills up what is still missing, in order.
+    # `limit` is the best score of those that go; of the weights that have it, the first fill up the number.
     limit = flat.kthvalue(len(flat) - number).values
     above, equal = flat > limit, flat == limit
     chosen = above | (equal & (equal.cumsum(0) <= number - above.sum()))

@@ -1,6 +1,6 @@
-"""Where a run is in its rounds of pruning, read from the events in the model's configuration.
+"""Rounds of pruning, read from the events in the model's configuration.
 
-From where it begins, the clock is divided into equal phases of training, one more than there are prunings left.
+From the start of the method, the clock is divided into equal phases, one more than there are prunings left.
 """
 
 from typing import Any, NamedTuple
@@ -12,13 +12,13 @@ BEGAN, PRUNED = "began", "pruned"
 
 
 class Rounds(NamedTuple):
-    """The phases of a run: where they began, and what came before.
+    """Phases of a run.
 
     Args:
-        step (`int`): optimizer steps that were done when they began.
-        since (`float`): the fraction of the clock at which they began.
+        step (`int`): optimizer steps before the first phase.
+        since (`float`): fraction of the clock at which the first phase began.
         before (`int`): prunings of earlier runs.
-        done (`int`): prunings of this one.
+        done (`int`): prunings of this run.
     """
 
     step: int
@@ -27,22 +27,22 @@ class Rounds(NamedTuple):
     done: int
 
     def until(self, rounds: int, done: int) -> float:
-        """The fraction of the clock at which the phase after `done` prunings of this run ends."""
+        """Fraction of the clock at which the phase after `done` prunings of this run ends."""
         return self.since + (1.0 - self.since) * ((done + 1) / (rounds - self.before + 1))
 
     def due(self, rounds: int, fraction: float) -> int:
-        """How many prunings are due at a fraction of the clock."""
+        """Number of prunings that are due at a fraction of the clock."""
         left = rounds - self.before - self.done
         return sum(fraction >= self.until(rounds, self.done + number) for number in range(left))
 
 
 def prunings(config: Any) -> int:
-    """How often the model has been pruned."""
+    """Number of prunings of the model so far."""
     return sum(event["method"] == METHOD and event["what"].startswith(PRUNED) for event in config.events or [])
 
 
 def rounds_of(config: Any) -> Rounds | None:
-    """Where the run is, or `None` where its phases have not begun."""
+    """Phases of the run; `None` before they begin."""
     own = [event for event in config.events or [] if event["method"] == METHOD]
     begun = [place for place, event in enumerate(own) if event["what"].startswith(BEGAN) and "span" in event]
     if not begun:
@@ -53,17 +53,17 @@ def rounds_of(config: Any) -> Rounds | None:
 
 
 def begin(config: Any, step: int, fraction: float, rounds: int) -> None:
-    """Notes that the phases begin, the first with a schedule of its own."""
+    """Records that the phases begin, the first with a learning-rate schedule of its own."""
     began = Rounds(step, fraction, prunings(config), 0)
     span = (fraction, began.until(rounds, 0))
     record(config, step, METHOD, f"{BEGAN} {rounds - began.before} rounds of pruning", span=span)
 
 
 def note_prunings(config: Any, step: int, fraction: float, rounds: int, number: int, sparsity: float) -> None:
-    """Notes so many prunings at once, after which the next phase has a schedule of its own.
+    """Records `number` prunings at once; the next phase has a learning-rate schedule of its own.
 
     Args:
-        sparsity (`float`): that of the last of all `rounds`.
+        sparsity (`float`): sparsity after the last of all `rounds`.
     """
     for left in reversed(range(number)):
         now = rounds_of(config)

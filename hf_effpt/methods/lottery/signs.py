@@ -1,4 +1,4 @@
-"""What weights begin from: as they were, or constants with their signs or with random ones (Zhou et al., 2019)."""
+"""Weights that training begins from: as they were, or constants with their or random signs (Zhou et al., 2019)."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -14,12 +14,13 @@ _SIGNS = 0x516  # sets these draws apart from others of the same seed
 
 @torch.no_grad()
 def beginning(first: Mapping[str, Tensor], signs: Signs, seed: int) -> dict[str, Tensor]:
-    """The matrices that training begins from.
+    """Matrices that training begins from.
 
     Args:
-        first (`Mapping[str, Tensor]`): as they were.
-        signs (`str`): `rewind` leaves them so; `keep_sign` makes each weight the standard deviation of its matrix with
-            its sign; `random_sign` does so with a sign of the seed's.
+        first (`Mapping[str, Tensor]`): matrices as they were.
+        signs (`str`): `rewind` leaves them; `keep_sign` makes each weight the standard deviation of its matrix, with
+            the weight's sign; `random_sign` does so with a random sign.
+        seed (`int`): seed of the random signs.
     """
     begun = {}
     for index, (name, weight) in enumerate(first.items()):

@@ -1,4 +1,4 @@
-"""Supermasks: the weights stay as they are, and which of them there are is learned (Zhou et al., 2019).
+"""Supermasks: weights stay as they are, and masks of them are learned (Zhou et al., 2019).
 
 s scores, p = sigmoid(s), m the mask that is drawn.
 """
@@ -15,15 +15,15 @@ from .masks import Masks, prunable
 
 
 class Supermask(KeepsPrecision, Masks):
-    """Masks that are drawn anew in every step, each weight's with a probability that is learned.
+    """Masks that are drawn anew in every step, with a learned probability for each weight.
 
-    Scores are in fp32 whatever the model is cast to, have no weight decay, and a learning rate of their own. In
-    evaluation a weight is kept where its probability is at least one half.
+    Scores stay in fp32, have no weight decay, and a learning rate of their own. In evaluation a weight is kept if its
+    probability is at least one half.
 
     Args:
-        backbone: the encoder; [`attach`] puts them in.
-        learning_rate (`float`): the peak of the scores'.
-        rescale (`bool`, *optional*, defaults to `False`): whether a matrix is divided by the share of it that is kept.
+        backbone: encoder; [`attach`] puts the masks into it.
+        learning_rate (`float`): peak learning rate of the scores.
+        rescale (`bool`, *optional*, defaults to `False`): If `True`, divides a matrix by the share of it that is kept.
     """
 
     no_weight_decay = True
@@ -37,7 +37,7 @@ class Supermask(KeepsPrecision, Masks):
         )
 
     def reset_missing_parameters(self) -> None:
-        """Puts the scores at their start where the weights that a model is loaded from have none."""
+        """Initialises the scores if the loaded weights have none."""
         for score in self.scores:
             if not getattr(score, "_is_hf_initialized", False) and not score.is_meta:
                 nn.init.zeros_(score)
@@ -52,11 +52,11 @@ class Supermask(KeepsPrecision, Masks):
             mask.copy_(places(score, seed, step, index) < score.sigmoid())
 
     def kept(self) -> dict[str, Tensor]:
-        """The masks of evaluation."""
+        """Masks of evaluation."""
         return {name: score >= 0 for name, score in zip(self.names, self.scores, strict=True)}
 
     def masked(self, linear: nn.Linear) -> Tensor:
-        """The matrix of a module as the forward pass has it; the scores learn as if m were p (straight-through)."""
+        """Matrix of a module as the forward pass uses it; scores learn as if m were p (straight-through)."""
         score = self.scores[self.names.index(linear.__dict__["masked_as"])]
         if self.training:
             drawn = self.mask_of(linear).to(score.dtype)

@@ -1,4 +1,4 @@
-"""A ticket of single weights: a mask for each matrix, in a file that other tasks and architectures can use."""
+"""Tickets of single weights: a mask for each matrix, in a file that other tasks and architectures can use."""
 
 import json
 import os
@@ -18,12 +18,12 @@ from hf_effpt.core.files import write_atomically
 
 @dataclass(frozen=True)
 class SparseTicket:
-    """Which single weights of an encoder are kept.
+    """Masks of the single weights of an encoder that are kept.
 
     Args:
         masks (`dict[str, Tensor]`): for each matrix, such as `layer.0.query`, a boolean tensor of its shape, `True`
             where a weight is kept.
-        drawn_by (`dict[str, Any]`, *optional*): how, as a record.
+        drawn_by (`dict[str, Any]`, *optional*): settings and events of the run that drew it.
     """
 
     masks: dict[str, Tensor]
@@ -31,7 +31,7 @@ class SparseTicket:
 
     @classmethod
     def of(cls, model: Any) -> "SparseTicket":
-        """The ticket of a training model with the method `lottery`, as it stands.
+        """Returns the present ticket of a training model with the method `lottery`.
 
         Raises:
             EffptError: if the model has no such masks.
@@ -48,7 +48,7 @@ class SparseTicket:
 
     @property
     def sparsity(self) -> float:
-        """The share of the weights that is not kept."""
+        """Share of the weights that is not kept."""
         total = sum(mask.numel() for mask in self.masks.values())
         return 1.0 - sum(int(mask.sum()) for mask in self.masks.values()) / total
 
@@ -80,9 +80,9 @@ class SparseTicket:
         return cls(masks, drawn_by)
 
     def fitted(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
-        """The masks for matrices of these names and shapes.
+        """Returns the masks for matrices of these names and shapes.
 
-        A pooler may be missing here or there, since masked language models have none: without a mask it stays whole.
+        Either side may lack the pooler, as masked language models do: without a mask it stays whole.
 
         Raises:
             EffptError: if the ticket was drawn from an encoder of other layers.

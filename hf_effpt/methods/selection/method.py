@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.method import Method, Paper
 from hf_effpt.core.objectives import objective_of
 from hf_effpt.core.row_method import CostReport, RowMethod, SelectionContext
+from hf_effpt.core.settings import Count, CountOrZero, Fraction, In, Share, check_settings
 
 from .config import check, resolve
 from .cost import cost_report
@@ -23,51 +24,52 @@ from .strategies import STRATEGIES
 from .strategy import Level, Mode, Pool, Scorer, Strategy
 from .table import IrreducibleLosses
 
+Several = Annotated[int, In("[2, inf)")]
+
 
 @dataclass
 class Selection(RowMethod):
-    """Looks at more rows than a step can hold and learns from a share of them (Braasch, section 4.2).
+    """Scores more rows than a step can hold and learns from a share of them (Braasch, section 4.2).
 
-    A step costs 1 + s / keep times one without selection, s being the cost of scoring a row beside that of learning
-    from it: what it gains in samples has to be more than that. Published results say that it is not, for BERT, at an
-    equal budget (Kaddour et al., 2023); compare it with `strategy: random` before you believe in it.
+    A step costs 1 + s / keep times one without selection, where s is the cost of scoring a row relative to learning
+    from it. The gain in samples has to be larger. For BERT at an equal budget it was not in published results (Kaddour
+    et al., 2023): compare with `strategy: random`.
 
     Args:
-        strategy (`str`, *optional*, defaults to `"perceptron_ensemble"`): how rows are judged; the method card
+        strategy (`str`, *optional*, defaults to `"perceptron_ensemble"`): criterion for rows; the method card
             describes each.
-        keep (`float`, *optional*): share, in (0, 1], of the rows looked at that are learned from; with 1 nothing is
-            scored. By default the strategy's own, most often 0.5. Of `token_selection` the share of the masked
-            tokens, of `reweighting` the least weight of a row, of `adaptive_masking` the least rate at which a token
-            is masked, beside that of the hardest.
-        scorer (`str`, *optional*): what a row is judged by: `"full"`, a whole forward pass; `"first_layer"`, the
-            outputs of the first layer; `"embedding"`, the mean of its input embeddings; `"stale"`, the loss it had
-            when it was last trained on; `"generator"`, that of ELECTRA or MC-BERT. By default the strategy's own.
-        rule (`str`, *optional*): a variant of the strategy.
+        keep (`float`, *optional*): share, in (0, 1], of the scored rows to learn from; with 1 nothing is scored. By
+            default the strategy's own, most often 0.5. For `token_selection` the share of the masked tokens, for
+            `reweighting` the least weight of a row, for `adaptive_masking` the least masking rate relative to the
+            highest.
+        scorer (`str`, *optional*): input of the scores: `"full"`, a whole forward pass; `"first_layer"`, the outputs
+            of the first layer; `"embedding"`, the mean input embedding; `"stale"`, the loss when the row was last
+            trained on; `"generator"`, that of ELECTRA or MC-BERT. By default the strategy's own.
+        rule (`str`, *optional*): variant of the strategy.
         mode (`str`, *optional*): `"topk"` takes the highest scores, `"rank_sample"` draws with probabilities that rise
             with the rank, `"weighted"` with the score. By default the strategy's own, most often `"topk"`.
         start, end (`float`, *optional*): fractions of the clock between which rows are selected, by default 0.5 and
             0.9: all data are needed at both ends.
-        interrupt (`int`, *optional*): of the steps in that time, one in so many takes rows as they come, 0 for none;
-            by default 2.
-        explore (`float`, *optional*): share of the rows learned from, in [0, 1), that are drawn uniformly; by default
-            0.1 with `topk`, else 0.
-        outliers (`float`, *optional*): share of the rows looked at, in [0, 1), that score highest and are not chosen
-            for it; by default 0.02 for `core_set` and `least_confidence`, else 0.
-        warmup (`int`, *optional*): steps in which a strategy that learns to judge takes rows as they come.
+        interrupt (`int`, *optional*): interval of steps that take rows as they come, 0 for none; by default 2.
+        explore (`float`, *optional*): share of the picked rows, in [0, 1), that is drawn uniformly; by default 0.1
+            with `topk`, else 0.
+        outliers (`float`, *optional*): share of the scored rows, in [0, 1), of the highest scores that are not picked
+            for them; by default 0.02 for `core_set` and `least_confidence`, else 0.
+        warmup (`int`, *optional*): first steps, in which rows are taken as they come while a strategy learns.
         passes (`int`, *optional*): draws of dropout of `deep_bayesian`, by default 5.
-        dropout (`float`, *optional*): its rate there, in (0, 1), by default 0.1, whatever the model is trained with.
-        level (`str`, *optional*): what those draws go through: the `"head"`, the default, or the `"full"` model.
-        members (`int`, *optional*): networks of the `perceptron_ensemble`, by default 5.
-        queue (`int`, *optional*): how many of the rows last trained on a strategy remembers.
-        num_score_positions (`int`, *optional*): at how many of the positions at which it is asked for an answer a row
-            is judged by strategies that go by those answers, which makes the head cheaper; by default at all.
-        max_age (`int`, *optional*): steps after which a stale score no longer counts; by default it always does, but
-            for one from before a change of the architecture.
-        holdout (`str`, *optional*): folder of the masked language model that `rho` and `token_selection` compare
-            with, of the same vocabulary.
-        table (`str`, *optional*): with `scorer: stale` a file of losses, as such a run leaves it in its folder, to
-            begin with; with `rho` a folder in which the losses of `holdout` are kept.
-        rows (`int`, *optional*): rows of the dataset; the run itself writes it.
+        dropout (`float`, *optional*): dropout rate of these draws, in (0, 1), by default 0.1.
+        level (`str`, *optional*): part of the model under these draws: the `"head"`, the default, or the `"full"` one.
+        members (`int`, *optional*): networks of `perceptron_ensemble`, by default 5.
+        queue (`int`, *optional*): number of recent rows that a strategy remembers.
+        num_score_positions (`int`, *optional*): number of labelled positions at which a row is scored by strategies
+            that see logits, which makes the head cheaper; by default all.
+        max_age (`int`, *optional*): steps after which a stale score is ignored. By default only those from before a
+            change of the architecture are.
+        holdout (`str`, *optional*): folder of the masked language model, of the same vocabulary, that `rho` and
+            `token_selection` compare with.
+        table (`str`, *optional*): with `scorer: stale` a file of losses that such a run has left, to begin with; with
+            `rho` a folder in which the losses of `holdout` are kept.
+        rows (`int`, *optional*): number of rows of the dataset; written by the run.
 
     Raises:
         EffptError: if a value is outside its range, or the strategy does not have that setting or scorer.
@@ -75,41 +77,37 @@ class Selection(RowMethod):
 
     name: ClassVar[str] = "selection"
     summary: ClassVar[str] = "Scores more rows than it trains on and learns from the best; the export is stock."
-    paper: ClassVar[Paper] = Paper(
-        title="Accelerating Deep Learning by Focusing on the Biggest Losers",
-        authors="Angela H. Jiang, Daniel L.-K. Wong, Giulio Zhou, David G. Andersen, Jeffrey Dean, and others",
-        year=2019,
+    paper: ClassVar[Paper] = Paper.of(
+        "@misc{jiang2019accelerating, title={Accelerating Deep Learning by Focusing on the Biggest Losers}, "
+        "author={Jiang, Angela H. and Wong, Daniel L.-K. and Zhou, Giulio and Andersen, David G. and Dean, "
+        "Jeffrey and others}, eprint={1910.00762}, archivePrefix={arXiv}, year={2019}}",
         arxiv="1910.00762",
-        bibtex=(
-            "@misc{jiang2019accelerating, title={Accelerating Deep Learning by Focusing on the Biggest Losers}, "
-            "author={Jiang, Angela H. and Wong, Daniel L.-K. and Zhou, Giulio and Andersen, David G. and Dean, "
-            "Jeffrey and others}, eprint={1910.00762}, archivePrefix={arXiv}, year={2019}}"
-        ),
     )
 
     strategy: str = "perceptron_ensemble"
-    keep: float | None = None
+    keep: Share | None = None
     scorer: Scorer | None = None
     rule: str | None = None
     mode: Mode | None = None
     start: float | None = None
     end: float | None = None
-    interrupt: int | None = None
-    explore: float | None = None
-    outliers: float | None = None
-    warmup: int | None = None
-    passes: int | None = None
-    dropout: float | None = None
+    interrupt: CountOrZero | None = None
+    explore: Fraction | None = None
+    outliers: Fraction | None = None
+    warmup: CountOrZero | None = None
+    passes: Several | None = None
+    dropout: Annotated[float, In("(0, 1)", "without dropout all draws agree")] | None = None
     level: Level | None = None
-    members: int | None = None
-    queue: int | None = None
-    num_score_positions: int | None = None
-    max_age: int | None = None
+    members: Several | None = None
+    queue: Count | None = None
+    num_score_positions: Count | None = None
+    max_age: Count | None = None
     holdout: str | None = None
     table: str | None = None
-    rows: int | None = None
+    rows: CountOrZero | None = None
 
     def __post_init__(self) -> None:
+        check_settings(self)
         self.resolved = resolve(self)
 
     @property

@@ -1,4 +1,4 @@
-"""Which rows are picked by their scores, with ties and chance that depend on the rows and not on their order.
+"""Picks rows by their scores; ties and random numbers depend on the rows and not on their order.
 
 N rows looked at.
 """
@@ -10,26 +10,28 @@ from torch import Tensor
 
 from hf_effpt.core.random import salted, uniform
 
-if TYPE_CHECKING:
-    from .strategy import Pool, ResolvedSettings
+from .pool import Pool
 
-# What is drawn by chance in a step, each independent of the others.
+if TYPE_CHECKING:
+    from .strategy import ResolvedSettings
+
+# Streams of random numbers in a step.
 UNIFORM, RANKED, TIES, PRUNED = range(0x5E1EC7, 0x5E1EC7 + 4)
 
 
-def chance(pool: "Pool", what: int) -> Tensor:
-    """A float64 number in [0, 1) for each row, a pure function of seed, step, and the row itself."""
+def chance(pool: Pool, what: int) -> Tensor:
+    """Random float64 numbers in [0, 1) for the rows, a pure function of seed, step and row."""
     return uniform(salted(pool.keys_N, pool.seed, pool.step, what))
 
 
-def by_score(scores_N: Tensor, pool: "Pool") -> Tensor:
-    """The numbers of the rows from the highest score to the lowest; of equal ones the lower id is first."""
+def by_score(scores_N: Tensor, pool: Pool) -> Tensor:
+    """Positions of the rows from the highest score to the lowest; of equal scores the lower id is first."""
     by_id_N = pool.ids_N.argsort(stable=True)
     return by_id_N[scores_N[by_id_N].argsort(descending=True, stable=True)]
 
 
 def rank_weights(number: int, keep: float, device: torch.device | None = None) -> Tensor:
-    """The weights, for rows from the lowest score to the highest, that sampling by rank goes by, adding up to 1.
+    """Sampling weights of rows from the lowest score to the highest, with a sum of 1.
 
     That of rank j of N is proportional to ((j + 1/2) / N) ** (1 / keep - 1) (selective backprop of MosaicML Composer).
     """
@@ -38,22 +40,23 @@ def rank_weights(number: int, keep: float, device: torch.device | None = None) -
     return weights_N / weights_N.sum()
 
 
-def sample(weights_N: Tensor, pool: "Pool", number: int, what: int = RANKED) -> Tensor:
-    """`number` rows drawn without replacement with these weights, in rising order (Efraimidis and Spirakis, 2006)."""
+def sample(weights_N: Tensor, pool: Pool, number: int, what: int = RANKED) -> Tensor:
+    """Positions of `number` rows drawn without replacement, in rising order (Efraimidis and Spirakis, 2006)."""
     races_N = chance(pool, what).clamp(min=2.0**-60).log() / weights_N.double().clamp(min=1e-300)
     return by_score(races_N, pool)[:number].sort().values
 
 
-def choose(scores_N: Tensor, pool: "Pool", number: int, resolved: "ResolvedSettings") -> Tensor:
-    """`number` rows by their scores, in rising order, as the settings say.
+def choose(scores_N: Tensor, pool: Pool, number: int, resolved: "ResolvedSettings") -> Tensor:
+    """Positions of `number` rows by their scores, in rising order.
 
-    A share of them, `explore`, is drawn uniformly, and `outliers` of the highest scores are left to those draws.
+    The share `explore` of them is drawn uniformly; the share `outliers` of the pool, of the highest scores, is picked
+    by such a draw only.
 
     Args:
-        scores_N (`Tensor` of shape `(rows,)`): the higher, the more is a row wanted.
+        scores_N (`Tensor` of shape `(rows,)`): rows of high scores are preferred.
         pool ([`Pool`]): the rows.
-        number (`int`): how many.
-        resolved ([`ResolvedSettings`]): with `mode`, `keep`, `explore` and `outliers`.
+        number (`int`): number of rows to pick.
+        resolved ([`ResolvedSettings`]): `mode`, `keep`, `explore` and `outliers`.
     """
     explored = min(number, round(resolved.explore * number))
     left_out = min(len(pool) - number, round(resolved.outliers * len(pool)))
@@ -66,13 +69,13 @@ def choose(scores_N: Tensor, pool: "Pool", number: int, resolved: "ResolvedSetti
     return fill_up(sample(wanted_N, pool, number - explored), pool, number)
 
 
-def fill_up(picked: Tensor, pool: "Pool", number: int) -> Tensor:
-    """The rows picked and, up to `number`, others drawn uniformly, in rising order.
+def fill_up(picked: Tensor, pool: Pool, number: int) -> Tensor:
+    """Adds rows drawn uniformly until there are `number`; returns the positions of all in rising order.
 
     Args:
-        picked (`Tensor` of shape `(picked,)`): numbers of rows of the pool, none twice.
+        picked (`Tensor` of shape `(picked,)`): positions of different rows of the pool.
         pool ([`Pool`]): the rows.
-        number (`int`): how many are wanted in all.
+        number (`int`): number of rows in the end.
     """
     if len(picked) == number:
         return picked.sort().values
@@ -82,7 +85,7 @@ def fill_up(picked: Tensor, pool: "Pool", number: int) -> Tensor:
 
 
 def _wanted(sorted_N: Tensor, resolved: "ResolvedSettings") -> Tensor:
-    """The weights that rows are drawn with, from the highest score to the lowest."""
+    """Sampling weights of rows from the highest score to the lowest."""
     if resolved.mode == "weighted":
         low, high = sorted_N[-1].double(), sorted_N[0].double()
         return (sorted_N.double() - low) / (high - low).clamp(min=1e-12) + 1e-6

@@ -36,7 +36,18 @@ def scores(strategy: Strategy, model: Any, rows: Batch, context: SelectionContex
         work = partial(_losses, scorer)
     else:
         work = partial(_vectors, LAYERS[scorer])
-    return context.score_rows(f"{type(strategy).__name__} {strategy.resolved}", work, rows)
+    return context.score_rows(cost_key(strategy), work, rows)
+
+
+def cost_key(strategy: Strategy) -> str:
+    """Name of the work of scoring. It is a key of persisted times: equal names mean equal work on equal shapes."""
+    resolved = strategy.resolved
+    if strategy.input_kind != "logits":
+        return f"{strategy.input_kind} {resolved.scorer}"
+    return (
+        f"{type(strategy).__name__} {resolved.rule} {resolved.scorer} passes {resolved.passes} {resolved.level} "
+        f"positions {resolved.num_score_positions or 'all'}"
+    )
 
 
 def _read(scorer: Scorer, model: Any, batch: Batch) -> HeadInputs:

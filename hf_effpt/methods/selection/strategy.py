@@ -1,12 +1,12 @@
-"""What a strategy is: how it judges rows, which it picks, and what it learns from those that were trained on.
+"""Base class of selection strategies: a strategy scores rows, picks some, and may learn from those trained on.
 
-N rows looked at, D size of a vector.
+N rows of a pool, D size of a vector.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -17,49 +17,19 @@ from hf_effpt.core.precision import KeepsPrecision
 from hf_effpt.core.token_losses import TokenLosses
 
 from .picking import choose
+from .pool import Pool
 
 InputKind = Literal["logits", "vectors", "losses", "nothing"]
 Scorer = Literal["full", "first_layer", "embedding", "stale", "generator"]
 Mode = Literal["topk", "rank_sample", "weighted"]
 Level = Literal["head", "full"]
 
-
-@dataclass(frozen=True)
-class Pool:
-    """The rows that one process looks at in an optimizer step, or those of them that were trained on.
-
-    Args:
-        keys_N (`Tensor` of shape `(rows,)`): int64, one for each example and epoch; all that chance depends on
-            besides seed and step.
-        ids_N (`Tensor` of shape `(rows,)`): int64 numbers of the examples in the dataset.
-        seen (`Tensor` of shape `(rows,)` or `(rows, size)`, *optional*): what the scorer has made of them: scores of a
-            strategy that sees logits or losses, vectors of one that sees those.
-        step (`int`), fraction (`float`), seed (`int`): of the run.
-    """
-
-    keys_N: Tensor
-    ids_N: Tensor
-    seen: Tensor | None
-    step: int
-    fraction: float
-    seed: int
-
-    def __len__(self) -> int:
-        return len(self.keys_N)
-
-    def seeing(self, seen: Tensor) -> Pool:
-        """The same rows, with what a scorer has made of them."""
-        return replace(self, seen=seen)
-
-    def of(self, rows: Tensor) -> Pool:
-        """Some of the rows, by their numbers in this pool."""
-        seen = None if self.seen is None else self.seen[rows]
-        return replace(self, keys_N=self.keys_N[rows], ids_N=self.ids_N[rows], seen=seen)
+BY_SCORE = ("explore", "outliers")  # settings of a strategy that takes the rows of the highest scores
 
 
 @dataclass(frozen=True)
 class ResolvedSettings:
-    """The settings of a [`Selection`] with nothing left open; what each means is said there."""
+    """Settings of a [`Selection`] with every default filled in; see there for what each means."""
 
     keep: float = 0.5
     scorer: Scorer | None = None
@@ -82,54 +52,65 @@ class ResolvedSettings:
 
 
 class Strategy(KeepsPrecision):
-    """How rows are judged and picked; what it learns is in buffers, which are the same in all processes.
+    """Scores and picks rows; what it learns is in buffers, which are the same in all processes.
 
     Args:
-        resolved ([`ResolvedSettings`]): the settings.
-        config: of the model.
+        resolved ([`ResolvedSettings`]): settings.
+        config: configuration of the model.
     """
 
     input_kind: ClassVar[InputKind]
-    scorers: tuple[Scorer, ...] = ()  # that it can be given, the usual one first
-    rules: ClassVar[tuple[str, ...]] = ()  # its variants, the usual one first
-    defaults: ClassVar[Mapping[str, Any]] = {}  # settings that differ from the defaults of [`ResolvedSettings`]
-    explores: ClassVar[bool] = True  # may draw a share of the rows uniformly, and leave out those that score highest
-    picks_rows: ClassVar[bool] = True  # and does not change what is learned of all of them
-    compares: ClassVar[Literal["rows", "tokens"] | None] = None  # with whose losses of a reference model
-    on = False  # in the step under way
+    # Valid values, the default first; a strategy with its own `pick` has a single mode.
+    scorers: tuple[Scorer, ...] = ()
+    rules: ClassVar[tuple[str, ...]] = ()
+    modes: ClassVar[tuple[Mode, ...]] = ("topk", "rank_sample", "weighted")
+    settings: ClassVar[tuple[str, ...]] = BY_SCORE  # those beyond the settings that all strategies have
+    defaults: ClassVar[Mapping[str, Any]] = {}  # where they differ from those of [`ResolvedSettings`]
+    picks_rows: ClassVar[bool] = True  # `False` if it learns from all rows, but not equally
+    compares: ClassVar[Literal["rows", "tokens"] | None] = None  # losses it needs of a reference model
+    mlm_only: ClassVar[bool] = False  # `True` if it needs the losses of masked tokens
+    on = False  # `True` in an optimizer step in which it acts
     salts: tuple[int, ...] = (0,)  # of the random numbers that a rating may need
 
     def __init__(self, resolved: ResolvedSettings, config: Any) -> None:
         super().__init__()
         self.resolved = resolved
 
+    @classmethod
+    def settings_with(cls, scorer: Scorer | None, rule: str | None) -> set[str]:
+        """Names of the settings that it has with this scorer and rule, beyond those of all strategies."""
+        return {*cls.settings, *(("table", "max_age") if scorer == "stale" else ())}
+
+    @torch.no_grad()
     def draw(self, seed: int) -> None:
-        """Draws what it begins with, in place and from no global generator."""
+        """Resets its buffers to their initial values, in place and without a global generator; here to zero."""
+        for buffer in self.buffers():
+            buffer.zero_()
 
     def rate(self, reading: HeadInputs) -> Tensor:
-        """The scores of a batch, of shape `(batch_size,)`, by what the model answers; of those that see logits."""
+        """Scores a batch by the model's logits, of shape `(batch_size,)`; for `input_kind` `logits`."""
         raise NotImplementedError
 
     def scores(self, pool: Pool) -> Tensor:
-        """The scores of the pool, of shape `(rows,)`; the higher, the more is a row wanted."""
+        """Scores of the pool, of shape `(rows,)`; rows of high scores are preferred."""
         assert pool.seen is not None
         assert pool.seen.ndim == 1
         return pool.seen
 
     def pick(self, pool: Pool, number: int) -> Tensor:
-        """The numbers in the pool, in rising order, of the `number` rows to learn from."""
+        """Positions in the pool, in rising order, of the `number` rows to learn from."""
         return choose(self.scores(pool), pool, number, self.resolved)
 
     def loss_weight_inputs(self, pool: Pool, kept_N: Tensor) -> Tensor | None:
-        """What goes along with the rows that were picked, for `weights`; of shape `(picked,)` or `(picked, ...)`."""
+        """Values for `loss_weights` that go along with the picked rows, of shape `(picked,)` or `(picked, ...)`."""
         return None
 
     def loss_weights(self, losses: TokenLosses, pool: Pool) -> Tensor | None:
-        """What the losses of a micro-batch are multiplied by, of shape `(tokens,)`; `None` leaves them as they are.
+        """Factors for the losses of a micro-batch, of shape `(tokens,)`; `None` leaves them as they are.
 
         Args:
-            losses ([`TokenLosses`]): with the hints.
-            pool ([`Pool`]): the rows of the whole step.
+            losses ([`TokenLosses`]): losses, with the values of `loss_weight_inputs`.
+            pool ([`Pool`]): rows of the whole step.
         """
         return None
 
@@ -140,29 +121,13 @@ class Strategy(KeepsPrecision):
         """Learns from the rows that all processes have trained on in a step, and from their mean losses."""
 
     def sums(self) -> dict[str, Tensor]:
-        """What it adds to the tally after a step in which it has learned."""
+        """Amounts to add to the metric accumulator after a step in which it has learned."""
         return {}
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """What a log entry says of the strategy, from what it has added to the tally."""
+        """Metrics for a log entry, from the accumulated sums."""
         return {}
 
     def warning(self, metrics: Mapping[str, float]) -> str | None:
-        """What to warn of, by what a log entry says."""
+        """Text of a warning that these metrics call for; `None` if all is well."""
         return None
-
-
-@torch.no_grad()
-def push(queue_QD: Tensor, size: Tensor, place: Tensor, rows_ND: Tensor) -> None:
-    """Puts rows into a first-in-first-out queue, in place.
-
-    Args:
-        queue_QD (`Tensor` of shape `(places, ...)`): the queue.
-        size, place (`Tensor`): int64 scalars: how many places are taken, and the next one to be written.
-        rows_ND (`Tensor` of shape `(rows, ...)`): of more than there are places, the last.
-    """
-    rows_ND = rows_ND[-len(queue_QD) :]
-    at_N = (place + torch.arange(len(rows_ND), device=rows_ND.device)) % len(queue_QD)
-    queue_QD[at_N] = rows_ND.to(queue_QD.dtype)
-    place.copy_((place + len(rows_ND)) % len(queue_QD))
-    size.copy_((size + len(rows_ND)).clamp(max=len(queue_QD)))

@@ -1,4 +1,4 @@
-"""The vectors that rows are judged by, and what the strategies that see them are built of.
+"""Row vectors, and building blocks of the strategies that see them.
 
 N rows, D size of a vector, E networks, H hidden units and W weights of each, P rows with label 1, Q rows with label 0.
 """
@@ -6,7 +6,7 @@ N rows, D size of a vector, E networks, H hidden units and W weights of each, P 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,20 +14,18 @@ from torch import Tensor
 from hf_effpt.core.precision import KeepsPrecision
 from hf_effpt.core.random import places
 
-if TYPE_CHECKING:
-    from .strategy import Scorer
+from .strategy import Scorer
 
-# Behind each vector stand its row's length in tokens, mean log unigram frequency, and share of unknown tokens.
-EXTRAS = 3
-MEMORY = 8192  # rows that running moments go by: embeddings and losses drift, and a share of the last counts as more
-FAR = 10.0  # standard deviations at which a feature ends, so that one that was constant until now says no more
+EXTRAS = 3  # features behind each vector: length in tokens, mean log unigram frequency, share of unknown tokens
+MEMORY = 8192  # rows after which old ones fade from running moments, since embeddings and losses drift
+FAR = 10.0  # standard deviations at which features are clipped, such as one that was constant until now
 
 
 def vector_size(config: Any, scorer: Scorer | None) -> int:
-    """The size of the vectors of a scorer, without the [`EXTRAS`] that stand behind them.
+    """Size of the vectors of a scorer, without the `EXTRAS` behind them.
 
     Args:
-        config: of the model, with `hidden_size` and, where its embeddings have another, `embedding_size`.
+        config: configuration of the model, with `hidden_size` and possibly `embedding_size`.
         scorer (`str`): `"embedding"`, `"first_layer"` or `"full"`.
     """
     narrow = getattr(config, "embedding_size", None)
@@ -35,12 +33,12 @@ def vector_size(config: Any, scorer: Scorer | None) -> int:
 
 
 def in_fp32(like: Tensor) -> AbstractContextManager:
-    """A block in which no autocast makes products less precise."""
+    """Context without autocast, which would make products less precise."""
     return nullcontext() if like.is_meta else torch.autocast(like.device.type, enabled=False)
 
 
 class Moments(KeepsPrecision):
-    """Running mean and variance of the features of rows (Chan et al., 1979), in which old rows fade.
+    """Running mean and variance of features (Chan et al., 1979); after `MEMORY` rows, old rows fade.
 
     Args:
         size (`int`): number of features.
@@ -58,7 +56,7 @@ class Moments(KeepsPrecision):
 
     @torch.no_grad()
     def take(self, rows_ND: Tensor) -> None:
-        """Takes rows in, exactly as long as there are no more than [`MEMORY`]."""
+        """Updates the moments with rows."""
         rows_ND = rows_ND.double()
         share = len(rows_ND) / (self.count + len(rows_ND))
         mean_D = rows_ND.mean(dim=0)
@@ -69,21 +67,21 @@ class Moments(KeepsPrecision):
         self.count.add_(len(rows_ND)).clamp_(max=MEMORY)
 
     def standardised(self, rows_ND: Tensor) -> Tensor:
-        """The rows less the mean in standard deviations, of the same shape, in fp32 and at most [`FAR`] from 0."""
+        """Standardises rows, in fp32, clipped to `FAR` standard deviations."""
         deviation_D = self.variance.sqrt().clamp(min=1e-6)
         return ((rows_ND.double() - self.mean) / deviation_D).clamp(-FAR, FAR).float()
 
 
 class Networks(KeepsPrecision):
-    """Perceptrons of one hidden layer of ReLU and one output, side by side; buffers, which no optimizer of a run sees.
+    """Perceptrons with one hidden layer of ReLU and one output, side by side; their weights are in a buffer.
 
     Args:
         members (`int`): number of networks.
-        size (`int`): of their inputs.
-        hidden (`int`): units of each.
+        size (`int`): size of their inputs.
+        hidden (`int`): hidden units of each.
     """
 
-    values: Tensor  # all weights of a network in one row, so that learning is a few operations in all
+    values: Tensor  # all weights of a network in one row, so that learning takes few operations
 
     def __init__(self, members: int, size: int, hidden: int) -> None:
         super().__init__()
@@ -92,25 +90,25 @@ class Networks(KeepsPrecision):
         self.register_buffer("values", torch.zeros(members, sum(self.sizes), dtype=torch.float32))
 
     def split(self, values_EW: Tensor) -> list[Tensor]:
-        """Views of what belongs to the hidden layer's weights and biases, and the output's, each of all members."""
+        """Views of the weights and biases of the hidden layer and of the output, each of all members."""
         parts = values_EW.split(self.sizes, dim=1)
         return [part.view(-1, *shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
     @property
     def weights(self) -> list[Tensor]:
-        """What learns."""
+        """Weights and biases."""
         return self.split(self.values)
 
     @torch.no_grad()
     def draw(self, seed: int, salt: int) -> None:
-        """Draws the weights as `nn.Linear` does, from no generator."""
+        """Initialises the weights as `nn.Linear` does, without a generator."""
         for index, weight in enumerate(self.weights):
             inputs = self.shapes[0][0 if index < 2 else 1]
             weight.copy_((2 * places(weight, seed, salt, index) - 1) * inputs**-0.5)
 
     @torch.no_grad()
     def forward(self, rows_ND: Tensor) -> tuple[Tensor, Tensor]:
-        """The outputs for the rows, of shape `(members, rows)`, and the hidden layer, `(members, rows, hidden)`."""
+        """Returns outputs, of shape `(members, rows)`, and hidden units, of shape `(members, rows, hidden)`."""
         first_EDH, bias_EH, last_EH, offset_E = self.weights
         with in_fp32(rows_ND):
             hidden_ENH = (rows_ND @ first_EDH + bias_EH[:, None]).relu()
@@ -118,7 +116,7 @@ class Networks(KeepsPrecision):
 
     @torch.no_grad()
     def gradients(self, rows_ND: Tensor, hidden_ENH: Tensor, slopes_EN: Tensor) -> Tensor:
-        """The gradients of a loss as to `values`, from those as to the outputs."""
+        """Gradients of a loss by `values`, from those by the outputs."""
         with in_fp32(rows_ND):
             slopes_ENH = slopes_EN[..., None] * self.weights[2][:, None] * (hidden_ENH > 0)
             last_EH = (slopes_EN[:, None] @ hidden_ENH)[:, 0]
@@ -127,14 +125,14 @@ class Networks(KeepsPrecision):
 
 
 def area_under_curve(scores_P: Tensor, scores_Q: Tensor, weights_P: Tensor, weights_Q: Tensor) -> Tensor:
-    """How probable it is that a row with label 1 scores higher than one with label 0, ties as one half; fp64.
+    """Probability, in fp64, that a row with label 1 scores higher than one with label 0; ties count one half.
 
     Args:
-        scores_P, scores_Q (`Tensor` of shape `(rows,)`): of the rows with label 1, and of those with label 0.
-        weights_P, weights_Q (`Tensor` of those shapes): whether a row counts; with no row on a side it is 0.
+        scores_P, scores_Q (`Tensor` of shape `(rows,)`): scores of the rows with label 1 and with label 0.
+        weights_P, weights_Q (`Tensor` of the same shapes): 1 for rows that count, else 0; without any the result is 0.
     """
     sorted_Q, order_Q = scores_Q.sort()
-    # of whole numbers: a sum along fractions is not deterministic on every device
+    # Whole numbers: a cumulative sum of fractions is not deterministic on every device.
     below_Q = torch.nn.functional.pad(weights_Q[order_Q].long().cumsum(0), (1, 0))
     least_P, most_P = (below_Q[torch.searchsorted(sorted_Q, scores_P, right=right)] for right in (False, True))
     pairs = weights_P.sum(dtype=torch.float64) * weights_Q.sum(dtype=torch.float64)

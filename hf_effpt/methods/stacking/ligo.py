@@ -1,7 +1,7 @@
-"""LiGO, in depth: learns which mixture of the trained layers each grown one begins as (Wang et al., 2023).
+"""LiGO in depth: each grown layer begins as a learned mixture of the trained ones (Wang et al., 2023).
 
-Copying layers is a linear map with one-hot rows; here each kind of parameter, the weight or the bias of a module in a
-layer, has a map of its own, which begins near that one and learns to lower the loss while all weights rest.
+Copying layers is a linear map with one-hot rows. Here each kind of parameter, the weight or bias of a module in a
+layer, has a map of its own, which begins near that one and learns to lower the loss while the weights are frozen.
 K kinds of parameter, L layers that run after the growth, J trained layers.
 """
 
@@ -21,8 +21,8 @@ from hf_effpt.core.processes import add_up, world
 
 STEPS = 100  # of the paper
 NOISE = 0.03  # of the authors' code, as are rows that sum to one and the clipping
-# Ours, a tenth of the largest that is stable in small models: the authors' code warms AdamW up for 10,000 steps, of
-# which these 100 would hardly move anything.
+# Our choice, a tenth of the largest that is stable in small models: the authors' code warms AdamW up for 10,000
+# steps, so that 100 of them would hardly change anything.
 LEARNING_RATE = 0.1
 
 
@@ -38,20 +38,19 @@ def learn_growth(
     learning_rate: float = LEARNING_RATE,
     noise: float = NOISE,
 ) -> None:
-    """Gives the layers of `order` learnt mixtures of those of `old_order`, in place; nothing else changes.
+    """Overwrites the layers of `order` with learned mixtures of those of `old_order`; nothing else changes.
 
     Args:
-        backbone: whose tally what is learnt here stays out of.
-        stack ([`LayerStack`]): its layers, the trained ones unchanged.
-        sources (`Sequence[int]`): for each place in `order`, the place in `old_order` of the layer that is copied
-            without learning.
+        backbone: encoder that owns the layers.
+        stack ([`LayerStack`]): layers of the backbone, the trained ones unchanged.
+        sources (`Sequence[int]`): for each position in `order`, the position in `old_order` of the layer that it would
+            be a copy of without learning.
         order, old_order (`Sequence[int]`): indices of the layers that run after and before the growth.
-        context ([`RunContext`]): of a live run: the model whose loss is lowered, batches, and who pays for them. Its
-            seed and step decide the noise.
-        steps (`int`, *optional*, defaults to 100): of stochastic gradient descent, one batch each.
-        learning_rate (`float`, *optional*, defaults to 0.1): of these steps.
-        noise (`float`, *optional*, defaults to 0.03): largest share, before normalisation, that other layers than the
-            copied one have at first.
+        context ([`RunContext`]): live run that provides the model, charged batches, and the seed of the noise.
+        steps (`int`, *optional*, defaults to 100): steps of stochastic gradient descent, one batch each.
+        learning_rate (`float`, *optional*, defaults to 0.1): learning rate of these steps.
+        noise (`float`, *optional*, defaults to 0.03): largest initial share of layers other than the copied one,
+            before normalisation.
     """
     model = context.model
     assert context.draw_batches is not None
@@ -84,9 +83,9 @@ def learn_growth(
 
 
 class _Slopes(nn.Module):
-    """Calls a model and differentiates its loss, both with the parameters that stand in for its own.
+    """Gradient of a model's loss by the mixing weights, computed inside `functional_call`.
 
-    Outside that call, layers that save no activations would be run again with others.
+    Outside that call, checkpointed layers would be run again with the model's own parameters.
     """
 
     def __init__(self, model: nn.Module, mixing_KLJ: Tensor) -> None:
@@ -98,14 +97,14 @@ class _Slopes(nn.Module):
 
 
 def _near_copies(kinds: int, sources: Sequence[int], trained: int, noise: float, seed: int) -> Tensor:
-    """Rows that sum to one, the copied layer's share the largest."""
+    """Initial mixing weights: rows that sum to one, with the largest share for the copied layer."""
     mixing_KLJ = noise * torch.rand(kinds, len(sources), trained, generator=torch.Generator().manual_seed(seed))
     mixing_KLJ[:, range(len(sources)), list(sources)] = 1.0
     return mixing_KLJ / mixing_KLJ.sum(dim=-1, keepdim=True)
 
 
 def _mixtures(mixing_KLJ: Tensor, trained: Iterable[Sequence[Tensor]]) -> Iterator[Tensor]:
-    """By kind, the parameters of all layers that run; without a product of matrices, which devices may round."""
+    """Mixed parameters of all layers, kind by kind; sums instead of matrix products, which devices may round."""
     for mixing_LJ, layers in zip(mixing_KLJ, trained, strict=True):
         shares_JL = mixing_LJ.T.reshape(len(layers), -1, *[1] * layers[0].ndim)
         parts = [share * layer for share, layer in zip(shares_JL, layers, strict=True)]
@@ -114,7 +113,7 @@ def _mixtures(mixing_KLJ: Tensor, trained: Iterable[Sequence[Tensor]]) -> Iterat
 
 @contextmanager
 def _alone(backbone: Any, stack: LayerStack, order: Sequence[int], device: torch.device) -> Iterator[None]:
-    """Runs the layers of `order`, all rows in each, and leaves no trace in the random numbers, tally or graphs."""
+    """Context in which only the layers of `order` run, on all rows; leaves random numbers and metrics unchanged."""
     tally, random = accumulator_of(backbone), [device] if device.type == "cuda" else []
     sums, kept = tally.take(), (stack.order, stack.dropped, stack.scales, stack.router)
     stack.order, stack.dropped, stack.scales, stack.router = order, frozenset(), {}, None

@@ -1,10 +1,9 @@
 """Progressive stacking: train a shallow model, copy its layers on top of themselves, train on (Gong et al., 2019)."""
 
 import logging
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 from torch import nn
 
@@ -15,6 +14,7 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.ledger import record
 from hf_effpt.core.method import Method, Paper
 from hf_effpt.core.registry import METHODS
+from hf_effpt.core.settings import CountOrZero, In, Inside, check_settings
 
 from . import slope
 from .ligo import learn_growth
@@ -32,81 +32,65 @@ OptimizerState = Literal["keep", "copy", "reset"]
 class Stacking(Method):
     """Starts with a shallow model and grows it to the full depth from its own trained layers (Gong et al., 2019).
 
-    All layers are allocated from the start; those not yet reached do not run, have no gradient and no optimizer state.
-    The learning rate follows the run's clock and is not restarted; after a growth it rises again to where it was.
+    All layers are allocated from the start; those not yet reached do not run and have no gradient or optimizer state.
+    The learning rate follows the run's clock; after a growth it rises again to where it was.
 
     Args:
-        depth (`int` or `list[int]`, *optional*): number of layers at the start, or of every stage but the last, which
-            is the model's. By default the full depth divided by two for each growth; with `midas` and `append_top`,
-            which add equally many in each, a quarter of it.
+        depth (`int` or `list[int]`, *optional*): number of layers at the start, or of every stage but the last. By
+            default the full depth halved for each growth; with `midas` and `append_top`, which add the same number in
+            each growth, a quarter of it.
         at (`list[float]` or `str`, *optional*): fractions of the clock at which the model grows, rising, in (0, 1); or
             `prop-1`, `prop-2`, …: stage i takes time in proportion to i to that power (Saunshi et al., 2024). By
-            default `[0.125, 0.3]` where there are two growths (Kaddour et al., 2023) and else `prop-1`; with
-            `append_top` equal times up to `joint_at`.
-        operator (`str`, *optional*, defaults to `"stack"`): where new layers come from. `stack` copies the trained
-            ones on top of themselves, `interpolate` each next to itself, `midas` the middle block (Saunshi et al.,
-            2024), `append_top` the top ones, and until `joint_at` only those added last and the head learn (MSLT, Yang
-            et al., 2020); `ligo_depth` learns each layer as a sum of trained ones (Wang et al., 2023); `identity` adds
-            layers that compute nothing yet, in pre-LN models only (Shen et al., 2022).
-        optimizer_state (`str`, *optional*): `keep` leaves trained layers their state and has new ones begin with none,
-            `copy` gives copies that of their originals, `reset` begins anew for all (Gong et al., 2019). By default
-            `keep`, and `reset` with `ligo_depth`, where no layer stays what it was.
+            default `[0.125, 0.3]` for two growths (Kaddour et al., 2023), else `prop-1`; with `append_top` equal times
+            up to `joint_at`.
+        operator (`str`, *optional*, defaults to `"stack"`): source of new layers. `stack` copies the trained ones on
+            top of themselves, `interpolate` each next to itself, `midas` the middle block (Saunshi et al., 2024).
+            `append_top` copies the top ones; until `joint_at` only the layers added last and the head learn (MSLT,
+            Yang et al., 2020). `ligo_depth` learns each layer as a sum of trained ones (Wang et al., 2023). `identity`
+            adds layers that compute nothing at first, in pre-LN models only (Shen et al., 2022).
+        optimizer_state (`str`, *optional*): `keep` leaves trained layers their state and gives new ones none, `copy`
+            copies it along with the layers, `reset` drops it (Gong et al., 2019). By default `keep`, and `reset` with
+            `ligo_depth`, which changes all layers.
         rewarmup (`int`, *optional*, defaults to 150): steps in which the learning rate rises again after a growth; at
-            most a tenth of those before it.
-        slope (`float`, *optional*): grow as soon as the loss falls more slowly than this, as d ln(loss) / d ln(FLOPs)
-            over the last steps, below 0; `at` are then the latest fractions. Shen et al. (2022) have -0.0575.
-        joint_at (`float`, *optional*): with `append_top` the fraction of the clock from which all layers learn, by
-            default 0.7.
-        auxiliary (`str`, *optional*, defaults to `"keep"`): what becomes of ELECTRA's generator or MC-BERT's
-            controller: `keep` gives it its full depth from the start, `grow` has it grow along.
+            most a tenth of the steps before it.
+        slope (`float`, *optional*): slope, below 0, of d ln(loss) / d ln(FLOPs) over recent steps from which the model
+            grows; `at` are then the latest times. Shen et al. (2022) use -0.0575.
+        joint_at (`float`, *optional*): fraction of the clock from which all layers learn with `append_top`; by default
+            0.7.
+        auxiliary (`str`, *optional*, defaults to `"keep"`): `grow` grows ELECTRA's generator or MC-BERT's controller
+            along with the model; `keep` gives it its full depth from the start.
 
     Raises:
-        EffptError: if a value is outside its range, fractions or depths do not rise, the operator cannot go through
-            the depths or not in such a model, or an auxiliary is to grow along that is not there, or as deep.
+        EffptError: if a value is outside its range, fractions or depths do not rise, the operator does not suit the
+            depths or the architecture, or `auxiliary` is `grow` without an auxiliary of the model's depth.
     """
 
     name: ClassVar[str] = "stacking"
     order: ClassVar[int] = 1
     summary: ClassVar[str] = "Trains a shallow model first and grows it by copies of its layers."
-    paper: ClassVar[Paper] = Paper(
-        title="Efficient Training of BERT by Progressively Stacking",
-        authors="Linyuan Gong, Di He, Zhuohan Li, Tao Qin, Liwei Wang, Tie-Yan Liu",
-        year=2019,
-        bibtex=(
-            "@inproceedings{gong2019stacking, title={Efficient Training of {BERT} by Progressively Stacking}, "
-            "author={Gong, Linyuan and He, Di and Li, Zhuohan and Qin, Tao and Wang, Liwei and Liu, Tie-Yan}, "
-            "booktitle={ICML}, year={2019}}"
-        ),
+    paper: ClassVar[Paper] = Paper.of(
+        "@inproceedings{gong2019stacking, title={Efficient Training of {BERT} by Progressively Stacking}, "
+        "author={Gong, Linyuan and He, Di and Li, Zhuohan and Qin, Tao and Wang, Liwei and Liu, Tie-Yan}, "
+        "booktitle={ICML}, year={2019}}",
     )
 
     depth: int | list[int] | None = None
     at: list[float] | str | None = None
     operator: Operator = "stack"
     optimizer_state: OptimizerState | None = None
-    rewarmup: int = 150
-    slope: float | None = None
-    joint_at: float | None = None
+    rewarmup: CountOrZero = 150
+    slope: Annotated[float, In("(-inf, 0)", "it is the slope of a falling loss")] | None = None
+    joint_at: Inside | None = None
     auxiliary: Literal["keep", "grow"] = "keep"
 
     def __post_init__(self) -> None:
-        for key, valid in (("operator", get_args(Operator)), ("auxiliary", ("keep", "grow"))):
-            if getattr(self, key) not in valid:
-                raise EffptError(
-                    f"`stacking.{key}` must be {', '.join(valid[:-1])} or {valid[-1]}, not {getattr(self, key)!r}."
-                )
-        if self.optimizer_state not in (None, *get_args(OptimizerState)):
-            raise EffptError(f"`stacking.optimizer_state` must be keep, copy or reset, not {self.optimizer_state!r}.")
+        self.at, self.depth = read_at(self.at), read_depth(self.depth)
+        check_settings(self)
         if self.operator == "ligo_depth" and self.optimizer_state not in (None, "reset"):
             raise EffptError(
                 f"`stacking.optimizer_state` is `{self.optimizer_state}`, but `ligo_depth` changes every layer, so "
                 "that no state fits any; leave it out, or set `reset`."
             )
-        self.at, self.depth = read_at(self.at), read_depth(self.depth)
-        if type(self.rewarmup) is not int or self.rewarmup < 0:
-            raise EffptError(f"`stacking.rewarmup` is a number of steps, at least 0, not {self.rewarmup!r}.")
-        slope = self.slope
-        if slope is not None and not (isinstance(slope, (int, float)) and -math.inf < slope < 0.0):
-            raise EffptError(f"`stacking.slope` is the slope of a falling loss, below 0, not {slope!r}.")
         self._check_joint()
         self._settled = 0.0
 
@@ -116,8 +100,6 @@ class Stacking(Method):
                 f"`stacking.joint_at` is for `append_top`, where few layers learn before; with `{self.operator}` all "
                 "learn always, so leave it out."
             )
-        if not 0.0 < self._joint < 1.0:
-            raise EffptError(f"`stacking.joint_at` must be a fraction of the clock in (0, 1), not {self.joint_at}.")
         if self.operator == "append_top" and isinstance(self.at, list) and self.at[-1] >= self._joint:
             raise EffptError(
                 f"`stacking.at` ends at {self.at[-1]}, but from {self._joint} of the clock all layers learn; grow "

@@ -1,4 +1,4 @@
-"""How deep the model is in every stage, and at which fractions of the clock it grows."""
+"""Depth of every stage, and fractions of the clock at which the model grows."""
 
 import re
 from contextlib import suppress
@@ -9,15 +9,15 @@ from hf_effpt.core.errors import EffptError
 
 from .operators import BY_BLOCKS, OPERATORS
 
-AT = (0.125, 0.3)  # of two growths (Kaddour et al., 2023, No Train No Gain)
+AT = (0.125, 0.3)  # fractions of two growths (Kaddour et al., 2023, No Train No Gain)
 _PROPORTIONAL = re.compile(r"prop-(\d{1,2}(?:\.\d+)?)")
 
 
 def read_at(at: Any) -> list[float] | str | None:
-    """The fractions at which a model grows as a list, `prop-alpha` as it is.
+    """Reads `stacking.at`: fractions become a list, `prop-alpha` stays.
 
     Raises:
-        EffptError: if they do not rise within (0, 1), or it is something else.
+        EffptError: if it is neither, or the fractions do not rise within (0, 1).
     """
     if isinstance(at, str):
         with suppress(ValueError):
@@ -34,25 +34,25 @@ def read_at(at: Any) -> list[float] | str | None:
 
 
 def read_depth(depth: Any) -> int | list[int] | None:
-    """The number of layers at the start, or the depths of all stages but the last.
+    """Reads `stacking.depth`: the number of layers at the start, or a list of the depths of all stages but the last.
 
     Raises:
-        EffptError: if it is something else.
+        EffptError: if it is neither.
     """
     found = list(depth) if isinstance(depth, (list, tuple)) else [1 if depth is None else depth]
     if not found or not all(type(stage) is int and stage >= 1 for stage in found):
         raise EffptError(
-            f"`stacking.depth` is the number of layers at the start, at least 1, or those of each stage but the last, "
-            f"not {depth!r}."
+            "`stacking.depth` must be the number of layers at the start, at least 1, or a list of those of each stage "
+            f"but the last, not {depth!r}."
         )
     return found if isinstance(depth, (list, tuple)) else depth
 
 
 def exponent_of(at: str) -> float:
-    """The alpha of `prop-alpha`.
+    """Reads the alpha of `prop-alpha`.
 
     Raises:
-        EffptError: if it is something else.
+        EffptError: if `at` has another form.
     """
     match = _PROPORTIONAL.fullmatch(at)
     if match is None:
@@ -64,10 +64,10 @@ def exponent_of(at: str) -> float:
 
 
 def depths_for(operator: str, depth: int | list[int] | None, at: list[float] | str | None, target: int) -> list[int]:
-    """The depth of every stage, the last of which is `target`.
+    """Depths of all stages, the last of which is `target`.
 
     Raises:
-        EffptError: if the operator cannot go through such depths, or they do not rise.
+        EffptError: if the operator cannot go through these depths, or they do not rise.
     """
     if isinstance(depth, list):
         stages = [*depth, target]
@@ -98,7 +98,7 @@ def _by_blocks(operator: str, block: int | None, growths: int | None, target: in
 
 
 def _by_factors(first: int | None, at: list[float] | str | None, target: int) -> list[int]:
-    """Each growth multiplies the depth by the smallest whole number that gets there, or by less at the end."""
+    """Depths that grow by the smallest whole factor that reaches `target`, or by less at the end."""
     if isinstance(at, str):
         stages = [-(-target // 4) if first is None else first]
         while stages[-1] < target:
@@ -132,13 +132,13 @@ def _check(operator: str, stages: list[int], at: list[float] | str | None, targe
 
 
 def fractions_for(at: list[float] | str | None, growths: int, operator: str, until: float) -> list[float]:
-    """The fractions of the clock at which the model grows.
+    """Fractions of the clock at which the model grows.
 
     Args:
-        at: as the user gave it.
-        growths (`int`): how many there are.
-        operator (`str`): of the growths; with `append_top` every stage trains equally many layers and has equal time.
-        until (`float`): the fraction at which the last stage of this kind ends.
+        at (`list[float]` or `str`, *optional*): setting `stacking.at`.
+        growths (`int`): number of growths.
+        operator (`str`): with `append_top`, where every stage trains equally many layers, stages have equal time.
+        until (`float`): fraction at which the last of these stages ends.
     """
     if isinstance(at, list):
         return list(at)

@@ -1,7 +1,7 @@
-"""How steeply the loss falls, from sums that a checkpoint keeps (Shen et al., 2022, Staged Training).
+"""Slope of the loss, from sums that checkpoints hold (Shen et al., 2022, Staged Training).
 
-The slope is d ln(loss) / d ln(FLOPs), by least squares over the steps since the last growth. A step weighs as its
-share of the way to now to a power, so that about the last quarter of them decides, however many there are.
+The slope is d ln(loss) / d ln(FLOPs), by least squares over the steps since the last growth. Step i of n has the
+weight (i / n) ** POWER, so that about the last quarter of the steps decides.
 """
 
 import math
@@ -11,25 +11,25 @@ import torch
 from torch import Tensor
 
 POWER = 6
-LEAST = 50  # steps in a stage, but for those of a warm-up, before its slope means anything
-EVERY = 10  # steps from one look at it to the next, since a look waits for the device
+LEAST = 50  # steps of a stage, without warm-up, before its slope is used
+EVERY = 10  # steps from one reading to the next, since it waits for the device
 
-NAME = "growth_sums"  # of the buffer: sums of 1, x, y, x², x·y, and the number of steps
+NAME = "growth_sums"  # buffer of the backbone: sums of 1, x, y, x², x·y, and the number of steps
 
 
 def prepare(backbone: Any) -> None:
-    """Gives `backbone` its sums; they are no parameter and are not exported."""
+    """Registers the sums as a buffer of `backbone`."""
     device = next(backbone.parameters()).device
     backbone.register_buffer(NAME, torch.zeros(6, dtype=torch.float64, device=device))
 
 
 def remove(backbone: Any) -> None:
-    """Takes the sums away."""
+    """Removes the buffer."""
     backbone._buffers.pop(NAME, None)
 
 
 def reset(backbone: Any) -> None:
-    """Begins a new stage."""
+    """Zeroes the sums, for a new stage."""
     getattr(backbone, NAME).zero_()
 
 
@@ -44,6 +44,6 @@ def add(backbone: Any, loss: Tensor, flops: float) -> None:
 
 
 def slope(backbone: Any) -> float | None:
-    """The slope at present, in nats of the loss per nat of FLOPs, or `None` so soon; waits for the device."""
+    """Present slope, in nats of the loss per nat of FLOPs; `None` before `LEAST` steps. Waits for the device."""
     one, x, y, xx, xy, steps = getattr(backbone, NAME).tolist()
     return (one * xy - x * y) / (one * xx - x * x) if steps >= LEAST else None

@@ -1,7 +1,7 @@
-"""What becomes of the optimizer's state at a growth; averages and step count of a parameter always move together.
+"""Optimizer state at a growth.
 
-With averages of zero and the step count of old ones, or the other way round, the first update would be a wrong
-multiple of the learning rate.
+Averages and step count of a parameter move together: averages of zero with an old step count, or the other way round,
+would make the first update a wrong multiple of the learning rate.
 """
 
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 def copy_state(optimizer: torch.optim.Optimizer, pairs: Iterable[tuple[nn.Module, nn.Module]]) -> None:
-    """Gives the parameters of copies all the state of those they were copied from, on their devices."""
+    """Copies the optimizer state of each layer to its copy."""
     for trained, copy in pairs:
         for source, target in zip(trained.parameters(), copy.parameters(), strict=True):
             if source in optimizer.state:
@@ -22,5 +22,5 @@ def copy_state(optimizer: torch.optim.Optimizer, pairs: Iterable[tuple[nn.Module
 
 
 def reset_state(optimizer: torch.optim.Optimizer) -> None:
-    """Begins anew for every parameter, as if the optimizer had just been made."""
+    """Drops the optimizer state of every parameter."""
     optimizer.state.clear()

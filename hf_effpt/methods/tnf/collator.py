@@ -1,4 +1,4 @@
-"""A data collator that looks notes up, so that data workers do it while the device trains."""
+"""Data collator that looks notes up, so that data workers do it while the device trains."""
 
 from typing import Any
 
@@ -9,16 +9,14 @@ from .lookup import entries_of, words_of
 
 
 class DataCollatorForNotes:
-    """
-    Wraps a masking collator and adds to its batches which tokens belong to a word with a note.
+    """Masking collator that adds the note of each token to its batches; results are those of a look-up in the model.
 
-    The backbone then does not look up for itself, and comes to the same. For models that read the batch's own
-    `input_ids`: a discriminator is given others, which no collator can know. Other attributes are those of the
-    collator inside.
+    It is for models that read the batch's own `input_ids`, not for a discriminator, which reads a generator's. Other
+    attributes are those of the inner collator.
 
     Args:
-        collator (`Callable`): Makes a batch with `input_ids`, corrupted if they are to be.
-        notes ([`NoteDictionary`]): The dictionary of the model, `model.backbone.notes`; its keys are copied.
+        collator (`Callable`): inner collator; makes a batch with `input_ids`, masked already.
+        notes ([`NoteDictionary`]): dictionary of the model, `model.backbone.notes`; its keys are copied.
     """
 
     def __init__(self, collator: Any, notes: NoteDictionary) -> None:
@@ -27,12 +25,9 @@ class DataCollatorForNotes:
         self.kinds: Tensor = notes.kinds.cpu().clone()
 
     def __call__(self, examples: Any) -> dict[str, Tensor]:
-        """
-        Builds a batch.
+        """Returns the batch of the inner collator with `note_ids`.
 
-        Returns:
-            The batch of the collator inside and `note_ids`, int64 of shape `(batch_size, sequence_length)`: the entry
-            at every token of a word with a note, -1 elsewhere.
+        They are int64 of shape `(batch_size, sequence_length)`: the entry of the token's word, -1 if it has none.
         """
         batch = self.collator(examples)
         ids_BL = batch["input_ids"]

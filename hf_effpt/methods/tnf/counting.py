@@ -1,4 +1,4 @@
-"""Which words are rare: a count of all words of the training rows, by hash."""
+"""Counts all words of the training rows by hash, and chooses the rare ones."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -11,8 +11,7 @@ from hf_effpt.core.errors import EffptError
 
 from .lookup import hashes_of, words_of
 
-# Words to gather before they are counted; with many different ones it grows along, which keeps the sorting linear.
-CHUNK = 1 << 22
+CHUNK = 1 << 22  # words to gather between counts; at least twice the different words, so that sorting stays linear
 
 
 def count_words(batches: Iterable[Any], kinds_V: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -20,10 +19,10 @@ def count_words(batches: Iterable[Any], kinds_V: Tensor) -> tuple[np.ndarray, np
 
     Args:
         batches: arrays of token ids of shape `(rows, sequence_length)`.
-        kinds_V (`Tensor` of shape `(vocab_size,)`): what each token is to the words of a row.
+        kinds_V (`Tensor` of shape `(vocab_size,)`): kinds of the tokens, from `kinds_of`.
 
     Returns:
-        The hash of every different word, rising, and its count; int64 of shape `(different_words,)`.
+        Hashes of the different words, rising, and their counts; int64 of shape `(different_words,)`.
     """
     keys, counts = np.empty(0, np.int64), np.empty(0, np.int64)
     waiting, number = [], 0
@@ -40,7 +39,7 @@ def count_words(batches: Iterable[Any], kinds_V: Tensor) -> tuple[np.ndarray, np
 
 
 def _merged(keys: np.ndarray, counts: np.ndarray, waiting: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """The counts with those of the waiting words added."""
+    """Adds the waiting words to the counts."""
     if not waiting:
         return keys, counts
     new_keys, new_counts = np.unique(np.concatenate(waiting), return_counts=True)
@@ -52,10 +51,10 @@ def _merged(keys: np.ndarray, counts: np.ndarray, waiting: list[np.ndarray]) -> 
 
 
 def bounds_for(words: int, least: int | None, most: int | None) -> tuple[int, int]:
-    """The counts between which a word is rare; by default from the size of the text.
+    """Least and most occurrences of a rare word; by default from the number of words in the text.
 
-    The paper's 100 to 500 occurrences in 3.47 billion words are shares of 2.9e-8 and 1.44e-7. A smaller text has too
-    few occurrences at these shares for a note to learn from, so that 5 is the least, and 5 times the least the most.
+    The paper's 100 to 500 occurrences in 3.47 billion words are shares of 2.9e-8 and 1.44e-7. In a small text a note
+    could not learn from so few, so the least is at least 5, and the most at least 5 times the least.
     """
     if least is None:
         least = max(5, round(2.9e-8 * words))
@@ -64,7 +63,7 @@ def bounds_for(words: int, least: int | None, most: int | None) -> tuple[int, in
 
 
 def choose_words(keys: np.ndarray, counts: np.ndarray, least: int, most: int, max_entries: int) -> np.ndarray:
-    """The hashes of the rare words, rising; of too many the most frequent, and of equally frequent the lower hashes.
+    """Hashes of the rare words, rising; at most `max_entries`, the most frequent first, then the lower hashes.
 
     Raises:
         EffptError: if no word is rare, or every word is.

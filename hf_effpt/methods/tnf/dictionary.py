@@ -1,4 +1,4 @@
-"""The dictionary of notes: a submodule of the backbone that reads and writes through hooks.
+"""Dictionary of notes: a submodule of the backbone that reads and writes through hooks.
 
 B batch, L row length, D hidden size, V vocabulary, M entries.
 """
@@ -22,12 +22,12 @@ from .writing import gather_processes, take_in, window_means
 if TYPE_CHECKING:
     from .method import TNF
 
-INIT_STD = 0.02  # of BERT's own embeddings; the paper names none
+INIT_STD = 0.02  # as of BERT's embeddings; the paper gives none
 
 
 @dataclass
 class NoteInputs:
-    """What the forward pass under way has found in its rows."""
+    """Words with a note in the rows of the present forward pass."""
 
     entry_BL: Tensor
     words: Words
@@ -38,15 +38,13 @@ class NoteInputs:
 class NoteDictionary(KeepsPrecision):
     """Notes of rare words, which the backbone reads at its input and writes from its output.
 
-    All that a checkpoint must hold is in persistent buffers, none of them a parameter: `vectors`, fp32 of shape
-    `(entries, hidden_size)`; `keys`, the hashes of the words, rising, int64 of shape `(entries,)`; and `kinds`, what
-    each token is to the words of a row, uint8 of shape `(vocab_size,)`. The vectors stay in fp32 whatever the model is
-    cast to, and enter the sum of the embeddings in its own precision.
+    Persistent buffers hold everything: `vectors`, of shape `(entries, hidden_size)`, which stay in fp32; `keys`, the
+    rising int64 hashes of the words; and `kinds`, of shape `(vocab_size,)`, the uint8 kind of each token.
 
     Args:
-        settings ([`TNF`]): with the number of entries.
+        settings ([`TNF`]): settings, with the number of entries.
         hidden_size (`int`): width of the encoder.
-        vocab_size (`int`): tokens of the embedding table.
+        vocab_size (`int`): number of tokens.
     """
 
     vectors: Tensor
@@ -70,15 +68,15 @@ class NoteDictionary(KeepsPrecision):
 
     @torch.no_grad()
     def draw(self, seed: int) -> None:
-        """Draws all vectors anew, with a generator of their own."""
+        """Initialises all vectors, with an own generator."""
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.empty(self.vectors.shape).normal_(0.0, INIT_STD, generator=generator)
         self.vectors.copy_(drawn)
 
     def attach(self, backbone: Any) -> None:
-        """Hooks the dictionary into `backbone`, whose submodule `notes` it becomes.
+        """Registers the dictionary as the submodule `notes` of `backbone`, and its hooks.
 
-        The hooks are bound methods, so that in a deep copy of the model they are those of the copy.
+        The hooks are bound methods, so that a deep copy of the model calls those of the copy.
         """
         backbone.notes = self
         if hasattr(backbone, "embeddings_project"):  # the sum of the embeddings is narrower than a note
@@ -93,14 +91,14 @@ class NoteDictionary(KeepsPrecision):
         stack_of(backbone).read_whole = self.writes
 
     def detach(self, backbone: Any) -> None:
-        """Takes hooks and dictionary out of `backbone`."""
+        """Removes hooks and dictionary from `backbone`."""
         for handle in self._handles:
             handle.remove()
         stack_of(backbone).read_whole = False
         del backbone.notes
 
     def begin(self, backbone: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        """Looks up the ids that the backbone is given; `note_ids`, if there, are the entries a collator has found."""
+        """Forward pre-hook: looks up the token ids, unless a collator has already done so and passes `note_ids`."""
         kwargs = dict(kwargs)
         note_ids = kwargs.pop("note_ids", None)
         if generator_of(backbone) is not None:
@@ -117,18 +115,18 @@ class NoteDictionary(KeepsPrecision):
         return args, kwargs
 
     def blend_sum(self, norm: nn.Module, args: tuple) -> tuple[Tensor, ...] | None:
-        """Blends notes into the sum of the embeddings, on its way to the LayerNorm.
+        """Pre-hook of the LayerNorm of the embeddings: blends notes into its input.
 
-        Another encoder may share that LayerNorm: there is something to blend in the backbone's own forward only.
+        Another encoder may share that LayerNorm; notes are blended in the backbone's own forward pass only.
         """
         return None if self._reading is None else (self.blend(args[0]), *args[1:])
 
     def blend_projection(self, projection: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
-        """Blends notes into the projected embeddings."""
+        """Hook of the projection of the embeddings: blends notes into its output."""
         return None if self._reading is None else self.blend(output)
 
     def blend(self, embedded_BLD: Tensor) -> Tensor:
-        """(1 - weight) * embedding + weight * note at the tokens of words with a note; elsewhere bit for bit as is."""
+        """Returns (1 - weight) * embedding + weight * note at words with a note; other embeddings are unchanged."""
         reading = self._reading
         assert reading is not None
         with torch.no_grad():
@@ -146,7 +144,7 @@ class NoteDictionary(KeepsPrecision):
         return torch.where((reading.entry_BL >= 0)[..., None], mixed_BLD, embedded_BLD)
 
     def finish(self, backbone: Any, args: tuple, output: Any) -> None:
-        """Writes notes from the backbone's outputs, in training only."""
+        """Forward hook: writes notes from the outputs of the backbone, in training only."""
         reading, self._reading = self._reading, None
         if reading is None or output is None or not backbone.training:
             return
@@ -156,7 +154,7 @@ class NoteDictionary(KeepsPrecision):
 
     @torch.no_grad()
     def write(self, hidden_BLD: Tensor, reading: NoteInputs) -> tuple[Tensor, Tensor]:
-        """Takes a micro-batch's notes, over all processes, into the vectors; returns the drift and its count."""
+        """Updates the vectors with a micro-batch of all processes; returns the sum of the drifts and their number."""
         notes_CD = window_means(hidden_BLD, reading.found, reading.words, self.k)
         occurrences = gather_processes(reading.found.entry_C, reading.found.used_C, notes_CD)
         return take_in(self.vectors, *occurrences, self.gamma)

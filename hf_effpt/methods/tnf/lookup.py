@@ -1,4 +1,4 @@
-"""Which words in rows of token ids have a note; shapes are static, and nothing waits for the device.
+"""Look-up of words with a note in rows of token ids; shapes are static, and nothing waits for the device.
 
 B batch, L row length, V vocabulary, M entries, C places for occurrences.
 """
@@ -11,16 +11,15 @@ from torch import Tensor
 
 from hf_effpt.core.random import mix
 
-# What a token is to the words of a row. The mask token goes on with the word before it, which may be only part of a
-# word; from `SPECIAL` on, tokens are no text.
+# Kinds of tokens. The mask token continues the word before it, of which it may hide a part; from `SPECIAL` on, tokens
+# are no text.
 START, CONTINUATION, MASK, SPECIAL, PAD = range(5)
 
 
 def kinds_of(text: Any, vocabulary: int) -> Tensor:
-    """What each token of the vocabulary is to the words of a row, from the `text` that `Method.prepare` is given.
+    """Kinds of all tokens of the vocabulary, uint8 of shape `(vocabulary,)`, from the run's training text.
 
-    Returns:
-        `Tensor`: uint8 of shape `(vocabulary,)`. Ids beyond the tokenizer's, which never occur, are special.
+    Ids beyond the tokenizer's, which never occur, are special.
     """
     kinds_V = torch.full((vocabulary,), SPECIAL, dtype=torch.uint8)
     continues = torch.from_numpy(np.array(text.continues, dtype=bool))
@@ -32,17 +31,17 @@ def kinds_of(text: Any, vocabulary: int) -> Tensor:
 
 
 class Words(NamedTuple):
-    """The word that each token of a row belongs to, and where the row's text is."""
+    """Span of the word that each token belongs to, and span of the text of each row."""
 
-    first_BL: Tensor  # its first position
-    end_BL: Tensor  # the position after its last
-    whole_BL: Tensor  # whether it begins as a word and is not cut off by the end of the row
-    text_start_B: Tensor  # the row's first position that is no padding
-    text_end_B: Tensor  # the position after its last
+    first_BL: Tensor  # first position of the word
+    end_BL: Tensor  # position after its last token
+    whole_BL: Tensor  # `True` if neither its start nor its end is cut off by the row
+    text_start_B: Tensor  # first position of the row that is no padding
+    text_end_B: Tensor  # position after the last
 
 
 def words_of(ids_BL: Tensor, kinds_V: Tensor) -> Words:
-    """Parts rows into words: a word is the run of tokens from a word's start through its continuations."""
+    """Divides rows into words: a token that starts a word, and its continuations."""
     length = ids_BL.shape[1]
     kind_BL = kinds_V[ids_BL]
     place_L = torch.arange(length, device=ids_BL.device)
@@ -52,7 +51,7 @@ def words_of(ids_BL: Tensor, kinds_V: Tensor) -> Words:
     next_BL = torch.where(goes_on_BL, length, place_L).roll(-1, dims=1)
     next_BL[:, -1] = length
     end_BL = next_BL.flip(1).cummin(dim=1).values.flip(1)
-    # Rows are cut to length without regard to words, so the last word before a row's end may be half of one.
+    # Rows are cut to length without regard to words, so the last word of a row may be incomplete.
     limit_B1 = length - (kind_BL[:, -1:] >= SPECIAL).long()
     whole_BL = (kind_BL.gather(1, first_BL) == START) & (end_BL < limit_B1)
     text_BL = (kind_BL != PAD).int()
@@ -60,22 +59,22 @@ def words_of(ids_BL: Tensor, kinds_V: Tensor) -> Words:
 
 
 def hashes_of(ids_BL: Tensor, words: Words) -> Tensor:
-    """A 64-bit hash of the word that each token belongs to, a pure function of the word's tokens and their order."""
+    """64-bit hashes of the word of each token, a pure function of the word's tokens and their order."""
     place_L = torch.arange(ids_BL.shape[1], device=ids_BL.device)
-    sums_BL = mix(ids_BL + ((place_L - words.first_BL) << 32)).cumsum(dim=1)  # wraps around, and so does what is taken
+    sums_BL = mix(ids_BL + ((place_L - words.first_BL) << 32)).cumsum(dim=1)  # wraps around, as does the difference
     before_BL = sums_BL.gather(1, (words.first_BL - 1).clamp(min=0))
     return sums_BL.gather(1, words.end_BL - 1) - torch.where(words.first_BL > 0, before_BL, 0)
 
 
 def entries_of(ids_BL: Tensor, words: Words, keys_M: Tensor) -> Tensor:
-    """The entry of the word that each token belongs to, -1 where it has none; `keys_M` are hashes in rising order."""
+    """Entry of the word of each token, -1 if it has none; `keys_M` are hashes in rising order."""
     hashes_BL = hashes_of(ids_BL, words)
     place_BL = torch.searchsorted(keys_M, hashes_BL).clamp(max=len(keys_M) - 1)
     return torch.where((keys_M[place_BL] == hashes_BL) & words.whole_BL, place_BL, -1)
 
 
 class Occurrences(NamedTuple):
-    """The words with an entry, row after row; of a fixed number of places the last stay unused."""
+    """Words with an entry, row after row, in a fixed number of places, the last of which are unused."""
 
     entry_C: Tensor
     used_C: Tensor
@@ -85,12 +84,12 @@ class Occurrences(NamedTuple):
 
 
 def places_for(tokens: int) -> int:
-    """Places for occurrences in so many tokens; several times what rare words come to."""
+    """Number of places for occurrences in this number of tokens; several times the expected one."""
     return min(tokens, max(64, tokens // 8))
 
 
 def occurrences_of(entry_BL: Tensor, words: Words) -> tuple[Occurrences, Tensor]:
-    """The first `places_for` words that have an entry, and how many there are in all."""
+    """First `places_for` words that have an entry, and the number of all such words."""
     length = entry_BL.shape[1]
     place_L = torch.arange(length, device=entry_BL.device)
     hit_T = ((entry_BL >= 0) & (words.first_BL == place_L)).flatten()

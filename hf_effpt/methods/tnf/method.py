@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -10,6 +10,7 @@ from torch import nn
 from hf_effpt.core.context import RunContext
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.method import Method, Paper
+from hf_effpt.core.settings import Count, CountOrZero, In, check_settings
 
 from .counting import bounds_for, choose_words, count_words
 from .dictionary import NoteDictionary
@@ -27,29 +28,27 @@ FASTER, FOR_A_SHARE = 3.0, 0.1
 class TNF(Method):
     """Keeps a note for every rare word, blends it in where the word occurs and updates it there (Wu et al., 2021).
 
-    A note is a moving average of the encoder's outputs around the occurrences of its word; it is no parameter and has
+    A note is a moving average of the encoder's outputs around the occurrences of its word. It is no parameter and has
     no gradient. The export is the stock model without notes.
 
     Args:
-        k (`int`, *optional*, defaults to 16): tokens on either side of a word that its note is taken from.
-        gamma (`float`, *optional*, defaults to 0.1): share, in (0, 1], by which an occurrence replaces the note.
-        weight (`float`, *optional*, defaults to 0.5): share, in [0, 1), of the note in the input at its word; the
-            paper's lambda.
-        min_count (`int`, *optional*): how often a word occurs at least in the training rows to be given a note. By
-            default 2.9e-8 of all words, the paper's share, but at least 5.
-        max_count (`int`, *optional*): how often it occurs at most. By default 1.44e-7 of all words, but at least 5
-            times `min_count`.
-        max_entries (`int`, *optional*, defaults to 200000): words that are given a note at most, the more frequent
-            first.
-        scale (`str`, *optional*, defaults to `"none"`): `"match"` gives a note the norm of the embedding it is blended
-            with; the paper leaves it as it is.
-        at_growth (`str`, *optional*, defaults to `"keep"`): what becomes of the notes when another method changes the
-            architecture: `"keep"` leaves them, `"reset"` draws them anew, `"fast"` triples `gamma` for a tenth as
-            many steps as came before.
-        use (`str`, *optional*, defaults to `"pretraining"`): when notes are read and written: `"pretraining"`, in
-            training only. `"frozen"` and `"updating"` are for fine-tuning a model that has notes: they are read in
-            evaluation, too, and not written, or written in training. Such a model has no stock export.
-        entries (`int`, *optional*): words in the dictionary; the run itself writes it when it has counted them.
+        k (`int`, *optional*, defaults to 16): number of tokens on either side of a word that its note averages.
+        gamma (`float`, *optional*, defaults to 0.1): weight, in (0, 1], of a new occurrence in the moving average.
+        weight (`float`, *optional*, defaults to 0.5): weight, in [0, 1), of the note in the input; the paper's lambda.
+        min_count (`int`, *optional*): least occurrences, in the training rows, of a word with a note. By default
+            2.9e-8 of all words, the paper's share, but at least 5.
+        max_count (`int`, *optional*): most occurrences of a word with a note. By default 1.44e-7 of all words, but at
+            least 5 times `min_count`.
+        max_entries (`int`, *optional*, defaults to 200000): most words with a note; the more frequent ones come first.
+        scale (`str`, *optional*, defaults to `"none"`): `"match"` scales a note to the norm of the embedding it is
+            blended with; the paper does not.
+        at_growth (`str`, *optional*, defaults to `"keep"`): treatment of notes when another method changes the
+            architecture: `"keep"`; `"reset"`, initialise them again; or `"fast"`, triple `gamma` for a tenth of the
+            number of steps before.
+        use (`str`, *optional*, defaults to `"pretraining"`): `"pretraining"` reads and writes notes in training only.
+            `"frozen"` and `"updating"` are for fine-tuning a model that has notes, and read them in evaluation, too;
+            only the latter writes them in training. Such a model has no stock export.
+        entries (`int`, *optional*): number of words in the dictionary; written by the run after it has counted them.
 
     Raises:
         EffptError: if a value is outside its range.
@@ -57,49 +56,31 @@ class TNF(Method):
 
     name: ClassVar[str] = "tnf"
     summary: ClassVar[str] = "Blends notes of the contexts of rare words into their embeddings; the export has none."
-    paper: ClassVar[Paper] = Paper(
-        title="Taking Notes on the Fly Helps Language Pre-Training",
-        authors="Qiyu Wu, Chen Xing, Yatao Li, Guolin Ke, Di He, Tie-Yan Liu",
-        year=2021,
+    paper: ClassVar[Paper] = Paper.of(
+        "@inproceedings{wu2021taking, title={Taking Notes on the Fly Helps Language Pre-Training}, "
+        "author={Wu, Qiyu and Xing, Chen and Li, Yatao and Ke, Guolin and He, Di and Liu, Tie-Yan}, "
+        "booktitle={ICLR}, year={2021}}",
         arxiv="2008.01466",
-        bibtex=(
-            "@inproceedings{wu2021taking, title={Taking Notes on the Fly Helps Language Pre-Training}, "
-            "author={Wu, Qiyu and Xing, Chen and Li, Yatao and Ke, Guolin and He, Di and Liu, Tie-Yan}, "
-            "booktitle={ICLR}, year={2021}}"
-        ),
     )
 
-    k: int = 16
-    gamma: float = 0.1
-    weight: float = 0.5
-    min_count: int | None = None
-    max_count: int | None = None
-    max_entries: int = 200_000
+    k: CountOrZero = 16
+    gamma: Annotated[float, In("(0, 1]", "at 0 no note would ever change")] = 0.1
+    weight: Annotated[float, In("[0, 1)", "at 1 rare words would have no embedding")] = 0.5
+    min_count: Count | None = None
+    max_count: Count | None = None
+    max_entries: Count = 200_000
     scale: Scale = "none"
     at_growth: AtGrowth = "keep"
     use: Use = "pretraining"
-    entries: int | None = None
+    entries: Count | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.k, int) or self.k < 0:
-            raise EffptError(f"`tnf.k` is a number of tokens on either side of a word, at least 0, not {self.k!r}.")
-        if not 0.0 < self.gamma <= 1.0:
-            raise EffptError(f"`tnf.gamma` must be in (0, 1], not {self.gamma}: at 0 no note would ever change.")
-        if not 0.0 <= self.weight < 1.0:
-            raise EffptError(f"`tnf.weight` must be in [0, 1), not {self.weight}: at 1 rare words had no embedding.")
-        for key in ("min_count", "max_count", "max_entries", "entries"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise EffptError(f"`tnf.{key}` is a number of at least 1, not {value}.")
+        check_settings(self)
         if self.min_count is not None and self.max_count is not None and self.max_count < self.min_count:
             raise EffptError(
                 f"`tnf.max_count` is {self.max_count}, below `tnf.min_count`, {self.min_count}: no word can be that "
                 "rare; raise the one or lower the other."
             )
-        for key, valid in (("scale", Scale), ("at_growth", AtGrowth), ("use", Use)):
-            if getattr(self, key) not in get_args(valid):
-                raise EffptError(f"`tnf.{key}` must be one of {', '.join(get_args(valid))}, not {getattr(self, key)}.")
-
         if self.use != "pretraining" and self.entries is None:
             raise EffptError(
                 f"`tnf.use` is `{self.use}`, which is for fine-tuning a model that has notes, with the stock Trainer: "

@@ -1,4 +1,4 @@
-"""The arithmetic of notes: what the neighbourhood of a word says, and how a note takes it in.
+"""Arithmetic of notes: means over the neighbourhood of words, and moving averages of them.
 
 B batch, L row length, D hidden size, M entries, C places for occurrences.
 """
@@ -12,12 +12,9 @@ from .lookup import Occurrences, Words
 
 
 def window_means(hidden_BLD: Tensor, found: Occurrences, words: Words, k: int) -> Tensor:
-    """The mean output over each word and the `k` tokens on either side of it, as far as the row's text goes.
+    """Mean output over each word and the `k` tokens on either side of it, fp32 of shape `(places, hidden_size)`.
 
-    The sums are differences of running sums, which would lose all precision in less than fp32.
-
-    Returns:
-        `Tensor`: fp32 of shape `(places, hidden_size)`.
+    The window ends with the row's text. Sums are differences of running sums, which need fp32.
     """
     length = hidden_BLD.shape[1]
     low_C = torch.maximum(found.first_C - k, words.text_start_B[found.row_C])
@@ -30,22 +27,22 @@ def window_means(hidden_BLD: Tensor, found: Occurrences, words: Words, k: int) -
 
 
 def gather_processes(entry_C: Tensor, used_C: Tensor, notes_CD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The occurrences of all processes in the order of their ranks; all must see batches of one shape."""
+    """Occurrences of all processes, ordered by rank; batches must have the same shape in all of them."""
     return gather(entry_C), gather(used_C.byte()).bool(), gather(notes_CD)
 
 
 def take_in(
     vectors_MD: Tensor, entry_C: Tensor, used_C: Tensor, notes_CD: Tensor, gamma: float
 ) -> tuple[Tensor, Tensor]:
-    """Moves each entry by the share `gamma` towards each of its notes, one after the other, in closed form.
+    """Updates each entry as a moving average of its notes, in their order, in closed form.
 
     After m notes n_1 .. n_m an entry v is (1 - gamma)^m v + sum_j gamma (1 - gamma)^(m - j) n_j.
 
     Returns:
-        The sum, over the entries written, of the relative change ||new - old|| / ||old||, and their number.
+        The sum of the relative changes ||new - old|| / ||old|| of the entries written, and their number.
     """
     places, entries = len(entry_C), len(vectors_MD)
-    # Equal entries side by side, each in the order of its occurrences; what is unused comes last.
+    # Equal entries side by side, each in the order of its occurrences; unused places come last.
     sorted_C, order_C = torch.where(used_C, entry_C, entries).sort(stable=True)
     place_C = torch.arange(places, device=entry_C.device)
     opens_C = torch.ones_like(used_C)
@@ -64,7 +61,7 @@ def take_in(
     old_CD = vectors_MD[entry_C]
     fades_C = torch.where(written_C, 1.0 - stays**count_C, 0.0)
     change_CD -= old_CD * fades_C[:, None]
-    # Groups are of different entries, so no addition meets another one; what is not written adds zero.
+    # Each group is of another entry, so the order of additions does not matter; unused ones add zero.
     vectors_MD.index_add_(0, entry_C, change_CD)
     drift_C = change_CD.norm(dim=1) / old_CD.norm(dim=1).clamp(min=1e-12)
     return torch.where(written_C, drift_C, 0.0).sum(), written_C.sum()

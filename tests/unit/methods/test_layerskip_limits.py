@@ -101,7 +101,7 @@ def test_attention_masks_that_cannot_be_gathered_are_refused():
 def test_reinforce_needs_the_losses():
     model = gated(HALF, estimator="reinforce")
     model.bert(ragged()["input_ids"])
-    with pytest.raises(EffptError, match="has not told the losses"):
+    with pytest.raises(EffptError, match="has given no losses of rows"):
         model.methods[0].penalty(model.bert)
 
 

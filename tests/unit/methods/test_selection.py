@@ -8,12 +8,12 @@ import torch
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.token_losses import TokenLosses
-from hf_effpt.methods.selection import Selection, losses
-from hf_effpt.methods.selection.losses import percentile, prunable
+from hf_effpt.methods.selection import Selection
 from hf_effpt.methods.selection.picking import by_score, choose, rank_weights, sample
 from hf_effpt.methods.selection.strategies import STRATEGIES
+from hf_effpt.methods.selection.strategies.losses import percentile, prunable
+from hf_effpt.methods.selection.strategies.weighing import RENEWED, bounded, highest
 from hf_effpt.methods.selection.strategy import ResolvedSettings
-from hf_effpt.methods.selection.weighing import RENEWED, bounded, highest
 from tests.picking import pool
 
 CONFIG = SimpleNamespace(vocab_size=5, hidden_size=4)
@@ -299,4 +299,3 @@ def test_a_resumed_run_has_the_rates_of_the_straight_one():
     resumed = made("adaptive_masking", keep=0.2)
     resumed.load_state_dict(straight.state_dict())
     assert (resumed.rates_in(RENEWED + 8) == straight.rates_in(RENEWED + 8)).all()
-    assert losses.EVERYWHERE["interrupt"] == 0

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from hf_effpt.methods.selection.core_set import CoreSet, _nearest, k_centre
 from hf_effpt.methods.selection.picking import UNIFORM, by_score, chance
+from hf_effpt.methods.selection.strategies.core_set import CoreSet, _nearest, k_centre
 
 from .vector_pools import generator, made, pool
 

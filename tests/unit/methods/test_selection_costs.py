@@ -5,8 +5,10 @@ import pytest
 from hf_effpt.core.registry import METHODS
 from hf_effpt.core.row_method import CostReport
 from hf_effpt.methods.selection.cost import cost_report
+from hf_effpt.methods.selection.scoring import cost_key
 from hf_effpt.methods.selection.strategies import STRATEGIES
 from hf_effpt.methods.selection.strategy import ResolvedSettings
+from tests import tiny
 
 
 def told(
@@ -61,3 +63,22 @@ def test_a_card_is_told_what_the_strategy_does(strategy):
     assert method.describe.startswith(f"`{strategy}`. ")
     assert method.describe.endswith(".")
     assert (method.cited is None) == (strategy != "selective_backprop")
+
+
+def key_of(strategy, **settings):
+    return cost_key(tiny.model({"selection": {"strategy": strategy, **settings}}).bert.selector.strategy)
+
+
+@pytest.mark.parametrize("strategy", ["deep_bayesian", "perceptron_ensemble", "selective_backprop"])
+def test_scoring_has_one_time_whatever_the_corpus_and_the_schedule(strategy):
+    other = {"rows": 96, "keep": 0.25, "start": 0.1, "end": 0.8, "interrupt": 0, "warmup": 4}
+    assert key_of(strategy, rows=48) == key_of(strategy, **other)
+
+
+def test_work_of_scoring_that_differs_has_times_of_its_own():
+    bayesian = [{}, {"passes": 3}, {"level": "full"}, {"rule": "bald"}, {"num_score_positions": 1}]
+    keys = [key_of("deep_bayesian", **settings) for settings in [*bayesian, {"scorer": "first_layer"}]]
+    keys += [key_of("least_confidence"), key_of("least_confidence", rule="margin")]
+    keys += [key_of("core_set", scorer=scorer) for scorer in ("full", "first_layer", "embedding")]
+    keys += [key_of("selective_backprop", scorer=scorer) for scorer in ("full", "first_layer")]
+    assert len(set(keys)) == len(keys) == 13

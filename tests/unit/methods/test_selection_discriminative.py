@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hf_effpt.core import processes
-from hf_effpt.methods.selection.discriminative import Classifier, Discriminative, _learned_from
+from hf_effpt.methods.selection.strategies.discriminative import Classifier, Discriminative, _learned_from
 
 from .vector_pools import generator, made, pool
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from hf_effpt.core.head_inputs import HeadInputs
-from hf_effpt.methods.selection.gradient_length import (
+from hf_effpt.methods.selection.strategies.gradient_length import (
     ExpectedGradientLength,
     el2n,
     expected_norm,

@@ -6,8 +6,8 @@ import pytest
 import scipy.stats
 import torch
 
-from hf_effpt.methods.selection.perceptrons import PerceptronEnsemble, draws, rank_correlation
 from hf_effpt.methods.selection.picking import UNIFORM, chance
+from hf_effpt.methods.selection.strategies.perceptrons import PerceptronEnsemble, draws, rank_correlation
 
 from .vector_pools import generator, made, pool
 

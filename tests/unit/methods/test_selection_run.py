@@ -172,7 +172,7 @@ class Permuted(Watched):
 @pytest.mark.parametrize("name", PICKING)
 def test_spec_7_permuting_the_candidates_permutes_the_selection(tmp_path, holdout, name):
     """With a learning rate of next to 0, so that the order in which gradients are added up does not matter."""
-    explored = {"explore": 0.2} if STRATEGIES[name].explores else {}
+    explored = {"explore": 0.2} if "explore" in STRATEGIES[name].settings else {}
     ledger = selection(name, **explored, **compared(name, holdout))
     settings = {"learning_rate": 1e-30, "gradient_accumulation_steps": 2, "budget": "6steps"}
     straight, other = (run(tmp_path / cls.__name__, ledger, cls, **settings) for cls in (Watched, Permuted))

@@ -10,8 +10,8 @@ from torch import nn
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.head_inputs import HeadInputs
-from hf_effpt.methods.selection.strategy import ResolvedSettings
-from hf_effpt.methods.selection.uncertainty import (
+from hf_effpt.methods.selection import Selection
+from hf_effpt.methods.selection.strategies.uncertainty import (
     DeepBayesian,
     LeastConfidence,
     bald,
@@ -20,6 +20,7 @@ from hf_effpt.methods.selection.uncertainty import (
     max_entropy,
     variation_ratio,
 )
+from hf_effpt.methods.selection.strategy import ResolvedSettings
 
 B, M, D, V = 5, 6, 8, 11
 
@@ -74,23 +75,10 @@ def test_1_bald_by_hand(members, expected):
     assert bald(iter(torch.tensor(members))).item() == pytest.approx(expected, abs=5e-5)
 
 
-def test_1_bald_with_dropout_0_is_refused():
-    with pytest.raises(EffptError, match=r"`dropout` is 0\.0.*all draws agree"):
-        DeepBayesian(ResolvedSettings(rule="bald", dropout=0.0), None)
-
-
-@pytest.mark.parametrize("dropout", [-0.1, 1.0, math.nan])
-def test_dropout_is_a_rate_between_0_and_1(dropout):
-    with pytest.raises(EffptError, match="between 0 and 1"):
-        DeepBayesian(ResolvedSettings(rule="max_entropy", dropout=dropout), None)
-
-
-def test_one_draw_is_a_committee_that_cannot_disagree():
-    with pytest.raises(EffptError, match=r"`passes` is 1.*at least 2"):
-        DeepBayesian(ResolvedSettings(rule="bald", passes=1), None)
-    DeepBayesian(ResolvedSettings(rule="max_entropy", passes=1), None)
-    with pytest.raises(EffptError, match=r"`passes` is 0.*at least 1"):
-        DeepBayesian(ResolvedSettings(passes=0), None)
+@pytest.mark.parametrize("dropout", [0.0, -0.1, 1.0, math.nan])
+def test_1_dropout_is_a_rate_between_0_and_1(dropout):
+    with pytest.raises(EffptError, match=r"`selection.dropout` must be in \(0, 1\).*all draws agree"):
+        Selection(strategy="deep_bayesian", dropout=dropout)
 
 
 def test_max_entropy_is_that_of_the_mean_and_leaves_the_draws_alone():

@@ -10,9 +10,9 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_effpt.core import processes
-from hf_effpt.methods.selection.core_set import CoreSet
-from hf_effpt.methods.selection.discriminative import Discriminative
-from hf_effpt.methods.selection.perceptrons import PerceptronEnsemble
+from hf_effpt.methods.selection.strategies.core_set import CoreSet
+from hf_effpt.methods.selection.strategies.discriminative import Discriminative
+from hf_effpt.methods.selection.strategies.perceptrons import PerceptronEnsemble
 from hf_effpt.methods.selection.vectors import FAR, MEMORY, Moments, Networks, area_under_curve, vector_size
 from hf_effpt.models import EffptBertConfig, EffptElectraConfig
 

@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import torch
 
-from hf_effpt.methods.selection.strategy import Pool, ResolvedSettings
+from hf_effpt.methods.selection.pool import Pool
+from hf_effpt.methods.selection.strategy import ResolvedSettings
 from hf_effpt.methods.selection.vectors import EXTRAS
 
 SEED = 3

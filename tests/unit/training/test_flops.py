@@ -4,9 +4,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from hf_effpt.core.anatomy import layers_of
 from hf_effpt.core.depth import stack_of
+from hf_effpt.core.width import resize
 from hf_effpt.training.flops import FlopCounter, ghost_of
 from tests import tiny
+from tests.contract.settings import VARIANTS
 
 
 def batch(rows=2, length=8, masked=3):
@@ -152,3 +155,60 @@ def test_work_of_a_model_that_skips_layers_is_that_of_all(evaluation):
     plain = FlopCounter().count_work(tiny.model(), batch(), WORKS["whole"], 0)
     counted = FlopCounter().count_work(model, batch(), WORKS["whole"], 0)
     assert plain <= counted < 1.05 * plain  # with the gates' own
+
+
+class Checked(FlopCounter):
+    """A counter that compares each count with a new counter's, which is asked whenever anything of a model differs."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts, self.asked = [], {}
+
+    def count(self, model, batch):
+        state = [(name, p.shape, p.requires_grad) for name, p in model.named_parameters()]
+        signatures = [method.cost_signature(model.backbone) for method in model.methods]
+        fresh = self.asked.setdefault(repr((state, stack_of(model.backbone).active, signatures)), FlopCounter())
+        self.counts.append(super().count(model, batch))
+        assert self.counts[-1] == fresh.count(model, batch)
+        return self.counts[-1]
+
+
+CHANGING = {
+    "drops": {"layerdrop": {"p": 0.4}},
+    "grows and drops": {"stacking": {"depth": 1, "at": [0.3, 0.7]}, "layerdrop": {"p": 0.4}},
+    "grows and freezes": VARIANTS["append_top"],
+    "cuts and drops": {"earlybert": {"max_search_steps": 0.15, "every": 1, "window": 2}, "layerdrop": {"p": 0.4}},
+    "cuts in rounds": VARIANTS["compress by importance"],
+    "has a teacher": VARIANTS["compress, distilled"],
+    "skips": {"layerskip": {"target": 0.4, "after": 0.5}},
+}
+
+
+@pytest.mark.parametrize("name", list(CHANGING))
+def test_a_run_is_charged_for_what_its_methods_change(tmp_path, name):
+    trainer = tiny.trainer(tmp_path, CHANGING[name], per_device_train_batch_size=2)
+    trainer.counter = Checked()
+    trainer.train()
+    assert len(trainer.counter.counts) == 8
+    assert len(trainer.counter.asked) > 1
+
+
+def test_a_module_that_was_replaced_is_seen_after_clear():
+    counter, model = FlopCounter(), tiny.model().train()
+    before = counter.count(model, batch())
+    block = layers_of(model.bert)[1]
+    block.intermediate.dense, block.output.dense = torch.nn.Linear(32, 128), torch.nn.Linear(128, 32)
+    counter.clear()
+    assert counter.count(model, batch()) == FlopCounter().count(model, batch()) > before
+
+
+def test_the_order_of_unequal_layers_matters():
+    """The last layer computes masked positions only."""
+    counter, model = FlopCounter(), tiny.model(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).train()
+    stack = stack_of(model.bert)
+    resize(model.bert, [[2, 64], [2, 16], [2, 64], [2, 64]])
+    counts = []
+    for stack.order in ((0, 1), (1, 0)):
+        counts.append(counter.count(model, batch()))
+        assert counts[-1] == FlopCounter().count(model, batch())
+    assert counts[0] > counts[1]

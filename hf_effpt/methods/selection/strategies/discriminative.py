@@ -1,6 +1,6 @@
 """Discriminative active learning: a classifier tells rows not yet trained on from those that were.
 
-N rows looked at, G those of all processes, S rows drawn from the queue, D size of a vector.
+N rows of a pool, G those of all processes, S rows drawn from the queue, D size of a vector.
 """
 
 from __future__ import annotations
@@ -14,27 +14,32 @@ from torch.optim.adam import adam
 
 from hf_effpt.core.processes import gather
 from hf_effpt.core.random import places, salted
-
-from .picking import by_score, chance, fill_up
-from .strategy import Pool, ResolvedSettings, Strategy, push
-from .vectors import Moments, Networks, area_under_curve, vector_size
+from hf_effpt.methods.selection.picking import by_score, chance, fill_up
+from hf_effpt.methods.selection.pool import Pool, push
+from hf_effpt.methods.selection.strategy import BY_SCORE, ResolvedSettings, Strategy
+from hf_effpt.methods.selection.vectors import Moments, Networks, area_under_curve, vector_size
 
 HIDDEN = 128
-RATE = 0.001  # of learning
-STEPS = 2  # of Adam in each fit
-PARTS = 4  # in which rows are picked, with a fit before each
-CLIP = 10.0  # logits end there
-HELD_OUT = 8  # one row in so many is never fitted
-RECENT = 0.05  # an average over steps moves by at least this share in each
-CHANCE = 0.55  # the AUC from which the classifier knows something
+RATE = 0.001  # learning rate
+STEPS = 2  # steps of Adam in each fit
+PARTS = 4  # parts in which rows are picked, with a fit before each
+CLIP = 10.0  # largest absolute logit
+HELD_OUT = 8  # one row in this many is never fitted
+RECENT = 0.05  # least weight of a new value in a running average
+CHANCE = 0.55  # AUC below which the classifier is taken to know nothing
+# `differentiable`: otherwise a step waits for the device to know the number of steps.
+ADAM: dict[str, Any] = {
+    "lr": RATE, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0, "amsgrad": False, "maximize": False,
+    "differentiable": True,
+}  # fmt: skip
 _WEIGHTS, _HELD, _DRAWN, _LOTS, _UNKNOWN = range(0xD15C, 0xD15C + 5)
 
 
 class Classifier(Networks):
-    """A perceptron whose output is the logit of label 1, with its own Adam.
+    """Perceptron whose output is the logit of label 1, with its own Adam.
 
     Args:
-        size (`int`): of its inputs.
+        size (`int`): size of its inputs.
     """
 
     mean: Tensor
@@ -48,29 +53,29 @@ class Classifier(Networks):
         self.register_buffer("steps", torch.zeros((), dtype=torch.float32))
 
     def logits(self, rows_ND: Tensor) -> Tensor:
-        """Of shape `(rows,)`, at most 10 from 0."""
+        """Logits of shape `(rows,)`, clipped to an absolute value of 10."""
         return self(rows_ND)[0][0].clamp(-CLIP, CLIP)
 
     def state(self) -> list[Tensor]:
-        """A copy of all that fitting changes."""
+        """Copies of all buffers, which are what fitting changes."""
         return [buffer.clone() for buffer in self.buffers()]
 
     def go_back(self, state: list[Tensor], condition: Tensor | None = None) -> None:
-        """Takes a state that was before, on a condition that only the device may know."""
+        """Restores a state, if the `condition` on the device is `True`."""
         for buffer, old in zip(self.buffers(), state, strict=True):
             buffer.copy_(old if condition is None else torch.where(condition, old, buffer))
 
     @torch.no_grad()
     def fit(self, rows_ND: Tensor, labels_N: Tensor, counts_N: Tensor) -> Tensor:
-        """Takes two steps on the cross-entropy, in which both labels weigh the same however many rows have them.
+        """Takes two steps on the cross-entropy, in which both labels have equal weight in total.
 
         Args:
-            rows_ND (`Tensor` of shape `(rows, size)`): standardised.
+            rows_ND (`Tensor` of shape `(rows, size)`): standardised vectors.
             labels_N (`Tensor` of shape `(rows,)`): 0 or 1.
-            counts_N (`Tensor` of shape `(rows,)`): whether there is something to learn from a row.
+            counts_N (`Tensor` of shape `(rows,)`): 1 for rows to learn from, else 0.
 
         Returns:
-            the logits before it, of shape `(rows,)`.
+            `Tensor` of shape `(rows,)`: logits before the steps.
         """
         ones_N, zeros_N = labels_N * counts_N, (1 - labels_N) * counts_N
         shares_N = (ones_N / ones_N.sum().clamp(min=1) + zeros_N / zeros_N.sum().clamp(min=1)) / 2
@@ -79,47 +84,31 @@ class Classifier(Networks):
             logits_EN, hidden_ENH = self(rows_ND)
             logits_EN = logits_EN.clamp(-CLIP, CLIP)
             seen.append(logits_EN[0])
-            # A logit beyond the clip still has a gradient: otherwise a row that is wrong there would stay wrong.
+            # A clipped logit still has a gradient: otherwise a row that is wrong there would stay wrong.
             slopes_EN = shares_N * (logits_EN.sigmoid() - labels_N)
-            adam(
-                [self.values],
-                [self.gradients(rows_ND, hidden_ENH, slopes_EN)],
-                [self.mean],
-                [self.square],
-                [],
-                [self.steps],
-                differentiable=True,  # else it waits for the device to know the number of steps
-                amsgrad=False,
-                beta1=0.9,
-                beta2=0.999,
-                lr=RATE,
-                weight_decay=0.0,
-                eps=1e-8,
-                maximize=False,
-            )
+            gradients = self.gradients(rows_ND, hidden_ENH, slopes_EN)
+            adam([self.values], [gradients], [self.mean], [self.square], [], [self.steps], **ADAM)
         return seen[0]
 
 
 class Discriminative(Strategy):
-    """Picks rows that a classifier takes for such as were not trained on lately (Gissin and Shalev-Shwartz, 2019).
+    """Picks rows that a classifier takes for such as were not trained on recently (Gissin and Shalev-Shwartz, 2019).
 
-    A perceptron tells the rows looked at from a queue of rows trained on. In each step it goes on learning, in all
-    processes from the rows of all of them, so that it stays the same everywhere. Then it picks the rows of one
-    process in four parts: after each it learns that those picked are trained on now, and after the last it forgets
-    that. While nothing was trained on, rows are picked at random.
+    A perceptron learns to tell the rows of the pool from a queue of rows trained on. In each step it learns from the
+    rows of all processes, so that it is the same in all. Then each process picks its rows in four parts: after each
+    the perceptron learns that the rows picked are trained on now, and after the last it forgets that. Before anything
+    was trained on, rows are picked at random.
 
     In one pass through shuffled text, rows trained on and rows to come do not differ, and nothing can be learned. One
-    row in eight, by its key, is never fitted and is picked by lot; `auc` says how well the classifier tells those
-    apart, 0.5 being chance. Were they picked by their scores, those trained on would score higher than others for that
-    reason alone, and it would be below 0.5.
-
-    Args:
-        resolved ([`ResolvedSettings`]): with `scorer`, `queue`, `explore` and `outliers`.
-        config: of the model.
+    row in eight, by its key, is never fitted and is picked at random; `auc` measures the classifier on those rows, 0.5
+    being chance. If they were picked by their scores, those trained on would have higher scores than the others for
+    that reason alone.
     """
 
     input_kind = "vectors"
     scorers = ("embedding", "first_layer", "full")
+    modes = ("topk",)
+    settings = (*BY_SCORE, "queue")
     defaults: ClassVar = {"queue": 4096}
 
     queue: Tensor
@@ -132,9 +121,8 @@ class Discriminative(Strategy):
         super().__init__(resolved, config)
         self.length = vector_size(config, resolved.scorer)
         self.classifier, self.moments = Classifier(self.length), Moments(self.length)
-        self.register_buffer(
-            "queue", torch.zeros(resolved.queue, self.length + 1, dtype=torch.float32)
-        )  # at the end: held out
+        # The last number of a row of the queue is 1 if the row is held out.
+        self.register_buffer("queue", torch.zeros(resolved.queue, self.length + 1, dtype=torch.float32))
         self.register_buffer("size", torch.zeros((), dtype=torch.long))
         self.register_buffer("place", torch.zeros((), dtype=torch.long))
         self.register_buffer("auc", torch.full((), 0.5, dtype=torch.float64))
@@ -142,8 +130,7 @@ class Discriminative(Strategy):
 
     @torch.no_grad()
     def draw(self, seed: int) -> None:
-        for buffer in self.buffers():
-            buffer.zero_()
+        super().draw(seed)
         self.classifier.draw(seed, _WEIGHTS)
         self.auc.fill_(0.5)
 
@@ -185,7 +172,7 @@ class Discriminative(Strategy):
         return {"selection_auc": self.auc * known, "selection_auc_steps": known}
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """`selection_auc`, over the last twenty steps or so; nothing before rows that are held out can be compared."""
+        """`selection_auc`, over about the last twenty steps; nothing before there are held-out rows to compare."""
         steps = sums.get("selection_auc_steps")
         return {"selection_auc": sums["selection_auc"] / steps} if steps else {}
 
@@ -203,11 +190,11 @@ class Discriminative(Strategy):
         return pool.seen[:, : self.length].float()
 
     def _scores(self, rows_ND: Tensor, pool: Pool) -> Tensor:
-        """The logits of not being trained on."""
+        """Logits of not having been trained on; random numbers while the queue is empty."""
         return torch.where(self.size > 0, self.classifier.logits(rows_ND).double(), chance(pool, _UNKNOWN))
 
     def _trained(self, number: int, pool: Pool, part: int) -> tuple[Tensor, Tensor]:
-        """Rows drawn from the queue, standardised, and whether there is something to learn from them."""
+        """Standardised rows drawn from the queue, and 1 for those to learn from, else 0."""
         like_S = self.queue.new_zeros(number)
         at_S = (places(like_S, pool.seed, pool.step, _DRAWN, part) * self.size).long()
         drawn_SD = self.queue[at_S]
@@ -216,13 +203,13 @@ class Discriminative(Strategy):
     def _fit(
         self, rows_ND: Tensor, labels_N: Tensor, counts_N: Tensor, pool: Pool, part: int
     ) -> tuple[Tensor, Tensor]:
-        """Fits on rows looked at, and on as many of the queue, with label 0; the logits before, and which count."""
+        """Fits on rows of the pool, and as many of the queue with label 0; returns logits before, and counts."""
         trained_SD, counts_S = self._trained(len(rows_ND), pool, part)
         labels, counts = torch.cat([labels_N, torch.zeros_like(counts_S)]), torch.cat([counts_N, counts_S])
         return self.classifier.fit(torch.cat([rows_ND, trained_SD]), labels, counts), counts
 
     def _go_on(self, rows_GD: Tensor, counts_G: Tensor, pool: Pool) -> None:
-        """Measures the classifier and lets it learn from the rows of all processes."""
+        """Measures the classifier, then fits it on the rows of all processes."""
         state = self.classifier.state()
         logits, counts = self._fit(self.moments.standardised(rows_GD), torch.ones_like(counts_G), counts_G, pool, 0)
         self.classifier.go_back(state, self.size == 0)

@@ -1,4 +1,4 @@
-"""Core-set: the rows that are farthest from all that were trained on lately, and from one another.
+"""Core-set: rows that are far from those trained on recently, and from one another.
 
 N rows looked at, C centres, Q places of the queue, D size of a vector.
 """
@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hf_effpt.core.random import places
+from hf_effpt.methods.selection.picking import fill_up
+from hf_effpt.methods.selection.pool import Pool, push
+from hf_effpt.methods.selection.strategy import BY_SCORE, ResolvedSettings, Strategy
+from hf_effpt.methods.selection.vectors import in_fp32, vector_size
 
-from .picking import fill_up
-from .strategy import Pool, ResolvedSettings, Strategy, push
-from .vectors import in_fp32, vector_size
-
-WIDTH = 64  # that longer vectors are projected to
+WIDTH = 64  # size that longer vectors are projected to
 _PROJECTION = 0xC04E5E7
 
 
@@ -29,22 +29,21 @@ def k_centre(
     outliers: float = 0.0,
     real_C: Tensor | None = None,
 ) -> Tensor:
-    """Greedy k-centre: again and again the point that is farthest from its nearest centre (Sener and Savarese, 2018).
+    """Greedy k-centre: repeatedly picks the point farthest from its nearest centre (Sener and Savarese, 2018).
 
-    Without centres to begin with, the first one is the point that is farthest from the mean of the points. Of points
-    that are equally far the lower number comes first.
+    Without centres, the first pick is the point farthest from the mean. Of equally far points the first is picked.
 
     Args:
-        points_ND (`Tensor` of shape `(rows, size)`): the points.
-        number (`int`): how many to pick, at most as many as there are.
-        centres_CD (`Tensor` of shape `(centres, size)`, *optional*): centres there are already.
-        first (`int`, *optional*): the number of the point to begin with.
-        outliers (`float`, *optional*, defaults to 0.0): share of the points, in [0, 1), that is not picked: the
-            farthest from the nearest of the centres, or from the mean of the points where there are none.
-        real_C (`Tensor` of shape `(centres,)`, *optional*): `False` for a centre that does not count.
+        points_ND (`Tensor` of shape `(rows, size)`): points.
+        number (`int`): number of points to pick, at most as many as there are.
+        centres_CD (`Tensor` of shape `(centres, size)`, *optional*): present centres.
+        first (`int`, *optional*): index of the first pick.
+        outliers (`float`, *optional*, defaults to 0.0): share of the points, in [0, 1), that is not picked: those
+            farthest from their nearest centre, or without centres from the mean.
+        real_C (`Tensor` of shape `(centres,)`, *optional*): `False` for centres to ignore.
 
     Returns:
-        `Tensor` of shape `(number,)`: the numbers of the points, in the order in which they were picked.
+        `Tensor` of shape `(number,)`: indices of the points in the order of the picks.
     """
     points_ND, total = points_ND.float(), len(points_ND)
     nearest_N = points_ND.new_full((total,), torch.inf)
@@ -68,19 +67,17 @@ def k_centre(
 
 
 class CoreSet(Strategy):
-    """Picks rows whose vectors are far from those of rows trained on lately, and apart (Sener and Savarese, 2018).
+    """Picks rows with vectors far from those trained on recently, and from each other (Sener and Savarese, 2018).
 
-    Vectors are divided by their length and, where long, projected to 64 numbers by fixed random signs, which keep
-    distances about as they are. What is farthest is often noise: a share `outliers` is left out. With an empty queue
-    the first row is the one that is farthest from the mean.
-
-    Args:
-        resolved ([`ResolvedSettings`]): with `scorer`, `queue`, `outliers` and `explore`.
-        config: of the model.
+    Vectors are divided by their length and, if longer, projected to 64 numbers by fixed random signs, which roughly
+    keeps distances. The farthest rows are often noise: a share `outliers` is left out. With an empty queue the first
+    pick is the row farthest from the mean.
     """
 
     input_kind = "vectors"
     scorers = ("embedding", "first_layer", "full")
+    modes = ("topk",)
+    settings = (*BY_SCORE, "queue")
     defaults: ClassVar = {"queue": 1024, "outliers": 0.02, "explore": 0.1}
 
     queue: Tensor
@@ -100,15 +97,14 @@ class CoreSet(Strategy):
 
     @torch.no_grad()
     def draw(self, seed: int) -> None:
-        for buffer in self.buffers():
-            buffer.zero_()
+        super().draw(seed)
         if self.length > WIDTH:
             signs = (places(self.projection, seed, _PROJECTION) < 0.5).float() * 2 - 1
             self.projection.copy_(signs * WIDTH**-0.5)
 
     @torch.no_grad()
     def points(self, pool: Pool) -> Tensor:
-        """What distances are between, of shape `(rows, 64)` or less."""
+        """Normalised and projected vectors, of shape `(rows, min(size, 64))`."""
         assert pool.seen is not None
         points_ND = F.normalize(pool.seen[:, : self.length].float())
         if self.length <= WIDTH:
@@ -136,14 +132,14 @@ def _squares_from(points_ND: Tensor, centre_D: Tensor) -> Tensor:
 
 
 def _nearest(points_ND: Tensor, centres_CD: Tensor, real_C: Tensor | None) -> Tensor:
-    """The squared distance of each point from the nearest centre that counts; infinite if none does."""
+    """Squared distance of each point from the nearest real centre; infinite if there is none."""
     with in_fp32(points_ND):
         products_NC = points_ND @ centres_CD.T
     squares_N, squares_C = points_ND.square().sum(dim=1), centres_CD.square().sum(dim=1)
-    squares_NC = (squares_N[:, None] + squares_C - 2 * products_NC).clamp(min=0.0)  # which rounding may make negative
+    squares_NC = (squares_N[:, None] + squares_C - 2 * products_NC).clamp(min=0.0)  # rounding may make it negative
     return (squares_NC if real_C is None else squares_NC.masked_fill(~real_C, torch.inf)).amin(dim=1)
 
 
 def _spread(points_ND: Tensor, nearest_N: Tensor) -> Tensor:
-    """The squared distance from the nearest centre; from the mean where there is none, as only the device knows."""
+    """Squared distance of each point from the nearest centre; from the mean if there is none."""
     return torch.where(nearest_N.isinf(), _squares_from(points_ND, points_ND.mean(dim=0)), nearest_N)

@@ -1,4 +1,4 @@
-"""A committee of small networks that learns from the losses of trained rows which rows will have high ones.
+"""Committee of small networks that learns to predict the losses of rows.
 
 N rows, D features, E members, H hidden units and W weights of each.
 """
@@ -14,42 +14,40 @@ import torch
 from torch import Tensor
 
 from hf_effpt.core.random import places, salted, uniform
-
-from .picking import UNIFORM, chance
-from .strategy import Pool, ResolvedSettings, Strategy
-from .vectors import EXTRAS, Moments, Networks, vector_size
+from hf_effpt.methods.selection.picking import UNIFORM, chance
+from hf_effpt.methods.selection.pool import Pool
+from hf_effpt.methods.selection.strategy import BY_SCORE, ResolvedSettings, Strategy
+from hf_effpt.methods.selection.vectors import EXTRAS, Moments, Networks, vector_size
 
 HIDDEN = 32
-RATE = 0.01  # of learning
-SUBSPACE = 0.8  # share of the features that a member input_kind
-BETA = 1.0  # standard deviations that an upper confidence bound lies above the mean
-TRUSTED = 0.2  # the rank correlation from which the committee is believed
-RECENT = 0.1  # an average over steps moves by at least this share in each
-STEEPEST = 5.0  # norm of a member's gradient: that of a row of many features alone would throw it past the mark
+RATE = 0.01  # learning rate
+SUBSPACE = 0.8  # share of the features that a member sees
+BETA = 1.0  # standard deviations of the upper confidence bound above the mean
+TRUSTED = 0.2  # rank correlation from which predictions are used
+RECENT = 0.1  # least weight of a new value in a running average
+STEEPEST = 5.0  # largest norm of a member's gradient; a single row of many features would make it overshoot
 _WEIGHTS, _FEATURES, _BOOTSTRAP = range(0xE25E8B1E, 0xE25E8B1E + 3)
-# The probabilities of at most 0, 1, ... of what comes once on average; above the last lie less than one in 10 ** 6.
+# Cumulative probabilities of a Poisson distribution with mean 1; less than one in 10 ** 6 lies above the last.
 _POISSON = list(accumulate(exp(-1.0) / factorial(count) for count in range(9)))
 
 
 class PerceptronEnsemble(Strategy):
     """Predicts the loss of a row by five small networks, without a forward pass (in the way of Ouyang et al., 2022).
 
-    The networks differ by where they begin, by the features that they see, and by how often each row counts for them,
-    which is drawn from a Poisson distribution. They take one step of gradient descent on the standardised losses of
-    the rows that each optimizer step has trained on. Before that they predict those losses: while the rank correlation
-    of prediction and loss has lately been below 0.2, rows are picked at random.
+    The networks differ in their initial weights, the features they see, and the number of times each row counts, which
+    is drawn from a Poisson distribution. After each optimizer step they take one step of gradient descent on the
+    standardised losses of its rows. Before that they predict those losses: while the recent rank correlation of
+    prediction and loss is below 0.2, rows are picked at random.
 
-    Args:
-        resolved ([`ResolvedSettings`]): with `members` and `rule`: `"mean"`, the predicted loss; `"ucb"`, that and one
-            standard
-            deviation of the members; `"vote"`, the share of the members that predict more than the median of the
-            losses lately, of equal shares the higher mean; `"agreement"`, the standard deviation of the members.
-        config: of the model.
+    Rules: `"mean"`, the predicted loss; `"ucb"`, that plus one standard deviation of the members; `"vote"`, the share
+    of the members that predict more than the recent median loss, of equal shares the higher mean; `"agreement"`, the
+    standard deviation of the members.
     """
 
     input_kind = "vectors"
     scorers = ("embedding", "first_layer")
     rules = ("mean", "ucb", "vote", "agreement")
+    settings = (*BY_SCORE, "members")
     defaults: ClassVar = {"warmup": 200}
 
     subspace: Tensor
@@ -69,8 +67,7 @@ class PerceptronEnsemble(Strategy):
 
     @torch.no_grad()
     def draw(self, seed: int) -> None:
-        for buffer in self.buffers():
-            buffer.zero_()
+        super().draw(seed)
         self.networks.draw(seed, _WEIGHTS)
         ranks_ED = places(self.subspace, seed, _FEATURES).argsort(dim=1).argsort(dim=1)
         self.subspace.copy_(ranks_ED < round(SUBSPACE * ranks_ED.shape[1]))
@@ -78,18 +75,18 @@ class PerceptronEnsemble(Strategy):
 
     @torch.no_grad()
     def predict(self, pool: Pool) -> Tensor:
-        """The losses that the members predict, in standard deviations from the usual, of shape `(members, rows)`."""
+        """Standardised losses that the members predict, of shape `(members, rows)`."""
         assert pool.seen is not None
         return self.networks(self.features.standardised(pool.seen))[0]
 
     @torch.no_grad()
     def judge(self, pool: Pool) -> Tensor:
-        """The scores by the rule, whether the committee is to be believed or not, of shape `(rows,)`."""
+        """Scores by the rule, of shape `(rows,)`, without regard to the rank correlation."""
         losses_EN = self.predict(pool)
         mean_N, deviation_N = losses_EN.mean(dim=0), losses_EN.std(dim=0, correction=0)
         if self.resolved.rule == "ucb":
             return mean_N + BETA * deviation_N
-        if self.resolved.rule == "vote":  # of five members it leaves many ties
+        if self.resolved.rule == "vote":  # five members leave many ties
             return (losses_EN > self.losses.standardised(self.median)).float().mean(dim=0) + 1e-3 * mean_N.sigmoid()
         return deviation_N if self.resolved.rule == "agreement" else mean_N
 
@@ -110,7 +107,7 @@ class PerceptronEnsemble(Strategy):
         self._descend(pool, self.losses.standardised(losses_N[:, None])[:, 0])
 
     def _descend(self, pool: Pool, target_N: Tensor) -> None:
-        """One step on the mean squared error of the rows that each member has drawn."""
+        """Takes one step on the mean squared error of the rows that each member has drawn."""
         assert pool.seen is not None
         rows_ND = self.features.standardised(pool.seen)
         counts_EN = draws(pool, self.resolved.members)
@@ -125,15 +122,16 @@ class PerceptronEnsemble(Strategy):
         return {"selection_correlation": self.correlation, "selection_correlation_steps": torch.ones(())}
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """`selection_correlation`, the rank correlation of predicted and true losses over the last ten steps or so."""
+        """`selection_correlation`, the rank correlation of predicted and true losses over about the last ten steps."""
         steps = sums.get("selection_correlation_steps")
         return {"selection_correlation": sums["selection_correlation"] / steps} if steps else {}
 
 
 def draws(pool: Pool, members: int) -> Tensor:
-    """How often each row counts for each member, Poisson-distributed about 1, of shape `(members, rows)`, in fp32.
+    """Number of times each row counts for each member, of shape `(members, rows)`, in fp32.
 
-    A pure function of the row, seed, step and member (online bagging; Oza and Russell, 2001).
+    It is Poisson-distributed with mean 1, a pure function of row, seed, step and member (online bagging; Oza and
+    Russell, 2001).
     """
     keys_N = salted(pool.keys_N, pool.seed, pool.step, _BOOTSTRAP)
     uniform_EN = uniform(keys_N + torch.arange(members, device=keys_N.device)[:, None])
@@ -141,14 +139,14 @@ def draws(pool: Pool, members: int) -> Tensor:
 
 
 def rank_correlation(one_N: Tensor, other_N: Tensor) -> Tensor:
-    """Spearman's rank correlation of two sequences, a scalar in fp64; 0 where one of them is constant."""
+    """Spearman's rank correlation of two sequences, a scalar in fp64; 0 if one of them is constant."""
     one_N, other_N = _centred_ranks(one_N), _centred_ranks(other_N)
     norm = (one_N.square().sum() * other_N.square().sum()).sqrt()
     return (one_N * other_N).sum() / norm.clamp(min=0.25)  # ranks are multiples of one half
 
 
 def _centred_ranks(values_N: Tensor) -> Tensor:
-    """The ranks less their mean; equal values share the mean of theirs."""
+    """Ranks minus their mean; equal values share a mean rank."""
     values_N = values_N.contiguous()
     sorted_N = values_N.sort().values
     below_N, up_to_N = (torch.searchsorted(sorted_N, values_N, right=right) for right in (False, True))

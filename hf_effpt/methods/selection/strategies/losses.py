@@ -1,6 +1,6 @@
-"""Strategies that go by the losses of rows, and the one that goes by nothing.
+"""Strategies by the losses of rows, and the random one.
 
-N rows looked at, Q losses remembered.
+N rows of a pool, Q places of the queue.
 """
 
 import math
@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from hf_effpt.core.processes import gather
+from hf_effpt.methods.selection.picking import PRUNED, UNIFORM, by_score, chance, sample
+from hf_effpt.methods.selection.pool import Pool, push
+from hf_effpt.methods.selection.strategy import BY_SCORE, ResolvedSettings, Strategy
 
-from .picking import PRUNED, UNIFORM, by_score, chance, sample
-from .strategy import Pool, ResolvedSettings, Strategy, push
-
-PRESSURE = 100.0  # of the first rank over the last, at the beginning (Loshchilov and Hutter, 2015)
+PRESSURE = 100.0  # initial ratio of the probabilities of the first and the last rank (Loshchilov and Hutter, 2015)
 EVERYWHERE = {"start": 0.0, "end": 1.0, "interrupt": 0}
 
 
 class Random(Strategy):
-    """Picks rows by lot: what every other strategy has to be better than."""
+    """Picks rows at random: the control that every other strategy has to beat."""
 
     input_kind = "nothing"
     defaults: ClassVar[Mapping[str, Any]] = {"explore": 0.0}
@@ -37,16 +37,17 @@ class HighestLoss(Strategy):
 
 
 class SelectiveBackprop(Strategy):
-    """Picks rows with a probability that rises with the rank of their loss among the last (Jiang et al., 2019).
+    """Picks rows with a probability that rises with the rank of their loss among recent ones (Jiang et al., 2019).
 
-    The probability is the share of those losses that are not above it, to the power of 1 / keep - 1, which keeps about
-    as many: 1 for half of the rows, 2 for a third.
+    The probability is the share of those losses that are not above it, to the power of 1 / keep - 1: 1 for half of the
+    rows, 2 for a third.
     """
 
     input_kind = "losses"
     scorers = ("full", "first_layer", "generator", "stale")
-    defaults: ClassVar[Mapping[str, Any]] = {"explore": 0.0, "queue": 5000, "mode": "rank_sample"}
-    explores = False
+    modes = ("rank_sample",)
+    settings = ("queue",)
+    defaults: ClassVar[Mapping[str, Any]] = {"explore": 0.0, "queue": 5000}
     history: Tensor
     size: Tensor
     place: Tensor
@@ -56,10 +57,6 @@ class SelectiveBackprop(Strategy):
         self.register_buffer("history", torch.zeros(resolved.queue, dtype=torch.float32))
         self.register_buffer("size", torch.zeros((), dtype=torch.int64))
         self.register_buffer("place", torch.zeros((), dtype=torch.int64))
-
-    def draw(self, seed: int) -> None:
-        for buffer in self.buffers():
-            buffer.zero_()
 
     def pick(self, pool: Pool, number: int) -> Tensor:
         assert pool.seen is not None
@@ -71,12 +68,12 @@ class SelectiveBackprop(Strategy):
         return sample(weights_N, pool, number)
 
     def learn(self, pool: Pool, losses_N: Tensor) -> None:
-        if self.resolved.scorer == "stale":  # of the rows looked at some have no loss
+        if self.resolved.scorer == "stale":  # some rows of the pool have no loss
             push(self.history, self.size, self.place, losses_N)
 
 
 def percentile(losses_N: Tensor, history_Q: Tensor, taken_Q: Tensor) -> Tensor:
-    """The share of a history, of which the places in `taken_Q` are in use, that is not above each loss; `(N,)`."""
+    """Share of the losses in the history, at places `taken_Q`, that are not above each loss, of shape `(rows,)`."""
     below_NQ = (history_Q <= losses_N[:, None]) & taken_Q
     return below_NQ.sum(dim=1).double() / taken_Q.sum().clamp(min=1)
 
@@ -84,13 +81,13 @@ def percentile(losses_N: Tensor, history_Q: Tensor, taken_Q: Tensor) -> Tensor:
 class LossRank(Strategy):
     """Picks rows with a probability that falls exponentially with the rank of the loss (Loshchilov and Hutter, 2015).
 
-    The row of the highest loss is 100 times as likely as that of the lowest at first, and as likely at the end.
+    At first the highest loss is 100 times as likely as the lowest; at the end all are equally likely.
     """
 
     input_kind = "losses"
     scorers = ("stale", "full", "first_layer", "generator")
-    defaults: ClassVar[Mapping[str, Any]] = {"explore": 0.0, "mode": "rank_sample"}
-    explores = False
+    modes, settings = ("rank_sample",), ()
+    defaults: ClassVar[Mapping[str, Any]] = {"explore": 0.0}
 
     def pick(self, pool: Pool, number: int) -> Tensor:
         assert pool.seen is not None
@@ -104,27 +101,28 @@ class LossRank(Strategy):
 class Rho(Strategy):
     """Picks the rows whose loss is furthest above that of a model trained on held-out text (Mindermann et al., 2022).
 
-    What that model cannot predict either is noise; what this one can already is learned.
+    Rows that neither model can predict are noise; rows that this model predicts well are learned already.
     """
 
     input_kind = "losses"
     scorers = ("full",)
-    compares = "rows"
+    settings = (*BY_SCORE, "holdout", "table")
+    compares, mlm_only = "rows", True
 
 
 class InfoBatch(Strategy):
-    """Leaves out some of the rows with a loss below the mean, and weighs the others of them up (Qin et al., 2023).
+    """Leaves out some of the rows with a loss below the mean; the rest of those weigh more (Qin et al., 2023).
 
-    As published each of them is left out with a probability r, and those that stay weigh 1 / (1 - r). Here, where a
-    step has a fixed number of rows, as many are left out as there are too many, and r follows. The expected sum of the
-    losses is that of all rows looked at. Where there is no room for one row below the mean, rows are drawn uniformly.
+    As published, each of them is left out with probability r, and the rest have the weight 1 / (1 - r). Here a step
+    has a fixed number of rows, from which r follows. The expected sum of the losses is that of the whole pool. If
+    there is no room for a row below the mean, rows are drawn uniformly.
     """
 
     input_kind = "losses"
     scorers = ("stale",)
+    modes, settings = ("topk",), ()
     defaults: ClassVar[Mapping[str, Any]] = {"keep": 0.75, "explore": 0.0, "start": 0.0, "end": 0.875, "interrupt": 0}
-    explores = False
-    mean = math.inf  # of all losses that are remembered, set by whoever remembers
+    mean = math.inf  # mean of the remembered losses, set by `Selection`
 
     def pick(self, pool: Pool, number: int) -> Tensor:
         assert pool.seen is not None
@@ -146,5 +144,5 @@ class InfoBatch(Strategy):
 
 
 def prunable(losses_N: Tensor, mean: Tensor | float) -> Tensor:
-    """Which rows may be left out: those with a loss below the mean, not one that equals it."""
+    """Mask of the rows that may be left out, those with a loss below the mean."""
     return losses_N < mean

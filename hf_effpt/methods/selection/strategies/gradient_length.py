@@ -1,10 +1,9 @@
-"""Scores by the gradient that a row has in the last linear layer, in closed form.
+"""Scores by the gradient of a row in the last linear layer, in closed form.
 
-B batch, M positions a row, F size of the features, V answers. Of a row with m answers asked for, that gradient is
-G = 1/m sum_t d_t [h_t; 1]^T, with the features h_t, the residual d_t = p_t - onehot(y_t), and the 1 where there is a
-bias. Labels that are drawn from p have E d_t = 0, so no product of two positions is left in E |G|^2. Of one answer,
-the logit of yes, p_t is the probability of yes, d_t the number p_t - y_t, E d_t^2 = p_t (1 - p_t) and
-E |d_t| = p_t (1 - p_t) + (1 - p_t) p_t.
+B batch, M positions a row, F size of the features, V classes. For a row with m labelled positions, the gradient is
+G = 1/m sum_t d_t [h_t; 1]^T, with the features h_t, the residual d_t = p_t - onehot(y_t), and the 1 if there is a
+bias. Labels drawn from p have E d_t = 0, so no product of two positions is left in E |G|^2. With a single logit, of
+class yes, p_t is its probability, d_t = p_t - y_t, E d_t^2 = p_t (1 - p_t) and E |d_t| = 2 p_t (1 - p_t).
 """
 
 from contextlib import nullcontext
@@ -14,8 +13,8 @@ import torch
 from torch import Tensor
 
 from hf_effpt.core.head_inputs import HeadInputs
+from hf_effpt.methods.selection.strategy import BY_SCORE, InputKind, Scorer, Strategy
 
-from .strategy import InputKind, Scorer, Strategy
 from .uncertainty import exact, mean_asked
 
 
@@ -23,10 +22,10 @@ def expected_sq(logits_BMV: Tensor, features_BMF: Tensor, labels_BM: Tensor, bia
     """E |G|^2 over labels drawn from the model, of shape `(batch_size,)`: 1/m^2 sum_t E |d_t|^2 (|h_t|^2 + 1).
 
     Args:
-        logits_BMV (`Tensor` of shape `(batch_size, positions, answers)`): of the last layer.
-        features_BMF (`Tensor` of shape `(batch_size, positions, features)`): that it reads.
-        labels_BM (`Tensor` of shape `(batch_size, positions)`): -100 where no answer is asked for; no other counts.
-        bias (`bool`, *optional*, defaults to `True`): whether the layer has one.
+        logits_BMV (`Tensor` of shape `(batch_size, positions, classes)`): outputs of the last layer.
+        features_BMF (`Tensor` of shape `(batch_size, positions, features)`): inputs of the last layer.
+        labels_BM (`Tensor` of shape `(batch_size, positions)`): -100 at positions to ignore, else any label.
+        bias (`bool`, *optional*, defaults to `True`): `True` if the layer has a bias.
     """
     p_BMV, labelled_BM = _probabilities(logits_BMV), labels_BM != -100
     squares_BM = (p_BMV * (1.0 - p_BMV))[..., 0] if p_BMV.shape[-1] == 1 else 1.0 - _norms(p_BMV).square()
@@ -35,7 +34,7 @@ def expected_sq(logits_BMV: Tensor, features_BMF: Tensor, labels_BM: Tensor, bia
 
 
 def expected_norm(logits_BMV: Tensor, features_BMF: Tensor, labels_BM: Tensor, bias: bool = True) -> Tensor:
-    """The mean over positions of E |d_t [h_t; 1]^T|, of shape `(batch_size,)` (Settles et al., 2008).
+    """Mean over positions of E |d_t [h_t; 1]^T|, of shape `(batch_size,)` (Settles et al., 2008).
 
     Label v, of probability p_v, has the residual |p - onehot(v)| = sqrt(|p|^2 - 2 p_v + 1). Arguments are those of
     [`expected_sq`].
@@ -50,9 +49,9 @@ def expected_norm(logits_BMV: Tensor, features_BMF: Tensor, labels_BM: Tensor, b
 
 
 def observed(logits_BMV: Tensor, features_BMF: Tensor, labels_BM: Tensor, bias: bool = True) -> Tensor:
-    """|G|^2 of the right answers, of shape `(batch_size,)`: 1/m^2 times the sum of DD^T o (HH^T + 1).
+    """|G|^2 for the true labels, of shape `(batch_size,)`: 1/m^2 times the sum of DD^T o (HH^T + 1).
 
-    The gradient itself, answers times features, is never there. Arguments are those of [`expected_sq`].
+    The gradient itself is never stored. Arguments are those of [`expected_sq`].
     """
     labelled_BM = labels_BM != -100
     residuals_BMV = _residuals(logits_BMV, labels_BM)
@@ -64,23 +63,18 @@ def observed(logits_BMV: Tensor, features_BMF: Tensor, labels_BM: Tensor, bias: 
 
 
 def el2n(logits_BMV: Tensor, labels_BM: Tensor) -> Tensor:
-    """The mean over positions of |d_t| of the right answers, of shape `(batch_size,)` (Paul et al., 2021).
-
-    Args:
-        logits_BMV (`Tensor` of shape `(batch_size, positions, answers)`): of the last layer.
-        labels_BM (`Tensor` of shape `(batch_size, positions)`): -100 where no answer is asked for.
-    """
+    """Mean over positions of |d_t| for the true labels, of shape `(batch_size,)` (Paul et al., 2021)."""
     return mean_asked(_norms(_residuals(logits_BMV, labels_BM)), labels_BM != -100)
 
 
 def _probabilities(logits_BMV: Tensor) -> Tensor:
-    """In full precision, those of the answers or that of yes, in memory of their own."""
+    """Probabilities of the classes, or of yes, in full precision and in new memory."""
     logits_BMV = exact(logits_BMV)
     return logits_BMV.sigmoid() if logits_BMV.shape[-1] == 1 else logits_BMV.softmax(dim=-1)
 
 
 def _residuals(logits_BMV: Tensor, labels_BM: Tensor) -> Tensor:
-    """Probabilities minus the right answers; zero where none is asked for."""
+    """Probabilities minus the one-hot true labels; zero at positions to ignore."""
     p_BMV, labels_BM1 = _probabilities(logits_BMV), labels_BM[..., None]
     if p_BMV.shape[-1] == 1:
         p_BMV.sub_(labels_BM1)
@@ -105,14 +99,20 @@ _GRADIENTS = {"expected_sq": expected_sq, "expected_norm": expected_norm, "obser
 class ExpectedGradientLength(Strategy):
     """Prefers rows whose gradient in the last linear layer is expected to be long.
 
-    The answers are those that the model expects (Settles et al., 2008, in the form of Braasch, section 4.2); the rules
-    `observed` and `el2n` go by the right ones. Features grow as a model learns, so scores of one step are to be ranked
-    and not compared with a fixed number, nor with those of another step.
+    Labels are drawn from the model's probabilities (Settles et al., 2008, in the form of Braasch, section 4.2); the
+    rules `observed` and `el2n` use the true ones. Features grow in training, so that only scores of the same step
+    compare.
     """
 
     input_kind: ClassVar[InputKind] = "logits"
     scorers: ClassVar[tuple[Scorer, ...]] = ("full", "first_layer", "generator")
     rules: ClassVar[tuple[str, ...]] = (*_GRADIENTS, "el2n")
+    settings = (*BY_SCORE, "num_score_positions")
+
+    @classmethod
+    def settings_with(cls, scorer: Scorer | None, rule: str | None) -> set[str]:
+        # The observed gradient is that of all positions together.
+        return super().settings_with(scorer, rule) - ({"num_score_positions"} if rule == "observed" else set())
 
     @torch.no_grad()
     def rate(self, reading: HeadInputs) -> Tensor:
@@ -122,6 +122,6 @@ class ExpectedGradientLength(Strategy):
             return el2n(logits_BMV, reading.labels_BM)
         scores_B = _GRADIENTS[rule](logits_BMV, features_BMF, reading.labels_BM)
         if rule == "expected_sq" and reading.num_labels_B is not None:
-            # It falls with the number of answers, which is that of the row and not that of those looked at.
+            # The score falls with the number of labelled positions: that of the row, not of those judged.
             scores_B = scores_B * reading.labelled_BM.sum(dim=1) / reading.num_labels_B.clamp(min=1)
         return scores_B

@@ -1,11 +1,12 @@
-"""The strategies by name; a new one is a class beside these and a line below."""
+"""Strategies by name; a new one is a class in this folder and a line below."""
+
+from hf_effpt.methods.selection.strategy import Strategy
 
 from .core_set import CoreSet
 from .discriminative import Discriminative
 from .gradient_length import ExpectedGradientLength
 from .losses import HighestLoss, InfoBatch, LossRank, Random, Rho, SelectiveBackprop
 from .perceptrons import PerceptronEnsemble
-from .strategy import Strategy
 from .uncertainty import DeepBayesian, LeastConfidence
 from .weighing import AdaptiveMasking, Reweighting, TokenSelection
 

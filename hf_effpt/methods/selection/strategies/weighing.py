@@ -1,6 +1,6 @@
-"""Strategies that learn from all rows, but not from all of each alike.
+"""Strategies that learn from all rows, but weigh or mask their tokens unequally.
 
-B rows of a micro-batch, M masked positions a row, N tokens, V vocabulary.
+B rows of a micro-batch, N tokens, V vocabulary.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,25 +11,26 @@ from torch import Tensor
 
 from hf_effpt.core.processes import add_up
 from hf_effpt.core.token_losses import TokenLosses
+from hf_effpt.methods.selection.pool import Pool
+from hf_effpt.methods.selection.strategy import ResolvedSettings, Strategy
 
 from .losses import EVERYWHERE
-from .strategy import Pool, ResolvedSettings, Strategy
 
-FADES = 0.9  # of the mean loss of a token, by each step that it is masked in
-RENEWED = 32  # steps in which the rates of masking stay as they are, since to read them waits for the device
+FADES = 0.9  # weight of the old value in the running loss of a token
+RENEWED = 32  # steps from one update of the masking rates to the next, since reading them waits for the device
 
 
 class TokenSelection(Strategy):
     """Learns only from the masked tokens whose loss is furthest above a reference model's (Lin et al., 2024, Rho-1).
 
-    They are those of a micro-batch, so that it depends on how a step is cut into these. It saves nothing but some of
-    the head: the encoder runs over all tokens as before.
+    They are ranked within a micro-batch, so that results depend on its size. It saves no time: the encoder runs over
+    all tokens as before.
     """
 
     input_kind = "nothing"
     defaults: ClassVar[Mapping[str, Any]] = {"keep": 0.6, **EVERYWHERE}
-    picks_rows, explores = False, False
-    compares = "tokens"
+    modes, settings, picks_rows = ("topk",), ("holdout",), False
+    compares, mlm_only = "tokens", True
 
     def loss_weights(self, losses: TokenLosses, pool: Pool) -> Tensor | None:
         if losses.weight_inputs is None:
@@ -38,7 +39,7 @@ class TokenSelection(Strategy):
 
 
 def highest(excess_N: Tensor, labelled_N: Tensor, keep: float) -> Tensor:
-    """Weights of a mean of one over the tokens with a loss: zero but for the share of them with the highest excess."""
+    """Weights with a mean of one over labelled tokens; zero except for the share `keep` of the highest excess."""
     order_N = torch.where(labelled_N, excess_N, -torch.inf).argsort(descending=True, stable=True)
     rank_N = torch.empty_like(order_N).scatter_(0, order_N, torch.arange(len(order_N), device=order_N.device))
     asked = labelled_N.sum()
@@ -47,15 +48,15 @@ def highest(excess_N: Tensor, labelled_N: Tensor, keep: float) -> Tensor:
 
 
 class Reweighting(Strategy):
-    """Weighs rows of a low loss down, within bounds (after LinUpper of Sow et al., 2025).
+    """Gives rows of a low loss less weight, within bounds (after LinUpper of Sow et al., 2025).
 
-    The weight rises linearly from `keep` for a loss one standard deviation below the micro-batch's mean to 1 for one
+    The weight rises linearly from `keep`, for a loss one standard deviation below the micro-batch's mean, to 1 for one
     above, and stays there; then all are scaled to a mean of 1.
     """
 
     input_kind = "nothing"
     defaults: ClassVar[Mapping[str, Any]] = {"keep": 0.5, **EVERYWHERE}
-    picks_rows, explores = False, False
+    modes, settings, picks_rows = ("topk",), (), False
 
     def loss_weights(self, losses: TokenLosses, pool: Pool) -> Tensor | None:
         if not self.on:
@@ -65,22 +66,23 @@ class Reweighting(Strategy):
 
 
 def bounded(losses_B: Tensor, least: float) -> Tensor:
-    """Weights with a mean of 1 that rise with the loss, the lowest at least `least` of the highest."""
+    """Weights with a mean of 1 that rise with the loss; the lowest is at least `least` times the highest."""
     scaled_B = (losses_B - losses_B.mean()) / losses_B.std(correction=0).clamp(min=1e-6)
     weights_B = least + (1.0 - least) * (0.5 + 0.5 * scaled_B).clamp(0.0, 1.0)
     return weights_B / weights_B.mean()
 
 
 class AdaptiveMasking(Strategy):
-    """Masks tokens the more often, the worse the model predicts them (after Edman and Fraser, 2025).
+    """Masks tokens more often that the model predicts badly (after Edman and Fraser, 2025).
 
-    The rate of a token, relative to others, goes from `keep` for one that is always predicted to 1 for one that never
-    is: by exp(-loss), its mean over the last times that it was masked. As many tokens of a row are masked as before.
+    The relative rate of a token is between `keep`, if it is always predicted, and 1, if it never is, by exp(-loss) of
+    its running mean loss. The number of masked tokens of a row stays the same.
     """
 
     input_kind = "nothing"
     defaults: ClassVar[Mapping[str, Any]] = {"keep": 0.25, **EVERYWHERE}
-    picks_rows, explores = False, False
+    modes, settings, picks_rows = ("topk",), (), False
+    mlm_only = True
     losses: Tensor
     rates: Tensor
 
@@ -95,7 +97,7 @@ class AdaptiveMasking(Strategy):
         self.rates.fill_(1.0)
 
     def rates_in(self, step: int) -> Any:
-        """The rates of a step, as an array of shape `(vocab_size,)`; they are renewed every so many steps."""
+        """Masking rates of a step, an array of shape `(vocab_size,)`; updated every `RENEWED` steps."""
         window = step // RENEWED
         if self._on_host is None or self._on_host[0] != window:
             self._on_host = window, self.rates.cpu().numpy().astype("float64")

@@ -1,0 +1,57 @@
+"""Rows that one process may learn from in an optimizer step, and a queue of those it has learned from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Candidate rows of one process in an optimizer step, or those of them that were trained on.
+
+    Args:
+        keys_N (`Tensor` of shape `(rows,)`): int64, one for each example and epoch; besides seed and step all that
+            random numbers depend on.
+        ids_N (`Tensor` of shape `(rows,)`): int64 numbers of the examples in the dataset.
+        seen (`Tensor` of shape `(rows,)` or `(rows, size)`, *optional*): what the scorer computed: scores for a
+            strategy that sees logits or losses, vectors for one that sees those.
+        step (`int`), fraction (`float`), seed (`int`): of the run.
+    """
+
+    keys_N: Tensor
+    ids_N: Tensor
+    seen: Tensor | None
+    step: int
+    fraction: float
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.keys_N)
+
+    def seeing(self, seen: Tensor) -> Pool:
+        """Returns the same rows with what a scorer computed for them."""
+        return replace(self, seen=seen)
+
+    def of(self, rows: Tensor) -> Pool:
+        """Returns some of the rows, by their positions in this pool."""
+        seen = None if self.seen is None else self.seen[rows]
+        return replace(self, keys_N=self.keys_N[rows], ids_N=self.ids_N[rows], seen=seen)
+
+
+@torch.no_grad()
+def push(queue_QD: Tensor, size: Tensor, place: Tensor, rows_ND: Tensor) -> None:
+    """Appends rows to a first-in-first-out queue, in place.
+
+    Args:
+        queue_QD (`Tensor` of shape `(places, ...)`): the queue.
+        size, place (`Tensor`): int64 scalars: number of places in use, and the next one to be written.
+        rows_ND (`Tensor` of shape `(rows, ...)`): rows to append; of more than there are places, the last.
+    """
+    rows_ND = rows_ND[-len(queue_QD) :]
+    at_N = (place + torch.arange(len(rows_ND), device=rows_ND.device)) % len(queue_QD)
+    queue_QD[at_N] = rows_ND.to(queue_QD.dtype)
+    place.copy_((place + len(rows_ND)) % len(queue_QD))
+    size.copy_((size + len(rows_ND)).clamp(max=len(queue_QD)))
