@@ -7,7 +7,7 @@ from hf_effpt.cli.main import main
 from hf_effpt.cli.words import numbers, words
 from hf_effpt.comparison import compare as comparing
 from hf_effpt.core.errors import EffptError
-from hf_effpt.evaluation import record, suite
+from hf_effpt.evaluation import results_file, suite
 from tests.unit.comparison.example_report import example_report
 
 
@@ -53,7 +53,7 @@ def test_evaluate_checks_where_the_results_go_and_shows_them_if_they_cannot_be_w
         assert main(["evaluate", str(tmp_path), "--out", str(out)]) == 2
         assert message in capsys.readouterr().err
     monkeypatch.setattr(suite, "Measurement", Measured)
-    monkeypatch.setattr(record, "write_json", lambda *_: (_ for _ in ()).throw(EffptError("the disk is full")))
+    monkeypatch.setattr(results_file, "write_json", lambda *_: (_ for _ in ()).throw(EffptError("the disk is full")))
     assert main(["evaluate", str(tmp_path)]) == 2
     assert "| blimp/pll_word_l2r | 0.5000" in capsys.readouterr().out
 
