@@ -39,6 +39,10 @@ def build_parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+        subparser.add_argument(
+            "--import", dest="imports", action="append", default=[], metavar="MODULE",
+            help="import a Python module that registers methods of your own; may be repeated",
+        )  # fmt: skip
         module.add_arguments(subparser)
     return parser
 
@@ -60,6 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             hint = f"did you mean `{close[0]}`?" if close else f"the commands are {', '.join(COMMANDS)}."
             raise EffptError(f"There is no command `{words[0]}`; {hint}")
         args, extra = parser.parse_known_args(words)
+        if args.imports:
+            from hf_effpt.core.registry import import_methods
+
+            import_methods(args.imports)
         COMMANDS[args.command].run(args, extra)
     except EffptError as error:
         return _fail(2, str(error))

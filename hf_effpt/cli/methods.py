@@ -7,8 +7,6 @@ import dataclasses
 import inspect
 from typing import TYPE_CHECKING
 
-from hf_effpt.core.errors import EffptError
-
 from .words import refuse
 
 if TYPE_CHECKING:
@@ -24,15 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, extra: list[str]) -> None:
     refuse("methods", extra)
-    import hf_effpt.methods  # noqa: F401  fills METHODS
-    from hf_effpt.core.registry import METHODS, nearest
+    from hf_effpt.core.registry import METHODS, method_class
 
     if args.name is None:
         print("\n\n".join(summarize(METHODS[name]) for name in sorted(METHODS)))
-    elif args.name in METHODS:
-        print(describe(METHODS[args.name]))
     else:
-        raise EffptError(f"There is no method `{args.name}`: {nearest(args.name, list(METHODS))}")
+        print(describe(method_class(args.name)))
 
 
 def defaults(method: type[Method]) -> str:

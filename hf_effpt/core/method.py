@@ -37,6 +37,7 @@ from .depth import flatten
 from .errors import EffptError
 from .freezing import freeze
 from .paper import Paper
+from .settings import check_settings
 
 
 @dataclass
@@ -65,6 +66,9 @@ class Method:
     conflicts: ClassVar[frozenset[str]] = frozenset()
     order: ClassVar[int] = 9
     example: ClassVar[Mapping[str, Any]] = {}
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     @property
     def changes_parameters(self) -> bool:

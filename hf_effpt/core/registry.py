@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib
 import logging
-from collections.abc import Iterator, Mapping, MutableMapping
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -16,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 GROUP = "hf_effpt.methods"  # of entry points: modules that register methods when they are imported
 BUILT_IN = "builtin"  # the entry point of the package's own methods, which come first
+IMPORTS = "HF_EFFPT_IMPORT"  # environment variable: further modules to import, separated by commas
 
 
 class Registry(MutableMapping[str, type[Method]]):
@@ -39,6 +43,8 @@ class Registry(MutableMapping[str, type[Method]]):
                     if entry.name == BUILT_IN:
                         raise
                     logger.warning("the methods of `%s` cannot be imported: %s", entry.value, error)
+            for module in filter(None, os.environ.get(IMPORTS, "").split(",")):
+                _import(module)
         return self._classes
 
     def __getitem__(self, name: str) -> type[Method]:
@@ -58,6 +64,32 @@ class Registry(MutableMapping[str, type[Method]]):
 
 
 METHODS = Registry()
+
+
+def import_methods(modules: Iterable[str]) -> None:
+    """Imports modules that register methods, here and in every process that this one starts.
+
+    A module may lie in the working directory.
+
+    Raises:
+        EffptError: if one cannot be imported.
+    """
+    known = filter(None, os.environ.get(IMPORTS, "").split(","))
+    os.environ[IMPORTS] = ",".join(dict.fromkeys([*known, *modules]))
+    for module in modules:
+        _import(module)
+
+
+def _import(module: str) -> None:
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        raise EffptError(
+            f"The module `{module}` cannot be imported ({error}); name one that Python finds, such as `my_methods` "
+            "for `my_methods.py` in this folder."
+        ) from error
 
 
 def register(method: type[Method]) -> type[Method]:

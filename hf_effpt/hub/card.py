@@ -9,7 +9,6 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
-import hf_effpt.methods  # noqa: F401  (fills METHODS)
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.method import Method
 from hf_effpt.core.objectives import OBJECTIVES, objective_in

@@ -14,10 +14,9 @@ from typing import Any
 
 import yaml
 
-import hf_effpt.methods  # noqa: F401  fills METHODS
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import write_atomically
-from hf_effpt.core.registry import METHODS, build_methods, nearest
+from hf_effpt.core.registry import build_methods, method_class, nearest
 from hf_effpt.training.arguments import EffptTrainingArguments
 
 from .file import read_recipe_file
@@ -109,9 +108,7 @@ class Recipe:
 
 
 def _method_settings(name: str, values: Any) -> dict[str, Any]:
-    if name not in METHODS:
-        raise EffptError(f"There is no method `{name}`: {nearest(str(name), list(METHODS))}")
-    return parse_section(f"methods.{name}", METHODS[name], values).settings()
+    return parse_section(f"methods.{name}", method_class(str(name)), values).settings()
 
 
 @lru_cache

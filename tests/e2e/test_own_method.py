@@ -1,0 +1,100 @@
+"""A method outside the package: the one that CONTRIBUTING.md shows, and what makes it known."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_effpt.cli.main import main
+from hf_effpt.core import registry
+from hf_effpt.core.errors import EffptError
+from hf_effpt.core.registry import METHODS, build_methods, import_methods
+from tests import tiny
+
+TEXT = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+CODE = re.search(r"```python\n(# resting.py\n.*?)```", TEXT, re.DOTALL)[1]
+
+
+@pytest.fixture
+def _module(tmp_path, monkeypatch):
+    """The module in the working directory; nothing of it is left afterwards."""
+    (tmp_path / "resting.py").write_text(CODE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv(registry.IMPORTS, "")
+    yield
+    METHODS.pop("resting", None)
+    sys.modules.pop("resting", None)
+
+
+def test_it_is_short():
+    assert len(CODE.splitlines()) < 40
+
+
+@pytest.mark.usefixtures("_module")
+def test_it_does_what_it_says_resumes_and_exports(tmp_path):
+    import_methods(["resting"])
+    ledger = {"resting": {"until": 0.5}}
+    settings = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": None}
+    straight = tiny.trainer(tmp_path / "run", ledger, **settings)
+    before = straight.model.bert.embeddings.position_embeddings.weight.detach().clone()
+    seen = []
+    straight.model.bert.register_forward_pre_hook(
+        lambda model, args: seen.append(model.embeddings.position_embeddings.weight.requires_grad)
+    )
+    straight.train()
+    assert seen == [False] * 4 + [True] * 4
+    assert not torch.equal(before, straight.model.bert.embeddings.position_embeddings.weight)
+    for at in (2, 6):
+        resumed = tiny.trainer(tmp_path / "run", ledger, **settings)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "run" / f"checkpoint-{at}"))
+        for name, weight in tiny.weights(straight.model).items():
+            assert torch.equal(weight, resumed.model.get_parameter(name)), name
+    stopped = tiny.trainer(tmp_path / "stopped", ledger)
+    stopped.add_callback(tiny.StopAfter(2))
+    stopped.train()
+    assert all(parameter.requires_grad for parameter in stopped.model.export().parameters())
+
+
+@pytest.mark.usefixtures("_module")
+def test_commands_know_it_by_import(capsys):
+    assert main(["methods", "resting"]) == 2
+    said = capsys.readouterr().err
+    assert "There is no method `resting`" in said
+    assert "--import MODULE" in said
+    assert main(["methods", "resting", "--import", "resting"]) == 0
+    assert "fraction of the clock, in [0, 1], from which they learn" in capsys.readouterr().out
+    with pytest.raises(EffptError, match=r"`resting.until` must be in \[0, 1\], not 2"):
+        build_methods({"resting": {"until": 2}})
+
+
+@pytest.mark.usefixtures("_module")
+def test_processes_that_are_started_know_it(tmp_path):
+    """As the workers of a comparison are, which find it by the environment."""
+    import_methods(["resting"])
+    code = "from hf_effpt.core.registry import METHODS; print(METHODS['resting'].name)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=os.environ)
+    assert done.stdout == "resting\n", done.stderr
+
+
+@pytest.mark.usefixtures("_module")
+def test_a_module_that_is_not_there_is_named():
+    with pytest.raises(EffptError, match=r"The module `restin` cannot be imported .*my_methods"):
+        import_methods(["restin"])
+
+
+def test_a_broken_package_is_warned_of_and_takes_nothing_else_along(monkeypatch, caplog):
+    class Broken:
+        name, value = "broken", "broken.methods"
+
+        def load(self):
+            raise RuntimeError("no such thing")
+
+    found = registry.entry_points(group=registry.GROUP)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [*found, Broken()])
+    assert list(registry.Registry()) == []  # the package's own were registered in METHODS before
+    assert "the methods of `broken.methods` cannot be imported: no such thing" in caplog.text
