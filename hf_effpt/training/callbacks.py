@@ -13,6 +13,7 @@ from hf_effpt.core.freezing import freeze
 from hf_effpt.core.row_method import RowMethod
 
 from .checkpoints import identity_of
+from .run_context import live_context
 from .schedule import renew
 
 
@@ -74,7 +75,7 @@ class ClockCallback(TrainerCallback, ExportableState):
     def advance_methods(self) -> None:
         """Lets methods change the model; what rests on its parameters or its ledger follows."""
         trainer, config = self.trainer, self.trainer.model.config
-        context, events, changed = trainer.context(), config.events, False
+        context, events, changed = live_context(trainer), config.events, False
         for method in trainer.methods:
             own = trainer.selection.count_flops(method, "advance") if isinstance(method, RowMethod) else nullcontext()
             with trainer.cost.method_time(method), own:

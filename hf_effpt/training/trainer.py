@@ -198,31 +198,10 @@ class EffptTrainer(Trainer):
         since = max(since, self.cost.upfront_fraction)
         return min(1.0, (self.clock.fraction - since) / (until - since)) if since < until else 1.0
 
-    def context(self) -> RunContext:
-        """The live run, between two steps."""
-        self.cost.forget_counts()
-        warming_up = self.trained_share < self._warmup or rewarmed(self.model.config, self.clock.steps) < 1
-        return RunContext(
-            self.state.global_step,
-            self.clock.fraction,
-            self.args.seed,
-            model=self.model,
-            optimizer=getattr(self.optimizer, "optimizer", self.optimizer),  # Accelerate wraps it
-            loss=self._mean_loss,
-            flops=self.clock.flops,
-            draw_batches=self._draw_batches,
-            charged=self.cost.charged,
-            warming_up=warming_up,
-        )
-
-    def _mean_loss(self) -> torch.Tensor:
-        return self.step_loss if self.args.world_size == 1 else self.accelerator.reduce(self.step_loss, "mean")
-
-    def _draw_batches(self, number: int) -> Iterator[dict[str, torch.Tensor]]:
-        for batch in self.stream.draw(number, self.state.global_step):
-            if self.args.charge_methods:
-                self.cost.step_tokens += batch["input_ids"].numel() * self.args.world_size
-            yield batch
+    @property
+    def is_warming_up(self) -> bool:
+        """`True` while the learning rate rises, at the start or after an event that asks for it."""
+        return self.trained_share < self._warmup or rewarmed(self.model.config, self.clock.steps) < 1
 
     def set_initial_training_values(self, args: Any, dataloader: Any) -> tuple:
         """One endless pass; the number of steps is the budget where it counts steps, else the clock ends the run."""

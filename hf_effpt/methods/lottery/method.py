@@ -3,7 +3,7 @@
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
@@ -163,6 +163,10 @@ class Lottery(Method):
         elif self.needs_snapshot and self._start == 0.0 and rounds_of(config) is None:
             begin(config, context.step, context.fraction, self.rounds)
         accumulator_of(backbone).add(lottery_left=masks.left(), lottery_weights=masks.size())
+
+    def frozen(self, backbone: Any, context: RunContext) -> Iterable[nn.Parameter]:
+        """The matrices under a supermask stay as they are."""
+        return [linear.weight for linear in prunable(backbone).values()] if self.learn == "supermask" else ()
 
     def advance(self, backbone: Any, context: RunContext) -> bool:
         if self.learn == "supermask":

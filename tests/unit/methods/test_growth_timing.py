@@ -11,6 +11,7 @@ from hf_effpt.core.context import RunContext
 from hf_effpt.core.depth import stack_of
 from hf_effpt.core.ledger import record, rewarmed
 from hf_effpt.methods.stacking import slope
+from hf_effpt.training.run_context import live_context
 from tests import tiny
 
 
@@ -127,7 +128,7 @@ class Rising(tiny.TrainerCallback):
         self.trainer, self.seen = trainer, seen
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.seen.append(self.trainer.context().warming_up)
+        self.seen.append(live_context(self.trainer).warming_up)
 
 
 @pytest.mark.parametrize("at", [20, 21])

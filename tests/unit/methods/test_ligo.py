@@ -11,6 +11,7 @@ from hf_effpt.core.depth import set_order, stack_of
 from hf_effpt.core.metrics import accumulator_of
 from hf_effpt.methods.stacking import ligo
 from hf_effpt.methods.stacking.ligo import learn_growth
+from hf_effpt.training.run_context import live_context
 from tests import tiny
 
 OLD, ORDER, SOURCES = [0, 1], [0, 1, 2, 3], [0, 1, 0, 1]
@@ -152,7 +153,7 @@ def test_notes_are_neither_written_nor_counted(tmp_path):
     model = trainer.model.train()
     backbone, stack = model.backbone, stack_of(model.backbone)
     notes = backbone.notes.vectors.clone()
-    learn_growth(backbone, stack, SOURCES, ORDER, OLD, trainer.context(), steps=2)
+    learn_growth(backbone, stack, SOURCES, ORDER, OLD, live_context(trainer), steps=2)
     assert torch.equal(backbone.notes.vectors, notes)
     assert accumulator_of(backbone).sums == {}
     model(**next(trainer.stream.draw(1, 0)))
