@@ -23,21 +23,18 @@ _ROW = 0x632BE59BD9B4E019
 
 def mix(values: Any) -> Any:
     """One step of SplitMix64 (Steele et al., 2014) on an int64 tensor or a uint64 array; integers wrap around."""
-    if isinstance(values, np.ndarray):
-        return _mixed(values.view(np.int64)).view(np.uint64)
-    return _mixed(values)
-
-
-def _mixed(values: Any) -> Any:
-    mixed = values + _GOLDEN
-    mixed = (mixed ^ _shifted(mixed, 30)) * _FIRST
-    mixed = (mixed ^ _shifted(mixed, 27)) * _SECOND
-    return mixed ^ _shifted(mixed, 31)
+    is_array = isinstance(values, np.ndarray)
+    mixed = (values.view(np.int64) if is_array else values) + _GOLDEN
+    # Logical right shifts of signed numbers; written out, since every batch takes many.
+    mixed = (mixed ^ (mixed >> 30 & 0x3FFFFFFFF)) * _FIRST
+    mixed = (mixed ^ (mixed >> 27 & 0x1FFFFFFFFF)) * _SECOND
+    mixed = mixed ^ (mixed >> 31 & 0x1FFFFFFFF)
+    return mixed.view(np.uint64) if is_array else mixed
 
 
 def uniform(keys: Tensor) -> Tensor:
     """A float64 number in [0, 1) for each int64 key."""
-    return _shifted(mix(keys), 11).double() * 2.0**-53
+    return (mix(keys) >> 11 & 0x1FFFFFFFFFFFFF).double() * 2.0**-53
 
 
 def row_keys(ids_BL: Tensor, real_BL: Tensor | None = None) -> Tensor:
@@ -71,11 +68,6 @@ def _folded(salts: Sequence[int]) -> int:
         folded = ((folded ^ (folded >> 27)) * _STEPS[2]) & _ALL
         folded ^= folded >> 31
     return folded
-
-
-def _shifted(values: Any, bits: int) -> Any:
-    """Logical right shift of int64 numbers."""
-    return (values >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def fold(*parts: np.ndarray | int) -> np.ndarray:

@@ -46,7 +46,7 @@ class CostMeter:
         Raises:
             EffptError: for a budget in reference time and several processes.
         """
-        self.timekeeper = Timekeeper(clock, self.args.device, self.args.world_size)
+        self.clock, self.timekeeper = clock, Timekeeper(clock, self.args.device, self.args.world_size)
         self.reference_time = self._reference_meter() if clock.unit == "reference_seconds" else None
         self.step_tokens, self.step_flops, self.micro_flops, self.learned_tokens = 0, 0.0, 0.0, 0
         self.method_seconds: dict[str, float] = {}
@@ -64,10 +64,6 @@ class CostMeter:
             self.upfront_fraction = totals.get("prepaid", 0.0)
         elif self.prepare_seconds or self.reference_costs:
             self._charge_upfront()
-
-    @property
-    def clock(self) -> Clock:
-        return self.timekeeper.clock
 
     def totals(self) -> dict[str, Any]:
         """Everything that [`begin`] needs to go on, as a checkpoint keeps it."""

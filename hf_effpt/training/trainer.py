@@ -262,6 +262,7 @@ class EffptTrainer(Trainer):
         fresh, self.optimizer = self.create_optimizer(), live
         for group, new in zip(live.param_groups, fresh.param_groups, strict=True):
             group["params"] = new["params"]
+        self.cost.counter.clear()
         present = {parameter for group in live.param_groups for parameter in group["params"]}
         for gone in [parameter for parameter in live.state if parameter not in present]:
             del live.state[gone]

@@ -187,18 +187,20 @@ CHANGING = {
 @pytest.mark.parametrize("name", list(CHANGING))
 def test_a_run_is_charged_for_what_its_methods_change(tmp_path, name):
     trainer = tiny.trainer(tmp_path, CHANGING[name], per_device_train_batch_size=2)
-    trainer.counter = Checked()
+    trainer.cost.counter = Checked()
     trainer.train()
-    assert len(trainer.counter.counts) == 8
-    assert len(trainer.counter.asked) > 1
+    assert len(trainer.cost.counter.counts) == 8
+    assert len(trainer.cost.counter.asked) > 1
 
 
-def test_a_module_that_was_replaced_is_seen_after_clear():
-    counter, model = FlopCounter(), tiny.model().train()
+def test_a_module_that_was_replaced_is_seen_when_the_optimizer_follows(tmp_path):
+    trainer = tiny.trainer(tmp_path)
+    counter, model = trainer.cost.counter, trainer.model.train()
+    trainer.create_optimizer()
     before = counter.count(model, batch())
     block = layers_of(model.bert)[1]
     block.intermediate.dense, block.output.dense = torch.nn.Linear(32, 128), torch.nn.Linear(128, 32)
-    counter.clear()
+    trainer.refresh_optimizer()
     assert counter.count(model, batch()) == FlopCounter().count(model, batch()) > before
 
 
