@@ -1,4 +1,4 @@
-"""The optimizer that BERT and ELECTRA were published with: AdamW without bias correction."""
+"""Optimizer of the published BERT and ELECTRA: AdamW without bias correction."""
 
 import math
 from typing import Any
@@ -7,13 +7,11 @@ import torch
 
 
 class UncorrectedAdamW(torch.optim.AdamW):
-    """AdamW that takes its averages as they are, though they begin at zero (Clark et al., 2020, `optimization.py`).
+    """AdamW without bias correction of its running averages (Clark et al., 2020, `optimization.py`).
 
-    m ← β₁·m + (1 - β₁)·g, v ← β₂·v + (1 - β₂)·g², p ← p - lr·(m / (√v + ε) + decay·p). With betas of 0.9 and 0.999,
-    the 10th update of a parameter is 6.5 times that of corrected Adam, the 100th 3.2 times, the 1000th 1.26 times. A
-    long warm-up hides it at the start of a run, but not in layers that are added later.
-
-    Arguments are those of [`torch.optim.AdamW`], but for `amsgrad`.
+    m ← β₁·m + (1 - β₁)·g, v ← β₂·v + (1 - β₂)·g², p ← p - lr·(m / (√v + ε) + decay·p). With betas 0.9 and 0.999,
+    update 10 of a parameter is 6.5 times that of Adam, update 100 3.2 times, update 1000 1.26 times. A long warm-up
+    hides this, except in layers added later. Takes the arguments of [`torch.optim.AdamW`] but `amsgrad`.
     """
 
     def _init_group(self, group: dict[str, Any], *args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The callbacks of a run: one moves clock and methods forward, the other shows how far the clock is."""
+"""Callbacks of a run: `ClockCallback` advances clock and methods, `ClockProgress` shows the spent budget."""
 
 from contextlib import nullcontext
 from typing import Any
@@ -17,9 +17,9 @@ from .schedule import renew
 
 
 class ClockCallback(TrainerCallback, ExportableState):
-    """Runs the methods at the two moments at which a model may change, and the clock between them.
+    """Runs the methods before and after each step, and charges the clock for the step.
 
-    Its state, the totals of the clock, is saved with every checkpoint in `trainer_state.json`.
+    Checkpoints keep its state, the totals of the clock, in `trainer_state.json`.
     """
 
     def __init__(self, trainer: Any) -> None:
@@ -72,7 +72,7 @@ class ClockCallback(TrainerCallback, ExportableState):
             control.should_log = True
 
     def advance_methods(self) -> None:
-        """Lets methods change the model; what rests on its parameters or its ledger follows."""
+        """Lets methods change the model, then updates snapshot, optimizer and learning rate."""
         trainer, config = self.trainer, self.trainer.model.config
         context, events, changed = trainer.context(), config.events, False
         for method in trainer.methods:
@@ -87,7 +87,9 @@ class ClockCallback(TrainerCallback, ExportableState):
             renew(trainer.lr_scheduler)  # an event may ask for a second warm-up, and the schedule was read before it
 
     def _is_due(self, strategy: Any, steps: float | None) -> bool:
-        """Whether one more of these shares of the budget is spent; of a budget in steps, the stock Trainer knows."""
+        """Returns `True` if `steps`, a fraction of the budget, has passed once more. The stock Trainer handles step
+        budgets.
+        """
         clock, before = self.trainer.clock, self._fraction
         self._fraction = clock.fraction
         if strategy != "steps" or steps is None or steps >= 1 or clock.unit == "steps" or clock.finished:
@@ -96,14 +98,14 @@ class ClockCallback(TrainerCallback, ExportableState):
 
     @staticmethod
     def on_pass_end(args: Any, control: Any) -> None:
-        """To the stock Trainer the run is one endless epoch; what is due once an epoch is due after each pass."""
+        """Applies the `epoch` strategies after each pass: the stock Trainer sees one endless epoch."""
         control.should_log = control.should_log or args.logging_strategy == "epoch"
         control.should_evaluate = control.should_evaluate or args.eval_strategy == "epoch"
         control.should_save = control.should_save or args.save_strategy == "epoch"
 
 
 class ClockProgress(ProgressCallback):
-    """A progress bar of the budget, since the number of steps is not known ahead."""
+    """Progress bar of the budget spent, since the number of steps is not known ahead."""
 
     def __init__(self, trainer: Any) -> None:
         super().__init__()

@@ -1,7 +1,6 @@
-"""Carbon as codecarbon finds it, for `report_to: codecarbon`: without the network, and with one answer everywhere.
+"""Carbon measured by codecarbon, for `report_to: codecarbon`, offline and with the country given by the user.
 
-The stock callback asks the network where the machine stands and, without an answer, takes it for one in Quebec, whose
-electricity is among the cleanest. Here the country is told.
+The stock callback looks the country up online and falls back to Quebec, whose electricity is among the cleanest.
 """
 
 import logging
@@ -19,7 +18,7 @@ NAME = "codecarbon"
 
 
 def country() -> str:
-    """The country in codecarbon's own configuration, as three letters.
+    """Returns the country in codecarbon's configuration, as three letters.
 
     Raises:
         EffptError: if codecarbon is missing, or its configuration names no country that it knows.
@@ -57,10 +56,9 @@ def without_stock_tracker(args: TrainingArguments) -> Iterator[None]:
 
 @contextmanager
 def tracking(args: TrainingArguments, timekeeper: Timekeeper) -> Iterator[None]:
-    """Has codecarbon watch the block, if asked for; the rows of its `emissions.csv` are in the run folder.
+    """Runs codecarbon during the block if asked for; it writes `emissions.csv` to the run folder.
 
-    It watches the whole machine, and does not know of the pauses of our clock: its figures are for the whole of
-    `train()`, with evaluation and saving, and they are kept also when training fails.
+    It measures the whole machine during all of `train()`, with evaluation and saving, and also if training fails.
     """
     if NAME not in (args.report_to or ()) or args.local_process_index != 0:
         yield
@@ -81,7 +79,7 @@ def tracking(args: TrainingArguments, timekeeper: Timekeeper) -> Iterator[None]:
 
 
 def found(tracker: Any, where: str, begun: int) -> dict[str, Any] | None:
-    """The totals of a stopped tracker; none if it failed, since codecarbon keeps its own failures from a run."""
+    """Totals of a stopped tracker; `None` if it failed, since codecarbon hides its own errors."""
     data = getattr(tracker, "final_emissions_data", None)
     if data is None:
         return None
