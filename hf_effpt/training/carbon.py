@@ -20,8 +20,7 @@ NAME = "codecarbon"
 def country() -> str:
     """Returns the country in codecarbon's configuration, as three letters.
 
-    Raises:
-        EffptError: if codecarbon is missing, or its configuration names no country that it knows.
+    Raises `EffptError` if codecarbon is missing, or its configuration names no country that it knows.
     """
     try:
         import codecarbon.core.config as config
@@ -31,7 +30,7 @@ def country() -> str:
             "`report_to` is or includes codecarbon, which is not installed: `pip install 'hf_effpt[energy]'`, or "
             "leave it out."
         ) from error
-    logging.getLogger(NAME).setLevel(logging.ERROR)  # it speaks before it has read its own `log_level`
+    logging.getLogger(NAME).setLevel(logging.ERROR)  # it logs before it reads its own `log_level`
     code = config.get_hierarchical_config().get("country_iso_code")
     if not code or code.upper() not in DataSource().get_global_energy_mix_data():
         given = f"{code!r} is no country it knows" if code else "no country is given"

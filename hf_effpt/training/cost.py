@@ -28,35 +28,32 @@ NOTHING: dict[str, float] = dict.fromkeys(UNITS, 0.0)
 class CostMeter:
     """Charges the clock of a run for the tokens, FLOPs, time and energy of steps and methods.
 
-    Args:
-        args ([`EffptTrainingArguments`]): arguments of the run.
-        autocast (`Callable`): makes the context in which the run computes its loss.
+    `args` are the [`EffptTrainingArguments`]; `autocast()` makes the context in which the run computes its loss.
     """
 
     def __init__(self, args: Any, autocast: Callable[[], AbstractContextManager]) -> None:
         self.args, self.autocast = args, autocast
         self.meter, self.counter = StepMeter(args.device), FlopCounter()
         self.dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
-        self.prepare_seconds: dict[str, float] = {}  # by method, in `prepare`
-        self.reference_costs: dict[str, dict[str, float]] = {}  # by method, of the models that it compares with
+        self.prepare_seconds: dict[str, float] = {}  # of `prepare`, by method
+        self.reference_costs: dict[str, dict[str, float]] = {}  # of reference models, by method
 
     def begin(self, clock: Clock, totals: dict[str, Any] | None) -> None:
         """Starts the clock at the upfront cost of a new run, or at the totals of a checkpoint.
 
-        Raises:
-            EffptError: for reference time with several processes, or a resumed run that did not count the budget's
-                unit.
+        Raises `EffptError` for reference time with several processes, or a resumed run that did not count the budget's
+        unit.
         """
         self.timekeeper = Timekeeper(clock, self.args.device, self.args.world_size)
         self.reference_time = self._reference_meter() if clock.unit == "reference_seconds" else None
         self.step_tokens, self.step_flops, self.micro_flops, self.learned_tokens = 0, 0.0, 0.0, 0
         self.method_seconds: dict[str, float] = {}
         self.method_flops: dict[str, float] = {}
-        self.upfront_fraction = 0.0  # share of the budget that was spent before the first step
-        self._unpaid = 0.0  # seconds inside a method's time that only measured it
-        self._in_table = 0.0  # seconds inside a method's time that reference time charges by its table
-        self._counted: dict[tuple, int] = {}  # FLOPs of a method's own losses, by shapes, in one call of `advance`
-        self._own_flops: dict[tuple, float] = {}  # FLOPs of a method's own products, by what decides them
+        self.upfront_fraction = 0.0  # fraction of the budget spent before the first step
+        self._unpaid = 0.0  # seconds of a method's block that only measure its cost
+        self._in_table = 0.0  # seconds of a method's block that the reference table charges
+        self._counted: dict[tuple, int] = {}  # FLOPs of methods' own losses by shapes, within one `advance`
+        self._own_flops: dict[tuple, float] = {}  # FLOPs of methods' own products, by key
         if totals is not None:
             clock.restore(totals)
             self.method_seconds = dict(totals.get("costs") or {})
@@ -125,7 +122,7 @@ class CostMeter:
         self.method_flops = {name: cost["flops"] for name, cost in self.reference_costs.items()}
         if self.args.charge_methods:
             here = sum(self.prepare_seconds.values())
-            # What was trained elsewhere knows its reference time; what was found out here takes the time it took.
+            # Reference models have a recorded reference time; preparation counts its measured seconds.
             reference = here + paid["reference_seconds"] if self.reference_time else None
             self.clock.tick(
                 steps=0, tokens=int(paid["tokens"]), flops=paid["flops"], seconds=here + paid["seconds"],
@@ -175,7 +172,7 @@ class CostMeter:
     def charged(self, batch: Mapping[str, Tensor]) -> Iterator[None]:
         """Context in which a method computes a loss and gradients of its own; charges their FLOPs."""
         shapes = tuple((name, tuple(tensor.shape)) for name, tensor in batch.items())
-        # Counting slows work down many times, so what has equal shapes is counted once.
+        # Counting is slow, so equal shapes are counted once.
         counter = FlopCounterMode(display=False) if shapes not in self._counted else None
         with self.autocast(), counter or nullcontext():
             yield
@@ -203,7 +200,7 @@ class CostMeter:
         self, method: Method, key: str, model: Any, batch: Mapping[str, Tensor], function: ScoreFunction, own: bool
     ) -> None:
         """Charges a method for `function(model, batch)` without gradients; `own` is `True` for the run's model."""
-        # The clock is stopped by whoever measures: to stop it waits for the device.
+        # The clock is paused only while timing, since pausing waits for the device.
         began = time.perf_counter()
         flops = self.counter.count_work(model, batch, function, (key, own))
         if self.reference_time is not None and self.args.charge_methods:
