@@ -15,12 +15,11 @@ class UncorrectedAdamW(torch.optim.AdamW):
     """
 
     def _init_group(self, group: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        # The corrections are 1 - β^step, which infinitely many steps leave at 1; the stock kernels do the rest,
-        # fused or not.
+        # An infinite step makes the corrections 1 - β^step equal to 1 in all stock kernels, fused or not.
         for parameter in group["params"]:
             if parameter.grad is not None and not (state := self.state[parameter]):
                 on_device = group["fused"] or group["capturable"]
-                device = parameter.device if on_device else torch.device("cpu")  # where the stock class keeps it
+                device = parameter.device if on_device else torch.device("cpu")  # as in the stock class
                 state["step"] = torch.tensor(math.inf, dtype=torch.float32, device=device)
                 state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
         return super()._init_group(group, *args, **kwargs)

@@ -10,11 +10,11 @@ from hf_effpt.core.errors import EffptError
 from . import carbon
 from .energy import WORLD_AVERAGE, check_source, energy_source
 
-# Schedules that are functions of the share of training done, so that they can follow any clock.
+# Schedules by fraction of training, which can follow any clock.
 CLOCK_SCHEDULES = ("linear", "cosine", "cosine_with_min_lr", "polynomial", "constant", "constant_with_warmup")
 WITHOUT_DECAY = ("constant", "constant_with_warmup")
 
-# Beyond these, training fails late, or goes on and means nothing.
+# Values outside make training fail late, or give meaningless results.
 RANGES = {
     "learning_rate": (0, 1e3),
     "weight_decay": (0, 1e3),
@@ -47,8 +47,8 @@ class EffptTrainingArguments(TrainingArguments):
             so that dropped or added layers do not recompile the model.
         reference_times (`str`, *optional*): JSON file of seconds by operation on the reference system. By default this
             machine is measured once and its times are cached.
-        charge_methods (`bool`, *optional*, defaults to `True`): if `True`, charge the clock for the extra work of
-            methods, such as scoring. `False` flatters a method: for comparison only.
+        charge_methods (`bool`, *optional*, defaults to `True`): if `True`, charge time, energy and FLOPs of the extra
+            work of methods, such as scoring. `False` makes a method look better than it is: for comparison only.
         bias_correction (`bool`, *optional*, defaults to `True`): if `False`, use [`UncorrectedAdamW`], as published
             for BERT and ELECTRA. First updates are then too large with a short warm-up or in layers added later.
         multiply_warmup (`bool`, *optional*, defaults to `False`): if `True`, the warm-up multiplies the decay, as in
@@ -101,13 +101,13 @@ class EffptTrainingArguments(TrainingArguments):
     ignore_data_skip: bool = field(
         default=True, metadata={"help": "Always on: the data stream is entered by position."}
     )
-    # Looking at every loss would make the host wait for the device at each step.
+    # Filtering would make the host wait for the device at each step.
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Leave NaN losses out of the logged mean."})
 
     def __post_init__(self) -> None:
         self._refuse_impossible()
         super().__post_init__()
-        # These take the arguments as the stock class completes them, and are still refused before anything is loaded.
+        # These checks need the arguments that the stock class fills in.
         if carbon.NAME in (self.report_to or ()):
             carbon.country()
         if (clock := self.clock) is not None and clock.unit == "joules":
@@ -139,7 +139,7 @@ class EffptTrainingArguments(TrainingArguments):
                 raise EffptError(f"`training.{name}` must be above 0, not {getattr(self, name)}.")
         for name, (low, high) in RANGES.items():
             value = getattr(self, name)
-            if value is not None and not low <= float(value) <= high:  # which NaN is not, either
+            if value is not None and not low <= float(value) <= high:  # also refuses NaN
                 raise EffptError(f"`training.{name}` must be between {low:g} and {high:g}, not {value}.")
         if self.warmup_steps >= 1 and not in_steps:
             raise EffptError(

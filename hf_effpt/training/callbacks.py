@@ -28,7 +28,7 @@ class ClockCallback(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         trainer = self.trainer
         own = {"rows": trainer.stream.rows_seen, "data": identity_of(trainer.train_dataset)}
-        own["bias_correction"] = trainer.args.bias_correction  # which the optimizer's state is made for
+        own["bias_correction"] = trainer.args.bias_correction  # the optimizer's state depends on it
         return {"args": {}, "attributes": trainer.cost.totals() | own}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -84,12 +84,10 @@ class ClockCallback(TrainerCallback, ExportableState):
             trainer.model.keep_snapshot()
             trainer.refresh_optimizer()
         if config.events is not events:
-            renew(trainer.lr_scheduler)  # an event may ask for a second warm-up, and the schedule was read before it
+            renew(trainer.lr_scheduler)  # an event may start a second warm-up
 
     def _is_due(self, strategy: Any, steps: float | None) -> bool:
-        """Returns `True` if `steps`, a fraction of the budget, has passed once more. The stock Trainer handles step
-        budgets.
-        """
+        """Returns `True` if another `steps`, a fraction of the budget, is spent; `False` for step budgets."""
         clock, before = self.trainer.clock, self._fraction
         self._fraction = clock.fraction
         if strategy != "steps" or steps is None or steps >= 1 or clock.unit == "steps" or clock.finished:

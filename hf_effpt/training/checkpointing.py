@@ -22,7 +22,7 @@ class Saver:
 
     def __init__(self, trainer: Any) -> None:
         self.trainer, self.args = trainer, trainer.args
-        self.staging: Path | None = None  # where a checkpoint is being written
+        self.staging: Path | None = None  # folder of the checkpoint being written
 
     @contextmanager
     def checkpoint(self, step: int) -> Iterator[None]:
@@ -62,7 +62,7 @@ class Saver:
                 if saves:
                     shutil.rmtree(run / STAGING, ignore_errors=True)
             if saves and self.args.save_total_limit:
-                # A checkpoint that cannot be resumed from takes no other's place, and the one just written stays.
+                # Damaged checkpoints do not count towards the limit, and the new one is always kept.
                 whole = [folder for folder in checkpoints_in(run) if folder != final and fault(folder) is None]
                 for old in whole[: max(0, len(whole) + 1 - self.args.save_total_limit)]:
                     shutil.rmtree(old)

@@ -58,8 +58,7 @@ def fault(checkpoint: Path) -> str | None:
 def choose(wanted: str | Path | Literal[True], run: Path) -> Path:
     """Returns the checkpoint to resume from: `wanted`, or the last one in `run` if `True`.
 
-    Raises:
-        EffptError: if there is none, or it is not whole; the message names the last whole one.
+    Raises `EffptError` if there is none, or it is not whole; the message names the last whole one.
     """
     there = checkpoints_in(run)
     if wanted is True:
@@ -116,8 +115,7 @@ def check_optimizer(checkpoint: Path, bias_correction: bool) -> None:
 def load_training_model(model: Any, checkpoint: Path) -> Any:
     """Loads a model of the class of `model` with the architecture, ledger and weights of `checkpoint`.
 
-    Raises:
-        EffptError: if the weights do not fit the checkpoint's configuration, or its methods or their settings differ.
+    Raises `EffptError` if the weights do not fit the checkpoint's configuration, or methods or settings differ.
     """
     loaded, report = type(model).from_pretrained(
         checkpoint, attn_implementation=model.config._attn_implementation, output_loading_info=True

@@ -65,7 +65,7 @@ def check_parts(model: PreTrainedModel, args: Any, datasets: list[Any], tokenize
 
 
 def check_optimizer_arguments(args: EffptTrainingArguments, given: Mapping[str, Any]) -> None:
-    """Raises `EffptError` if the trainer was given a ready-made optimizer or schedule, or two optimizers."""
+    """Raises `EffptError` for a ready-made optimizer or schedule, or a class with `bias_correction=False`."""
     if given.get("optimizers", (None, None)) != (None, None):
         raise EffptError(
             "A ready-made optimizer cannot follow a model that resumes in another shape; pass its class "
@@ -114,9 +114,7 @@ def is_unused(token: str) -> bool:
 
 
 def check_size(dataset: Any, args: Any, methods: Sequence[Method]) -> None:
-    """Raises `EffptError` if there are too few rows for one optimizer step and the candidates that methods select
-    from.
-    """
+    """Raises `EffptError` if the rows do not fill one optimizer step with all candidates of the methods."""
     number = args.train_batch_size * args.gradient_accumulation_steps
     wanted = candidates(methods, number, None, 0.0)
     if len(dataset) >= wanted * args.world_size:
