@@ -43,8 +43,8 @@ class RunResult:
     """Result of a run.
 
     Args:
-        output_dir (`Path`): the run folder; its root holds the stock model.
-        clock (`Clock`): the clock, with the time, tokens and FLOPs that were spent.
+        output_dir (`Path`): run folder; its root holds the stock model.
+        clock (`Clock`): time, tokens and FLOPs spent.
         evaluation (`Mapping[str, Any]`, *optional*): metrics on held-out text, as in `run.json`.
         accounts (`Mapping[str, Any]`, *optional*): cost reports of the methods, as in `run.json`.
     """
@@ -61,11 +61,11 @@ class RunResult:
 
     @property
     def floor(self) -> float | None:
-        """Loss of a predictor that has learned nothing of the text: the held-out loss must be below it."""
+        """Loss of a predictor that learned nothing from the text; the held-out loss must be below it."""
         return floor_in(self.evaluation)
 
     def summary(self) -> str:
-        """Describes in a few lines what was spent, the losses, and what to do next."""
+        """Describes in a few lines the cost, the losses, and the next commands."""
         clock, loss, floor, found = self.clock, self.held_out_loss, self.floor, self.evaluation
         lines = [
             f"Trained for {clock.steps:,} steps, {clock.tokens:,} tokens, {clock.flops:.3g} FLOPs, "
@@ -167,11 +167,7 @@ def build_trainer(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, rows: Data
 
 
 def claim(out: Path, recipe: Recipe, resume: bool) -> None:
-    """Checks that the output folder is free, or holds the run to resume.
-
-    Raises:
-        EffptError: if it holds anything else.
-    """
+    """Raises `EffptError` unless the output folder is free, or holds the run to resume."""
     written = [name for name in ("config.json", "run.json", "model.safetensors") if (out / name).exists()]
     if not resume:
         if written or checkpoints_in(out):

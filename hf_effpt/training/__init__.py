@@ -1,1 +1,24 @@
-"""Training: the Trainer, its arguments, meters, and how runs are saved and resumed."""
+"""Training of a model on a budget, from the arguments of a run to its saved results.
+
+arguments               `EffptTrainingArguments`: the stock arguments and a budget
+trainer                 `EffptTrainer`: the stock Trainer with a clock and methods
+  named, ticket_search  its subclasses for single methods and objectives
+  checks                errors before training
+  preparing             what methods compute from the text before the first step
+  callbacks             methods, clock and progress bar at each step
+stream                  order of the rows, resumed by position
+row_selection           rows chosen by methods for each step
+  reference_models      frozen models that such methods compare with
+adam, schedule          AdamW without bias correction; learning rate by budget
+cost                    cost of steps and methods, charged to the clock
+  timekeeping, energy   seconds and joules
+  flops                 FLOPs of a step
+  reference_time_meter, reference_time_table
+                        seconds on a reference system
+  meters                throughput, utilisation and time by part of a step
+  carbon                `report_to: codecarbon`
+evaluation_loop         logged metrics and held-out loss
+checkpointing           writing of checkpoints and the exported model
+  checkpoints           checking and loading of checkpoints
+  record                content of `run.json`
+"""

@@ -1,4 +1,4 @@
-"""Training arguments: the stock ones, with a budget in place of a number of steps and defaults for pre-training."""
+"""Training arguments: the stock ones with a budget and defaults for pre-training."""
 
 from dataclasses import dataclass, field
 
@@ -10,11 +10,11 @@ from hf_effpt.core.errors import EffptError
 from . import carbon
 from .energy import WORLD_AVERAGE, check_source, energy_source
 
-# Schedules that are functions of the share of training done, so that they can follow any clock.
+# Schedules by fraction of training, which can follow any clock.
 CLOCK_SCHEDULES = ("linear", "cosine", "cosine_with_min_lr", "polynomial", "constant", "constant_with_warmup")
 WITHOUT_DECAY = ("constant", "constant_with_warmup")
 
-# Beyond these, training fails late, or goes on and means nothing.
+# Values outside make training fail late, or give meaningless results.
 RANGES = {
     "learning_rate": (0, 1e3),
     "weight_decay": (0, 1e3),
@@ -40,28 +40,24 @@ class EffptTrainingArguments(TrainingArguments):
     Optimizer defaults are those of Geiping and Goldstein (2023), Cramming; the warm-up is that of Izsak et al. (2021).
 
     Args:
-        budget (`str`, *optional*): what the run may spend: `40steps`, `1e9tokens`, `3e15flops`, `90s`, `10min`, `2h`,
-            `50kJ`, or `10min_rst` (reference system time). Learning rate and methods follow the share of it that is
-            spent. By default `max_steps`, or
-            `num_train_epochs` passes over the data.
-        compile_layers (`bool`, *optional*, defaults to `False`): compile each transformer layer by itself with
-            `torch.compile`, so that neither dropped nor added layers cause a recompilation of the whole model.
-        reference_times (`str`, *optional*): for a budget such as `10min_rst`, a JSON file of seconds by operation on
-            the reference system; by default this machine is measured, once, and its times are kept in the cache.
-        charge_methods (`bool`, *optional*, defaults to `True`): whether the clock pays, in time, energy or FLOPs, for
-            what methods do besides training, such as scoring samples. Without it a method looks better than it is: for
-            comparison only.
-        bias_correction (`bool`, *optional*, defaults to `True`): Adam's bias correction. BERT and ELECTRA have none as
-            published ([`UncorrectedAdamW`]); with a short warm-up, or for layers added later, the first updates are
-            then too large.
-        multiply_warmup (`bool`, *optional*, defaults to `False`): whether the warm-up multiplies the decay, as in
-            ELECTRA's code, peak * (1 - t/T) * min(1, t/W), or precedes it. The decay then begins at the first step,
-            and the rate never quite reaches `learning_rate`.
-        carbon_intensity (`float`, *optional*, defaults to 475.0): grams of CO2e that a kWh of your electricity costs,
-            for the carbon in `run.json` and the card; by default the average of the world (IEA, 2019).
+        budget (`str`, *optional*): limit of the run: `40steps`, `1e9tokens`, `3e15flops`, `90s`, `10min`, `2h`,
+            `50kJ`, or `10min_rst` (reference system time). Learning rate and methods follow the fraction spent.
+            Defaults to `max_steps`, or `num_train_epochs` passes over the data.
+        compile_layers (`bool`, *optional*, defaults to `False`): if `True`, compile each transformer layer separately,
+            so that dropped or added layers do not recompile the model.
+        reference_times (`str`, *optional*): JSON file of seconds by operation on the reference system. By default this
+            machine is measured once and its times are cached.
+        charge_methods (`bool`, *optional*, defaults to `True`): if `True`, charge time, energy and FLOPs of the extra
+            work of methods, such as scoring. `False` makes a method look better than it is: for comparison only.
+        bias_correction (`bool`, *optional*, defaults to `True`): if `False`, use [`UncorrectedAdamW`], as published
+            for BERT and ELECTRA. First updates are then too large with a short warm-up or in layers added later.
+        multiply_warmup (`bool`, *optional*, defaults to `False`): if `True`, the warm-up multiplies the decay, as in
+            ELECTRA's code: peak * (1 - t/T) * min(1, t/W). The rate then never quite reaches `learning_rate`.
+        carbon_intensity (`float`, *optional*, defaults to 475.0): g CO2e per kWh of your electricity; by default the
+            world average (IEA, 2019).
 
     Raises:
-        EffptError: for values that cannot work; each is refused here, before anything is loaded.
+        EffptError: for impossible values, before anything is loaded.
     """
 
     budget: str | None = field(
@@ -105,13 +101,13 @@ class EffptTrainingArguments(TrainingArguments):
     ignore_data_skip: bool = field(
         default=True, metadata={"help": "Always on: the data stream is entered by position."}
     )
-    # Looking at every loss would make the host wait for the device at each step.
+    # Filtering would make the host wait for the device at each step.
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Leave NaN losses out of the logged mean."})
 
     def __post_init__(self) -> None:
         self._refuse_impossible()
         super().__post_init__()
-        # These take the arguments as the stock class completes them, and are still refused before anything is loaded.
+        # These checks need the arguments that the stock class fills in.
         if carbon.NAME in (self.report_to or ()):
             carbon.country()
         if (clock := self.clock) is not None and clock.unit == "joules":
@@ -119,7 +115,7 @@ class EffptTrainingArguments(TrainingArguments):
 
     @property
     def clock(self) -> Clock | None:
-        """A new clock of the budget; `None` if the budget is a number of passes over the data."""
+        """New clock of the budget; `None` if the budget is a number of passes over the data."""
         if self.budget is not None:
             return Clock.parse(self.budget)
         return Clock("steps", self.max_steps) if self.max_steps > 0 else None
@@ -143,7 +139,7 @@ class EffptTrainingArguments(TrainingArguments):
                 raise EffptError(f"`training.{name}` must be above 0, not {getattr(self, name)}.")
         for name, (low, high) in RANGES.items():
             value = getattr(self, name)
-            if value is not None and not low <= float(value) <= high:  # which NaN is not, either
+            if value is not None and not low <= float(value) <= high:  # also refuses NaN
                 raise EffptError(f"`training.{name}` must be between {low:g} and {high:g}, not {value}.")
         if self.warmup_steps >= 1 and not in_steps:
             raise EffptError(

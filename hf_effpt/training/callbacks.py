@@ -1,4 +1,4 @@
-"""The callbacks of a run: one moves clock and methods forward, the other shows how far the clock is."""
+"""Callbacks of a run: `ClockCallback` advances clock and methods, `ClockProgress` shows the spent budget."""
 
 from contextlib import nullcontext
 from typing import Any
@@ -18,9 +18,9 @@ from .schedule import renew
 
 
 class ClockCallback(TrainerCallback, ExportableState):
-    """Runs the methods at the two moments at which a model may change, and the clock between them.
+    """Runs the methods before and after each step, and charges the clock for the step.
 
-    Its state, the totals of the clock, is saved with every checkpoint in `trainer_state.json`.
+    Checkpoints keep its state, the totals of the clock, in `trainer_state.json`.
     """
 
     def __init__(self, trainer: Any) -> None:
@@ -29,7 +29,7 @@ class ClockCallback(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         trainer = self.trainer
         own = {"rows": trainer.stream.rows_seen, "data": identity_of(trainer.train_dataset)}
-        own["bias_correction"] = trainer.args.bias_correction  # which the optimizer's state is made for
+        own["bias_correction"] = trainer.args.bias_correction  # the optimizer's state depends on it
         return {"args": {}, "attributes": trainer.cost.totals() | own}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -73,7 +73,7 @@ class ClockCallback(TrainerCallback, ExportableState):
             control.should_log = True
 
     def advance_methods(self) -> None:
-        """Lets methods change the model; what rests on its parameters or its ledger follows."""
+        """Lets methods change the model, then updates snapshot, optimizer and learning rate."""
         trainer, config = self.trainer, self.trainer.model.config
         context, events, changed = live_context(trainer), config.events, False
         for method in trainer.methods:
@@ -85,10 +85,10 @@ class ClockCallback(TrainerCallback, ExportableState):
             trainer.model.keep_snapshot()
             trainer.refresh_optimizer()
         if config.events is not events:
-            renew(trainer.lr_scheduler)  # an event may ask for a second warm-up, and the schedule was read before it
+            renew(trainer.lr_scheduler)  # an event may start a second warm-up
 
     def _is_due(self, strategy: Any, steps: float | None) -> bool:
-        """Whether one more of these shares of the budget is spent; of a budget in steps, the stock Trainer knows."""
+        """Returns `True` if another `steps`, a fraction of the budget, is spent; `False` for step budgets."""
         clock, before = self.trainer.clock, self._fraction
         self._fraction = clock.fraction
         if strategy != "steps" or steps is None or steps >= 1 or clock.unit == "steps" or clock.finished:
@@ -97,14 +97,14 @@ class ClockCallback(TrainerCallback, ExportableState):
 
     @staticmethod
     def on_pass_end(args: Any, control: Any) -> None:
-        """To the stock Trainer the run is one endless epoch; what is due once an epoch is due after each pass."""
+        """Applies the `epoch` strategies after each pass: the stock Trainer sees one endless epoch."""
         control.should_log = control.should_log or args.logging_strategy == "epoch"
         control.should_evaluate = control.should_evaluate or args.eval_strategy == "epoch"
         control.should_save = control.should_save or args.save_strategy == "epoch"
 
 
 class ClockProgress(ProgressCallback):
-    """A progress bar of the budget, since the number of steps is not known ahead."""
+    """Progress bar of the budget spent, since the number of steps is not known ahead."""
 
     def __init__(self, trainer: Any) -> None:
         super().__init__()

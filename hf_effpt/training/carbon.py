@@ -1,7 +1,6 @@
-"""Carbon as codecarbon finds it, for `report_to: codecarbon`: without the network, and with one answer everywhere.
+"""Carbon measured by codecarbon, for `report_to: codecarbon`, offline and with the country given by the user.
 
-The stock callback asks the network where the machine stands and, without an answer, takes it for one in Quebec, whose
-electricity is among the cleanest. Here the country is told.
+The stock callback looks the country up online and falls back to Quebec, whose electricity is among the cleanest.
 """
 
 import logging
@@ -19,10 +18,9 @@ NAME = "codecarbon"
 
 
 def country() -> str:
-    """The country in codecarbon's own configuration, as three letters.
+    """Returns the country in codecarbon's configuration, as three letters.
 
-    Raises:
-        EffptError: if codecarbon is missing, or its configuration names no country that it knows.
+    Raises `EffptError` if codecarbon is missing, or its configuration names no country that it knows.
     """
     try:
         import codecarbon.core.config as config
@@ -32,7 +30,7 @@ def country() -> str:
             "`report_to` is or includes codecarbon, which is not installed: `pip install 'hf_effpt[energy]'`, or "
             "leave it out."
         ) from error
-    logging.getLogger(NAME).setLevel(logging.ERROR)  # it speaks before it has read its own `log_level`
+    logging.getLogger(NAME).setLevel(logging.ERROR)  # it logs before it reads its own `log_level`
     code = config.get_hierarchical_config().get("country_iso_code")
     if not code or code.upper() not in DataSource().get_global_energy_mix_data():
         given = f"{code!r} is no country it knows" if code else "no country is given"
@@ -57,10 +55,9 @@ def without_stock_tracker(args: TrainingArguments) -> Iterator[None]:
 
 @contextmanager
 def tracking(args: TrainingArguments, timekeeper: Timekeeper) -> Iterator[None]:
-    """Has codecarbon watch the block, if asked for; the rows of its `emissions.csv` are in the run folder.
+    """Runs codecarbon during the block if asked for; it writes `emissions.csv` to the run folder.
 
-    It watches the whole machine, and does not know of the pauses of our clock: its figures are for the whole of
-    `train()`, with evaluation and saving, and they are kept also when training fails.
+    It measures the whole machine during all of `train()`, with evaluation and saving, and also if training fails.
     """
     if NAME not in (args.report_to or ()) or args.local_process_index != 0:
         yield
@@ -81,7 +78,7 @@ def tracking(args: TrainingArguments, timekeeper: Timekeeper) -> Iterator[None]:
 
 
 def found(tracker: Any, where: str, begun: int) -> dict[str, Any] | None:
-    """The totals of a stopped tracker; none if it failed, since codecarbon keeps its own failures from a run."""
+    """Totals of a stopped tracker; `None` if it failed, since codecarbon hides its own errors."""
     data = getattr(tracker, "final_emissions_data", None)
     if data is None:
         return None

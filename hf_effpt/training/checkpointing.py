@@ -1,4 +1,4 @@
-"""Saving: checkpoints appear whole or not at all, and the root of the run folder is the exported model."""
+"""Atomic saving of checkpoints, and of the exported model in the root of the run folder."""
 
 import json
 import os
@@ -18,24 +18,17 @@ from .record import run_record
 
 
 class Saver:
-    """Saves checkpoints in one go, and exports what a trainer has trained.
-
-    Args:
-        trainer ([`EffptTrainer`]): whose run it is.
-    """
+    """Saves checkpoints atomically and exports the model of `trainer` ([`EffptTrainer`])."""
 
     def __init__(self, trainer: Any) -> None:
         self.trainer, self.args = trainer, trainer.args
-        self.staging: Path | None = None  # where a checkpoint is being written
+        self.staging: Path | None = None  # folder of the checkpoint being written
 
     @contextmanager
     def checkpoint(self, step: int) -> Iterator[None]:
-        """Has the checkpoint of `step` written in the block, to a temporary name which then is renamed.
+        """Stages the checkpoint written in the block under a temporary name, then renames it.
 
-        So a full disk or a kill leaves the earlier checkpoints whole.
-
-        Raises:
-            EffptError: if the disk is full; the last whole checkpoint is named.
+        A full disk or a kill thus leaves earlier checkpoints whole. Raises `EffptError` if the disk is full.
         """
         run, wait, saves = (
             Path(self.args.output_dir),
@@ -69,13 +62,13 @@ class Saver:
                 if saves:
                     shutil.rmtree(run / STAGING, ignore_errors=True)
             if saves and self.args.save_total_limit:
-                # A checkpoint that cannot be resumed from takes no other's place, and the one just written stays.
+                # Damaged checkpoints do not count towards the limit, and the new one is always kept.
                 whole = [folder for folder in checkpoints_in(run) if folder != final and fault(folder) is None]
                 for old in whole[: max(0, len(whole) + 1 - self.args.save_total_limit)]:
                     shutil.rmtree(old)
 
     def export(self, out: str) -> None:
-        """Writes the stock model with tokenizer, card and `run.json` into a folder, all of it or nothing."""
+        """Writes the stock model with tokenizer, card and `run.json` into the folder `out`, all or nothing."""
         trainer = self.trainer
         with trainer.cost.timekeeper.paused(), replacing_folder_contents(out) as folder:
             exports = exports_of(trainer.accelerator.unwrap_model(trainer.model))
@@ -90,7 +83,7 @@ class Saver:
             model_card(record, trainer.hub_model_id).save(folder / "README.md")
 
     def write_card(self, given: dict[str, Any]) -> None:
-        """Writes the model card of what is trained now, with these facts besides, where they are known."""
+        """Writes the card of the current model, with the facts in `given` that are not `None`."""
         known = {name: value for name, value in given.items() if value is not None}
         record = run_record(self.trainer, self.trainer.model.export()) | known
         write_atomically(Path(self.args.output_dir) / "README.md", model_card(record, self.trainer.hub_model_id).save)

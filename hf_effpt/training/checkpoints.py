@@ -1,4 +1,4 @@
-"""Checkpoints: which are whole, and how a run begins again from one."""
+"""Checking and loading of checkpoints."""
 
 import re
 import zipfile
@@ -18,13 +18,13 @@ NEEDED = ("config.json", TENSORS, STATE, "optimizer.pt", "scheduler.pt")
 
 
 def checkpoints_in(run: Path) -> list[Path]:
-    """The checkpoint folders of a run, first to last, whole or not."""
+    """Checkpoint folders of a run, first to last, whole or not."""
     found = [(re.fullmatch(r"checkpoint-(\d+)", folder.name), folder) for folder in run.glob("checkpoint-*")]
     return [folder for _, folder in sorted((int(match[1]), folder) for match, folder in found if match)]
 
 
 def fault(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint folder, in a few words; `None` if it is whole."""
+    """Short description of a checkpoint folder's defect; `None` if it is whole."""
     if not checkpoint.is_dir():
         return "it is not a folder"
     for name in NEEDED:
@@ -56,10 +56,9 @@ def fault(checkpoint: Path) -> str | None:
 
 
 def choose(wanted: str | Path | Literal[True], run: Path) -> Path:
-    """The checkpoint to resume from: `wanted`, or the last one in `run` where it is `True`.
+    """Returns the checkpoint to resume from: `wanted`, or the last one in `run` if `True`.
 
-    Raises:
-        EffptError: if there is none, or it is not whole; then the last whole one is named.
+    Raises `EffptError` if there is none, or it is not whole; the message names the last whole one.
     """
     there = checkpoints_in(run)
     if wanted is True:
@@ -75,11 +74,7 @@ def choose(wanted: str | Path | Literal[True], run: Path) -> Path:
 
 
 def totals(checkpoint: Path) -> dict[str, Any]:
-    """What the run had spent, and the rows it had seen, at a checkpoint.
-
-    Raises:
-        EffptError: if another Trainer saved it.
-    """
+    """Totals of clock and rows in a checkpoint; raises `EffptError` if another Trainer saved it."""
     callbacks = read_json(checkpoint / STATE).get("stateful_callbacks", {})
     if "ClockCallback" not in callbacks:
         raise EffptError(
@@ -90,7 +85,7 @@ def totals(checkpoint: Path) -> dict[str, Any]:
 
 
 def identity_of(dataset: Any) -> str | None:
-    """What tells packed rows from others: the fingerprint of corpus, tokenizer and packing; `None` for other data."""
+    """Fingerprint of corpus, tokenizer and packing, and the number of rows; `None` if not packed."""
     try:
         return f"{facts(dataset)['fingerprint']}, {len(dataset)} rows"
     except (EffptError, AttributeError):
@@ -98,11 +93,7 @@ def identity_of(dataset: Any) -> str | None:
 
 
 def check_data(checkpoint: Path, dataset: Any) -> None:
-    """Checks that the run goes on with the rows it was started with.
-
-    Raises:
-        EffptError: if they are others: token ids would mean something else, and rows would be seen twice or never.
-    """
+    """Raises `EffptError` if the rows differ from those the run was started with."""
     before, now = totals(checkpoint).get("data"), identity_of(dataset)
     if before is not None and now is not None and before != now:
         raise EffptError(
@@ -112,11 +103,7 @@ def check_data(checkpoint: Path, dataset: Any) -> None:
 
 
 def check_optimizer(checkpoint: Path, bias_correction: bool) -> None:
-    """Checks that the run goes on with the optimizer it was started with.
-
-    Raises:
-        EffptError: if it corrected for bias and is not to now, or the other way round.
-    """
+    """Raises `EffptError` if `bias_correction` differs from the checkpoint's."""
     before = totals(checkpoint).get("bias_correction", True)
     if before != bias_correction:
         raise EffptError(
@@ -126,11 +113,9 @@ def check_optimizer(checkpoint: Path, bias_correction: bool) -> None:
 
 
 def load_training_model(model: Any, checkpoint: Path) -> Any:
-    """A model of the class of `model` with the architecture, ledger and weights of `checkpoint`.
+    """Loads a model of the class of `model` with the architecture, ledger and weights of `checkpoint`.
 
-    Raises:
-        EffptError: if the weights do not fit the architecture that the checkpoint's configuration describes, or its
-            methods were set otherwise.
+    Raises `EffptError` if the weights do not fit the checkpoint's configuration, or methods or settings differ.
     """
     loaded, report = type(model).from_pretrained(
         checkpoint, attn_implementation=model.config._attn_implementation, output_loading_info=True
@@ -145,11 +130,7 @@ def load_training_model(model: Any, checkpoint: Path) -> Any:
 
 
 def check_methods(checkpoint: Path, wanted: list[Method], trained: list[Method]) -> None:
-    """Checks that the run goes on with the methods it was started with.
-
-    Raises:
-        EffptError: if they are others, or set otherwise: the first that differs is named.
-    """
+    """Raises `EffptError`, naming the first difference, if methods or their settings changed."""
     now, before = ({method.name: method.settings() for method in methods} for methods in (wanted, trained))
     for name in sorted({*now, *before}):
         if now.get(name) != before.get(name):

@@ -1,4 +1,4 @@
-"""What is checked about the parts of a run before any training."""
+"""Checks of the parts of a run before training."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,11 +19,7 @@ from .arguments import EffptTrainingArguments
 
 
 def check_parts(model: PreTrainedModel, args: Any, datasets: list[Any], tokenizer: Any) -> None:
-    """Checks that model, arguments, data and tokenizer fit each other.
-
-    Raises:
-        EffptError: if they do not.
-    """
+    """Raises `EffptError` if model, arguments, data and tokenizer do not fit each other."""
     if not isinstance(model, EffptMixin):
         raise EffptError(
             f"`EffptTrainer` trains models of this package, not `{type(model).__name__}`; load the same weights "
@@ -69,11 +65,7 @@ def check_parts(model: PreTrainedModel, args: Any, datasets: list[Any], tokenize
 
 
 def check_optimizer_arguments(args: EffptTrainingArguments, given: Mapping[str, Any]) -> None:
-    """Checks that what a trainer was given leaves the making of optimizer and schedule to it.
-
-    Raises:
-        EffptError: if it does not.
-    """
+    """Raises `EffptError` for a ready-made optimizer or schedule, or a class with `bias_correction=False`."""
     if given.get("optimizers", (None, None)) != (None, None):
         raise EffptError(
             "A ready-made optimizer cannot follow a model that resumes in another shape; pass its class "
@@ -86,11 +78,7 @@ def check_optimizer_arguments(args: EffptTrainingArguments, given: Mapping[str, 
 
 
 def check_objective(model: Any, trainer: str, objectives: Sequence[str]) -> None:
-    """Checks that a trainer is one for the model's objective.
-
-    Raises:
-        EffptError: if it is not.
-    """
+    """Raises `EffptError` if the class `trainer` does not support the model's objective."""
     if objective_of(model.config) not in objectives:
         raise EffptError(
             f"`{trainer}` trains models with the objective {' or '.join(objectives)}, but `{type(model).__name__}` "
@@ -99,11 +87,7 @@ def check_objective(model: Any, trainer: str, objectives: Sequence[str]) -> None
 
 
 def check_left(clock: Clock, costs: dict[str, float], flops: dict[str, float]) -> None:
-    """Checks that what methods had to find out beforehand has left something of the budget.
-
-    Raises:
-        EffptError: if it has not.
-    """
+    """Raises `EffptError` if the preparation of methods has spent the whole budget."""
     if clock.finished:
         spent = ", ".join(
             f"`{name}` {seconds:.1f} s and {flops.get(name, 0):.3g} FLOPs" for name, seconds in costs.items()
@@ -115,10 +99,9 @@ def check_left(clock: Clock, costs: dict[str, float], flops: dict[str, float]) -
 
 
 def exclude_specials(config: Any, tokenizer: Any) -> None:
-    """Tells a configuration with candidates which rows of its table are no words of the tokenizer, if nobody has yet.
+    """Sets `special_token_ids` of a configuration with candidates, if unset: special tokens and unused rows.
 
-    Raises:
-        EffptError: if too few tokens are left.
+    Raises `EffptError` if too few tokens are left.
     """
     if tokenizer is not None and getattr(config, "special_token_ids", ()) is None:
         config.special_token_ids = sorted({*tokenizer.all_special_ids, *range(len(tokenizer), config.vocab_size)})
@@ -126,16 +109,12 @@ def exclude_specials(config: Any, tokenizer: Any) -> None:
 
 
 def is_unused(token: str) -> bool:
-    """Whether a token stands in the vocabulary only to keep a row free, as `[unused0]` of BERT's."""
+    """Returns `True` for a placeholder token of the vocabulary, such as BERT's `[unused0]`."""
     return token.startswith("[unused") and token.endswith("]")
 
 
 def check_size(dataset: Any, args: Any, methods: Sequence[Method]) -> None:
-    """Checks that the training data fill one optimizer step, with all that methods want to look at in it.
-
-    Raises:
-        EffptError: if they do not, or a method could not choose among so few.
-    """
+    """Raises `EffptError` if the rows do not fill one optimizer step with all candidates of the methods."""
     number = args.train_batch_size * args.gradient_accumulation_steps
     wanted = candidates(methods, number, None, 0.0)
     if len(dataset) >= wanted * args.world_size:
@@ -154,11 +133,7 @@ def check_size(dataset: Any, args: Any, methods: Sequence[Method]) -> None:
 
 
 def check_processes(methods: list[Method], processes: int) -> None:
-    """Checks that no method changes the set of parameters while several processes train it.
-
-    Raises:
-        EffptError: if one does: what keeps the processes' gradients equal cannot be told of it.
-    """
+    """Raises `EffptError` if a method changes the set of parameters and several processes train."""
     for method in methods:
         if method.changes_parameters and processes > 1:
             raise EffptError(
@@ -168,11 +143,7 @@ def check_processes(methods: list[Method], processes: int) -> None:
 
 
 def check_steps(clock: Clock, methods: list[Method]) -> None:
-    """Checks that a budget of steps leaves some after what a method does in so many.
-
-    Raises:
-        EffptError: if it does not.
-    """
+    """Raises `EffptError` if a method may change the model until the last step of the budget or later."""
     for method in methods:
         last = method.least_steps(int(clock.budget)) if clock.unit == "steps" else 0
         if last and last >= clock.budget:
@@ -183,11 +154,7 @@ def check_steps(clock: Clock, methods: list[Method]) -> None:
 
 
 def check_optimizer(optimizer: Any, methods: list[Method]) -> None:
-    """Checks that an optimizer can follow a method that changes the set of parameters.
-
-    Raises:
-        EffptError: if it keeps lists of parameters of its own, or a state that cannot be cut along with them.
-    """
+    """Raises `EffptError` if a method cuts parameters and the optimizer's state cannot be cut along."""
     reshaping = [method.name for method in methods if method.changes_parameters]
     if reshaping and not isinstance(optimizer, ELEMENTWISE):
         raise EffptError(

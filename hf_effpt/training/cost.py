@@ -1,4 +1,4 @@
-"""The cost of a run: what its steps and its methods spend, and what of that the clock is charged for."""
+"""Cost of a run: the work of its steps and methods, and the part charged to the clock."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -26,36 +26,34 @@ NOTHING: dict[str, float] = dict.fromkeys(UNITS, 0.0)
 
 
 class CostMeter:
-    """Moves the clock of a run: by the tokens, FLOPs, time and energy of its steps, and by the work of its methods.
+    """Charges the clock of a run for the tokens, FLOPs, time and energy of steps and methods.
 
-    Args:
-        args ([`EffptTrainingArguments`]): of the run, with `charge_methods`.
-        autocast (`Callable`): the context in which the run computes its loss.
+    `args` are the [`EffptTrainingArguments`]; `autocast()` makes the context in which the run computes its loss.
     """
 
     def __init__(self, args: Any, autocast: Callable[[], AbstractContextManager]) -> None:
         self.args, self.autocast = args, autocast
         self.meter, self.counter = StepMeter(args.device), FlopCounter()
         self.dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
-        self.prepare_seconds: dict[str, float] = {}  # by method, in `prepare`
-        self.reference_costs: dict[str, dict[str, float]] = {}  # by method, of the models that it compares with
+        self.prepare_seconds: dict[str, float] = {}  # of `prepare`, by method
+        self.reference_costs: dict[str, dict[str, float]] = {}  # of reference models, by method
 
     def begin(self, clock: Clock, totals: dict[str, Any] | None) -> None:
-        """Starts the clock of a new run at what was spent before it, or at the totals of a checkpoint.
+        """Starts the clock at the upfront cost of a new run, or at the totals of a checkpoint.
 
-        Raises:
-            EffptError: for a budget in reference time and several processes.
+        Raises `EffptError` for reference time with several processes, or a resumed run that did not count the budget's
+        unit.
         """
         self.clock, self.timekeeper = clock, Timekeeper(clock, self.args.device, self.args.world_size)
         self.reference_time = self._reference_meter() if clock.unit == "reference_seconds" else None
         self.step_tokens, self.step_flops, self.micro_flops, self.learned_tokens = 0, 0.0, 0.0, 0
         self.method_seconds: dict[str, float] = {}
         self.method_flops: dict[str, float] = {}
-        self.upfront_fraction = 0.0  # share of the budget that was spent before the first step
-        self._unpaid = 0.0  # seconds inside a method's time that only measured it
-        self._in_table = 0.0  # seconds inside a method's time that reference time charges by its table
-        self._counted: dict[tuple, int] = {}  # FLOPs of a method's own losses, by shapes, in one call of `advance`
-        self._own_flops: dict[tuple, float] = {}  # FLOPs of a method's own products, by what decides them
+        self.upfront_fraction = 0.0  # fraction of the budget spent before the first step
+        self._unpaid = 0.0  # seconds of a method's block that only measure its cost
+        self._in_table = 0.0  # seconds of a method's block that the reference table charges
+        self._counted: dict[tuple, int] = {}  # FLOPs of methods' own losses by shapes, within one `advance`
+        self._own_flops: dict[tuple, float] = {}  # FLOPs of methods' own products, by key
         if totals is not None:
             clock.restore(totals)
             self.method_seconds = dict(totals.get("costs") or {})
@@ -66,7 +64,7 @@ class CostMeter:
             self._charge_upfront()
 
     def totals(self) -> dict[str, Any]:
-        """Everything that [`begin`] needs to go on, as a checkpoint keeps it."""
+        """State that [`begin`] restores from a checkpoint."""
         own = {"costs": self.method_seconds, "prepaid": self.upfront_fraction, "method_flops": self.method_flops}
         return self.clock.as_dict() | own
 
@@ -82,7 +80,7 @@ class CostMeter:
     # Steps.
 
     def charge_micro_batch(self, model: Any, batch: Mapping[str, Tensor]) -> None:
-        """Adds forward and backward of a micro-batch that was just trained on."""
+        """Adds the forward and backward pass of a micro-batch."""
         self.micro_flops = self.counter.count(model, batch)
         self.step_flops += self.micro_flops * self.args.world_size
         if self.reference_time is not None:
@@ -99,7 +97,7 @@ class CostMeter:
         self.step_tokens, self.step_flops = 0, 0.0
 
     def charge_between_steps(self) -> None:
-        """Charges the clock for what methods have done since the step, so that a checkpoint made now has it."""
+        """Charges the clock for the work of methods since the step, so that a checkpoint made now includes it."""
         if self.step_tokens:
             self.timekeeper.settle()
         reference = self._take_reference_time()
@@ -112,7 +110,7 @@ class CostMeter:
     # Methods.
 
     def _charge_upfront(self) -> None:
-        """Charges a new run for what methods read, and for the models that they compare with."""
+        """Charges a new run for the preparation of its methods and the training of their reference models."""
         paid = {unit: sum(cost[unit] for cost in self.reference_costs.values()) for unit in UNITS}
         self.method_seconds = {
             name: self.upfront_seconds(name) for name in self.prepare_seconds | self.reference_costs
@@ -120,7 +118,7 @@ class CostMeter:
         self.method_flops = {name: cost["flops"] for name, cost in self.reference_costs.items()}
         if self.args.charge_methods:
             here = sum(self.prepare_seconds.values())
-            # What was trained elsewhere knows its reference time; what was found out here takes the time it took.
+            # Reference models have a recorded reference time; preparation counts its measured seconds.
             reference = here + paid["reference_seconds"] if self.reference_time else None
             self.clock.tick(
                 steps=0, tokens=int(paid["tokens"]), flops=paid["flops"], seconds=here + paid["seconds"],
@@ -131,21 +129,21 @@ class CostMeter:
             self.upfront_fraction = self.clock.fraction
 
     def upfront_seconds(self, name: str) -> float:
-        """Seconds that a method took before the first step, with the training of models that it compares with."""
+        """Seconds of a method before the first step, including the training of its reference models."""
         return self.prepare_seconds.get(name, 0.0) + self.reference_costs.get(name, NOTHING)["seconds"]
 
     def report(self, name: str) -> CostReport:
-        """The cost of the run so far, and of one of its methods."""
+        """Cost of the run so far, and of the method `name`."""
         own = self.method_seconds.get(name, 0.0), self.method_flops.get(name, 0.0)
         before = self.upfront_seconds(name), self.reference_costs.get(name, NOTHING)["flops"]
         return CostReport(self.clock.seconds, self.clock.flops, *own, *before, self.args.charge_methods)
 
     @contextmanager
     def method_time(self, method: Method, noted: bool = True) -> Iterator[None]:
-        """Adds the seconds of the block to those of a method; the clock pays for them if methods are charged.
+        """Adds the seconds of the block to a method's; the clock pays for them if methods are charged.
 
-        The asynchronous work of a GPU is not in them: pass `noted=False` where CUDA events time it. Reference time is
-        charged the seconds themselves, since most of what a method does has no entry in its table.
+        Excludes asynchronous GPU work; pass `noted=False` where CUDA events time it. Reference time is charged the
+        measured seconds, except for work marked by [`in_table`].
         """
         began, self._unpaid, self._in_table = time.perf_counter(), 0.0, 0.0
         with nullcontext() if self.args.charge_methods else self.timekeeper.paused():
@@ -157,20 +155,20 @@ class CostMeter:
             self.reference_time.add_seconds(seconds - self._in_table)
 
     def charge_flops(self, method: Method, flops: float) -> None:
-        """Charges FLOPs that a method has spent in the step under way, over all processes."""
+        """Charges a method for FLOPs in the current step, over all processes."""
         self.method_flops[method.name] = self.method_flops.get(method.name, 0.0) + flops
         if self.args.charge_methods:
             self.step_flops += flops
 
     def forget_counts(self) -> None:
-        """Has the FLOPs of a method's own losses counted anew: the model may have changed."""
+        """Forgets the FLOPs of methods' own losses, since the model may have changed."""
         self._counted = {}
 
     @contextmanager
     def charged(self, batch: Mapping[str, Tensor]) -> Iterator[None]:
-        """The context in which a method computes a loss and gradients of its own."""
+        """Context in which a method computes a loss and gradients of its own; charges their FLOPs."""
         shapes = tuple((name, tuple(tensor.shape)) for name, tensor in batch.items())
-        # Counting slows work down many times, so what has equal shapes is counted once.
+        # Counting is slow, so equal shapes are counted once.
         counter = FlopCounterMode(display=False) if shapes not in self._counted else None
         with self.autocast(), counter or nullcontext():
             yield
@@ -181,9 +179,9 @@ class CostMeter:
 
     @contextmanager
     def count_own_flops(self, method: Method, *key: Any) -> Iterator[None]:
-        """Charges the FLOPs of a method's own products in the block, which are the same for equal keys.
+        """Charges a method for the FLOPs of matrix products in the block, counted once for equal keys.
 
-        No model may run in it: what is being counted is not compiled.
+        No model may run in it, since compiled code cannot be counted.
         """
         known = (method.name, *key)
         if known not in self._own_flops:
@@ -197,8 +195,8 @@ class CostMeter:
     def charge_scoring(
         self, method: Method, key: str, model: Any, batch: Mapping[str, Tensor], function: ScoreFunction, own: bool
     ) -> None:
-        """Charges a method for `function(model, batch)` without a gradient; `own` says that it is the run's model."""
-        # The clock is stopped by whoever measures: to stop it waits for the device.
+        """Charges a method for `function(model, batch)` without gradients; `own` is `True` for the run's model."""
+        # The clock is paused only while timing, since pausing waits for the device.
         began = time.perf_counter()
         flops = self.counter.count_work(model, batch, function, (key, own))
         if self.reference_time is not None and self.args.charge_methods:
@@ -208,7 +206,7 @@ class CostMeter:
 
     @contextmanager
     def in_table(self) -> Iterator[None]:
-        """Marks work of a method that reference time charges by its table, and not by the seconds it takes."""
+        """Marks work that reference time charges by its table instead of by measured seconds."""
         began, unpaid = time.perf_counter(), self._unpaid
         yield
         self._in_table += time.perf_counter() - began - (self._unpaid - unpaid)

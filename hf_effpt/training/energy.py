@@ -1,7 +1,6 @@
-"""Energy of a run in joules: what the hardware counts where that can be read, else an estimate that says so.
+"""Energy of a run in joules, measured by hardware counters where possible, else estimated.
 
-Nothing is added that is not counted: on a GPU the CPU is left out, on a CPU the memory. Idle power is neither
-subtracted nor recorded: a device takes seconds to come to rest, and every run would have to wait for that.
+On a GPU the CPU is left out, on a CPU the memory. Idle power is not subtracted: measuring it would delay every run.
 """
 
 import os
@@ -14,13 +13,13 @@ import torch
 from hf_effpt.core.clock import JOULES_A_KWH, Clock
 from hf_effpt.core.errors import EffptError
 
-POWERCAP = Path("/sys/class/powercap")  # where Linux shows the RAPL counters of Intel and AMD processors
-WATTS_A_CORE = 4.0  # of a CPU that codecarbon does not know (codecarbon 3.3.2, core/cpu.py, DEFAULT_POWER_PER_CORE)
-WORLD_AVERAGE = 475.0  # g CO2e a kWh (IEA, Global Energy & CO2 Status Report 2019), the value that codecarbon uses too
+POWERCAP = Path("/sys/class/powercap")  # RAPL counters of Intel and AMD processors on Linux
+WATTS_A_CORE = 4.0  # unknown CPU (codecarbon 3.3.2, core/cpu.py, DEFAULT_POWER_PER_CORE)
+WORLD_AVERAGE = 475.0  # g CO2e per kWh (IEA, Global Energy & CO2 Status Report 2019), as in codecarbon
 
 
 class EnergySource(Protocol):
-    """A count of joules that only rises; `measured` says whether hardware counts them."""
+    """Counter of joules that only rises; `measured` is `True` if hardware counts them."""
 
     name: str
     measured: bool
@@ -29,15 +28,10 @@ class EnergySource(Protocol):
 
 
 class NvmlEnergy:
-    """The energy counter of an NVIDIA GPU (Volta and later).
+    """Energy counter of the NVIDIA GPU `device` (Volta and later).
 
-    The driver renews it every 20 to 100 ms, so a short window may read 0; totals over a run are right.
-
-    Args:
-        device (`torch.device`): a CUDA device.
-
-    Raises:
-        ImportError, RuntimeError: where the counter cannot be read.
+    The driver updates it every 20 to 100 ms, so short windows may read 0. Raises `ImportError` or `RuntimeError` if it
+    cannot be read.
     """
 
     name, measured = "NVML, GPU only", True
@@ -49,7 +43,7 @@ class NvmlEnergy:
             raise RuntimeError("NVML knows NVIDIA GPUs only")
         try:
             self._open(pynvml, device)
-        except pynvml.NVMLError as error:  # no driver, no permission, or a GPU or a part of one without the counter
+        except pynvml.NVMLError as error:  # no driver, permission or counter, for example on a MIG slice
             raise RuntimeError(f"the energy counter cannot be read: {error}") from error
 
     def _open(self, pynvml: Any, device: torch.device) -> None:
@@ -64,21 +58,15 @@ class NvmlEnergy:
 
 
 class RaplEnergy:
-    """The energy counters of all CPU packages (RAPL): of everything that runs on the machine, without its memory.
+    """Energy counters of all CPU packages (RAPL), for the whole machine without its memory.
 
-    Args:
-        root (`Path`, *optional*): the folder with `intel-rapl:N`, which AMD processors have by that name too.
-
-    Raises:
-        OSError: where there is no counter, or only root may read it.
+    `root` holds `intel-rapl:N`, on AMD too. Raises `OSError` if there is no counter, or only root may read it.
     """
 
     name, measured = "RAPL, CPU packages only", True
 
     def __init__(self, root: Path = POWERCAP) -> None:
-        self._domains: list[
-            tuple[Path, int]
-        ] = []  # the counter in microjoules, and the value at which it wraps around
+        self._domains: list[tuple[Path, int]] = []  # counter in µJ, and its wrap-around
         self._last: list[int] = []
         seen: dict[str, list[int]] = {}
         for folder in sorted(root.glob("intel-rapl:*")):
@@ -87,19 +75,19 @@ class RaplEnergy:
                 continue
             value = int((folder / "energy_uj").read_text())
             dies = seen.setdefault(label.split("-die-")[0], [])
-            # Dies may each show the counter of their whole package: equal but for the moments between the readings.
+            # Dies may each show their package's counter; such readings are nearly equal.
             if not any(abs(value - other) < 1_000_000 for other in dies):
                 self._domains.append((folder / "energy_uj", int((folder / "max_energy_range_uj").read_text())))
                 self._last.append(value)
             dies.append(value)
         if not self._domains:
             raise FileNotFoundError(f"no RAPL package counter in {root}")
-        # All processes of a machine see the same counters, and the sum over processes has to have them once.
+        # All processes of a machine see the same counters; the sum over processes must count them once.
         self._counts = int(os.environ.get("LOCAL_RANK", "0")) == 0
         self._total = 0
 
     def joules(self) -> float:
-        """Energy in joules since this object was made."""
+        """Energy in joules since this object was made; 0 in all processes of a machine but the first."""
         for index, (counter, limit) in enumerate(self._domains):
             value = int(counter.read_text())
             gained = value - self._last[index]
@@ -109,9 +97,9 @@ class RaplEnergy:
 
 
 class CpuTimeEnergy:
-    """An estimate: the CPU seconds of this process, all threads, at a constant power a core.
+    """Estimate from the CPU seconds of this process, all threads, at a constant power per core.
 
-    Not counted are the memory, idle cores, and other processes, such as the workers of a data loader.
+    Excludes memory, idle cores, and other processes, such as data loader workers.
     """
 
     name, measured = "estimated from CPU time", False
@@ -122,7 +110,7 @@ class CpuTimeEnergy:
 
 
 def energy_source(device: torch.device) -> EnergySource | None:
-    """The best source for `device`; `None` for a GPU that does not tell."""
+    """Returns the best source for `device`; `None` for a GPU whose counter cannot be read."""
     if device.type == "cpu":
         try:
             return RaplEnergy()
@@ -135,11 +123,7 @@ def energy_source(device: torch.device) -> EnergySource | None:
 
 
 def check_source(clock: Clock, source: EnergySource | None) -> None:
-    """Checks that a budget in joules can be measured.
-
-    Raises:
-        EffptError: if it cannot.
-    """
+    """Raises `EffptError` if the budget is in joules and these cannot be measured."""
     if clock.unit != "joules" or (source is not None and source.measured):
         return
     found = "not known: its counter cannot be read" if source is None else f"only {source.name}"
@@ -151,11 +135,7 @@ def check_source(clock: Clock, source: EnergySource | None) -> None:
 
 
 def check_resumed(clock: Clock) -> None:
-    """Checks that the part of a run before this one counted what the budget is about.
-
-    Raises:
-        EffptError: if it did not, as it does not have to for joules and reference time.
-    """
+    """Raises `EffptError` if the resumed run did not count the unit of the budget (joules, reference time)."""
     if getattr(clock, clock.unit) is None:
         raise EffptError(
             f"The budget is {clock.budget:,g} {clock.unit}, but the run to be resumed has not counted its own; resume "
@@ -166,14 +146,14 @@ def check_resumed(clock: Clock) -> None:
 def energy_entry(
     clock: Clock, source: EnergySource | None, intensity: float, emissions: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """What `run.json` says of energy and carbon; empty where nothing is known.
+    """Energy and carbon entry of `run.json`; empty if nothing is known.
 
     Args:
-        clock (`Clock`): of the run.
-        source (`EnergySource`, *optional*): of its joules.
-        intensity (`float`): grams of CO2e a kWh.
-        emissions (`dict`, *optional*): what codecarbon found, which then is what the run has emitted, unless it saw
-            only the last part of a resumed run.
+        clock (`Clock`): clock of the run.
+        source (`EnergySource`, *optional*): source of its joules.
+        intensity (`float`): g CO2e per kWh.
+        emissions (`dict`, *optional*): codecarbon's totals. They replace the estimate unless they cover only the last
+            part of a resumed run.
     """
     entry: dict[str, Any] = {}
     if source is not None and clock.joules is not None:

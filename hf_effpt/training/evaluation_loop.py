@@ -1,4 +1,4 @@
-"""What a model has come to: its metrics in a log entry, and its loss on held-out rows beside its floor."""
+"""Metrics of a log entry, and the loss on held-out rows with its floor."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from hf_effpt.evaluation.held_out_loss import held_out_loss, held_out_sums, unig
 
 
 def logged_metrics(model: Any, accelerator: Any) -> dict[str, float]:
-    """What a log entry says besides the loss: the parts it is made of, and what the methods have to tell."""
+    """Metrics of a log entry besides the loss, over all processes: parts of the loss and metrics of methods."""
     sums = accumulator_of(model.backbone).take()
     if not sums:
         return {}
@@ -26,13 +26,13 @@ def logged_metrics(model: Any, accelerator: Any) -> dict[str, float]:
 
 
 def evaluate_rows(trainer: Any, rows: Any) -> dict[str, Any]:
-    """The held-out loss of packed rows, exact over all processes, and its floor.
+    """Computes the held-out loss of packed rows, exact over all processes, and its floor.
 
     Returns:
-        `objective`; `held_out_loss`, in nats a token or masked token, as the objective has it; `floor`, which it has
-        to get below; `masked_tokens`; `unigram_floor`, the loss of predicting masked tokens from token frequencies
-        alone; of a model with a generator its metrics, such as `generator_loss` and `replaced_rate`; and where a
-        method has other ways to run the model in evaluation, `held_out_loss_{name}` for each.
+        `objective`; `held_out_loss`, in nats per token or masked token, and the `floor` that it must be below;
+            `masked_tokens`; `unigram_floor`, the loss of predicting masked tokens from token frequencies alone;
+            metrics of a generator, such as `generator_loss`; `held_out_loss_{name}` for each other way that a method
+            can run the model.
     """
     model = trainer.model
     sums, counts = _held_out(trainer, rows)
@@ -57,7 +57,7 @@ def evaluate_rows(trainer: Any, rows: Any) -> dict[str, Any]:
 
 
 def _held_out(trainer: Any, rows: Any) -> tuple[dict[str, float], np.ndarray]:
-    """What the loss and the metrics are made of, and how often each token was masked, over all processes."""
+    """Sums of loss and metrics, and masked count by token id, over all processes."""
     model, loader = trainer.model, trainer.get_eval_dataloader(rows)
     if model.main_loss_name is None:
         found = held_out_loss(model, loader)

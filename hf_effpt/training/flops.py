@@ -1,4 +1,4 @@
-"""FLOPs of the matrix products of a training step, counted by running a copy of the model without data or weights."""
+"""FLOPs of a step's matrix products, counted by running a copy of the model on the meta device."""
 
 import copy
 from collections.abc import Callable, Hashable, Mapping
@@ -16,14 +16,14 @@ from hf_effpt.core.depth import router_of, running
 
 
 def ghost_of(model: PreTrainedModel) -> PreTrainedModel:
-    """Copies `model` onto the meta device, with eager attention, all of whose products the counter sees."""
+    """Copies `model` onto the meta device, with eager attention, whose products are all counted."""
     memo: dict[int, Any] = {}
     for tensor in chain(model.parameters(), model.buffers()):
         empty = torch.empty_like(tensor, device="meta")
         memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
     ghost = copy.deepcopy(model, memo)
     for module in ghost.modules():
-        module.__dict__.pop("forward", None)  # the wrapper of mixed precision is bound to the original
+        module.__dict__.pop("forward", None)  # the mixed-precision wrapper is bound to the original
         module._compiled_call_impl = None
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             for key in [key for key, hook in hooks.items() if not _is_work(hook)]:
@@ -33,12 +33,12 @@ def ghost_of(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _is_work(hook: Any) -> bool:
-    """`True` if a hook computes a part of the step: it is a method of an object with a true `is_work`."""
+    """Returns `True` if a hook computes a part of the step: a method of an object with a true `is_work`."""
     return getattr(getattr(hook, "__self__", None), "is_work", False)
 
 
 def loss_of(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
-    """The loss that a training step differentiates: that of the model plus the penalties of its methods."""
+    """Loss that a training step differentiates: the model's plus the penalties of its methods."""
     loss = model(**batch).loss
     for penalty in [method.penalty(model.backbone) for method in model.methods]:
         loss = loss if penalty is None else loss + penalty
@@ -46,23 +46,21 @@ def loss_of(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
 
 
 class FlopCounter:
-    """Counter of the FLOPs of a micro-batch; a batch of known shapes on layers of known sizes is not counted again."""
+    """Counter of the FLOPs of a micro-batch; equal shapes on layers of equal sizes are counted once."""
 
     def __init__(self) -> None:
         self._counted: dict[tuple, list[int]] = {}
-        # By module, the dictionaries that hold its parameters. Their contents are read each time, so that a parameter
-        # that was cut or frozen is seen without notice.
+        # Parameter dictionaries by module, read at each count, so that cut or frozen parameters are noticed.
         self._parameters: WeakKeyDictionary[nn.Module, list[dict[str, Any]]] = WeakKeyDictionary()
 
     def clear(self) -> None:
-        """Searches modules for parameters anew; to be called after a submodule was added or replaced."""
+        """Searches modules for parameters again; call it after a submodule was added or replaced."""
         self._parameters.clear()
 
     def count(self, model: Any, batch: Mapping[str, Tensor]) -> float:
-        """FLOPs of forward and backward of `model` on a batch of these shapes, with the layers that run now.
+        """FLOPs of forward and backward of `model` on `batch`, with the layers that run now.
 
-        Under a router, which has layers run on a share of the rows, that share is the one of the last step: between
-        none and all of the rows the cost is linear in it.
+        With a router, interpolates linearly between no rows and all rows at the share of the last step.
         """
         batch = _positioned(batch)
         router = router_of(model.backbone)
@@ -78,11 +76,7 @@ class FlopCounter:
     ) -> float:
         """FLOPs of `work(model, batch)` without gradients, in evaluation mode with all layers of the order.
 
-        Args:
-            model: the model; only a copy of it runs.
-            batch (`Mapping[str, Tensor]`): a batch; only its shapes count.
-            work (`Callable`): the work, called with a copy of `model` and a batch on the meta device.
-            key (`Hashable`): name of the work; equal keys stand for equal work.
+        Runs a copy of `model` on the meta device; only the shapes of `batch` count. Equal `key`s stand for equal work.
         """
         batch = _positioned(batch)
         known = ("work", key, _shapes(batch), self._parts(model, training=False))
@@ -91,17 +85,17 @@ class FlopCounter:
         return self._counted[known][0]
 
     def _parts(self, model: Any, training: bool | None = None) -> tuple:
-        """All that decides the cost besides the shapes of the batch: sizes of what runs, and signatures of methods."""
+        """All that decides the cost but the batch: sizes of what runs, and signatures of methods."""
         backbone = model.backbone
         auxiliary = generator_of(backbone)
         encoders = [backbone] if auxiliary is None else [backbone, auxiliary]
         modules = [embeddings_of(backbone), *[running(encoder, training) for encoder in encoders]]
-        # In the order they run: the last layer costs less than an equal one below it.
+        # In running order: the last layer costs less than an equal one below it.
         sizes = tuple([tuple([self._sizes(module) for module in group]) for group in modules])
         return sizes, tuple([method.cost_signature(backbone) for method in model.methods])
 
     def _sizes(self, module: nn.Module) -> tuple[int, int]:
-        """Number of values in the parameters of `module`, and in those of them that learn."""
+        """Number of parameters of `module`, and of those that are trained."""
         if (found := self._parameters.get(module)) is None:
             found = self._parameters[module] = [part._parameters for part in module.modules()]
         every = learning = 0
@@ -119,7 +113,7 @@ class FlopCounter:
         ghost: Any = ghost_of(model)
         if (router := router_of(ghost.backbone)) is not None:
             router.forced = share
-        # Eager attention adds a mask; it multiplies nothing.
+        # The attention mask is only added, not multiplied.
         batch = {name: tensor.to("meta") for name, tensor in batch.items() if name != "attention_mask"}
         apart = torch.random.fork_rng(devices=[])  # the copy must not draw from the run's generators
         with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(work is None), apart:
@@ -131,10 +125,7 @@ class FlopCounter:
 
 
 def _positioned(batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Adds `masked_positions` of the right shape to a batch whose collator gave only token labels.
-
-    Their number is that of the labels, rounded up to the same number in each row, which keeps shapes static.
-    """
+    """Adds `masked_positions` to a batch with only token labels: mean labels per row, rounded up."""
     labels = batch.get("labels")
     if "masked_positions" in batch or labels is None or labels.ndim != 2:
         return batch

@@ -1,4 +1,4 @@
-"""Meters: how fast a run is, how near to what the machine can do, and where its time goes."""
+"""Meters of a run: throughput, utilisation, and the time of each part of a step."""
 
 import time
 from collections import defaultdict
@@ -13,9 +13,9 @@ PARTS = ("data", "forward", "backward", "optimizer")
 
 @lru_cache(maxsize=8)
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of large matrix products on `device` in `dtype`, measured once: what utilisation is a share of."""
+    """FLOP/s of large matrix products on `device` in `dtype`, measured once: the 100 % of utilisation."""
     size = 8192 if device.type == "cuda" else 1024
-    # of its own generator: the global ones belong to the run
+    # a separate generator leaves the run's random numbers unchanged
     left = torch.rand(size, size, device=device, generator=torch.Generator(device)).to(dtype)
     best = 0.0
     for _ in range(6):
@@ -29,29 +29,25 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits until `device` has done all that was asked of it."""
+    """Waits until `device` has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def record_event() -> torch.cuda.Event:
-    """A timed event in the present stream."""
+    """Records a timed event in the current stream."""
     event = torch.cuda.Event(enable_timing=True)
     event.record()
     return event
 
 
 class StepMeter:
-    """Adds up the time of the parts of a step; on a GPU with events, so that no step waits for the device.
-
-    Args:
-        device (`torch.device`): where the model runs.
-    """
+    """Adds up the time of the parts of a step; on a GPU with events, so that no step waits for `device`."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._began: dict[str, float] = {}  # parts under way on a CPU
-        self._recorded: dict[str, torch.cuda.Event] = {}  # parts under way on a GPU
+        self._began: dict[str, float] = {}  # running parts on a CPU
+        self._recorded: dict[str, torch.cuda.Event] = {}  # running parts on a GPU
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
         self.reset()
 
@@ -75,27 +71,27 @@ class StepMeter:
 
     @contextmanager
     def measure(self, part: str) -> Iterator[None]:
-        """Counts the time of the block as `part`."""
+        """Adds the time of the block to `part`."""
         self.begin(part)
         yield
         self.end(part)
 
     def add(self, *, tokens: int, flops: float, seconds: float) -> None:
-        """Counts a finished optimizer step."""
+        """Adds a finished optimizer step."""
         self.tokens, self.flops, self.seconds = self.tokens + tokens, self.flops + flops, self.seconds + seconds
 
     def summary(self, dtype: torch.dtype, devices: int = 1) -> dict[str, float]:
-        """Tokens per second, utilisation, and the share of each part in the window; waits for the device once."""
+        """Tokens per second, utilisation, and share of each part in the window; waits for the device once."""
         synchronize(self.device)
         for part, began, ended in self._events:
             self._seconds[part] += began.elapsed_time(ended) / 1e3
         self._events.clear()
         if not self.seconds:
             return {}
-        # Forward is measured inside the whole training step, so backward is what else the step took.
+        # The training step is forward and backward, so backward is the rest of it.
         self._seconds["backward"] = max(0.0, self._seconds.pop("training_step", 0.0) - self._seconds["forward"])
         parts, self.selecting = PARTS, self._seconds.get("selection", 0.0)
-        if "selection" in self._seconds:  # which is a part of getting the data
+        if "selection" in self._seconds:  # measured inside `data`
             self._seconds["data"] -= self._seconds["selection"]
             parts = (*PARTS, "selection")
         rates = {"tokens_per_second": self.tokens / self.seconds}

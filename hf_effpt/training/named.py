@@ -1,4 +1,4 @@
-"""The named trainers: `EffptTrainer` for some objectives or with one method on; `named.pyi` has their types."""
+"""Subclasses of `EffptTrainer` for one method or some objectives; `named.pyi` has their types."""
 
 from .trainer import EffptTrainer
 

@@ -1,4 +1,4 @@
-"""What methods find out of the training text before a new run begins."""
+"""Preparation of methods from the training text before a new run."""
 
 import time
 from typing import Any
@@ -13,10 +13,9 @@ from hf_effpt.data.training_text import TrainingText
 
 
 def prepare_methods(model: Any, rows: Any, tokenizer: Any, seed: int) -> dict[str, float]:
-    """Has the methods prepare the model for a run; returns the seconds of those that read the text, by name.
+    """Prepares methods for a run; returns by name the seconds of those that read the text.
 
-    Raises:
-        EffptError: if a method reads the text and there is none that it can read, or the text does not suit it.
+    Raises `EffptError` if a method needs text and the rows or tokenizer are missing or do not suit it.
     """
     seconds = {}
     for method in model.methods:
@@ -51,7 +50,7 @@ def _check_readable(name: str, model: Any, rows: Any, tokenizer: Any) -> None:
 
 
 def agreed(seconds: dict[str, float], accelerator: Any) -> dict[str, float]:
-    """The mean over all processes, so that their clocks do not part."""
+    """Mean over all processes, so that their clocks stay equal."""
     if not seconds:
         return {}
     mine = torch.tensor(list(seconds.values()), dtype=torch.float32, device=accelerator.device)

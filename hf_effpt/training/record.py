@@ -1,16 +1,16 @@
-"""What a run says of itself: the content of `run.json`, from which the model card is written."""
+"""Content of `run.json`, from which the model card is written."""
 
 import platform
 import shlex
 import statistics
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
-import hf_effpt
 from hf_effpt.core.ledger import ledger_of
 from hf_effpt.core.objectives import objective_of
 from hf_effpt.models.base import facts_of, pruning_of
@@ -56,7 +56,7 @@ def run_record(trainer: Any, exported: Any) -> dict[str, Any]:
 
 
 def cost_reports(trainer: Any) -> dict[str, dict[str, Any]]:
-    """The cost reports of the methods that select rows, by name; of those that have something to say."""
+    """Cost reports of the row-selection methods by name, without empty ones."""
     backbone, cost = trainer.model.backbone, trainer.cost
     found = {method.name: method.cost_report(backbone, cost.report(method.name)) for method in trainer.row_methods}
     return {name: report for name, report in found.items() if report}
@@ -70,11 +70,11 @@ def throughput(history: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def environment(device: torch.device) -> dict[str, str]:
-    """The versions and the device that a figure depends on."""
+    """Software versions and the device."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "hf_effpt": hf_effpt.__version__,
+        "hf_effpt": version("hf_effpt"),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device} ({platform.machine()})",
     }

@@ -1,4 +1,4 @@
-"""Models that a method compares the trained one with: loaded once, never changed, and paid for."""
+"""Frozen models that methods compare the trained model with, and the cost of their training."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,20 +14,14 @@ from hf_effpt.data.packing import facts
 from hf_effpt.models.bert import EffptBertForMaskedLM
 from hf_effpt.models.configuration_effpt import EffptBertConfig
 
-UNITS = ("seconds", "flops", "tokens", "joules", "reference_seconds")  # that a run may be charged in
-LEFT_OUT = ("model_type", "architectures", "transformers_version")  # what a configuration says of its class
+UNITS = ("seconds", "flops", "tokens", "joules", "reference_seconds")  # units of a clock
+LEFT_OUT = ("model_type", "architectures", "transformers_version")  # class-specific keys of a configuration
 
 
 def load_reference(folder: str, vocab_size: int, tokenizer: Any) -> Any:
-    """The frozen masked language model in a folder.
+    """Loads the frozen masked language model in `folder`, as `effpt pretrain` leaves it.
 
-    Args:
-        folder (`str`): as `effpt pretrain` leaves it.
-        vocab_size (`int`): of the model that is trained.
-        tokenizer: what it is trained with.
-
-    Raises:
-        EffptError: if there is none, or it has another vocabulary.
+    Raises `EffptError` if there is none, or its vocabulary is not that of `vocab_size` and `tokenizer`.
     """
     if not Path(folder).is_dir():
         raise EffptError(
@@ -69,11 +63,7 @@ def _or_refused(folder: str) -> Iterator[None]:
 
 
 def record_in(folder: str) -> dict[str, Any] | None:
-    """What the run in a folder says of itself, if it does.
-
-    Raises:
-        EffptError: if its `run.json` cannot be read.
-    """
+    """Content of `run.json` in `folder`; `None` if missing. Raises `EffptError` if unreadable."""
     path = Path(folder) / "run.json"
     if not path.is_file():
         return None
@@ -84,11 +74,7 @@ def record_in(folder: str) -> dict[str, Any] | None:
 
 
 def cost_in(record: dict[str, Any], folder: str) -> dict[str, float]:
-    """What a run has spent, by unit of a clock, from what it says of itself in `folder`.
-
-    Raises:
-        EffptError: if it does not say.
-    """
+    """Cost of a run by unit of a clock, from its record; raises `EffptError` if it has none."""
     try:
         cost = {unit: float(record["clock"].get(unit) or 0.0) for unit in UNITS}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -103,8 +89,8 @@ def _unread(folder: str, error: Exception) -> EffptError:
 
 
 def has_seen(record: dict[str, Any], dataset: Any) -> bool:
-    """Whether a run was trained on these very rows, as far as both say."""
+    """Returns `True` if a run is known to have trained on these rows, by fingerprint."""
     try:
         return (record.get("data") or {}).get("fingerprint") == facts(dataset)["fingerprint"]
-    except (EffptError, AttributeError):  # of rows that were not packed here, and of none
+    except (EffptError, AttributeError):  # rows not packed by this package, or no rows
         return False

@@ -1,4 +1,4 @@
-"""Meter of reference time: names the operations of a run, times new ones on this machine, and adds them up."""
+"""Meter of reference time: names the operations of a run, times new ones, and adds them up."""
 
 import copy
 import statistics
@@ -19,7 +19,7 @@ from .flops import loss_of
 from .meters import synchronize
 from .reference_time_table import ReferenceTimes
 
-# A measurement: iterations thrown away, least and most iterations kept, and seconds after which it may end.
+# A measurement: warm-up iterations, least and most iterations, and seconds after which it may end.
 WARM_UP, LEAST, MOST, SECONDS = 3, 20, 1000, 2.0
 
 
@@ -42,7 +42,7 @@ class ReferenceMeter:
     ) -> None:
         self.times, self.dtype, self.autocast, self.paused = times, dtype, autocast, paused
         self._step: Counter[str] = Counter()
-        self._seconds = 0.0  # of the step, besides operations in the table
+        self._seconds = 0.0  # seconds of the step without an operation in the table
         self.charged: set[str] = set()
 
     def add_training(self, model: Any, batch: Mapping[str, Tensor]) -> None:
@@ -51,13 +51,13 @@ class ReferenceMeter:
         self._add(operation, lambda: time_step(model, batch, self.autocast))
 
     def add_optimizer(self, model: Any, optimizer: Any, max_grad_norm: float) -> None:
-        """Adds an optimizer step; to be called while its gradients are still there."""
+        """Adds an optimizer step; call it before the gradients are cleared."""
         optimizer = getattr(optimizer, "optimizer", optimizer)  # Accelerate wraps it
         operation = optimizer_operation(model, optimizer)
         self._add(operation, lambda: time_optimizer(model, optimizer, max_grad_norm))
 
     def add_work(self, name: str, model: Any, batch: Mapping[str, Tensor], work: Callable[[Any, Any], Any]) -> None:
-        """Adds `work(model, batch)`, which a method does without gradients; `name` identifies equal work."""
+        """Adds `work(model, batch)`, done by a method without gradients; `name` identifies equal work."""
         operation = step_operation(f"score {name}", model, batch, self.dtype)
         self._add(operation, lambda: time_work(model, batch, work, self.autocast))
 
@@ -71,18 +71,18 @@ class ReferenceMeter:
         self.charged.add(operation)
 
     def add_seconds(self, seconds: float) -> None:
-        """Adds measured seconds, of work without an operation in the table."""
+        """Adds measured seconds of work that has no operation in the table."""
         self._seconds += seconds
 
     def take(self) -> float:
-        """Returns the seconds added since the last call and starts again from zero."""
+        """Returns the seconds added since the last call and resets them."""
         seconds = self.times.total(self._step) + self._seconds
         self._step.clear()
         self._seconds = 0.0
         return seconds
 
     def record(self) -> dict[str, Any]:
-        """Entry for `run.json`: the machine of the charged times, and those that are implausible."""
+        """Entry of `run.json`: the machine of the charged times, and the implausible ones among them."""
         faults = [
             fault for fault in self.times.faults() if any(f"`{operation}`" in fault for operation in self.charged)
         ]
@@ -90,13 +90,9 @@ class ReferenceMeter:
 
 
 def step_operation(kind: str, model: Any, batch: Mapping[str, Tensor], dtype: torch.dtype) -> str:
-    """Key in the table of work on a batch: all that decides its time, such as shapes, layers that run, and dtype.
+    """Key in the table of work on a batch: kind, shapes, layers that run, and `dtype` of matrix products.
 
-    Args:
-        kind (`str`): `"train"` (forward and backward), or `"score"` and the name of the work.
-        model: the model.
-        batch (`Mapping[str, Tensor]`): a batch; only its shapes count.
-        dtype (`torch.dtype`): dtype of matrix products.
+    `kind` is `"train"` (forward and backward), or `"score"` and the name of the work.
     """
     shapes = ", ".join(f"{name} {'x'.join(map(str, tensor.shape))}" for name, tensor in sorted(batch.items()))
     share = routed_share(model)
@@ -105,13 +101,13 @@ def step_operation(kind: str, model: Any, batch: Mapping[str, Tensor], dtype: to
 
 
 def routed_share(model: Any) -> float | None:
-    """Share of the rows that ran in the last step, to the nearest eighth; `None` without a router."""
+    """Share of rows routed in the last step, to the nearest eighth; `None` without a router."""
     router = router_of(model.backbone)
     return None if router is None else round(8 * router.share) / 8
 
 
 def optimizer_operation(model: Any, optimizer: Any) -> str:
-    """Key in the table of an optimizer step: the kind of optimizer, and the parameters with a gradient."""
+    """Key in the table of an optimizer step: kind of optimizer and trained parameters."""
     return f"optimizer {type(optimizer).__name__} {optimizer.defaults.get('fused') or ''}|{_body(model)}"
 
 
@@ -131,7 +127,7 @@ def _body(model: Any) -> str:
 
 
 def time_of(block: Callable[[], Any], device: torch.device) -> float:
-    """Seconds of one call of `block`: the lower quartile of many, since other work on the machine only adds time."""
+    """Seconds of one call of `block`: lower quartile of many, since other work only adds time."""
     times: list[float] = []
     while len(times) < WARM_UP + LEAST or (sum(times) < SECONDS and len(times) < MOST):
         synchronize(device)
@@ -143,7 +139,7 @@ def time_of(block: Callable[[], Any], device: torch.device) -> float:
 
 
 def time_step(model: Any, batch: Mapping[str, Tensor], autocast: Callable[[], AbstractContextManager]) -> float:
-    """Seconds of forward and backward on `batch`, on a copy: weights, gradients and random generators stay."""
+    """Seconds of forward and backward on a copy: weights, gradients and random generators stay."""
     with _standing_in(model) as copied:
         if (router := router_of(copied.backbone)) is not None:
             router.forced = routed_share(model)
@@ -165,7 +161,7 @@ def time_work(model: Any, batch: Mapping[str, Tensor], work: Callable[[Any, Any]
 
 
 def time_optimizer(model: Any, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> float:
-    """Seconds of gradient clipping and an optimizer step, on a copy with gradients where `model` has them now."""
+    """Seconds of gradient clipping and an optimizer step on a copy, with gradients where `model` has them."""
     having = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     with _standing_in(model, optimizer) as (copied, own):
         parameters = [parameter for name, parameter in copied.named_parameters() if name in having]
@@ -173,7 +169,7 @@ def time_optimizer(model: Any, optimizer: torch.optim.Optimizer, max_grad_norm: 
             parameter.grad = torch.zeros_like(parameter)
 
         def step() -> None:
-            if max_grad_norm > 0:  # as the Trainer
+            if max_grad_norm > 0:  # as in the Trainer
                 torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
             own.step()
 
@@ -182,12 +178,12 @@ def time_optimizer(model: Any, optimizer: torch.optim.Optimizer, max_grad_norm: 
 
 @contextmanager
 def _standing_in(model: Any, optimizer: torch.optim.Optimizer | None = None) -> Iterator[Any]:
-    """Copies the model, and an optimizer of its parameters, for the block; restores the random generators after it."""
+    """Copies model and optimizer for the block; restores the random generators after it."""
     parameter = next(model.parameters())
     with torch.random.fork_rng(devices=[parameter.device] if parameter.is_cuda else []):
-        copied, own = copy.deepcopy((model, optimizer))  # together, so that the optimizer has the copied parameters
+        copied, own = copy.deepcopy((model, optimizer))  # together, so that the optimizer holds the copied parameters
         for module in copied.modules():
-            module.__dict__.pop("forward", None)  # the wrapper of mixed precision is bound to the original
+            module.__dict__.pop("forward", None)  # the mixed-precision wrapper is bound to the original
         for layer, original in zip(
             layers_of(copied.backbone).children(), layers_of(model.backbone).children(), strict=True
         ):

@@ -1,7 +1,7 @@
-"""Table of reference system time: seconds of each kind of operation on one named machine.
+"""Table of reference system time: seconds of each operation on one named machine.
 
-An operation is timed once, stored, and multiplied by the number of times it ran (Kaddour et al., 2023, No Train No
-Gain, section 2). So runs of equal work are charged equally, whether the machine is busy or idle.
+Each is timed once and multiplied by its count (Kaddour et al., 2023, No Train No Gain, section 2), so that equal work
+is charged equally, however busy the machine is.
 """
 
 import logging
@@ -20,7 +20,7 @@ from hf_effpt.data.cache import cache_folder
 
 logger = logging.getLogger(__name__)
 
-TOLERANCE = 0.95  # least ratio of a deeper model's time to a shallower one's that passes as noise
+TOLERANCE = 0.95  # least time ratio of deeper to shallower model that counts as noise
 
 
 def this_system(device: torch.device) -> str:
@@ -39,14 +39,10 @@ def _cpu_name() -> str:
 
 
 class ReferenceTimes:
-    """Seconds by operation on one machine, in a JSON file that runs share.
+    """Seconds by operation on one machine, in a JSON file `path` that runs share; the first measurement creates it.
 
-    Args:
-        path (`Path`): the file; the first measurement creates it.
-        system (`str`): name of the machine of this process. Times can only be added to a table of the same machine.
-
-    Raises:
-        EffptError: if the file is not such a table.
+    Times can be added only if `system`, the name of this machine, is the table's. Raises `EffptError` if the file is
+    not such a table.
     """
 
     def __init__(self, path: Path, system: str) -> None:
@@ -76,8 +72,7 @@ class ReferenceTimes:
     def seconds(self, operation: str, measure: Callable[[], float]) -> float:
         """Seconds of one `operation`, from the table or else from `measure`.
 
-        Raises:
-            EffptError: if the table is another machine's and lacks the operation.
+        Raises `EffptError` if the table is another machine's and lacks the operation.
         """
         if operation not in self._seconds:
             if self.system != self.here:
@@ -91,17 +86,13 @@ class ReferenceTimes:
         return self._seconds[operation]
 
     def total(self, counts: Mapping[str, int]) -> float:
-        """Reference time in seconds of operations: the sum of count times seconds.
-
-        Raises:
-            EffptError: if the table lacks an operation.
-        """
+        """Sum of count times seconds; raises `EffptError` if the table lacks an operation."""
         if missing := sorted(set(counts) - set(self._seconds)):
             raise EffptError(f"{self.path} has no time for {', '.join(missing)}; measure them on {self.system!r}.")
         return sum(count * self._seconds[operation] for operation, count in counts.items())
 
     def _add(self, operation: str, seconds: float) -> None:
-        """Adds a time. If another process added one for the same operation first, both charge that one."""
+        """Adds a time, unless another process added one first; both then charge that one."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with WeakFileLock(f"{self.path}.lock"):
             self._read()
@@ -109,7 +100,7 @@ class ReferenceTimes:
             write_json(self.path, {"system": self.system, "seconds": dict(sorted(self._seconds.items()))})
 
     def faults(self) -> list[str]:
-        """Descriptions of implausible times: operations that take less time with more layers than with fewer."""
+        """Descriptions of implausible times: operations that take less time with more layers."""
         groups: dict[str, list[tuple[int, float, str]]] = {}
         for operation, seconds in self._seconds.items():
             before, mark, rest = operation.partition("|layers ")

@@ -1,4 +1,4 @@
-"""Row selection: methods that learn from some of the rows, out of more than a step holds."""
+"""Row selection: methods train on some rows chosen from more than a step holds."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,13 +23,9 @@ logger = logging.getLogger(__name__)
 
 
 class RowSelection:
-    """Has the row-selection methods of a run choose the rows of each step, and charges them for it.
+    """Lets the row-selection methods of a run choose rows from `stream` at each step, and charges `cost`.
 
-    Args:
-        stream ([`TrainingStream`]): where rows come from.
-        cost ([`CostMeter`]): who pays.
-        masking ([`DataCollatorForMaskedLM`], *optional*): the collator that masks.
-        tokenizer (*optional*): what the model is trained with.
+    `masking` is the [`DataCollatorForMaskedLM`], if any; `tokenizer` is the model's.
     """
 
     def __init__(self, stream: TrainingStream, cost: CostMeter, masking: Any, tokenizer: Any) -> None:
@@ -38,11 +34,7 @@ class RowSelection:
         self._references: dict[str, Any] = {}
 
     def check(self, model: Any, methods: Sequence[RowMethod]) -> None:
-        """Checks before any training that methods can select rows of the data, and loads what they compare with.
-
-        Raises:
-            EffptError: if they cannot.
-        """
+        """Loads the reference models; raises `EffptError` if methods cannot select rows of the data."""
         self.cost.reference_costs = {}
         for method in methods:
             collator = type(self.stream.collator).__name__
@@ -63,7 +55,7 @@ class RowSelection:
             self.masking.keyed = bool(methods)
 
     def _charge_reference(self, method: Method, folder: str) -> None:
-        """Has the run pay for the training of a model that its method compares with."""
+        """Adds the training cost of a method's reference model to the run's."""
         record = record_in(folder)
         if record is None:
             logger.warning(
@@ -92,10 +84,9 @@ class RowSelection:
             )
 
     def reference_model(self, model: Any, folder: str) -> Any:
-        """The frozen masked language model in a folder, with the vocabulary of `model`; loaded once.
+        """Returns the frozen masked language model in `folder`, on the device; loaded once.
 
-        Raises:
-            EffptError: if there is none, or it has another vocabulary.
+        Raises `EffptError` if there is none, or its vocabulary is not that of `model`.
         """
         if folder not in self._references:
             reference = load_reference(folder, model.config.vocab_size, self.tokenizer)
@@ -106,15 +97,9 @@ class RowSelection:
         self, model: Any, methods: Sequence[RowMethod], run: RunContext, batches: Iterator[dict[str, Tensor]],
         number: int, device: torch.device,
     ) -> list[dict[str, Tensor]]:  # fmt: skip
-        """The micro-batches of a step, on the device, of the rows that the methods have selected.
+        """Returns `number` micro-batches, on `device`, of the rows that the methods select one after another.
 
-        Args:
-            model: the training model.
-            methods: they select one after another.
-            run ([`RunContext`]): of the step to come.
-            batches: the loader's micro-batches.
-            number (`int`): micro-batches of the step.
-            device: where they are to be.
+        `run` is the context of the coming step; `batches` are the loader's micro-batches.
         """
         size = self.args.train_batch_size
         left = size * number
@@ -156,7 +141,7 @@ class RowSelection:
         model: Any = None,
         known: Tensor | None = None,
     ) -> Tensor:
-        """Applies a model to rows, as many at a time as a micro-batch has, charged as work of `method`."""
+        """Applies `function` to rows in micro-batches, charged as work of `method`."""
         judge, size = model or own, self.args.train_batch_size
         inputs, found = on_device(dict(rows), rows["input_ids"].device), []
         with self.cost.in_table(), evaluating(judge), self.cost.autocast():
@@ -168,26 +153,26 @@ class RowSelection:
         return torch.cat(found) if known is None else known
 
     def count_flops(self, method: RowMethod, *key: Any) -> Any:
-        """Context that charges the FLOPs of a method's own products, the same for equal keys and as many rows."""
+        """Context that charges a method's own matrix products; equal keys and numbers of rows are counted once."""
         return self.cost.count_own_flops(method, self.stream.step_rows, *key)
 
     def mask_anew(self, rows: Mapping[str, Tensor], rates: Any) -> dict[str, Tensor]:
-        """The same rows, masked again by token of the vocabulary."""
+        """Masks the rows again, with a masking rate by token id."""
         return self.masking(self.masking.original(rows), token_rates=rates)
 
     @cached_property
     def dataset_id(self) -> str:
-        """Tells the training rows from others."""
+        """Identity of the training rows."""
         return identity_of_rows(PackedRows(self.stream.dataset))
 
     @property
     def masking_id(self) -> str:
-        """All that the masks of an example in an epoch depend on, as text."""
+        """Text of all settings that decide the masks of an example in an epoch."""
         of = self.masking
         return f"{of.seed}, {of.mlm_probability}, whole words {of.whole_word}, {of.shares}"
 
     def note_device_time(self, methods: Sequence[RowMethod]) -> None:
-        """Adds the time of row selection that CUDA events have measured to the first method's."""
+        """Adds the time of row selection measured by CUDA events to the first method's."""
         if self.args.device.type == "cuda" and methods:
             seconds, name = self.cost.method_seconds, methods[0].name
             seconds[name] = seconds.get(name, 0.0) + self.cost.meter.selecting

@@ -1,4 +1,4 @@
-"""The learning rate as a function of the share of the budget that is spent."""
+"""Learning rate as a function of the fraction of the budget spent."""
 
 from collections.abc import Callable
 from typing import Any, cast
@@ -16,15 +16,14 @@ def clock_schedule(
     length: int,
     share: Callable[[], float] = lambda: 1.0,
 ) -> LambdaLR:
-    """The stock schedule of that name, read at the clock and not at the number of calls.
+    """Builds the stock schedule of `args`, read at the clock instead of the number of calls.
 
     Args:
-        args ([`EffptTrainingArguments`]): with the schedule, its warm-up, and whether that multiplies the decay
-            (Clark et al., 2020, `optimization.py`) or precedes it.
-        optimizer (`torch.optim.Optimizer`): whose learning rate it sets.
-        fraction (`Callable`): the share of the budget that is spent.
-        length (`int`): the steps that the whole budget stands for.
-        share (`Callable`, *optional*): what it is multiplied by besides, such as a second warm-up.
+        args ([`EffptTrainingArguments`]): schedule, warm-up, and `multiply_warmup`.
+        optimizer (`torch.optim.Optimizer`): optimizer whose learning rate it sets.
+        fraction (`Callable`): returns the fraction of the budget spent.
+        length (`int`): steps that the whole budget stands for.
+        share (`Callable`, *optional*): returns a factor of the rate, such as a second warm-up.
     """
     warmup = args.get_warmup_steps(length)
     stock: Any = get_scheduler(
@@ -32,7 +31,7 @@ def clock_schedule(
         optimizer,
         num_warmup_steps=0 if args.multiply_warmup else warmup,
         num_training_steps=length,
-        scheduler_specific_kwargs=cast("dict | None", args.lr_scheduler_kwargs),  # no string once parsed
+        scheduler_specific_kwargs=cast("dict | None", args.lr_scheduler_kwargs),  # parsed, no longer a string
     )
     shape = stock.lr_lambdas[0]  # the same in every group
 
@@ -41,11 +40,11 @@ def clock_schedule(
         rise = min(1.0, step / warmup) if args.multiply_warmup and warmup else 1.0
         return shape(step) * rise * share()
 
-    return LambdaLR(optimizer, share_of_peak)  # made anew, so that the very first rate is its own and not the stock's
+    return LambdaLR(optimizer, share_of_peak)  # a new object, so that the first rate is right too
 
 
 def renew(scheduler: LambdaLR) -> None:
-    """Sets the rate that the schedule has now, where what it is a function of has changed since it was read."""
+    """Updates the learning rate after the inputs of its schedule have changed."""
     rates = [base * shape(0) for base, shape in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
     scheduler._last_lr = rates
     for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
@@ -53,9 +52,9 @@ def renew(scheduler: LambdaLR) -> None:
 
 
 def set_paces(optimizer: Any, model: Any) -> None:
-    """Gives the parameters of each module with a `learning_rate`, such as gates, a group with that peak, undecayed.
+    """Moves the parameters of modules with a `learning_rate`, such as gates, to groups with that rate and no decay.
 
-    A module without parameters keeps its group, so that groups are as many before and after they have gone.
+    A module without parameters still gets a group, so that the number of groups stays.
     """
     for module in model.modules():
         rate = getattr(module, "learning_rate", None)

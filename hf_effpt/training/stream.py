@@ -1,4 +1,4 @@
-"""The order of the data: an endless stream, a pure function of (seed, position), so any point is entered at once."""
+"""Order of the data: an endless stream, computed from (seed, position), so that it resumes anywhere."""
 
 from collections.abc import Iterator
 from functools import lru_cache
@@ -12,30 +12,29 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hf_effpt.data.packing import PackedRows
 
-KEYS = ("example_id", "epoch")  # tell rows apart; no model reads them
+KEYS = ("example_id", "epoch")  # identify rows; not inputs of the model
 
 
 @lru_cache(maxsize=2)
 def permutation(num_rows: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of the rows in `epoch`."""
+    """Order of the rows in `epoch`."""
     generator = np.random.Generator(np.random.Philox(key=[seed & 0xFFFFFFFFFFFFFFFF, epoch]))
     return generator.permutation(num_rows)
 
 
 class BatchStream(Sampler):
-    """Yields the micro-batches of one process without end; each is an array of (epoch, row) pairs.
+    """Yields micro-batches of one process without end, each an array of (epoch, row) pairs.
 
-    Every pass over the data is a new permutation, and batches run on over the end of a pass, so that no row is left
-    out. The global batch is cut into equal parts for the processes: two of them see what one with twice the batch
-    would see.
+    Each pass is a new permutation. Batches may span two passes, so that no row is left out. Two processes see the rows
+    that one with twice the batch would see.
 
     Args:
         num_rows (`int`): rows of the dataset.
         batch_size (`int`): rows of a micro-batch of one process.
-        seed (`int`): of the permutations.
-        start (`int`, *optional*, defaults to 0): position in the stream, in rows of all processes, to begin at.
-        skip (`int`, *optional*, defaults to 0): rows of the first batch, fewer than it has, that are left out of it.
-        rank, world (`int`, *optional*): number of this process and of all.
+        seed (`int`): seed of the permutations.
+        start (`int`, *optional*, defaults to 0): first position, in rows of all processes.
+        skip (`int`, *optional*, defaults to 0): rows to leave out of the first batch, below `batch_size`.
+        rank, world (`int`, *optional*): index of this process and number of all.
     """
 
     def __init__(
@@ -59,7 +58,7 @@ class BatchStream(Sampler):
             skip = 0
 
     def keys(self, positions: np.ndarray) -> np.ndarray:
-        """The (epoch, row) pairs, of shape `(positions, 2)`, at these positions of the stream."""
+        """(epoch, row) pairs, of shape `(positions, 2)`, at these positions of the stream."""
         epochs, within = np.divmod(positions, self.num_rows)
         rows = np.empty_like(within)
         for epoch in np.unique(epochs):
@@ -69,11 +68,9 @@ class BatchStream(Sampler):
 
 
 class KeyedRows(Dataset):
-    """Rows of a dataset fetched a batch at a time by (epoch, row) pairs, with both passed on to the collator.
+    """Rows of a packed or map-style dataset, fetched in batches by (epoch, row) pairs.
 
-    Args:
-        dataset: packed rows, or any map-style dataset of examples.
-        keyed (`bool`): whether the collator takes `example_id` and `epoch`.
+    If `keyed` is `True`, adds `example_id` and `epoch` for the collator.
     """
 
     def __init__(self, dataset: Any, keyed: bool) -> None:
@@ -95,13 +92,9 @@ class KeyedRows(Dataset):
 
 
 class TrainingStream:
-    """The rows of a run, as a function of seed and position, and the loaders that yield them.
+    """Rows of a run, by seed and position, and the loaders that yield them, in batches made by `collator`.
 
-    Args:
-        args ([`EffptTrainingArguments`]): of the run.
-        dataset: the training rows.
-        collator: makes batches of them.
-        keyed (`bool`): `True` if the collator takes `example_id` and `epoch`.
+    `keyed` is `True` if the collator takes `example_id` and `epoch`.
     """
 
     def __init__(self, args: Any, dataset: Any, collator: Any, keyed: bool) -> None:
@@ -109,13 +102,13 @@ class TrainingStream:
         self.begin(0)
 
     def begin(self, rows_seen: int) -> None:
-        """Stands at a position, in rows of all processes."""
+        """Moves to a position, in rows of all processes."""
         self.rows_seen, self.step_rows = rows_seen, 0
-        self._carried: dict[str, Tensor] | None = None  # rows taken from the loader that no step has had yet
+        self._carried: dict[str, Tensor] | None = None  # rows loaded but not yet used by a step
 
     @property
     def step_rows_seen(self) -> int:
-        """Rows that all processes have taken in the last optimizer step."""
+        """Rows that all processes took in the last optimizer step."""
         return self.step_rows * self.args.world_size
 
     @property
@@ -124,13 +117,12 @@ class TrainingStream:
         return self.args.seed if self.args.data_seed is None else self.args.data_seed
 
     def loader(self, may_carry: bool) -> DataLoader:
-        """An endless stream of micro-batches, entered at the row where the run stands.
+        """Returns an endless loader of micro-batches from the current row.
 
-        Args:
-            may_carry (`bool`): `True` if steps may end within a micro-batch, as where methods select rows.
+        `may_carry` is `True` if steps may end within a micro-batch, as with row selection.
         """
         self._carried = None
-        # Each process may then stand within a batch of its own.
+        # Each process may then be within a micro-batch.
         apart = may_carry and self.args.world_size > 1
         skip = self.rows_seen // self.args.world_size % self.args.train_batch_size if apart else 0
         batches = self._batches(self.seed, self.rows_seen - skip * self.args.world_size, skip)
@@ -143,13 +135,13 @@ class TrainingStream:
         )  # fmt: skip
 
     def draw(self, number: int, step: int) -> Iterator[dict[str, Tensor]]:
-        """Micro-batches on the device in another order than the run's, a function of seed and optimizer step."""
+        """Yields micro-batches on the device in another order than the run's, by seed and step."""
         batches = islice(self._batches(hash((self.seed, step)), 0), number)
         for batch in self.loader_of(self.dataset, self.collator, batches, workers=0):
             yield on_device(batch, self.args.device)
 
     def take(self, batches: Iterator[dict[str, Tensor]], number: int, device: torch.device) -> list[dict[str, Tensor]]:
-        """The next micro-batches, on the device."""
+        """Returns the next `number` micro-batches, on the device."""
         self.step_rows = number * self.args.train_batch_size
         return [
             {name: value.to(device, non_blocking=True) for name, value in batch.items()}
@@ -157,7 +149,7 @@ class TrainingStream:
         ]
 
     def pull(self, batches: Iterator[dict[str, Tensor]], number: int) -> dict[str, Tensor]:
-        """The next `number` rows, on the CPU; the rest of a batch waits for the next call."""
+        """Returns the next `number` rows, on the CPU; keeps the rest of a batch for the next call."""
         self.step_rows = number
         parts, have = ([self._carried], len(self._carried["input_ids"])) if self._carried else ([], 0)
         while have < number:
@@ -168,7 +160,7 @@ class TrainingStream:
         return {name: values[:number] for name, values in rows.items()}
 
     def loader_of(self, dataset: Any, collator: Any, batches: Any, workers: Any = None) -> DataLoader:
-        """A loader of batches of (epoch, row) pairs of a dataset."""
+        """Returns a loader of a dataset; `batches` yields (epoch, row) pairs."""
         workers = self.args.dataloader_num_workers if workers is None else workers
         return DataLoader(
             KeyedRows(dataset, keyed=self.keyed),
@@ -177,16 +169,16 @@ class TrainingStream:
             num_workers=workers,
             prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
-            generator=torch.Generator(),  # its own: the loader must not draw from the generator that dropout uses
+            generator=torch.Generator(),  # the loader must not draw from dropout's generator
         )
 
 
 def on_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """The entries of a batch that a model reads, on the device."""
+    """Moves the entries of a batch that a model reads to the device."""
     return {name: value.to(device, non_blocking=True) for name, value in batch.items() if name not in KEYS}
 
 
 def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     rows = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    pinned = any(values.is_pinned() for values in parts[0].values())  # which a copy no longer is
+    pinned = any(values.is_pinned() for values in parts[0].values())  # `cat` loses pinning
     return {name: values.pin_memory() for name, values in rows.items()} if pinned else rows

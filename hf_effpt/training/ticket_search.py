@@ -1,4 +1,4 @@
-"""`EarlyBertTrainer`: the search for a ticket can be had by itself."""
+"""`EarlyBertTrainer`, whose ticket search can run alone."""
 
 from pathlib import Path
 from typing import Any
@@ -15,25 +15,23 @@ from .trainer import EffptTrainer
 class EarlyBertTrainer(EffptTrainer):
     """Searches for a ticket and trains it (Chen et al., 2021, EarlyBERT).
 
-    `train()` does both. `search()` stops between them, and `train()` then goes on from there to the end of the one
-    budget, as if it had not stopped. The model that it trains is `trainer.model`, made from the checkpoint between
-    them, as whenever a run is resumed.
+    `train()` does both. After `search()`, which stops at the ticket's checkpoint, `train()` resumes from there within
+    the same budget and replaces `trainer.model`.
     """
 
     method = "earlybert"
-    _searched: str | None = None  # the checkpoint of the ticket that `search` has found
+    _searched: str | None = None  # checkpoint of the ticket found by `search`
 
     @property
     def ticket(self) -> Ticket | None:
-        """The ticket, once it is drawn."""
+        """The ticket; `None` until it is drawn."""
         earlybert: Any = next(method for method in self.methods if method.name == self.method)
         return earlybert.ticket_of(self.model.backbone)
 
     def search(self, resume_from_checkpoint: str | bool | None = None) -> Ticket:
         """Trains until the ticket is drawn, and saves a checkpoint there.
 
-        Raises:
-            EffptError: if the run ends before.
+        Raises `EffptError` if the run ends before.
         """
         if self.ticket is None or resume_from_checkpoint:
             stop = _StopAtTicket(self)
@@ -52,7 +50,7 @@ class EarlyBertTrainer(EffptTrainer):
         return self.ticket
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
-        """As in [`EffptTrainer`]; after `search()` it goes on from the ticket."""
+        """Trains like [`EffptTrainer`]; after `search()` it continues from the ticket."""
         start, self._searched = resume_from_checkpoint or self._searched, None
         return super().train(start, **kwargs)
 

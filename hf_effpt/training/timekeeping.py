@@ -1,4 +1,4 @@
-"""Time and energy of a run: what is charged to its clock, and what is not."""
+"""Time and energy of a run, charged to its clock."""
 
 import time
 from collections.abc import Iterator
@@ -14,12 +14,12 @@ from .meters import synchronize
 
 
 class Timekeeper:
-    """Moves a clock on by the time and energy since the last step.
+    """Charges a clock for the time and energy since the last step.
 
     Args:
-        clock (`Clock`): of the run.
-        device (`torch.device`): where the model runs.
-        world (`int`): number of processes; they share one time, so that all of them stop at the same step.
+        clock (`Clock`): clock of the run.
+        device (`torch.device`): device of the model.
+        world (`int`): number of processes; they share one time, so that all stop at the same step.
     """
 
     def __init__(self, clock: Clock, device: torch.device, world: int) -> None:
@@ -27,8 +27,8 @@ class Timekeeper:
         self.energy = energy_source(device)
         if self.energy is not None:
             clock.joules = 0.0
-        self._joules = 0.0  # of this process, not yet added to those of the others
-        self.emissions: dict[str, Any] | None = None  # what codecarbon found, if it was asked
+        self._joules = 0.0  # of this process, not yet summed over processes
+        self.emissions: dict[str, Any] | None = None  # codecarbon's totals, if it ran
         self._is_paused = False
         self.start()
 
@@ -36,7 +36,7 @@ class Timekeeper:
         return time.perf_counter(), self.energy.joules() if self.energy is not None else 0.0
 
     def start(self) -> None:
-        """Charges nothing for what was before."""
+        """Starts timing now; earlier time is not charged."""
         self._last = self._now()
 
     def step(self, *, tokens: int, flops: float, reference_seconds: float | None = None) -> float:
@@ -45,7 +45,7 @@ class Timekeeper:
         return self._charge()
 
     def settle(self) -> float:
-        """Charges what the device still has to do for the steps so far, and returns the seconds that took."""
+        """Waits for the device's pending work, charges it, and returns its seconds."""
         synchronize(self.device)
         return self._charge(settling=True)
 
@@ -53,7 +53,7 @@ class Timekeeper:
         last, self._last = self._last, self._now()
         seconds, joules = (now - then for now, then in zip(self._last, last, strict=True))
         self._joules += joules
-        # Steps do not wait for one another's sums unless the budget is in them.
+        # Processes synchronize at each step only for a budget in seconds or joules.
         together = self.world == 1 or settling or self.clock.unit in ("seconds", "joules")
         if self.world > 1 and together:
             spent = torch.tensor([seconds, self._joules], dtype=torch.float64, device=self.device)
@@ -61,23 +61,23 @@ class Timekeeper:
             seconds, self._joules = spent[0].item() / self.world, spent[1].item()
         self.clock.tick(steps=0, seconds=seconds)
         if together:
-            if self.clock.joules is not None:  # `None` where nothing counts, or did not in an earlier part of the run
+            if self.clock.joules is not None:  # `None` if not counted here or earlier in the run
                 self.clock.joules += self._joules
             self._joules = 0.0
         return seconds
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Charges nothing for the block: measuring and saving are not part of training."""
-        if self._is_paused:  # evaluating several datasets evaluates each of them
+        """Charges nothing for the block, such as measuring or saving."""
+        if self._is_paused:  # evaluation of several datasets nests
             yield
             return
-        synchronize(self.device)  # what was launched before is still to be charged
+        synchronize(self.device)  # earlier GPU work is charged
         before, self._is_paused = self._now(), True
         try:
             yield
         finally:
-            synchronize(self.device)  # and what was launched in the block is not
+            synchronize(self.device)  # GPU work of the block is not charged
             self._is_paused = False
         skipped = (now - then for now, then in zip(self._now(), before, strict=True))
         self._last = tuple(last + gap for last, gap in zip(self._last, skipped, strict=True))

@@ -1,4 +1,4 @@
-"""`EffptTrainer`: the stock Trainer, bound to a clock and open to methods."""
+"""`EffptTrainer`: the stock Trainer with a budget clock and methods."""
 
 import math
 import time
@@ -33,31 +33,29 @@ from .row_selection import RowSelection
 from .schedule import clock_schedule, set_paces
 from .stream import TrainingStream
 
-ENDLESS = 2**31 - 1  # the number of steps where the clock, not a count, ends the run
+ENDLESS = 2**31 - 1  # number of steps if the clock ends the run
 
 
 class EffptTrainer(Trainer):
     """Trains a model of this package on a budget, with its methods, and exports a stock model.
 
-    Everything not named here is as in [`transformers.Trainer`]. `train(resume_from_checkpoint=…)` continues bit for
-    bit; `save_model()` writes the exported stock model, while `checkpoint-N/` holds the training model.
-
-    It is made of parts: `cost` ([`CostMeter`]) moves the clock, `stream` ([`TrainingStream`]) yields rows, `selection`
-    ([`RowSelection`]) has methods choose among them, `saver` ([`Saver`]) writes checkpoints and the export.
+    All else is as in [`transformers.Trainer`]. `train(resume_from_checkpoint=…)` continues bit for bit; `save_model()`
+    writes the stock model, while `checkpoint-N/` holds the training model. Parts: `cost` ([`CostMeter`]), `stream`
+    ([`TrainingStream`]), `selection` ([`RowSelection`]), `saver` ([`Saver`]).
 
     Args:
-        model ([`PreTrainedModel`]): a training model, for example `EffptBertForMaskedLM` or
-            `ElectraForJointPreTraining`; its configuration holds the methods.
-        args ([`EffptTrainingArguments`]): with the budget.
+        model ([`PreTrainedModel`]): training model, such as `EffptBertForMaskedLM`; its configuration holds the
+            methods.
+        args ([`EffptTrainingArguments`]): arguments with the budget.
         train_dataset: rows from [`pack`], or any map-style dataset of examples.
-        data_collator (*optional*): by default [`DataCollatorForMaskedLM`], with the shares of the model's objective,
-            for a model that pre-trains and a tokenizer, else as in the stock Trainer.
+        data_collator (*optional*): defaults to [`DataCollatorForMaskedLM`] for a pre-training model with a tokenizer,
+            else to the stock Trainer's.
 
     Raises:
-        EffptError: for a model, dataset or tokenizer that do not fit each other, before any training.
+        EffptError: if model, dataset and tokenizer do not fit each other, before any training.
     """
 
-    # The stock class declares these more widely, as optional or as unions; once a trainer is made they are all there.
+    # Narrower types than in the stock class: all are set once a trainer is made.
     args: EffptTrainingArguments
     accelerator: Any
     model: Any
@@ -66,9 +64,9 @@ class EffptTrainer(Trainer):
     train_dataset: Any
     eval_dataset: Any
 
-    method: str | None = None  # the method that a named subclass switches on
-    objectives: tuple[str, ...] = tuple(OBJECTIVES)  # those of the models that it trains
-    _warmup = 0.0  # share of the budget in which the learning rate rises, once there is a schedule
+    method: str | None = None  # method that a named subclass adds
+    objectives: tuple[str, ...] = tuple(OBJECTIVES)  # supported objectives
+    _warmup = 0.0  # as a fraction of the budget, set with the schedule
 
     def __init__(
         self,
@@ -89,16 +87,16 @@ class EffptTrainer(Trainer):
         checks.exclude_specials(model.config, processing_class)
         if data_collator is None and processing_class is not None and model.pretrains:
             data_collator = DataCollatorForMaskedLM(processing_class, seed=args.seed)
-        inner = getattr(data_collator, "collator", data_collator)  # of one that adds to what another masks
+        inner = getattr(data_collator, "collator", data_collator)  # a collator may wrap the masking one
         self.masking = inner if isinstance(inner, DataCollatorForMaskedLM) else None
         if self.masking is not None and self.masking.shares is None:
             self.masking.shares = OBJECTIVES[objective_of(model.config)].corruption
         prepare_seconds = prepare_methods(model, train_dataset, processing_class, args.seed)
         if args.ddp_find_unused_parameters is None:
-            # a layer that does not run has no gradient to wait for
+            # a layer that does not run has no gradient
             args.ddp_find_unused_parameters = bool(model.methods)
         if args.ddp_broadcast_buffers is None:
-            args.ddp_broadcast_buffers = False  # the buffers of methods change in the same way in every process
+            args.ddp_broadcast_buffers = False  # buffers of methods change equally in all processes
         with carbon.without_stock_tracker(args):
             super().__init__(
                 model=model,
@@ -111,9 +109,9 @@ class EffptTrainer(Trainer):
             )
         if train_dataset is not None:
             checks.check_size(train_dataset, self.args, self.methods)
-        self.facts: dict[str, Any] = {}  # entries of `run.json` that the trainer does not know itself
-        self.evaluation: dict[str, Any] | None = None  # the last held-out loss
-        self.step_loss: Any = 0.0  # of the step under way, summed over micro-batches
+        self.facts: dict[str, Any] = {}  # further entries of `run.json`
+        self.evaluation: dict[str, Any] | None = None  # last held-out evaluation
+        self.step_loss: Any = 0.0  # of the current step, summed over micro-batches
         self.cost = CostMeter(self.args, self.accelerator.autocast)
         self.cost.prepare_seconds = agreed(prepare_seconds, self.accelerator)
         self.stream = TrainingStream(self.args, train_dataset, self.data_collator, keyed=self.masking is not None)
@@ -126,7 +124,7 @@ class EffptTrainer(Trainer):
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(ClockProgress(self))
 
-    # A run.
+    # Run.
 
     @property
     def methods(self) -> list[Method]:
@@ -134,7 +132,7 @@ class EffptTrainer(Trainer):
 
     @property
     def row_methods(self) -> list[RowMethod]:
-        """The methods that select rows."""
+        """Methods that select rows."""
         return row_methods(self.methods)
 
     @property
@@ -147,10 +145,9 @@ class EffptTrainer(Trainer):
         return self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
-        """As in the stock Trainer; resuming builds the model that the checkpoint's configuration describes.
+        """Trains like the stock Trainer; resuming rebuilds the model from the checkpoint's configuration.
 
-        Raises:
-            EffptError: if the checkpoint to resume from is missing or not whole; the last whole one is named.
+        Raises `EffptError` if the checkpoint is missing or not whole; the message names the last whole one.
         """
         if resume_from_checkpoint:
             checkpoint = checkpoints.choose(resume_from_checkpoint, Path(self.args.output_dir))
@@ -161,7 +158,7 @@ class EffptTrainer(Trainer):
             self.model_wrapped = self.model
             self.optimizer = None
             if self.clock.finished:
-                self.create_optimizer_and_scheduler(1)  # whose learning rate is that of the end
+                self.create_optimizer_and_scheduler(1)  # at the final learning rate
                 self.state = TrainerState.load_from_json(str(checkpoint / checkpoints.STATE))
                 return TrainOutput(self.state.global_step, 0.0, {})
             resume_from_checkpoint = str(checkpoint)
@@ -173,14 +170,14 @@ class EffptTrainer(Trainer):
                 self.model.snapshot.take(self.model)
         checks.check_processes(self.methods, self.args.world_size)
         if self.args.compile_layers:
-            # Each layer by itself: then neither dropped nor added layers recompile the others.
+            # Layer by layer, so that dropped or added layers do not recompile the others.
             for layer in layers_of(self.model.backbone).children():
                 layer.compile()
         with carbon.tracking(self.args, self.cost.timekeeper):
             return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
 
     def begin(self, totals: dict[str, Any] | None) -> None:
-        """Sets clock and rows to zero, or to the totals saved in a checkpoint."""
+        """Sets clock and rows to zero, or to the totals of a checkpoint."""
         clock = self.args.clock
         if clock is None:
             rows = 0 if self.train_dataset is None else len(self.train_dataset)
@@ -190,9 +187,9 @@ class EffptTrainer(Trainer):
 
     @property
     def trained_share(self) -> float:
-        """Share that is spent of the part of the budget that is for training; the learning rate follows it.
+        """Fraction spent of the training part of the budget, which the learning rate follows.
 
-        A method may have the learning rate run anew in a part of the budget.
+        A method may restart the learning rate within a part of the budget.
         """
         since, until = span_of(self.model.config)
         since = max(since, self.cost.upfront_fraction)
@@ -204,15 +201,15 @@ class EffptTrainer(Trainer):
         return self.trained_share < self._warmup or rewarmed(self.model.config, self.clock.steps) < 1
 
     def set_initial_training_values(self, args: Any, dataloader: Any) -> tuple:
-        """One endless pass; the number of steps is the budget where it counts steps, else the clock ends the run."""
+        """Sets one endless epoch; its steps are the budget if that is in steps, else the clock ends the run."""
         steps = int(self.clock.budget) if self.clock.unit == "steps" else ENDLESS
         micro_batches = steps * args.gradient_accumulation_steps
         return 1, steps, len(self.train_dataset), steps * self.step_rows, self.step_rows, micro_batches, steps
 
-    # The optimizer and its schedule.
+    # Optimizer and schedule.
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """The stock schedule of that name, as a function of the share of the budget that is spent."""
+        """Creates the stock schedule as a function of the fraction of the budget spent."""
         if self.lr_scheduler is None:
             length = int(self.clock.budget) if self.clock.unit == "steps" else 1_000_000
             self._warmup = self.args.get_warmup_steps(length) / length
@@ -228,12 +225,12 @@ class EffptTrainer(Trainer):
 
     @staticmethod
     def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> tuple[Any, Any]:
-        """As in the stock Trainer, or the optimizer without bias correction."""
+        """Returns the stock optimizer, or AdamW without bias correction."""
         kind, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, model)
         return (kind if args.bias_correction else UncorrectedAdamW), kwargs
 
     def get_decay_parameter_names(self, model: Any) -> list[str]:
-        """As in the stock Trainer, without the parameters of modules with a true `no_weight_decay`, such as gates."""
+        """Stock names without the parameters of modules with a true `no_weight_decay`, such as gates."""
         spared = {
             parameter
             for module in model.modules()
@@ -244,10 +241,9 @@ class EffptTrainer(Trainer):
         return [name for name in names if model.get_parameter(name) not in spared]
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """As in the stock Trainer; the parameters of modules with a `learning_rate` are in a group of their own.
+        """Creates the stock optimizer, with extra groups for modules with a `learning_rate`.
 
-        Raises:
-            EffptError: if it could not follow a method that changes the set of parameters.
+        Raises `EffptError` if it cannot follow a method that changes the set of parameters.
         """
         fresh = self.optimizer is None
         optimizer = super().create_optimizer(model)
@@ -257,7 +253,7 @@ class EffptTrainer(Trainer):
         return optimizer
 
     def refresh_optimizer(self) -> None:
-        """Points the live optimizer at the model's present parameters; those that stayed keep their state."""
+        """Points the optimizer at the model's current parameters; those that stay keep their state."""
         live, self.optimizer = self.optimizer, None
         fresh, self.optimizer = self.create_optimizer(), live
         for group, new in zip(live.param_groups, fresh.param_groups, strict=True):
@@ -267,18 +263,18 @@ class EffptTrainer(Trainer):
         for gone in [parameter for parameter in live.state if parameter not in present]:
             del live.state[gone]
 
-    # A step.
+    # Step.
 
     def get_train_dataloader(self) -> Any:
-        """An endless stream of batches, entered at the row where the run stands."""
+        """Returns an endless loader of micro-batches from the current row."""
         strip = self.masking is None and hasattr(self.train_dataset, "column_names")
-        # Both may have been replaced since the trainer was made.
+        # The user may have replaced both.
         self.stream.dataset = self._remove_unused_columns(self.train_dataset) if strip else self.train_dataset
         self.stream.collator = self.data_collator
         return self.stream.loader(may_carry=bool(self.row_methods))
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """Held-out rows in order, 15 % of them chosen whatever the rate in training, the same at every call."""
+        """Returns an ordered loader of held-out rows, with the same 15 % of tokens chosen at every call."""
         eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if self.masking is None:
             return super().get_eval_dataloader(eval_dataset)
@@ -291,7 +287,7 @@ class EffptTrainer(Trainer):
         )
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
-        """The micro-batches of one optimizer step, on the device, and the number of labels in all of them."""
+        """Returns the micro-batches of one optimizer step, on the device, and their number of labels."""
         with self.cost.meter.measure("data"):
             self.step_loss = 0.0
             if selecting := self.row_methods:
@@ -306,7 +302,7 @@ class EffptTrainer(Trainer):
             return batches, self._get_num_items_in_batch(batches, device)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
-        """What the losses of the step are divided by: of a model with two losses two numbers."""
+        """Divisors of the step's losses: one number per loss of the model."""
         counts = [self.model.count_items(batch) for batch in batch_samples] if self.model_accepts_loss_kwargs else []
         if not counts or counts[0] is None:
             return super()._get_num_items_in_batch(batch_samples, device)
@@ -323,7 +319,7 @@ class EffptTrainer(Trainer):
         return loss
 
     def floating_point_ops(self, inputs: Any) -> float:
-        """FLOPs of the micro-batch just trained on: counted, not estimated from the number of parameters."""
+        """Counted FLOPs of the micro-batch just trained on."""
         return self.cost.micro_flops
 
     def compute_loss(
@@ -332,8 +328,7 @@ class EffptTrainer(Trainer):
         with self.cost.meter.measure("forward") if model.training else nullcontext():
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if model.training:
-            # The Trainer divides a micro-batch mean by the accumulation steps afterwards, but not a loss scaled
-            # already.
+            # The Trainer later divides by the accumulation steps, unless the loss is scaled already.
             scaled = self.model_accepts_loss_kwargs and num_items_in_batch is not None
             share = self.current_gradient_accumulation_steps if scaled else 1
             for method in self.methods:
@@ -346,10 +341,10 @@ class EffptTrainer(Trainer):
         self.cost.charge_step(self.model, self.optimizer)
         self.stream.rows_seen += self.stream.step_rows_seen
 
-    # What is measured.
+    # Metrics.
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the clock to each entry; to those of training also speed, utilisation and the parts of a step."""
+        """Adds the clock to loss entries; to training entries also speed, utilisation and parts of a step."""
         if "loss" in logs:
             self.cost.meter.seconds += self.cost.timekeeper.settle()
             with self.cost.timekeeper.paused():
@@ -357,14 +352,14 @@ class EffptTrainer(Trainer):
                 logs |= logged_metrics(self.model, self.accelerator)
                 self.selection.note_device_time(self.row_methods)
             self.cost.meter.reset()
-        if any(name.endswith("loss") for name in logs if name != "train_loss"):  # which comes with its own totals
+        if any(name.endswith("loss") for name in logs if name != "train_loss"):  # it has its own totals
             totals = self.clock.as_dict() | {"clock": self.clock.fraction}
             names = ("clock", "tokens", "flops", "seconds", "reference_seconds", "joules")
             logs |= {name: totals[name] for name in names if totals[name] is not None}
         super().log(logs, start_time)
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict:
-        """For packed held-out rows the exact mean loss, and the floor that it has to get below; else as stock."""
+        """Computes exact mean loss and floor on packed held-out rows; other data as in the stock Trainer."""
         eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         with self.cost.timekeeper.paused():
             if self.masking is None or eval_dataset is None or isinstance(eval_dataset, dict):
@@ -377,7 +372,7 @@ class EffptTrainer(Trainer):
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    # What is saved.
+    # Saving.
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.saver.staging or super()._get_output_dir(trial))
@@ -399,6 +394,6 @@ class EffptTrainer(Trainer):
     def create_model_card(
         self, language: Any = None, license: str | None = None, tags: Any = None, **kwargs: Any
     ) -> None:
-        """Writes the package's own card, from what the run has measured; the stock Trainer's other facts are in it."""
+        """Writes the package's own card, from the run's record and these facts."""
         if self.is_world_process_zero():
             self.saver.write_card({"language": language, "license": license, "tags": tags})

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +23,6 @@ from hf_effpt.core.random import row_keys
 from hf_effpt.core.token_losses import TokenLosses, observe_losses
 
 from .routing import Pass, check_inputs
-
-if TYPE_CHECKING:
-    from .method import LayerSkip
 
 Evaluation = Literal["all", "threshold", "hardened"]
 
@@ -61,7 +58,7 @@ class Gates(KeepsPrecision):
     baseline: Tensor
     steps: Tensor
 
-    def __init__(self, settings: LayerSkip, hidden_size: int, layers: int) -> None:
+    def __init__(self, settings: Any, hidden_size: int, layers: int) -> None:
         super().__init__()
         exact = {"device": "meta", "dtype": torch.float32}  # their constructors would draw from the global generator
         self.narrow = nn.Linear(hidden_size, WIDTH, **exact)

@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.random import salted, uniform
-
-if TYPE_CHECKING:
-    from .gates import Gates
 
 Layer = Callable[..., Tensor]
 
@@ -31,7 +28,7 @@ class Pass:
         positions (`int`): number of gated layers.
     """
 
-    def __init__(self, gates: Gates, positions: int) -> None:
+    def __init__(self, gates: Any, positions: int) -> None:
         self.gates, self.positions = gates, positions
         self.state: tuple[Tensor, Tensor] | None = None
         self.logits: list[Tensor] = []  # of each gated layer, of shape `(batch_size,)`

@@ -1,16 +1,13 @@
 """Settings of a selection: defaults come from the strategy, and combinations that cannot work are refused."""
 
 from dataclasses import fields
-from typing import TYPE_CHECKING
+from typing import Any
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.registry import nearest
 
 from .strategies import STRATEGIES
 from .strategy import ResolvedSettings, Scorer, Strategy
-
-if TYPE_CHECKING:
-    from .method import Selection
 
 # Settings that only some strategies have.
 OWN = (
@@ -20,7 +17,7 @@ OWN = (
 GENERATED = ("electra", "electra_15", "replace_mlm", "all_tokens_mlm", "mcbert")  # objectives with a generator
 
 
-def resolve(settings: "Selection", objective: str = "mlm") -> ResolvedSettings:
+def resolve(settings: Any, objective: str = "mlm") -> ResolvedSettings:
     """Fills in every setting that was left out, for a model that is trained for this objective.
 
     Raises:
@@ -47,7 +44,7 @@ def resolve(settings: "Selection", objective: str = "mlm") -> ResolvedSettings:
     return resolved
 
 
-def _refuse_unknown(settings: "Selection", kind: type[Strategy]) -> None:
+def _refuse_unknown(settings: Any, kind: type[Strategy]) -> None:
     """Refuses what the strategy does not have."""
     name = settings.strategy
     for key, valid in (("scorer", kind.scorers), ("rule", kind.rules), ("mode", kind.modes)):
@@ -85,7 +82,7 @@ def _check_times(resolved: ResolvedSettings) -> None:
         )
 
 
-def check(settings: "Selection", objective: str) -> None:
+def check(settings: Any, objective: str) -> None:
     """Checks the settings against what the model is trained for.
 
     Raises:

@@ -3,7 +3,7 @@
 N rows looked at.
 """
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,9 +11,6 @@ from torch import Tensor
 from hf_effpt.core.random import salted, uniform
 
 from .pool import Pool
-
-if TYPE_CHECKING:
-    from .strategy import ResolvedSettings
 
 # Streams of random numbers in a step.
 UNIFORM, RANKED, TIES, PRUNED = range(0x5E1EC7, 0x5E1EC7 + 4)
@@ -46,7 +43,7 @@ def sample(weights_N: Tensor, pool: Pool, number: int, what: int = RANKED) -> Te
     return by_score(races_N, pool)[:number].sort().values
 
 
-def choose(scores_N: Tensor, pool: Pool, number: int, resolved: "ResolvedSettings") -> Tensor:
+def choose(scores_N: Tensor, pool: Pool, number: int, resolved: Any) -> Tensor:
     """Positions of `number` rows by their scores, in rising order.
 
     The share `explore` of them is drawn uniformly; the share `outliers` of the pool, of the highest scores, is picked
@@ -84,7 +81,7 @@ def fill_up(picked: Tensor, pool: Pool, number: int) -> Tensor:
     return torch.cat([picked, by_score(rest_N, pool)[: number - len(picked)]]).sort().values
 
 
-def _wanted(sorted_N: Tensor, resolved: "ResolvedSettings") -> Tensor:
+def _wanted(sorted_N: Tensor, resolved: Any) -> Tensor:
     """Sampling weights of rows from the highest score to the lowest."""
     if resolved.mode == "weighted":
         low, high = sorted_N[-1].double(), sorted_N[0].double()

@@ -6,7 +6,7 @@ B batch, L row length, D hidden size, V vocabulary, M entries.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,6 @@ from hf_effpt.core.precision import KeepsPrecision
 
 from .lookup import SPECIAL, Occurrences, Words, entries_of, occurrences_of, words_of
 from .writing import gather_processes, take_in, window_means
-
-if TYPE_CHECKING:
-    from .method import TNF
 
 INIT_STD = 0.02  # as of BERT's embeddings; the paper gives none
 
@@ -51,7 +48,7 @@ class NoteDictionary(KeepsPrecision):
     keys: Tensor
     kinds: Tensor
 
-    def __init__(self, settings: TNF, hidden_size: int, vocab_size: int) -> None:
+    def __init__(self, settings: Any, hidden_size: int, vocab_size: int) -> None:
         super().__init__()
         entries = settings.entries or 0
         self.register_buffer("vectors", torch.zeros(entries, hidden_size, dtype=torch.float32))
