@@ -11,7 +11,7 @@ PRE_NORM = ("roberta-prelayernorm",)  # pre-LN architectures with an `encoder.la
 
 
 def layers_of(backbone: nn.Module) -> nn.ModuleList:
-    """The list of transformer layers of `backbone`."""
+    """Transformer layers of `backbone`."""
     encoder = getattr(backbone, "encoder", None)
     layers = getattr(encoder, "layer", None)
     if not isinstance(layers, nn.ModuleList):
@@ -29,7 +29,7 @@ def replace_layers(backbone: Any, layers: nn.ModuleList) -> None:
 
 
 def generator_of(backbone: nn.Module) -> Any:
-    """The encoder of ELECTRA's generator or MC-BERT's controller beside `backbone`, or `None`."""
+    """Encoder of ELECTRA's generator or MC-BERT's controller beside `backbone`, or `None`."""
     return backbone.__dict__.get("generator_encoder")
 
 
@@ -39,7 +39,7 @@ def set_generator(backbone: nn.Module, generator: nn.Module) -> None:
 
 
 def embeddings_of(backbone: Any) -> list[nn.Module]:
-    """The modules below the first layer of `backbone`: its embeddings and, if it has one, their projection."""
+    """Modules below the first layer of `backbone`: the embeddings and, if there is one, their projection."""
     names = ("embeddings", "embeddings_project")
     return [getattr(backbone, name) for name in names if hasattr(backbone, name)]
 
@@ -50,7 +50,7 @@ def is_pre_norm(config: Any) -> bool:
 
 
 class Attention(NamedTuple):
-    """The projections of a layer's attention; rows of the first three and columns of `output` belong to heads."""
+    """Projections of a layer's attention. Heads own rows of the first three and columns of `output`."""
 
     query: nn.Linear
     key: nn.Linear
@@ -60,25 +60,25 @@ class Attention(NamedTuple):
 
 
 class FeedForward(NamedTuple):
-    """The feed-forward block of a layer; rows of `up` and columns of `down` belong to its neurons."""
+    """Feed-forward block of a layer. Neurons own rows of `up` and columns of `down`."""
 
     up: nn.Linear
     down: nn.Linear
 
 
 def attention_of(layer: Any) -> Attention:
-    """The projections of the attention of a layer."""
+    """Projections of a layer's attention."""
     own = layer.attention.self
     return Attention(own.query, own.key, own.value, layer.attention.output.dense, own.attention_head_size)
 
 
 def feed_forward_of(layer: Any) -> FeedForward:
-    """The two projections of the feed-forward block of a layer."""
+    """Projections of a layer's feed-forward block."""
     return FeedForward(layer.intermediate.dense, layer.output.dense)
 
 
 def pooler_of(backbone: Any) -> nn.Linear | None:
-    """The projection of the pooler of `backbone`, if it has one."""
+    """Projection of the pooler of `backbone`, or `None`."""
     return getattr(getattr(backbone, "pooler", None), "dense", None)
 
 

@@ -1,4 +1,4 @@
-"""The clock: what a run may spend, what it has spent, and so how far it is."""
+"""The clock: budget, spending and progress of a run."""
 
 from __future__ import annotations
 
@@ -33,15 +33,14 @@ _BUDGET = re.compile(r"\s*([0-9][0-9_]*\.?[0-9]*(?:e[+-]?[0-9]+)?|\.[0-9]+)\s*([
 
 @dataclass
 class Clock:
-    """Counts what a run has spent; learning rate, growth and drop schedules are functions of its `fraction`.
+    """Budget and spending of a run; schedules of learning rate and methods are functions of its `fraction`.
 
     Args:
-        unit (`str`): what the budget is counted in: `steps`, `tokens`, `flops`, `seconds`, `joules`, or
-            `reference_seconds`, the time that the same operations take on a reference system, whatever else this
-            machine has to do (Kaddour et al., 2023, section 2).
-        budget (`float`): how many of them may be spent.
-        steps, tokens, flops, seconds, joules, reference_seconds: what has been spent. The last two are `None` where
-            nothing counts them; on a CPU without an energy counter `joules` is an estimate.
+        unit (`str`): unit of the budget: `steps`, `tokens`, `flops`, `seconds`, `joules`, or `reference_seconds`, the
+            time that the same operations take on a reference system (Kaddour et al., 2023, section 2).
+        budget (`float`): budget in that unit.
+        steps, tokens, flops, seconds, joules, reference_seconds: amounts spent. The last two are `None` if they are
+            not measured; on a CPU without an energy counter `joules` is an estimate.
 
     Raises:
         EffptError: for an unknown unit or a budget that is not positive and finite.
@@ -78,7 +77,7 @@ class Clock:
         return cls(unit, float(match[1].replace("_", "")) * factor)
 
     def share(self, fraction: float) -> str:
-        """A budget of this fraction of it, as `parse` reads it."""
+        """Budget of this fraction of the whole, in the format of `parse`."""
         part = self.budget * fraction
         return f"{max(1, round(part)) if self.unit == 'steps' else part!r}{self.unit}"
 
@@ -88,7 +87,7 @@ class Clock:
 
     @property
     def fraction(self) -> float:
-        """The share of the budget that is spent, from 0 to 1."""
+        """Share of the budget that is spent, from 0 to 1."""
         return min(1.0, self.spent / self.budget)
 
     @property
@@ -104,7 +103,7 @@ class Clock:
         seconds: float = 0.0,
         reference_seconds: float | None = None,
     ) -> None:
-        """Adds what an optimizer step has cost."""
+        """Adds the cost of an optimizer step."""
         self.steps += steps
         self.tokens += tokens
         self.flops += flops
@@ -113,7 +112,7 @@ class Clock:
             self.reference_seconds = (self.reference_seconds or 0.0) + reference_seconds
 
     def restore(self, totals: dict[str, Any]) -> None:
-        """Takes over the totals of an earlier part of the run; the budget stays what it is now."""
+        """Continues from the totals of an earlier part of the run; the budget does not change."""
         for name in ("steps", "tokens", "flops", "seconds", "joules", "reference_seconds"):
             setattr(self, name, totals.get(name))
 

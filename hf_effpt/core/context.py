@@ -1,4 +1,4 @@
-"""The state of a run, as the hooks of a method see it."""
+"""State of a run, as the hooks of a method see it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ Batch = Mapping[str, Tensor]
 class RunContext:
     """State of a run at one hook.
 
-    `step`, `fraction` and `seed` are always there. The other fields belong to a live run; they are `None` where only
-    the weights are at hand, as in most tests.
+    Fields after `seed` belong to a live run and are `None` where only the weights are at hand, as in most tests.
 
     Args:
-        step (`int`): optimizer steps that are done; before a step, its number, counted from 0.
+        step (`int`): number of finished optimizer steps.
         fraction (`float`): share of the clock's budget that is spent, from 0 to 1.
         seed (`int`, *optional*, defaults to 0): seed of the run.
         model (`nn.Module`, *optional*): the training model; called with a batch, its output has the `loss`.
@@ -33,8 +32,7 @@ class RunContext:
         draw_batches (`Callable[[int], Iterator]`, *optional*): yields that number of batches of training rows, on the
             device, outside the run's own order. Each process gets its own. Their tokens are charged.
         charged (`Callable`, *optional*): takes a batch and returns the context in which a method computes a loss and
-            gradients of its own: in the run's precision, with its FLOPs charged. Work on batches of equal shapes is
-            taken to be equal.
+            gradients of its own: in the run's precision, with its FLOPs charged. Equal shapes must cost the same.
         warming_up (`bool`, *optional*, defaults to `False`): `True` while the learning rate still rises.
         open_text (`Callable`, *optional*): opens the training text; read it as `text`.
     """
@@ -58,10 +56,10 @@ class RunContext:
 
     @property
     def text(self) -> Any:
-        """The training text, for `prepare`: token ids, word boundaries and special tokens (`data.words.TrainingText`).
+        """Training text for `prepare`: token ids, word boundaries, special tokens (`data.training_text.TrainingText`).
 
         Raises:
-            EffptError: if there is none that a method can read.
+            EffptError: if there is none.
         """
         if self.open_text is None:
             raise EffptError("There is no training text here; it is at hand in `prepare` only, when a run begins.")

@@ -1,8 +1,7 @@
-"""Depth of an encoder: all layers are allocated once, at the target depth, and an order says which of them run.
+"""Depth of an encoder: all layers are allocated at the start, and an order says which of them run.
 
-So no parameter appears or disappears after the optimizer exists: growth is an in-place copy and a longer order,
-dropping a layer is a shorter one. A layer that does not run has no gradient, costs nothing and keeps its optimizer
-state.
+No parameter appears or disappears after the optimizer exists: growth copies in place and lengthens the order. A layer
+that does not run has no gradient, costs nothing and keeps its optimizer state.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,10 +22,8 @@ class Router(Protocol):
     """Runs each layer on some rows of a batch only.
 
     Args:
-        share (`float`): share, in [0, 1], of the rows that ran in the last forward pass, out of those that layers
-            were allowed to skip.
-        forced (`float`, *optional*): fixed share of the rows to run instead, whichever they are, so that shapes do
-            not depend on computed values.
+        share (`float`): share, in [0, 1], of the skippable rows that ran in the last forward pass.
+        forced (`float`, *optional*): fixed share of rows to run, so that shapes do not depend on computed values.
     """
 
     share: float
@@ -50,8 +47,7 @@ class LayerStack(nn.ModuleList):
         self.dropped: frozenset[int] = frozenset()
         # Number of layers that run, from the first of the order on; by default all.
         self.first: int | None = None
-        # Called in place of the last layer that runs, with that layer as first argument. A head that needs few outputs
-        # sets it, so that no others are computed.
+        # Replaces the last layer that runs, its first argument, so that a head may compute only outputs it needs.
         self.last: Callable[..., torch.Tensor] | None = None
         # `True` if something besides the head reads the outputs of every position in training.
         self.read_whole = False
@@ -113,7 +109,7 @@ def _scaled(scale: float, layer: nn.Module, hidden: torch.Tensor, *args: Any, **
 
 
 def stack_of(backbone: Any) -> LayerStack:
-    """The `LayerStack` of `backbone`, put in place of its layer list at the first call."""
+    """The `LayerStack` of `backbone`, which replaces its layer list at the first call."""
     layers = layers_of(backbone)
     if not isinstance(layers, LayerStack):
         layers = LayerStack(layers._modules[str(index)] for index in range(len(layers)))
@@ -125,7 +121,7 @@ def stack_of(backbone: Any) -> LayerStack:
 
 
 def running(backbone: Any, training: bool | None = None) -> list[Any]:
-    """The layers that the next forward pass runs, first to last; without `training`, in the mode of `backbone`."""
+    """Layers of the next forward pass, first to last; `training` is by default the mode of `backbone`."""
     layers = layers_of(backbone)
     if not isinstance(layers, LayerStack):
         return list(layers)
@@ -134,11 +130,7 @@ def running(backbone: Any, training: bool | None = None) -> list[Any]:
 
 @contextmanager
 def first_layers(backbone: Any, number: int | None) -> Iterator[None]:
-    """Limits `backbone` to its first layers within the block.
-
-    Args:
-        backbone: the encoder.
-        number (`int`, *optional*): number of layers to run, at least 1; by default all.
+    """Limits `backbone` to its first `number` layers within the block; `None` for all.
 
     Raises:
         EffptError: for a number below 1.
@@ -159,14 +151,14 @@ def router_of(backbone: Any) -> Router | None:
 
 
 def set_order(backbone: Any, order: Iterable[int]) -> None:
-    """Sets the order of layers, and writes it into the configuration so that a checkpoint keeps it."""
+    """Sets the order of layers, also in the configuration, so that a checkpoint keeps it."""
     stack = stack_of(backbone)
     stack.order = order
     backbone.config.layer_order = list(stack.order)
 
 
 def every_other(layers: int, depth: int) -> list[int]:
-    """Indices of `depth` out of `layers` layers at equal distances, from 0 on: 0, 2, 4, … if it is half of them."""
+    """Indices of `depth` of `layers` layers, evenly spaced from 0: 0, 2, 4, … for half of them."""
     return [index * layers // depth for index in range(depth)]
 
 

@@ -1,4 +1,4 @@
-"""Files that arrive whole or not at all: a failed write never costs what was there before."""
+"""Atomic writes of files and folders: a failed write leaves the old content."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ FULL = rf"\(os error ({errno.ENOSPC}|{errno.EDQUOT})\)|unexpected pos \d+ vs \d+
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """`True` if `error`, or one that it was raised from or after, says that no space or quota is left on the disk."""
-    while error is not None and not isinstance(error, EffptError):  # which has explained its cause already
+    """`True` if `error`, or an error that led to it, says that the disk or its quota is full."""
+    while error is not None and not isinstance(error, EffptError):  # an `EffptError` has explained its cause
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or re.search(FULL, str(error)):
             return True
         error = error.__cause__ or error.__context__
@@ -33,10 +33,7 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 
 def write_atomically(path: Path, content: str | Callable[[Path], Any]) -> None:
-    """Writes a file beside `path` and renames it; a failure leaves the old file and nothing else.
-
-    `content` is its text, or a function that writes the file whose name it is given.
-    """
+    """Writes a file atomically; `content` is its text, or a function that writes to the path it is given."""
     with TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent, ignore_cleanup_errors=True) as beside:
         new = Path(beside, path.name)
         new.write_text(content, encoding="utf-8") if isinstance(content, str) else content(new)
@@ -44,9 +41,9 @@ def write_atomically(path: Path, content: str | Callable[[Path], Any]) -> None:
 
 
 def create_once(path: Path, write: Callable[[Path], Any], folder: bool = False) -> None:
-    """Makes a file or folder beside `path` and gives it that name, unless it is taken: the first of several wins.
+    """Creates `path` atomically unless it exists; the first of several processes wins.
 
-    `write` writes the file whose name it is given, or, if `folder` is `True`, fills the empty folder.
+    `write` writes the file at the path it is given or, if `folder` is `True`, fills the empty folder there.
     """
     with TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent, ignore_cleanup_errors=True) as beside:
         new = Path(beside, path.name)
@@ -61,24 +58,21 @@ def create_once(path: Path, write: Callable[[Path], Any], folder: bool = False) 
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes `content` to the file `path`, for people to read too; meanwhile the old one is there, whole."""
+    """Writes indented JSON atomically."""
     write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in the file `path`."""
+    """Reads the JSON object in the file `path`."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 @contextmanager
 def replacing_folder_contents(out: str | os.PathLike) -> Iterator[Path]:
-    """Yields an empty folder to write into; once the block has ended well, its files replace their namesakes in `out`.
+    """Yields an empty folder; when the block succeeds, its files replace those of the same name in `out`.
 
-    Other files of `out` (checkpoints, say) stay. When the block fails, `out` is as it was before, and is not even
-    created. What a killed process left behind is removed by the next call. One writer at a time.
-
-    Args:
-        out (`str` or `os.PathLike`): the folder to update; created if need be.
+    Other files of `out`, such as checkpoints, stay. If the block fails, `out` is unchanged, and not created. The next
+    call removes remains of a killed process. One writer at a time.
 
     Raises:
         EffptError: if `out` is a file or cannot be written, or if the disk is full.

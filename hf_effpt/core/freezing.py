@@ -6,15 +6,13 @@ from typing import Any
 
 from torch import nn
 
-_FROZEN = "frozen_parameters"  # of the attribute of the backbone
+_FROZEN = "frozen_parameters"  # attribute of the backbone
 
 
 def freeze(backbone: Any, parameters: Iterable[nn.Parameter]) -> None:
-    """Freezes exactly these parameters of those that learn; the ones that an earlier call froze learn again.
+    """Freezes exactly these parameters of `backbone`; others that an earlier call froze learn again.
 
-    Args:
-        backbone: the encoder, which remembers what is frozen.
-        parameters (`Iterable[nn.Parameter]`): those not to learn. One that did not learn before is left alone.
+    Parameters that did not learn before the first call are left alone.
     """
     held: dict[int, nn.Parameter] = backbone.__dict__.get(_FROZEN, {})
     wanted = {id(parameter): parameter for parameter in parameters}
@@ -31,7 +29,7 @@ def freeze(backbone: Any, parameters: Iterable[nn.Parameter]) -> None:
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """Freezes all parameters of `module` in the block; those that did not learn before are left alone."""
+    """Freezes all parameters of `module` within the block, then restores `requires_grad`."""
     learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
     for parameter in learning:
         parameter.requires_grad_(False)

@@ -1,7 +1,6 @@
-"""Gates on attention heads and feed-forward neurons: factors of their contributions to a layer's output.
+"""Gates: factors on the outputs of attention heads and feed-forward neurons.
 
-Gates multiply the columns of the output projections W_o and W_2, which is equal to gating heads and neurons and
-stores no further activations.
+They multiply columns of the output projections W_o and W_2, which is equivalent and stores no further activations.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from .modes import observing
 from .precision import KeepsPrecision
 from .width import widths_of
 
-BATCHES = 8  # of training text, in a measurement of importance
+BATCHES = 8  # of training text, to measure importance
 NAME = "width_gates"  # attribute of the backbone
 
 
@@ -58,7 +57,7 @@ class WidthGates(KeepsPrecision):
         self.neurons = ones([neurons for _, neurons in widths])  # layer i: shape (neurons,)
 
     def reset_missing_parameters(self) -> None:
-        """Sets gates to 1 that the loaded weights lack."""
+        """Sets gates that the loaded weights lack to 1."""
         for gate in self.parameters():
             if not getattr(gate, "_is_hf_initialized", False) and not gate.is_meta:
                 nn.init.ones_(gate)
@@ -82,7 +81,7 @@ class WidthGates(KeepsPrecision):
                     linear.__dict__.pop(name, None)
 
     def gated(self, linear: nn.Linear) -> Tensor:
-        """The weights of a gated module, multiplied by its gates."""
+        """Weights of a gated module times its gates."""
         kind, index = linear.__dict__["gated"]
         gate = getattr(self, kind)[index]
         weight = linear.weight
@@ -100,7 +99,7 @@ class WidthGates(KeepsPrecision):
             gate.fill_(1.0)
 
     def retire(self, backbone: Any) -> None:
-        """Removes all gates, but keeps the module, to which a parameter group of the optimizer belongs."""
+        """Removes all gates, but keeps the module, which a parameter group of the optimizer belongs to."""
         if gates_of(backbone) is self:
             self.detach(backbone)
         self.heads, self.neurons, self.on = nn.ParameterList(), nn.ParameterList(), False
@@ -108,7 +107,7 @@ class WidthGates(KeepsPrecision):
 
 
 def gates_of(backbone: Any) -> WidthGates | None:
-    """The gates of `backbone`, retired or not, or `None`."""
+    """Gates of `backbone`, retired or not, or `None`."""
     return getattr(backbone, NAME, None)
 
 
@@ -116,7 +115,7 @@ Scores = tuple[list[Tensor], list[Tensor]]  # scores of the heads and of the neu
 
 
 def gate_scores(gates: WidthGates) -> Scores:
-    """The absolute values of the gates of every layer."""
+    """Absolute gates of every layer."""
     return [gate.detach().abs() for gate in gates.heads], [gate.detach().abs() for gate in gates.neurons]
 
 
@@ -152,10 +151,7 @@ def importance(
 
 
 def loss_importance(backbone: Any, context: RunContext) -> Scores:
-    """The [`importance`] of heads and neurons for the loss of a live run, over 8 batches that are charged to it.
-
-    The model is in evaluation mode: its dropout would use random numbers of the run.
-    """
+    """The [`importance`] of heads and neurons for the loss of a live run, over 8 batches that are charged to it."""
     assert context.draw_batches is not None
     assert context.charged is not None
     with observing(backbone, context.model):
@@ -180,7 +176,7 @@ def opened(backbone: Any) -> Iterator[WidthGates]:
 
 @torch.no_grad()
 def magnitude(backbone: Any) -> Scores:
-    """The L2 norm of the weights of each head and neuron."""
+    """L2 norm of the weights of each head and neuron."""
     heads, neurons = [], []
     for layer in layers_of(backbone).children():
         attention, block = attention_of(layer), feed_forward_of(layer)

@@ -1,4 +1,4 @@
-"""What a model makes of masked rows, for a method that judges them; nothing is learned from it."""
+"""Encoder outputs and head of a batch, for methods that score rows."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -9,16 +9,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class HeadInputs:
-    """The outputs of an encoder at the positions of a batch at which it has to answer, and the head above it.
+    """Encoder outputs at the labelled positions of a batch, and the head above them.
 
-    B batch, M positions a row, D hidden size, F size of the features, V answers to choose from.
+    B batch, M positions per row, D hidden size, F size of the features, V classes.
 
     Args:
-        hidden_BMD (`Tensor` of shape `(batch_size, positions, hidden_size)`): the encoder's outputs.
-        labels_BM (`Tensor` of shape `(batch_size, positions)`): the right answers; -100 where none is asked for.
-        head (`Callable[[Tensor], tuple[Tensor, Tensor]]`): from hidden states of shape `(..., hidden_size)` to the
-            features that the last linear layer reads, `(..., features)`, and its logits, `(..., answers)`. With one
-            answer it is a logit of yes, and labels are 0 or 1.
+        hidden_BMD (`Tensor` of shape `(batch_size, positions, hidden_size)`): encoder outputs.
+        labels_BM (`Tensor` of shape `(batch_size, positions)`): labels; -100 for none.
+        head (`Callable[[Tensor], tuple[Tensor, Tensor]]`): maps hidden states `(..., hidden_size)` to the inputs of
+            the last linear layer, `(..., features)`, and its logits, `(..., classes)`. A single logit is a binary
+            one, and labels are 0 or 1.
         num_labels_B (`Tensor` of shape `(batch_size,)`, *optional*): labelled positions of each row before
             subsampling.
     """
@@ -30,17 +30,17 @@ class HeadInputs:
 
     @property
     def labelled_BM(self) -> Tensor:
-        """Where an answer is asked for."""
+        """`True` at labelled positions, of shape `(batch_size, positions)`."""
         return self.labels_BM != -100
 
     def subsample(self, number: int | None) -> "HeadInputs":
-        """The reading at no more than `number` positions of a row, evenly spread over those that are asked for."""
+        """Keeps at most `number` labelled positions per row, evenly spaced; `None` keeps all."""
         if number is None or number >= self.labels_BM.shape[1]:
             return self
         places_M = torch.arange(number, device=self.labels_BM.device)
         num_labels_B1 = self.labelled_BM.sum(dim=1, keepdim=True)
         at_BM = torch.where(num_labels_B1 > number, ((places_M + 0.5) * num_labels_B1 / number).long(), places_M)
-        # those asked for first, so that the n-th of them is in place n
+        # labelled positions first, so that the n-th of them is in place n
         at_BM = self.labelled_BM.byte().argsort(dim=1, descending=True, stable=True).gather(1, at_BM)
         at_BMD = at_BM[:, :, None].expand(-1, -1, self.hidden_BMD.shape[2])
         return replace(

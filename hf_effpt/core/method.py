@@ -3,8 +3,8 @@
 A run calls the hooks of its methods in this order; `context` is the [`RunContext`]:
 
     method.bind(config, others)                      # checked before anything is built, and again for the model
-    method.inject(backbone)                          # parameters, buffers and wrappers are put in
-    method.adopt(backbone)                           # only for trained weights that no run of the method has left
+    method.inject(backbone)                          # adds parameters, buffers and wrappers
+    method.adopt(backbone)                           # only for trained weights from a run without the method
     method.prepare(backbone, context)                # only when a new run begins, before the optimizer is made
     for step in run:
         method.schedule(backbone, context)           # what runs in this step: layers, gates, rates
@@ -42,11 +42,10 @@ from .settings import check_settings
 
 @dataclass
 class Method:
-    """One efficiency technique; a method *is* its settings, so its fields are the keys of its recipe section.
+    """One efficiency technique; its fields are the keys of its recipe section.
 
-    What a method learns lives in the model as parameters or buffers. What it decides is a pure function of
-    `(seed, step, fraction)`, or it is written into the model's configuration as an event. So a run resumes exactly
-    from what a checkpoint holds anyway.
+    Learned values are parameters or buffers of the model. Decisions are pure functions of `(seed, step, fraction)`, or
+    events in the model's configuration. So a run resumes exactly from a checkpoint.
 
     Hooks receive the *backbone*: the encoder that will be exported. Modules that a method puts into it may declare
     `keeps_fp32`, `in_snapshot`, `no_weight_decay` or `learning_rate` as attributes.
@@ -54,10 +53,10 @@ class Method:
     Attributes:
         name: key in a recipe's `methods`.
         summary: one sentence, for lists and model cards.
-        paper: where it was published.
+        paper: its publication.
         conflicts: names of methods that it cannot run with.
         order: rank among methods that change the architecture: 1 depth, 2 width, 9 neither.
-        example: settings under which eight steps of a model of four layers meet all that it does, for tests.
+        example: settings for tests, with which it acts within eight steps of a model of four layers.
     """
 
     name: ClassVar[str]
@@ -100,7 +99,7 @@ class Method:
         """Rewires `backbone` in place; may add parameters or buffers, never renames one."""
 
     def adopt(self, backbone: nn.Module) -> None:
-        """Takes trained weights as they are; called after weights were loaded that no run of the method has left."""
+        """Adapts to loaded trained weights that do not come from a run of the method."""
 
     def prepare(self, backbone: nn.Module, context: RunContext) -> None:
         """Reads the training text (`context.text`) or changes the weights, before a new run and its optimizer.
@@ -125,10 +124,7 @@ class Method:
         return False
 
     def eject(self, backbone: nn.Module) -> None:
-        """Undoes `inject`; an override takes its own parts out and then calls this.
-
-        This leaves only the layers that run, as a stock model has them, and lets all parameters learn again.
-        """
+        """Undoes `inject`: leaves a stock model of the layers that run, nothing frozen. Overrides call it last."""
         freeze(backbone, ())
         flatten(backbone)
 
@@ -140,7 +136,7 @@ class Method:
         return {}
 
     def cost_signature(self, backbone: nn.Module) -> str:
-        """Text that changes with all that decides the time of a step, besides the layers that run; may be empty."""
+        """Text that differs if steps of the same layers may differ in time; may be empty."""
         return ""
 
     def settings(self) -> dict[str, Any]:
@@ -158,7 +154,7 @@ def default_of(field: dataclasses.Field) -> Any:
 
 
 def start_after(method: Method, after: float | None, others: Mapping[str, Method]) -> float:
-    """Fraction of the clock from which `method` may act: `after`, or when methods of lower `order` have settled.
+    """Fraction of the clock from which `method` may act: `after`, by default when those of lower `order` have settled.
 
     Raises:
         EffptError: if `after` lies before that.

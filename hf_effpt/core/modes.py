@@ -1,4 +1,4 @@
-"""Training and evaluation mode of a model whose parts need not all be in the same."""
+"""Temporary evaluation mode, for models whose modules may be in different modes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from .metrics import accumulator_of
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The whole model in evaluation mode; each module is afterwards in the mode it was in."""
+    """Puts all modules in evaluation mode within the block, then restores the mode of each."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -23,7 +23,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def observing(backbone: nn.Module, model: nn.Module) -> Iterator[None]:
-    """A look at a model in training: in evaluation mode; random numbers and tally are afterwards what they were."""
+    """Evaluation mode within a training run; random state and metric sums are restored afterwards."""
     device = next(backbone.parameters()).device
     tally = accumulator_of(backbone)
     sums = tally.take()

@@ -1,4 +1,4 @@
-"""The pre-training objectives: their names, how tokens are corrupted, and what a loss is measured against."""
+"""The pre-training objectives: names, corruption of tokens, and the floor of the loss."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -7,17 +7,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Objective:
-    """One way to learn from text.
+    """A pre-training objective.
 
     Args:
-        summary (`str`): what is learned, in one sentence.
-        per (`str`): what the held-out loss is a mean over.
-        floor (`str`): what the loss is that a model has to get below to have learned anything of the text.
-        least_gain (`float`): how far below that a baseline has to end, in nats, for arms to differ in anything.
-        corruption (`tuple[float, float, float]`): the shares of the chosen tokens that become the mask token, become a
-            random token, and stay.
-        reads_mask (`bool`, *optional*, defaults to `False`): whether what is exported has read the mask token, and so
-            may be asked to fill masks.
+        summary (`str`): one sentence.
+        per (`str`): unit that the held-out loss is averaged over.
+        floor (`str`): name of the loss of a trivial predictor; a lower one shows that the model learned from the text.
+        least_gain (`float`): distance below the floor, in nats, that a baseline must reach for arms to be comparable.
+        corruption (`tuple[float, float, float]`): shares of the chosen tokens that are masked, replaced by a random
+            token, and left.
+        reads_mask (`bool`, *optional*, defaults to `False`): If `True`, the exported model can fill masks.
     """
 
     summary: str
@@ -30,13 +29,13 @@ class Objective:
 
 _ELECTRA = (0.85, 0.0, 0.15)  # google-research/electra, `pretrain_helpers`
 
-# A least gain is about half of what runs of 4 layers of 128 come to in 90 s on one CPU core, where that is known.
+# Least gains are about half of what 4 layers of size 128 reach in 90 s on one CPU core, where that is known.
 OBJECTIVES: dict[str, Objective] = {
     # 0.40 nats of 6.17
     "mlm": Objective(
         "Predicts masked tokens (BERT).", "masked token", "unigram floor", 0.25, (0.8, 0.1, 0.1), reads_mask=True
     ),
-    # 0.009 nats of 0.425: a choice between two, most often the same, has less to give than one of a vocabulary.
+    # 0.009 nats of 0.425: a binary choice with unequal classes leaves less to gain than one from a vocabulary.
     "electra": Objective(
         "Tells tokens that a generator has replaced from original ones (ELECTRA).",
         "token",
@@ -44,11 +43,11 @@ OBJECTIVES: dict[str, Objective] = {
         0.005,
         _ELECTRA,
     ),
-    # As large a part of its floor, 0.056 nats, as of electra's: of the chosen tokens nearly all are replaced.
+    # The same share of its floor, 0.056 nats, as for electra: nearly all chosen tokens are replaced.
     "electra_15": Objective(
         "As electra, with a loss at the chosen positions only.", "masked token", "prior entropy", 0.001, _ELECTRA
     ),
-    # Of the same kind as mlm.
+    # As mlm.
     "replace_mlm": Objective(
         "Predicts the original of tokens that a generator has replaced.",
         "masked token",
@@ -56,7 +55,7 @@ OBJECTIVES: dict[str, Objective] = {
         0.25,
         _ELECTRA,
     ),
-    # That of mlm at the 15 % of the tokens that are replaced.
+    # As mlm, for the 15 % of the tokens that are replaced.
     "all_tokens_mlm": Objective(
         "As replace_mlm, for every token, with a copy mechanism.", "token", "copy floor", 0.04, _ELECTRA
     ),
@@ -69,11 +68,11 @@ OBJECTIVES: dict[str, Objective] = {
         (1.0, 0.0, 0.0),
     ),
 }
-# With candidates at chosen positions only, where the original is always one of them: 0.05 nats of 2.30 after 53 steps.
+# Candidates at chosen positions only, always with the original: 0.05 nats of 2.30 after 53 steps.
 _SELECTING = replace(
     OBJECTIVES["mcbert"], per="masked token", floor="loss of a guess among the candidates", least_gain=0.1
 )
-# What a predictor knows whose loss is a floor.
+# Knowledge of the trivial predictor behind each floor.
 FLOORS = {
     "unigram floor": "knows how frequent each token is and nothing else",
     "prior entropy": "knows what share of the tokens it judges is replaced and nothing else",
@@ -84,21 +83,21 @@ FLOORS = {
 
 
 def objective_of(config: object) -> str:
-    """The objective that a model of this configuration is trained with."""
+    """Objective that a model of this configuration is trained with."""
     return getattr(config, "objective", "mlm")
 
 
 def objective_in(run: Mapping[str, Any]) -> str:
-    """The objective of a run by its `run.json`; of older ones, which do not name any, masked language modelling."""
+    """Objective of a run by its `run.json`; `mlm` for old files, which name none."""
     parts = [run.get("evaluation"), run.get("model"), (run.get("recipe") or {}).get("model")]
     return next((part["objective"] for part in parts if part and part.get("objective")), "mlm")
 
 
 def measured_as(objective: str, evaluation: Mapping[str, Any]) -> Objective:
-    """What a run's evaluation is of: the objective, with what its loss is a mean over and measured against."""
+    """The [`Objective`] that an evaluation measured; MC-BERT has a variant for chosen positions only."""
     return _SELECTING if objective == "mcbert" and "detection_loss" in evaluation else OBJECTIVES[objective]
 
 
 def floor_in(evaluation: Mapping[str, Any]) -> float | None:
-    """What the held-out loss of an evaluation has to get below; `None` where it is not known."""
+    """Floor of an evaluation's held-out loss, in nats; `None` if unknown."""
     return evaluation.get("floor") if "objective" in evaluation else evaluation.get("unigram_floor")

@@ -15,9 +15,8 @@ def real_tokens(
 
     Args:
         like (`Tensor` of shape `(batch_size, sequence_length, ...)`): gives the shape and the device.
-        attention_mask (`Tensor`, *optional*): 1 at tokens; one that is not of shape `(batch_size, sequence_length)`
-            says which tokens see each other, and is ignored.
-        document_ids (`Tensor` of shape `(batch_size, sequence_length)`, *optional*): 0 at padding; decides alone.
+        attention_mask (`Tensor`, *optional*): 1 at tokens; ignored unless of shape `(batch_size, sequence_length)`.
+        document_ids (`Tensor` of shape `(batch_size, sequence_length)`, *optional*): 0 at padding; has priority.
         input_ids (`Tensor` of shape `(batch_size, sequence_length)`, *optional*): equal to `pad` at padding.
     """
     if document_ids is not None:

@@ -1,4 +1,4 @@
-"""Modules that stay in fp32 in a model of half precision, because their updates are too small for it."""
+"""Modules that stay in fp32 in a half-precision model, since their updates are too small for it."""
 
 from typing import Any, Self
 

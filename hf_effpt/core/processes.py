@@ -1,27 +1,27 @@
-"""The processes that train together, as a method sees them."""
+"""Collective operations over the processes of a run."""
 
 import torch
 from torch import Tensor, distributed
 
 
 def world() -> int:
-    """The number of processes that train together."""
+    """Number of processes that train together."""
     ready = distributed.is_available() and distributed.is_initialized()
     return distributed.get_world_size() if ready else 1
 
 
 def add_up(values: Tensor) -> Tensor:
-    """The sum of what all processes hold, in place; alone, what it is."""
+    """Sums `values` over all processes, in place."""
     if world() > 1:
         distributed.all_reduce(values)
     return values
 
 
 def gather(values: Tensor) -> Tensor:
-    """What all processes hold, of equal shapes, one behind the other in their order; alone, what it is."""
+    """Concatenates the tensors of all processes, of equal shapes, by rank."""
     if world() == 1:
         return values
     parts = [torch.empty_like(values) for _ in range(world())]
-    if not values.is_meta:  # of which there is only the shape
+    if not values.is_meta:  # a meta tensor has only a shape
         distributed.all_gather(parts, values.contiguous())
     return torch.cat(parts)

@@ -38,7 +38,7 @@ def uniform(keys: Tensor) -> Tensor:
 
 
 def row_keys(ids_BL: Tensor, real_BL: Tensor | None = None) -> Tensor:
-    """A key for each row, of shape `(batch_size,)`, by its token ids, with masks.
+    """An int64 key for each row, of shape `(batch_size,)`, from its token ids (masks included).
 
     Args:
         ids_BL (`Tensor` of shape `(batch_size, sequence_length)`): token ids.
@@ -55,12 +55,12 @@ def salted(keys: Tensor, *salts: int) -> Tensor:
 
 
 def places(like: Tensor, *salts: int) -> Tensor:
-    """A float64 number in [0, 1) for each element of a tensor of the shape of `like`, on its device."""
+    """Float64 numbers in [0, 1), of the shape of `like` and on its device."""
     return uniform(salted(torch.arange(like.numel(), device=like.device), *salts)).view(like.shape)
 
 
 def _folded(salts: Sequence[int]) -> int:
-    """The hash of integers, on the host: it is equal for all keys."""
+    """Hash of `salts`, on the host, since it is equal for all keys."""
     folded = 0
     for salt in salts:
         folded = ((folded ^ (salt & _ALL)) + _STEPS[0]) & _ALL

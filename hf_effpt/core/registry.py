@@ -1,4 +1,4 @@
-"""The registry of methods: how everything else finds a method by its name, from inside the package or outside."""
+"""The registry: methods by name, from this package or others."""
 
 from __future__ import annotations
 
@@ -17,16 +17,15 @@ from .method import Method
 
 logger = logging.getLogger(__name__)
 
-GROUP = "hf_effpt.methods"  # of entry points: modules that register methods when they are imported
+GROUP = "hf_effpt.methods"  # entry-point group of modules that register methods when imported
 BUILT_IN = "builtin"  # the entry point of the package's own methods, which come first
 IMPORTS = "HF_EFFPT_IMPORT"  # environment variable: further modules to import, separated by commas
 
 
 class Registry(MutableMapping[str, type[Method]]):
-    """Method classes by name; at the first look the modules of the entry-point group `hf_effpt.methods` are imported.
+    """Method classes by name, in the order of registration, in which methods act: depth before width.
 
-    The order is that of registration, and methods act in it: what changes the depth stands before what changes the
-    width.
+    The first access imports the modules of the entry-point group `hf_effpt.methods`.
     """
 
     def __init__(self) -> None:
@@ -35,7 +34,7 @@ class Registry(MutableMapping[str, type[Method]]):
 
     def _loaded(self) -> dict[str, type[Method]]:
         if not self._is_loaded:
-            self._is_loaded = True  # before the imports, since what they import may look here
+            self._is_loaded = True  # before the imports, since the modules may read the registry
             for entry in sorted(entry_points(group=GROUP), key=lambda entry: (entry.name != BUILT_IN, entry.name)):
                 try:
                     entry.load()
@@ -148,11 +147,11 @@ def build_methods(ledger: Mapping[str, Mapping[str, Any] | None] | None, config:
             raise EffptError(
                 f"A setting of `{name}` in {dict(settings or {})} has the wrong type: {error}."
             ) from error
-    # First those whose changes the others wait for: when they have settled may depend on the model.
+    # In the order in which they act: a method waits for earlier ones, whose end may depend on the model.
     for name, method in sorted(methods.items(), key=lambda item: item[1].order):
         others = {other: methods[other] for other in methods if other != name}
         for other, that in others.items():
             if other in method.conflicts or name in that.conflicts:
                 raise EffptError(f"`{name}` and `{other}` cannot run together; remove one of them from `methods`.")
         method.bind(config, others)
-    return [methods[name] for name in METHODS if name in methods]  # an order that no JSON file can change
+    return [methods[name] for name in METHODS if name in methods]  # independent of the order in a JSON file

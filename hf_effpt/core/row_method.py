@@ -1,4 +1,4 @@
-"""The contract of a method that selects the rows that a step learns from, and is charged for looking at more."""
+"""The contract of methods that select the rows that a step learns from, and are charged for scoring more."""
 
 from __future__ import annotations
 
@@ -26,35 +26,33 @@ class ScoreRows(Protocol):
         model: nn.Module | None = None,
         known: Tensor | None = None,
     ) -> Tensor:
-        """Returns `function(model, micro_batch)` of all rows, one micro-batch behind the other.
+        """Returns `function(model, micro_batch)` for all rows, concatenated.
 
         Args:
-            key (`str`): names the work; with equal keys its FLOPs depend on nothing but shapes.
+            key (`str`): name of the work; with equal keys, FLOPs depend on shapes only.
             function (`Callable`): returns a tensor whose first dimension is that of the rows.
             rows (`Mapping[str, Tensor]`): a masked batch.
             model (`nn.Module`, *optional*): the model to apply, by default the training model.
-            known (`Tensor`, *optional*): the result, if it has been computed before. FLOPs and reference time are
-                charged all the same, and nothing is computed.
+            known (`Tensor`, *optional*): the result, if computed before. FLOPs and reference time are still charged.
         """
         ...
 
 
 @dataclass(frozen=True)
 class SelectionContext:
-    """The run, and the services that row selection needs besides.
+    """The run, and the services for row selection.
 
     Args:
-        run ([`RunContext`]): the run; its step is the one to come.
-        number (`int`): rows that this process has to return.
+        run ([`RunContext`]): the run before the step.
+        number (`int`): number of rows that this process has to return.
         host (`Mapping[str, Tensor]`): the rows on the CPU.
         score_rows ([`ScoreRows`]): applies a model to rows.
-        count_flops (`Callable`): returns a context in which the method computes something of its own, whose FLOPs
-            are charged; no model may run in it.
+        count_flops (`Callable`): returns a context that charges the FLOPs of computations without a model.
         reference_model (`Callable[[str], nn.Module]`): returns the frozen model of one of the method's `references`.
         mask_anew (`Callable`): takes rows and relative masking rates by token, an array of shape `(vocab_size,)`;
             returns the rows with new masks. All of it is on the CPU.
-        dataset_id (`str`): tells the rows of this dataset from others.
-        masking_id (`str`): changes with all that the masks of an example in an epoch depend on.
+        dataset_id (`str`): identifies the rows of the dataset.
+        masking_id (`str`): identifies all settings that the masks of an example in an epoch depend on.
     """
 
     run: RunContext
@@ -92,31 +90,31 @@ class CostReport:
 class RowMethod(Method):
     """A method that selects rows; `candidates` and `select` are called before each step, after `schedule`."""
 
-    resolved = None  # the settings as an object, with each default filled in, where a method has such defaults
+    resolved = None  # settings with each default filled in, for methods whose defaults depend on others
 
     @property
     def references(self) -> tuple[str, ...]:
-        """Folders of the models that it compares with; the run is charged for what they have cost."""
+        """Folders of reference models; the run is charged for their cost."""
         return ()
 
     @property
     def remasks(self) -> bool:
-        """`True` if it draws the masks anew, so that the collator must be the one that masks, and no other."""
+        """`True` if it draws masks anew, which needs the masking collator."""
         return False
 
     @property
     def describe(self) -> str:
-        """One sentence about the method as it is set."""
+        """One sentence about the method with these settings."""
         return self.summary
 
     @property
     def cited(self) -> Paper | None:
-        """The paper to cite for the method as it is set; `None` if `describe` names its source."""
+        """Paper to cite for these settings; `None` if `describe` names the source."""
         return self.paper
 
     @property
     def control(self) -> dict[str, Any] | None:
-        """All settings of the run to compare with before a gain is put down to the method; `None` for the baseline."""
+        """Settings of the control run that a gain must be measured against; `None` for the baseline."""
         return None
 
     def candidates(self, number: int, step: int | None, fraction: float) -> int:
@@ -134,8 +132,7 @@ class RowMethod(Method):
 
         Args:
             model: the training model.
-            rows: as many as `candidates` has said, over all micro-batches, as the collator makes them, with
-                `example_id` and `epoch`, int64 of shape `(rows,)`.
+            rows: a collated batch of `candidates` rows, with `example_id` and `epoch`, int64 of shape `(rows,)`.
             context ([`SelectionContext`]): the run and its services.
         """
         return rows
@@ -146,12 +143,12 @@ class RowMethod(Method):
 
 
 def row_methods(methods: Sequence[Method]) -> list[RowMethod]:
-    """The methods that select rows, in the order in which they do."""
+    """Methods that select rows, in the order in which they act."""
     return [method for method in methods if isinstance(method, RowMethod)]
 
 
 def candidates(methods: Sequence[Method], number: int, step: int | None, fraction: float) -> int:
-    """Number of rows to give to methods that select one after another, for `number` to be left."""
+    """Number of rows to draw so that methods that select one after another leave `number`."""
     for method in reversed(row_methods(methods)):
         number = method.candidates(number, step, fraction)
     return number

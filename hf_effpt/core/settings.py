@@ -18,7 +18,7 @@ class In:
 
     Args:
         interval (`str`): both ends, each excluded by a round bracket: `"[0, 1)"`, `"(0, inf)"`.
-        why (`str`, *optional*): reason why no other number can work, which the error message ends with.
+        why (`str`, *optional*): reason for the interval, which ends the error message.
     """
 
     interval: str
@@ -71,7 +71,7 @@ def check_settings(settings: Any) -> None:
 
 @cache
 def _options(cls: type) -> dict[str, list[tuple[Any, In]]]:
-    """The types that each field may have, with the interval of each that is a number."""
+    """Types that each field may have, with the intervals of numbers."""
     found = {}
     for key, hint in get_type_hints(cls, include_extras=True).items():
         kinds = (hint,) if get_origin(hint) in (None, Annotated, Literal, list) else get_args(hint)

@@ -1,4 +1,4 @@
-"""A copy of a model's tensors at one moment, to rewind to; checkpoints keep it."""
+"""Copy of a model's tensors to rewind to, kept in checkpoints."""
 
 from collections.abc import Iterator
 from itertools import chain
@@ -9,13 +9,9 @@ from torch import Tensor, nn
 
 
 class Snapshot(nn.Module):
-    """The parameters and buffers of a model as they were when [`take`] was called.
+    """Parameters and buffers of a model at the last call of [`take`], without modules whose `in_snapshot` is `False`.
 
-    It is the model's submodule `snapshot`, so that a checkpoint has it and a resumed run rewinds to the same weights;
-    it is not exported. Modules whose `in_snapshot` is `False` are left out.
-
-    Args:
-        model (`nn.Module`): it must not hold the snapshot yet.
+    It is the model's submodule `snapshot`: checkpoints hold it, exports do not. `model` must not hold one yet.
     """
 
     in_snapshot = False
@@ -27,7 +23,7 @@ class Snapshot(nn.Module):
 
     @torch.no_grad()
     def take(self, model: nn.Module) -> None:
-        """Copies the tensors of `model` as they are now, including those added since the last copy."""
+        """Copies the tensors of `model`, including those added since the last copy."""
         for name, tensor in _tensors(model):
             held = self._buffers.get(_key(name))
             if held is not None and (held.shape, held.device) == (tensor.shape, tensor.device):
@@ -37,18 +33,18 @@ class Snapshot(nn.Module):
 
     @torch.no_grad()
     def put_back(self, model: nn.Module) -> None:
-        """Copies the held tensors back into those of `model`, whose shapes must still be the same."""
+        """Restores the tensors of `model`, whose shapes must not have changed."""
         for name, tensor in _tensors(model):
             tensor.copy_(self.get_buffer(_key(name)))
 
 
 def snapshot_of(model: Any) -> Snapshot:
-    """The snapshot of a model with a method that `needs_snapshot`."""
+    """Snapshot of a model with a method that `needs_snapshot`."""
     return model.snapshot
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The tensors that a snapshot holds: tied ones once, and none that a checkpoint lacks."""
+    """Tensors that a snapshot holds: tied ones once, and none that a checkpoint lacks."""
     left_out = tuple(f"{name}." for name, part in model.named_modules() if not getattr(part, "in_snapshot", True))
     state = model.state_dict(keep_vars=True)
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
@@ -57,5 +53,5 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _key(name: str) -> str:
-    """The name of a buffer, which must not have dots."""
+    """Name of a buffer, which must not have dots."""
     return name.replace(".", "/")

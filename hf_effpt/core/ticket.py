@@ -13,7 +13,7 @@ from torch import Tensor
 from .errors import EffptError
 from .files import read_json, write_atomically
 
-FILE = "ticket.json"  # in the folder of a run that has drawn a ticket
+FILE = "ticket.json"  # in the folder of a run that drew a ticket
 ALIGNED = 64  # widths are rounded to multiples of it, so that a GPU multiplies whole tiles
 LEAST = 8  # the same, for layers of fewer than `NARROW` neurons
 NARROW = 512
@@ -24,8 +24,7 @@ class Ticket:
     """A subnetwork of whole heads and neurons.
 
     Args:
-        heads (`tuple[tuple[int, ...], ...]`): for every layer the indices of the kept heads, in rising order.
-        neurons (`tuple[tuple[int, ...], ...]`): for every layer the indices of the kept neurons, in rising order.
+        heads, neurons (`tuple[tuple[int, ...], ...]`): indices kept in each layer, in rising order.
         shape (`tuple[tuple[int, int], ...]`): heads and neurons of each layer it was drawn from.
         drawn_by (`dict[str, Any]`, *optional*): a record of the draw.
     """
@@ -41,11 +40,7 @@ class Ticket:
         return [[len(heads), len(neurons)] for heads, neurons in zip(self.heads, self.neurons, strict=True)]
 
     def check(self, widths: Sequence[Sequence[int]]) -> None:
-        """Checks that the ticket fits layers with these numbers of heads and neurons, and keeps neurons in each.
-
-        Raises:
-            EffptError: if it does not.
-        """
+        """Raises an `EffptError` unless the ticket fits layers of these widths and keeps neurons in each."""
         for kind, kept in enumerate((self.heads, self.neurons)):
             what, least = (("heads", 0), ("neurons", 1))[kind]
             wrong = [
@@ -91,13 +86,13 @@ class Ticket:
 
 
 def _words(widths: Sequence[Sequence[int]]) -> str:
-    """The heads and neurons of layers, for messages."""
+    """Heads and neurons of layers, for messages."""
     kinds = sorted({tuple(layer) for layer in widths})
     return f"{len(widths)} times " + " or ".join(f"{heads} heads and {neurons} neurons" for heads, neurons in kinds)
 
 
 def draw(head_scores: Sequence[Tensor], neuron_scores: Sequence[Tensor], heads: int, neurons: int) -> Ticket:
-    """The ticket of the heads and neurons with the highest scores; the first of equals.
+    """Ticket of the heads and neurons with the highest scores; among equals, the first.
 
     Args:
         head_scores (`Sequence[Tensor]`): for each layer, of shape `(heads,)`; ranked within the layer.
@@ -117,7 +112,7 @@ def draw(head_scores: Sequence[Tensor], neuron_scores: Sequence[Tensor], heads: 
 def draw_widths(
     head_scores: Sequence[Tensor], neuron_scores: Sequence[Tensor], widths: Sequence[Sequence[int]]
 ) -> Ticket:
-    """The ticket of the heads and neurons with the highest scores in their layer, for given widths.
+    """Ticket of the heads and neurons with the highest scores in their layer, for given widths.
 
     Args:
         head_scores, neuron_scores (`Sequence[Tensor]`): for each layer, of shape `(heads,)` and `(neurons,)`.
@@ -135,24 +130,20 @@ def draw_widths(
 
 
 def _first(scores: Tensor, number: int) -> Tensor:
-    """Indices of the `number` highest scores; the first of equals."""
+    """Indices of the `number` highest scores; among equals, the first."""
     return scores.detach().float().cpu().argsort(descending=True, stable=True)[:number]
 
 
 def unit_of(neurons: int) -> int:
-    """Unit to which the kept neurons of a layer with `neurons` neurons are rounded."""
+    """Multiple to which the kept neurons of a layer with `neurons` neurons are rounded."""
     unit = ALIGNED if neurons >= NARROW else LEAST
     return unit if neurons % unit == 0 else 1
 
 
 def round_widths(wanted: Sequence[int], sizes: Sequence[int]) -> list[int]:
-    """Rounds numbers of neurons to multiples of a unit, at least one unit each, by the largest remainder.
+    """Rounds `wanted` neurons of layers of `sizes` neurons to multiples of a unit, at least one each.
 
-    The total is the wanted total, rounded to the unit.
-
-    Args:
-        wanted (`Sequence[int]`): wanted number of neurons of each layer.
-        sizes (`Sequence[int]`): largest possible number of each layer.
+    The largest remainder decides; the total is the wanted one, rounded.
     """
     unit = max(1, min(unit_of(size) for size in sizes))
     most = [size // unit for size in sizes]

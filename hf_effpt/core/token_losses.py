@@ -1,4 +1,4 @@
-"""The losses of a batch, token by token, for methods that ask for them; whoever does not ask changes nothing."""
+"""Per-token losses of a batch: methods may observe them, and may return weights."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,17 +11,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TokenLosses:
-    """The losses of the main task that a forward pass is a sum of; none has a gradient.
+    """Per-token losses of the main task in one forward pass, without gradients.
 
     Args:
-        losses_N (`Tensor` of shape `(tokens,)`): in nats, zero where nothing is asked for.
-        labelled_N (`Tensor` of shape `(tokens,)`): whether the token has a loss at all.
-        row_N (`Tensor` of shape `(tokens,)`): the row of each token, from 0.
-        rows (`int`): of the batch.
-        weight_inputs (`Tensor` of shape `(rows,)` or `(rows, positions)`, *optional*): what came with the batch as
+        losses_N (`Tensor` of shape `(tokens,)`): in nats; zero without a label.
+        labelled_N (`Tensor` of shape `(tokens,)`): `True` if the token has a label.
+        row_N (`Tensor` of shape `(tokens,)`): row index of each token.
+        rows (`int`): number of rows of the batch.
+        weight_inputs (`Tensor` of shape `(rows,)` or `(rows, positions)`, *optional*): the batch's
             `loss_weight_inputs`.
-        ragged (`bool`, *optional*, defaults to `False`): whether rows have as many tokens here as they have losses,
-            and not each as many as any other.
+        ragged (`bool`, *optional*, defaults to `False`): `True` if there is an entry per label, `False` if one per
+            position, so that all rows have the same number.
     """
 
     losses_N: Tensor
@@ -32,8 +32,8 @@ class TokenLosses:
     ragged: bool = False
 
     def by_row(self) -> tuple[Tensor, Tensor]:
-        """The loss of each row, summed over its tokens, and the number of those; both of shape `(rows,)`."""
-        if not self.ragged:  # which adds up in an order of its own on no device
+        """Sum of losses and number of labels of each row, both of shape `(rows,)`."""
+        if not self.ragged:  # a plain sum is deterministic on every device
             shape = (self.rows, -1)
             return self.losses_N.view(shape).sum(dim=1), self.labelled_N.view(shape).sum(dim=1).to(self.losses_N.dtype)
         sums_B = self.losses_N.new_zeros(self.rows).index_add_(0, self.row_N, self.losses_N)
@@ -41,18 +41,12 @@ class TokenLosses:
 
 
 Reduction = Literal["sum", "none"]
-# Takes the losses of a forward pass; may return weights of shape `(tokens,)` that they are to be multiplied by.
+# Receives the losses of a forward pass; may return factors for them, of shape `(tokens,)`.
 LossObserver = Callable[[TokenLosses], Tensor | None]
 
 
 def observe_losses(backbone: Any, name: str, receiver: LossObserver | None) -> None:
-    """Has the model around `backbone` call `receiver` in each training forward; `None` takes that back.
-
-    Args:
-        backbone: the encoder.
-        name (`str`): of the method that asks.
-        receiver (`Callable`, *optional*): given [`TokenLosses`].
-    """
+    """Registers `receiver` under a method's `name` for the losses of each training forward; `None` removes it."""
     receivers = backbone.__dict__.setdefault("loss_observers", {})
     receivers.pop(name, None)
     if receiver is not None:
@@ -60,13 +54,13 @@ def observe_losses(backbone: Any, name: str, receiver: LossObserver | None) -> N
 
 
 def has_loss_observers(backbone: Any) -> bool:
-    """Whether somebody wants the losses of the next forward."""
+    """`True` if the next forward pass has to compute per-token losses."""
     receivers = backbone.__dict__.get("loss_observers")
     return bool(backbone.__dict__.get("loss_recorder") or (receivers and backbone.training))
 
 
 def notify_observers(backbone: Any, losses: TokenLosses) -> Tensor | None:
-    """Gives the losses to whoever has asked; returns the product of the weights that came back, if any."""
+    """Passes the losses to all observers; returns the product of their weights, or `None`."""
     if (listener := backbone.__dict__.get("loss_recorder")) is not None:
         listener(losses)
         return None
@@ -77,7 +71,7 @@ def notify_observers(backbone: Any, losses: TokenLosses) -> Tensor | None:
 
 @contextmanager
 def recording_losses(backbone: Any) -> Iterator[list[TokenLosses]]:
-    """Collects the losses of every forward in the block, in whatever mode, and has no one else told of them."""
+    """Collects the losses of every forward pass in the block, in any mode, instead of the observers."""
     heard: list[TokenLosses] = []
     backbone.__dict__["loss_recorder"] = heard.append
     try:
@@ -88,7 +82,7 @@ def recording_losses(backbone: Any) -> Iterator[list[TokenLosses]]:
 
 @torch.no_grad()
 def row_losses(model: Any, batch: dict[str, Tensor]) -> Tensor:
-    """The mean loss of each row of a batch, in nats a token, of shape `(batch_size,)`; nothing is learned from it."""
+    """Mean loss of each row in nats per labelled token, of shape `(batch_size,)`, without gradients."""
     with recording_losses(model.backbone) as heard:
         model(**batch)
     sums_B, counts_B = heard[-1].by_row()
@@ -102,15 +96,14 @@ def observed_loss(
     weight_inputs: Tensor | None = None,
     ragged: bool = False,
 ) -> Tensor:
-    """The loss summed over all tokens, each times its weight if a method that has been told of it gives one.
+    """Sum of the token losses, weighted if observers return weights.
 
     Args:
-        backbone: the encoder, by which methods ask.
-        loss (`Callable`): of `"sum"` or `"none"`: the loss summed, or of each token, row after row.
-        labelled_BP (`Tensor` of shape `(batch_size, positions)`): where there is a loss.
-        weight_inputs (`Tensor`, *optional*): that came with the batch for whoever is told.
-        ragged (`bool`, *optional*, defaults to `False`): whether `"none"` gives the tokens with a loss only, and not
-            one for each position.
+        backbone: the encoder, with the observers.
+        loss (`Callable`): takes the reduction: `"sum"`, or `"none"` for per-token losses, row after row.
+        labelled_BP (`Tensor` of shape `(batch_size, positions)`): `True` at labels.
+        weight_inputs (`Tensor`, *optional*): the batch's `loss_weight_inputs`.
+        ragged (`bool`, *optional*, defaults to `False`): If `True`, `"none"` gives labelled tokens only.
     """
     if not has_loss_observers(backbone):
         return loss("sum")

@@ -1,7 +1,6 @@
-"""The width seam: layers with fewer heads and neurons, and an optimizer state that is cut alike.
+"""Removal of heads and neurons from layers, and of their optimizer state.
 
-A layer is cut in place: its projections stay the same modules with the same names, with new, smaller parameters. The
-configuration holds the number of heads and neurons of each layer (`layer_widths`), from which checkpoints are built.
+Modules keep their names and get smaller parameters. Checkpoints are built from the configuration's `layer_widths`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,8 +14,7 @@ from .depth import stack_of
 from .errors import EffptError
 from .ticket import Ticket, draw
 
-# Optimizers whose state has the shape of the parameter, so that it can be cut alike, and that read their parameter
-# groups at every step.
+# Optimizers with state of the parameter's shape, which can be cut alike, that read their groups at every step.
 ELEMENTWISE = (
     torch.optim.Adam,
     torch.optim.AdamW,
@@ -29,7 +27,7 @@ ELEMENTWISE = (
 
 
 class Cut(NamedTuple):
-    """A parameter made of some rows (`dim` 0) or columns (`dim` 1) of another, which it replaced."""
+    """A new parameter: the rows (`dim` 0) or columns (`dim` 1) `index` of the old one."""
 
     old: nn.Parameter
     new: nn.Parameter
@@ -53,10 +51,9 @@ def layers_that_run(backbone: Any) -> list[int]:
 
 
 def draw_running(backbone: Any, scores: tuple[list[Tensor], list[Tensor]], heads: int, neurons: int) -> Ticket:
-    """The ticket of the highest scores in the layers that run; it keeps other layers whole.
+    """Ticket of the highest scores in the layers that run; it keeps other layers whole.
 
     Args:
-        backbone: the encoder.
         scores (`tuple[list[Tensor], list[Tensor]]`): scores of the heads and of the neurons of all allocated layers.
         heads (`int`): heads to keep in each layer that runs.
         neurons (`int`): neurons to keep in all layers that run together.
@@ -74,15 +71,7 @@ def draw_running(backbone: Any, scores: tuple[list[Tensor], list[Tensor]], heads
 def cut_width(backbone: Any, ticket: Ticket) -> list[Cut]:
     """Removes the heads and neurons that a ticket does not keep, in place.
 
-    The outputs are those of the whole model with the outputs of removed heads and neurons at zero. [`cut_state`] cuts
-    the optimizer state alike.
-
-    Args:
-        backbone: the encoder.
-        ticket ([`Ticket`]): heads and neurons that each allocated layer keeps.
-
-    Returns:
-        The new parameters, and those they replaced.
+    Outputs are those of the whole model with removed parts at zero. Returns the cuts, for [`cut_state`].
 
     Raises:
         EffptError: if the ticket was drawn from layers of another shape.
@@ -120,7 +109,7 @@ def cut_state(optimizer: torch.optim.Optimizer, cuts: Iterable[Cut]) -> None:
 
 
 def resize(backbone: Any, widths: Sequence[Sequence[int]]) -> None:
-    """Cuts the layers of a new `backbone` to `widths`: the heads and neurons of each, whatever their weights.
+    """Cuts the layers of a new `backbone` to `widths`, the numbers of heads and neurons of each.
 
     Raises:
         EffptError: if the number of layers differs, or a layer has fewer heads or neurons.

@@ -1,4 +1,21 @@
-"""Training models: stock architectures with methods; each exports to its stock class."""
+"""Training models: stock architectures with methods; each exports to its stock class.
+
+base                      mixin of all training models: methods and export
+configuration_effpt       BERT configuration with the ledger of methods
+bert                      BERT, with a head that runs at masked positions only
+  sparse_layer            layer with outputs at some positions only
+  families                BERT classes with one method switched on
+configuration_electra     configurations of models with a generator
+generator                 generator that replaces tokens
+  sampling                exact sampling from a softmax
+electra                   ELECTRA, detection of replaced tokens
+replaced_mlm              prediction of replaced tokens
+mcbert                    MC-BERT, choice among candidates
+  candidates              logits of candidates in bounded memory
+build                     classes of each objective
+auto                      registration with the Auto classes
+pruned_bert               export of BERT with narrower layers, with its code
+"""
 
 from . import auto as auto
 from .bert import EffptBertForMaskedLM as EffptBertForMaskedLM

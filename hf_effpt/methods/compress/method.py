@@ -1,4 +1,4 @@
-"""Train large, then compress: a large model is stopped early, cut, and trained on when cut (Li et al., 2020)."""
+"""Train large, then compress: a large model is cut early and trained further (Li et al., 2020)."""
 
 import logging
 from collections.abc import Mapping
@@ -29,11 +29,10 @@ logger = logging.getLogger(__name__)
 
 Importance = Literal["michel", "gates", "magnitude", "random"]
 
-# What is kept where nothing is said: of twelve heads eight, and encoder products of 0.62 times the FLOPs (Chen et al.,
-# 2021, who cut so much).
+# Default shares to keep: 8 of 12 heads, and 0.62 times the FLOPs of the encoder (Chen et al., 2021).
 HEADS, NEURONS = 2 / 3, 0.6
-STRETCH = 0.1  # of the clock, before the first cut, in which gates learn
-L1 = 1e-4  # on the sum of the gates, and 0.01 as their learning rate, at which they move in so short a time
+STRETCH = 0.1  # share of the clock, before the first cut, in which gates learn
+L1 = 1e-4  # weight of the sum of the gates in the loss; a learning rate of 0.01 is enough to move them
 GATE_RATE = 0.01
 
 
@@ -105,7 +104,7 @@ class Compress(Method):
 
     @property
     def _shares(self) -> tuple[float, float]:
-        """Of heads and neurons the shares that are kept."""
+        """Shares of heads and of neurons to keep."""
         nothing_said = self.depth is None and self.head_keep is None and self.ffn_keep is None
         by_default = (HEADS, NEURONS) if nothing_said else (1.0, 1.0)
         heads, neurons = self.head_keep, self.ffn_keep
@@ -117,12 +116,12 @@ class Compress(Method):
 
     @property
     def starts_at(self) -> float:
-        """From when on the model is made ready: gates learn before the first cut."""
+        """Fraction of the clock of the first change: gates learn before the first cut."""
         return max(0.0, self.at - STRETCH) if self._by_gates else self.at
 
     @property
     def fractions(self) -> list[float]:
-        """The fractions of the clock at which the model is cut."""
+        """Fractions of the clock at which the model is cut."""
         return cut_at(self.at, (1.0 + self.at) / 2 if self.until is None else self.until, self.rounds)
 
     @property
@@ -134,7 +133,7 @@ class Compress(Method):
         return self._left > 0 and self._shares != (1.0, 1.0)
 
     def sizes(self, config: Any) -> tuple[Size, Size]:
-        """The size of a whole model of this configuration, and the one that it is cut down to."""
+        """Sizes of the whole model of this configuration, and after the last cut."""
         whole = Size(config.num_hidden_layers, config.num_attention_heads, config.intermediate_size)
         heads, neurons = self._shares
         depth = whole.depth if self.depth is None else self.depth
@@ -191,7 +190,7 @@ class Compress(Method):
                 self.rounds,
                 self._left,
             )
-        dismiss(backbone)  # who has taught in another run teaches in it only
+        dismiss(backbone)  # a teacher from another run does not teach in this one
 
     def inject(self, backbone: nn.Module) -> None:
         stack_of(backbone)
@@ -212,7 +211,7 @@ class Compress(Method):
 
     def penalty(self, backbone: Any) -> Tensor | None:
         terms: list[Tensor] = []
-        # Of a model with a generator the loss of this encoder has a weight; the terms' share of it stays the same.
+        # Beside a generator, this encoder's loss has a weight, which these terms need too.
         main = getattr(backbone.config, "main_weight", 1.0)
         if self._by_gates and getattr(backbone, NAME).on:
             total = torch.stack([gate.abs().sum() for gate in getattr(backbone, NAME).parameters()]).sum()
@@ -224,7 +223,7 @@ class Compress(Method):
 
     def advance(self, backbone: Any, context: RunContext) -> bool:
         due, changed = sum(context.fraction >= at for at in self.fractions), False
-        # A long step may pass two cuts at once; then both are made, one after the other.
+        # A long step may pass two cuts; then both are made in turn.
         for done in range(self.rounds - self._left, due):
             changed |= self._cut(backbone, done + 1, context)
         if context.fraction >= 1.0:
@@ -232,7 +231,7 @@ class Compress(Method):
         return changed
 
     def _cut(self, backbone: Any, number: int, context: RunContext) -> bool:
-        """Makes one of the cuts; returns whether layers are narrower for it."""
+        """Makes one of the cuts; returns `True` if layers became narrower."""
         facts = {TEACHER: teach(backbone)} if self.distill and teacher_of(backbone) is None else {}
         stack, (whole, wanted) = stack_of(backbone), self.sizes(backbone.config)
         size = size_after(number, self.rounds, whole, wanted)

@@ -1,4 +1,4 @@
-"""EarlyBERT: early in a run gates find the heads and neurons that are worth training, and the rest is cut away."""
+"""EarlyBERT: gates find the heads and neurons worth training early in a run; the rest is cut (Chen et al., 2021)."""
 
 import logging
 import math
@@ -104,16 +104,14 @@ class EarlyBert(Method):
         self.ticket = str(self.ticket)
         self._start, self._config = self.after or 0.0, None
 
-    # When it acts.
-
     @property
     def _is_saved(self) -> bool:
-        """Whether the ticket is one of a file, so that nothing is searched for."""
+        """`True` if the ticket is read from a file, without a search."""
         return self.ticket not in (*BY_GATES, *BY_SCORES)
 
     @property
     def _is_drawn(self) -> bool:
-        """Whether the ticket has been drawn and cut, in this run or the one that a model comes from."""
+        """`True` once the ticket is drawn and cut, in this run or an earlier one of the model."""
         events = getattr(self._config, "events", None) or []
         return any(event["method"] == self.name for event in events)
 
@@ -151,11 +149,11 @@ class EarlyBert(Method):
                 f"`earlybert` would search from {self._start:.3g} of the clock for {self.max_search_steps:.3g} of it, "
                 "to the end of the run; lower `earlybert.max_search_steps`, or have it begin earlier."
             )
-        if not self._is_drawn:  # else it has been checked, and the file may be gone
+        if not self._is_drawn:  # a drawn ticket was checked, and its file may be gone
             self._check_ticket(config)
 
     def _check_ticket(self, config: Any) -> None:
-        """Checks that there is such a ticket, and a model that it can be drawn from."""
+        """Checks that the ticket exists and suits the model."""
         saved = None
         if self._is_saved:
             if not Path(self.ticket).is_file():
@@ -177,8 +175,6 @@ class EarlyBert(Method):
         else:
             check_shares(self.head_keep, self.ffn_keep, *shape)
 
-    # What it puts into the model.
-
     def inject(self, backbone: Any) -> None:
         config = backbone.config
         shape = (config.num_hidden_layers, config.num_attention_heads, config.intermediate_size)
@@ -190,13 +186,10 @@ class EarlyBert(Method):
                 gates.retire(backbone)
             else:
                 gates.attach(backbone)
-                gates.on = True  # a model of which no run is made computes by what its gates have learned
+                gates.on = True  # outside a run, learned gates have an effect
 
     def prepare(self, backbone: Any, context: RunContext) -> None:
-        """Cuts a saved ticket, of trained weights or new ones, while there is no optimizer yet.
-
-        A search that an earlier run has left begins anew: what its gates have come to stays in the weights.
-        """
+        """Cuts a saved ticket before the optimizer is made; folds gates of an unfinished search into the weights."""
         if self._is_drawn:
             return
         getattr(backbone, NAME).forget()
@@ -214,12 +207,12 @@ class EarlyBert(Method):
             gates.on = getattr(backbone, NAME).since is not None
 
     def penalty(self, backbone: Any) -> Tensor | None:
-        """The L1 norm of the gates of the layers that run: a sum, in the proportion that it has to a plain loss."""
+        """L1 norm of the gates of the layers that run, summed and scaled like the main loss."""
         gates = gates_of(backbone)
         if gates is None or not gates.on or not self.l1:
             return None
         weight = self.l1
-        if generator_of(backbone) is not None:  # the loss that reaches the gates is this many times its own mean
+        if generator_of(backbone) is not None:  # the main loss has this weight beside a generator's
             weight *= backbone.config.main_weight
         layers = layers_that_run(backbone)
         return weight * torch.cat([of[layer] for of in (gates.heads, gates.neurons) for layer in layers]).abs().sum()
@@ -238,11 +231,9 @@ class EarlyBert(Method):
         super().eject(backbone)
 
     def save_artifacts(self, backbone: Any, folder: Path) -> None:
-        """Writes the ticket beside the model that it has become."""
+        """Writes the ticket beside the exported model."""
         if (ticket := self.ticket_of(backbone)) is not None:
             ticket.save(folder / FILE)
-
-    # The search.
 
     def advance(self, backbone: Any, context: RunContext) -> bool:
         step, fraction = context.step, context.fraction
@@ -254,7 +245,7 @@ class EarlyBert(Method):
             return False
         if search.since is None:
             search.begin(step)
-            if self.needs_snapshot:  # to what the model is now, at its full depth
+            if self.needs_snapshot:  # the weights to rewind to, at the full depth
                 snapshot_of(context.model).take(context.model)
             return False
         searched = step - search.since
@@ -283,7 +274,7 @@ class EarlyBert(Method):
         return True
 
     def _good(self, backbone: Any) -> Ticket:
-        """The ticket of the gates as they are now."""
+        """Ticket of the largest gates at present."""
         gates = gates_of(backbone)
         assert gates is not None
         return best(gate_scores(gates), backbone, self.head_keep, self.ffn_keep)
@@ -298,7 +289,7 @@ class EarlyBert(Method):
         return worst(gate_scores(gates), good, backbone) if self.ticket == "bad" else good
 
     def _cut(self, backbone: Any, ticket: Ticket, context: RunContext) -> None:
-        """Leaves model and optimizer the ticket, as it was before the search or as it is now."""
+        """Cuts model and optimizer to the ticket, rewound or not."""
         gates = gates_of(backbone)
         if self.weights == "rewind":
             snapshot_of(context.model).put_back(context.model)
@@ -310,7 +301,7 @@ class EarlyBert(Method):
         cut_state(context.optimizer, cut_width(backbone, ticket))
 
     def ticket_of(self, backbone: Any) -> Ticket | None:
-        """The ticket that the layers of `backbone` were cut to; `None` before it is drawn."""
+        """Ticket that `backbone` was cut to; `None` before it is drawn."""
         if not self._is_drawn:
             return None
         event = next(event for event in backbone.config.events if event["method"] == self.name)
@@ -319,7 +310,7 @@ class EarlyBert(Method):
 
 
 def _kept(ticket: Ticket) -> str:
-    """How wide the layers of a ticket are, in a few words."""
+    """Widths of the layers of a ticket, in a few words."""
     said = []
     for kind, name in enumerate(("heads", "neurons")):
         kept, whole = [layer[kind] for layer in ticket.widths], sum(layer[kind] for layer in ticket.shape)

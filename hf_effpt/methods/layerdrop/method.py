@@ -74,7 +74,7 @@ class LayerDrop(Method):
         self._start, self._end = self.after or 0.0, 1.0
 
     def bind(self, config: Any, others: Mapping[str, Method]) -> None:
-        # LayerDrop makes a model that bears the loss of layers, so it comes before compression and not after it.
+        # LayerDrop prepares a model for the loss of layers, so it comes before compression.
         compress: Any = others.get("compress")
         self._end = 1.0 if compress is None else compress.starts_at
         others = {name: other for name, other in others.items() if other is not compress}
@@ -109,7 +109,7 @@ class LayerDrop(Method):
 
     @property
     def _p(self) -> float:
-        return self.p or 0.0  # a number, once the method is made
+        return self.p or 0.0  # `p` is a number after construction
 
     def inject(self, backbone: nn.Module) -> None:
         stack_of(backbone)
@@ -127,17 +127,15 @@ class LayerDrop(Method):
             set_heads(stack, self.heads if started else 0.0, context.step, context.seed)
 
     def rates(self, depth: int, progress: float) -> np.ndarray:
-        """How likely the layer at each position is skipped, of shape `(depth,)`.
+        """Probability of skipping the layer at each of `depth` positions, of shape `(depth,)`.
 
-        Args:
-            depth (`int`): layers that run if none is skipped.
-            progress (`float`): the share, from 0 to 1, of the clock since layers are dropped.
+        `progress`, from 0 to 1, is the elapsed share of the time in which layers are dropped.
         """
         units = -(-depth // self.group)
         return np.repeat(SCHEDULES[self.rate](self._p, units, progress), self.group)[:depth]
 
     def draw(self, depth: int, step: int, seed: int, progress: float = 0.0) -> frozenset[int]:
-        """The positions to skip in `step`: a pure function that leaves the global generators alone."""
+        """Positions to skip in `step`; a pure function of its arguments."""
         generator = step_rng(seed, step, LAYERS)
         drawn = np.repeat(generator.random(-(-depth // self.group)), self.group)[:depth]
         return frozenset(int(position) for position in np.flatnonzero(drawn < self.rates(depth, progress)))

@@ -18,7 +18,7 @@ from .gates import Evaluation, Gates
 Estimator = Literal["ste_full", "ste_executed", "ste_reweighted", "reinforce"]
 Routing = Literal["bernoulli", "topk"]
 
-FIRST = 0.1  # share of the clock before the gates start, so that there is something to learn from
+FIRST = 0.1  # share of the clock before the gates act, so that layers learn first
 
 
 @dataclass
@@ -104,7 +104,7 @@ class LayerSkip(Method):
 
     @property
     def learns_by(self) -> Estimator:
-        """The estimator, which follows `routing` unless it is set."""
+        """Estimator of the gradient; its default depends on `routing`."""
         return self.estimator or ("ste_executed" if self.routing == "topk" else "ste_reweighted")
 
     def bind(self, config: Any, others: Mapping[str, Method]) -> None:
@@ -124,7 +124,7 @@ class LayerSkip(Method):
             )
 
     def prepare(self, backbone: Any, context: RunContext) -> None:
-        """Refuses a run at whose end there would be nothing to export."""
+        """Refuses a run without an export."""
         if self.evaluation == "threshold":
             raise EffptError(
                 "`layerskip.evaluation` is `threshold`, which no stock model does, and a run leaves a stock model; "
@@ -165,7 +165,7 @@ class LayerSkip(Method):
         super().eject(backbone)
 
     def metrics(self, backbone: Any, sums: Mapping[str, float]) -> dict[str, float]:
-        """`layerskip_executed`, of the rows and gated layers the share that ran."""
+        """`layerskip_executed`, the share of rows and gated layers that ran."""
         pairs = sums.get("layerskip_pairs")
         return {"layerskip_executed": sums["layerskip_ran"] / pairs} if pairs else {}
 

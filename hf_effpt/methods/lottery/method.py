@@ -97,14 +97,14 @@ class Lottery(Method):
         self._start, self._left = 0.0, self.rounds
 
     def _refuse(self, keys: set[str], because: str) -> None:
-        """Refuses settings that would do nothing."""
+        """Refuses settings without effect."""
         idle = [f"`lottery.{key}`" for key in self.settings() if key in keys]
         if idle:
             raise EffptError(f"{because}; leave out {' and '.join(idle)}, which would do nothing.")
 
     @property
     def prunes(self) -> bool:
-        """Whether the method prunes weights itself."""
+        """`True` if the method prunes weights itself."""
         return self.learn == "magnitude" and self.ticket is None
 
     @property
@@ -112,7 +112,7 @@ class Lottery(Method):
         return self.prunes and self._left > 0
 
     def least_steps(self, budget: int) -> int:
-        """The steps that must go by for the first phase to have reached what is rewound to."""
+        """Least budget, in steps, with which the first phase reaches the step that is rewound to."""
         return math.ceil(self._start * budget) + self.rewind_to * (self._left + 1) if self.needs_snapshot else 0
 
     def bind(self, config: Any, others: Mapping[str, Method]) -> None:
@@ -171,10 +171,10 @@ class Lottery(Method):
     def advance(self, backbone: Any, context: RunContext) -> bool:
         if self.learn == "supermask":
             return False
-        backbone.masks.impress(backbone)  # some optimizers move weights that have no gradient
+        backbone.masks.impress(backbone)  # some optimizers move weights without a gradient
         step, fraction = context.step, context.fraction
         if not context.is_live or not self.needs_snapshot or fraction >= 1.0:
-            return False  # there is nothing to rewind to, or nothing would train what is rewound
+            return False  # nothing to rewind to, or no time left to train
         now = rounds_of(backbone.config)
         if now is None:
             if fraction >= self._start:
@@ -194,7 +194,7 @@ class Lottery(Method):
         return not self.needs_snapshot
 
     def _prune(self, backbone: Any, due: int, context: RunContext) -> None:
-        """Prunes so many times at once, and rewinds all that is left."""
+        """Makes `due` prunings at once, and rewinds the remaining weights."""
         masks: Masks = backbone.masks
         final = {name: linear.weight.detach().clone() for name, linear in prunable(backbone).items()}
         kept = {name: mask.clone() for name, mask in masks.kept().items()}
@@ -220,7 +220,7 @@ class Lottery(Method):
         super().eject(backbone)
 
     def metrics(self, backbone: Any, sums: Mapping[str, float]) -> dict[str, float]:
-        """`lottery_sparsity`, the share of the weights of pruned matrices that are zero; of a supermask, as drawn."""
+        """`lottery_sparsity`, the share of zeros in pruned matrices; for a supermask, as sampled."""
         total = sums.get("lottery_weights")
         return {"lottery_sparsity": 1.0 - sums["lottery_left"] / total} if total else {}
 

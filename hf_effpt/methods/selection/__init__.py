@@ -1,4 +1,18 @@
-"""Learns from the rows that are judged to teach most, out of more than a step holds."""
+"""Scores more rows than a step holds and learns from a share of them.
+
+method          `Selection`: the settings, and the hooks of a run
+  config        default settings by strategy, invalid combinations
+strategy        base class of strategies
+  strategies    the strategies
+  vectors       row vectors, running moments and small networks
+pool            candidate rows of a step
+scoring         inputs of strategies, from a forward pass
+picking         choice of rows by score
+state           counters and strategy, in the model and its checkpoints
+  memory        last loss of each row
+  table         losses of a reference model on disk
+cost            cost of scoring, and the gain that it needs
+"""
 
 from .method import Selection
 

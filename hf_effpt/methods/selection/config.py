@@ -1,4 +1,4 @@
-"""Settings of a selection: defaults come from the strategy, and combinations that cannot work are refused."""
+"""Settings of a selection: defaults by strategy, and refusal of invalid combinations."""
 
 from dataclasses import fields
 from typing import Any
@@ -18,10 +18,10 @@ GENERATED = ("electra", "electra_15", "replace_mlm", "all_tokens_mlm", "mcbert")
 
 
 def resolve(settings: Any, objective: str = "mlm") -> ResolvedSettings:
-    """Fills in every setting that was left out, for a model that is trained for this objective.
+    """Settings with every default filled in, for a model of this objective.
 
     Raises:
-        EffptError: if a setting does not exist for the strategy, or start and end are no time.
+        EffptError: if the strategy lacks a setting, or `start` and `end` do not fit.
     """
     if settings.strategy not in STRATEGIES:
         raise EffptError(
@@ -36,7 +36,7 @@ def resolve(settings: Any, objective: str = "mlm") -> ResolvedSettings:
         **kind.defaults,
     }
     if settings.mode not in (None, "topk"):
-        defaults["explore"] = 0.0  # such draws explore by themselves
+        defaults["explore"] = 0.0  # random modes explore by themselves
     keys = [field.name for field in fields(ResolvedSettings)]
     given = {key: getattr(settings, key) for key in keys if getattr(settings, key) is not None}
     resolved = ResolvedSettings(**defaults | given)
@@ -45,7 +45,7 @@ def resolve(settings: Any, objective: str = "mlm") -> ResolvedSettings:
 
 
 def _refuse_unknown(settings: Any, kind: type[Strategy]) -> None:
-    """Refuses what the strategy does not have."""
+    """Refuses settings and values that the strategy does not have."""
     name = settings.strategy
     for key, valid in (("scorer", kind.scorers), ("rule", kind.rules), ("mode", kind.modes)):
         value = getattr(settings, key)
@@ -83,11 +83,7 @@ def _check_times(resolved: ResolvedSettings) -> None:
 
 
 def check(settings: Any, objective: str) -> None:
-    """Checks the settings against what the model is trained for.
-
-    Raises:
-        EffptError: if a strategy or scorer does not suit it.
-    """
+    """Raises an `EffptError` if the strategy or the scorer does not suit the objective."""
     kind, scorer, name = STRATEGIES[settings.strategy], settings.resolved.scorer, settings.strategy
     if scorer == "generator" and objective not in GENERATED:
         raise EffptError(
@@ -111,6 +107,6 @@ def _default_scorer(kind: type[Strategy], objective: str) -> Scorer | None:
 
 
 def _suits_candidates(kind: type[Strategy], scorer: Scorer | None) -> bool:
-    """`True` if the scorer needs no probabilities over the vocabulary, which the head of MC-BERT does not give."""
+    """`True` if the scorer needs no probabilities over the vocabulary, which MC-BERT's head lacks."""
     needs = {"logits": ("full", "first_layer"), "losses": ("first_layer",)}
     return scorer not in needs.get(kind.input_kind, ())

@@ -1,7 +1,7 @@
-"""The cost law of selection: what it costs to judge rows, and what that has to bring.
+"""The cost law of selection (Braasch, section 4.2).
 
-With a share k of the rows looked at learned from, and a cost s of judging one beside that of learning from one, a step
-costs 1 + s / k. So rows have to teach more than so many times as much as random ones (Braasch, section 4.2).
+If a share k of the rows is kept, and scoring a row costs s times as much as learning from it, a step costs 1 + s / k
+times a plain one. The rows must therefore teach more than 1 + s / k times as much as random ones.
 """
 
 from typing import Any
@@ -14,18 +14,18 @@ from .strategy import ResolvedSettings
 def cost_report(
     resolved: ResolvedSettings, strategy: str, picks_rows: bool, counts: tuple[int, ...], spent: CostReport
 ) -> dict[str, Any]:
-    """What a run with selection has cost.
+    """Cost of selection in a run.
 
     Args:
-        resolved ([`ResolvedSettings`]): the settings.
-        strategy (`str`): its name.
-        picks_rows (`bool`): whether rows are left out; else `keep` is no share of them, and the law has k = 1.
-        counts (`tuple[int, int, int]`): rows looked at, judged, and trained on.
-        spent ([`CostReport`]): by the run, and by selection.
+        resolved ([`ResolvedSettings`]): settings.
+        strategy (`str`): name of the strategy.
+        picks_rows (`bool`): `True` if rows are left out; else the law has k = 1, whatever `keep`.
+        counts (`tuple[int, int, int]`): rows seen, scored, and trained on.
+        spent ([`CostReport`]): cost of the run and of selection.
 
     Returns:
-        `keep`, `seen`, `scored`, `trained`; by FLOPs and by seconds the cost `s`, the break-even gain 1 + s / k, and
-        the share of the run that was spent before it, `prepaid`; a sentence in `text`.
+        `keep`, `seen`, `scored`, `trained`; for FLOPs and seconds `s`, the break-even gain 1 + s / k, and the share
+        of the run spent upfront (`prepaid`); a sentence in `text`.
     """
     seen, scored, trained = counts
     told: dict[str, Any] = {"keep": resolved.keep, "seen": seen, "scored": scored, "trained": trained}

@@ -1,6 +1,6 @@
-"""The losses that rows had when they were last trained on, for strategies that do without a look.
+"""Losses of rows when they were last trained on, for strategies that score without a forward pass.
 
-N rows looked at, R rows of the dataset.
+N rows of a pool, R rows of the dataset.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from hf_effpt.core.precision import KeepsPrecision
 from .picking import TIES, chance
 from .strategy import Pool
 
-NAME = "selection_losses.npz"  # of the file in the folder of a run
-RENEWED = 64  # steps in which the mean of all losses stays as it is; at first and after a change, fewer
+NAME = "selection_losses.npz"  # file in the folder of a run
+RENEWED = 64  # steps between updates of the mean of all losses; fewer at first and after a change
 
 
 class Memory(KeepsPrecision):
-    """The last loss of each row of the dataset, the step that it is of, -1 where there is none, and the mean of all.
+    """Last loss of each row of the dataset with its step (-1 for none), and the mean of all losses.
 
     Args:
-        rows (`int`): of the dataset.
-        max_age (`int`, *optional*): steps after which a loss no longer counts.
+        rows (`int`): number of rows of the dataset.
+        max_age (`int`, *optional*): age, in steps, above which a loss is ignored.
     """
 
     losses: Tensor
@@ -48,41 +48,39 @@ class Memory(KeepsPrecision):
         self.mean.fill_(torch.inf)
 
     def learn(self, pool: Pool, losses_N: Tensor, changed: int) -> None:
-        """Remembers the losses of rows that were trained on; of a row that was twice in a step, the higher one."""
-        # Writing to one place twice is not deterministic on every device, and processes would part.
+        """Stores the losses of rows that were trained on; of a row twice in a step, the higher one."""
+        # Two writes to one place are not deterministic on every device, and processes would diverge.
         self.losses.scatter_reduce_(0, pool.ids_N, losses_N.float(), "amax", include_self=False)
         self.steps[pool.ids_N] = pool.step
         since = pool.step - changed
-        if since % RENEWED == 0 or since.bit_count() == 1:  # of a large dataset it takes long
+        if since % RENEWED == 0 or since.bit_count() == 1:  # slow for a large dataset
             known_R = self._counts(self.steps, pool.step, changed)
             self.mean.copy_((self.losses.double() * known_R).sum() / known_R.sum().clamp(min=1))
 
     def _counts(self, steps: Tensor, step: int, changed: int) -> Tensor:
-        """Whether losses of these steps still count in optimizer step `step`; those of another architecture do not."""
+        """`True` where losses of `steps` still count in step `step`: recent, and of the present architecture."""
         oldest = max(changed, 0 if self.max_age is None else step - self.max_age)
         return (steps >= oldest) & (steps >= 0)
 
     def read(self, pool: Pool, changed: int) -> Tensor:
-        """The losses of rows, fp64 of shape `(N,)`; those without one are above the others, in an order drawn by lot.
+        """Losses of rows, fp64 of shape `(N,)`; rows without one are above the others, in random order.
 
-        Args:
-            pool ([`Pool`]): the rows.
-            changed (`int`): the step after which the architecture changed last.
+        `changed` is the step after which the architecture changed last.
         """
         known_N, losses_N = self._counts(self.steps[pool.ids_N], pool.step, changed), self.losses[pool.ids_N].double()
         above = torch.where(known_N, losses_N, 0.0).max()
         return torch.where(known_N, losses_N, above + 1.0 + chance(pool, TIES))
 
     def save(self, folder: Path, identity: str) -> None:
-        """Writes the losses into a run's folder, for another run on the same rows."""
+        """Writes the losses into a run's folder, for other runs on the same rows."""
         losses, steps = self.losses.cpu().numpy(), self.steps.cpu().numpy()
         np.savez_compressed(folder / NAME, identity=np.array(identity), losses=losses, steps=steps)
 
     def load(self, table: str, identity: str) -> None:
-        """Begins with the losses of another run; they are as old as the first step.
+        """Loads the losses of another run, as of step 0.
 
         Raises:
-            EffptError: if the file cannot be read, or is of other rows.
+            EffptError: if the file cannot be read, or belongs to other rows.
         """
         try:
             with Path(table).open("rb") as file, np.load(file, allow_pickle=False) as found:

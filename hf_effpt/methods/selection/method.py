@@ -1,4 +1,4 @@
-"""Selection: of the rows at hand, learns from those that are judged to teach most, and is charged for the judging."""
+"""Selection: scores rows, learns from a share of them, and is charged for the scoring."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -119,7 +119,7 @@ class Selection(RowMethod):
 
     @property
     def kind(self) -> type[Strategy]:
-        """The class of the strategy."""
+        """Class of the strategy."""
         return STRATEGIES[self.strategy]
 
     @property
@@ -132,18 +132,18 @@ class Selection(RowMethod):
 
     @property
     def describe(self) -> str:
-        """The strategy and what it does, with its source."""
+        """Name and description of the strategy, with its source."""
         said = (self.kind.__doc__ or "").strip().splitlines()[0]
         return f"`{self.strategy}`. {said}"
 
     @property
     def cited(self) -> Paper | None:
-        """The paper of the method, if it is that of the strategy."""
+        """Paper of the method if the strategy comes from it, else `None`."""
         return self.paper if self.strategy == "selective_backprop" else None
 
     @property
     def control(self) -> dict[str, Any] | None:
-        """Random rows at the same steps, as many of them."""
+        """Settings that select as many random rows at the same steps."""
         if self.strategy == "random" or not self.kind.picks_rows or self.resolved.keep == 1.0:
             return None
         same = {key: getattr(self.resolved, key) for key in ("keep", "start", "end", "interrupt")}
@@ -157,7 +157,7 @@ class Selection(RowMethod):
     def prepare(self, backbone: Any, context: RunContext) -> None:
         text = context.text
         self.rows = len(text.rows)
-        # A checkpoint tells by this setting how many losses its model remembers.
+        # The size of a checkpoint's loss memory follows from this setting.
         backbone.config.methods = {**backbone.config.methods, self.name: self.settings()}
         self.resolved = replace(self.resolved, rows=self.rows)
         if hasattr(backbone, "selector"):
@@ -223,14 +223,14 @@ class Selection(RowMethod):
     def _score(
         self, model: Any, rows: dict[str, Tensor], context: SelectionContext, pool: Pool, measures: Any, picks: bool
     ) -> tuple[Pool, int]:
-        """The pool with what the scorer makes of it, and the number of rows that were scored for that."""
+        """Returns the pool with the scorer's output, and the number of rows scored."""
         selector, strategy = model.backbone.selector, model.backbone.selector.strategy
-        # It learns from vectors in any step until the end.
+        # Strategies learn from vectors in every step until `end`.
         if strategy.input_kind == "vectors" and context.run.fraction < self.resolved.end:
             seen = torch.cat([scores(strategy, model, rows, context), torch.stack(measures, dim=1)], dim=1)
             return pool.seeing(seen), len(pool)
         if not picks or strategy.input_kind == "nothing":
-            return pool, 0  # and after the end nothing is learned for later
+            return pool, 0  # after `end` there is nothing to learn for
         if selector.memory is not None:
             strategy.mean = selector.memory.mean
             return pool.seeing(selector.memory.read(pool, changed_at(model.backbone))), 0
@@ -240,7 +240,7 @@ class Selection(RowMethod):
         return pool.seeing(seen), len(pool)
 
     def _irreducible(self, selector: Selector, rows: dict[str, Tensor], context: SelectionContext) -> Tensor:
-        """The losses of the reference model, from the table if it has them all."""
+        """Losses of the reference model, from the table if it has all of them."""
         assert self.holdout is not None
         table = None if self.table is None else self._open_table(selector, context.dataset_id)
         where = (context.masking_id, context.host["example_id"].numpy(), context.host["epoch"].numpy())
@@ -253,7 +253,7 @@ class Selection(RowMethod):
         return losses_N
 
     def _open_table(self, selector: Selector, dataset_id: str) -> IrreducibleLosses:
-        """The table of irreducible losses on disk, opened once."""
+        """Table of irreducible losses on disk, opened once."""
         if selector.table is None:
             assert self.table is not None
             assert self.holdout is not None
@@ -261,7 +261,7 @@ class Selection(RowMethod):
         return selector.table
 
     def _weigh(self, rows: dict[str, Tensor], context: SelectionContext, strategy: Any) -> dict[str, Tensor]:
-        """The rows with the inputs of a strategy that learns from all of them, with weights."""
+        """Adds the inputs of a strategy that weights all rows instead of picking some."""
         if strategy.compares == "tokens":
             assert self.holdout is not None
             model = context.reference_model(self.holdout)
@@ -283,7 +283,7 @@ class Selection(RowMethod):
         super().eject(backbone)
 
     def save_artifacts(self, backbone: Any, folder: Path) -> None:
-        """Writes the losses that rows had last into the folder, for the `table` of another run."""
+        """Writes the last losses of rows into the folder, for the `table` of another run."""
         selector = backbone.selector
         if selector.table is not None:
             selector.table.write()
@@ -291,11 +291,11 @@ class Selection(RowMethod):
             selector.memory.save(folder, selector.dataset_id)
 
     def metrics(self, backbone: Any, sums: Mapping[str, float]) -> dict[str, float]:
-        """Rows looked at, scored and trained on; scores of those kept and left, by decile; and how the two differ."""
+        """Rows seen, scored and trained on; deciles of scores of rows kept and left; and their differences."""
         return backbone.selector.metrics(sums)
 
     def cost_report(self, backbone: Any, costs: CostReport) -> dict[str, Any]:
-        """The cost of scoring a row beside that of learning from it, and the gain that selection needs."""
+        """Cost of scoring a row relative to learning from it, and the gain that selection needs."""
         if self.resolved.keep == 1.0:
             return {}
         counts = tuple(backbone.selector.counts.tolist())

@@ -1,6 +1,6 @@
-"""Picks rows by their scores; ties and random numbers depend on the rows and not on their order.
+"""Choice of rows by score; ties and random numbers depend on the rows, not on their order.
 
-N rows looked at.
+N rows of a pool.
 """
 
 from typing import Any
@@ -17,12 +17,12 @@ UNIFORM, RANKED, TIES, PRUNED = range(0x5E1EC7, 0x5E1EC7 + 4)
 
 
 def chance(pool: Pool, what: int) -> Tensor:
-    """Random float64 numbers in [0, 1) for the rows, a pure function of seed, step and row."""
+    """Random float64 numbers in [0, 1), of shape `(N,)`: a pure function of seed, step and row."""
     return uniform(salted(pool.keys_N, pool.seed, pool.step, what))
 
 
 def by_score(scores_N: Tensor, pool: Pool) -> Tensor:
-    """Positions of the rows from the highest score to the lowest; of equal scores the lower id is first."""
+    """Positions of the rows by falling score; among equals, the lower id is first."""
     by_id_N = pool.ids_N.argsort(stable=True)
     return by_id_N[scores_N[by_id_N].argsort(descending=True, stable=True)]
 
@@ -46,14 +46,8 @@ def sample(weights_N: Tensor, pool: Pool, number: int, what: int = RANKED) -> Te
 def choose(scores_N: Tensor, pool: Pool, number: int, resolved: Any) -> Tensor:
     """Positions of `number` rows by their scores, in rising order.
 
-    The share `explore` of them is drawn uniformly; the share `outliers` of the pool, of the highest scores, is picked
-    by such a draw only.
-
-    Args:
-        scores_N (`Tensor` of shape `(rows,)`): rows of high scores are preferred.
-        pool ([`Pool`]): the rows.
-        number (`int`): number of rows to pick.
-        resolved ([`ResolvedSettings`]): `mode`, `keep`, `explore` and `outliers`.
+    High scores are preferred. The share `explore` of the rows is drawn uniformly; the share `outliers` of the pool
+    with the highest scores is picked by that draw only. `resolved` gives both, `mode` and `keep`.
     """
     explored = min(number, round(resolved.explore * number))
     left_out = min(len(pool) - number, round(resolved.outliers * len(pool)))
@@ -67,13 +61,7 @@ def choose(scores_N: Tensor, pool: Pool, number: int, resolved: Any) -> Tensor:
 
 
 def fill_up(picked: Tensor, pool: Pool, number: int) -> Tensor:
-    """Adds rows drawn uniformly until there are `number`; returns the positions of all in rising order.
-
-    Args:
-        picked (`Tensor` of shape `(picked,)`): positions of different rows of the pool.
-        pool ([`Pool`]): the rows.
-        number (`int`): number of rows in the end.
-    """
+    """Adds uniformly drawn rows to the distinct positions `picked` until there are `number`, in rising order."""
     if len(picked) == number:
         return picked.sort().values
     rest_N = chance(pool, UNIFORM)

@@ -13,11 +13,9 @@ class Pool:
     """Candidate rows of one process in an optimizer step, or those of them that were trained on.
 
     Args:
-        keys_N (`Tensor` of shape `(rows,)`): int64, one for each example and epoch; besides seed and step all that
-            random numbers depend on.
-        ids_N (`Tensor` of shape `(rows,)`): int64 numbers of the examples in the dataset.
-        seen (`Tensor` of shape `(rows,)` or `(rows, size)`, *optional*): what the scorer computed: scores for a
-            strategy that sees logits or losses, vectors for one that sees those.
+        keys_N (`Tensor` of shape `(rows,)`): int64 keys by example and epoch, for random numbers.
+        ids_N (`Tensor` of shape `(rows,)`): int64 indices of the examples in the dataset.
+        seen (`Tensor` of shape `(rows,)` or `(rows, size)`, *optional*): output of the scorer: scores, or vectors.
         step (`int`), fraction (`float`), seed (`int`): of the run.
     """
 
@@ -32,11 +30,11 @@ class Pool:
         return len(self.keys_N)
 
     def seeing(self, seen: Tensor) -> Pool:
-        """Returns the same rows with what a scorer computed for them."""
+        """Returns the same rows with the output of a scorer."""
         return replace(self, seen=seen)
 
     def of(self, rows: Tensor) -> Pool:
-        """Returns some of the rows, by their positions in this pool."""
+        """Returns the rows at these positions."""
         seen = None if self.seen is None else self.seen[rows]
         return replace(self, keys_N=self.keys_N[rows], ids_N=self.ids_N[rows], seen=seen)
 
@@ -47,8 +45,8 @@ def push(queue_QD: Tensor, size: Tensor, place: Tensor, rows_ND: Tensor) -> None
 
     Args:
         queue_QD (`Tensor` of shape `(places, ...)`): the queue.
-        size, place (`Tensor`): int64 scalars: number of places in use, and the next one to be written.
-        rows_ND (`Tensor` of shape `(rows, ...)`): rows to append; of more than there are places, the last.
+        size, place (`Tensor`): int64 scalars: number of places in use, and the next one to write.
+        rows_ND (`Tensor` of shape `(rows, ...)`): rows to append; if there are too many, the last ones.
     """
     rows_ND = rows_ND[-len(queue_QD) :]
     at_N = (place + torch.arange(len(rows_ND), device=rows_ND.device)) % len(queue_QD)

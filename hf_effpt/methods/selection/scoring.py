@@ -1,6 +1,6 @@
-"""What strategies see of rows: by what they are judged, and what a look costs.
+"""Inputs of strategies, computed by charged forward passes.
 
-B rows at a time, M positions a row.
+B rows of a batch, M positions per row.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from hf_effpt.core.token_losses import recording_losses, row_losses
 
 from .strategy import Scorer, Strategy
 
-LAYERS: dict[Scorer, int | None] = {"embedding": 0, "first_layer": 1, "full": None}  # that a look goes through
+LAYERS: dict[Scorer, int | None] = {"embedding": 0, "first_layer": 1, "full": None}  # layers run per scorer
 
 
 def scores(strategy: Strategy, model: Any, rows: Batch, context: SelectionContext) -> Tensor:
-    """What a strategy that sees logits or losses, or vectors, sees of rows: `(rows,)`, or `(rows, size)`."""
+    """Scores of rows, `(rows,)`, for strategies that see logits or losses; vectors, `(rows, size)`, for others."""
     scorer, input_kind = strategy.resolved.scorer, strategy.input_kind
     assert scorer is not None
     if input_kind == "logits":
@@ -40,7 +40,7 @@ def scores(strategy: Strategy, model: Any, rows: Batch, context: SelectionContex
 
 
 def cost_key(strategy: Strategy) -> str:
-    """Name of the work of scoring. It is a key of persisted times: equal names mean equal work on equal shapes."""
+    """Name of the scoring work, a key of stored times: equal names mean equal work on equal shapes."""
     resolved = strategy.resolved
     if strategy.input_kind != "logits":
         return f"{strategy.input_kind} {resolved.scorer}"
@@ -70,10 +70,10 @@ def _rated_by_draws(strategy: Any, scorer: Scorer, model: Any, batch: Batch) -> 
 
 @contextmanager
 def dropping(model: nn.Module, rate: float, seed: int) -> Iterator[None]:
-    """Dropout at this rate in a model that is otherwise in evaluation mode; the global generators stay as they are."""
+    """Dropout at this rate, in a model in evaluation mode; global random state is restored."""
     device = next(model.parameters()).device
     layers = [module for module in model.modules() if isinstance(module, nn.Dropout)]
-    # Attention drops its weights itself, by the rate of the module that it holds.
+    # Attention applies dropout itself, at the rate of its module.
     holders = [module for module in model.modules() if isinstance(getattr(module, "dropout", None), nn.Dropout)]
     before = [module.p for module in layers]
     try:
@@ -97,7 +97,7 @@ def _losses(scorer: Scorer, model: Any, batch: Batch) -> Tensor:
 
 
 def losses_of(reading: HeadInputs) -> Tensor:
-    """The mean loss of each row at the positions that are asked for, fp32 of shape `(batch_size,)`."""
+    """Mean loss of each row over its labels, fp32 of shape `(batch_size,)`."""
     _, logits_BMV = reading.head(reading.hidden_BMD)
     logits_BMV, labelled_BM = logits_BMV.float(), reading.labelled_BM
     answers_BM = reading.labels_BM.clamp(min=0)
@@ -118,10 +118,7 @@ def _vectors(layers: int | None, model: Any, batch: Batch) -> Tensor:
 def reference_losses(
     model: nn.Module, rows: Batch, context: SelectionContext, tokens: bool, known: Tensor | None = None
 ) -> Tensor:
-    """The losses of a reference model, of rows `(rows,)`, or of their masked tokens `(rows, positions)`.
-
-    What is `known` of them already is not computed again, and charged all the same.
-    """
+    """Losses of a reference model: `(rows,)`, or with `tokens` `(rows, positions)`; `known` ones are only charged."""
     if tokens:
         return context.score_rows("losses of tokens", _token_losses, rows, model)
     return context.score_rows(

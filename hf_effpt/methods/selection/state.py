@@ -1,6 +1,6 @@
-"""What a run with selection keeps in its model: the strategy, and the counts that tell what it does to the data.
+"""State of a selection, kept in the model: the strategy, and counters that describe the selected data.
 
-N rows looked at, L row length, V vocabulary.
+N rows of a pool, L row length, V vocabulary.
 """
 
 from __future__ import annotations
@@ -23,27 +23,26 @@ from .table import IrreducibleLosses
 
 logger = logging.getLogger(__name__)
 
-RARER, SHORTER = 0.5, 0.1  # nats of log frequency, and share of the length, from which a drift is worth an alarm
+RARER, SHORTER = 0.5, 0.1  # drift of log frequency, in nats, and of relative length to warn of
 
 
 def changed_at(backbone: Any) -> int:
-    """The step of this run after which another method changed the architecture last, or 0."""
+    """Step of this run after which another method last changed the architecture, or 0."""
     return max((event["step"] for event in backbone.config.events or [] if not event.get("past")), default=0)
 
 
 class Selector(KeepsPrecision):
-    """The strategy at work in a backbone, whose submodule `selector` it is; nothing of it is a parameter.
+    """Submodule `selector` of a backbone, without parameters: the strategy and its counters.
 
-    `counts` holds how many rows have been looked at, scored, and trained on; `frequencies`, how often each token has
-    been seen. Both are over all processes.
+    `counts` are the rows seen, scored, and trained on; `frequencies` the counts of tokens. Both cover all processes.
 
     Args:
-        strategy ([`Strategy`]): how rows are judged.
-        memory ([`Memory`], *optional*): of the losses that rows had, if they are judged by those.
-        vocab_size (`int`): of the model.
+        strategy ([`Strategy`]): the strategy.
+        memory ([`Memory`], *optional*): last losses of rows, if they are the scores.
+        vocab_size (`int`): size of the model's vocabulary.
     """
 
-    in_snapshot = False  # what it has learned of the rows holds whatever the weights are
+    in_snapshot = False  # knowledge of the rows stays valid when weights are rewound
     counts: Tensor
     frequencies: Tensor
     unknown: Tensor
@@ -53,16 +52,16 @@ class Selector(KeepsPrecision):
         self.strategy, self.memory = strategy, memory
         self.register_buffer("counts", torch.zeros(3, dtype=torch.int64))
         self.register_buffer("frequencies", torch.zeros(vocab_size, dtype=torch.int64))
-        self.register_buffer("unknown", torch.full((), -1, dtype=torch.int64))  # the id of the unknown token
-        self.table: IrreducibleLosses | None = None  # on disk, of `rho`
+        self.register_buffer("unknown", torch.full((), -1, dtype=torch.int64))  # id of the unknown token
+        self.table: IrreducibleLosses | None = None  # of `rho`, on disk
         self.dataset_id: str | None = None
-        self.pending: Pool | None = None  # the rows of the step under way
+        self.pending: Pool | None = None  # rows of the current step
         self._told: list[TokenLosses] = []
         self._warned: set[str] = set()
 
     @property
     def observes(self) -> bool:
-        """Whether the strategy needs the losses of what is trained on."""
+        """`True` if the strategy needs training losses."""
         kind = type(self.strategy)
         hooks = ("learn", "on_token_losses", "loss_weights")
         asks = any(getattr(kind, name) is not getattr(Strategy, name) for name in hooks)
@@ -75,17 +74,17 @@ class Selector(KeepsPrecision):
             observe_losses(backbone, "selection", self.take)
 
     def detach(self, backbone: Any) -> None:
-        """Takes the selector out of `backbone`."""
+        """Removes the selector from `backbone`."""
         observe_losses(backbone, "selection", None)
         del backbone.selector
 
     def reset_missing_parameters(self) -> None:
-        """Begins anew where the weights that a model is loaded from have none of its buffers."""
+        """Resets buffers that the loaded weights lack."""
         if not getattr(self.counts, "_is_hf_initialized", False):
             self.begin(0)
 
     def begin(self, seed: int) -> None:
-        """Puts all buffers to what they are before a run."""
+        """Resets all buffers to their values before a run."""
         self.counts.zero_()
         self.frequencies.zero_()
         self.unknown.fill_(-1)
@@ -93,14 +92,12 @@ class Selector(KeepsPrecision):
             self.memory.begin()
         self.strategy.draw(seed)
 
-    # What is learned from.
-
     def expect(self, pool: Pool) -> None:
-        """Says which rows the training forwards to come are of, micro-batch after micro-batch."""
+        """Sets the rows of the coming training forward passes, in the order of the micro-batches."""
         self.pending, self._told = pool, []
 
     def take(self, losses: TokenLosses) -> Tensor | None:
-        """Takes the losses of a micro-batch, and returns what they are to be weighted by, if anything."""
+        """Stores the losses of a micro-batch; returns factors for them, or `None`."""
         have = sum(told.rows for told in self._told)
         if self.pending is None or have >= len(self.pending):
             return None
@@ -109,7 +106,7 @@ class Selector(KeepsPrecision):
 
     @torch.no_grad()
     def settle(self, backbone: Any) -> None:
-        """Has the strategy learn from what all processes have trained on in the step."""
+        """Lets the strategy learn from the rows that all processes trained on in the step."""
         pool, told = self.pending, self._told
         self.pending, self._told = None, []
         if pool is None or not told or sum(of.rows for of in told) != len(pool):
@@ -120,7 +117,7 @@ class Selector(KeepsPrecision):
         keys_N, ids_N = gather(pool.keys_N), gather(pool.ids_N)
         seen = None if pool.seen is None else gather(pool.seen)
         every = Pool(keys_N, ids_N, seen, pool.step, pool.fraction, pool.seed)
-        # By their numbers: it shall not matter in which order rows came, or to which process.
+        # Sorted, so that the order of rows and their processes do not matter.
         order_N = ids_N.argsort(stable=True)
         every, every_N = every.of(order_N), gather(losses_N)[order_N]
         if seen is not None or self.strategy.input_kind != "vectors":
@@ -129,13 +126,11 @@ class Selector(KeepsPrecision):
             self.memory.learn(every, every_N, changed_at(backbone))
         accumulator_of(backbone).add(**self.strategy.sums())
 
-    # What it does to the data.
-
     @torch.no_grad()
     def measure(self, rows: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Counts the tokens of rows; the length, mean log frequency, and share of unknown tokens of each, fp32 `(N,)`.
+        """Counts tokens; returns length, mean log frequency and share of unknown tokens of each row, fp32 `(N,)`.
 
-        Frequencies are those of what all steps before have looked at.
+        Frequencies are those of the rows seen in all steps before.
         """
         labels_NL = rows["labels"]
         ids_NL = torch.where(labels_NL != -100, labels_NL, rows["input_ids"])
@@ -153,7 +148,7 @@ class Selector(KeepsPrecision):
         return length_N.float(), frequency_N.float(), unknown_N.float()
 
     def count(self, backbone: Any, seen: int, scored: int, trained: int) -> None:
-        """Adds to the counters, in rows of this process."""
+        """Adds the numbers of rows of this process to the counters."""
         for place, number in enumerate((seen, scored, trained)):
             self.counts[place] += number * world()
         accumulator_of(backbone).add(selection_seen=seen, selection_scored=scored, selection_trained=trained)
@@ -161,7 +156,7 @@ class Selector(KeepsPrecision):
     def compare(
         self, backbone: Any, picked: Tensor, scores_N: Tensor | None, measures: tuple[Tensor, Tensor, Tensor]
     ) -> None:
-        """Adds to the tally how the rows that were `picked` differ from the others."""
+        """Adds differences between the `picked` rows and the others to the metrics."""
         length_N, frequency_N, _ = measures
         kept_N = torch.zeros_like(length_N, dtype=torch.float64).scatter_(0, picked, 1.0)
         left_N = 1.0 - kept_N
@@ -179,7 +174,7 @@ class Selector(KeepsPrecision):
         accumulator_of(backbone).add(**sums)
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """What a log entry says; a drift of what is learned from is warned of, once."""
+        """Metrics for a log entry; warns once of a drift of the selected data."""
         names = ("selection_seen", "selection_scored", "selection_trained")
         found = {name: sums[name] for name in names if name in sums} | self.strategy.metrics(sums)
         if warning := self.strategy.warning(found):

@@ -1,4 +1,4 @@
-"""Base class of selection strategies: a strategy scores rows, picks some, and may learn from those trained on.
+"""Base class of selection strategies.
 
 N rows of a pool, D size of a vector.
 """
@@ -24,12 +24,12 @@ Scorer = Literal["full", "first_layer", "embedding", "stale", "generator"]
 Mode = Literal["topk", "rank_sample", "weighted"]
 Level = Literal["head", "full"]
 
-BY_SCORE = ("explore", "outliers")  # settings of a strategy that takes the rows of the highest scores
+BY_SCORE = ("explore", "outliers")  # settings of strategies that pick by score
 
 
 @dataclass(frozen=True)
 class ResolvedSettings:
-    """Settings of a [`Selection`] with every default filled in; see there for what each means."""
+    """Settings of a [`Selection`], described there, with every default filled in."""
 
     keep: float = 0.5
     scorer: Scorer | None = None
@@ -52,25 +52,20 @@ class ResolvedSettings:
 
 
 class Strategy(KeepsPrecision):
-    """Scores and picks rows; what it learns is in buffers, which are the same in all processes.
-
-    Args:
-        resolved ([`ResolvedSettings`]): settings.
-        config: configuration of the model.
-    """
+    """Scores rows, picks some, and may learn from those trained on; its buffers are equal in all processes."""
 
     input_kind: ClassVar[InputKind]
     # Valid values, the default first; a strategy with its own `pick` has a single mode.
     scorers: tuple[Scorer, ...] = ()
     rules: ClassVar[tuple[str, ...]] = ()
     modes: ClassVar[tuple[Mode, ...]] = ("topk", "rank_sample", "weighted")
-    settings: ClassVar[tuple[str, ...]] = BY_SCORE  # those beyond the settings that all strategies have
+    settings: ClassVar[tuple[str, ...]] = BY_SCORE  # beyond those of all strategies
     defaults: ClassVar[Mapping[str, Any]] = {}  # where they differ from those of [`ResolvedSettings`]
     picks_rows: ClassVar[bool] = True  # `False` if it learns from all rows, but not equally
-    compares: ClassVar[Literal["rows", "tokens"] | None] = None  # losses it needs of a reference model
+    compares: ClassVar[Literal["rows", "tokens"] | None] = None  # losses of a reference model that it needs
     mlm_only: ClassVar[bool] = False  # `True` if it needs the losses of masked tokens
     on = False  # `True` in an optimizer step in which it acts
-    salts: tuple[int, ...] = (0,)  # of the random numbers that a rating may need
+    salts: tuple[int, ...] = (0,)  # salts of random numbers in `rate`
 
     def __init__(self, resolved: ResolvedSettings, config: Any) -> None:
         super().__init__()
@@ -78,12 +73,12 @@ class Strategy(KeepsPrecision):
 
     @classmethod
     def settings_with(cls, scorer: Scorer | None, rule: str | None) -> set[str]:
-        """Names of the settings that it has with this scorer and rule, beyond those of all strategies."""
+        """Names of its settings with this scorer and rule, beyond those of all strategies."""
         return {*cls.settings, *(("table", "max_age") if scorer == "stale" else ())}
 
     @torch.no_grad()
     def draw(self, seed: int) -> None:
-        """Resets its buffers to their initial values, in place and without a global generator; here to zero."""
+        """Initialises its buffers in place, without a global generator; here to zero."""
         for buffer in self.buffers():
             buffer.zero_()
 
@@ -102,23 +97,18 @@ class Strategy(KeepsPrecision):
         return choose(self.scores(pool), pool, number, self.resolved)
 
     def loss_weight_inputs(self, pool: Pool, kept_N: Tensor) -> Tensor | None:
-        """Values for `loss_weights` that go along with the picked rows, of shape `(picked,)` or `(picked, ...)`."""
+        """Inputs of `loss_weights` for the picked rows, of shape `(picked,)` or `(picked, ...)`."""
         return None
 
     def loss_weights(self, losses: TokenLosses, pool: Pool) -> Tensor | None:
-        """Factors for the losses of a micro-batch, of shape `(tokens,)`; `None` leaves them as they are.
-
-        Args:
-            losses ([`TokenLosses`]): losses, with the values of `loss_weight_inputs`.
-            pool ([`Pool`]): rows of the whole step.
-        """
+        """Factors for a micro-batch's losses, of shape `(tokens,)`, or `None`; `pool` is that of the whole step."""
         return None
 
     def on_token_losses(self, pool: Pool, told: Sequence[TokenLosses]) -> None:
-        """Learns from the losses of single tokens, of the rows that this process has trained on in a step."""
+        """Learns from the per-token losses of the rows that this process trained on in a step."""
 
     def learn(self, pool: Pool, losses_N: Tensor) -> None:
-        """Learns from the rows that all processes have trained on in a step, and from their mean losses."""
+        """Learns from the rows that all processes trained on in a step, and their mean losses."""
 
     def sums(self) -> dict[str, Tensor]:
         """Amounts to add to the metric accumulator after a step in which it has learned."""

@@ -1,6 +1,6 @@
-"""The losses of a reference model on disk, so that they are computed once for each example, epoch and mask.
+"""Losses of a reference model on disk, computed once per example, epoch and mask.
 
-N rows looked at.
+N rows of a pool.
 """
 
 import hashlib
@@ -14,20 +14,20 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import create_once, read_json, write_json
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-WAITING = 64  # steps whose losses are written together, so that few steps wait for the device
+WAITING = 64  # steps between writes, which wait for the device
 
 
 class IrreducibleLosses:
-    """A folder with a file of fp32 for each epoch and kind of mask, as long as the dataset, filled in as they come.
+    """Folder with an fp32 array for each epoch and masking, one loss per row of the dataset, filled as they come.
 
     Args:
-        folder (`Path`): made if it is not there.
-        rows (`int`): of the dataset.
-        data (`str`): what tells it from others.
-        model (`Path`): the folder of the reference model.
+        folder (`Path`): the folder; created if need be.
+        rows (`int`): number of rows of the dataset.
+        data (`str`): identifies the dataset.
+        model (`Path`): folder of the reference model.
 
     Raises:
-        EffptError: if the folder holds something else.
+        EffptError: if the folder holds other content.
     """
 
     def __init__(self, folder: Path, rows: int, data: str, model: Path) -> None:
@@ -36,7 +36,7 @@ class IrreducibleLosses:
         self._new: list[tuple[str, np.ndarray, np.ndarray, Tensor]] = []
         identity, said = {"data": data, "model": _hash_of(model)}, folder / "table.json"
         if not said.is_file():
-            # At once with what it says, since several processes may; one that holds something stays.
+            # Created atomically with its identity, since processes may race; an existing folder stays.
             folder.parent.mkdir(parents=True, exist_ok=True)
             create_once(folder, lambda made: write_json(made / said.name, identity), folder=True)
         try:
@@ -61,7 +61,7 @@ class IrreducibleLosses:
         return self._files[name]
 
     def read(self, masks: str, ids_N: np.ndarray, epochs_N: np.ndarray) -> np.ndarray | None:
-        """The losses of rows, fp32 of shape `(N,)`, if all of them are known; else `None`."""
+        """Losses of rows, fp32 of shape `(N,)`; `None` unless all are known."""
         found_N = np.empty(len(ids_N), np.float32)
         for epoch in np.unique(epochs_N):
             here_N = epochs_N == epoch
@@ -69,13 +69,13 @@ class IrreducibleLosses:
         return None if np.isnan(found_N).any() else found_N
 
     def add(self, masks: str, ids_N: np.ndarray, epochs_N: np.ndarray, losses_N: Tensor) -> None:
-        """Takes new losses, which are written when there are many."""
+        """Buffers new losses, and writes them once there are enough."""
         self._new.append((masks, ids_N, epochs_N, losses_N))
         if len(self._new) >= WAITING:
             self.write()
 
     def write(self) -> None:
-        """Writes what has been taken."""
+        """Writes the buffered losses."""
         for masks, ids_N, epochs_N, losses_N in self._new:
             on_host_N = losses_N.cpu().numpy()
             for epoch in np.unique(epochs_N):
@@ -87,7 +87,7 @@ class IrreducibleLosses:
 
 
 def _hash_of(model: Path) -> str:
-    """A hash of the weights in the folder of a model."""
+    """Hash of the weights in the folder of a model."""
     for name in WEIGHTS:
         if (model / name).is_file():
             with (model / name).open("rb") as file:

@@ -1,4 +1,4 @@
-"""Row vectors, and building blocks of the strategies that see them.
+"""Building blocks of strategies that see row vectors.
 
 N rows, D size of a vector, E networks, H hidden units and W weights of each, P rows with label 1, Q rows with label 0.
 """
@@ -16,33 +16,24 @@ from hf_effpt.core.random import places
 
 from .strategy import Scorer
 
-EXTRAS = 3  # features behind each vector: length in tokens, mean log unigram frequency, share of unknown tokens
-MEMORY = 8192  # rows after which old ones fade from running moments, since embeddings and losses drift
-FAR = 10.0  # standard deviations at which features are clipped, such as one that was constant until now
+EXTRAS = 3  # features appended to each vector: length in tokens, mean log unigram frequency, share of unknown tokens
+MEMORY = 8192  # rows after which old ones fade from running moments, since the model changes
+FAR = 10.0  # standard deviations at which features are clipped, such as formerly constant ones
 
 
 def vector_size(config: Any, scorer: Scorer | None) -> int:
-    """Size of the vectors of a scorer, without the `EXTRAS` behind them.
-
-    Args:
-        config: configuration of the model, with `hidden_size` and possibly `embedding_size`.
-        scorer (`str`): `"embedding"`, `"first_layer"` or `"full"`.
-    """
+    """Size of the vectors of a scorer, without the `EXTRAS`."""
     narrow = getattr(config, "embedding_size", None)
     return narrow if narrow and scorer == "embedding" else config.hidden_size
 
 
 def in_fp32(like: Tensor) -> AbstractContextManager:
-    """Context without autocast, which would make products less precise."""
+    """Context without autocast, which lowers precision."""
     return nullcontext() if like.is_meta else torch.autocast(like.device.type, enabled=False)
 
 
 class Moments(KeepsPrecision):
-    """Running mean and variance of features (Chan et al., 1979); after `MEMORY` rows, old rows fade.
-
-    Args:
-        size (`int`): number of features.
-    """
+    """Running mean and variance of `size` features (Chan et al., 1979); after `MEMORY` rows, old rows fade."""
 
     count: Tensor
     mean: Tensor
@@ -73,7 +64,7 @@ class Moments(KeepsPrecision):
 
 
 class Networks(KeepsPrecision):
-    """Perceptrons with one hidden layer of ReLU and one output, side by side; their weights are in a buffer.
+    """Perceptrons with one hidden ReLU layer and one output, computed together; their weights are in a buffer.
 
     Args:
         members (`int`): number of networks.
@@ -81,7 +72,7 @@ class Networks(KeepsPrecision):
         hidden (`int`): hidden units of each.
     """
 
-    values: Tensor  # all weights of a network in one row, so that learning takes few operations
+    values: Tensor  # one row per network, so that learning takes few operations
 
     def __init__(self, members: int, size: int, hidden: int) -> None:
         super().__init__()
@@ -116,7 +107,7 @@ class Networks(KeepsPrecision):
 
     @torch.no_grad()
     def gradients(self, rows_ND: Tensor, hidden_ENH: Tensor, slopes_EN: Tensor) -> Tensor:
-        """Gradients of a loss by `values`, from those by the outputs."""
+        """Gradients with respect to `values`, from those with respect to the outputs."""
         with in_fp32(rows_ND):
             slopes_ENH = slopes_EN[..., None] * self.weights[2][:, None] * (hidden_ENH > 0)
             last_EH = (slopes_EN[:, None] @ hidden_ENH)[:, 0]

@@ -119,7 +119,7 @@ class Stacking(Method):
         if config is None:
             return
         target = config.num_hidden_layers
-        last = max(self.fractions(target))  # which depths there cannot be is found here
+        last = max(self.fractions(target))  # raises an error for impossible depths
         self._settled = self._joint if self.operator == "append_top" else last
         if self.operator == "identity" and not is_pre_norm(config):
             raise EffptError(
@@ -136,20 +136,16 @@ class Stacking(Method):
                 )
 
     def depths(self, target: int) -> list[int]:
-        """The depth of every stage, the last of which is `target`.
-
-        Raises:
-            EffptError: if there is no such list.
-        """
+        """Depth of every stage, the last being `target`; raises an `EffptError` if the settings allow none."""
         return depths_for(self.operator, self.depth, self.at, target)
 
     def fractions(self, target: int) -> list[float]:
-        """The fractions of the clock at which a model of `target` layers grows, at the latest."""
+        """Latest fractions of the clock at which a model of `target` layers grows."""
         until = self._joint if self.operator == "append_top" else 1.0
         return fractions_for(self.at, len(self.depths(target)) - 1, self.operator, until)
 
     def _auxiliaries(self, backbone: Any) -> list[LayerStack]:
-        """The layers of what grows along."""
+        """Layers of the auxiliary model if it grows along."""
         auxiliary = generator_of(backbone)
         return [stack_of(auxiliary)] if self.auxiliary == "grow" and auxiliary is not None else []
 
@@ -172,7 +168,7 @@ class Stacking(Method):
         if self.operator != "append_top" or context.fraction >= self._joint:
             return ()
         stack = stack_of(backbone)
-        # How far a run has grown is in the order, which a checkpoint holds.
+        # The order tells the stage, and checkpoints hold it.
         below = max((stage for stage in self.depths(len(stack)) if stage < len(stack.order)), default=0)
         parts = [*embeddings_of(backbone), *(stack[index] for index in stack.order[:below])] if below else []
         return [parameter for part in parts for parameter in part.parameters()]
@@ -180,28 +176,28 @@ class Stacking(Method):
     def advance(self, backbone: Any, context: RunContext) -> bool:
         stack, fraction = stack_of(backbone), context.fraction
         if fraction >= 1.0 or self._is_superseded(backbone.config):
-            return False  # nothing would train what is added now, or what is missing has been cut away
+            return False  # no time left to train new layers, or another method has cut them
         stages, at = self.depths(len(stack)), self.fractions(len(stack))
         reached = sum(fraction >= growth for growth in at)
         if self._has_slowed(backbone, context):
             reached = max(reached, sum(stage <= len(stack.order) for stage in stages))
-        # A long step may pass two growths at once; then both happen, one after the other.
+        # A long step may pass two growths; then both happen in turn.
         for stage in stages[: 1 + reached]:
             if len(stack.order) < stage:
                 self._grow(backbone, stack, stage, context)
         return False
 
     def _is_superseded(self, config: Any) -> bool:
-        """`True` once a method that acts after this one has changed the model: its layers are not grown again."""
+        """`True` once a later method has changed the model, whose layers then no longer grow."""
         acted = {event["method"] for event in getattr(config, "events", None) or []}
         return any(self.order < METHODS[name].order < Method.order for name in acted if name in METHODS)
 
     def _has_slowed(self, backbone: Any, context: RunContext) -> bool:
-        """`True` if the loss falls more slowly than it should."""
+        """`True` if the loss falls more slowly than `slope`."""
         if self.slope is None or context.loss is None or len(stack_of(backbone).order) == len(stack_of(backbone)):
             return False
         if context.warming_up:
-            return False  # a loss is flat while the learning rate is low, and says nothing of the depth
+            return False  # a low learning rate, not the depth, flattens the loss
         slope.add(backbone, context.loss(), context.flops)
         return context.step % slope.EVERY == 0 and (found := slope.slope(backbone)) is not None and found > self.slope
 

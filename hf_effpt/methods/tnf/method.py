@@ -20,7 +20,7 @@ Scale = Literal["none", "match"]
 AtGrowth = Literal["keep", "reset", "fast"]
 Use = Literal["pretraining", "frozen", "updating"]
 
-# `at_growth: fast`: so many times the usual `gamma`, for such a share of the steps that came before the growth.
+# `at_growth: fast`: factor of `gamma`, and its duration relative to the number of steps before the growth.
 FASTER, FOR_A_SHARE = 3.0, 0.1
 
 
@@ -113,13 +113,13 @@ class TNF(Method):
             )
 
     def _count(self, backbone: Any, text: Any, seed: int) -> None:
-        """Counts the words of `text` and gives `backbone` a dictionary of the rare ones."""
+        """Counts the words of `text` and adds a dictionary of the rare ones to `backbone`."""
         kinds = kinds_of(text, backbone.config.vocab_size)
         keys, counts = count_words(text.batches(), kinds)
         least, most = bounds_for(int(counts.sum()), self.min_count, self.max_count)
         rare = torch.from_numpy(choose_words(keys, counts, least, most, self.max_entries))
         self.min_count, self.max_count, self.entries = least, most, len(rare)
-        # A checkpoint tells by these settings what dictionary its model has.
+        # A checkpoint's dictionary is built from these settings.
         backbone.config.methods = {**backbone.config.methods, self.name: self.settings()}
         self.inject(backbone)
         backbone.notes.keys.copy_(rare)
@@ -136,7 +136,7 @@ class TNF(Method):
         events = [event for event in backbone.config.events or [] if not event.get("past")]
         if self.entries is None or not events or self.at_growth == "keep":
             return
-        # How long ago another method has changed the model, from what a checkpoint holds: a resumed run does the same.
+        # Time since the last change by another method, from the configuration, so that a resumed run does the same.
         changed = events[-1]["step"]
         if self.at_growth == "reset" and changed == context.step:
             backbone.notes.draw((context.seed * 1_000_003 + context.step) % 2**63)
@@ -155,9 +155,8 @@ class TNF(Method):
         super().eject(backbone)
 
     def metrics(self, backbone: Any, sums: Mapping[str, float]) -> dict[str, float]:
-        """`tnf_hits`, the share of words with a note; `tnf_ratio`, the mean norm of the note's part of the input over
-        the embedding's; `tnf_drift`, the mean relative change of a note when it is written; and `tnf_overflow`, words
-        that found no place to be written, if there are any.
+        """`tnf_hits`, share of words with a note; `tnf_ratio`, mean norm of the note's part over the embedding's;
+        `tnf_drift`, mean relative change of a written note; `tnf_overflow`, unwritten words for lack of space, if any.
         """
         if not sums.get("tnf_words"):
             return {}

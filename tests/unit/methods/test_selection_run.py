@@ -10,6 +10,7 @@ from hf_effpt.core.token_losses import has_loss_observers
 from hf_effpt.methods.selection import scoring
 from hf_effpt.methods.selection.picking import UNIFORM
 from hf_effpt.methods.selection.strategies import STRATEGIES
+from hf_effpt.training.row_selection import RowSelection
 from hf_effpt.training.stream import BatchStream
 from hf_effpt.training.trainer import EffptTrainer
 from tests import tiny
@@ -54,7 +55,7 @@ def plain(tmp_path_factory):
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_spec_6_keeping_all_is_the_plain_path_bit_for_bit(tmp_path, monkeypatch, plain, name):
-    monkeypatch.setattr(EffptTrainer, "scored", never)
+    monkeypatch.setattr(RowSelection, "score_rows", never)
     monkeypatch.setattr(scoring, "scores", never)
     monkeypatch.setattr("hf_effpt.methods.selection.method.scores", never)
     trainer = run(tmp_path, selection(name, keep=1.0, **compared(name, "nowhere")), EffptTrainer, **PLAIN)
@@ -79,11 +80,9 @@ def test_spec_6_random_equals_plain_training_on_the_same_subset(tmp_path):
         assert picked.kept[step] == keys[kept, 1].tolist()
         batches += [keys[kept[:4]], keys[kept[4:]]]
 
-    class OfThese(EffptTrainer):
-        def _stream(self, *args, **kwargs):
-            return batches
-
-    plain = run(tmp_path / "b", None, OfThese, **settings)
+    plain = run(tmp_path / "b", None, EffptTrainer, train=False, **settings)
+    plain.stream._batches = lambda *args: batches
+    plain.train()
     expected = tiny.weights(plain.model)
     assert all(torch.equal(weight, expected[name]) for name, weight in tiny.weights(picked.model).items())
 

@@ -1,6 +1,6 @@
 """Core-set: rows that are far from those trained on recently, and from one another.
 
-N rows looked at, C centres, Q places of the queue, D size of a vector.
+N rows of a pool, C centres, Q places of the queue, D size of a vector.
 """
 
 from __future__ import annotations
