@@ -33,7 +33,7 @@ from transformers.utils.logging import disable_progress_bar
 from hf_effpt import EffptTrainer, EffptTrainingArguments
 from hf_effpt.methods.selection.strategies import STRATEGIES
 from hf_effpt.models.build import config_for, model_for
-from hf_effpt.training.record import accounts
+from hf_effpt.training.record import cost_reports
 
 VOCABULARY, LENGTH, BATCH, ROWS, KEEP, SEED, UNTIMED = 2048, 64, 32, 16384, 0.5, 1, 3
 ALWAYS = {"start": 0.0, "end": 1.0, "interrupt": 0, "warmup": 0}
@@ -151,7 +151,7 @@ def quarters(values: list[float]) -> dict[str, float]:
 
 def costs(arm: Arm, plain: Arm) -> dict[str, Any]:
     """Returns the cost of scoring in an arm relative to the training of the plain arm."""
-    account = accounts(arm.trainer)["selection"]
+    account = cost_reports(arm.trainer)["selection"]
     seen, judged, trained = (account[name] for name in ("seen", "scored", "trained"))
     steps = len(arm.seconds)
     bases = plain.seconds[UNTIMED:]
