@@ -6,16 +6,7 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.registry import METHODS, build_methods
 from tests import tiny
 
-SETTINGS: dict[str, dict] = {
-    "compress": {"depth": 2, "at": 0.72, "rounds": 2},
-    "earlybert": {"max_search_steps": 0.15, "every": 1, "window": 2},
-    "layerdrop": {"p": 0.4},
-    "layerskip": {"target": 0.4},
-    "lottery": {"sparsity": 0.6, "rounds": 3},
-    "selection": {"strategy": "least_confidence", "keep": 0.5, "start": 0.0, "end": 0.9, "interrupt": 3},
-    "stacking": {"depth": 1, "at": [0.3, 0.7]},
-    "tnf": {"k": 2, "min_count": 5, "max_count": 7},
-}
+SETTINGS: dict[str, dict] = {name: dict(method.example) for name, method in METHODS.items()}
 # What else a method can be asked to do, where it is another path through its code.
 VARIANTS: dict[str, dict[str, dict]] = {
     "compress by importance": {"compress": {"depth": 3, "ffn_keep": 0.5, "at": 0.4, "rounds": 2, "until": 0.7}},

@@ -70,6 +70,7 @@ class Compress(Method):
     name: ClassVar[str] = "compress"
     order: ClassVar[int] = 2
     summary: ClassVar[str] = "Trains a large model first, and cuts it down to a smaller one on the way."
+    example: ClassVar[Mapping[str, Any]] = {"depth": 2, "at": 0.72, "rounds": 2}
     conflicts: ClassVar[frozenset[str]] = frozenset({"earlybert", "lottery"})
     paper: ClassVar[Paper] = Paper.of(
         "@inproceedings{li2020train, title={Train Large, Then Compress: Rethinking Model Size for Efficient "

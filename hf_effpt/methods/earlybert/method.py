@@ -73,6 +73,7 @@ class EarlyBert(Method):
     name: ClassVar[str] = "earlybert"
     order: ClassVar[int] = 2
     summary: ClassVar[str] = "Finds early which heads and neurons to keep, cuts the others away and trains the rest."
+    example: ClassVar[Mapping[str, Any]] = {"max_search_steps": 0.15, "every": 1, "window": 2}
     conflicts: ClassVar[frozenset[str]] = frozenset({"lottery", "compress"})
     paper: ClassVar[Paper] = Paper.of(
         "@inproceedings{chen2021earlybert, title={{EarlyBERT}: Efficient {BERT} Training via Early-bird Lottery "

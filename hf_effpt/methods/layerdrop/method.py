@@ -53,6 +53,7 @@ class LayerDrop(Method):
 
     name: ClassVar[str] = "layerdrop"
     summary: ClassVar[str] = "Skips layers at random in training; the export keeps them all."
+    example: ClassVar[Mapping[str, Any]] = {"p": 0.4}
     paper: ClassVar[Paper] = Paper.of(
         "@inproceedings{fan2020layerdrop, title={Reducing Transformer Depth on Demand with Structured Dropout}, "
         "author={Fan, Angela and Grave, Edouard and Joulin, Armand}, booktitle={ICLR}, year={2020}}",

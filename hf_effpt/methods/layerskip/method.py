@@ -58,6 +58,7 @@ class LayerSkip(Method):
 
     name: ClassVar[str] = "layerskip"
     summary: ClassVar[str] = "Experimental: learns which layers each row can do without, and does not run them."
+    example: ClassVar[Mapping[str, Any]] = {"target": 0.4}
     conflicts: ClassVar[frozenset[str]] = frozenset({"layerdrop"})
     paper: ClassVar[Paper] = Paper.of(
         "@inproceedings{wang2019e2train, title={{E2-Train}: Training State-of-the-art {CNNs} with Over 80\\% "

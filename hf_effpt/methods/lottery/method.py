@@ -65,6 +65,7 @@ class Lottery(Method):
     name: ClassVar[str] = METHOD
     order: ClassVar[int] = 2
     summary: ClassVar[str] = "Research: prunes single weights in rounds and rewinds, or learns a mask; saves no time."
+    example: ClassVar[Mapping[str, Any]] = {"sparsity": 0.6, "rounds": 3}
     conflicts: ClassVar[frozenset[str]] = frozenset({"earlybert", "compress"})
     paper: ClassVar[Paper] = Paper.of(
         "@inproceedings{chen2020lottery, title={The Lottery Ticket Hypothesis for Pre-trained {BERT} Networks}, "

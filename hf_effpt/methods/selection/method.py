@@ -77,6 +77,13 @@ class Selection(RowMethod):
 
     name: ClassVar[str] = "selection"
     summary: ClassVar[str] = "Scores more rows than it trains on and learns from the best; the export is stock."
+    example: ClassVar[Mapping[str, Any]] = {
+        "strategy": "least_confidence",
+        "keep": 0.5,
+        "start": 0.0,
+        "end": 0.9,
+        "interrupt": 3,
+    }
     paper: ClassVar[Paper] = Paper.of(
         "@misc{jiang2019accelerating, title={Accelerating Deep Learning by Focusing on the Biggest Losers}, "
         "author={Jiang, Angela H. and Wong, Daniel L.-K. and Zhou, Giulio and Andersen, David G. and Dean, "

@@ -68,6 +68,7 @@ class Stacking(Method):
     name: ClassVar[str] = "stacking"
     order: ClassVar[int] = 1
     summary: ClassVar[str] = "Trains a shallow model first and grows it by copies of its layers."
+    example: ClassVar[Mapping[str, Any]] = {"depth": 1, "at": [0.3, 0.7]}
     paper: ClassVar[Paper] = Paper.of(
         "@inproceedings{gong2019stacking, title={Efficient Training of {BERT} by Progressively Stacking}, "
         "author={Gong, Linyuan and He, Di and Li, Zhuohan and Qin, Tao and Wang, Liwei and Liu, Tie-Yan}, "

@@ -56,6 +56,7 @@ class TNF(Method):
 
     name: ClassVar[str] = "tnf"
     summary: ClassVar[str] = "Blends notes of the contexts of rare words into their embeddings; the export has none."
+    example: ClassVar[Mapping[str, Any]] = {"k": 2, "min_count": 5, "max_count": 7}
     paper: ClassVar[Paper] = Paper.of(
         "@inproceedings{wu2021taking, title={Taking Notes on the Fly Helps Language Pre-Training}, "
         "author={Wu, Qiyu and Xing, Chen and Li, Yatao and Ke, Guolin and He, Di and Liu, Tie-Yan}, "
