@@ -49,7 +49,7 @@ def test_evaluate_prints_a_table_and_writes_json(tmp_path, monkeypatch, capsys):
 def test_evaluate_checks_where_the_results_go_and_shows_them_if_they_cannot_be_written(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(suite, "Measurement", lambda *_, **__: pytest.fail("measured"))
     (tmp_path / "file").write_text("")
-    for out, message in ((tmp_path, "which is a folder"), (tmp_path / "file" / "e.json", "no folder to write in")):
+    for out, message in ((tmp_path, "which is a folder"), (tmp_path / "file" / "e.json", "is not a writable folder")):
         assert main(["evaluate", str(tmp_path), "--out", str(out)]) == 2
         assert message in capsys.readouterr().err
     monkeypatch.setattr(suite, "Measurement", Measured)
