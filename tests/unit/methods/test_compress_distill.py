@@ -85,11 +85,11 @@ def test_documents_that_do_not_see_each_other():
 def test_what_counts_as_a_token():
     hidden, ids = torch.zeros(1, 4, 2), torch.tensor([[5, 6, 7, 0]])
     mask = torch.tensor([[1, 1, 0, 0]])
-    assert real_tokens(hidden, ids, mask, 0).tolist() == [[True, True, False, False]]
-    assert real_tokens(hidden, ids, mask[:, None, None, :], 0).tolist() == [[True, True, True, False]]
-    assert real_tokens(hidden, ids, None, None).all()
-    assert real_tokens(hidden, None, None, 0).all()
-    assert distance(hidden + 3, hidden, real_tokens(hidden, ids, mask, 0) & False).item() == 0.0
+    assert real_tokens(hidden, mask, None, ids, 0).tolist() == [[True, True, False, False]]
+    assert real_tokens(hidden, mask[:, None, None, :], None, ids, 0).tolist() == [[True, True, True, False]]
+    assert real_tokens(hidden, None, None, ids, None).all()
+    assert real_tokens(hidden, None, None, None, 0).all()
+    assert distance(hidden + 3, hidden, real_tokens(hidden, mask, None, ids, 0) & False).item() == 0.0
 
 
 def test_a_teacher_of_what_is_not_cut_has_nothing_to_say():

@@ -27,17 +27,17 @@ class Watch(tiny.TrainerCallback):
         method = next(method for method in trainer.methods if method.name == "earlybert")
         advance = method.advance
 
-        def watched(backbone, at, fraction, run=None):
-            if at == self.step:
+        def watched(backbone, context):
+            if context.step == self.step:
                 self.before = {name: tensor.detach().clone() for name, tensor in trainer.model.state_dict().items()}
                 self.moments = self.state()
-            changed = advance(backbone, at, fraction, run)
-            if at == self.step:
+            changed = advance(backbone, context)
+            if context.step == self.step:
                 self.changed = changed
                 self.after = {name: tensor.detach().clone() for name, tensor in trainer.model.state_dict().items()}
                 self.left = {
                     id(p): {key: value.clone() for key, value in state.items()}
-                    for p, state in run.optimizer.state.items()
+                    for p, state in context.optimizer.state.items()
                 }
                 self.names = {name: id(p) for name, p in trainer.model.named_parameters()}
             return changed
@@ -234,12 +234,12 @@ def test_controls_run_through_the_same_code(tmp_path, ticket):
 def test_michel_is_charged_and_leaves_the_random_numbers_alone(tmp_path, monkeypatch):
     costs = {}
     for batches in (8, 1):
-        monkeypatch.setattr("hf_effpt.methods.earlybert.drawing.BATCHES", batches)
+        monkeypatch.setattr("hf_effpt.core.gates.BATCHES", batches)
         trainer = made(tmp_path, {**LONG, "ticket": "michel"}, dropout=0.1)
         states = []
         importance = gates_module.importance
         monkeypatch.setattr(
-            "hf_effpt.methods.earlybert.drawing.importance",
+            "hf_effpt.core.gates.importance",
             lambda *given, of=importance, states=states: (states.append(torch.get_rng_state()), of(*given),
                                                           states.append(torch.get_rng_state()))[1],
         )  # fmt: skip

@@ -120,7 +120,7 @@ def test_nothing_else_changes(objective, methods):
     fake.stack.dropped, fake.stack.scales = frozenset({1, 2}), {0: 0.5}
     before, random = outside(fake.model), torch.random.get_rng_state()
     tally = dict(accumulator_of(fake.backbone).sums)
-    learn_growth(fake.backbone, fake.stack, SOURCES, ORDER, OLD, fake.run, 5, steps=3)
+    learn_growth(fake.backbone, fake.stack, SOURCES, ORDER, OLD, fake.run, steps=3)
     assert all(torch.equal(before[name], tensor) for name, tensor in outside(fake.model).items())
     assert all(parameter.grad is None for parameter in fake.model.parameters())
     assert [p for p in fake.model.parameters() if not p.requires_grad] == [frozen]
