@@ -48,7 +48,8 @@ def test_what_is_left_open_is_the_strategys_own():
 
 
 def test_the_control_is_random_at_the_same_share():
-    assert Selection(strategy="core_set", keep=0.3).control == {"strategy": "random", "keep": 0.3}
+    when = {"start": 0.5, "end": 0.9, "interrupt": 2}
+    assert Selection(strategy="core_set", keep=0.3).control == {"strategy": "random", "keep": 0.3, **when}
     for without in ({"strategy": "random"}, {"strategy": "reweighting"}, {"keep": 1.0}):
         assert Selection(**without).control is None
 

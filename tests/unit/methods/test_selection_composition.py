@@ -41,14 +41,14 @@ def test_no_model_is_given_the_number_of_an_example(tmp_path, holdout, name):
 def test_early_bert_searches_rows_without_their_numbers(tmp_path):
     ledger = selection("core_set") | {"earlybert": {"ticket": "michel", "max_search_steps": 0.5}}
     trainer = run(tmp_path, ledger, train=False, layers=4)
-    drawn, draw = [], trainer.draw
+    drawn, draw = [], trainer.stream.draw
 
-    def noting(number):
-        for batch in draw(number):
+    def noting(number, step):
+        for batch in draw(number, step):
             drawn.append(set(batch))
             yield batch
 
-    trainer.draw = noting
+    trainer.stream.draw = noting
     trainer.train()
     assert drawn
     assert all(not set(KEYS) & names for names in drawn)

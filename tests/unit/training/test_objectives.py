@@ -223,7 +223,7 @@ def test_looking_through_the_text_is_charged_once(tmp_path, monkeypatch, charged
     trainer.train()
     assert trainer.cost.method_seconds["tnf"] >= spent
     resumed = tiny.trainer(tmp_path, ledger, **settings)
-    monkeypatch.setattr(resumed, "preparation", {"tnf": 1e9})
+    monkeypatch.setattr(resumed.cost, "prepare_seconds", {"tnf": 1e9})
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert resumed.clock.seconds < 1e6
 
