@@ -232,7 +232,7 @@ def test_learning_rate_follows_what_the_budget_leaves_for_training(tmp_path, mon
     """Half of the budget goes into looking through the text; the warm-up is there all the same, and the decay."""
     ledger = {"tnf": {"min_count": 5, "max_count": 7}}
     trainer = tiny.trainer(tmp_path, ledger, budget="1e9flops", logging_steps=1)
-    monkeypatch.setattr(trainer, "prepaid", 0.5)
+    monkeypatch.setattr(trainer.cost, "upfront_fraction", 0.5)
     for spent, share in ((0.5, 0.0), (0.75, 0.5), (1.0, 1.0)):
         trainer.clock.flops = spent * 1e9
         assert trainer.trained_share == pytest.approx(share)
@@ -260,7 +260,7 @@ def test_prepaid_share_survives_a_resumption(tmp_path):
 
 def test_a_budget_that_leaves_nothing_for_training_is_refused(tmp_path, monkeypatch):
     trainer = tiny.trainer(tmp_path, {"tnf": {"min_count": 5, "max_count": 7}}, budget="2s")
-    monkeypatch.setattr(trainer, "preparation", {"tnf": 3.0})
+    monkeypatch.setattr(trainer.cost, "prepare_seconds", {"tnf": 3.0})
     with pytest.raises(EffptError, match=r"`tnf` 3.0 s and 0 FLOPs, all of the budget of 2 seconds; give a longer"):
         trainer.train()
 

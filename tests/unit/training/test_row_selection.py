@@ -247,7 +247,7 @@ def test_a_share_that_leaves_no_choice_is_refused(tmp_path):
 
 @pytest.mark.parametrize("keep", [0, 1.2])
 def test_a_share_out_of_range_is_refused(tmp_path, keep):
-    with pytest.raises(EffptError, match=r"`selection.keep` is a share in \(0, 1\]"):
+    with pytest.raises(EffptError, match=r"`selection.keep` must be in \(0, 1\]"):
         tiny.trainer(tmp_path, selection("random", keep=keep))
 
 
