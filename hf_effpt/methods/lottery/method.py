@@ -164,7 +164,7 @@ class Lottery(Method):
             begin(config, context.step, context.fraction, self.rounds)
         accumulator_of(backbone).add(lottery_left=masks.left(), lottery_weights=masks.size())
 
-    def frozen(self, backbone: Any, context: RunContext) -> Iterable[nn.Parameter]:
+    def frozen(self, backbone: Any, context: RunContext) -> Iterable[Any]:
         """The matrices under a supermask stay as they are."""
         return [linear.weight for linear in prunable(backbone).values()] if self.learn == "supermask" else ()
 
