@@ -71,8 +71,9 @@ class OfThese(EffptTrainer):
 
     batches: list
 
-    def _stream(self, *args, **kwargs):
-        return self.batches
+    def get_train_dataloader(self):
+        self.stream._batches = lambda *args: self.batches
+        return super().get_train_dataloader()
 
 
 class Picking(Watched, OfThese):
