@@ -48,7 +48,7 @@ class Method:
     events in the model's configuration. So a run resumes exactly from a checkpoint.
 
     Hooks receive the *backbone*: the encoder that will be exported. Modules that a method puts into it may declare
-    `keeps_fp32`, `in_snapshot`, `no_weight_decay` or `learning_rate` as attributes.
+    `in_snapshot`, `no_weight_decay` or `learning_rate` as attributes.
 
     Attributes:
         name: key in a recipe's `methods`.

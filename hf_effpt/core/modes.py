@@ -25,10 +25,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def observing(backbone: nn.Module, model: nn.Module) -> Iterator[None]:
     """Evaluation mode within a training run; random state and metric sums are restored afterwards."""
     device = next(backbone.parameters()).device
-    tally = accumulator_of(backbone)
-    sums = tally.take()
+    accumulator = accumulator_of(backbone)
+    sums = accumulator.take()
     try:
         with evaluating(model), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             yield
     finally:
-        tally.sums = sums
+        accumulator.sums = sums

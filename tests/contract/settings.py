@@ -1,4 +1,4 @@
-"""For every method, settings under which a run of eight steps meets all it does; a new method adds a line."""
+"""Settings under which a run of eight steps meets all that a method does: the example of each method, and variants."""
 
 from itertools import combinations
 

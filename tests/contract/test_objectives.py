@@ -1,4 +1,4 @@
-"""What every objective with a generator owes, alone and with the methods that change depth."""
+"""Guarantees of every objective with a generator, alone and with the methods that change depth."""
 
 import pytest
 import torch

@@ -42,7 +42,7 @@ def exports(runs):
 
 
 class Objective:
-    """What a run owes, whatever is learned."""
+    """Guarantees of a run, for every objective."""
 
     objective: str
 

@@ -74,7 +74,7 @@ def test_commands_know_it_by_import(capsys):
 
 @pytest.mark.usefixtures("_module")
 def test_processes_that_are_started_know_it(tmp_path):
-    """As the workers of a comparison are, which find it by the environment."""
+    """Workers of a comparison are such processes; they find the module by the environment."""
     import_methods(["resting"])
     code = "from hf_effpt.core.registry import METHODS; print(METHODS['resting'].name)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=os.environ)

@@ -114,8 +114,8 @@ def _mixtures(mixing_KLJ: Tensor, trained: Iterable[Sequence[Tensor]]) -> Iterat
 @contextmanager
 def _alone(backbone: Any, stack: LayerStack, order: Sequence[int], device: torch.device) -> Iterator[None]:
     """Context in which only the layers of `order` run, on all rows; leaves random numbers and metrics unchanged."""
-    tally, random = accumulator_of(backbone), [device] if device.type == "cuda" else []
-    sums, kept = tally.take(), (stack.order, stack.dropped, stack.scales, stack.router)
+    accumulator, random = accumulator_of(backbone), [device] if device.type == "cuda" else []
+    sums, kept = accumulator.take(), (stack.order, stack.dropped, stack.scales, stack.router)
     stack.order, stack.dropped, stack.scales, stack.router = order, frozenset(), {}, None
     compiled = any(layer._compiled_call_impl is not None for layer in stack.children())
     eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
@@ -124,4 +124,4 @@ def _alone(backbone: Any, stack: LayerStack, order: Sequence[int], device: torch
             yield
     finally:
         stack.order, stack.dropped, stack.scales, stack.router = kept
-        tally.sums = sums
+        accumulator.sums = sums

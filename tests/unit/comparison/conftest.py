@@ -3,7 +3,6 @@ from types import SimpleNamespace
 
 import pytest
 
-import hf_effpt.methods  # noqa: F401  fills METHODS
 from hf_effpt.core.method import Paper
 from hf_effpt.core.registry import METHODS, register
 from hf_effpt.core.row_method import RowMethod
