@@ -10,6 +10,7 @@ import torch
 
 from hf_effpt import export
 from hf_effpt.models.generator import TIED
+from hf_effpt.training.flops import FlopCounter
 from tests import tiny
 
 RESUMED_AT = (2, 4, 7)
@@ -43,20 +44,30 @@ class SaveAt(tiny.TrainerCallback):
 
 
 class Runs:
-    """Finished straight runs with their checkpoints; each is trained when a test first asks for it."""
+    """Finished straight runs with their checkpoints; each is trained when a test first asks for it.
+
+    Runs of one objective share a `FlopCounter`: counting a shape takes longer than a run.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._done: dict[str, tiny.EffptTrainer] = {}
+        self._counters: dict[str, FlopCounter] = {}
 
     def __call__(self, objective: str, ledger: dict, dropout: float = 0.1) -> tiny.EffptTrainer:
         key = f"{objective} {ledger} {dropout}"
         if key not in self._done:
             folder = self.folder / str(len(self._done))
-            self._done[key] = trainer = trainer_of(folder, objective, ledger, dropout)
+            self._done[key] = trainer = self.trainer_of(folder, objective, ledger, dropout)
             trainer.add_callback(SaveAt())
             trainer.train()
         return self._done[key]
+
+    def trainer_of(self, folder: Path, objective: str, *args: Any, **changes: Any) -> tiny.EffptTrainer:
+        """A trainer with the counter of its objective; the arguments are those of [`trainer_of`]."""
+        trainer = trainer_of(folder, objective, *args, **changes)
+        trainer.cost.counter = self._counters.setdefault(objective, trainer.cost.counter)
+        return trainer
 
 
 def trainer_of(folder: Path, objective: str, ledger: dict, dropout: float = 0.1, **changes: Any) -> tiny.EffptTrainer:
@@ -72,9 +83,9 @@ def checkpoint_of(trainer: tiny.EffptTrainer, step: int) -> Path:
 def check_resumption(runs: Runs, objective: str, ledger: dict, at: int, dropout: float = 0.1) -> None:
     """Resumes a run at step `at`: weights, optimizer, losses, events and totals are those of the straight run."""
     straight = runs(objective, ledger, dropout)
-    resumed = trainer_of(runs.folder / "resumed", objective, ledger, dropout)
-    if len(ledger) > 1 or at != 4:  # counting takes longer than training; methods alone count anew in the middle
-        resumed.cost.counter = straight.cost.counter
+    # Methods alone count anew in the middle.
+    make = trainer_of if len(ledger) == 1 and at == 4 else runs.trainer_of
+    resumed = make(runs.folder / "resumed", objective, ledger, dropout)
     torch.rand(3)  # a resumed process has used its generators otherwise
     resumed.train(resume_from_checkpoint=str(checkpoint_of(straight, at)))
 
@@ -92,10 +103,9 @@ def check_resumption(runs: Runs, objective: str, ledger: dict, at: int, dropout:
 
 def check_checkpointing(runs: Runs, ledger: dict) -> None:
     """Trains without saved activations: the weights are those of the straight run."""
-    straight, trainer = runs("mlm", ledger), trainer_of(runs.folder / "checkpointed", "mlm", ledger)
+    straight, trainer = runs("mlm", ledger), runs.trainer_of(runs.folder / "checkpointed", "mlm", ledger)
     enable = getattr(trainer.model, "activation_checkpointing_enable", None)  # its name in newer transformers
     (enable or trainer.model.gradient_checkpointing_enable)()
-    trainer.cost.counter = straight.cost.counter
     trainer.train()
     tiny.assert_same_weights(straight.model, trainer.model)
 
@@ -111,8 +121,8 @@ GRAPHS = {
 
 def check_compilation(runs: Runs, ledger: dict, counter: Any) -> None:
     """Trains with compiled layers: the losses are those of the straight run, and graphs are few."""
-    straight, trainer = runs("mlm", ledger), trainer_of(runs.folder / "compiled", "mlm", ledger, compile_layers=True)
-    trainer.cost.counter = straight.cost.counter
+    straight = runs("mlm", ledger)
+    trainer = runs.trainer_of(runs.folder / "compiled", "mlm", ledger, compile_layers=True)
     trainer.train()
     assert 0 < counter.frame_count <= max(GRAPHS.get(name, 1) for name in ledger)
     for step, loss in losses_of(straight).items():

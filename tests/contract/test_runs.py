@@ -50,7 +50,7 @@ class Objective:
     def test_a_pair_with_one_off_is_the_other_alone(self, runs, tmp_path, off, on):
         """With dropout, so that the last layer is computed everywhere, whoever reads it."""
         alone = runs(self.objective, {on: SETTINGS[on]}).model
-        pair = contract.trainer_of(tmp_path, self.objective, {on: SETTINGS[on], off: OFF[off]})
+        pair = runs.trainer_of(tmp_path, self.objective, {on: SETTINGS[on], off: OFF[off]})
         pair.train()
         tiny.assert_same_weights(alone, pair.model)
         assert alone.config.layer_order == pair.model.config.layer_order
