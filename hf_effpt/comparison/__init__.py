@@ -1,6 +1,6 @@
 """Comparisons of pre-training recipes: paired runs of equal budget, their differences, and a report with verdicts.
 
-compare        `compare`: trains all arms and writes the report
+experiment     `compare`: trains all arms and writes the report
 sweep          `budget_sweep`: the best model size on a budget
 arms           arms: recipes that differ only in what is compared
 primary        the primary measure, on which verdicts are given

@@ -12,14 +12,12 @@ import numpy as np
 
 from hf_effpt.core.clock import JOULES_A_KWH
 
-from .report_tables import CURVES_NOTE, ESTIMATED, Report, baseline_of, is_estimated
+from .report_tables import CURVES_NOTE, ESTIMATED, Arm, Report, baseline_of, is_estimated
 from .statistics import interval
 
 BASELINE_COLOUR = "#7f7f7f"
 # Colours of Okabe and Ito, distinct with any colour vision; yellow is last, since it is faint on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
-
-Arm = Mapping[str, Any]  # an arm of the report
 
 
 @dataclass(frozen=True)
@@ -56,12 +54,8 @@ def axis_title(axis: Axis, report: Report) -> str:
 class Group:
     """Arms with the same kind of loss, which share a chart.
 
-    Args:
-        loss_of (`str`): description of their loss.
-        floor_name (`str`): name of its floor.
-        floors (`list[float]`): values of the floor, one per generator.
-        arms (`list`): arms of the report.
-        ending (`str`): ending of the file names of its pictures; empty for the group of the baseline.
+    `loss_of` describes their loss, `floors` are values of its floor, one per generator, and `ending` is that of the
+    file names of its pictures, empty for the group of the baseline.
     """
 
     loss_of: str

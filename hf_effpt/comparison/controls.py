@@ -26,12 +26,7 @@ Recipe = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Control:
-    """Second baseline of an arm with row selection.
-
-    Args:
-        arm (`str`, *optional*): name of the control arm; `None` if there is none that can be compared with.
-        reason (`str`, *optional*): why there is none.
-    """
+    """Second baseline of an arm with row selection: the name of an `arm`, or the `reason` why there is none."""
 
     arm: str | None = None
     reason: str | None = None
@@ -42,17 +37,11 @@ def find_control(
 ) -> Control | None:
     """Finds the control of the arm `name`; `None` if it needs none. Only a free arm is the control of a free arm.
 
-    Args:
-        name (`str`): the arm.
-        found, recipes (`Mapping`): runs and recipe by arm.
-        free (`Collection[str]`): arms whose clock is not charged for their methods.
-        unit (`str`): unit of the clock.
+    `found` and `recipes` are runs and recipe by arm, `free` the arms whose clock is not charged for their methods, and
+    `unit` is that of the clock.
     """
-    wanted = {
-        method.name: method.control
-        for method in row_methods(build_methods(recipes[name].get("methods")))
-        if method.control is not None
-    }
+    methods = row_methods(build_methods(recipes[name].get("methods")))
+    wanted = {method.name: method.control for method in methods if method.control is not None}
     if not wanted:
         return None
     faults = {
@@ -114,19 +103,15 @@ def control_sentence(control: Control | None, gap: Difference | None, primary: s
     """Returns the sentence on its control, and the difference to it, that is appended to the verdict on an arm."""
     if control is not None and control.reason is not None:
         return f" No speed-up is given, since {control.reason}."
-    if control is None or gap is None:
+    return difference_sentence(f"Against random rows (`{control.arm}`)", gap, primary) if control else ""
+
+
+def difference_sentence(begin: str, gap: Difference | None, primary: str) -> str:
+    """Returns a sentence on a difference, to append to a verdict; empty if there is none."""
+    if gap is None:
         return ""
-    return f" Against random rows (`{control.arm}`) {_difference(gap, primary)}"
-
-
-def free_sentence(gap: Difference | None, primary: str) -> str:
-    """Returns the sentence on its difference to the baseline that is appended to the verdict on a free arm."""
-    return "" if gap is None else f" So {_difference(gap, primary)}"
-
-
-def _difference(gap: Difference, primary: str) -> str:
     change = f"{abs(gap.mean):.4f} {'nats ' if primary == LOSS else ''}{'lower' if gap.mean < 0 else 'higher'}"
     return (
-        f"its {'loss' if primary == LOSS else primary} is {change} (95 % interval {gap.low:+.4f} to {gap.high:+.4f}, "
-        f"p = {gap.p:.3g}, not corrected, {gap.n} paired seeds)."
+        f" {begin} its {'loss' if primary == LOSS else primary} is {change} (95 % interval {gap.low:+.4f} to "
+        f"{gap.high:+.4f}, p = {gap.p:.3g}, not corrected, {gap.n} paired seeds)."
     )

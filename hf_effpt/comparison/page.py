@@ -39,10 +39,9 @@ _MARKS = {
 
 
 def write_page(report: Report, path: str | os.PathLike) -> None:
-    """Writes the interactive report, with its data and its plotting library inside, to the HTML file `path`.
+    """Writes the interactive report, with its data and plotting library inside, as HTML.
 
-    Raises:
-        EffptError: if plotly is not installed.
+    Raises an `EffptError` if plotly is not installed.
     """
     require_plotting()
     from plotly.offline import get_plotlyjs

@@ -21,14 +21,8 @@ def find_primary(
 ) -> str:
     """Checks the tasks and returns the full name of the primary measure.
 
-    Args:
-        primary (`str`, *optional*): the name of a score, or `average` for that of the fine-tuned scores. By default
-            the held-out loss.
-        objectives (`Mapping[str, str]`): objective by arm name.
-        tasks, data, protocol, pairs_per_paradigm: as in `compare`.
-
-    Raises:
-        EffptError: for invalid tasks or data, or a measure that the tasks do not give for every arm.
+    The arguments are those of [`compare`], and `objectives` by arm name. Raises an `EffptError` for invalid tasks or
+    data, or a measure that the tasks do not give for every arm.
     """
     scores = check_tasks(tasks, data, protocol, pairs_per_paradigm)
     discriminators = [name for name, objective in objectives.items() if objective in DISCRIMINATORS]

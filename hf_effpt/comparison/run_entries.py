@@ -16,13 +16,10 @@ CLOCK = ("steps", "tokens", "flops", "seconds", "reference_seconds", "joules")
 
 
 def run_entry(run: Run, fault: str | None, asked: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Collects the entry of a run.
+    """Collects the entry of a run; raises an `EffptError` if it was trained without held-out text.
 
     `fault` is the reason if the run or its evaluation failed. If `asked`, the arguments of its evaluation, is given,
     scores of any other evaluation are left out.
-
-    Raises:
-        EffptError: if the run was trained without held-out text.
     """
     entry: dict[str, Any] = {"seed": run.seed, "fraction": run.fraction, "folder": str(run.folder), "note": fault}
     entry |= {"objective": run.recipe.model.objective, "evaluation": {}}

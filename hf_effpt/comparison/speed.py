@@ -17,11 +17,7 @@ def speed_up(arm: Losses, baseline: Losses, budget: float) -> dict[str, Any]:
 
     The target is the baseline's final loss on the whole budget. Between runs, loss is linear in the logarithm of the
     budget. If an arm never reaches the target it is slower, and its slow-down is read from the baseline's shorter
-    runs.
-
-    Args:
-        arm, baseline (`Mapping`): final losses by budget, in units of the clock, and seed.
-        budget (`float`): the whole budget.
+    runs. Budgets are in units of the clock, `budget` is the whole.
 
     Returns:
         `budget_to_baseline_loss`, `speed_up` and `speed_up_note`. A `speed_up` has a 95 % interval if each seed has a

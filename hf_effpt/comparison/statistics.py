@@ -25,14 +25,10 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of arm minus baseline, paired by seed.
+    """Mean of arm minus baseline, paired by seed, with its 95 % confidence interval.
 
-    Args:
-        mean (`float`): the mean difference.
-        low, high (`float`): its 95 % confidence interval.
-        p (`float`): two-sided p-value of the paired t-test.
-        n (`int`): number of pairs.
-        p_holm (`float`, *optional*): `p` corrected for the number of arms.
+    `p` is the two-sided p-value of the paired t-test, `n` the number of pairs, `p_holm` is `p` corrected for the
+    number of arms.
     """
 
     mean: float
@@ -73,26 +69,19 @@ def paired(arm: Mapping[int, float], baseline: Mapping[int, float]) -> Differenc
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Returns p-values adjusted by Holm's step-down correction (1979), in the order given."""
-    order = np.argsort(p_values, kind="stable")
-    adjusted, largest = [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = largest
-    return adjusted
+    order = np.argsort(p_values)
+    adjusted = np.arange(len(order), 0, -1) * np.asarray(p_values)[order]
+    return np.minimum(np.maximum.accumulate(adjusted), 1.0)[np.argsort(order)].tolist()
 
 
 def crossing(losses: Mapping[float, float], target: float, beyond: bool = False) -> tuple[float | None, str | None]:
     """Interpolates the budget at which fully decayed runs reach a loss, linearly in the logarithm of the budget.
 
-    Args:
-        losses (`Mapping[float, float]`): final loss by budget.
-        target (`float`): the loss to reach.
-        beyond (`bool`, *optional*, defaults to `False`): if `True`, extrapolate from the first two and the last two
-            runs to budgets up to ten times as short or long.
+    `losses` are final losses by budget, `target` is the loss to reach. If `beyond`, the first two and the last two
+    runs are extrapolated to budgets up to ten times as short or long.
 
-    Returns:
-        The budget and `None`, or `None` and the reason. If the shortest run already reaches the target, the budget of
-        that run and a note.
+    Returns the budget and `None`, or `None` and the reason. If the shortest run already reaches the target, the budget
+    of that run and a note.
     """
     points = sorted(losses.items())
     if not points:

@@ -13,7 +13,7 @@ from hf_effpt.hub.card import duration
 from .arm_losses import ANOTHER, Entries, final_losses, finals_of, floors, kind_of, loss_of, margins, metric_values
 from .arms import SET_BY_GRID, Arm
 from .caveats import loss_notes, no_verdict, notes, share_of, void_reason
-from .controls import Control, control_sentence, find_control, free_sentence
+from .controls import Control, control_sentence, difference_sentence, find_control
 from .cost_law import cost_law
 from .primary import LOSS
 from .run_entries import run_entry
@@ -33,16 +33,8 @@ def report(
 ) -> dict[str, Any]:
     """Collects the entries of all runs and returns the content of `report.json`.
 
-    Args:
-        arms (`Sequence[Arm]`): the arms, the baseline first.
-        runs (`Sequence[Run]`): the grid.
-        clock (`Clock`): the whole budget.
-        failed (`Mapping[Run, str]`, *optional*): reason of each failed run.
-        asked (`Callable`, *optional*): returns the arguments of the evaluation of a run.
-        options: `primary`, `planned` and `command` of [`summarized`].
-
-    Raises:
-        EffptError: if no run of the baseline on the whole budget has finished.
+    The baseline is the first of `arms`; `clock` is the whole budget, `failed` the reason of each failed run, and
+    `asked` returns the arguments of the evaluation of a run. `options` and errors are those of [`summarized`].
     """
     found, recipes = {}, {}
     for arm in arms:
@@ -70,17 +62,10 @@ def summarized(
     part of Holm's correction. An arm with another objective than the baseline's is compared by scores alone. An arm
     with row selection has a speed-up only if there is a control, and besides its difference to the control.
 
-    Args:
-        found (`Mapping[str, list]`): entries of the runs by arm, the baseline first.
-        recipes (`Mapping[str, Mapping]`): recipe by arm.
-        clock (`Clock`): the whole budget.
-        free (`Sequence[str]`, *optional*): arms whose clock is not charged for their methods.
-        primary (`str`, *optional*): the measure of the verdicts, by default the held-out loss.
-        planned (`Mapping`, *optional*): number of `seeds` and `primary` measure at the first call.
-        command (`str`, *optional*): the command line of the comparison.
-
-    Raises:
-        EffptError: if no run of the baseline on the whole budget has finished.
+    `found` are the entries of the runs by arm, the baseline first; `recipes` the recipe by arm; `clock` the whole
+    budget; `free` the arms whose clock is not charged for their methods; `primary` the measure of the verdicts;
+    `planned` the number of `seeds` and the `primary` measure at the first call. Raises an `EffptError` if no run of
+    the baseline on the whole budget has finished.
     """
     baseline, *others = found
     if not final_losses(found[baseline]):
@@ -113,7 +98,7 @@ def summarized(
         to_control = differences_of(entries, found[control.arm], comparable=True) if control and control.arm else {}
         more = "" if unfit.get(name) else control_sentence(control, to_control.get(primary), primary)
         if name in free:
-            more = free_sentence(own.get(primary), primary) + more
+            more = difference_sentence("So", own.get(primary), primary) + more
         without_speed = reason or (None if comparable else "another objective") or (control and control.reason)
         plain = {key: value and asdict(value) for key, value in own.items()}
         return {

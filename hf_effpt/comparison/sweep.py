@@ -18,7 +18,7 @@ from hf_effpt.recipe.settings import SIZES
 from hf_effpt.training.schedule import clock_schedule
 
 from .arms import Arm
-from .compare import compare
+from .experiment import compare
 from .run_grid import RECORD
 
 logger = logging.getLogger(__name__)
@@ -141,12 +141,9 @@ def end_of_schedule(recipe: Recipe) -> float:
 
 
 def check_run(name: str, run: Mapping[str, Any], clock: Clock, floor: float, tolerance: float) -> None:
-    """Checks that the run of the size `name` has finished, is fully decayed, and has spent the budget.
+    """Raises an `EffptError` unless the run of the size `name` has finished, is fully decayed, and spent the budget.
 
     Its learning rate has to end at `floor`. It may exceed the budget by the share `tolerance`.
-
-    Raises:
-        EffptError: if the run cannot be compared.
     """
     if run["state"] != "finished":
         raise EffptError(
