@@ -6,7 +6,7 @@ stock_checkpoint      checks and loading of stock checkpoints
 held_out_text         held-out rows of a run, and a model's loss on them
 held_out_loss         loss over masked tokens, and the unigram floor
 masked_logits         logits at masked positions only
-blimp, blimp_pairs    accuracy on minimal pairs; their files
+blimp                 accuracy on minimal pairs, and the loading of their files
 finetuning_plan       fine-tuning by a protocol, checked before it starts
   protocols           published settings, seeds and averages
   tasks, table_files  labelled tasks; readers of their files

@@ -26,13 +26,12 @@ def pruner_of(
     Returns a function from the stock model to the pruned one and its entry for `run.json`. Raises an `EffptError` if
     the depth or strategy does not suit the model, or the text is missing.
     """
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    check_pruning(depth, depth_of(config), strategy)
-    if strategy == EVERY_OTHER:
-        if text is not None:
-            raise EffptError(f"`every_other` chooses layers without text, but {text!r} is given; leave it out.")
-        found: dict[str, Any] = {}
-    else:
+    config, found = AutoConfig.from_pretrained(folder, local_files_only=True), {}
+    order = getattr(config, "layer_order", None)  # layers that run, of a training checkpoint
+    check_pruning(depth, config.num_hidden_layers if order is None else len(order), strategy)
+    if strategy == EVERY_OTHER and text is not None:
+        raise EffptError(f"`every_other` chooses layers without text, but {text!r} is given; leave it out.")
+    if strategy != EVERY_OTHER:
         _check_model(folder, config, strategy)
         found = _text(folder, config, strategy, text)
 
@@ -42,12 +41,6 @@ def pruner_of(
         return pruning.apply(stock.to("cpu")), pruning.record()
 
     return prune
-
-
-def depth_of(config: Any) -> int:
-    """Number of layers that run; a training checkpoint names them in `layer_order`."""
-    order = getattr(config, "layer_order", None)
-    return config.num_hidden_layers if order is None else len(order)
 
 
 def _check_model(folder: Path, config: Any, strategy: str) -> None:

@@ -1,13 +1,12 @@
 """Pruning of layers from a trained model (Fan et al., 2020, section 3.3)."""
 
 import copy
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from hf_effpt.core.anatomy import layers_of, replace_layers
@@ -108,11 +107,10 @@ def choose_layers(
             f"The strategy `{strategy}` chooses layers by text: pass {needed} from `pack(…)` as `rows` and their "
             "`tokenizer`, or use `every_other`."
         )
-    if strategy == SEARCH:
-        kept, figures = search(model, depth, list(_batches(rows, tokenizer, ROWS)))
-    else:
-        kept, figures = learn_scores(model, depth, list(_batches(rows, tokenizer, STEPS * BATCH_SIZE)))
-    return Pruning(strategy, layers, tuple(kept), figures)
+    choose, most = (search, ROWS) if strategy == SEARCH else (learn_scores, STEPS * BATCH_SIZE)
+    spread = np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(np.int64).tolist()  # evenly
+    kept, figures = choose(model, depth, list(fixed_mask_batches(rows.select(spread), tokenizer, BATCH_SIZE)))
+    return Pruning(strategy, layers, kept, figures)
 
 
 def check_pruning(depth: int, layers: int, strategy: str) -> None:
@@ -130,9 +128,3 @@ def check_head(strategy: str, name: str, predicts: bool) -> None:
             f"The strategy `{strategy}` needs predictions of masked tokens, and a `{name}` makes none; use "
             "`every_other`, which needs no text."
         )
-
-
-def _batches(rows: Dataset, tokenizer: PreTrainedTokenizerFast, most: int) -> Iterator[dict[str, Tensor]]:
-    """Batches of up to `most` rows, evenly spaced, with the fixed masks of every evaluation."""
-    spread: Sequence[int] = np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(np.int64).tolist()
-    return fixed_mask_batches(rows.select(spread), tokenizer, BATCH_SIZE)
