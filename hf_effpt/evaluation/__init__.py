@@ -13,7 +13,7 @@ finetuning_plan       fine-tuning by a protocol, checked before it starts
   finetune, lora      one seed of one task; low-rank adapters
   glue_metrics        accuracy, F1, MCC, correlations
 document_scores       selection of documents by a stock model
-pruning, pruned_run   `prune_layers`; the same for a run's folder
+pruning               `prune_layers`; the same for a run's folder
   layer_search        layers with the least held-out loss
   layer_scores        layers with the highest learned scores
 """

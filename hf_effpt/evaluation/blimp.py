@@ -47,21 +47,17 @@ def blimp(
 ) -> dict[str, Any]:
     """Measures the accuracy on minimal pairs; equal scores count one half.
 
-    Args:
-        model ([`PreTrainedModel`]): a masked language model or an ELECTRA discriminator; see [`sentence_scores`].
-        tokenizer (`PreTrainedTokenizerFast`): the model's own.
-        pairs (`Dataset`): columns `sentence_good`, `sentence_bad`, `UID` (the paradigm) and `field`.
-        batch_size (`int`, *optional*, defaults to 256): masked copies, or sentences of a discriminator, per pass.
-        pairs_per_paradigm (`int`, *optional*): number of pairs used of each paradigm, from the first; by default all.
+    `model` is a masked language model or an ELECTRA discriminator (see [`sentence_scores`]), `tokenizer` its own;
+    `pairs` have the columns `sentence_good`, `sentence_bad`, `UID` (the paradigm) and `field`. `batch_size` is that of
+    masked copies, or of a discriminator's sentences. Of each paradigm the first `pairs_per_paradigm` are used.
 
     Returns:
         `metric` (`pll_word_l2r` or `discriminator`); `macro`, the mean accuracy over paradigms; its `standard_error`
         from the choice of pairs; `by_field`, the mean over the paradigms of each; `by_paradigm` with `accuracy`,
         `pairs`, `ties` and `field`; the number of `pairs`, of `ties`, and of pairs `truncated` to the model's length.
 
-    Raises:
-        EffptError: pairs, tokenizer or model lack something, or do not fit each other.
-        DivergedError: the scores are not finite.
+    Raises an `EffptError` if pairs, tokenizer and model do not fit each other, a `DivergedError` if a score is not
+    finite.
     """
     metric = check_blimp(model, tokenizer, pairs, pairs_per_paradigm)
     kept = _first_of_each(pairs["UID"][:], pairs_per_paradigm)

@@ -19,12 +19,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_effpt.core.freezing import frozen
-from hf_effpt.models.base import isolate_documents
-from hf_effpt.models.bert import masked_loss
 from hf_effpt.models.sparse_layer import gather_rows
 
+from .held_out_loss import stock_inputs, stock_loss
 from .layer_search import stacked
-from .masked_logits import evaluation_mode, masked_logits
+from .masked_logits import evaluation_mode
 
 logger = logging.getLogger(__name__)
 
@@ -101,11 +100,9 @@ def rates_of(log_scores_BN: Tensor, depth: int) -> Tensor:
 
 def gated_loss(model: PreTrainedModel, batch: dict[str, Tensor], gates_BN: Tensor) -> Tensor:
     """Mean loss over masked tokens with each layer's change of the rows multiplied by its gate."""
-    positions_BM, labels = batch["masked_positions"], batch["labels"]
     with stacked(model) as stack:
-        stack.router = _Wrapped(partial(_gated, positions_BM), gates_BN.unbind(dim=1))
-        logits_BMV = masked_logits(model, positions_BM, **_inputs(model, batch))
-    return masked_loss(logits_BMV.flatten(0, 1), labels.gather(1, positions_BM).flatten())
+        stack.router = _Wrapped(partial(_gated, batch["masked_positions"]), gates_BN.unbind(dim=1))
+        return stock_loss(model, batch)
 
 
 def activations_of(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
@@ -113,7 +110,7 @@ def activations_of(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
     seen: list[Tensor] = []
     with stacked(model) as stack:
         stack.router = _Wrapped(partial(_recorded, seen), [None] * len(stack))
-        model.base_model(**_inputs(model, batch))
+        model.base_model(**stock_inputs(model, batch))
     return torch.stack(seen, dim=1)
 
 
@@ -140,10 +137,3 @@ def _recorded(seen: list[Tensor], _: None, layer: Any, hidden: Tensor, *args: An
     output = layer(hidden, *args, **kwargs)
     seen.append(output.mean(dim=1))
     return output
-
-
-def _inputs(model: PreTrainedModel, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    if "document_ids" not in batch:
-        return {"input_ids": batch["input_ids"]}
-    mask, positions = isolate_documents(batch["document_ids"], model.config._attn_implementation, model.dtype)
-    return {"input_ids": batch["input_ids"], "attention_mask": mask, "position_ids": positions}
