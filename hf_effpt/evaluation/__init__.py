@@ -14,6 +14,5 @@ finetuning_plan       fine-tuning by a protocol, checked before it starts
   glue_metrics        accuracy, F1, MCC, correlations
 document_scores       selection of documents by a stock model
 pruning               `prune_layers`; the same for a run's folder
-  layer_search        layers with the least held-out loss
-  layer_scores        layers with the highest learned scores
+  layer_choice        layers by held-out loss, or by learned scores
 """

@@ -21,10 +21,9 @@ OnResult = Callable[[str, dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Part:
-    """One task of a plan.
+    """One task of a plan: it `waits` if it starts from the encoder fine-tuned on the first task, MNLI.
 
-    `waits` is `True` if it starts from the encoder fine-tuned on the first task, MNLI. `note` is a remark if the
-    number of seeds is not the protocol's.
+    `note` is a remark if the number of seeds is not the protocol's.
     """
 
     task: Task

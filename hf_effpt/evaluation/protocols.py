@@ -27,8 +27,7 @@ class Settings:
         layer_decay (`float`, *optional*, defaults to 1.0): factor of the learning rate per layer below the head.
         dropout (`float`, *optional*): of hidden states and attention; by default the checkpoint's own.
 
-    Raises:
-        EffptError: a value is out of range.
+    Raises an `EffptError` if a value is out of range.
     """
 
     learning_rate: float = 1e-4

@@ -22,8 +22,7 @@ from hf_effpt.models.base import EffptMixin
 
 from .held_out_loss import fixed_mask_batches
 from .held_out_text import held_out_text, is_auxiliary, run_of
-from .layer_scores import BATCH_SIZE, STEPS, learn_scores
-from .layer_search import ROWS, search
+from .layer_choice import BATCH_SIZE, ROWS, STEPS, learn_scores, search
 from .masked_logits import predicts_masked_tokens
 
 EVERY_OTHER, SEARCH, DATA_DRIVEN = STRATEGIES = ("every_other", "search", "data_driven")
