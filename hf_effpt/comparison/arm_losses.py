@@ -8,8 +8,8 @@ from hf_effpt.core.objectives import Objective, floor_in, measured_as
 from hf_effpt.models.configuration_electra import CANDIDATES
 
 Entries = Sequence[Mapping[str, Any]]
+LOSS = "held_out_loss"  # name of the loss among the measures of an arm
 EQUAL_RATES = 1e-3  # largest relative difference of the replaced rates of two equal generators
-ANOTHER = "its loss is not that of the baseline and cannot be compared; see the scores"
 
 
 def finals_of(entries: Entries) -> list[Mapping[str, Any]]:

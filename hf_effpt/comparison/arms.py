@@ -1,7 +1,6 @@
 """Arms of a comparison: recipes that differ only in the settings that are compared."""
 
 import copy
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,16 +67,16 @@ def load_arms(sources: Sequence[str | Path | Mapping[str, Any]], overrides: Sequ
     arms = []
     for number, source in enumerate(sources, start=1):
         if isinstance(source, Mapping):
-            content = {key: value for key, value in source.items() if key != "name"}
-            name = str(source.get("name", f"arm {number}"))
+            content = dict(source)
+            name = str(content.pop("name", f"arm {number}"))
         else:
             content, name = read_recipe_file(source), Path(source).stem
         if not isinstance(content, Mapping):
             raise EffptError(f"Recipe {source} holds {content!r}, but needs sections such as `data` and `training`.")
         arms.append(Arm(name, apply_overrides(content, overrides)))
-    for folder, number in Counter(file_name(arm.name) for arm in arms).items():
-        if number > 1:
-            alike = [arm.name for arm in arms if file_name(arm.name) == folder]
+    for arm in arms:
+        alike = [other.name for other in arms if file_name(other.name) == file_name(arm.name)]
+        if len(alike) > 1:
             raise EffptError(f"Two arms are called {' and '.join(map(repr, alike))}: rename one of the recipe files.")
     return arms
 

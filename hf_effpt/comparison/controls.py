@@ -13,13 +13,11 @@ from hf_effpt.core.method import Method
 from hf_effpt.core.registry import METHODS, build_methods
 from hf_effpt.core.row_method import RowMethod, row_methods
 
-from .arm_losses import Entries, final_losses
+from .arm_losses import LOSS, Entries, final_losses
 from .caveats import no_verdict
-from .primary import LOSS
 from .statistics import Difference
 
 SCHEDULE = ("start", "end", "interrupt")  # settings that the control shares besides those that make it random
-AGAINST = "against random rows"
 
 Recipe = Mapping[str, Any]
 
@@ -75,18 +73,15 @@ def _as_recipe(wanted: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _is_control(recipe: Recipe, other: Recipe, wanted: Mapping[str, Mapping[str, Any]]) -> bool:
     """Returns `True` if `other` differs from `recipe` only in the methods of `wanted`, which have these settings."""
-    if _without(recipe, wanted) != _without(other, wanted):
-        return False
+
+    def others(of: Recipe) -> dict[str, Any]:
+        return {**of, "methods": {k: v for k, v in (of.get("methods") or {}).items() if k not in wanted}}
+
     methods = {method.name: method for method in build_methods(other.get("methods"))}
-    return all(
+    return others(recipe) == others(other) and all(
         name in methods and all(_resolved(methods[name], key) == value for key, value in settings.items())
         for name, settings in wanted.items()
     )
-
-
-def _without(recipe: Recipe, names: Collection[str]) -> dict[str, Any]:
-    methods = recipe.get("methods") or {}
-    return {**recipe, "methods": {name: settings for name, settings in methods.items() if name not in names}}
 
 
 def _fault(name: str, control: str, found: Mapping[str, Entries], unit: str) -> str | None:

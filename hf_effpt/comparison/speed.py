@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .statistics import crossing, t_interval
+from .statistics import crossing, interval
 
 NO_SPEED: dict[str, Any] = {"budget_to_baseline_loss": None, "speed_up": None}
 Losses = Mapping[float, Mapping[int, float]]  # final loss by budget and seed
@@ -67,8 +67,8 @@ def _with_interval(
         why = "some seeds would reach it far outside the budgets that were run, or never"
         why = f"no interval: {why if seeds > 1 else 'it takes several seeds'}"
         return _speed(value), f"{note}; {why}" if note else why
-    _, low, high = t_interval(logs)
-    return _speed(value, math.exp(low), math.exp(high)), note
+    found = interval(logs)
+    return _speed(value, math.exp(found.low), math.exp(found.high)), note
 
 
 def _means(losses: Losses, seeds: list[int]) -> dict[float, float]:

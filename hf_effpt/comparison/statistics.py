@@ -41,16 +41,13 @@ class Difference:
 
 def interval(values: Sequence[float]) -> Interval | None:
     """Returns the mean and 95 % interval of some values; `None` if there are none."""
-    if len(values) < 2:
-        return Interval(float(np.mean(values)), None, None, 1) if values else None
-    return Interval(*t_interval(values), len(values))
-
-
-def t_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Returns the mean of at least two values and the bounds of its 95 % interval."""
-    n, mean = len(values), float(np.mean(values))
+    if not (n := len(values)):
+        return None
+    mean = float(np.mean(values))
+    if n == 1:
+        return Interval(mean, None, None, n)
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * np.std(values, ddof=1) / math.sqrt(n))
-    return mean, mean - half, mean + half
+    return Interval(mean, mean - half, mean + half, n)
 
 
 def paired(arm: Mapping[int, float], baseline: Mapping[int, float]) -> Difference | None:
@@ -59,12 +56,12 @@ def paired(arm: Mapping[int, float], baseline: Mapping[int, float]) -> Differenc
     if len(seeds) < LEAST_SEEDS:
         return None
     gaps = [arm[seed] - baseline[seed] for seed in seeds]
-    mean, low, high = t_interval(gaps)
-    if high == low:  # no spread, for which the test has no statistic; equal arms do not differ
-        p = 1.0 if mean == 0 else 0.0
+    found = interval(gaps)
+    if found.high == found.low:  # no spread, for which the test has no statistic; equal arms do not differ
+        p = 1.0 if found.mean == 0 else 0.0
     else:
         p = float(stats.ttest_1samp(gaps, 0.0).pvalue)
-    return Difference(mean, low, high, p, len(gaps))
+    return Difference(found.mean, found.low, found.high, p, found.n)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -123,11 +120,9 @@ def verdict(difference: Difference | None, reason: str | None = None, score: str
     lower = difference.mean < 0
     change = f"its {score or 'loss'} is {abs(difference.mean):.4f} {'' if score else 'nats '}"
     change += "lower" if lower else "higher"
+    label, text = "no difference shown", f"No difference to the baseline is shown: {change} ({confidence})."
     if p < 1 - CONFIDENCE:
         label = "better" if lower == (score is None) else "worse"
         word = "pays" if label == "better" else "does not pay"
-        return {"label": label, "text": f"It {word} here: {change} than the baseline's ({confidence})."}
-    return {
-        "label": "no difference shown",
-        "text": f"No difference to the baseline is shown: {change} ({confidence}).",
-    }
+        text = f"It {word} here: {change} than the baseline's ({confidence})."
+    return {"label": label, "text": text}

@@ -84,13 +84,11 @@ def budget_sweep(
         )
     found = compare(arms, out, budget=budget, seeds=seeds, fractions=[1.0], gpus=gpus, command=command)
     clock = Clock(found["clock"]["unit"], found["clock"]["budget"])
-    rows = []
     for arm, given in zip(found["arms"], arms, strict=True):
         floor = end_of_schedule(Arm(arm["name"], _without_name(given)).recipe(clock.share(1.0), 0, str(out)))
         for run in arm["runs"]:
             check_run(arm["name"], run, clock, floor, tolerance)
-        rows.append(_row(arm))
-    rows.sort(key=lambda row: row["held_out_loss"]["mean"])
+    rows = sorted(map(_row, found["arms"]), key=lambda row: row["held_out_loss"]["mean"])
     entries = [run["clock"] for arm in found["arms"] for run in arm["runs"]]
     totals = {name: [entry.get(name) for entry in entries] for name in ("seconds", "tokens", "flops", "joules")}
     swept = {
@@ -187,8 +185,6 @@ def table(swept: Mapping[str, Any]) -> str:
     for row in swept["sizes"]:
         loss, speed = row["held_out_loss"], row["tokens_per_second"]
         spread = "" if loss["low"] is None else f" ({loss['low']:.4f} to {loss['high']:.4f})"
-        told = "" if speed is None else f"{speed:,.0f}"
-        lines.append(
-            f"| {row['name']} | {row['parameters']:,} | {told} | {row['steps']:,.0f} | {loss['mean']:.4f}{spread} |"
-        )
+        cells = (row["name"], f"{row['parameters']:,}", "" if speed is None else f"{speed:,.0f}")
+        lines.append(f"| {' | '.join(cells)} | {row['steps']:,.0f} | {loss['mean']:.4f}{spread} |")
     return "\n".join([*lines, ""])
