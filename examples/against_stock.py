@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from hf_effpt.comparison.arms import POINTS, Arm, common_budget, load_arms
-from hf_effpt.comparison.compare import write_report
+from hf_effpt.comparison.experiment import write_report
 from hf_effpt.comparison.run_grid import RECORD, SCORES, Run, claim, grid
 from hf_effpt.comparison.run_launcher import Runner
 from hf_effpt.comparison.summary import report

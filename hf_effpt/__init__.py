@@ -14,7 +14,7 @@ __version__ = _version("hf_effpt")
 
 # The list of public names, for type checkers and editors; at run time each is imported when it is first used.
 if TYPE_CHECKING:
-    from .comparison.compare import compare as compare
+    from .comparison.experiment import compare as compare
     from .comparison.sweep import budget_sweep as budget_sweep
     from .core.clock import Clock as Clock
     from .core.context import RunContext as RunContext

@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, extra: list[str]) -> None:
-    from hf_effpt.comparison.compare import compare
+    from hf_effpt.comparison.experiment import compare
 
     show_messages()
     report = compare(

@@ -37,13 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, extra: list[str]) -> None:
     refuse("evaluate", extra)
     from hf_effpt.evaluation.results_file import Record
-    from hf_effpt.evaluation.suite import Measurement, table
+    from hf_effpt.evaluation.suite import evaluate, table
     from hf_effpt.hub.scores import add_scores
 
     show_messages()
     out = Path(args.out) if args.out else Path(args.model) / "evaluation.json"
     _check_target(out)
-    measurement = Measurement(
+    record = Record(out, Path(args.model))
+    result = evaluate(
         args.model,
         None if args.tasks is None else words(args.tasks),
         data=args.data,
@@ -52,11 +53,8 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
         seeds=args.seeds,
         lora=args.lora,
         pairs_per_paradigm=args.pairs_per_paradigm,
+        record=record,
     )
-    if args.out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    record = Record(out, Path(args.model))
-    result = measurement.run(record)
     print(f"\n{table(result)}\n", flush=True)
     record.save(result)
     added = add_scores(args.model, result["scores"])

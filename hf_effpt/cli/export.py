@@ -36,7 +36,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
 
     pruning = {}
     if args.depth is not None:
-        from hf_effpt.evaluation.pruned_run import pruner_of
+        from hf_effpt.evaluation.pruning import pruner_of
 
         show_messages()
         strategy = args.strategy or "every_other"

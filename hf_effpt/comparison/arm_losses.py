@@ -1,14 +1,15 @@
 """Losses of an arm's runs: their kind, their floor, and which of them can be compared."""
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from hf_effpt.core.objectives import Objective, floor_in, measured_as
 from hf_effpt.models.configuration_electra import CANDIDATES
 
 Entries = Sequence[Mapping[str, Any]]
+LOSS = "held_out_loss"  # name of the loss among the measures of an arm
 EQUAL_RATES = 1e-3  # largest relative difference of the replaced rates of two equal generators
-ANOTHER = "its loss is not that of the baseline and cannot be compared; see the scores"
 
 
 def finals_of(entries: Entries) -> list[Mapping[str, Any]]:
@@ -28,7 +29,7 @@ def kind_of(entries: Entries) -> Objective:
 
 
 def loss_of(entries: Entries, recipe: Mapping[str, Any]) -> str:
-    """Returns a description of an arm's loss. Only losses of equal description can be compared."""
+    """Describes an arm's loss. Only losses of equal description can be compared."""
     objective, kind = entries[0]["objective"], kind_of(entries)
     if objective == "mcbert":  # a choice among more candidates is harder
         model = recipe.get("model") or {}
@@ -43,8 +44,8 @@ def floors(entries: Entries) -> list[float]:
 
 def margins(entries: Entries) -> list[float]:
     """Returns floor minus held-out loss of each finished run on the whole budget, where the floor is known."""
-    found = [(floor_in(entry["evaluation"]), entry["held_out_loss"]) for entry in finals_of(entries)]
-    return [floor - loss for floor, loss in found if floor is not None]
+    finals = finals_of(entries)
+    return [floor - e["held_out_loss"] for e in finals if (floor := floor_in(e["evaluation"])) is not None]
 
 
 def metric_values(entries: Entries, name: str) -> list[float]:
@@ -60,9 +61,9 @@ def weakness(entries: Entries) -> str | None:
     """
     found, kind = margins(entries), kind_of(entries)
     generators, unigrams = metric_values(entries, "generator_loss"), metric_values(entries, "unigram_floor")
-    if generators and unigrams and (above := sum(generators) / len(generators) - sum(unigrams) / len(unigrams)) >= 0:
+    if generators and unigrams and (above := fmean(generators) - fmean(unigrams)) >= 0:
         return f"with a generator {above:.3f} nats above the unigram floor (it has to get below)"
-    gain = sum(found) / len(found) if found else None
+    gain = fmean(found) if found else None
     if gain is None or gain >= kind.least_gain:
         return None
     digits = 3 if kind.least_gain > 0.1 else 4
@@ -75,7 +76,7 @@ def unequal_generators(entries: Entries, baseline: Entries) -> str | None:
     own, other = (metric_values(of, "replaced_rate") for of in (entries, baseline))
     if not own or not other:
         return None
-    rate, of_baseline = sum(own) / len(own), sum(other) / len(other)
+    rate, of_baseline = fmean(own), fmean(other)
     if abs(rate - of_baseline) <= EQUAL_RATES * of_baseline:
         return None
     return (

@@ -1,7 +1,6 @@
 """Arms of a comparison: recipes that differ only in the settings that are compared."""
 
 import copy
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,11 +32,8 @@ NOT_DECAYING = ("constant", "constant_with_warmup")
 class Arm:
     """One recipe of a comparison.
 
-    Args:
-        name (`str`): its name in the report.
-        sections (`Mapping[str, Any]`): the content of its recipe; budget, seed and folder come from the grid.
-        free (`bool`, *optional*, defaults to `False`): if `True`, its clock is not charged for the work of its
-            methods besides training; it is reported without a verdict.
+    `sections` are the content of its recipe; budget, seed and folder come from the grid. If it is `free`, its clock is
+    not charged for the work of its methods besides training; it is reported without a verdict.
     """
 
     name: str
@@ -45,16 +41,12 @@ class Arm:
     free: bool = False
 
     def recipe(self, budget: str, seed: int, output_dir: str) -> Recipe:
-        """Builds the recipe of one run.
-
-        Raises:
-            EffptError: for invalid settings, with the name of the arm.
-        """
+        """Builds the recipe of one run; raises an `EffptError` for invalid settings, with the name of the arm."""
         sections = copy.deepcopy(dict(self.sections))
         training = dict(sections.get("training") or {})
         training |= {"budget": budget, "seed": seed, "output_dir": output_dir, "save_total_limit": 1}
-        training |= {"charge_methods": not self.free}
-        training |= {"eval_strategy": "steps", "eval_steps": 1 / POINTS}  # not charged: for the curves of the report
+        # Evaluations are not charged; the curves of the report need them.
+        training |= {"charge_methods": not self.free, "eval_strategy": "steps", "eval_steps": 1 / POINTS}
         try:
             return Recipe.load(sections | {"training": training})
         except EffptError as error:
@@ -64,12 +56,9 @@ class Arm:
 def load_arms(sources: Sequence[str | Path | Mapping[str, Any]], overrides: Sequence[str] = ()) -> list[Arm]:
     """Reads the recipes of the arms. An arm is named after its recipe file.
 
-    Args:
-        sources (`Sequence`): recipe files, names of built-in recipes, or `{"name": …}` with a recipe's sections.
-        overrides (`Sequence[str]`, *optional*): command-line flags that change every recipe.
-
-    Raises:
-        EffptError: if a recipe cannot be read, or two have the same name.
+    `sources` are recipe files, names of built-in recipes, or `{"name": …}` with a recipe's sections; `overrides` are
+    command-line flags that change every recipe. Raises an `EffptError` if a recipe cannot be read, or two have the
+    same name.
     """
     for flag in overrides:
         name = flag.partition("=")[0].removeprefix("--training.")
@@ -78,26 +67,22 @@ def load_arms(sources: Sequence[str | Path | Mapping[str, Any]], overrides: Sequ
     arms = []
     for number, source in enumerate(sources, start=1):
         if isinstance(source, Mapping):
-            content = {key: value for key, value in source.items() if key != "name"}
-            name = str(source.get("name", f"arm {number}"))
+            content = dict(source)
+            name = str(content.pop("name", f"arm {number}"))
         else:
             content, name = read_recipe_file(source), Path(source).stem
         if not isinstance(content, Mapping):
             raise EffptError(f"Recipe {source} holds {content!r}, but needs sections such as `data` and `training`.")
         arms.append(Arm(name, apply_overrides(content, overrides)))
-    for folder, number in Counter(file_name(arm.name) for arm in arms).items():
-        if number > 1:
-            alike = [arm.name for arm in arms if file_name(arm.name) == folder]
+    for arm in arms:
+        alike = [other.name for other in arms if file_name(other.name) == file_name(arm.name)]
+        if len(alike) > 1:
             raise EffptError(f"Two arms are called {' and '.join(map(repr, alike))}: rename one of the recipe files.")
     return arms
 
 
 def file_name(name: str) -> str:
-    """Converts the name of an arm to a folder name that is valid on any system.
-
-    Raises:
-        EffptError: if the name has no letter and no digit.
-    """
+    """Converts an arm's name to a folder name for any system; raises an `EffptError` without a letter or digit."""
     folder = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name).lower()
     if not folder.strip(".-"):
         raise EffptError(f"An arm cannot be called {name!r}: its name needs a letter or a digit.")
@@ -105,11 +90,7 @@ def file_name(name: str) -> str:
 
 
 def common_budget(arms: Sequence[Arm], budget: str | None) -> Clock:
-    """Returns the budget of every arm: `budget`, or by default the one that all recipes name.
-
-    Raises:
-        EffptError: if `budget` is `None` and the recipes have no budget, or different ones.
-    """
+    """Returns the budget of every arm: `budget`, or the one that all recipes name, else raises an `EffptError`."""
     if budget is not None:
         return Clock.parse(budget)
     named = {arm.name: (arm.sections.get("training") or {}).get("budget") for arm in arms}
@@ -123,15 +104,14 @@ def with_free_methods(arms: Sequence[Arm], unit: str) -> list[Arm]:
     """Returns the arms, with a second, free copy of each arm whose methods are charged to the clock.
 
     If the `unit` of the clock is FLOPs, these are the arms with row selection, which is charged for scoring rows. If
-    it is time or energy, they are all arms with methods.
-
-    Raises:
-        EffptError: if the clock charges nothing for the methods of these arms.
+    it is time or energy, they are all arms with methods. Raises an `EffptError` if the clock charges none of them.
     """
     fault, found = None, []
     for arm in arms:
-        is_charged = _selects_rows(arm) if unit == "flops" else arm.sections.get("methods")
-        found += [arm, *([Arm(f"{arm.name} (methods free)", arm.sections, free=True)] if is_charged else [])]
+        methods = list(arm.sections.get("methods") or {})
+        if unit == "flops":
+            methods = [name for name in methods if issubclass(METHODS.get(name, object), RowMethod)]
+        found += [arm, *([Arm(f"{arm.name} (methods free)", arm.sections, free=True)] if methods else [])]
     if unit in ("steps", "tokens"):
         fault = "does not pay for methods; give one in seconds or reference time, or in FLOPs if methods pick rows"
     elif unit == "flops" and len(found) == len(arms):
@@ -141,16 +121,10 @@ def with_free_methods(arms: Sequence[Arm], unit: str) -> list[Arm]:
     return found
 
 
-def _selects_rows(arm: Arm) -> bool:
-    methods = (METHODS.get(name) for name in arm.sections.get("methods") or {})
-    return any(method is not None and issubclass(method, RowMethod) for method in methods)
-
-
 def check_comparable(arms: Sequence[Arm], recipes: Mapping[str, Recipe], different_data: bool) -> None:
-    """Checks that all arms train on the same rows, unless `different_data`, and decay their learning rates to the end.
+    """Raises an `EffptError` for an arm that cannot be compared with the first, the baseline.
 
-    Raises:
-        EffptError: for an arm that cannot be compared with the first, the baseline.
+    All arms train on the same rows, unless `different_data`, and decay their learning rates to the end.
     """
     for name, recipe in recipes.items():
         if recipe.training.data_seed is not None:

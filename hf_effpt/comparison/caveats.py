@@ -13,11 +13,8 @@ DECAYED = 0.02  # largest share of its peak at which a learning rate counts as d
 
 def void_reason(baseline: Entries) -> str | None:
     """Returns the reason why a whole comparison says nothing; `None` if the baseline has learned enough."""
-    if (where := weakness(baseline)) is None:
-        return None
-    return (
-        f"The baseline ends {where}, so next to nothing was learned that arms could differ in; give a longer budget."
-    )
+    where, rest = weakness(baseline), "so next to nothing was learned that arms could differ in; give a longer budget."
+    return where and f"The baseline ends {where}, {rest}"
 
 
 def loss_notes(found: Mapping[str, Entries], recipes: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -81,9 +78,8 @@ def notes(
     """
     planned = planned or {}
     every = [entry for entries in found.values() for entry in entries]
-    said = [
-        f"reference times: {fault}" for fault in dict.fromkeys(f for e in every for f in e.get("reference_faults", ()))
-    ]
+    faults = dict.fromkeys(fault for entry in every for fault in entry.get("reference_faults", ()))
+    said = [f"reference times: {fault}" for fault in faults]
     seeds = len({entry["seed"] for entry in every})
     if seeds > planned.get("seeds", seeds):
         said.append(

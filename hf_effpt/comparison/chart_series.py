@@ -12,14 +12,12 @@ import numpy as np
 
 from hf_effpt.core.clock import JOULES_A_KWH
 
-from .report_tables import CURVES_NOTE, ESTIMATED, Report, baseline_of, is_estimated
+from .report_tables import ESTIMATED, UNITS, Arm, Report, baseline_of, finite, in_clock_unit, is_estimated
 from .statistics import interval
 
 BASELINE_COLOUR = "#7f7f7f"
 # Colours of Okabe and Ito, distinct with any colour vision; yellow is last, since it is faint on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
-
-Arm = Mapping[str, Any]  # an arm of the report
 
 
 @dataclass(frozen=True)
@@ -56,12 +54,8 @@ def axis_title(axis: Axis, report: Report) -> str:
 class Group:
     """Arms with the same kind of loss, which share a chart.
 
-    Args:
-        loss_of (`str`): description of their loss.
-        floor_name (`str`): name of its floor.
-        floors (`list[float]`): values of the floor, one per generator.
-        arms (`list`): arms of the report.
-        ending (`str`): ending of the file names of its pictures; empty for the group of the baseline.
+    `loss_of` describes their loss, `floors` are values of its floor, one per generator, and `ending` is that of the
+    file names of its pictures, empty for the group of the baseline.
     """
 
     loss_of: str
@@ -85,9 +79,11 @@ def groups(report: Report) -> list[Group]:
 
 def curves_note(report: Report) -> str:
     """Returns the note above the curves."""
-    if len(groups(report)) == 1:
-        return CURVES_NOTE
-    return f"{CURVES_NOTE} Losses of different objectives are on scales of their own, and never in one chart."
+    several = " Losses of different objectives are on scales of their own, and never in one chart."
+    return (
+        "Inside a run the learning rate has not decayed yet, so a curve shows how a run went and nothing more. "
+        "Only end points are compared, where the learning rate has fully decayed."
+    ) + (several if len(groups(report)) > 1 else "")
 
 
 def pictures(report: Report) -> dict[str, tuple[Axis, Group]]:
@@ -157,17 +153,15 @@ def mean_line(arm: Arm) -> dict[str, Any] | None:
     if not grid.size:
         return None
 
-    def at_grid(key: str) -> np.ndarray:
-        values = [[point[key] for point in points] for points in curves]
+    def at_grid(key: str) -> np.ndarray | None:
+        values = [[point.get(key) for point in points] for points in curves]
+        if not all(_is_known(value) for each in values for value in each):
+            return None
         return np.stack([np.interp(grid, *pair) for pair in zip(shares, values, strict=True)])
-
-    def mean_at_grid(key: str) -> list[float] | None:
-        is_complete = all(_is_known(point.get(key)) for points in curves for point in points)
-        return at_grid(key).mean(axis=0).tolist() if is_complete else None
 
     means = [interval(losses) for losses in at_grid("loss").T.tolist()]
     return {
-        "x": {axis.key: mean_at_grid(axis.key) for axis in AXES},
+        "x": {axis.key: None if (x := at_grid(axis.key)) is None else x.mean(axis=0).tolist() for axis in AXES},
         "loss": [mean.mean for mean in means],
         "low": [mean.low for mean in means] if len(curves) > 1 else None,
         "high": [mean.high for mean in means] if len(curves) > 1 else None,
@@ -208,9 +202,51 @@ def why_no_difference(arm: Arm) -> str | None:
 
 def by_budget(arm: Arm, report: Report) -> dict[str, list[Any]]:
     """Returns the mean final loss and the number of the finished runs of an arm at each budget, in clock units."""
-    losses: dict[float, list[float]] = {}
-    for end in ends(arm):
-        losses.setdefault(end["fraction"] * report["clock"]["budget"], []).append(end["loss"])
-    budgets = sorted(losses)
-    means = [float(np.mean(losses[budget])) for budget in budgets]
-    return {"x": budgets, "loss": means, "n": [len(losses[budget]) for budget in budgets]}
+    found = [(end["fraction"] * report["clock"]["budget"], end["loss"]) for end in ends(arm)]
+    budgets = sorted({budget for budget, _ in found})
+    losses = [[loss for at, loss in found if at == budget] for budget in budgets]
+    return {"x": budgets, "loss": [float(np.mean(each)) for each in losses], "n": list(map(len, losses))}
+
+
+def chart_data(report: Report) -> dict[str, Any]:
+    """Returns the data that the charts of the page are drawn from; `page.js` reads these keys."""
+    unit, target = report["clock"]["unit"], (baseline_of(report)["summary"]["final_loss"] or {}).get("mean")
+    drawn, colour_of = groups(report), colours(report)
+
+    def of_arm(arm: Arm) -> dict[str, Any]:
+        reached, crossing = (arm["summary"]["budget_to_baseline_loss"] or {}).get("value"), None
+        if not arm["baseline"] and reached is not None and target is not None:
+            crossing = {"x": reached, "loss": target, "text": in_clock_unit(reached, unit)}
+        return {
+            "name": arm["name"],
+            "baseline": arm["baseline"],
+            "colour": colour_of[arm["name"]],
+            "group": next(number for number, group in enumerate(drawn) if group.loss_of == arm["loss_of"]),
+            "curves": [{"seed": run["seed"], "state": run["state"], **lines(run)} for run in full_runs(arm)],
+            "mean": mean_line(arm),
+            "ends": ends(arm),
+            "pairs": paired_differences(arm, report),
+            "difference": arm["difference"],
+            "no_difference": why_no_difference(arm),
+            "by_budget": by_budget(arm, report),
+            "crossing": crossing,  # of the baseline's loss
+        }
+
+    def of_axis(axis: Axis) -> dict[str, Any]:
+        unit, title = axis_unit(axis, report), axis_title(axis, report)
+        missing = why_missing(axis, report["arms"])
+        return {"key": axis.key, "name": axis.name, "unit": unit, "title": title, "missing": missing}
+
+    symbol = {"seconds": ", s", "reference_seconds": ", s", "joules": ", J"}.get(unit, "")
+    return finite(
+        {
+            "axes": [of_axis(axis) for axis in AXES],
+            "first_axis": "kwh" if unit == "joules" else unit,
+            # each group has its own charts of losses; the baseline's is the first
+            "groups": [{"loss_of": g.loss_of, "floor_name": g.floor_name, "floors": g.floors} for g in drawn],
+            "target": target,
+            "budget_title": f"Budget of a run: {UNITS[unit]}{symbol}",
+            "budget": report["clock"]["budget"],
+            "arms": [of_arm(arm) for arm in report["arms"]],
+        }
+    )

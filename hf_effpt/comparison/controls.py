@@ -13,25 +13,18 @@ from hf_effpt.core.method import Method
 from hf_effpt.core.registry import METHODS, build_methods
 from hf_effpt.core.row_method import RowMethod, row_methods
 
-from .arm_losses import Entries, final_losses
+from .arm_losses import LOSS, Entries, final_losses
 from .caveats import no_verdict
-from .primary import LOSS
 from .statistics import Difference
 
 SCHEDULE = ("start", "end", "interrupt")  # settings that the control shares besides those that make it random
-AGAINST = "against random rows"
 
 Recipe = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Control:
-    """Second baseline of an arm with row selection.
-
-    Args:
-        arm (`str`, *optional*): name of the control arm; `None` if there is none that can be compared with.
-        reason (`str`, *optional*): why there is none.
-    """
+    """Second baseline of an arm with row selection: the name of an `arm`, or the `reason` why there is none."""
 
     arm: str | None = None
     reason: str | None = None
@@ -42,17 +35,11 @@ def find_control(
 ) -> Control | None:
     """Finds the control of the arm `name`; `None` if it needs none. Only a free arm is the control of a free arm.
 
-    Args:
-        name (`str`): the arm.
-        found, recipes (`Mapping`): runs and recipe by arm.
-        free (`Collection[str]`): arms whose clock is not charged for their methods.
-        unit (`str`): unit of the clock.
+    `found` and `recipes` are runs and recipe by arm, `free` the arms whose clock is not charged for their methods, and
+    `unit` is that of the clock.
     """
-    wanted = {
-        method.name: method.control
-        for method in row_methods(build_methods(recipes[name].get("methods")))
-        if method.control is not None
-    }
+    methods = row_methods(build_methods(recipes[name].get("methods")))
+    wanted = {method.name: method.control for method in methods if method.control is not None}
     if not wanted:
         return None
     faults = {
@@ -86,18 +73,15 @@ def _as_recipe(wanted: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _is_control(recipe: Recipe, other: Recipe, wanted: Mapping[str, Mapping[str, Any]]) -> bool:
     """Returns `True` if `other` differs from `recipe` only in the methods of `wanted`, which have these settings."""
-    if _without(recipe, wanted) != _without(other, wanted):
-        return False
+
+    def others(of: Recipe) -> dict[str, Any]:
+        return {**of, "methods": {k: v for k, v in (of.get("methods") or {}).items() if k not in wanted}}
+
     methods = {method.name: method for method in build_methods(other.get("methods"))}
-    return all(
+    return others(recipe) == others(other) and all(
         name in methods and all(_resolved(methods[name], key) == value for key, value in settings.items())
         for name, settings in wanted.items()
     )
-
-
-def _without(recipe: Recipe, names: Collection[str]) -> dict[str, Any]:
-    methods = recipe.get("methods") or {}
-    return {**recipe, "methods": {name: settings for name, settings in methods.items() if name not in names}}
 
 
 def _fault(name: str, control: str, found: Mapping[str, Entries], unit: str) -> str | None:
@@ -114,19 +98,15 @@ def control_sentence(control: Control | None, gap: Difference | None, primary: s
     """Returns the sentence on its control, and the difference to it, that is appended to the verdict on an arm."""
     if control is not None and control.reason is not None:
         return f" No speed-up is given, since {control.reason}."
-    if control is None or gap is None:
+    return difference_sentence(f"Against random rows (`{control.arm}`)", gap, primary) if control else ""
+
+
+def difference_sentence(begin: str, gap: Difference | None, primary: str) -> str:
+    """Returns a sentence on a difference, to append to a verdict; empty if there is none."""
+    if gap is None:
         return ""
-    return f" Against random rows (`{control.arm}`) {_difference(gap, primary)}"
-
-
-def free_sentence(gap: Difference | None, primary: str) -> str:
-    """Returns the sentence on its difference to the baseline that is appended to the verdict on a free arm."""
-    return "" if gap is None else f" So {_difference(gap, primary)}"
-
-
-def _difference(gap: Difference, primary: str) -> str:
     change = f"{abs(gap.mean):.4f} {'nats ' if primary == LOSS else ''}{'lower' if gap.mean < 0 else 'higher'}"
     return (
-        f"its {'loss' if primary == LOSS else primary} is {change} (95 % interval {gap.low:+.4f} to {gap.high:+.4f}, "
-        f"p = {gap.p:.3g}, not corrected, {gap.n} paired seeds)."
+        f" {begin} its {'loss' if primary == LOSS else primary} is {change} (95 % interval {gap.low:+.4f} to "
+        f"{gap.high:+.4f}, p = {gap.p:.3g}, not corrected, {gap.n} paired seeds)."
     )

@@ -23,11 +23,8 @@ def cost_law(
 ) -> dict[str, Any] | None:
     """Returns the gain that an arm with row selection needed and had; `None` for an arm without a cost report of it.
 
-    Args:
-        entries, baseline (`Sequence`): runs of the arm and of the baseline.
-        speed (`Mapping`): `speed_up` and `speed_up_note` of the arm.
-        unit (`str`): unit of the clock.
-        free (`bool`): if `True`, the clock is not charged for scoring.
+    `entries` and `baseline` are runs of the arm and of the baseline; `speed` has the arm's `speed_up` and
+    `speed_up_note`; `unit` is that of the clock, which is not charged for scoring if the arm is `free`.
 
     Returns:
         `s`, in trained rows, `by` FLOPs for a budget in FLOPs and by time otherwise; `while_picking`, 1 + s / k;

@@ -18,11 +18,7 @@ if TYPE_CHECKING:
 
 
 def require_plotting() -> None:
-    """Checks that a report can be drawn, before anything is trained.
-
-    Raises:
-        EffptError: if plotly or matplotlib is not installed.
-    """
+    """Raises an `EffptError` if plotly or matplotlib is not installed, before anything is trained."""
     lacking = [name for name in ("plotly", "matplotlib") if importlib.util.find_spec(name) is None]
     if lacking:
         raise EffptError(
@@ -34,8 +30,7 @@ def require_plotting() -> None:
 def write_plots(report: Report, folder: str | os.PathLike) -> list[Path]:
     """Draws the held-out loss against each known axis, and the paired differences, as PNG files in `folder`.
 
-    Raises:
-        EffptError: if plotly or matplotlib is not installed.
+    Raises an `EffptError` if plotly or matplotlib is not installed.
     """
     require_plotting()
     folder = Path(folder)

@@ -15,8 +15,7 @@ from typing import Any
 from hf_effpt.core.clock import JOULES_A_KWH
 from hf_effpt.hub.card import duration
 
-from .controls import AGAINST
-from .primary import LOSS
+from .arm_losses import LOSS
 
 Report = Mapping[str, Any]
 Arm = Mapping[str, Any]  # an arm of the report
@@ -31,10 +30,6 @@ UNITS = {
     "reference_seconds": "training time on the reference system",
     "joules": "energy",
 }
-CURVES_NOTE = (
-    "Inside a run the learning rate has not decayed yet, so a curve shows how a run went and nothing more. "
-    "Only end points are compared, where the learning rate has fully decayed."
-)
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 
 
@@ -72,6 +67,7 @@ def baseline_of(report: Report) -> Arm:
 
 
 def is_estimated(report: Report) -> bool:
+    """`True` if the energy of the runs was not measured."""
     return ESTIMATED in (report["energy"]["source"] or "")
 
 
@@ -104,9 +100,9 @@ def in_clock_unit(value: float, unit: str) -> str:
     """Formats a budget with the unit of its clock."""
     if unit in ("seconds", "reference_seconds"):
         return duration(value)
-    return {"tokens": amount(value) + " tokens", "flops": amount(value, "FLOP"), "joules": amount(value, "J")}.get(
-        unit, f"{value:,.0f} steps"
-    )
+    if unit == "steps":
+        return f"{value:,.0f} steps"
+    return f"{amount(value)} tokens" if unit == "tokens" else amount(value, {"flops": "FLOP", "joules": "J"}[unit])
 
 
 def held_equal(report: Report) -> str:
@@ -123,7 +119,7 @@ def held_equal(report: Report) -> str:
 
 def _interval(summary: Mapping[str, Any], digits: int = 3, plus: bool = False) -> str:
     low, high, n = summary["low"], summary["high"], summary["n"]
-    if low is None or high is None:
+    if low is None:
         return f"no interval from {n} run{'s' if n != 1 else ''}"
     return f"{signed(low, digits, plus)} to {signed(high, digits, plus)}, n = {n}"
 
@@ -167,7 +163,7 @@ def _generator(arm: Arm) -> Cell:
 def _difference(arm: Arm) -> Cell:
     if arm["baseline"] or not arm["comparable"]:
         return missing("the baseline" if arm["baseline"] else "another objective")
-    return _gap(arm["difference"], "too few seeds with which both finished")
+    return _gap(arm["difference"])
 
 
 def _control_difference(arm: Arm) -> Cell:
@@ -176,8 +172,7 @@ def _control_difference(arm: Arm) -> Cell:
         return missing("the baseline" if arm["baseline"] else "it needs no such control")
     if control["arm"] is None:
         return missing(control["reason"])
-    found = _gap(arm["control_difference"], "too few seeds with which both finished")
-    return Cell(found.text, f"{found.note}; not corrected" if arm["control_difference"] else found.note)
+    return _gap(arm["control_difference"], more="; not corrected")
 
 
 def _score_difference(name: str, arm: Arm, baseline: Arm) -> Cell:
@@ -190,12 +185,14 @@ def _score_difference(name: str, arm: Arm, baseline: Arm) -> Cell:
     return _gap(arm["score_differences"][name], "too few seeds with which both have it")
 
 
-def _gap(difference: Mapping[str, Any] | None, why_none: str) -> Cell:
+def _gap(
+    difference: Mapping[str, Any] | None, why_none: str = "too few seeds with which both finished", more: str = ""
+) -> Cell:
     if difference is None:
         return missing(why_none)
-    tested = difference.get("p_holm")
-    chance = "" if tested is None else "; Holm p < 0.001" if tested < 0.001 else f"; Holm p = {tested:.3f}"
-    return Cell(signed(difference["mean"], 4, True), _interval(difference, 4, True) + chance)
+    if (p := difference.get("p_holm")) is not None:
+        more = "; Holm p < 0.001" if p < 0.001 else f"; Holm p = {p:.3f}"
+    return Cell(signed(difference["mean"], 4, True), _interval(difference, 4, True) + more)
 
 
 def _not_reached(arm: Arm) -> Cell:
@@ -219,13 +216,12 @@ def _cost_law(law: Mapping[str, Any] | None) -> list[Cell]:
     """Returns the cells of the cost law: cost to score a row, gain needed, gain had."""
     if law is None:
         return [missing("it scores no rows")] * 3
-    cells = [_value(law["s"], "{:.3f}".format, note="by FLOPs" if law["by"] == "flops" else "by time")]
-    cells.append(_value(law["needed"], "{:.2f}x".format, law["needed_note"], law["needed_note"]))
-    gain = law["gain"]
-    if gain is None:
-        return [*cells, missing(law["gain_note"])]
-    bounds = "" if gain["bound"] else _bounds(gain)
-    return [*cells, Cell(f"{gain['bound'] or ''} {gain['value']:.2f}x".strip(), bounds)]
+    cost = _value(law["s"], "{:.3f}".format, note="by FLOPs" if law["by"] == "flops" else "by time")
+    needed = _value(law["needed"], "{:.2f}x".format, law["needed_note"], law["needed_note"])
+    if (gain := law["gain"]) is None:
+        return [cost, needed, missing(law["gain_note"])]
+    had = f"{gain['bound'] or ''} {gain['value']:.2f}x".strip()
+    return [cost, needed, Cell(had, "" if gain["bound"] else _bounds(gain))]
 
 
 def _score(name: str, arm: Arm) -> Cell:
@@ -272,7 +268,7 @@ def results_table(report: Report) -> Table:
         add("Loss of its generator, nats a masked token", _generator)
     add("Paired difference to the baseline, nats", _difference)
     if any(arm.get("control") for arm in arms):
-        add(f"Paired difference {AGAINST}, nats", _control_difference)
+        add("Paired difference against random rows, nats", _control_difference)
     add("Budget to the baseline's loss", partial(_budget_to_baseline_loss, report["clock"]["unit"]))
     add("Speed-up", _speed_up)
     if any(arm["summary"].get("cost_law") for arm in arms):

@@ -20,13 +20,10 @@ RECORD, SCORES, LOG = "run.json", "evaluation.json", "log.txt"
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a comparison.
+    """One run of a comparison, in the output folder of its recipe.
 
-    Args:
-        arm (`str`): name of its arm.
-        seed (`int`): seed of weights, data order and masks. Runs of equal seed are a pair.
-        fraction (`float`): its share of the whole budget, at the end of which its learning rate is fully decayed.
-        recipe ([`Recipe`]): its recipe, whose output folder is that of the run.
+    `seed` is that of weights, data order and masks; runs of equal seed are a pair. `fraction` is its share of the
+    whole budget, at the end of which its learning rate is fully decayed.
     """
 
     arm: str
@@ -69,10 +66,8 @@ def grid(arms: Sequence[Arm], clock: Clock, seeds: Sequence[int], fractions: Seq
     """Returns all runs in their order of execution.
 
     The arms take turns at equal seed and budget. Each seed begins with another arm, so that none always has the
-    machine at its best. A seed is complete before the next begins.
-
-    Raises:
-        EffptError: for settings that are invalid at one of the budgets, such as a longer warm-up.
+    machine at its best. A seed is complete before the next begins. Raises an `EffptError` for settings that are
+    invalid at one of the budgets, such as a longer warm-up.
     """
     runs = []
     for number, seed in enumerate(seeds):
@@ -87,12 +82,8 @@ def grid(arms: Sequence[Arm], clock: Clock, seeds: Sequence[int], fractions: Seq
 def claim(out: Path, runs: Sequence[Run], clock: Clock, primary: str = "held_out_loss") -> dict[str, Any]:
     """Checks that the folder is free or holds this comparison, perhaps with fewer arms, and writes `plan.json`.
 
-    Returns:
-        The plan: `budget`, `arms`, and `seeds` (their number) and `primary` (the measure of the verdicts) as they
-        were at the first call.
-
-    Raises:
-        EffptError: if the folder holds another comparison, or something else.
+    Returns the plan: `budget`, `arms`, and `seeds` (their number) and `primary` (the measure of the verdicts) as they
+    were at the first call. Raises an `EffptError` if the folder holds another comparison, or something else.
     """
     plan, seeds = out / "plan.json", len({run.seed for run in runs})
     wanted: dict[str, Any] = {"budget": clock.share(1.0), "seeds": seeds, "primary": primary}

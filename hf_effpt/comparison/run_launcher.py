@@ -26,11 +26,8 @@ logger = logging.getLogger(__name__)
 class Runner:
     """Executes the runs that are not done yet.
 
-    Args:
-        evaluation (`Mapping[str, Any]`): arguments of [`evaluate`] for runs on the whole budget; if empty, runs are
-            not evaluated.
-        gpus (`Sequence[str]`, *optional*): numbers of the GPUs, each of which takes one run at a time. By default one
-            run at a time, on the device that the Trainer chooses.
+    `evaluation` are arguments of [`evaluate`] for runs on the whole budget; if empty, runs are not evaluated. Each of
+    the `gpus` takes one run at a time; without, there is one at a time, on the device that the Trainer chooses.
     """
 
     def __init__(self, evaluation: Mapping[str, Any], gpus: Sequence[str] = ()) -> None:
@@ -135,11 +132,7 @@ def _outcome(run: Run) -> str:
 
 
 def gpus_of(text: str | None) -> list[str]:
-    """Parses a list of GPUs such as `0,1,3`. Numbers count the visible GPUs.
-
-    Raises:
-        EffptError: if there is no such GPU.
-    """
+    """Parses a list such as `0,1,3`, which counts the visible GPUs; raises an `EffptError` if there is no such GPU."""
     if not text:
         return []
     import torch

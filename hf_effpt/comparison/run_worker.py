@@ -48,12 +48,8 @@ def last_whole_checkpoint(folder: Path) -> str | None:
 def run(request: Mapping[str, Any]) -> None:
     """Trains a run unless it is trained, removes its checkpoints, and evaluates it.
 
-    Args:
-        request (`Mapping[str, Any]`): `recipe`, the sections of the run, and `evaluation`, the arguments of
-            [`evaluate`] or an empty mapping.
-
-    Raises:
-        Timeout: if another process is at work on the same run.
+    `request` has the sections of its `recipe`, and as `evaluation` the arguments of [`evaluate`] or an empty mapping.
+    Raises a `Timeout` if another process is at work on the same run.
     """
     recipe = Recipe.load(request["recipe"])
     folder = Path(recipe.training.output_dir)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .statistics import crossing, t_interval
+from .statistics import crossing, interval
 
 NO_SPEED: dict[str, Any] = {"budget_to_baseline_loss": None, "speed_up": None}
 Losses = Mapping[float, Mapping[int, float]]  # final loss by budget and seed
@@ -17,11 +17,7 @@ def speed_up(arm: Losses, baseline: Losses, budget: float) -> dict[str, Any]:
 
     The target is the baseline's final loss on the whole budget. Between runs, loss is linear in the logarithm of the
     budget. If an arm never reaches the target it is slower, and its slow-down is read from the baseline's shorter
-    runs.
-
-    Args:
-        arm, baseline (`Mapping`): final losses by budget, in units of the clock, and seed.
-        budget (`float`): the whole budget.
+    runs. Budgets are in units of the clock, `budget` is the whole.
 
     Returns:
         `budget_to_baseline_loss`, `speed_up` and `speed_up_note`. A `speed_up` has a 95 % interval if each seed has a
@@ -71,8 +67,8 @@ def _with_interval(
         why = "some seeds would reach it far outside the budgets that were run, or never"
         why = f"no interval: {why if seeds > 1 else 'it takes several seeds'}"
         return _speed(value), f"{note}; {why}" if note else why
-    _, low, high = t_interval(logs)
-    return _speed(value, math.exp(low), math.exp(high)), note
+    found = interval(logs)
+    return _speed(value, math.exp(found.low), math.exp(found.high)), note
 
 
 def _means(losses: Losses, seeds: list[int]) -> dict[float, float]:

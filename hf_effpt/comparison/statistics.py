@@ -25,14 +25,10 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of arm minus baseline, paired by seed.
+    """Mean of arm minus baseline, paired by seed, with its 95 % confidence interval.
 
-    Args:
-        mean (`float`): the mean difference.
-        low, high (`float`): its 95 % confidence interval.
-        p (`float`): two-sided p-value of the paired t-test.
-        n (`int`): number of pairs.
-        p_holm (`float`, *optional*): `p` corrected for the number of arms.
+    `p` is the two-sided p-value of the paired t-test, `n` the number of pairs, `p_holm` is `p` corrected for the
+    number of arms.
     """
 
     mean: float
@@ -45,16 +41,13 @@ class Difference:
 
 def interval(values: Sequence[float]) -> Interval | None:
     """Returns the mean and 95 % interval of some values; `None` if there are none."""
-    if len(values) < 2:
-        return Interval(float(np.mean(values)), None, None, 1) if values else None
-    return Interval(*t_interval(values), len(values))
-
-
-def t_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Returns the mean of at least two values and the bounds of its 95 % interval."""
-    n, mean = len(values), float(np.mean(values))
+    if not (n := len(values)):
+        return None
+    mean = float(np.mean(values))
+    if n == 1:
+        return Interval(mean, None, None, n)
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * np.std(values, ddof=1) / math.sqrt(n))
-    return mean, mean - half, mean + half
+    return Interval(mean, mean - half, mean + half, n)
 
 
 def paired(arm: Mapping[int, float], baseline: Mapping[int, float]) -> Difference | None:
@@ -63,36 +56,29 @@ def paired(arm: Mapping[int, float], baseline: Mapping[int, float]) -> Differenc
     if len(seeds) < LEAST_SEEDS:
         return None
     gaps = [arm[seed] - baseline[seed] for seed in seeds]
-    mean, low, high = t_interval(gaps)
-    if high == low:  # no spread, for which the test has no statistic; equal arms do not differ
-        p = 1.0 if mean == 0 else 0.0
+    found = interval(gaps)
+    if found.high == found.low:  # no spread, for which the test has no statistic; equal arms do not differ
+        p = 1.0 if found.mean == 0 else 0.0
     else:
         p = float(stats.ttest_1samp(gaps, 0.0).pvalue)
-    return Difference(mean, low, high, p, len(gaps))
+    return Difference(found.mean, found.low, found.high, p, found.n)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Returns p-values adjusted by Holm's step-down correction (1979), in the order given."""
-    order = np.argsort(p_values, kind="stable")
-    adjusted, largest = [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = largest
-    return adjusted
+    order = np.argsort(p_values)
+    adjusted = np.arange(len(order), 0, -1) * np.asarray(p_values)[order]
+    return np.minimum(np.maximum.accumulate(adjusted), 1.0)[np.argsort(order)].tolist()
 
 
 def crossing(losses: Mapping[float, float], target: float, beyond: bool = False) -> tuple[float | None, str | None]:
     """Interpolates the budget at which fully decayed runs reach a loss, linearly in the logarithm of the budget.
 
-    Args:
-        losses (`Mapping[float, float]`): final loss by budget.
-        target (`float`): the loss to reach.
-        beyond (`bool`, *optional*, defaults to `False`): if `True`, extrapolate from the first two and the last two
-            runs to budgets up to ten times as short or long.
+    `losses` are final losses by budget, `target` is the loss to reach. If `beyond`, the first two and the last two
+    runs are extrapolated to budgets up to ten times as short or long.
 
-    Returns:
-        The budget and `None`, or `None` and the reason. If the shortest run already reaches the target, the budget of
-        that run and a note.
+    Returns the budget and `None`, or `None` and the reason. If the shortest run already reaches the target, the budget
+    of that run and a note.
     """
     points = sorted(losses.items())
     if not points:
@@ -134,11 +120,9 @@ def verdict(difference: Difference | None, reason: str | None = None, score: str
     lower = difference.mean < 0
     change = f"its {score or 'loss'} is {abs(difference.mean):.4f} {'' if score else 'nats '}"
     change += "lower" if lower else "higher"
+    label, text = "no difference shown", f"No difference to the baseline is shown: {change} ({confidence})."
     if p < 1 - CONFIDENCE:
         label = "better" if lower == (score is None) else "worse"
         word = "pays" if label == "better" else "does not pay"
-        return {"label": label, "text": f"It {word} here: {change} than the baseline's ({confidence})."}
-    return {
-        "label": "no difference shown",
-        "text": f"No difference to the baseline is shown: {change} ({confidence}).",
-    }
+        text = f"It {word} here: {change} than the baseline's ({confidence})."
+    return {"label": label, "text": text}

@@ -1,5 +1,6 @@
-"""Content of `report.json`, made from finished runs: a summary of each arm and the verdict on it."""
+"""Content of `report.json`, made from finished runs: an entry of each, a summary of each arm and the verdict on it."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -8,18 +9,21 @@ import numpy as np
 
 from hf_effpt.core.clock import JOULES_A_KWH, Clock
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.objectives import objective_in
+from hf_effpt.evaluation.held_out_text import fingerprint_in
 from hf_effpt.hub.card import duration
 
-from .arm_losses import ANOTHER, Entries, final_losses, finals_of, floors, kind_of, loss_of, margins, metric_values
+from .arm_losses import LOSS, Entries, final_losses, finals_of, floors, kind_of, loss_of, margins, metric_values
 from .arms import SET_BY_GRID, Arm
 from .caveats import loss_notes, no_verdict, notes, share_of, void_reason
-from .controls import Control, control_sentence, find_control, free_sentence
+from .controls import Control, control_sentence, difference_sentence, find_control
 from .cost_law import cost_law
-from .primary import LOSS
-from .run_entries import run_entry
+from .report_tables import finite
 from .run_grid import Run
 from .speed import NO_SPEED, speed_up
 from .statistics import Difference, holm, interval, paired, verdict
+
+CLOCK = ("steps", "tokens", "flops", "seconds", "reference_seconds", "joules")
 
 
 def report(
@@ -33,16 +37,8 @@ def report(
 ) -> dict[str, Any]:
     """Collects the entries of all runs and returns the content of `report.json`.
 
-    Args:
-        arms (`Sequence[Arm]`): the arms, the baseline first.
-        runs (`Sequence[Run]`): the grid.
-        clock (`Clock`): the whole budget.
-        failed (`Mapping[Run, str]`, *optional*): reason of each failed run.
-        asked (`Callable`, *optional*): returns the arguments of the evaluation of a run.
-        options: `primary`, `planned` and `command` of [`summarized`].
-
-    Raises:
-        EffptError: if no run of the baseline on the whole budget has finished.
+    The baseline is the first of `arms`; `clock` is the whole budget, `failed` the reason of each failed run, and
+    `asked` returns the arguments of the evaluation of a run. `options` and errors are those of [`summarized`].
     """
     found, recipes = {}, {}
     for arm in arms:
@@ -52,6 +48,75 @@ def report(
         training = {key: value for key, value in recipe["training"].items() if key not in SET_BY_GRID}
         recipes[arm.name] = recipe | {"training": training}
     return summarized(found, recipes, clock, free=[arm.name for arm in arms if arm.free], **options)
+
+
+def run_entry(run: Run, fault: str | None, asked: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Collects the entry of a run; raises an `EffptError` if it was trained without held-out text.
+
+    `fault` is the reason if the run or its evaluation failed. If `asked`, the arguments of its evaluation, is given,
+    scores of any other evaluation are left out.
+    """
+    entry: dict[str, Any] = {"seed": run.seed, "fraction": run.fraction, "folder": str(run.folder), "note": fault}
+    entry |= {"objective": run.recipe.model.objective, "evaluation": {}}
+    record = run.record()
+    if record is None:
+        state = "missing" if fault is None else "failed"
+        return entry | {"state": state, "held_out_loss": None, "clock": {}, "co2e": None, "final_learning_rate": None,
+                        "costs": {}, "accounts": {}, "curve": [], "scores": {}, "score_notes": {}}  # fmt: skip
+    parts = ("evaluation", "energy", "learning_rate", "data")
+    evaluation, energy, rates, rows = (record.get(part) or {} for part in parts)
+    loss = evaluation.get("held_out_loss")
+    if loss is None:
+        raise EffptError(
+            f"{run.folder} was trained without held-out text, so there is nothing to compare; set `data.validation`."
+        )
+    diverged = not math.isfinite(loss)
+    evaluated = (run.scores() or {}) if run.fraction == 1.0 else {}
+    scores = _scores(evaluated) if not asked or evaluated.get("asked") == asked else {}
+    return entry | {
+        "state": "diverged" if diverged else "finished",
+        "note": "its held-out loss is not finite" if diverged else fault,
+        "held_out_loss": None if diverged else loss,
+        "objective": objective_in(record),
+        "evaluation": finite(evaluation),
+        "clock": {name: record["clock"].get(name) for name in CLOCK},
+        "co2e": energy.get("co2e_grams"),
+        "final_learning_rate": rates.get("final"),
+        "peak_learning_rate": rates.get("peak"),
+        "costs": record.get("costs") or {},
+        "accounts": record.get("accounts") or {},
+        "curve": curve(record.get("history") or []),
+        "scores": {name: score["value"] for name, score in scores.items()},
+        "score_notes": {name: "; ".join(score["notes"]) for name, score in scores.items() if score.get("notes")},
+        "reference_faults": (record.get("reference") or {}).get("faults") or [],
+        # losses can be compared if these are equal
+        "data": [fingerprint_in(record), rows.get("sequence_length"), evaluation.get("masked_tokens")],
+        "energy": {key: energy.get(key) for key in ("source", "measured", "carbon_intensity", "carbon_source")},
+        "environment": record.get("environment") or {},
+    }
+
+
+def _scores(evaluated: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Returns the scores of an evaluation by name, with the average of its fine-tuned scores."""
+    scores, average = dict(evaluated.get("scores") or {}), evaluated.get("average")
+    if average:
+        scores[average["name"]] = {"value": average["value"], "notes": [average["note"].replace("; ", ", ")]}
+    return scores
+
+
+def curve(history: list[dict[str, Any]]) -> list[dict[str, float | None]]:
+    """Returns the finite held-out losses along a run with the costs until then; the last one of each step."""
+    points = {}
+    for point in history:
+        if "eval_loss" in point and "clock" in point and math.isfinite(point["eval_loss"]):
+            joules = point.get("joules")
+            points[point["step"]] = {
+                **{name: point[name] for name in ("clock", "seconds", "tokens", "flops")},
+                "reference_seconds": point.get("reference_seconds"),
+                "kwh": None if joules is None else joules / JOULES_A_KWH,
+                "loss": point["eval_loss"],
+            }
+    return [points[step] for step in sorted(points)]
 
 
 def summarized(
@@ -70,17 +135,10 @@ def summarized(
     part of Holm's correction. An arm with another objective than the baseline's is compared by scores alone. An arm
     with row selection has a speed-up only if there is a control, and besides its difference to the control.
 
-    Args:
-        found (`Mapping[str, list]`): entries of the runs by arm, the baseline first.
-        recipes (`Mapping[str, Mapping]`): recipe by arm.
-        clock (`Clock`): the whole budget.
-        free (`Sequence[str]`, *optional*): arms whose clock is not charged for their methods.
-        primary (`str`, *optional*): the measure of the verdicts, by default the held-out loss.
-        planned (`Mapping`, *optional*): number of `seeds` and `primary` measure at the first call.
-        command (`str`, *optional*): the command line of the comparison.
-
-    Raises:
-        EffptError: if no run of the baseline on the whole budget has finished.
+    `found` are the entries of the runs by arm, the baseline first; `recipes` the recipe by arm; `clock` the whole
+    budget; `free` the arms whose clock is not charged for their methods; `primary` the measure of the verdicts;
+    `planned` the number of `seeds` and the `primary` measure at the first call. Raises an `EffptError` if no run of
+    the baseline on the whole budget has finished.
     """
     baseline, *others = found
     if not final_losses(found[baseline]):
@@ -113,7 +171,7 @@ def summarized(
         to_control = differences_of(entries, found[control.arm], comparable=True) if control and control.arm else {}
         more = "" if unfit.get(name) else control_sentence(control, to_control.get(primary), primary)
         if name in free:
-            more = free_sentence(own.get(primary), primary) + more
+            more = difference_sentence("So", own.get(primary), primary) + more
         without_speed = reason or (None if comparable else "another objective") or (control and control.reason)
         plain = {key: value and asdict(value) for key, value in own.items()}
         return {
@@ -177,7 +235,8 @@ def verdict_on(
 ) -> dict[str, str]:
     """Returns the verdict on the primary measure, followed by other measures that are worse and by the text `more`."""
     if primary == LOSS and not comparable and reason is None:
-        return {"label": "another objective", "text": f"Another objective: {ANOTHER}.{more}"}
+        why = "its loss is not that of the baseline and cannot be compared; see the scores"
+        return {"label": "another objective", "text": f"Another objective: {why}.{more}"}
     score = None if primary == LOSS else primary
     found = verdict(differences.get(primary), reason or (score and _lacking(score, entries, baseline)), score)
     if found["label"] in ("better", "no difference shown"):
@@ -233,7 +292,7 @@ def summary(
     }
 
 
-def losses_by_budget(entries: Sequence[Mapping[str, Any]], clock: Clock) -> dict[float, dict[int, float]]:
+def losses_by_budget(entries: Entries, clock: Clock) -> dict[float, dict[int, float]]:
     """Returns the final losses by budget and seed."""
     losses: dict[float, dict[int, float]] = {}
     for entry in entries:
@@ -242,16 +301,14 @@ def losses_by_budget(entries: Sequence[Mapping[str, Any]], clock: Clock) -> dict
     return losses
 
 
-def _score_summary(finals: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any]:
+def _score_summary(finals: Entries, name: str) -> dict[str, Any]:
     """Returns mean and interval of a score over the runs, or a note on the runs for which it is not defined."""
-    values = [entry["scores"].get(name) for entry in finals]
-    faults = {
-        "undefined": [e["seed"] for e in finals if name in e["scores"] and e["scores"][name] is None],
-        "not evaluated": [e["seed"] for e in finals if name not in e["scores"]],
-    }
-    note = "; ".join(f"{word} for seed {', '.join(map(str, of))}" for word, of in faults.items() if of) or None
-    found = _spread([float(value) for value in values]) if note is None else None
-    return (found or {"mean": None, "low": None, "high": None, "n": len(values)}) | {"note": note}
+    undefined = [str(e["seed"]) for e in finals if e["scores"].get(name, 0.0) is None]
+    absent = [str(e["seed"]) for e in finals if name not in e["scores"]]
+    faults = (("undefined", undefined), ("not evaluated", absent))
+    if note := "; ".join(f"{word} for seed {', '.join(seeds)}" for word, seeds in faults if seeds):
+        return {"mean": None, "low": None, "high": None, "n": len(finals), "note": note}
+    return {**_spread([float(entry["scores"][name]) for entry in finals]), "note": None}
 
 
 def _spread(values: list[float]) -> dict[str, Any] | None:

@@ -18,7 +18,7 @@ from hf_effpt.recipe.settings import SIZES
 from hf_effpt.training.schedule import clock_schedule
 
 from .arms import Arm
-from .compare import compare
+from .experiment import compare
 from .run_grid import RECORD
 
 logger = logging.getLogger(__name__)
@@ -84,13 +84,11 @@ def budget_sweep(
         )
     found = compare(arms, out, budget=budget, seeds=seeds, fractions=[1.0], gpus=gpus, command=command)
     clock = Clock(found["clock"]["unit"], found["clock"]["budget"])
-    rows = []
     for arm, given in zip(found["arms"], arms, strict=True):
         floor = end_of_schedule(Arm(arm["name"], _without_name(given)).recipe(clock.share(1.0), 0, str(out)))
         for run in arm["runs"]:
             check_run(arm["name"], run, clock, floor, tolerance)
-        rows.append(_row(arm))
-    rows.sort(key=lambda row: row["held_out_loss"]["mean"])
+    rows = sorted(map(_row, found["arms"]), key=lambda row: row["held_out_loss"]["mean"])
     entries = [run["clock"] for arm in found["arms"] for run in arm["runs"]]
     totals = {name: [entry.get(name) for entry in entries] for name in ("seconds", "tokens", "flops", "joules")}
     swept = {
@@ -141,12 +139,9 @@ def end_of_schedule(recipe: Recipe) -> float:
 
 
 def check_run(name: str, run: Mapping[str, Any], clock: Clock, floor: float, tolerance: float) -> None:
-    """Checks that the run of the size `name` has finished, is fully decayed, and has spent the budget.
+    """Raises an `EffptError` unless the run of the size `name` has finished, is fully decayed, and spent the budget.
 
     Its learning rate has to end at `floor`. It may exceed the budget by the share `tolerance`.
-
-    Raises:
-        EffptError: if the run cannot be compared.
     """
     if run["state"] != "finished":
         raise EffptError(
@@ -190,8 +185,6 @@ def table(swept: Mapping[str, Any]) -> str:
     for row in swept["sizes"]:
         loss, speed = row["held_out_loss"], row["tokens_per_second"]
         spread = "" if loss["low"] is None else f" ({loss['low']:.4f} to {loss['high']:.4f})"
-        told = "" if speed is None else f"{speed:,.0f}"
-        lines.append(
-            f"| {row['name']} | {row['parameters']:,} | {told} | {row['steps']:,.0f} | {loss['mean']:.4f}{spread} |"
-        )
+        cells = (row["name"], f"{row['parameters']:,}", "" if speed is None else f"{speed:,.0f}")
+        lines.append(f"| {' | '.join(cells)} | {row['steps']:,.0f} | {loss['mean']:.4f}{spread} |")
     return "\n".join([*lines, ""])

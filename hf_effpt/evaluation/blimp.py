@@ -3,24 +3,30 @@
 S sentences of one length L, N their masked copies, B copies in a batch, V vocabulary.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets, get_dataset_config_names, load_dataset
 from torch import Tensor
 from transformers import ElectraForPreTraining, PreTrainedModel, PreTrainedTokenizerFast
 
-from hf_effpt.core.errors import EffptError
+from hf_effpt.core.errors import EffptError, first_line
 from hf_effpt.data.vocabulary import text_backend
 
 from .masked_logits import evaluation_mode, masked_logits, predicts_masked_tokens
 from .stock_checkpoint import readable_length
+from .table_files import read_table
 
+logger = logging.getLogger(__name__)
+
+HUB = "nyu-mll/blimp"
 COLUMNS = ("sentence_good", "sentence_bad", "UID", "field")
-# Sentences tokenized at a time: an encoding takes some kilobytes.
 TEXTS = 4096  # sentences tokenized at a time: an encoding takes some kilobytes
 
 # Scores sentences of one length by their ids and the word of each token (-1: added by the tokenizer).
@@ -41,21 +47,17 @@ def blimp(
 ) -> dict[str, Any]:
     """Measures the accuracy on minimal pairs; equal scores count one half.
 
-    Args:
-        model ([`PreTrainedModel`]): a masked language model or an ELECTRA discriminator; see [`sentence_scores`].
-        tokenizer (`PreTrainedTokenizerFast`): the model's own.
-        pairs (`Dataset`): columns `sentence_good`, `sentence_bad`, `UID` (the paradigm) and `field`.
-        batch_size (`int`, *optional*, defaults to 256): masked copies, or sentences of a discriminator, per pass.
-        pairs_per_paradigm (`int`, *optional*): number of pairs used of each paradigm, from the first; by default all.
+    `model` is a masked language model or an ELECTRA discriminator (see [`sentence_scores`]), `tokenizer` its own;
+    `pairs` have the columns `sentence_good`, `sentence_bad`, `UID` (the paradigm) and `field`. `batch_size` is that of
+    masked copies, or of a discriminator's sentences. Of each paradigm the first `pairs_per_paradigm` are used.
 
     Returns:
         `metric` (`pll_word_l2r` or `discriminator`); `macro`, the mean accuracy over paradigms; its `standard_error`
         from the choice of pairs; `by_field`, the mean over the paradigms of each; `by_paradigm` with `accuracy`,
         `pairs`, `ties` and `field`; the number of `pairs`, of `ties`, and of pairs `truncated` to the model's length.
 
-    Raises:
-        EffptError: pairs, tokenizer or model lack something, or do not fit each other.
-        DivergedError: the scores are not finite.
+    Raises an `EffptError` if pairs, tokenizer and model do not fit each other, a `DivergedError` if a score is not
+    finite.
     """
     metric = check_blimp(model, tokenizer, pairs, pairs_per_paradigm)
     kept = _first_of_each(pairs["UID"][:], pairs_per_paradigm)
@@ -94,32 +96,53 @@ def blimp(
     }
 
 
+def load_pairs(data: str | Path | None) -> Dataset:
+    """Loads the pairs of all paradigms.
+
+    `data` is a folder with `blimp/` (or that folder) of Parquet files, or of the JSON lines that BLiMP is published
+    as; or `"hub"` to download them. Raises an `EffptError` if there are no pairs, or they cannot be read.
+    """
+    if str(data) == "hub":
+        logger.warning("downloading %s from the Hub", HUB)
+        try:
+            parts = [load_dataset(HUB, name, split="train") for name in get_dataset_config_names(HUB)]
+        except (OSError, ValueError, RuntimeError) as error:
+            raise EffptError(f"{HUB} cannot be downloaded ({first_line(error)}); give a folder.") from error
+        return concatenate_datasets([part.select_columns(list(COLUMNS)) for part in parts])
+    folders = [] if data is None else [Path(data) / "blimp", Path(data)]
+    for folder in folders:
+        for ending in (".parquet", ".jsonl"):
+            if files := sorted(folder.glob(f"*{ending}")):
+                return Dataset(pa.concat_tables([_pairs_in(path) for path in files]))
+    raise EffptError(
+        f"BLiMP needs data: {'no folder is given' if data is None else f'{data} has no blimp/*.parquet or *.jsonl'}. "
+        f'Give data=FOLDER (github.com/alexwarstadt/blimp, folder `data`), or data="hub" to download {HUB}.'
+    )
+
+
+def _pairs_in(path: Path) -> pa.Table:
+    """The columns needed, as strings; published paradigms have further ones."""
+    table = read_table(path)
+    _check_columns(table.column_names, f"{path.absolute()}: ")
+    try:
+        return table.select(COLUMNS).cast(pa.schema([(name, pa.string()) for name in COLUMNS]))
+    except pa.ArrowException as error:
+        raise EffptError(f"{path.absolute()}: the columns {', '.join(COLUMNS)} must be texts: {error}") from error
+
+
 def check_blimp(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, pairs: Dataset, pairs_per_paradigm: int | None
 ) -> str:
     """Checks arguments of [`blimp`] and returns the name of the metric they give."""
-    if missing := missing_columns(pairs.column_names):
-        raise EffptError(missing)
+    _check_columns(pairs.column_names)
     if len(pairs) == 0:
         raise EffptError("There are no pairs to score; pass a dataset with at least one.")
     if pairs_per_paradigm is not None and pairs_per_paradigm < 1:
         raise EffptError(f"pairs_per_paradigm={pairs_per_paradigm} must be at least 1, or None for all pairs.")
     for name in COLUMNS:
-        odd = [value for value in pairs[name][:] if not isinstance(value, str)]
-        if odd:
+        if odd := [value for value in pairs[name][:] if not isinstance(value, str)]:
             raise EffptError(f"The column `{name}` holds {odd[0]!r}, which is no text; drop such pairs.")
     return _metric_of(model, tokenizer)[0]
-
-
-def missing_columns(present: Sequence[str]) -> str | None:
-    """Message about columns that pairs lack, or `None`."""
-    missing = [name for name in COLUMNS if name not in present]
-    if not missing:
-        return None
-    return (
-        f"The pairs have the columns {', '.join(present)} but not {', '.join(missing)}; BLiMP has "
-        f"{', '.join(COLUMNS)}. Rename yours with `pairs.rename_column(…)`."
-    )
 
 
 def sentence_scores(
@@ -139,9 +162,12 @@ def sentence_scores(
     _, score = _metric_of(model, tokenizer, batch_size)
     numbers, cut, distinct = _tokenized(sentences, tokenizer, readable_length(model, tokenizer))
     scores = np.zeros(len(distinct))
+    lengths = np.array([len(ids) for ids, _ in distinct])
     with evaluation_mode(model):
-        for here, ids_SL, words_SL in _by_length(distinct):
-            scores[here] = score(ids_SL, words_SL).numpy()
+        for length in np.unique(lengths[lengths > 0]):
+            here = np.flatnonzero(lengths == length)
+            ids_SL, words_SL = (np.stack([distinct[at][part] for at in here]) for part in (0, 1))
+            scores[here] = score(torch.from_numpy(ids_SL), torch.from_numpy(words_SL)).numpy()
     return scores[numbers], cut
 
 
@@ -167,6 +193,14 @@ def _original_log_likelihood(model: PreTrainedModel, batch_size: int, ids_SL: Te
     scores_SL = torch.cat([model(input_ids=ids.to(model.device)).logits for ids in ids_SL.split(batch_size)])
     log_probability_SL = torch.nn.functional.logsigmoid(-scores_SL.float()).double().cpu()
     return (log_probability_SL * (words_SL >= 0)).sum(dim=1)
+
+
+def _check_columns(present: Sequence[str], where: str = "") -> None:
+    if missing := [name for name in COLUMNS if name not in present]:
+        raise EffptError(
+            f"{where}The pairs have the columns {', '.join(present)} but not {', '.join(missing)}; BLiMP has "
+            f"{', '.join(COLUMNS)}. Rename yours with `pairs.rename_column(…)`."
+        )
 
 
 def _metric_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, batch_size: int = 1) -> tuple[str, Scorer]:
@@ -197,11 +231,8 @@ def _metric_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, batch
 
 def _first_of_each(uids: Sequence[str], count: int | None) -> np.ndarray:
     """Indices of the first `count` pairs of every paradigm, sorted."""
-    _, paradigm = np.unique(np.asarray(uids), return_inverse=True)
-    order = paradigm.argsort(kind="stable")
-    first = np.searchsorted(paradigm[order], paradigm[order])  # where the pair's paradigm begins in this order
-    rank = np.arange(len(order)) - first
-    return np.sort(order if count is None else order[rank < count])
+    uids = np.asarray(uids)
+    return np.sort(np.concatenate([np.flatnonzero(uids == uid)[:count] for uid in np.unique(uids)]))
 
 
 def _tokenized(
@@ -225,12 +256,3 @@ def _tokenized(
                 words = [-1 if word is None else word for word in encoding.word_ids]
                 distinct.append((np.array(encoding.ids), np.array(words)))
     return numbers, cut, distinct
-
-
-def _by_length(distinct: list[tuple[np.ndarray, np.ndarray]]) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
-    """Groups sequences by length, shortest first: their numbers, ids and words."""
-    lengths = np.array([len(ids) for ids, _ in distinct])
-    for length in np.unique(lengths[lengths > 0]):
-        here = np.flatnonzero(lengths == length)
-        ids, words = (np.stack([distinct[number][part] for number in here]) for part in (0, 1))
-        yield here, torch.from_numpy(ids), torch.from_numpy(words)

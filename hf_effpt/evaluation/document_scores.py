@@ -20,7 +20,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.objectives import OBJECTIVES, objective_in
+from hf_effpt.core.files import read_json, write_json
+from hf_effpt.core.objectives import objective_in
 from hf_effpt.data import document_selection as rules
 from hf_effpt.data.cache import build_once, cache_folder
 from hf_effpt.data.corpus import Corpus
@@ -31,14 +32,14 @@ from hf_effpt.data.packing import held_out
 from hf_effpt.data.vocabulary import special_ids
 from hf_effpt.models.bert import token_loss
 
+from .held_out_text import run_of, unread_mask
 from .masked_logits import evaluation_mode, masked_logits
 from .results_file import weights_of
 from .stock_checkpoint import config_of, discriminates, load, load_pretrained, readable_length
 
 logger = logging.getLogger(__name__)
 
-# To be raised when the same settings choose other documents.
-FORMAT = 1
+FORMAT = 1  # to be raised when the same settings choose other documents
 ROWS, LENGTH = 4, 128  # a document is scored by this many of its first rows, of at most this many tokens
 CHARACTERS = 16  # more than a token has on average, so longer texts are cut before they are tokenised
 MOST, OFTEN = 0.5, 0.01  # implausible shares of duplicates among pairs: of all documents, and of those left
@@ -66,7 +67,7 @@ def select_documents(
     folder = build_once(
         cache_folder(cache_dir) / "selected" / key, lambda target: _select(corpus, settings, share, target)
     )
-    known = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+    known = read_json(folder / "facts.json")
     if known.get("alike", 0.0) > MOST or known.get("left_alike", 0.0) > OFTEN:
         logger.warning(
             "`data.select` takes about %.0f %% of all pairs of documents for doubles at `similarity` %s, and %.0f %% "
@@ -85,23 +86,20 @@ def check_model(settings: SelectSettings) -> str | None:
     """
     if settings.model is None:
         return None
-    folder = Path(settings.model)
+    folder, fault = Path(settings.model), None
     try:
         config = config_of(folder)
     except EffptError as error:
         raise EffptError(f"`data.select.model` is {settings.model!r}: {error}") from error
     if settings.keep is not None:
-        record = folder / "run.json"
-        objective = objective_in(json.loads(record.read_text(encoding="utf-8"))) if record.is_file() else "mlm"
         if type(config) not in AutoModelForMaskedLM._model_mapping or discriminates(config):
-            what = f"holds a {(config.architectures or [config.model_type])[0]}"
-        elif not OBJECTIVES[objective].reads_mask:
-            what = f"was pre-trained by `{objective}` and has never read the mask token"
-        else:
-            return weights_of(folder)
+            fault = f"holds a {(config.architectures or [config.model_type])[0]}"
+        elif unread_mask(folder):
+            fault = f"was pre-trained by `{objective_in(run_of(folder))}` and has never read the mask token"
+    if fault:
         raise EffptError(
-            f"`data.select.model` is {settings.model!r}, which {what}, but `keep` needs a masked language model; name "
-            "the folder of one, such as a small mlm run's, or the `generator/` of an electra run."
+            f"`data.select.model` is {settings.model!r}, which {fault}, but `keep` needs a masked language model; "
+            "name the folder of one, such as a small mlm run's, or the `generator/` of an electra run."
         )
     return weights_of(folder)
 
@@ -144,7 +142,7 @@ def _select(corpus: Corpus, settings: SelectSettings, share: float | None, targe
         )
     np.save(target / "kept.npy", chosen_N)
     known = {"documents": documents, "kept": kept, "seconds": time.perf_counter() - began, **alike}
-    (target / "facts.json").write_text(json.dumps(known), encoding="utf-8")
+    write_json(target / "facts.json", known)
 
 
 def _load(settings: SelectSettings) -> tuple[Any, PreTrainedTokenizerFast]:
@@ -154,8 +152,7 @@ def _load(settings: SelectSettings) -> tuple[Any, PreTrainedTokenizerFast]:
         if settings.keep is not None:
             return load_pretrained(folder)
         model, tokenizer, missing = load(AutoModel, folder)
-    missing = [name for name in missing if "pooler" not in name]
-    if missing:
+    if missing := [name for name in missing if "pooler" not in name]:
         raise EffptError(
             f"`data.select.model` {folder} lacks weights of its encoder ({', '.join(missing[:3])}); name a complete "
             "stock checkpoint."

@@ -21,10 +21,9 @@ OnResult = Callable[[str, dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Part:
-    """One task of a plan.
+    """One task of a plan: it `waits` if it starts from the encoder fine-tuned on the first task, MNLI.
 
-    `waits` is `True` if it starts from the encoder fine-tuned on the first task, MNLI. `note` is a remark if the
-    number of seeds is not the protocol's.
+    `note` is a remark if the number of seeds is not the protocol's.
     """
 
     task: Task
@@ -111,7 +110,7 @@ class Plan:
 
 def plan_suite(
     model_dir: str | Path,
-    tasks: Sequence[str] | None,
+    tasks: Sequence[str],
     protocol: str | Protocol,
     *,
     data: str | Path | None,
@@ -120,17 +119,14 @@ def plan_suite(
 ) -> Plan:
     """Loads and checks everything that fine-tuning a model by a protocol needs; MNLI comes first.
 
-    The arguments are those of [`evaluate`]; tasks are by default all of the protocol's, and with `lora` score names
-    end in `+loraRANK`. Raises an `EffptError` if a task, protocol or model cannot be used.
+    The arguments are those of [`evaluate`]; with `lora` score names end in `+loraRANK`. Raises an `EffptError` if a
+    task, protocol or model cannot be used.
     """
     protocol = find_protocol(protocol) if isinstance(protocol, str) else protocol
-    names = list(dict.fromkeys(protocol.reported if tasks is None else tasks))
-    if not names:
-        raise EffptError(f"No tasks were named, and the protocol `{protocol.name}` has none of its own. Name some.")
     check_finetunable(model_dir)
     if lora is not None:
         check_lora(lora)
-    loaded = load_tasks(names, data)
+    loaded = load_tasks(tasks, data)
     loaded.sort(key=lambda task: base_name(task.name) != "mnli")  # others may start from its encoder
     waiting = [task.name for task in loaded if base_name(task.name) in protocol.from_mnli]
     if waiting and base_name(loaded[0].name) != "mnli":

@@ -11,8 +11,7 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.registry import nearest
 
-# Relative difference up to which float32 predictions are one value, since their ranks would be noise.
-SAME = 1e-6
+SAME = 1e-6  # relative difference up to which float32 predictions are one value, since their ranks would be noise
 
 
 @dataclass(frozen=True)

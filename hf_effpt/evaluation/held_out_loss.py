@@ -54,7 +54,7 @@ def held_out_loss(model: PreTrainedModel, batches: Iterable[dict[str, Tensor]]) 
     counts = np.zeros(model.config.vocab_size, dtype=np.int64)
     with evaluation_mode(model):
         for inputs in _counted(batches, counts, model.device):
-            total += model(**inputs, num_items_in_batch=1).loss if own else _stock_loss(model, **inputs)
+            total += model(**inputs, num_items_in_batch=1).loss if own else stock_loss(model, inputs, 1)
     return HeldOut(total.item(), counts)
 
 
@@ -85,28 +85,28 @@ def _counted(
         yield {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
-def _stock_loss(
-    model: PreTrainedModel,
-    input_ids: Tensor,
-    labels: Tensor,
-    masked_positions: Tensor | None = None,
-    document_ids: Tensor | None = None,
-    **inputs: Any,
-) -> Tensor:
-    """Loss of a stock model summed over a batch, as a training model computes it."""
-    if masked_positions is None:
-        masked_positions = positions_of(labels)
-    if document_ids is not None:
+def stock_loss(model: PreTrainedModel, batch: dict[str, Tensor], num_items: int | None = None) -> Tensor:
+    """Loss of a stock model over the masked tokens of a batch: their sum over `num_items`, by default the mean."""
+    labels, positions_BM = batch["labels"], batch.get("masked_positions")
+    if positions_BM is None:
+        positions_BM = positions_of(labels)
+    logits_BMV = masked_logits(model, positions_BM, **stock_inputs(model, batch))
+    return masked_loss(logits_BMV.flatten(0, 1), labels.gather(1, positions_BM).flatten(), num_items)
+
+
+def stock_inputs(model: PreTrainedModel, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Inputs of a stock model, which keep the documents of a row apart if the batch has their ids."""
+    inputs = {k: v for k, v in batch.items() if k not in ("labels", "masked_positions", "document_ids")}
+    if "document_ids" in batch:
         if not isinstance(model.base_model, (BertModel, ElectraModel)):
             raise EffptError(
                 f"`{type(model).__name__}` cannot keep the documents of a row apart as BERT and ELECTRA can; evaluate "
                 "it on rows packed without `isolate_documents`."
             )
         inputs["attention_mask"], inputs["position_ids"] = isolate_documents(
-            document_ids, model.config._attn_implementation, model.dtype
+            batch["document_ids"], model.config._attn_implementation, model.dtype
         )
-    logits_BMV = masked_logits(model, masked_positions, input_ids=input_ids, **inputs)
-    return masked_loss(logits_BMV.flatten(0, 1), labels.gather(1, masked_positions).flatten(), 1)
+    return inputs
 
 
 def fixed_mask_batches(

@@ -4,7 +4,7 @@ B batch, L row length, M positions wanted in a row, D hidden size, V vocabulary.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -43,30 +43,37 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def stacked(backbone: PreTrainedModel) -> Iterator[LayerStack]:
+    """Makes the layers of a stock model a `LayerStack`, unless they are one, for as long as the block lasts."""
+    layers = layers_of(backbone)
+    stack = layers if isinstance(layers, LayerStack) else LayerStack(layers)
+    replace_layers(backbone, stack)
+    try:
+        yield stack
+    finally:
+        replace_layers(backbone, layers)
+
+
+@contextmanager
 def _outputs_at(backbone: PreTrainedModel, positions_BM: Tensor) -> Iterator[None]:
     """Makes `backbone` return the hidden states of some positions only."""
-    layers = layers_of(backbone) if _may_skip(backbone) else nn.ModuleList()
-    stack = layers if isinstance(layers, LayerStack) else LayerStack(layers)
+    with stacked(backbone) if _may_skip(backbone) else nullcontext(LayerStack([])) as stack:
 
-    def begin(*_: Any) -> None:
-        # Here, since a training model clears `last` before it calls its encoder.
-        stack.last = partial(layer_at, positions_BM)
+        def begin(*_: Any) -> None:
+            # Here, since a training model clears `last` before it calls its encoder.
+            stack.last = partial(layer_at, positions_BM)
 
-    def end(module: nn.Module, args: Any, output: Any) -> BaseModelOutput:
-        hidden = output[0] if stack.active else gather_rows(output[0], positions_BM)
-        return BaseModelOutput(last_hidden_state=hidden)
+        def end(module: nn.Module, args: Any, output: Any) -> BaseModelOutput:
+            hidden = output[0] if stack.active else gather_rows(output[0], positions_BM)
+            return BaseModelOutput(last_hidden_state=hidden)
 
-    hooks = [backbone.register_forward_pre_hook(begin), backbone.register_forward_hook(end)]
-    if layers:
-        replace_layers(backbone, stack)
-    try:
-        yield
-    finally:
-        stack.last = None
-        for hook in hooks:
-            hook.remove()
-        if layers:
-            replace_layers(backbone, layers)
+        hooks = [backbone.register_forward_pre_hook(begin), backbone.register_forward_hook(end)]
+        try:
+            yield
+        finally:
+            stack.last = None
+            for hook in hooks:
+                hook.remove()
 
 
 def _may_skip(backbone: PreTrainedModel) -> bool:

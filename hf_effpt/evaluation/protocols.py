@@ -27,8 +27,7 @@ class Settings:
         layer_decay (`float`, *optional*, defaults to 1.0): factor of the learning rate per layer below the head.
         dropout (`float`, *optional*): of hidden states and attention; by default the checkpoint's own.
 
-    Raises:
-        EffptError: a value is out of range.
+    Raises an `EffptError` if a value is out of range.
     """
 
     learning_rate: float = 1e-4
@@ -113,11 +112,7 @@ class Protocol:
 
     def choose_seeds(self, task: str, seeds: int | Sequence[int] | None) -> list[int]:
         """Seeds of a task: those given, or the given or the protocol's number of them, from 0."""
-        wanted = self.seeds_of(task) if seeds is None else seeds
-        chosen = list(range(wanted)) if isinstance(wanted, int) else list(wanted)
-        if not chosen or len(set(chosen)) < len(chosen):
-            raise EffptError(f"`seeds` is {seeds!r}, but must be a number from 1, or different seeds: [0, 1, 2].")
-        return chosen
+        return listed_seeds(self.seeds_of(task) if seeds is None else seeds)
 
     def over_seeds(self, metric: str, results: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> dict[str, Any]:
         """One metric over the results of all seeds; its value is `None` if it is undefined for one of them."""
@@ -166,6 +161,14 @@ class Protocol:
         tasks = list(dict.fromkeys(task for task, _ in wanted))
         means = [_mean([values[key] for key in wanted if key[0] == task]) for task in tasks]
         return _mean(means), f"mean of {', '.join(tasks)}, which were chosen freely; each task counts once"
+
+
+def listed_seeds(seeds: int | Sequence[int]) -> list[int]:
+    """Seeds as a list, a number of them from 0; raises an `EffptError` if there are none, or two are equal."""
+    chosen = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise EffptError(f"`seeds` is {seeds!r}, but must be a number from 1, or different seeds: [0, 1, 2].")
+    return chosen
 
 
 def find_protocol(name: str) -> Protocol:

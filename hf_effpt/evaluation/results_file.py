@@ -20,14 +20,14 @@ class Record:
     def __init__(self, path: Path, model: Path) -> None:
         self.path = path
         self.weights = weights_of(model)
-        self._before = _read(path)
-        if self._before.get("weights", self.weights) != self.weights:
-            self._before = {}
+        before = _read(path)
+        self._before = before if before.get("weights", self.weights) == self.weights else {}
         # Results of fine-tuning seeds by key; `evaluate` adds to them.
         self.finished: dict[str, dict[str, Any]] = dict(self._before.get("finished") or {})
 
     def save(self, result: dict[str, Any], partial: bool = False) -> None:
         """Writes a result of `evaluate`; scores of other names are kept, all else is replaced."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         scores = {**(self._before.get("scores") or {}), **result["scores"]}
         content = {**self._before, **result, "scores": scores, "weights": self.weights, "finished": self.finished}
         write_json(self.path, {**content, "partial": partial})

@@ -7,8 +7,7 @@ from typing import Any
 
 from hf_effpt.core.errors import EffptError
 
-from .blimp import DivergedError, blimp, check_blimp
-from .blimp_pairs import load_pairs
+from .blimp import DivergedError, blimp, check_blimp, load_pairs
 from .finetuning_plan import load_tasks, plan_suite
 from .held_out_text import evaluate_loss, held_out_text, unread_mask
 from .protocols import Protocol, find_protocol
@@ -31,6 +30,7 @@ def evaluate(
     seeds: int | Sequence[int] | None = None,
     lora: int | None = None,
     pairs_per_paradigm: int | None = None,
+    record: Record | None = None,
 ) -> dict[str, Any]:
     """Measures a stock checkpoint: held-out loss, BLiMP, and fine-tuning tasks.
 
@@ -49,6 +49,8 @@ def evaluate(
             protocol's number.
         lora (`int`, *optional*): rank of LoRA adapters to fine-tune instead of all weights.
         pairs_per_paradigm (`int`, *optional*): number of pairs used of each BLiMP paradigm; by default all.
+        record ([`Record`], *optional*): file that gets each result at once, and whose fine-tuning seeds are not run
+            again.
 
     Returns:
         `model`, `scores` (by name: `value`, `n`, `spread`, `notes`; undefined ones have no value), and the full
@@ -57,91 +59,62 @@ def evaluate(
     Raises:
         EffptError: a model, task or data cannot be used; raised before anything is measured.
     """
-    return Measurement(model, tasks, data, text, protocol, seeds, lora, pairs_per_paradigm).run()
+    protocol = find_protocol(protocol) if isinstance(protocol, str) else protocol
+    tasks = [tasks] if isinstance(tasks, str) else tasks
+    names = list(dict.fromkeys(tasks if tasks is not None else (protocol.reported or [LOSS])))
+    if not names:
+        raise EffptError("No tasks were named; name some, as loss, blimp or cola, or leave `tasks` out for loss.")
+    folder = Path(model)
+    config = config_of(folder)
+    if LOSS in names and discriminates(config):
+        generator = folder / "generator"
+        other = f", or measure its generator: effpt evaluate {generator} --tasks loss" if generator.is_dir() else ""
+        raise EffptError(f"{folder}: a discriminator has no masked-token loss; use --tasks blimp{other}.")
+    finetuned = [name for name in names if name not in (LOSS, BLIMP)]
+    plan = plan_suite(folder, finetuned, protocol, data=data, seeds=seeds, lora=lora) if finetuned else None
+    unread = None if discriminates(config) else unread_mask(folder)
+    mask_notes = [unread] if unread else []
+    pairs = load_pairs(data) if BLIMP in names else None
+    loaded, tokenizer = (None, None) if names == finetuned else load_pretrained(folder)
+    metric = check_blimp(loaded, tokenizer, pairs, pairs_per_paradigm) if pairs is not None else None
+    held_out = None
+    if LOSS in names:
+        held_out = held_out_text(folder, tokenizer, text, readable_length(loaded, tokenizer))
 
+    # All is checked; from here on it is measured.
+    scores: dict[str, Any] = {}
+    result: dict[str, Any] = {"model": str(model), "scores": scores}
 
-class Measurement:
-    """Checked call of [`evaluate`], to be run; the arguments are the same."""
+    def keep(task: str = "", one: dict[str, Any] | None = None) -> None:
+        if one:
+            shown = ", ".join(f"{name} {_number(score['value'])}" for name, score in one["scores"].items())
+            logger.info("%s, seed %d: %s", task, one["seed"], shown)
+        if record:
+            record.save(result, partial=True)
 
-    def __init__(
-        self,
-        model: str | Path,
-        tasks: str | Sequence[str] | None,
-        data: str | Path | None,
-        text: str | None,
-        protocol: str | Protocol,
-        seeds: int | Sequence[int] | None,
-        lora: int | None,
-        pairs_per_paradigm: int | None,
-    ) -> None:
-        protocol = find_protocol(protocol) if isinstance(protocol, str) else protocol
-        tasks = [tasks] if isinstance(tasks, str) else tasks
-        names = list(dict.fromkeys(tasks if tasks is not None else (protocol.reported or [LOSS])))
-        if not names:
-            raise EffptError("No tasks were named; name some, as loss, blimp or cola, or leave `tasks` out for loss.")
-        folder = Path(model)
-        config = config_of(folder)
-        if LOSS in names and discriminates(config):
-            generator, other = folder / "generator", ""
-            if generator.is_dir():
-                other = f", or measure its generator: effpt evaluate {generator} --tasks loss"
-            raise EffptError(f"{folder}: a discriminator has no masked-token loss; use --tasks blimp{other}.")
-        finetuned = [name for name in names if name not in (LOSS, BLIMP)]
-        self.model, self.pairs_per_paradigm, self.plan, self.text = str(model), pairs_per_paradigm, None, None
-        if finetuned:
-            self.plan = plan_suite(folder, finetuned, protocol, data=data, seeds=seeds, lora=lora)
-        unread = None if discriminates(config) else unread_mask(folder)
-        self.mask_notes = [unread] if unread else []
-        self.pairs = load_pairs(data) if BLIMP in names else None
-        if len(finetuned) < len(names):
-            self.loaded, self.tokenizer = load_pretrained(folder)
-            if self.pairs is not None:
-                self.metric = check_blimp(self.loaded, self.tokenizer, self.pairs, pairs_per_paradigm)
-            if LOSS in names:
-                self.text = held_out_text(folder, self.tokenizer, text, readable_length(self.loaded, self.tokenizer))
-
-    def run(self, record: Record | None = None) -> dict[str, Any]:
-        """Measures everything; a `record` gets each result at once, and its fine-tuning seeds are not run again."""
-        result: dict[str, Any] = {"model": self.model, "scores": {}}
-        scores = result["scores"]
-
-        def keep(task: str = "", one: dict[str, Any] | None = None) -> None:
-            if one:
-                shown = ", ".join(f"{name} {_number(score['value'])}" for name, score in one["scores"].items())
-                logger.info("%s, seed %d: %s", task, one["seed"], shown)
-            if record:
-                record.save(result, partial=True)
-
-        if self.text is not None:
-            loss = result["loss"] = evaluate_loss(self.text, self.loaded, self.tokenizer)
-            scores["held_out_loss"] = _score(
-                loss["held_out_loss"], loss["masked_tokens"], None, [*loss["notes"], *self.mask_notes]
-            )
-            keep()
-        if self.pairs is not None:
-            logger.info("BLiMP …")
-            some = self.pairs_per_paradigm
-            name = f"blimp/{self.metric}" + (f"-{some}" if some else "")
-            scores[name], result["blimp"] = self._blimp()
-            keep()
-        if self.plan is not None:
-            found = result["finetuning"] = self.plan.run(keep, record.finished if record else None)
-            for name, score in found["tasks"].items():
-                spread = score["standard_deviation"]
-                scores[name] = _score(score["value"], len(score["seeds"]), spread, score["notes"])
-            result["average"] = found["average"]
-        return result
-
-    def _blimp(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The score, and the full results."""
+    if held_out is not None:
+        loss = result["loss"] = evaluate_loss(held_out, loaded, tokenizer)
+        notes = [*loss["notes"], *mask_notes]
+        scores["held_out_loss"] = _score(loss["held_out_loss"], loss["masked_tokens"], None, notes)
+        keep()
+    if pairs is not None:
+        logger.info("BLiMP …")
+        name = _blimp_score(metric, pairs_per_paradigm)
         try:
-            found = blimp(self.loaded, self.tokenizer, self.pairs, pairs_per_paradigm=self.pairs_per_paradigm)
+            found = result["blimp"] = blimp(loaded, tokenizer, pairs, pairs_per_paradigm=pairs_per_paradigm)
+            notes = [f"{found['ties']} ties, counted one half"] if found["ties"] else []
+            notes += [f"{found['truncated']} pairs cut"] if found["truncated"] else []
+            scores[name] = _score(found["macro"], found["pairs"], found["standard_error"], notes + mask_notes)
         except DivergedError:
-            return _score(None, 0, None, ["diverged"]), {"metric": self.metric, "macro": None}
-        notes = [f"{found['ties']} ties, counted one half"] if found["ties"] else []
-        notes += [f"{found['truncated']} pairs cut"] if found["truncated"] else []
-        notes += self.mask_notes
-        return _score(found["macro"], found["pairs"], found["standard_error"], notes), found
+            result["blimp"] = {"metric": metric, "macro": None}
+            scores[name] = _score(None, 0, None, ["diverged"])
+        keep()
+    if plan is not None:
+        found = result["finetuning"] = plan.run(keep, record.finished if record else None)
+        for name, score in found["tasks"].items():
+            scores[name] = _score(score["value"], len(score["seeds"]), score["standard_deviation"], score["notes"])
+        result["average"] = found["average"]
+    return result
 
 
 def check_tasks(
@@ -155,13 +128,17 @@ def check_tasks(
     scores = ["held_out_loss"] if LOSS in names else []
     if BLIMP in names:
         load_pairs(data)
-        some = f"-{pairs_per_paradigm}" if pairs_per_paradigm else ""
-        scores += [f"blimp/{metric}{some}" for metric in ("pll_word_l2r", "discriminator")]
+        scores += [_blimp_score(metric, pairs_per_paradigm) for metric in ("pll_word_l2r", "discriminator")]
     found: dict[tuple[str, str], float | None] = {}
     for task in load_tasks([name for name in names if name not in (LOSS, BLIMP)], data):
         found |= {(task.name, name): 0.0 for name in plan.logged_metrics(base_name(task.name), task.all_metrics())}
     scores += [plan.score_name(task, figure) for task, figure in found]
     return [*scores, f"average@{plan.name}"] if plan.average(found)[0] is not None else scores
+
+
+def _blimp_score(metric: str | None, pairs_per_paradigm: int | None) -> str:
+    """Name of a BLiMP score, which includes the number of pairs if not all are used."""
+    return f"blimp/{metric}" + (f"-{pairs_per_paradigm}" if pairs_per_paradigm else "")
 
 
 def _score(value: float | None, n: int, spread: float | None, notes: list[str]) -> dict[str, Any]:

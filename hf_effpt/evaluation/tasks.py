@@ -63,12 +63,9 @@ USUAL_TEXTS = (_PAIR, ("premise", "hypothesis"), ("question", "sentence"), ("que
 class Task:
     """Labelled task.
 
-    Args:
-        name (`str`): such as `mnli`, or `mnli_subset` if the data are not the published ones.
-        train (`Dataset`): the text columns, and `label`: a class from 0, or a float.
-        validation (`dict[str, Dataset]`): by suffix of metric names, `""`, and `"_mm"` for MNLI's mismatched examples.
-        label_names (`tuple[str, ...]`, *optional*): names of the classes; `None` for a regression.
-        notes (`tuple[str, ...]`): caveats about the data.
+    `name` is such as `mnli`, or `mnli_subset` if the data are not the published ones. `train` has the text columns,
+    and `label`: a class from 0, or a float. `validation` is by suffix of metric names, `""`, and `"_mm"` for MNLI's
+    mismatched examples. `label_names` are those of the classes, `None` for a regression; `notes` are caveats.
     """
 
     name: str
@@ -92,17 +89,12 @@ class Task:
 
 
 def load_task(name: str, data: str | Path | None = None) -> Task:
-    """Loads and checks a task.
+    """Loads a task; raises an `EffptError` if it lacks files, columns or splits, or its labels cannot be learned from.
 
-    Args:
-        name (`str`): a known task, `cola` `sst2` `mrpc` `rte` `stsb` `qnli` `qqp` `mnli` `wnli` `ag_news`; a folder
-            with `train` and `validation` files, or one file; or a dataset on the Hub, `org/name` or
-            `org/name:configuration`. Files are Parquet, JSON lines, CSV or, without quoting, TSV.
-        data (`str` or `Path`, *optional*): folder that holds `NAME/` or `tasks/NAME/` (also `NAME_subset`,
-            `NAME_resplit`), or `"hub"` to download known tasks.
-
-    Raises:
-        EffptError: files, columns or splits are missing, or the labels cannot be learned from.
+    `name` is a known task, `cola` `sst2` `mrpc` `rte` `stsb` `qnli` `qqp` `mnli` `wnli` `ag_news`; a folder with
+    `train` and `validation` files, or one file; or a dataset on the Hub, `org/name` or `org/name:configuration`. Files
+    are Parquet, JSON lines, CSV or, without quoting, TSV. `data` is the folder that holds `NAME/` or `tasks/NAME/`
+    (also `NAME_subset`, `NAME_resplit`), or `"hub"` to download known tasks.
     """
     known = KNOWN.get(base_name(name))
     if known and str(data) == "hub":

@@ -59,7 +59,7 @@ def export(
         dense (`bool`, *optional*, defaults to `False`): if `True`, write a model with narrower layers as a stock one
             of the full width, with zeros for the removed parts: the same function, but as slow as an uncut model.
         pruner_of (`Callable`, *optional*): makes the model shallower, such as
-            `hf_effpt.evaluation.pruned_run.pruner_of` with a depth. It is called with the checkpoint's folder before
+            `hf_effpt.evaluation.pruning.pruner_of` with a depth. It is called with the checkpoint's folder before
             anything is loaded, and returns a function from the stock model to the pruned one and its entry for
             `run.json`. A generator keeps its depth.
 

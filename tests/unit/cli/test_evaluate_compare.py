@@ -1,11 +1,10 @@
 import json
-from typing import ClassVar
 
 import pytest
 
 from hf_effpt.cli.main import main
 from hf_effpt.cli.words import numbers, words
-from hf_effpt.comparison import compare as comparing
+from hf_effpt.comparison import experiment
 from hf_effpt.core.errors import EffptError
 from hf_effpt.evaluation import results_file, suite
 from tests.unit.comparison.example_report import example_report
@@ -18,26 +17,30 @@ def test_lists_of_words_and_numbers():
         numbers("--fractions", "0.5,all")
 
 
-class Measured:
-    """In place of a measurement: its arguments, and one score."""
+SCORE = {"value": 0.5, "n": 10, "spread": 0.1, "notes": []}
 
-    asked: ClassVar[dict] = {}
 
-    def __init__(self, model, tasks, **rest):
-        Measured.asked = {**rest, "tasks": tasks}
+def measured(asked):
+    """A stand-in for `evaluate`, which keeps its arguments in `asked` and gives one score."""
 
-    def run(self, record):
-        assert record.path.parent.is_dir()
-        return {"model": "m", "scores": {"blimp/pll_word_l2r": {"value": 0.5, "n": 10, "spread": 0.1, "notes": []}}}
+    def evaluate(model, tasks, *, record, **rest):
+        asked.update(rest, tasks=tasks)
+        result = {"model": "m", "scores": {"blimp/pll_word_l2r": SCORE}}
+        record.save(result, partial=True)
+        assert json.loads(record.path.read_text())["partial"]
+        return result
+
+    return evaluate
 
 
 def test_evaluate_prints_a_table_and_writes_json(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(suite, "Measurement", Measured)
+    asked = {}
+    monkeypatch.setattr(suite, "evaluate", measured(asked))
     (tmp_path / "evaluation.json").write_text(json.dumps({"scores": {"cola/mcc@default": {"value": 0.1}}, "x": 1}))
     words = ["evaluate", str(tmp_path), "--tasks", "blimp,cola", "--data", "d", "--seeds", "2", "--lora", "4"]
     assert main(words) == 0
-    assert Measured.asked == {"tasks": ["blimp", "cola"], "data": "d", "text": None, "protocol": "default",
-                              "seeds": 2, "lora": 4, "pairs_per_paradigm": None}  # fmt: skip
+    assert asked == {"tasks": ["blimp", "cola"], "data": "d", "text": None, "protocol": "default",
+                     "seeds": 2, "lora": 4, "pairs_per_paradigm": None}  # fmt: skip
     written = json.loads((tmp_path / "evaluation.json").read_text())
     assert set(written["scores"]) == {"blimp/pll_word_l2r", "cola/mcc@default"}  # of an earlier call too
     assert (written["x"], written["partial"]) == (1, False)
@@ -47,12 +50,12 @@ def test_evaluate_prints_a_table_and_writes_json(tmp_path, monkeypatch, capsys):
 
 
 def test_evaluate_checks_where_the_results_go_and_shows_them_if_they_cannot_be_written(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(suite, "Measurement", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr(suite, "evaluate", lambda *_, **__: pytest.fail("measured"))
     (tmp_path / "file").write_text("")
     for out, message in ((tmp_path, "which is a folder"), (tmp_path / "file" / "e.json", "is not a writable folder")):
         assert main(["evaluate", str(tmp_path), "--out", str(out)]) == 2
         assert message in capsys.readouterr().err
-    monkeypatch.setattr(suite, "Measurement", Measured)
+    monkeypatch.setattr(suite, "evaluate", lambda *_, **__: {"model": "m", "scores": {"blimp/pll_word_l2r": SCORE}})
     monkeypatch.setattr(results_file, "write_json", lambda *_: (_ for _ in ()).throw(EffptError("the disk is full")))
     assert main(["evaluate", str(tmp_path)]) == 2
     assert "| blimp/pll_word_l2r | 0.5000" in capsys.readouterr().out
@@ -72,7 +75,7 @@ def test_evaluate_refuses_what_it_does_not_know(tmp_path, capsys):
 def test_compare_prints_the_verdicts(monkeypatch, capsys):
     asked = {}
     monkeypatch.setattr(
-        comparing, "compare", lambda recipes, out, **rest: asked.update(rest, recipes=recipes) or example_report()
+        experiment, "compare", lambda recipes, out, **rest: asked.update(rest, recipes=recipes) or example_report()
     )
     words = [
         "compare",

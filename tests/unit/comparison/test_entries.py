@@ -4,8 +4,8 @@ import pytest
 
 from hf_effpt.comparison.arm_losses import loss_of, margins
 from hf_effpt.comparison.arms import Arm
-from hf_effpt.comparison.run_entries import run_entry
 from hf_effpt.comparison.run_grid import Run
+from hf_effpt.comparison.summary import run_entry
 
 SECTIONS = {"model": {"size": "tiny", "objective": "electra"}, "data": {"dataset": "corpus/"}}
 EVALUATION = {"objective": "electra", "held_out_loss": 0.416, "floor": 0.4254, "unigram_floor": 6.2,

@@ -7,7 +7,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from hf_effpt.comparison.page import chart_data, write_page
+from hf_effpt.comparison.chart_series import chart_data
+from hf_effpt.comparison.page import write_page
 from tests.unit.comparison.example_report import (
     BUDGET,
     example_report,

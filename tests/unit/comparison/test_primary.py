@@ -5,7 +5,7 @@ import json
 import pytest
 from datasets import Dataset
 
-from hf_effpt.comparison.primary import find_primary
+from hf_effpt.comparison.experiment import find_primary
 from hf_effpt.core.errors import EffptError
 
 ARMS = {"plain": "mlm", "other": "electra"}

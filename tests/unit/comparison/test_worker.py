@@ -9,8 +9,8 @@ from filelock import FileLock
 
 from hf_effpt.comparison import run_worker
 from hf_effpt.comparison.arms import Arm
-from hf_effpt.comparison.run_entries import curve, run_entry
 from hf_effpt.comparison.run_grid import Run
+from hf_effpt.comparison.summary import curve, run_entry
 from hf_effpt.core.errors import EffptError
 
 WORDS = (

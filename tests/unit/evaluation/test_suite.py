@@ -15,8 +15,9 @@ from transformers import (
 )
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.evaluation import blimp_pairs, finetuning_plan, held_out_text, suite
-from hf_effpt.evaluation.blimp_pairs import load_pairs
+from hf_effpt.evaluation import blimp as pairs
+from hf_effpt.evaluation import finetuning_plan, held_out_text, suite
+from hf_effpt.evaluation.blimp import load_pairs
 from hf_effpt.evaluation.finetuning_plan import Plan
 from hf_effpt.evaluation.protocols import PROTOCOLS
 from hf_effpt.evaluation.results_file import Record
@@ -151,7 +152,7 @@ def test_pairs_as_they_are_published(tmp_path, monkeypatch):
         load_pairs("nowhere")
     with pytest.raises(EffptError, match="cannot be downloaded"):  # there is no network here
         load_pairs("hub")
-    monkeypatch.setattr(blimp_pairs, "get_dataset_config_names", lambda _: (_ for _ in ()).throw(OSError()))
+    monkeypatch.setattr(pairs, "get_dataset_config_names", lambda _: (_ for _ in ()).throw(OSError()))
     with pytest.raises(EffptError, match=r"cannot be downloaded \(OSError\)"):
         load_pairs("hub")
 
@@ -299,9 +300,8 @@ def test_a_second_call_keeps_scores_and_does_not_repeat_seeds(checkpoint, data, 
     out, real, trained = tmp_path / "evaluation.json", finetuning_plan.finetune, []
 
     def measured(tasks, seeds=2, lora=None):
-        measurement = suite.Measurement(folder, tasks, data, None, "default", seeds, lora, None)
         record = Record(out, folder)
-        result = measurement.run(record)
+        result = evaluate(folder, tasks, data=data, seeds=seeds, lora=lora, record=record)
         record.save(result)
         return json.loads(out.read_text())
 

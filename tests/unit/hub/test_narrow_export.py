@@ -15,8 +15,7 @@ from hf_effpt.cli.main import main
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.ticket import Ticket
 from hf_effpt.core.width import cut_width
-from hf_effpt.evaluation.pruned_run import pruner_of
-from hf_effpt.evaluation.pruning import prune_layers
+from hf_effpt.evaluation.pruning import prune_layers, pruner_of
 from hf_effpt.evaluation.suite import evaluate
 from hf_effpt.hub.export import export
 from hf_effpt.hub.push import push

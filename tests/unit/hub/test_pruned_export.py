@@ -9,7 +9,7 @@ from transformers import AutoModelForMaskedLM, BertForMaskedLM, BertModel, Elect
 
 from hf_effpt.core.depth import set_order
 from hf_effpt.core.errors import EffptError
-from hf_effpt.evaluation.pruned_run import pruner_of
+from hf_effpt.evaluation.pruning import pruner_of
 from hf_effpt.hub.export import export
 from hf_effpt.models import EffptBertConfig, EffptBertForMaskedLM, McBertConfig, McBertForPreTraining
 from hf_effpt.models.build import config_for, model_for

@@ -148,7 +148,7 @@ def test_public_names_all_exist():
 
 def test_public_functions_are_no_modules():
     """Whatever has been imported before."""
-    import hf_effpt.comparison.compare
+    import hf_effpt.comparison.experiment
     import hf_effpt.evaluation.suite
     import hf_effpt.pretraining
 

@@ -9,21 +9,26 @@ from typing import Any
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import write_json
 from hf_effpt.core.registry import build_methods
+from hf_effpt.evaluation.protocols import listed_seeds
+from hf_effpt.evaluation.suite import LOSS as LOSS_TASK
+from hf_effpt.evaluation.suite import check_tasks
 from hf_effpt.pretraining import prepare_data
 from hf_effpt.recipe.recipe import Recipe
 from hf_effpt.training.checks import check_size
 
+from .arm_losses import LOSS
 from .arms import check_comparable, common_budget, load_arms, with_free_methods
 from .markdown import markdown
 from .page import write_page
 from .plots import require_plotting, write_plots
-from .primary import find_primary
 from .run_grid import claim, grid
 from .run_launcher import Runner, gpus_of
 from .statistics import LEAST_SEEDS
 from .summary import report
 
 logger = logging.getLogger(__name__)
+
+DISCRIMINATORS = ("electra", "electra_15")
 
 
 def compare(
@@ -79,60 +84,82 @@ def compare(
         EffptError: for arms that cannot be compared, before anything is trained, or if the baseline never finished.
     """
     require_plotting()
-    out, numbers = Path(out), _seeds(seeds)
+    out, numbers = Path(out), listed_seeds(seeds)
+    if len(numbers) < LEAST_SEEDS:
+        logger.warning("%d seeds give no verdict: it takes %d pairs", len(numbers), LEAST_SEEDS)
+    if wrong := [fraction for fraction in fractions if not 0 < fraction <= 1]:
+        raise EffptError(f"A fraction is a share of the budget above 0 and at most 1, not {wrong[0]}.")
     arms = load_arms(recipes, overrides)
     clock = common_budget(arms, budget)
     if free:
         arms = with_free_methods(arms, clock.unit)
-    runs = grid(arms, clock, numbers, _fractions(fractions), out)
+    runs = grid(arms, clock, numbers, sorted({*fractions, 1.0}), out)
     firsts = {arm.name: next(run.recipe for run in runs if run.arm == arm.name) for arm in arms}
     check_comparable(arms, firsts, different_data)
     objectives = {name: recipe.model.objective for name, recipe in firsts.items()}
     measure = find_primary(primary, objectives, tasks, data, protocol, pairs_per_paradigm)
-    where = None if data is None else str(data)
-    options = {"data": where, "protocol": protocol, "pairs_per_paradigm": pairs_per_paradigm}
+    options = {"data": data and str(data), "protocol": protocol, "pairs_per_paradigm": pairs_per_paradigm}
     runner = Runner({"tasks": list(tasks), **options} if tasks else {}, gpus_of(gpus))
     _prepare(firsts)
     planned = claim(out, runs, clock, measure)
-    asked = {"asked": runner.evaluation_of, "primary": measure, "planned": planned}
+    known = {"asked": runner.evaluation_of, "primary": measure, "planned": planned, "command": command}
     try:
         failed = runner.make(runs)
     except KeyboardInterrupt:
         with suppress(EffptError):  # reports the finished runs, if the baseline is among them
-            write_report(report(arms, runs, clock, command=command, **asked), out)
+            write_report(report(arms, runs, clock, **known), out)
         raise
-    found = report(arms, runs, clock, failed=failed, command=command, **asked)
+    found = report(arms, runs, clock, failed=failed, **known)
     write_report(found, out)
     return found
 
 
-def _seeds(seeds: int | Sequence[int]) -> list[int]:
-    numbers = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
-    if not numbers or len(set(numbers)) < len(numbers):
-        raise EffptError(f"`seeds` is {seeds!r}, but must be a number from 1, or different seeds: [0, 1, 2].")
-    if len(numbers) < LEAST_SEEDS:
-        logger.warning("%d seeds give no verdict: it takes %d pairs", len(numbers), LEAST_SEEDS)
-    return numbers
+def find_primary(
+    primary: str | None,
+    objectives: Mapping[str, str],
+    tasks: Sequence[str],
+    data: str | Path | None,
+    protocol: str,
+    pairs_per_paradigm: int | None,
+) -> str:
+    """Checks the tasks and returns the full name of the primary measure.
 
-
-def _fractions(fractions: Sequence[float]) -> list[float]:
-    if wrong := [fraction for fraction in fractions if not 0 < fraction <= 1]:
-        raise EffptError(f"A fraction is a share of the budget above 0 and at most 1, not {wrong[0]}.")
-    return sorted({*fractions, 1.0})
+    The arguments are those of [`compare`], and `objectives` by arm name. Raises an `EffptError` for invalid tasks or
+    data, or a measure that the tasks do not give for every arm.
+    """
+    scores = check_tasks(tasks, data, protocol, pairs_per_paradigm)
+    discriminators = [name for name, objective in objectives.items() if objective in DISCRIMINATORS]
+    if LOSS_TASK in tasks and discriminators:
+        raise EffptError(
+            f"Arm `{discriminators[0]}` trains a discriminator, which has no masked-token loss; leave `loss` out of "
+            "the tasks. Each run's own held-out loss is reported without it."
+        )
+    if primary in (None, LOSS):
+        return LOSS
+    wanted = f"average@{protocol}" if primary == "average" else primary
+    if wanted not in scores:
+        there = ", ".join(score for score in scores if score != LOSS) or "no scores"
+        raise EffptError(
+            f"The primary measure is {primary!r}, but the tasks ({', '.join(tasks) or 'none'}) give {there}; name one "
+            f"of them, add the task to `--tasks`, or leave it out to judge by the held-out loss."
+        )
+    if wanted.startswith("blimp/"):
+        for name, objective in objectives.items():
+            own = "discriminator" if objective in DISCRIMINATORS else "pll_word_l2r"
+            if not wanted.startswith(f"blimp/{own}"):
+                raise EffptError(
+                    f"The primary measure is {wanted!r}, but of arm `{name}` (`{objective}`) BLiMP measures `{own}`, "
+                    "which is another score; name one that all arms have, such as that of a fine-tuning task."
+                )
+    return wanted
 
 
 def _prepare(recipes: Mapping[str, Recipe]) -> None:
-    """Packs the text before the first run, so that faults are found at once.
-
-    Raises:
-        EffptError: for invalid text, no held-out text, or too little text for a step.
-    """
+    """Packs the text before the first run; raises an `EffptError` if it is invalid, too short, or none is held out."""
     for name, recipe in recipes.items():
         _, _, rows = prepare_data(recipe)  # from the cache if another arm has the same text
         if "validation" not in rows:
-            raise EffptError(
-                f"Arm `{name}` holds out no text, so there is nothing to compare by; set `data.validation`."
-            )
+            raise EffptError(f"Arm `{name}` holds out no text to compare by; set `data.validation`.")
         try:
             check_size(rows["train"], recipe.training, build_methods(recipe.methods))
         except EffptError as error:

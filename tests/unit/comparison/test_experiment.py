@@ -1,14 +1,11 @@
 """What a comparison checks before its first run."""
 
-import importlib
-
 import pytest
 
+from hf_effpt.comparison import experiment
 from hf_effpt.core.errors import EffptError
 from hf_effpt.recipe.recipe import Recipe
 from tests import tiny
-
-compare = importlib.import_module("hf_effpt.comparison.compare")  # beside the function of that name
 
 
 def recipe(tmp_path, batch, methods=None):
@@ -36,8 +33,8 @@ def recipe(tmp_path, batch, methods=None):
 )
 def test_a_step_that_the_data_cannot_fill_is_refused_before_any_run(tmp_path, monkeypatch, batch, methods, told):
     rows = {"train": tiny.rows(48), "validation": tiny.rows(4)}
-    monkeypatch.setattr(compare, "prepare_data", lambda recipe: (None, None, rows))
+    monkeypatch.setattr(experiment, "prepare_data", lambda recipe: (None, None, rows))
     good = recipe(tmp_path, 48)
-    compare._prepare({"plain": good})
+    experiment._prepare({"plain": good})
     with pytest.raises(EffptError, match=told):
-        compare._prepare({"plain": good, "other": recipe(tmp_path, batch, methods)})
+        experiment._prepare({"plain": good, "other": recipe(tmp_path, batch, methods)})

@@ -1,16 +1,18 @@
-"""Learned scores of layers for a shallower model (Fan et al., 2020, section 3.3, "Data Driven Pruning").
+"""Choice of the layers of a shallower model, by its held-out loss (`search`) or by learned scores (`learn_scores`).
 
 B rows, N layers, D hidden size, M masked positions of a row.
 
-The paper learns a drop rate for each layer, with a fixed mean, by a softmax over a non-linear function of the layer's
-activation; afterwards the k layers with the highest scores run, whatever the input. Not given there and chosen here:
-the activation is the layer's mean output, the function is linear on its tanh, k layers of each row are drawn without
-replacement, and the training procedure.
+Fan et al. (2020, section 3.3, "Data Driven Pruning") learn a drop rate for each layer, with a fixed mean, by a softmax
+over a non-linear function of the layer's activation; afterwards the k layers with the highest scores run, whatever the
+input. Not given there and chosen here: the activation is the layer's mean output, the function is linear on its tanh,
+k layers of each row are drawn without replacement, and the training procedure.
 """
 
 import logging
+import math
 from collections.abc import Callable
 from functools import partial
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -18,17 +20,62 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hf_effpt.core.errors import EffptError
 from hf_effpt.core.freezing import frozen
-from hf_effpt.models.base import isolate_documents
-from hf_effpt.models.bert import masked_loss
 from hf_effpt.models.sparse_layer import gather_rows
 
-from .layer_search import stacked
-from .masked_logits import evaluation_mode, masked_logits
+from .held_out_loss import held_out_loss, stock_inputs, stock_loss
+from .masked_logits import evaluation_mode, stacked
 
 logger = logging.getLogger(__name__)
 
-STEPS, BATCH_SIZE, LEARNING_RATE = 100, 16, 0.05
+ROWS = 512  # held-out rows that each choice is measured on
+FEW = 64  # up to this number all choices are measured, even if greedy elimination would measure fewer
+STEPS, BATCH_SIZE, LEARNING_RATE = 100, 16, 0.05  # of the training of scores
+
+
+def search(
+    model: PreTrainedModel, depth: int, batches: list[dict[str, Tensor]]
+) -> tuple[tuple[int, ...], dict[str, Any]]:
+    """Finds the layers with the least held-out loss: among all choices if they are few, else by greedy elimination.
+
+    `model` is a stock masked language model, `batches` are masked held-out rows. Raises an `EffptError` if the model
+    has diverged.
+
+    Returns:
+        Ascending indices of `depth` layers; and the reasons: `held_out_loss`, `held_out_loss_before` of the whole
+        model, `measured`, the number of choices measured, and `exhaustive`, `True` if these are all choices.
+    """
+    measured: dict[tuple[int, ...], float] = {}
+    with stacked(model.base_model) as stack:
+
+        def loss(kept: tuple[int, ...]) -> float:
+            if kept not in measured:
+                stack.order = kept
+                found = held_out_loss(model, batches)
+                loss = found.total / found.masked
+                measured[kept] = loss if math.isfinite(loss) else math.inf
+            return measured[kept]
+
+        everything = tuple(range(len(stack)))
+        before = loss(everything)
+        if not math.isfinite(before):
+            raise EffptError("The model has diverged: its held-out loss is not finite; use an earlier checkpoint.")
+        greedy = sum(range(depth + 1, len(everything) + 1))  # choices that elimination measures
+        exhaustive = math.comb(len(everything), depth) <= max(FEW, greedy)
+        kept = min(combinations(everything, depth), key=loss) if exhaustive else eliminate(everything, depth, loss)
+    logger.info("search: kept layers %s of %d, held-out loss %.4f", kept, len(everything), measured[kept])
+    figures = {"held_out_loss": measured[kept], "held_out_loss_before": before}
+    return kept, figures | {"measured": len(measured), "exhaustive": exhaustive}
+
+
+def eliminate(kept: tuple[int, ...], depth: int, loss: Callable[[tuple[int, ...]], float]) -> tuple[int, ...]:
+    """Removes layers one by one, each time the one whose removal gives the least loss; of equals the topmost."""
+    while len(kept) > depth:
+        left = [kept[:place] + kept[place + 1 :] for place in reversed(range(len(kept)))]
+        kept = min(left, key=loss)
+        logger.info("search: %d layers left, held-out loss %.4f", len(kept), loss(kept))
+    return kept
 
 
 class LayerScores(nn.Module):
@@ -101,19 +148,17 @@ def rates_of(log_scores_BN: Tensor, depth: int) -> Tensor:
 
 def gated_loss(model: PreTrainedModel, batch: dict[str, Tensor], gates_BN: Tensor) -> Tensor:
     """Mean loss over masked tokens with each layer's change of the rows multiplied by its gate."""
-    positions_BM, labels = batch["masked_positions"], batch["labels"]
-    with stacked(model) as stack:
-        stack.router = _Wrapped(partial(_gated, positions_BM), gates_BN.unbind(dim=1))
-        logits_BMV = masked_logits(model, positions_BM, **_inputs(model, batch))
-    return masked_loss(logits_BMV.flatten(0, 1), labels.gather(1, positions_BM).flatten())
+    with stacked(model.base_model) as stack:
+        stack.router = _Wrapped(partial(_gated, batch["masked_positions"]), gates_BN.unbind(dim=1))
+        return stock_loss(model, batch)
 
 
 def activations_of(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
     """Mean output of every layer over the tokens of each row, of shape `(rows, layers, hidden_size)`."""
     seen: list[Tensor] = []
-    with stacked(model) as stack:
+    with stacked(model.base_model) as stack:
         stack.router = _Wrapped(partial(_recorded, seen), [None] * len(stack))
-        model.base_model(**_inputs(model, batch))
+        model.base_model(**stock_inputs(model, batch))
     return torch.stack(seen, dim=1)
 
 
@@ -140,10 +185,3 @@ def _recorded(seen: list[Tensor], _: None, layer: Any, hidden: Tensor, *args: An
     output = layer(hidden, *args, **kwargs)
     seen.append(output.mean(dim=1))
     return output
-
-
-def _inputs(model: PreTrainedModel, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    if "document_ids" not in batch:
-        return {"input_ids": batch["input_ids"]}
-    mask, positions = isolate_documents(batch["document_ids"], model.config._attn_implementation, model.dtype)
-    return {"input_ids": batch["input_ids"], "attention_mask": mask, "position_ids": positions}

@@ -8,8 +8,8 @@ import torch
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.evaluation.held_out_loss import fixed_mask_batches, held_out_loss
-from hf_effpt.evaluation.layer_scores import activations_of, draw_gates, gated_loss, rates_of
-from hf_effpt.evaluation.layer_search import eliminate, search, stacked
+from hf_effpt.evaluation.layer_choice import activations_of, draw_gates, eliminate, gated_loss, rates_of, search
+from hf_effpt.evaluation.masked_logits import stacked
 from tests import tiny
 
 
@@ -41,7 +41,7 @@ def test_few_choices_are_all_measured_and_the_best_is_kept():
     kept, figures = search(given, 2, rows)
 
     def loss(order):
-        with stacked(given) as stack:
+        with stacked(given.base_model) as stack:
             stack.order = order
             found = held_out_loss(given, rows)
         return found.total / found.masked
@@ -104,7 +104,7 @@ def test_gates_leave_out_what_they_are_zero_for():
     for kept in ((0, 1, 2, 3), (1, 2), (0, 3), ()):
         gates = torch.zeros(rows, 4)
         gates[:, list(kept)] = 1.0
-        with stacked(given) as stack:
+        with stacked(given.base_model) as stack:
             stack.order = kept
             found = held_out_loss(given, [batch])
         expected = torch.tensor(found.total / found.masked, dtype=torch.float32)
