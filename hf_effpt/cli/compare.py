@@ -4,8 +4,7 @@ import argparse
 import shlex
 import sys
 
-from .progress import show_messages
-from .words import numbers, words
+from .shared import numbers, show_messages, words
 
 HELP = "Train several recipes on one budget, with paired seeds, and report which one is better."
 EXAMPLE = (
@@ -55,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace, extra: list[str]) -> None:
+def run(args: argparse.Namespace) -> None:
     from hf_effpt.comparison.compare import compare
 
     show_messages()
@@ -65,7 +64,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
         budget=args.budget,
         seeds=args.seeds,
         fractions=numbers("--fractions", args.fractions),
-        overrides=extra,
+        overrides=args.settings,
         tasks=words(args.tasks),
         data=args.data,
         protocol=args.protocol,

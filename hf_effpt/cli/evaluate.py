@@ -6,8 +6,7 @@ from pathlib import Path
 
 from hf_effpt.core.errors import EffptError
 
-from .progress import show_messages
-from .words import refuse, words
+from .shared import show_messages, words
 
 HELP = "Measure a stock checkpoint: held-out loss, BLiMP, and fine-tuning tasks."
 EXAMPLE = "effpt evaluate out/ --tasks loss,blimp,cola,sst2 --data glue_and_blimp/ --seeds 3"
@@ -34,11 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="FILE", help="file of the results (default: evaluation.json in the folder)")
 
 
-def run(args: argparse.Namespace, extra: list[str]) -> None:
-    refuse("evaluate", extra)
+def run(args: argparse.Namespace) -> None:
     from hf_effpt.evaluation.results_file import Record
     from hf_effpt.evaluation.suite import Measurement, table
-    from hf_effpt.hub.scores import add_scores
+    from hf_effpt.hub.card import add_scores
 
     show_messages()
     out = Path(args.out) if args.out else Path(args.model) / "evaluation.json"

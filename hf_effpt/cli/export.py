@@ -5,8 +5,7 @@ from functools import partial
 
 from hf_effpt.core.errors import EffptError
 
-from .progress import show_messages
-from .words import refuse
+from .shared import show_messages
 
 HELP = "Export a training checkpoint as a stock Transformers checkpoint, with its tokenizer and model card."
 EXAMPLE = "effpt export out/checkpoint-900 --out exported/"
@@ -28,8 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def run(args: argparse.Namespace, extra: list[str]) -> None:
-    refuse("export", extra)
+def run(args: argparse.Namespace) -> None:
     if args.depth is None and (args.strategy or args.dataset):
         raise EffptError("`--strategy` and `--dataset` choose the layers of a shallower model; give `--depth`, too.")
     from hf_effpt.hub.export import export

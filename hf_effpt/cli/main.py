@@ -14,13 +14,14 @@ from hf_effpt.core.files import is_disk_full
 
 from . import compare, evaluate, export, methods, pretrain, push, tokenizer
 
-# In order of use. A command is a module with HELP, EXAMPLE, add_arguments(parser) and run(args, extra).
+# In order of use. A command is a module with HELP, EXAMPLE, add_arguments(parser) and run(args).
 _MODULES = (tokenizer, pretrain, evaluate, compare, export, push, methods)
 COMMANDS = {module.__name__.rpartition(".")[2]: module for module in _MODULES}
+WITH_SETTINGS = ("pretrain", "compare")  # commands that find `--section.key value` flags in `args.settings`
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Builds the parser of all subcommands; `run` of a subcommand gets the words that it does not declare."""
+    """Builds the parser of all subcommands."""
     parser = argparse.ArgumentParser(
         prog="effpt",
         description="Pre-trains encoder language models efficiently and leaves stock Transformers checkpoints.",
@@ -63,12 +64,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             close = difflib.get_close_matches(words[0], COMMANDS, n=1)
             hint = f"did you mean `{close[0]}`?" if close else f"the commands are {', '.join(COMMANDS)}."
             raise EffptError(f"There is no command `{words[0]}`; {hint}")
-        args, extra = parser.parse_known_args(words)
+        args, args.settings = parser.parse_known_args(words)
         if args.imports:
             from hf_effpt.core.registry import import_methods
 
             import_methods(args.imports)
-        COMMANDS[args.command].run(args, extra)
+        if args.settings and args.command not in WITH_SETTINGS:
+            command = f"effpt {args.command}"
+            raise EffptError(f"`{command}` does not take `{' '.join(args.settings)}`; see `{command} --help`.")
+        COMMANDS[args.command].run(args)
     except EffptError as error:
         return _fail(2, str(error))
     except Exception as error:

@@ -2,8 +2,6 @@
 
 import argparse
 
-from .words import refuse
-
 HELP = "Upload an exported model, with its tokenizer and model card, to the Hugging Face Hub."
 EXAMPLE = "effpt push out/ my-org/my-bert --private"
 
@@ -15,8 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", metavar="BRANCH", help="branch to push to (default: main)")
 
 
-def run(args: argparse.Namespace, extra: list[str]) -> None:
-    refuse("push", extra)
+def run(args: argparse.Namespace) -> None:
     from hf_effpt.hub.push import push
 
     print(push(args.folder, args.repo_id, private=args.private, revision=args.revision))

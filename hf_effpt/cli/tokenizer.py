@@ -2,8 +2,6 @@
 
 import argparse
 
-from .words import refuse
-
 HELP = "Train a tokenizer on a corpus and save it as a stock fast tokenizer."
 EXAMPLE = "effpt tokenizer corpus/ --vocab_size 30528 --out tok/"
 
@@ -21,8 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cased", action="store_true", help="keep upper case; by default text is lowercased")
 
 
-def run(args: argparse.Namespace, extra: list[str]) -> None:
-    refuse("tokenizer", extra)
+def run(args: argparse.Namespace) -> None:
     from hf_effpt.data.corpus import open_corpus
     from hf_effpt.data.tokenizer_report import tokenizer_report
     from hf_effpt.data.tokenizer_training import train_tokenizer

@@ -4,7 +4,7 @@ from typing import ClassVar
 import pytest
 
 from hf_effpt.cli.main import main
-from hf_effpt.cli.words import numbers, words
+from hf_effpt.cli.shared import numbers, words
 from hf_effpt.comparison import compare as comparing
 from hf_effpt.core.errors import EffptError
 from hf_effpt.evaluation import results_file, suite
