@@ -24,11 +24,10 @@ from hf_effpt.data.packing import facts, pack
 from hf_effpt.data.tokenizer_report import tokenizer_report
 from hf_effpt.data.tokenizer_training import train_tokenizer
 from hf_effpt.evaluation.document_scores import select_documents
-from hf_effpt.hub.folders import CODE_FILES
+from hf_effpt.hub.folders import CODE_FILES, checkpoints_in
 from hf_effpt.models.build import model_for
 from hf_effpt.recipe.recipe import Recipe
 from hf_effpt.recipe.settings import SECTIONS
-from hf_effpt.training.checkpoints import checkpoints_in
 from hf_effpt.training.checks import exclude_specials, is_unused
 from hf_effpt.training.record import cost_reports
 from hf_effpt.training.trainer import EffptTrainer

@@ -33,6 +33,12 @@ def files_of(folder: Path) -> list[str]:
     return [name for name in (*own, *beside) if (folder / name).is_file()]
 
 
+def checkpoints_in(run: Path) -> list[Path]:
+    """Checkpoint folders of a run, first to last, whole or not."""
+    found = [(re.fullmatch(r"checkpoint-(\d+)", folder.name), folder) for folder in run.glob("checkpoint-*")]
+    return [folder for _, folder in sorted((int(match[1]), folder) for match, folder in found if match)]
+
+
 def check_whole(folder: Path) -> None:
     """Checks that `folder` holds a model that can be read to its last byte.
 
@@ -40,10 +46,9 @@ def check_whole(folder: Path) -> None:
         EffptError: if it does not; the message offers the last complete checkpoint beside it.
     """
     if fault := _fault(folder):
-        beside = [*folder.glob("checkpoint-*"), *folder.parent.glob("checkpoint-*")]
-        whole = [path for path in beside if path != folder and _step(path) is not None and not _fault(path)]
-        last = max(whole, key=lambda path: _step(path) or 0, default=None)
-        fix = f"the last whole checkpoint is {str(last)!r}" if last else "name a folder such as OUT/checkpoint-900"
+        beside = [*checkpoints_in(folder.parent), *checkpoints_in(folder)]
+        whole = [str(path) for path in beside if path != folder and not _fault(path)]
+        fix = f"the last whole checkpoint is {whole[-1]!r}" if whole else "name a folder such as OUT/checkpoint-900"
         raise EffptError(f"{str(folder)!r} {fault}; {fix}.")
 
 
@@ -59,11 +64,6 @@ def _fault(folder: Path) -> str | None:
             return None
     except (ValueError, SafetensorError) as error:
         return f"is corrupt or half-written ({error})"
-
-
-def _step(folder: Path) -> int | None:
-    match = re.fullmatch(r"checkpoint-(\d+)", folder.name)
-    return int(match[1]) if match else None
 
 
 def check_free(checkpoint: Path, out: Path) -> None:
