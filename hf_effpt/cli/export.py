@@ -12,16 +12,17 @@ EXAMPLE = "effpt export out/checkpoint-900 --out exported/"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint-N folder of a run, or a finished run")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the stock checkpoint")
-    parser.add_argument("--as_bert", action="store_true", help="write the encoder of an ELECTRA as a BertModel")
-    parser.add_argument("--dense", action="store_true", help="write narrower layers at full width, as a stock model")
-    parser.add_argument("--depth", type=int, metavar="LAYERS", help="number of layers to keep (default: all)")
-    parser.add_argument(
+    add = parser.add_argument
+    add("checkpoint", metavar="CHECKPOINT", help="a checkpoint-N folder of a run, or a finished run")
+    add("--out", required=True, metavar="DIR", help="folder for the stock checkpoint")
+    add("--as_bert", action="store_true", help="write the encoder of an ELECTRA as a BertModel")
+    add("--dense", action="store_true", help="write narrower layers at full width, as a stock model")
+    add("--depth", type=int, metavar="LAYERS", help="number of layers to keep (default: all)")
+    add(
         "--strategy", metavar="NAME",
         help="how layers are chosen: every_other, search (by held-out loss) or data_driven (default: every_other)",
     )  # fmt: skip
-    parser.add_argument(
+    add(
         "--dataset", "--text", metavar="TEXT",
         help="text for search and data_driven (default: the run's held-out or training text)",
     )  # fmt: skip

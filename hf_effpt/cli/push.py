@@ -7,10 +7,11 @@ EXAMPLE = "effpt push out/ my-org/my-bert --private"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="OUT", help="the folder of a run, or of an export")
-    parser.add_argument("repo_id", metavar="ORG/NAME", help="the model repository; created if needed")
-    parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
-    parser.add_argument("--revision", metavar="BRANCH", help="branch to push to (default: main)")
+    add = parser.add_argument
+    add("folder", metavar="OUT", help="the folder of a run, or of an export")
+    add("repo_id", metavar="ORG/NAME", help="the model repository; created if needed")
+    add("--private", action="store_true", default=None, help="make a new repository private")
+    add("--revision", metavar="BRANCH", help="branch to push to (default: main)")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -19,10 +19,9 @@ class _Loader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str):
-                raise yaml.MarkedYAMLError(problem=f"the key {key!r} is not a name", problem_mark=key_node.start_mark)
-            if key in seen:
-                raise yaml.MarkedYAMLError(problem=f"the key {key!r} is given twice", problem_mark=key_node.start_mark)
+            fault = "is not a name" if not isinstance(key, str) else "is given twice" if key in seen else None
+            if fault:
+                raise yaml.MarkedYAMLError(problem=f"the key {key!r} {fault}", problem_mark=key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -40,12 +39,10 @@ def parse_yaml(text: str, source: str) -> Any:
     """
     try:
         return yaml.load(text, _Loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise EffptError(f"{source}{where}: {error.problem}. Correct the YAML there.") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: looks like a date, but is none
-        raise EffptError(f"{source}: {error}. Correct the YAML there.") from None
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise EffptError(f"{source}{where}: {getattr(error, 'problem', error)}. Correct the YAML there.") from None
 
 
 def find_recipe(source: str | Path) -> Path:

@@ -13,7 +13,6 @@ from .energy import WORLD_AVERAGE, check_source, energy_source
 
 # Schedules by fraction of training, which can follow any clock.
 CLOCK_SCHEDULES = ("linear", "cosine", "cosine_with_min_lr", "polynomial", "constant", "constant_with_warmup")
-WITHOUT_DECAY = ("constant", "constant_with_warmup")
 
 # Values outside make training fail late, or give meaningless results.
 RANGES = {
@@ -115,7 +114,7 @@ class EffptTrainingArguments(TrainingArguments):
         if carbon.NAME in (self.report_to or ()):
             carbon.country()
         if (clock := self.clock) is not None and clock.unit == "joules":
-            check_source(clock, energy_source(self.device))
+            check_source(clock.budget, energy_source(self.device))
 
     @property
     def clock(self) -> Clock | None:
@@ -161,7 +160,7 @@ class EffptTrainingArguments(TrainingArguments):
                 f"`training.lr_scheduler_type` {self.lr_scheduler_type!r} cannot follow a budget; use one of "
                 f"{', '.join(CLOCK_SCHEDULES)}."
             )
-        if self.multiply_warmup and schedule in WITHOUT_DECAY:
+        if self.multiply_warmup and schedule.startswith("constant"):
             raise EffptError(
                 f"`training.multiply_warmup` needs a decay for the warm-up to multiply, which "
                 f"`training.lr_scheduler_type` {schedule!r} has not; use linear, or leave `multiply_warmup` out."

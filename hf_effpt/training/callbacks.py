@@ -60,8 +60,10 @@ class ClockCallback(TrainerCallback, ExportableState):
         rows = len(trainer.train_dataset)
         state.epoch = stream.rows_seen / rows
         passes, before = stream.rows_seen // rows, (stream.rows_seen - stream.step_rows_seen) // rows
-        if passes > before and not trainer.clock.finished:
-            self.on_pass_end(args, control)
+        if passes > before and not trainer.clock.finished:  # the stock Trainer sees one endless epoch
+            control.should_log = control.should_log or args.logging_strategy == "epoch"
+            control.should_evaluate = control.should_evaluate or args.eval_strategy == "epoch"
+            control.should_save = control.should_save or args.save_strategy == "epoch"
         if self._is_due(args.eval_strategy, args.eval_steps):
             control.should_evaluate = True
         if trainer.methods:
@@ -69,7 +71,7 @@ class ClockCallback(TrainerCallback, ExportableState):
         if trainer.clock.finished:
             trainer.cost.timekeeper.settle()
             control.should_training_stop = True
-            control.should_save = control.should_save or str(args.save_strategy.value) != "no"
+            control.should_save = control.should_save or args.save_strategy != "no"
             control.should_log = True
 
     def advance_methods(self) -> None:
@@ -94,13 +96,6 @@ class ClockCallback(TrainerCallback, ExportableState):
         if strategy != "steps" or steps is None or steps >= 1 or clock.unit == "steps" or clock.finished:
             return False
         return int(clock.fraction / steps) > int(before / steps)
-
-    @staticmethod
-    def on_pass_end(args: Any, control: Any) -> None:
-        """Applies the `epoch` strategies after each pass: the stock Trainer sees one endless epoch."""
-        control.should_log = control.should_log or args.logging_strategy == "epoch"
-        control.should_evaluate = control.should_evaluate or args.eval_strategy == "epoch"
-        control.should_save = control.should_save or args.save_strategy == "epoch"
 
 
 class ClockProgress(ProgressCallback):

@@ -18,7 +18,7 @@ from hf_effpt.models.base import EffptMixin
 from .arguments import EffptTrainingArguments
 
 
-def check_parts(model: PreTrainedModel, args: Any, datasets: list[Any], tokenizer: Any) -> None:
+def check_parts(model: PreTrainedModel, args: Any, datasets: Sequence[Any], tokenizer: Any) -> None:
     """Raises `EffptError` if model, arguments, data and tokenizer do not fit each other."""
     if not isinstance(model, EffptMixin):
         raise EffptError(

@@ -14,7 +14,6 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.method import Method
 from hf_effpt.core.row_method import CostReport, ScoreFunction
 
-from .energy import check_resumed
 from .flops import FlopCounter
 from .meters import StepMeter
 from .reference_models import UNITS
@@ -58,7 +57,11 @@ class CostMeter:
             clock.restore(totals)
             self.method_seconds = dict(totals.get("costs") or {})
             self.method_flops = dict(totals.get("method_flops") or {})
-            check_resumed(clock)
+            if getattr(clock, clock.unit) is None:
+                raise EffptError(
+                    f"The budget is {clock.budget:,g} {clock.unit}, but the run to be resumed has not counted its "
+                    "own; resume it with a budget in steps, tokens, flops or time."
+                )
             self.upfront_fraction = totals.get("prepaid", 0.0)
         elif self.prepare_seconds or self.reference_costs:
             self._charge_upfront()

@@ -108,39 +108,28 @@ class RowSelection:
             host = {name: values.cpu() for name, values in rows.items()} if place else host
             rows = {name: values.to(device, non_blocking=True) for name, values in rows.items()}
             later = candidates(methods[place + 1 :], left, run.step, run.fraction)
-            context = self._context(model, method, run, host, later)
+            context = SelectionContext(
+                run=run,
+                number=later,
+                host=host,
+                score_rows=partial(self.score_rows, model, method),
+                count_flops=partial(self.count_flops, method, "select", later),
+                reference_model=partial(self.reference_model, model),
+                mask_anew=self.mask_anew,
+                dataset_id=self.dataset_id,
+                masking_id=self.masking_id,
+            )
             noted = device.type != "cuda"
             with self.cost.meter.measure("selection"), self.cost.method_time(method, noted=noted):
                 rows = method.select(model, rows, context)
         rows = on_device(rows, device)
         return [{name: values[at : at + size] for name, values in rows.items()} for at in range(0, left, size)]
 
-    def _context(
-        self, model: Any, method: RowMethod, run: RunContext, host: dict[str, Tensor], number: int
-    ) -> SelectionContext:
-        return SelectionContext(
-            run=run,
-            number=number,
-            host=host,
-            score_rows=partial(self.score_rows, model, method),
-            count_flops=partial(self.count_flops, method, "select", number),
-            reference_model=partial(self.reference_model, model),
-            mask_anew=self.mask_anew,
-            dataset_id=self.dataset_id,
-            masking_id=self.masking_id,
-        )
-
     @torch.no_grad()
     def score_rows(
-        self,
-        own: Any,
-        method: RowMethod,
-        key: str,
-        function: ScoreFunction,
-        rows: Mapping[str, Tensor],
-        model: Any = None,
-        known: Tensor | None = None,
-    ) -> Tensor:
+        self, own: Any, method: RowMethod, key: str, function: ScoreFunction, rows: Mapping[str, Tensor],
+        model: Any = None, known: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Applies `function` to rows in micro-batches, charged as work of `method`."""
         judge, size = model or own, self.args.train_batch_size
         inputs, found = on_device(dict(rows), rows["input_ids"].device), []
