@@ -1,7 +1,5 @@
 """Entry point of `effpt`: finds and runs the subcommand, and turns an error into one clear message."""
 
-from __future__ import annotations
-
 import argparse
 import difflib
 import shlex

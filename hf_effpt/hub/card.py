@@ -1,7 +1,5 @@
 """Writes the model card: the content of `run.json` as a README with metadata for the Hub, and scores added to both."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Mapping

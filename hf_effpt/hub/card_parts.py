@@ -56,14 +56,15 @@ def loss_verdict(objective: str, evaluation: Mapping[str, Any]) -> str:
         return "**The held-out loss is not finite: training diverged.** Do not use this model."
     if floor is None:
         return f"The {name} was not measured, so this loss alone does not say whether anything was learned."
-    generator, unigrams = evaluation.get("generator_loss"), evaluation.get("unigram_floor")
-    if loss < floor and generator is not None and unigrams is not None and generator >= unigrams:
-        return (
-            f"The held-out loss is {floor - loss:.4f} nats below the {name}. **But its generator knows no more than "
-            "how frequent tokens are**, and what such a one puts in is easily told: train it longer."
-        )
     if loss < floor:
-        return f"The held-out loss is {floor - loss:.4f} nats below the {name}."
+        said = f"The held-out loss is {floor - loss:.4f} nats below the {name}."
+        generator, unigrams = evaluation.get("generator_loss"), evaluation.get("unigram_floor")
+        if generator is not None and unigrams is not None and generator >= unigrams:
+            said += (
+                " **But its generator knows no more than how frequent tokens are**, and what such a one puts in is "
+                "easily told: train it longer."
+            )
+        return said
     by = " by token frequency" if objective == "mlm" else ""
     return (
         f"**This model is no better than guessing{by}**: its held-out loss is {loss - floor:.4f} nats above the "

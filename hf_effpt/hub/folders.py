@@ -1,7 +1,5 @@
 """Model folders: lists their files, checks that a saved model is complete, and that a folder may be overwritten."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
@@ -14,14 +12,8 @@ from hf_effpt.core.ticket import FILE as TICKET_FILE
 CODE_FILES = ("configuration_pruned_bert.py", "modeling_pruned_bert.py")  # of models that bring their own code
 MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", *CODE_FILES)
 TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-)
+    "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.txt vocab.json merges.txt"
+).split()
 RECORD_FILES = ("README.md", "recipe.yaml", "run.json", TICKET_FILE)
 EXTRA_FOLDERS = ("generator",)  # folders of models exported beside the main one
 
@@ -40,11 +32,7 @@ def checkpoints_in(run: Path) -> list[Path]:
 
 
 def check_whole(folder: Path) -> None:
-    """Checks that `folder` holds a model that can be read to its last byte.
-
-    Raises:
-        EffptError: if it does not; the message offers the last complete checkpoint beside it.
-    """
+    """Raises `EffptError`, with the last whole checkpoint nearby, unless `folder` holds a model and all of it."""
     if fault := _fault(folder):
         beside = [*checkpoints_in(folder.parent), *checkpoints_in(folder)]
         whole = [str(path) for path in beside if path != folder and not _fault(path)]

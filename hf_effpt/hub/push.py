@@ -1,7 +1,5 @@
 """Publishes a finished run on the Hugging Face Hub."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

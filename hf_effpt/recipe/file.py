@@ -32,11 +32,7 @@ _Loader.add_implicit_resolver(
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """Parses a YAML text; `source` names it in errors.
-
-    Raises:
-        EffptError: with line and column, if the text is not YAML or has a duplicate key.
-    """
+    """Parses a YAML text; raises `EffptError` with `source`, line and column if it is none, or has a duplicate key."""
     try:
         return yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: looks like a date, but is none
@@ -46,11 +42,7 @@ def parse_yaml(text: str, source: str) -> Any:
 
 
 def find_recipe(source: str | Path) -> Path:
-    """Returns the path of a recipe file, given that path or the name of a built-in recipe.
-
-    Raises:
-        EffptError: if there is neither, with the nearest built-in name.
-    """
+    """Returns the path of a recipe file, given that path or a built-in name; raises `EffptError` if there is none."""
     path = Path(source)
     if path.is_file():
         return path
@@ -65,11 +57,7 @@ def find_recipe(source: str | Path) -> Path:
 
 
 def read_recipe_file(source: str | Path) -> Any:
-    """Reads a recipe file, or a built-in recipe by its name.
-
-    Raises:
-        EffptError: if there is no such recipe, or it is not YAML in UTF-8.
-    """
+    """Reads a recipe file, or a built-in recipe by its name; raises `EffptError` if there is none in UTF-8 YAML."""
     path = find_recipe(source)
     try:
         text = path.read_text(encoding="utf-8")

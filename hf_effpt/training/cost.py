@@ -93,9 +93,8 @@ class CostMeter:
         """Charges the clock for the optimizer step just done."""
         if self.reference_time is not None:
             self.reference_time.add_optimizer(model, optimizer, self.args.max_grad_norm)
-        seconds = self.timekeeper.step(
-            tokens=self.step_tokens, flops=self.step_flops, reference_seconds=self._take_reference_time()
-        )
+        reference = self.reference_time.take() if self.reference_time else None
+        seconds = self.timekeeper.step(tokens=self.step_tokens, flops=self.step_flops, reference_seconds=reference)
         self.meter.add(tokens=self.learned_tokens, flops=self.step_flops, seconds=seconds)
         self.step_tokens, self.step_flops = 0, 0.0
 
@@ -103,12 +102,9 @@ class CostMeter:
         """Charges the clock for the work of methods since the step, so that a checkpoint made now includes it."""
         if self.step_tokens:
             self.timekeeper.settle()
-        reference = self._take_reference_time()
+        reference = self.reference_time.take() if self.reference_time else None
         self.clock.tick(steps=0, tokens=self.step_tokens, flops=self.step_flops, reference_seconds=reference)
         self.step_tokens, self.step_flops = 0, 0.0
-
-    def _take_reference_time(self) -> float | None:
-        return None if self.reference_time is None else self.reference_time.take()
 
     # Methods.
 

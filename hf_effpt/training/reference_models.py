@@ -62,30 +62,20 @@ def _or_refused(folder: str) -> Iterator[None]:
         ) from error
 
 
-def record_in(folder: str) -> dict[str, Any] | None:
-    """Content of `run.json` in `folder`; `None` if missing. Raises `EffptError` if unreadable."""
+def record_in(folder: str) -> tuple[dict[str, Any], dict[str, float]] | None:
+    """Content of `run.json` in `folder`, and the cost of that run by unit of a clock; `None` if the file is missing.
+
+    Raises `EffptError` if it cannot be read.
+    """
     path = Path(folder) / "run.json"
     if not path.is_file():
         return None
     try:
-        return dict(read_json(path))
-    except (ValueError, TypeError) as error:
-        raise _unread(folder, error) from error
-
-
-def cost_in(record: dict[str, Any], folder: str) -> dict[str, float]:
-    """Cost of a run by unit of a clock, from its record; raises `EffptError` if it has none."""
-    try:
+        record = dict(read_json(path))
         cost = {unit: float(record["clock"].get(unit) or 0.0) for unit in UNITS}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _unread(folder, error) from error
-    return cost | {"reference_seconds": cost["reference_seconds"] or cost["seconds"]}
-
-
-def _unread(folder: str, error: Exception) -> EffptError:
-    return EffptError(
-        f"{Path(folder) / 'run.json'} cannot be read ({error!r}), so what that run has cost is not known."
-    )
+        raise EffptError(f"{path} cannot be read ({error!r}), so what that run has cost is not known.") from error
+    return record, cost | {"reference_seconds": cost["reference_seconds"] or cost["seconds"]}
 
 
 def has_seen(record: dict[str, Any], dataset: Any) -> bool:

@@ -16,7 +16,7 @@ from hf_effpt.core.row_method import RowMethod, ScoreFunction, SelectionContext,
 from hf_effpt.data.packed_rows import PackedRows, identity_of_rows
 
 from .cost import NOTHING, CostMeter
-from .reference_models import cost_in, has_seen, load_reference, record_in
+from .reference_models import has_seen, load_reference, record_in
 from .stream import TrainingStream, on_device
 
 logger = logging.getLogger(__name__)
@@ -56,13 +56,14 @@ class RowSelection:
 
     def _charge_reference(self, method: Method, folder: str) -> None:
         """Adds the training cost of a method's reference model to the run's."""
-        record = record_in(folder)
-        if record is None:
+        found = record_in(folder)
+        if found is None:
             logger.warning(
                 "%s has no run.json, so what the model in it has cost is not known and `%s` is not charged for it.",
                 folder, method.name,
             )  # fmt: skip
             return
+        record, spent = found
         if has_seen(record, self.stream.dataset):
             logger.warning(
                 "The model in %s, which `%s` compares with, was trained on the rows of this run, so it knows their "
@@ -70,7 +71,6 @@ class RowSelection:
                 folder, method.name,
             )  # fmt: skip
         before = self.cost.reference_costs.get(method.name, NOTHING)
-        spent = cost_in(record, folder)
         self.cost.reference_costs[method.name] = {unit: before[unit] + spent[unit] for unit in spent}
 
     def _check_length(self, model: Any, folder: str) -> None:

@@ -77,9 +77,7 @@ class EffptTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         given = [dataset for dataset in (train_dataset, eval_dataset) if dataset is not None]
-        checks.check_parts(model, args, given, processing_class)
-        checks.check_optimizer_arguments(args, kwargs)
-        checks.check_objective(model, type(self).__name__, self.objectives)
+        checks.check_parts(model, args, given, processing_class, kwargs, type(self))
         if self.method is not None and self.method not in model.config.methods:
             model.add_method(self.method)
         checks.exclude_specials(model.config, processing_class)
