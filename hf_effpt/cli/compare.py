@@ -22,8 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seeds", type=int, default=3, help="seeds of each arm; a verdict needs 3 (default: %(default)s)")
     add(
         "--fractions", default="0.5,0.7,1", metavar="F,F,...",
-        help="shares of the budget with separate runs, for the time to the baseline's loss "
-        "(default: %(default)s)",
+        help="shares of the budget with separate runs, for the time to the baseline's loss (default: %(default)s)",
     )  # fmt: skip
     add("--tasks", default="", metavar="TASK,...", help="also measure blimp, sst2, cola ... (see evaluate)")
     add("--data", metavar="DIR", help="folder of BLiMP and the tasks, or hub to download them")

@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import Any
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import is_disk_full
@@ -20,12 +21,12 @@ WITH_SETTINGS = ("pretrain", "compare")  # commands that find `--section.key val
 
 def build_parser() -> argparse.ArgumentParser:
     """Builds the parser of all subcommands."""
+    style: Any = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
     parser = argparse.ArgumentParser(
         prog="effpt",
         description="Pre-trains encoder language models efficiently and leaves stock Transformers checkpoints.",
         epilog="example:\n  effpt pretrain tiny --training.budget 90s\n\nAn example of each: effpt COMMAND --help",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        **style,
     )
     parser.add_argument("--version", action="version", version=f"effpt {version('hf_effpt')}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
@@ -35,8 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
             help=module.HELP,
             description=module.HELP,
             epilog=f"example:\n  {module.EXAMPLE}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
+            **style,
         )
         subparser.add_argument(
             "--import", dest="imports", action="append", default=[], metavar="MODULE",

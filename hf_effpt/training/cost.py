@@ -78,7 +78,7 @@ class CostMeter:
                 f"{self.args.world_size}; start one, or give tokens, flops or time."
             )
         times = ReferenceTimes.open(self.args.reference_times, self.args.device)
-        return ReferenceMeter(times, self.dtype, self.autocast, lambda: self.timekeeper.paused())
+        return ReferenceMeter(times, self.dtype, self.autocast, self.timekeeper.paused)
 
     # Steps.
 

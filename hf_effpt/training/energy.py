@@ -134,14 +134,10 @@ def check_source(budget: float, source: EnergySource | None) -> None:
 def energy_entry(
     clock: Clock, source: EnergySource | None, intensity: float, emissions: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """Energy and carbon entry of `run.json`; empty if nothing is known.
+    """Entry of `run.json` on the energy that `source` counted on `clock`, and its carbon; empty if nothing is known.
 
-    Args:
-        clock (`Clock`): clock of the run.
-        source (`EnergySource`, *optional*): source of its joules.
-        intensity (`float`): g CO2e per kWh.
-        emissions (`dict`, *optional*): codecarbon's totals. They replace the estimate unless they cover only the last
-            part of a resumed run.
+    The carbon is estimated at `intensity`, in g CO2e per kWh. `emissions`, codecarbon's totals, replace the estimate
+    unless they cover only the last part of a resumed run.
     """
     entry: dict[str, Any] = {}
     if source is not None and clock.joules is not None:

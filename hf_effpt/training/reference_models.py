@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import read_json
+from hf_effpt.data.packed_rows import PackedRows
 from hf_effpt.data.packing import facts
 from hf_effpt.models.bert import EffptBertForMaskedLM
 from hf_effpt.models.configuration_effpt import EffptBertConfig
@@ -18,10 +19,11 @@ UNITS = ("seconds", "flops", "tokens", "joules", "reference_seconds")  # units o
 LEFT_OUT = ("model_type", "architectures", "transformers_version")  # class-specific keys of a configuration
 
 
-def load_reference(folder: str, vocab_size: int, tokenizer: Any) -> Any:
+def load_reference(folder: str, vocab_size: int, tokenizer: Any, dataset: Any) -> Any:
     """Loads the frozen masked language model in `folder`, as `effpt pretrain` leaves it.
 
-    Raises `EffptError` if there is none, or its vocabulary is not that of `vocab_size` and `tokenizer`.
+    Raises `EffptError` if there is none, its vocabulary is not that of `vocab_size` and `tokenizer`, or its rows are
+    shorter than those of `dataset`.
     """
     if not Path(folder).is_dir():
         raise EffptError(
@@ -47,6 +49,12 @@ def load_reference(folder: str, vocab_size: int, tokenizer: Any) -> Any:
             f"The model to compare with in {folder!r} has another vocabulary ({model.config.vocab_size:,} rows, here "
             f"{vocab_size:,}, or other tokens), so that their losses are of different things; train it with the "
             "tokenizer of this run (`data.tokenizer`)."
+        )
+    length = PackedRows(dataset).sequence_length if PackedRows.fits(dataset) else 0
+    if length > (most := model.config.max_position_embeddings):
+        raise EffptError(
+            f"The model to compare with in {folder!r} reads {most} tokens at most, and rows have {length}; train "
+            "one with as large a `model.max_position_embeddings`, or pack shorter rows."
         )
     return model.eval().requires_grad_(False)
 

@@ -27,13 +27,10 @@ WARM_UP, LEAST, MOST, SECONDS = 3, 20, 1000, 2.0
 
 
 class ReferenceMeter:
-    """Adds up the reference time of an optimizer step.
+    """Adds up the reference time of an optimizer step, from the seconds by operation in `times`.
 
-    Args:
-        times ([`ReferenceTimes`]): table of seconds by operation.
-        dtype (`torch.dtype`): dtype of matrix products.
-        autocast (`Callable`): makes the context in which the run computes its loss.
-        paused (`Callable`): makes a context whose time is not charged to the run.
+    `dtype` is that of matrix products. `autocast()` makes the context in which the run computes its loss, and
+    `paused()` one whose time is not charged to the run.
     """
 
     def __init__(self, times: ReferenceTimes, dtype: torch.dtype, autocast: Context, paused: Context) -> None:

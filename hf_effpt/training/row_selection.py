@@ -49,7 +49,7 @@ class RowSelection:
                     "a `DataCollatorForMaskedLM` alone, or another strategy."
                 )
             for folder in method.references:
-                self._check_length(self.reference_model(model, folder), folder)
+                self.reference_model(model, folder)
                 self._charge_reference(method, folder)
         if self.masking is not None:
             self.masking.keyed = bool(methods)
@@ -73,23 +73,13 @@ class RowSelection:
         before = self.cost.reference_costs.get(method.name, NOTHING)
         self.cost.reference_costs[method.name] = {unit: before[unit] + spent[unit] for unit in spent}
 
-    def _check_length(self, model: Any, folder: str) -> None:
-        if self.stream.dataset is None or not PackedRows.fits(self.stream.dataset):
-            return
-        length, most = PackedRows(self.stream.dataset).sequence_length, model.config.max_position_embeddings
-        if length > most:
-            raise EffptError(
-                f"The model to compare with in {folder!r} reads {most} tokens at most, and rows have {length}; train "
-                "one with as large a `model.max_position_embeddings`, or pack shorter rows."
-            )
-
     def reference_model(self, model: Any, folder: str) -> Any:
         """Returns the frozen masked language model in `folder`, on the device; loaded once.
 
-        Raises `EffptError` if there is none, or its vocabulary is not that of `model`.
+        Raises `EffptError` if there is none, its vocabulary is not that of `model`, or it cannot read whole rows.
         """
         if folder not in self._references:
-            reference = load_reference(folder, model.config.vocab_size, self.tokenizer)
+            reference = load_reference(folder, model.config.vocab_size, self.tokenizer, self.stream.dataset)
             self._references[folder] = reference.to(self.args.device)
         return self._references[folder]
 
