@@ -81,9 +81,7 @@ class EffptTrainingArguments(TrainingArguments):
         EffptError: for impossible values, before anything is loaded.
     """
 
-    budget: str | None = _field(
-        None, "What the run may spend: 40steps, 1e9tokens, 3e15flops, 90s, 10min, 2h, 50kJ, 10min_rst."
-    )
+    budget: str | None = _field(None, "Limit: 40steps, 1e9tokens, 3e15flops, 90s, 10min, 2h, 50kJ, 10min_rst.")
     compile_layers: bool = _field(False, "Compile each transformer layer with torch.compile.")
     reference_times: str | None = _field(None, "JSON file of reference times; by default this machine's own.")
     charge_methods: bool = _field(True, "Whether the clock pays for what methods do besides training.")

@@ -120,7 +120,7 @@ def energy_source(device: torch.device) -> EnergySource | None:
 
 
 def check_source(budget: float, source: EnergySource | None) -> None:
-    """Raises `EffptError` if `source` does not measure the joules of the budget."""
+    """Raises `EffptError` if `source` does not measure joules, the unit of `budget`."""
     if source is not None and source.measured:
         return
     found = "not known: its counter cannot be read" if source is None else f"only {source.name}"

@@ -1,7 +1,5 @@
 """Frozen models that methods compare the trained model with, and the cost of their training."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +28,22 @@ def load_reference(folder: str, vocab_size: int, tokenizer: Any, dataset: Any) -
             f"The model to compare with is to be in {folder!r}, and there is no such folder; give that of a run of "
             "`effpt pretrain` (`selection.holdout`)."
         )
-    with _or_refused(folder):
+    model = None
+    try:
         stock = AutoConfig.from_pretrained(folder)
-    kinds = stock.architectures or []
-    if "BertForMaskedLM" not in kinds:
+        if "BertForMaskedLM" in (kinds := stock.architectures or []):
+            own = {key: value for key, value in stock.to_dict().items() if key not in LEFT_OUT}
+            model = EffptBertForMaskedLM.from_pretrained(folder, config=EffptBertConfig(**own))
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise EffptError(
+            f"The model to compare with cannot be loaded from {folder!r} ({str(error).splitlines()[0]}); give the "
+            "folder of a run of `effpt pretrain`."
+        ) from error
+    if model is None:
         raise EffptError(
             f"The model to compare with in {folder!r} is a {', '.join(kinds) or 'model without a head'}, and needed "
             "is a `BertForMaskedLM`, as `effpt pretrain` leaves with `model.objective: mlm`."
         )
-    own = {key: value for key, value in stock.to_dict().items() if key not in LEFT_OUT}
-    with _or_refused(folder):
-        model = EffptBertForMaskedLM.from_pretrained(folder, config=EffptBertConfig(**own))
     known = None
     if (Path(folder) / "tokenizer.json").is_file():
         known = AutoTokenizer.from_pretrained(folder).get_vocab()
@@ -57,17 +60,6 @@ def load_reference(folder: str, vocab_size: int, tokenizer: Any, dataset: Any) -
             "one with as large a `model.max_position_embeddings`, or pack shorter rows."
         )
     return model.eval().requires_grad_(False)
-
-
-@contextmanager
-def _or_refused(folder: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise EffptError(
-            f"The model to compare with cannot be loaded from {folder!r} ({str(error).splitlines()[0]}); give the "
-            "folder of a run of `effpt pretrain`."
-        ) from error
 
 
 def record_in(folder: str) -> tuple[dict[str, Any], dict[str, float]] | None:
