@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = _version("hf_effpt")
 
-# The list of public names, for type checkers and editors; at run time each is imported when it is first used.
+# The list of public names, for type checkers and editors; at run time each is imported when it is first used. A star
+# stands for the classes in the stub of a module that makes them.
 if TYPE_CHECKING:
     from .comparison.experiment import compare as compare
     from .comparison.sweep import budget_sweep as budget_sweep
@@ -52,61 +53,29 @@ if TYPE_CHECKING:
     from .models.electra import EffptElectraForSequenceClassification as EffptElectraForSequenceClassification
     from .models.electra import EffptElectraModel as EffptElectraModel
     from .models.electra import ElectraForJointPreTraining as ElectraForJointPreTraining
-    from .models.families import CompressibleBertConfig as CompressibleBertConfig
-    from .models.families import CompressibleBertForMaskedLM as CompressibleBertForMaskedLM
-    from .models.families import CompressibleBertForSequenceClassification as CompressibleBertForSequenceClassification
-    from .models.families import CompressibleBertModel as CompressibleBertModel
-    from .models.families import EarlyBertConfig as EarlyBertConfig
-    from .models.families import EarlyBertForMaskedLM as EarlyBertForMaskedLM
-    from .models.families import EarlyBertForSequenceClassification as EarlyBertForSequenceClassification
-    from .models.families import EarlyBertModel as EarlyBertModel
-    from .models.families import LayerDropBertConfig as LayerDropBertConfig
-    from .models.families import LayerDropBertForMaskedLM as LayerDropBertForMaskedLM
-    from .models.families import LayerDropBertForSequenceClassification as LayerDropBertForSequenceClassification
-    from .models.families import LayerDropBertModel as LayerDropBertModel
-    from .models.families import LayerSkipBertConfig as LayerSkipBertConfig
-    from .models.families import LayerSkipBertForMaskedLM as LayerSkipBertForMaskedLM
-    from .models.families import LayerSkipBertForSequenceClassification as LayerSkipBertForSequenceClassification
-    from .models.families import LayerSkipBertModel as LayerSkipBertModel
-    from .models.families import LotteryBertConfig as LotteryBertConfig
-    from .models.families import LotteryBertForMaskedLM as LotteryBertForMaskedLM
-    from .models.families import LotteryBertForSequenceClassification as LotteryBertForSequenceClassification
-    from .models.families import LotteryBertModel as LotteryBertModel
-    from .models.families import SelectionBertConfig as SelectionBertConfig
-    from .models.families import SelectionBertForMaskedLM as SelectionBertForMaskedLM
-    from .models.families import SelectionBertForSequenceClassification as SelectionBertForSequenceClassification
-    from .models.families import SelectionBertModel as SelectionBertModel
-    from .models.families import StackableBertConfig as StackableBertConfig
-    from .models.families import StackableBertForMaskedLM as StackableBertForMaskedLM
-    from .models.families import StackableBertForSequenceClassification as StackableBertForSequenceClassification
-    from .models.families import StackableBertModel as StackableBertModel
-    from .models.families import TNFBertConfig as TNFBertConfig
-    from .models.families import TNFBertForMaskedLM as TNFBertForMaskedLM
-    from .models.families import TNFBertForSequenceClassification as TNFBertForSequenceClassification
-    from .models.families import TNFBertModel as TNFBertModel
+    from .models.families import *  # noqa: F403
     from .models.mcbert import McBertForPreTraining as McBertForPreTraining
     from .models.mcbert import McBertModel as McBertModel
     from .models.replaced_mlm import ElectraForReplacedMaskedLM as ElectraForReplacedMaskedLM
     from .pretraining import pretrain as pretrain
     from .recipe.recipe import Recipe as Recipe
     from .training.arguments import EffptTrainingArguments as EffptTrainingArguments
-    from .training.named import CompressTrainer as CompressTrainer
-    from .training.named import ElectraTrainer as ElectraTrainer
-    from .training.named import LayerDropTrainer as LayerDropTrainer
-    from .training.named import LayerSkipTrainer as LayerSkipTrainer
-    from .training.named import LotteryTrainer as LotteryTrainer
-    from .training.named import McBertTrainer as McBertTrainer
-    from .training.named import SelectionTrainer as SelectionTrainer
-    from .training.named import StackingTrainer as StackingTrainer
-    from .training.named import TNFTrainer as TNFTrainer
+    from .training.named import *  # noqa: F403
     from .training.ticket_search import EarlyBertTrainer as EarlyBertTrainer
     from .training.trainer import EffptTrainer as EffptTrainer
 else:
+
+    def _names(statement: ast.ImportFrom) -> list[str]:
+        if statement.names[0].name != "*":
+            return [name.name for name in statement.names]
+        stub = Path(__file__).parent.joinpath(*statement.module.split(".")).with_suffix(".pyi")
+        return [node.name for node in ast.parse(stub.read_text()).body if isinstance(node, ast.ClassDef)]
+
     _PUBLIC = {  # public name -> module, read from the imports above
-        name.name: statement.module
+        name: statement.module
         for statement in ast.walk(ast.parse(Path(__file__).read_text(encoding="utf-8")))
         if isinstance(statement, ast.ImportFrom) and statement.level
-        for name in statement.names
+        for name in _names(statement)
     }
     __all__ = sorted(_PUBLIC)
 

@@ -24,11 +24,10 @@ from hf_effpt.data.packing import facts, pack
 from hf_effpt.data.tokenizer_report import tokenizer_report
 from hf_effpt.data.tokenizer_training import train_tokenizer
 from hf_effpt.evaluation.document_scores import select_documents
-from hf_effpt.hub.folders import CODE_FILES
+from hf_effpt.hub.folders import CODE_FILES, checkpoints_in
 from hf_effpt.models.build import model_for
 from hf_effpt.recipe.recipe import Recipe
 from hf_effpt.recipe.settings import SECTIONS
-from hf_effpt.training.checkpoints import checkpoints_in
 from hf_effpt.training.checks import exclude_specials, is_unused
 from hf_effpt.training.record import cost_reports
 from hf_effpt.training.trainer import EffptTrainer
@@ -74,10 +73,10 @@ class RunResult:
         if loss is not None and floor is not None:
             kind = measured_as(found.get("objective", "mlm"), found)
             lines.append(f"Held-out loss {loss:.4f} nats a {kind.per}, the {kind.floor} is {_against(loss, floor)}.")
-        others = {name: value for name, value in found.items() if name.startswith("held_out_loss_")}
+        prefix = "held_out_loss_"
+        others = [f"{found[name]:.4f} by `{name.removeprefix(prefix)}`" for name in found if name.startswith(prefix)]
         if others:
-            told = (f"{value:.4f} by `{name.removeprefix('held_out_loss_')}`" for name, value in others.items())
-            lines.append(f"Held-out loss other than as exported: {', '.join(told)}.")
+            lines.append(f"Held-out loss other than as exported: {', '.join(others)}.")
         of_generator, unigram = found.get("generator_loss"), found.get("unigram_floor")
         if of_generator is not None and unigram is not None:
             lines.append(
@@ -88,14 +87,12 @@ class RunResult:
         # A model that brings its own code loads only with `trust_remote_code`.
         trust = any((Path(self.output_dir) / name).is_file() for name in CODE_FILES)
         arguments = f"{str(self.output_dir)!r}{', trust_remote_code=True' if trust else ''}"
-        return "\n".join(
-            [
-                *lines,
-                f"The {'exported' if trust else 'stock'} model is in {self.output_dir}. Next:",
-                f"  AutoModelForSequenceClassification.from_pretrained({arguments})   # fine-tune it",
-                f"  effpt push {self.output_dir} ORG/NAME",
-            ]
-        )
+        lines += [
+            f"The {'exported' if trust else 'stock'} model is in {self.output_dir}. Next:",
+            f"  AutoModelForSequenceClassification.from_pretrained({arguments})   # fine-tune it",
+            f"  effpt push {self.output_dir} ORG/NAME",
+        ]
+        return "\n".join(lines)
 
 
 def _against(loss: float, floor: float) -> str:
@@ -198,29 +195,18 @@ def prepare_data(recipe: Recipe) -> tuple[Corpus, PreTrainedTokenizerBase, Datas
     `data.select` only affects the training rows: text, tokenizer and held-out rows stay those of a run without it, so
     that the two runs can be compared.
     """
-    data = recipe.data
+    data, kept = recipe.data, None
     corpus = open_corpus(data.dataset, text_column=data.text_column, split=data.split, streaming=data.streaming)
-    kept = prepare_selection(recipe, corpus)
+    if data.selection is not None:
+        share = data.held_out if isinstance(data.held_out, float) else None
+        kept = select_documents(corpus, data.selection, share, cache_dir=data.cache_dir)
+        # It prepares the data, like packing. Its seconds are in `run.json` under `data.select`, too.
+        logger.info(
+            "data.select: %s of %s documents kept; selecting them took %.1f s, which the clock is not charged for",
+            f"{kept.facts['kept']:,}", f"{kept.facts['documents']:,}", kept.facts["seconds"],
+        )  # fmt: skip
     tokenizer = prepare_tokenizer(recipe, corpus)
     return corpus, tokenizer, prepare_rows(recipe, corpus, tokenizer, kept)
-
-
-def prepare_selection(recipe: Recipe, corpus: Corpus) -> Kept | None:
-    """Selects the documents to train on by `data.select`, once for equal text and settings; `None` means all.
-
-    Selection prepares the data, like packing, so the clock is not charged for it. Its seconds are logged, and are in
-    `run.json` under `data.select`.
-    """
-    data = recipe.data
-    if data.selection is None:
-        return None
-    share = data.held_out if isinstance(data.held_out, float) else None
-    kept = select_documents(corpus, data.selection, share, cache_dir=data.cache_dir)
-    logger.info(
-        "data.select: %s of %s documents kept; selecting them took %.1f s, which the clock is not charged for",
-        f"{kept.facts['kept']:,}", f"{kept.facts['documents']:,}", kept.facts["seconds"],
-    )  # fmt: skip
-    return kept
 
 
 def prepare_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase:

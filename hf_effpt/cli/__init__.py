@@ -2,6 +2,5 @@
 
 - `main`: finds and runs the subcommand, and reports errors.
 - `tokenizer`, `pretrain`, `evaluate`, `compare`, `export`, `push`, `methods`: the subcommands.
-- `words`: parses lists, and refuses unknown words.
-- `progress`: prints the package's log messages.
+- `shared`: parses lists, and prints the package's log messages.
 """

@@ -4,8 +4,7 @@ import argparse
 import shlex
 import sys
 
-from .progress import show_messages
-from .words import numbers, words
+from .shared import numbers, show_messages, words
 
 HELP = "Train several recipes on one budget, with paired seeds, and report which one is better."
 EXAMPLE = (
@@ -15,47 +14,37 @@ EXAMPLE = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     parser.usage = "effpt compare RECIPE RECIPE ... --out DIR [--budget BUDGET] [--seeds N] [--section.key VALUE ...]"
-    parser.add_argument(
-        "recipes", nargs="+", metavar="RECIPE", help="recipe files or built-in names; the first is the baseline"
-    )
-    parser.add_argument(
-        "--out", required=True, metavar="DIR", help="folder of the runs and the report; a second call continues"
-    )
-    parser.add_argument("--budget", help="budget of each run, such as 10min or 1e9tokens (default: the recipes' own)")
-    parser.add_argument(
-        "--seeds", type=int, default=3, help="seeds of each arm; a verdict needs 3 (default: %(default)s)"
-    )
-    parser.add_argument(
+    add("recipes", nargs="+", metavar="RECIPE", help="recipe files or built-in names; the first is the baseline")
+    add("--out", required=True, metavar="DIR", help="folder of the runs and the report; a second call continues")
+    add("--budget", help="budget of each run, such as 10min or 1e9tokens (default: the recipes' own)")
+    add("--seeds", type=int, default=3, help="seeds of each arm; a verdict needs 3 (default: %(default)s)")
+    add(
         "--fractions", default="0.5,0.7,1", metavar="F,F,...",
-        help="shares of the budget with separate runs, for the time to the baseline's loss "
-        "(default: %(default)s)",
+        help="shares of the budget with separate runs, for the time to the baseline's loss (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument(
-        "--tasks", default="", metavar="TASK,...", help="also measure blimp, sst2, cola ... (see evaluate)"
-    )
-    parser.add_argument("--data", metavar="DIR", help="folder of BLiMP and the tasks, or hub to download them")
-    parser.add_argument("--protocol", default="default", help="how tasks are fine-tuned (default: %(default)s)")
-    parser.add_argument("--pairs_per_paradigm", type=int, metavar="N", help="only N pairs of each paradigm of BLiMP")
-    parser.add_argument(
+    add("--tasks", default="", metavar="TASK,...", help="also measure blimp, sst2, cola ... (see evaluate)")
+    add("--data", metavar="DIR", help="folder of BLiMP and the tasks, or hub to download them")
+    add("--protocol", default="default", help="how tasks are fine-tuned (default: %(default)s)")
+    add("--pairs_per_paradigm", type=int, metavar="N", help="only N pairs of each paradigm of BLiMP")
+    add(
         "--primary", metavar="SCORE",
         help="metric of the verdicts: a score such as cola/mcc@default, or average, of the fine-tuned tasks (default: "
         "the held-out loss, which only judges arms of the baseline's objective)",
     )  # fmt: skip
-    parser.add_argument("--gpus", metavar="N,...", help="GPUs, each with one run at a time (default: one run in all)")
-    parser.add_argument(
+    add("--gpus", metavar="N,...", help="GPUs, each with one run at a time (default: one run in all)")
+    add(
         "--free", action="store_true",
         help="also run arms whose clock is not charged for their methods (with a FLOPs budget: for row selection)",
     )  # fmt: skip
-    parser.add_argument(
-        "--different_data", action="store_true", help="let arms differ in data; then there is no verdict"
-    )
+    add("--different_data", action="store_true", help="let arms differ in data; then there is no verdict")
     parser.add_argument_group(
         "settings", "  --section.key VALUE changes a setting of every recipe, as in `effpt pretrain`."
     )
 
 
-def run(args: argparse.Namespace, extra: list[str]) -> None:
+def run(args: argparse.Namespace) -> None:
     from hf_effpt.comparison.experiment import compare
 
     show_messages()
@@ -65,7 +54,7 @@ def run(args: argparse.Namespace, extra: list[str]) -> None:
         budget=args.budget,
         seeds=args.seeds,
         fractions=numbers("--fractions", args.fractions),
-        overrides=extra,
+        overrides=args.settings,
         tasks=words(args.tasks),
         data=args.data,
         protocol=args.protocol,

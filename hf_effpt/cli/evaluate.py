@@ -6,39 +6,36 @@ from pathlib import Path
 
 from hf_effpt.core.errors import EffptError
 
-from .progress import show_messages
-from .words import refuse, words
+from .shared import show_messages, words
 
 HELP = "Measure a stock checkpoint: held-out loss, BLiMP, and fine-tuning tasks."
 EXAMPLE = "effpt evaluate out/ --tasks loss,blimp,cola,sst2 --data glue_and_blimp/ --seeds 3"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "model", metavar="OUT", help="the folder of a run, or of any stock checkpoint with its tokenizer"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("model", metavar="OUT", help="the folder of a run, or of any stock checkpoint with its tokenizer")
+    add(
         "--tasks", metavar="TASK,...",
         help="loss, blimp, cola, sst2, mrpc, rte, stsb, qnli, qqp, mnli, wnli, ag_news, your own file or folder, "
         "or ORG/NAME on the Hub (default: loss, or the tasks of a named protocol)",
     )  # fmt: skip
-    parser.add_argument("--data", metavar="DIR", help="folder of BLiMP and known tasks, or hub to download them")
-    parser.add_argument("--text", metavar="TEXT", help="held-out text for the loss (default: that of the run)")
-    parser.add_argument(
+    add("--data", metavar="DIR", help="folder of BLiMP and known tasks, or hub to download them")
+    add("--text", metavar="TEXT", help="held-out text for the loss (default: that of the run)")
+    add(
         "--protocol", default="default",
         help="how tasks are fine-tuned: default, glue9_cramming, glue8_mosaic or glue8_electra (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--seeds", type=int, help="seeds of fine-tuning (default: the protocol's)")
-    parser.add_argument("--lora", type=int, metavar="RANK", help="fine-tune LoRA adapters in place of all weights")
-    parser.add_argument("--pairs_per_paradigm", type=int, metavar="N", help="only N pairs of each paradigm of BLiMP")
-    parser.add_argument("--out", metavar="FILE", help="file of the results (default: evaluation.json in the folder)")
+    add("--seeds", type=int, help="seeds of fine-tuning (default: the protocol's)")
+    add("--lora", type=int, metavar="RANK", help="fine-tune LoRA adapters in place of all weights")
+    add("--pairs_per_paradigm", type=int, metavar="N", help="only N pairs of each paradigm of BLiMP")
+    add("--out", metavar="FILE", help="file of the results (default: evaluation.json in the folder)")
 
 
-def run(args: argparse.Namespace, extra: list[str]) -> None:
-    refuse("evaluate", extra)
+def run(args: argparse.Namespace) -> None:
     from hf_effpt.evaluation.results_file import Record
     from hf_effpt.evaluation.suite import evaluate, table
-    from hf_effpt.hub.scores import add_scores
+    from hf_effpt.hub.card import add_scores
 
     show_messages()
     out = Path(args.out) if args.out else Path(args.model) / "evaluation.json"

@@ -5,31 +5,30 @@ from functools import partial
 
 from hf_effpt.core.errors import EffptError
 
-from .progress import show_messages
-from .words import refuse
+from .shared import show_messages
 
 HELP = "Export a training checkpoint as a stock Transformers checkpoint, with its tokenizer and model card."
 EXAMPLE = "effpt export out/checkpoint-900 --out exported/"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint-N folder of a run, or a finished run")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the stock checkpoint")
-    parser.add_argument("--as_bert", action="store_true", help="write the encoder of an ELECTRA as a BertModel")
-    parser.add_argument("--dense", action="store_true", help="write narrower layers at full width, as a stock model")
-    parser.add_argument("--depth", type=int, metavar="LAYERS", help="number of layers to keep (default: all)")
-    parser.add_argument(
+    add = parser.add_argument
+    add("checkpoint", metavar="CHECKPOINT", help="a checkpoint-N folder of a run, or a finished run")
+    add("--out", required=True, metavar="DIR", help="folder for the stock checkpoint")
+    add("--as_bert", action="store_true", help="write the encoder of an ELECTRA as a BertModel")
+    add("--dense", action="store_true", help="write narrower layers at full width, as a stock model")
+    add("--depth", type=int, metavar="LAYERS", help="number of layers to keep (default: all)")
+    add(
         "--strategy", metavar="NAME",
         help="how layers are chosen: every_other, search (by held-out loss) or data_driven (default: every_other)",
     )  # fmt: skip
-    parser.add_argument(
+    add(
         "--dataset", "--text", metavar="TEXT",
         help="text for search and data_driven (default: the run's held-out or training text)",
     )  # fmt: skip
 
 
-def run(args: argparse.Namespace, extra: list[str]) -> None:
-    refuse("export", extra)
+def run(args: argparse.Namespace) -> None:
     if args.depth is None and (args.strategy or args.dataset):
         raise EffptError("`--strategy` and `--dataset` choose the layers of a shallower model; give `--depth`, too.")
     from hf_effpt.hub.export import export

@@ -1,32 +1,32 @@
 """Entry point of `effpt`: finds and runs the subcommand, and turns an error into one clear message."""
 
-from __future__ import annotations
-
 import argparse
 import difflib
 import shlex
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import Any
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import is_disk_full
 
 from . import compare, evaluate, export, methods, pretrain, push, tokenizer
 
-# In order of use. A command is a module with HELP, EXAMPLE, add_arguments(parser) and run(args, extra).
+# In order of use. A command is a module with HELP, EXAMPLE, add_arguments(parser) and run(args).
 _MODULES = (tokenizer, pretrain, evaluate, compare, export, push, methods)
 COMMANDS = {module.__name__.rpartition(".")[2]: module for module in _MODULES}
+WITH_SETTINGS = ("pretrain", "compare")  # commands that find `--section.key value` flags in `args.settings`
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Builds the parser of all subcommands; `run` of a subcommand gets the words that it does not declare."""
+    """Builds the parser of all subcommands."""
+    style: Any = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
     parser = argparse.ArgumentParser(
         prog="effpt",
         description="Pre-trains encoder language models efficiently and leaves stock Transformers checkpoints.",
         epilog="example:\n  effpt pretrain tiny --training.budget 90s\n\nAn example of each: effpt COMMAND --help",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        **style,
     )
     parser.add_argument("--version", action="version", version=f"effpt {version('hf_effpt')}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
@@ -36,8 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
             help=module.HELP,
             description=module.HELP,
             epilog=f"example:\n  {module.EXAMPLE}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
+            **style,
         )
         subparser.add_argument(
             "--import", dest="imports", action="append", default=[], metavar="MODULE",
@@ -63,12 +62,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             close = difflib.get_close_matches(words[0], COMMANDS, n=1)
             hint = f"did you mean `{close[0]}`?" if close else f"the commands are {', '.join(COMMANDS)}."
             raise EffptError(f"There is no command `{words[0]}`; {hint}")
-        args, extra = parser.parse_known_args(words)
+        args, args.settings = parser.parse_known_args(words)
         if args.imports:
             from hf_effpt.core.registry import import_methods
 
             import_methods(args.imports)
-        COMMANDS[args.command].run(args, extra)
+        if args.settings and args.command not in WITH_SETTINGS:
+            command = f"effpt {args.command}"
+            raise EffptError(f"`{command}` does not take `{' '.join(args.settings)}`; see `{command} --help`.")
+        COMMANDS[args.command].run(args)
     except EffptError as error:
         return _fail(2, str(error))
     except Exception as error:

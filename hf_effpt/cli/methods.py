@@ -7,8 +7,6 @@ import dataclasses
 import inspect
 from typing import TYPE_CHECKING
 
-from .words import refuse
-
 if TYPE_CHECKING:
     from hf_effpt.core.method import Method
 
@@ -20,8 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", metavar="NAME", help="the method to show; by default all are listed")
 
 
-def run(args: argparse.Namespace, extra: list[str]) -> None:
-    refuse("methods", extra)
+def run(args: argparse.Namespace) -> None:
     from hf_effpt.core.registry import METHODS, method_class
 
     if args.name is None:

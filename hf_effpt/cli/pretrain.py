@@ -2,7 +2,7 @@
 
 import argparse
 
-from .progress import show_messages
+from .shared import show_messages
 
 HELP = "Pre-train a model from a recipe; the output folder holds a stock Transformers checkpoint."
 EXAMPLE = "effpt pretrain tiny --training.budget 10min --training.output_dir out --methods.layerdrop.p 0.1"
@@ -22,9 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace, extra: list[str]) -> None:
+def run(args: argparse.Namespace) -> None:
     from hf_effpt.pretraining import pretrain
     from hf_effpt.recipe.recipe import Recipe
 
     show_messages()
-    print(pretrain(Recipe.load(args.recipe, extra), resume=args.resume).summary())
+    print(pretrain(Recipe.load(args.recipe, args.settings), resume=args.resume).summary())

@@ -2,21 +2,19 @@
 
 import argparse
 
-from .words import refuse
-
 HELP = "Upload an exported model, with its tokenizer and model card, to the Hugging Face Hub."
 EXAMPLE = "effpt push out/ my-org/my-bert --private"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="OUT", help="the folder of a run, or of an export")
-    parser.add_argument("repo_id", metavar="ORG/NAME", help="the model repository; created if needed")
-    parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
-    parser.add_argument("--revision", metavar="BRANCH", help="branch to push to (default: main)")
+    add = parser.add_argument
+    add("folder", metavar="OUT", help="the folder of a run, or of an export")
+    add("repo_id", metavar="ORG/NAME", help="the model repository; created if needed")
+    add("--private", action="store_true", default=None, help="make a new repository private")
+    add("--revision", metavar="BRANCH", help="branch to push to (default: main)")
 
 
-def run(args: argparse.Namespace, extra: list[str]) -> None:
-    refuse("push", extra)
+def run(args: argparse.Namespace) -> None:
     from hf_effpt.hub.push import push
 
     print(push(args.folder, args.repo_id, private=args.private, revision=args.revision))

@@ -2,27 +2,21 @@
 
 import argparse
 
-from .words import refuse
-
 HELP = "Train a tokenizer on a corpus and save it as a stock fast tokenizer."
 EXAMPLE = "effpt tokenizer corpus/ --vocab_size 30528 --out tok/"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "corpus", metavar="CORPUS", help="file or folder of .txt, .jsonl or .parquet, a Hub dataset, or builtin:pydoc"
-    )
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder to save the tokenizer in")
-    parser.add_argument("--vocab_size", type=int, default=8192, help="a multiple of 64 (default: %(default)s)")
-    parser.add_argument(
-        "--kind", choices=("wordpiece", "bpe"), default="wordpiece", help="its algorithm (default: %(default)s)"
-    )
-    parser.add_argument("--text_column", default="text", help="column of the text (default: %(default)s)")
-    parser.add_argument("--cased", action="store_true", help="keep upper case; by default text is lowercased")
+    add = parser.add_argument
+    add("corpus", metavar="CORPUS", help="file or folder of .txt, .jsonl or .parquet, a Hub dataset, or builtin:pydoc")
+    add("--out", required=True, metavar="DIR", help="folder to save the tokenizer in")
+    add("--vocab_size", type=int, default=8192, help="a multiple of 64 (default: %(default)s)")
+    add("--kind", choices=("wordpiece", "bpe"), default="wordpiece", help="its algorithm (default: %(default)s)")
+    add("--text_column", default="text", help="column of the text (default: %(default)s)")
+    add("--cased", action="store_true", help="keep upper case; by default text is lowercased")
 
 
-def run(args: argparse.Namespace, extra: list[str]) -> None:
-    refuse("tokenizer", extra)
+def run(args: argparse.Namespace) -> None:
     from hf_effpt.data.corpus import open_corpus
     from hf_effpt.data.tokenizer_report import tokenizer_report
     from hf_effpt.data.tokenizer_training import train_tokenizer

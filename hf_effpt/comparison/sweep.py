@@ -15,7 +15,7 @@ from hf_effpt.recipe.file import read_recipe_file
 from hf_effpt.recipe.overrides import apply_overrides
 from hf_effpt.recipe.recipe import Recipe
 from hf_effpt.recipe.settings import SIZES
-from hf_effpt.training.schedule import clock_schedule
+from hf_effpt.training.optimization import clock_schedule
 
 from .arms import Arm
 from .experiment import compare

@@ -2,7 +2,6 @@
 
 - `export`: turns a training checkpoint into a stock model.
 - `push`: uploads an exported model.
-- `card`: writes the model card, with `card_losses`, `card_scores` and `card_rows` for its parts.
-- `scores`: adds scores measured later to `run.json` and the card.
+- `card`: writes the model card, with parts from `card_parts`, and adds scores that were measured later.
 - `folders`: checks, lists and reads the files of model folders.
 """

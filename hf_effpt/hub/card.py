@@ -1,8 +1,9 @@
-"""Writes the model card: the content of `run.json` as a README with metadata for the Hub."""
+"""Writes the model card: the content of `run.json` as a README with metadata for the Hub, and scores added to both."""
 
-from __future__ import annotations
-
+import os
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,13 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.method import Method
+from hf_effpt.core.files import read_json, write_atomically, write_json
 from hf_effpt.core.objectives import OBJECTIVES, objective_in
 from hf_effpt.core.registry import METHODS
 from hf_effpt.core.row_method import RowMethod
 
-from .card_losses import head_notes, loss_note, loss_results, loss_rows, loss_verdict
-from .card_rows import Rows, cell, part, rows, width_rows
-from .card_scores import score_results, score_rows
+from . import card_parts
+from .card_parts import Rows, cell, part, rows
 
 TEMPLATE = Path(__file__).with_name("template.md")
 
@@ -39,10 +39,11 @@ def model_card(run: Mapping[str, Any], repo_id: str | None = None) -> ModelCard:
     output_dir = part(recipe, "training").get("output_dir")
     name = (repo_id or Path(output_dir or "").name or stock_class).split("/")[-1]
     scores = part(run, "scores")
-    results = [*loss_results(objective, evaluation, data), *score_results(scores, fills_masks)]
+    results = [*card_parts.loss_results(objective, evaluation, data), *card_parts.score_results(scores, fills_masks)]
     address = repo_id or "path/to/this/folder"
     widths = model.get("layer_widths")
     methods = [_method(key, settings or {}) for key, settings in used.items()]
+    accounts = [(account or {}).get("text") for account in part(run, "accounts").values()]
     metadata = ModelCardData(
         library_name="transformers",
         # Without a tag the Hub would assume a head that fills masks.
@@ -59,20 +60,20 @@ def model_card(run: Mapping[str, Any], repo_id: str | None = None) -> ModelCard:
         template_path=str(TEMPLATE),
         title=name,
         intro=_intro(run, stock_class),
-        widths=width_rows(widths),
+        widths=widths,
         trust=", trust_remote_code=True" if widths else "",
         objective=f"Objective: `{objective}`. {OBJECTIVES[objective].summary}",
-        heads=head_notes(objective, stock_class, address),
+        heads=card_parts.head_notes(objective, stock_class, address),
         auto_class="AutoModelForMaskedLM" if fills_masks else "AutoModel",
         address=address,
-        verdict=loss_verdict(objective, evaluation),
-        losses=loss_rows(objective, evaluation),
-        about_losses=loss_note(objective, evaluation),
-        scores=score_rows(scores),
+        verdict=card_parts.loss_verdict(objective, evaluation),
+        losses=card_parts.loss_rows(objective, evaluation),
+        about_losses=card_parts.loss_note(objective, evaluation),
+        scores=card_parts.score_rows(scores),
         methods=methods,
         events=[{key: cell(value) for key, value in event.items()} for event in ledger.get("events") or ()],
         costs=_costs(part(run, "clock"), part(run, "energy"), part(run, "throughput")),
-        accounts=_accounts(part(run, "accounts")),
+        accounts=[" ".join(text.split()) for text in accounts if text],
         data=_data(data, part(run, "tokenizer")),
         recipe=yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True).strip() if recipe else None,
         command=run.get("command"),
@@ -81,56 +82,77 @@ def model_card(run: Mapping[str, Any], repo_id: str | None = None) -> ModelCard:
     )
 
 
+def add_scores(folder: str | os.PathLike, scores: Mapping[str, Any]) -> bool:
+    """Adds scores to the `run.json` of a run's folder, and to its model card unless somebody has edited it.
+
+    Args:
+        folder (`str` or `os.PathLike`): folder of a finished run or an export; any other is left alone.
+        scores (`Mapping[str, Any]`): by name, as `evaluate` returns them; scores of the same name are replaced.
+
+    Returns:
+        `bool`: `True` if the card has them now.
+    """
+    folder = Path(folder)
+    if not (folder / "run.json").is_file():
+        return False
+    run = read_json(folder / "run.json")
+    own, address = card_of(folder, run)
+    run["scores"] = {**(run.get("scores") or {}), **scores}
+    write_json(folder / "run.json", run)
+    if own:
+        write_atomically(folder / "README.md", model_card(run, address).save)
+    return own
+
+
+def card_of(folder: Path, run: Mapping[str, Any]) -> tuple[bool, str | None]:
+    """Returns `True` if a folder's card is as its run wrote it, and the Hub address that it was written for."""
+    path = folder / "README.md"
+    if not path.is_file():
+        return True, None
+    text = path.read_text(encoding="utf-8")
+    found = re.search(r'from_pretrained\("([^"]+)"', text)  # the card may name another repository than the run
+    for address in (None, found[1] if found else None):
+        if text == str(model_card(run, address)):
+            return True, address
+    return False, None
+
+
 def _intro(run: Mapping[str, Any], stock_class: str) -> str:
-    parameters, clock = part(run, "model").get("parameters"), part(run, "clock")
+    clock, pruning, parameters = part(run, "clock"), part(run, "pruning"), part(run, "model").get("parameters")
     tokens, seconds = clock.get("tokens"), clock.get("seconds")
     size = f", {parameters:,} parameters" if parameters else ""
     length = f" for {duration(seconds)}" if seconds else ""
     amount = f" on {tokens:,} tokens" if tokens else ""
     source = f" and exported from `{run['exported_from']}`" if run.get("exported_from") else ""
+    if pruning:
+        source += (
+            f". Of its {pruning['layers']} layers, counted from 0, those left are "
+            f"{', '.join(map(str, pruning['kept']))}, chosen by `{pruning['strategy']}` and not trained since"
+        )
     kind = "It is an ordinary Transformers checkpoint: to use it"
     if part(run, "model").get("layer_widths"):
         kind = "Its layers are narrower than stock ones, so it brings the code that builds them; besides that"
     return (
-        f"An encoder (`{stock_class}`{size}), pre-trained{length}{amount} with `hf_effpt`{source}.{_pruning(run)} "
+        f"An encoder (`{stock_class}`{size}), pre-trained{length}{amount} with `hf_effpt`{source}. "
         f"{kind}, `transformers` is all you need."
-    )
-
-
-def _pruning(run: Mapping[str, Any]) -> str:
-    """Describes the layers removed from the model after training."""
-    pruning = part(run, "pruning")
-    if not pruning:
-        return ""
-    kept = ", ".join(map(str, pruning["kept"]))
-    return (
-        f" Of its {pruning['layers']} layers, counted from 0, those left are {kept}, chosen by "
-        f"`{pruning['strategy']}` and not trained since."
     )
 
 
 def _method(name: str, settings: Mapping[str, Any]) -> dict[str, str]:
     given = {key: value for key, value in settings.items() if value is not None}
     text = {"name": name, "settings": ", ".join(f"{key}: {value}" for key, value in given.items())}
+    text |= {"summary": "", "citation": "", "bibtex": ""}
     if name not in METHODS:  # a method of another package, which may not be imported here
-        return text | {"summary": "", "citation": "", "bibtex": ""}
-    method = _built(name, given)
-    paper, does = METHODS[name].paper, METHODS[name].summary
-    if isinstance(method, RowMethod):
-        paper, does = method.cited, method.describe
-    if paper is None:
-        return text | {"summary": does, "citation": "", "bibtex": ""}
-    title = f"[{paper.title}]({paper.url})" if paper.url else paper.title
-    citation = f"{title} ({paper.authors}, {paper.year})"
-    return text | {"summary": does, "citation": citation, "bibtex": paper.bibtex}
-
-
-def _built(name: str, settings: Mapping[str, Any]) -> Method | None:
-    """The method with these settings; `None` if this version does not have them."""
-    try:
-        return METHODS[name](**settings)
-    except (EffptError, TypeError):
-        return None
+        return text
+    paper, text["summary"] = METHODS[name].paper, METHODS[name].summary
+    if issubclass(METHODS[name], RowMethod):
+        with suppress(EffptError, TypeError):  # this version may not have these settings
+            method = METHODS[name](**given)
+            paper, text["summary"] = method.cited, method.describe
+    if paper is not None:
+        title = f"[{paper.title}]({paper.url})" if paper.url else paper.title
+        text |= {"citation": f"{title} ({paper.authors}, {paper.year})", "bibtex": paper.bibtex}
+    return text
 
 
 def _costs(clock: Mapping[str, Any], energy: Mapping[str, Any], throughput: Mapping[str, Any]) -> Rows:
@@ -154,12 +176,6 @@ def _costs(clock: Mapping[str, Any], energy: Mapping[str, Any], throughput: Mapp
             ("Model FLOPs utilization", throughput.get("mfu"), "{:.1%}"),
         ]
     )
-
-
-def _accounts(accounts: Mapping[str, Any]) -> list[str]:
-    """Returns the sentences of the methods' cost reports."""
-    texts = [part(accounts, name).get("text") for name in accounts]
-    return [" ".join(text.split()) for text in texts if text]
 
 
 def _figures(value: float) -> str:

@@ -1,7 +1,5 @@
 """Turns a training checkpoint into a model that needs nothing but `transformers`."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Callable
@@ -180,8 +178,7 @@ def _run_so_far(checkpoint: Path) -> dict[str, Any]:
 def to_bert(stock: PreTrainedModel) -> BertModel:
     """Returns the encoder of a stock ELECTRA as a BERT without pooler: same parameters, names and outputs.
 
-    Raises:
-        EffptError: for another architecture, or an embedding size that is not the hidden size.
+    Raises `EffptError` for another architecture, or an embedding size that is not the hidden size.
     """
     encoder = stock.base_model
     if isinstance(encoder, BertModel):
@@ -201,10 +198,9 @@ def to_bert(stock: PreTrainedModel) -> BertModel:
 
 
 def verify(folder: str | os.PathLike, model: PreTrainedModel) -> None:
-    """Reads `folder` back with `model`'s class and compares the weights; a tokenizer must fit the model.
+    """Reads `folder` back with `model`'s class and compares the weights.
 
-    Raises:
-        EffptError: if a parameter is missing, unexpected or different, or the tokenizer is larger than the vocabulary.
+    Raises `EffptError` if a parameter is missing, unexpected or different, or the tokenizer exceeds the vocabulary.
     """
     loaded, report = type(model).from_pretrained(folder, output_loading_info=True, **pooling_of(model))
     faults = [f"{kind} {sorted(report[kind])}" for kind in MISFITS if report[kind]]

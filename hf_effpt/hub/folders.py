@@ -1,7 +1,5 @@
 """Model folders: lists their files, checks that a saved model is complete, and that a folder may be overwritten."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
@@ -14,14 +12,8 @@ from hf_effpt.core.ticket import FILE as TICKET_FILE
 CODE_FILES = ("configuration_pruned_bert.py", "modeling_pruned_bert.py")  # of models that bring their own code
 MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", *CODE_FILES)
 TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-)
+    "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.txt vocab.json merges.txt"
+).split()
 RECORD_FILES = ("README.md", "recipe.yaml", "run.json", TICKET_FILE)
 EXTRA_FOLDERS = ("generator",)  # folders of models exported beside the main one
 
@@ -33,17 +25,18 @@ def files_of(folder: Path) -> list[str]:
     return [name for name in (*own, *beside) if (folder / name).is_file()]
 
 
-def check_whole(folder: Path) -> None:
-    """Checks that `folder` holds a model that can be read to its last byte.
+def checkpoints_in(run: Path) -> list[Path]:
+    """Checkpoint folders of a run, first to last, whole or not."""
+    found = [(re.fullmatch(r"checkpoint-(\d+)", folder.name), folder) for folder in run.glob("checkpoint-*")]
+    return [folder for _, folder in sorted((int(match[1]), folder) for match, folder in found if match)]
 
-    Raises:
-        EffptError: if it does not; the message offers the last complete checkpoint beside it.
-    """
+
+def check_whole(folder: Path) -> None:
+    """Raises `EffptError`, with the last whole checkpoint nearby, unless `folder` holds a model and all of it."""
     if fault := _fault(folder):
-        beside = [*folder.glob("checkpoint-*"), *folder.parent.glob("checkpoint-*")]
-        whole = [path for path in beside if path != folder and _step(path) is not None and not _fault(path)]
-        last = max(whole, key=lambda path: _step(path) or 0, default=None)
-        fix = f"the last whole checkpoint is {str(last)!r}" if last else "name a folder such as OUT/checkpoint-900"
+        beside = [*checkpoints_in(folder.parent), *checkpoints_in(folder)]
+        whole = [str(path) for path in beside if path != folder and not _fault(path)]
+        fix = f"the last whole checkpoint is {whole[-1]!r}" if whole else "name a folder such as OUT/checkpoint-900"
         raise EffptError(f"{str(folder)!r} {fault}; {fix}.")
 
 
@@ -59,11 +52,6 @@ def _fault(folder: Path) -> str | None:
             return None
     except (ValueError, SafetensorError) as error:
         return f"is corrupt or half-written ({error})"
-
-
-def _step(folder: Path) -> int | None:
-    match = re.fullmatch(r"checkpoint-(\d+)", folder.name)
-    return int(match[1]) if match else None
 
 
 def check_free(checkpoint: Path, out: Path) -> None:

@@ -1,7 +1,5 @@
 """Publishes a finished run on the Hugging Face Hub."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 
@@ -16,9 +14,8 @@ from huggingface_hub.errors import (
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import read_json
 
-from .card import model_card
+from .card import card_of, model_card
 from .folders import check_whole, files_of
-from .scores import card_of
 
 
 def push(
@@ -53,7 +50,10 @@ def push(
     if token is None:
         raise EffptError("No token for the Hugging Face Hub: run `hf auth login`, or set HF_TOKEN, and push again.")
     api = HfApi(token=token)
-    card = _card(folder, repo_id)
+    run = read_json(folder / "run.json")
+    # A card that somebody has edited is published as it is.
+    own = card_of(folder, run)[0]
+    card = model_card(run, repo_id) if own else ModelCard((folder / "README.md").read_text(encoding="utf-8"))
     operations = [CommitOperationAdd(name, folder / name) for name in files_of(folder) if name != "README.md"]
     operations.append(CommitOperationAdd("README.md", str(card).encode()))
     try:
@@ -85,14 +85,6 @@ def _check_exported(folder: Path) -> None:
             f"{str(folder)!r} has no run.json, so no finished run or export wrote it; pass the folder of a run (OUT), "
             "or one written by `effpt export`."
         )
-
-
-def _card(folder: Path, repo_id: str) -> ModelCard:
-    """Returns the card to publish: the folder's own if somebody edited it, else one written for `repo_id`."""
-    run = read_json(folder / "run.json")
-    if not card_of(folder, run)[0]:
-        return ModelCard((folder / "README.md").read_text(encoding="utf-8"))
-    return model_card(run, repo_id)
 
 
 def _refusal(error: HfHubHTTPError, repo_id: str, endpoint: str) -> str:

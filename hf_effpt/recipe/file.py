@@ -19,10 +19,9 @@ class _Loader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str):
-                raise yaml.MarkedYAMLError(problem=f"the key {key!r} is not a name", problem_mark=key_node.start_mark)
-            if key in seen:
-                raise yaml.MarkedYAMLError(problem=f"the key {key!r} is given twice", problem_mark=key_node.start_mark)
+            fault = "is not a name" if not isinstance(key, str) else "is given twice" if key in seen else None
+            if fault:
+                raise yaml.MarkedYAMLError(problem=f"the key {key!r} {fault}", problem_mark=key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -33,27 +32,17 @@ _Loader.add_implicit_resolver(
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """Parses a YAML text; `source` names it in errors.
-
-    Raises:
-        EffptError: with line and column, if the text is not YAML or has a duplicate key.
-    """
+    """Parses a YAML text; raises `EffptError` with `source`, line and column if it is none, or has a duplicate key."""
     try:
         return yaml.load(text, _Loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise EffptError(f"{source}{where}: {error.problem}. Correct the YAML there.") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: looks like a date, but is none
-        raise EffptError(f"{source}: {error}. Correct the YAML there.") from None
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise EffptError(f"{source}{where}: {getattr(error, 'problem', error)}. Correct the YAML there.") from None
 
 
 def find_recipe(source: str | Path) -> Path:
-    """Returns the path of a recipe file, given that path or the name of a built-in recipe.
-
-    Raises:
-        EffptError: if there is neither, with the nearest built-in name.
-    """
+    """Returns the path of a recipe file, given that path or a built-in name; raises `EffptError` if there is none."""
     path = Path(source)
     if path.is_file():
         return path
@@ -68,11 +57,7 @@ def find_recipe(source: str | Path) -> Path:
 
 
 def read_recipe_file(source: str | Path) -> Any:
-    """Reads a recipe file, or a built-in recipe by its name.
-
-    Raises:
-        EffptError: if there is no such recipe, or it is not YAML in UTF-8.
-    """
+    """Reads a recipe file, or a built-in recipe by its name; raises `EffptError` if there is none in UTF-8 YAML."""
     path = find_recipe(source)
     try:
         text = path.read_text(encoding="utf-8")

@@ -54,15 +54,14 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _default_arguments()  # made now: it resets the state of Accelerate, which a Trainer needs later
-        self.methods = {name: _method_settings(name, values) for name, values in self.methods.items()}
+        self.methods = {
+            name: parse_section(f"methods.{name}", method_class(str(name)), values).settings()
+            for name, values in self.methods.items()
+        }
         build_methods(self.methods, self.model.config())
-        longest = self.model.max_position_embeddings
-        require(
-            self.data.sequence_length <= longest,
-            "data.sequence_length",
-            self.data.sequence_length,
-            f"at most `model.max_position_embeddings`, {longest}",
-        )
+        length, longest = self.data.sequence_length, self.model.max_position_embeddings
+        needed = f"at most `model.max_position_embeddings`, {longest}"
+        require(length <= longest, "data.sequence_length", length, needed)
 
     @classmethod
     def load(cls, source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
@@ -105,10 +104,6 @@ class Recipe:
         """Writes the resolved recipe as YAML."""
         text = yaml.safe_dump(self.resolved(), sort_keys=False, allow_unicode=True, default_flow_style=False)
         write_atomically(Path(path), text)
-
-
-def _method_settings(name: str, values: Any) -> dict[str, Any]:
-    return parse_section(f"methods.{name}", method_class(str(name)), values).settings()
 
 
 @lru_cache

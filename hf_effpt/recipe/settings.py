@@ -10,7 +10,8 @@ from hf_effpt.training.arguments import EffptTrainingArguments
 
 from .sections import parse_section, require
 
-# name -> layers, hidden size, heads; the BERT miniatures of Turc et al. (2019), and BERT itself
+SHAPE = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
+# name -> the first three of them; the BERT miniatures of Turc et al. (2019), and BERT itself
 SIZES: dict[str, tuple[int, int, int]] = {
     "tiny": (2, 128, 2),
     "mini": (4, 256, 4),
@@ -92,13 +93,9 @@ class ModelSettings:
         self.config()
 
     def config(self, **more: Any) -> Any:
-        """Builds the configuration of the training model.
+        """Builds the configuration of the training model; raises `EffptError` for an impossible setting.
 
-        Args:
-            **more: settings from the tokenizer and the methods, such as `vocab_size`.
-
-        Raises:
-            EffptError: for an impossible setting.
+        `more` are settings from the tokenizer and the methods, such as `vocab_size`.
         """
         own = {key: getattr(self, key) for key in (*OF_GENERATORS, *OF_MCBERT) if getattr(self, key) is not None}
         config = config_for(self.objective, **self.config_kwargs(), **own, **more)
@@ -107,13 +104,11 @@ class ModelSettings:
 
     def config_kwargs(self) -> dict[str, Any]:
         """Returns the shape and dropout as keyword arguments of a `BertConfig`."""
-        layers, hidden, heads = SIZES[self.size]
-        hidden = hidden if self.hidden_size is None else self.hidden_size
+        own = {key: getattr(self, key) for key in SHAPE if getattr(self, key) is not None}
+        shape = dict(zip(SHAPE, SIZES[self.size], strict=False)) | own
+        shape.setdefault("intermediate_size", 4 * shape["hidden_size"])
         return {
-            "num_hidden_layers": layers if self.num_hidden_layers is None else self.num_hidden_layers,
-            "hidden_size": hidden,
-            "num_attention_heads": heads if self.num_attention_heads is None else self.num_attention_heads,
-            "intermediate_size": 4 * hidden if self.intermediate_size is None else self.intermediate_size,
+            **shape,
             "max_position_embeddings": self.max_position_embeddings,
             "hidden_dropout_prob": self.dropout,
             "attention_probs_dropout_prob": self.dropout,

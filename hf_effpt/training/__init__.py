@@ -9,7 +9,7 @@ trainer                 `EffptTrainer`: the stock Trainer with a clock and metho
 stream                  order of the rows, resumed by position
 row_selection           rows chosen by methods for each step
   reference_models      frozen models that such methods compare with
-adam, schedule          AdamW without bias correction; learning rate by budget
+optimization            AdamW without bias correction; learning rate by budget
 cost                    cost of steps and methods, charged to the clock
   timekeeping, energy   seconds and joules
   flops                 FLOPs of a step
@@ -18,7 +18,6 @@ cost                    cost of steps and methods, charged to the clock
   meters                throughput, utilisation and time by part of a step
   carbon                `report_to: codecarbon`
 evaluation_loop         logged metrics and held-out loss
-checkpointing           writing of checkpoints and the exported model
-  checkpoints           checking and loading of checkpoints
+checkpoints             checking, loading and saving of checkpoints; saving of the exported model
   record                content of `run.json`
 """

@@ -1,6 +1,7 @@
 """Training arguments: the stock ones with a budget and defaults for pre-training."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import TrainingArguments
 
@@ -12,7 +13,6 @@ from .energy import WORLD_AVERAGE, check_source, energy_source
 
 # Schedules by fraction of training, which can follow any clock.
 CLOCK_SCHEDULES = ("linear", "cosine", "cosine_with_min_lr", "polynomial", "constant", "constant_with_warmup")
-WITHOUT_DECAY = ("constant", "constant_with_warmup")
 
 # Values outside make training fail late, or give meaningless results.
 RANGES = {
@@ -31,6 +31,27 @@ RANGES = {
     "save_steps": (1e-9, 1e12),
     "save_total_limit": (1, 1e9),
 }
+ABOVE_ZERO = (
+    "learning_rate per_device_train_batch_size per_device_eval_batch_size num_train_epochs "
+    "gradient_accumulation_steps logging_steps eval_steps"
+).split()
+
+# Stock arguments that do not work here, and why; each must be left out.
+UNSUPPORTED = {
+    "load_best_model_at_end": "it would put old weights into a model whose shape has changed since; choose a "
+    "`checkpoint-N` yourself",
+    "torch_compile": "it compiles the whole model, once for every set of layers that runs; use `compile_layers`",
+    "resume_from_checkpoint": "it is an argument of `train()`, and on the command line `--resume`",
+    **dict.fromkeys(
+        ("metric_for_best_model", "restore_callback_states_from_checkpoint", "save_only_model"),
+        "checkpoints are written under a temporary name, whole, and kept by age",
+    ),
+    "auto_find_batch_size": "it does not go with a data stream that is entered by position",
+}
+
+
+def _field(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
 
 
 @dataclass
@@ -60,49 +81,29 @@ class EffptTrainingArguments(TrainingArguments):
         EffptError: for impossible values, before anything is loaded.
     """
 
-    budget: str | None = field(
-        default=None,
-        metadata={"help": "What the run may spend: 40steps, 1e9tokens, 3e15flops, 90s, 10min, 2h, 50kJ, 10min_rst."},
-    )
-    compile_layers: bool = field(
-        default=False, metadata={"help": "Compile each transformer layer with torch.compile."}
-    )
+    budget: str | None = _field(None, "Limit: 40steps, 1e9tokens, 3e15flops, 90s, 10min, 2h, 50kJ, 10min_rst.")
+    compile_layers: bool = _field(False, "Compile each transformer layer with torch.compile.")
+    reference_times: str | None = _field(None, "JSON file of reference times; by default this machine's own.")
+    charge_methods: bool = _field(True, "Whether the clock pays for what methods do besides training.")
+    bias_correction: bool = _field(True, "Adam's bias correction; the published ELECTRA and BERT have none.")
+    multiply_warmup: bool = _field(False, "The warm-up multiplies the decay, as in ELECTRA, and does not precede it.")
+    carbon_intensity: float = _field(WORLD_AVERAGE, "Grams of CO2e a kWh; by default the world average.")
 
-    reference_times: str | None = field(
-        default=None, metadata={"help": "JSON file of reference times; by default this machine's own, in the cache."}
-    )
-    charge_methods: bool = field(
-        default=True, metadata={"help": "Whether the clock pays for what methods do besides training."}
-    )
-
-    bias_correction: bool = field(
-        default=True, metadata={"help": "Adam's bias correction; the published ELECTRA and BERT have none."}
-    )
-    multiply_warmup: bool = field(
-        default=False, metadata={"help": "The warm-up multiplies the decay, as in ELECTRA, and does not precede it."}
-    )
-
-    carbon_intensity: float = field(
-        default=WORLD_AVERAGE, metadata={"help": "Grams of CO2e a kWh; by default the world average."}
-    )
-
-    output_dir: str = field(default="out", metadata={"help": "The run folder; the exported model lies in its root."})
-    learning_rate: float = field(default=1e-3, metadata={"help": "The peak learning rate."})
-    per_device_train_batch_size: int = field(default=32, metadata={"help": "Rows of a micro-batch, per device."})
-    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Rows of an evaluation batch, per device."})
-    adam_beta2: float = field(default=0.98, metadata={"help": "Beta2 of AdamW."})
-    adam_epsilon: float = field(default=1e-12, metadata={"help": "Epsilon of AdamW."})
-    weight_decay: float = field(default=0.01, metadata={"help": "Weight decay of everything but biases and norms."})
-    max_grad_norm: float = field(default=0.5, metadata={"help": "Largest gradient norm."})
-    warmup_steps: float = field(default=0.06, metadata={"help": "Warm-up: below 1 a share of the budget, else steps."})
-    logging_steps: float = field(default=50, metadata={"help": "Log every so many optimizer steps."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "How many checkpoints are kept."})
-    hub_strategy: str = field(default="end", metadata={"help": "Only `end`: the exported model, when it is done."})
-    ignore_data_skip: bool = field(
-        default=True, metadata={"help": "Always on: the data stream is entered by position."}
-    )
+    output_dir: str = _field("out", "The run folder; the exported model lies in its root.")
+    learning_rate: float = _field(1e-3, "The peak learning rate.")
+    per_device_train_batch_size: int = _field(32, "Rows of a micro-batch, per device.")
+    per_device_eval_batch_size: int = _field(64, "Rows of an evaluation batch, per device.")
+    adam_beta2: float = _field(0.98, "Beta2 of AdamW.")
+    adam_epsilon: float = _field(1e-12, "Epsilon of AdamW.")
+    weight_decay: float = _field(0.01, "Weight decay of everything but biases and norms.")
+    max_grad_norm: float = _field(0.5, "Largest gradient norm.")
+    warmup_steps: float = _field(0.06, "Warm-up: below 1 a share of the budget, else steps.")
+    logging_steps: float = _field(50, "Log every so many optimizer steps.")
+    save_total_limit: int | None = _field(2, "How many checkpoints are kept.")
+    hub_strategy: str = _field("end", "Only `end`: the exported model, when it is done.")
+    ignore_data_skip: bool = _field(True, "Always on: the data stream is entered by position.")
     # Filtering would make the host wait for the device at each step.
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Leave NaN losses out of the logged mean."})
+    logging_nan_inf_filter: bool = _field(False, "Leave NaN losses out of the logged mean.")
 
     def __post_init__(self) -> None:
         self._refuse_impossible()
@@ -111,7 +112,7 @@ class EffptTrainingArguments(TrainingArguments):
         if carbon.NAME in (self.report_to or ()):
             carbon.country()
         if (clock := self.clock) is not None and clock.unit == "joules":
-            check_source(clock, energy_source(self.device))
+            check_source(clock.budget, energy_source(self.device))
 
     @property
     def clock(self) -> Clock | None:
@@ -127,16 +128,10 @@ class EffptTrainingArguments(TrainingArguments):
             )
         clock = self.clock
         in_steps = clock is None or clock.unit == "steps"
-        for name in (
-            "learning_rate",
-            "per_device_train_batch_size",
-            "per_device_eval_batch_size",
-            "num_train_epochs",
-            "gradient_accumulation_steps",
-            "logging_steps",
-        ):
-            if not float(getattr(self, name)) > 0:
-                raise EffptError(f"`training.{name}` must be above 0, not {getattr(self, name)}.")
+        for name in ABOVE_ZERO:
+            value = getattr(self, name)
+            if value is not None and not float(value) > 0:
+                raise EffptError(f"`training.{name}` must be above 0, not {value}.")
         for name, (low, high) in RANGES.items():
             value = getattr(self, name)
             if value is not None and not low <= float(value) <= high:  # also refuses NaN
@@ -157,15 +152,13 @@ class EffptTrainingArguments(TrainingArguments):
                     f"`training.{name}` is {value}, a share of a number of steps that the budget "
                     f"{self.budget} leaves open; give whole steps, for example 100."
                 )
-        if self.eval_steps is not None and not self.eval_steps > 0:
-            raise EffptError(f"`training.eval_steps` must be above 0, not {self.eval_steps}; below 1 it is a share.")
         schedule = str(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type))
         if schedule not in CLOCK_SCHEDULES:
             raise EffptError(
                 f"`training.lr_scheduler_type` {self.lr_scheduler_type!r} cannot follow a budget; use one of "
                 f"{', '.join(CLOCK_SCHEDULES)}."
             )
-        if self.multiply_warmup and schedule in WITHOUT_DECAY:
+        if self.multiply_warmup and schedule.startswith("constant"):
             raise EffptError(
                 f"`training.multiply_warmup` needs a decay for the warm-up to multiply, which "
                 f"`training.lr_scheduler_type` {schedule!r} has not; use linear, or leave `multiply_warmup` out."
@@ -176,30 +169,10 @@ class EffptTrainingArguments(TrainingArguments):
                 f"`training.{given}` is {getattr(self, given)!r}, but `training.bias_correction: false` is an "
                 f"optimizer of its own, AdamW without the correction; leave `{given}` or `bias_correction` out."
             )
-        if self.load_best_model_at_end:
-            raise EffptError(
-                "`load_best_model_at_end` would put old weights into a model whose shape has changed since; "
-                "leave it out and choose a `checkpoint-N` yourself."
-            )
         if str(getattr(self.hub_strategy, "value", self.hub_strategy)) != "end":
             raise EffptError(f"`hub_strategy` {self.hub_strategy!r} would publish the training model; use `end`.")
-        if self.torch_compile:
-            raise EffptError(
-                "`torch_compile` compiles the whole model, once for every set of layers that runs; "
-                "use `compile_layers` instead."
-            )
-        if self.resume_from_checkpoint is not None:
-            raise EffptError(
-                "`resume_from_checkpoint` is an argument of `train()`; on the command line use `--resume`."
-            )
-        for name in ("metric_for_best_model", "restore_callback_states_from_checkpoint", "save_only_model"):
+        for name, reason in UNSUPPORTED.items():
             if getattr(self, name):
-                raise EffptError(
-                    f"`training.{name}` is not supported: checkpoints are written under a temporary name, whole, and "
-                    "kept by age; leave it out."
-                )
-        if self.auto_find_batch_size or not self.ignore_data_skip:
-            raise EffptError(
-                "`auto_find_batch_size` and `ignore_data_skip=False` do not go with a data stream that is "
-                "entered by position; leave them out."
-            )
+                raise EffptError(f"`training.{name}` is not supported: {reason}; leave it out.")
+        if not self.ignore_data_skip:
+            raise EffptError("`ignore_data_skip=False` does not go with a data stream that is entered by position.")

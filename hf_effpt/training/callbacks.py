@@ -1,9 +1,10 @@
 """Callbacks of a run: `ClockCallback` advances clock and methods, `ClockProgress` shows the spent budget."""
 
+from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState, ProgressCallback
@@ -13,8 +14,7 @@ from hf_effpt.core.freezing import freeze
 from hf_effpt.core.row_method import RowMethod
 
 from .checkpoints import identity_of
-from .run_context import live_context
-from .schedule import renew
+from .optimization import renew
 
 
 class ClockCallback(TrainerCallback, ExportableState):
@@ -60,8 +60,10 @@ class ClockCallback(TrainerCallback, ExportableState):
         rows = len(trainer.train_dataset)
         state.epoch = stream.rows_seen / rows
         passes, before = stream.rows_seen // rows, (stream.rows_seen - stream.step_rows_seen) // rows
-        if passes > before and not trainer.clock.finished:
-            self.on_pass_end(args, control)
+        if passes > before and not trainer.clock.finished:  # the stock Trainer sees one endless epoch
+            control.should_log = control.should_log or args.logging_strategy == "epoch"
+            control.should_evaluate = control.should_evaluate or args.eval_strategy == "epoch"
+            control.should_save = control.should_save or args.save_strategy == "epoch"
         if self._is_due(args.eval_strategy, args.eval_steps):
             control.should_evaluate = True
         if trainer.methods:
@@ -69,7 +71,7 @@ class ClockCallback(TrainerCallback, ExportableState):
         if trainer.clock.finished:
             trainer.cost.timekeeper.settle()
             control.should_training_stop = True
-            control.should_save = control.should_save or str(args.save_strategy.value) != "no"
+            control.should_save = control.should_save or args.save_strategy != "no"
             control.should_log = True
 
     def advance_methods(self) -> None:
@@ -94,13 +96,6 @@ class ClockCallback(TrainerCallback, ExportableState):
         if strategy != "steps" or steps is None or steps >= 1 or clock.unit == "steps" or clock.finished:
             return False
         return int(clock.fraction / steps) > int(before / steps)
-
-    @staticmethod
-    def on_pass_end(args: Any, control: Any) -> None:
-        """Applies the `epoch` strategies after each pass: the stock Trainer sees one endless epoch."""
-        control.should_log = control.should_log or args.logging_strategy == "epoch"
-        control.should_evaluate = control.should_evaluate or args.eval_strategy == "epoch"
-        control.should_save = control.should_save or args.save_strategy == "epoch"
 
 
 class ClockProgress(ProgressCallback):
@@ -135,3 +130,31 @@ class ClockProgress(ProgressCallback):
             if "tokens_per_second" in logs:
                 shown["tokens/s"] = f"{logs['tokens_per_second']:,.0f}"
             self.training_bar.set_postfix(shown)
+
+
+def live_context(trainer: Any) -> RunContext:
+    """Builds the context of `advance` from an [`EffptTrainer`], between two of its steps."""
+    trainer.cost.forget_counts()
+
+    def mean_loss() -> Tensor:
+        loss = trainer.step_loss
+        return loss if trainer.args.world_size == 1 else trainer.accelerator.reduce(loss, "mean")
+
+    def draw_batches(number: int) -> Iterator[dict[str, Tensor]]:
+        for batch in trainer.stream.draw(number, trainer.state.global_step):
+            if trainer.args.charge_methods:
+                trainer.cost.step_tokens += batch["input_ids"].numel() * trainer.args.world_size
+            yield batch
+
+    return RunContext(
+        trainer.state.global_step,
+        trainer.clock.fraction,
+        trainer.args.seed,
+        model=trainer.model,
+        optimizer=getattr(trainer.optimizer, "optimizer", trainer.optimizer),  # Accelerate wraps it
+        loss=mean_loss,
+        flops=trainer.clock.flops,
+        draw_batches=draw_batches,
+        charged=trainer.cost.charged,
+        warming_up=trainer.is_warming_up,
+    )

@@ -6,7 +6,6 @@ The stock callback looks the country up online and falls back to Quebec, whose e
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from transformers import TrainingArguments
 
@@ -62,29 +61,18 @@ def tracking(args: TrainingArguments, timekeeper: Timekeeper) -> Iterator[None]:
     if NAME not in (args.report_to or ()) or args.local_process_index != 0:
         yield
         return
-    where = country()
+    where, begun = country(), timekeeper.clock.steps
     import codecarbon
 
     tracker = codecarbon.OfflineEmissionsTracker(
         country_iso_code=where, output_dir=str(args.output_dir), log_level="error"
     )
-    begun = timekeeper.clock.steps
     tracker.start()
     try:
         yield
     finally:
         tracker.stop()
-        timekeeper.emissions = found(tracker, where, begun)
-
-
-def found(tracker: Any, where: str, begun: int) -> dict[str, Any] | None:
-    """Totals of a stopped tracker; `None` if it failed, since codecarbon hides its own errors."""
-    data = getattr(tracker, "final_emissions_data", None)
-    if data is None:
-        return None
-    return {
-        "kwh": float(data.energy_consumed),
-        "co2e_grams": 1e3 * float(data.emissions),
-        "country": where,
-        "since_step": begun,
-    }
+        # The data are missing if it failed, since codecarbon hides its own errors.
+        if (data := getattr(tracker, "final_emissions_data", None)) is not None:
+            spent = {"kwh": float(data.energy_consumed), "co2e_grams": 1e3 * float(data.emissions)}
+            timekeeper.emissions = {**spent, "country": where, "since_step": begun}

@@ -1,26 +1,28 @@
-"""Checking and loading of checkpoints."""
+"""Checking, loading and atomic saving of checkpoints, and saving of the exported model in the run folder's root."""
 
-import re
+import json
+import os
+import shutil
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.files import read_json
-from hf_effpt.core.method import Method
+from hf_effpt.core.files import STAGING, is_disk_full, read_json, replacing_folder_contents, write_atomically
 from hf_effpt.data.packing import facts
+from hf_effpt.hub.card import model_card
+from hf_effpt.hub.folders import checkpoints_in
+from hf_effpt.models.base import exports_of
+
+from .record import run_record
 
 TENSORS = "model.safetensors"
 STATE = "trainer_state.json"
 NEEDED = ("config.json", TENSORS, STATE, "optimizer.pt", "scheduler.pt")
-
-
-def checkpoints_in(run: Path) -> list[Path]:
-    """Checkpoint folders of a run, first to last, whole or not."""
-    found = [(re.fullmatch(r"checkpoint-(\d+)", folder.name), folder) for folder in run.glob("checkpoint-*")]
-    return [folder for _, folder in sorted((int(match[1]), folder) for match, folder in found if match)]
 
 
 def fault(checkpoint: Path) -> str | None:
@@ -40,18 +42,14 @@ def fault(checkpoint: Path) -> str | None:
             pass
     except (SafetensorError, OSError):
         return f"`{TENSORS}` is damaged or cut short"
-    if not list(checkpoint.glob("rng_state*.pth")):
+    generators = sorted(checkpoint.glob("rng_state*.pth"))  # one for each process
+    if not generators:
         return "`rng_state.pth` is missing"
-    for archive in sorted(
-        [*checkpoint.glob("rng_state*.pth"), checkpoint / "optimizer.pt", checkpoint / "scheduler.pt"]
-    ):
-        try:
-            with zipfile.ZipFile(archive) as file:
-                whole = file.testzip() is None
-        except zipfile.BadZipFile:
-            whole = False
-        if not whole:
-            return f"`{archive.name}` is damaged or cut short"
+    for archive in (checkpoint / "optimizer.pt", *generators, checkpoint / "scheduler.pt"):
+        with suppress(zipfile.BadZipFile), zipfile.ZipFile(archive) as file:
+            if file.testzip() is None:
+                continue
+        return f"`{archive.name}` is damaged or cut short"
     return None
 
 
@@ -73,15 +71,30 @@ def choose(wanted: str | Path | Literal[True], run: Path) -> Path:
     return checkpoint
 
 
-def totals(checkpoint: Path) -> dict[str, Any]:
-    """Totals of clock and rows in a checkpoint; raises `EffptError` if another Trainer saved it."""
+def totals(checkpoint: Path, dataset: Any, bias_correction: bool) -> dict[str, Any]:
+    """Totals of clock and rows in a checkpoint.
+
+    Raises `EffptError` if another Trainer saved it, or its run had other rows or another `bias_correction`.
+    """
     callbacks = read_json(checkpoint / STATE).get("stateful_callbacks", {})
     if "ClockCallback" not in callbacks:
         raise EffptError(
             f"The checkpoint {checkpoint} says nothing of a clock, so another Trainer has saved it; load its weights "
             "with `from_pretrained` and start a new run."
         )
-    return callbacks["ClockCallback"]["attributes"]
+    found = callbacks["ClockCallback"]["attributes"]
+    before, now = found.get("data"), identity_of(dataset)
+    if before is not None and now is not None and before != now:
+        raise EffptError(
+            f"The text or the tokenizer has changed since {checkpoint} was saved (fingerprint {before}, now {now}); "
+            "resume with the data the run was started with, or start a new run."
+        )
+    if (corrected := found.get("bias_correction", True)) != bias_correction:
+        raise EffptError(
+            f"{checkpoint} was saved with `bias_correction: {str(corrected).lower()}`, which the state of its "
+            "optimizer is made for; resume with that setting."
+        )
+    return found
 
 
 def identity_of(dataset: Any) -> str | None:
@@ -90,26 +103,6 @@ def identity_of(dataset: Any) -> str | None:
         return f"{facts(dataset)['fingerprint']}, {len(dataset)} rows"
     except (EffptError, AttributeError):
         return None
-
-
-def check_data(checkpoint: Path, dataset: Any) -> None:
-    """Raises `EffptError` if the rows differ from those the run was started with."""
-    before, now = totals(checkpoint).get("data"), identity_of(dataset)
-    if before is not None and now is not None and before != now:
-        raise EffptError(
-            f"The text or the tokenizer has changed since {checkpoint} was saved (fingerprint {before}, now {now}); "
-            "resume with the data the run was started with, or start a new run."
-        )
-
-
-def check_optimizer(checkpoint: Path, bias_correction: bool) -> None:
-    """Raises `EffptError` if `bias_correction` differs from the checkpoint's."""
-    before = totals(checkpoint).get("bias_correction", True)
-    if before != bias_correction:
-        raise EffptError(
-            f"{checkpoint} was saved with `bias_correction: {str(before).lower()}`, which the state of its optimizer "
-            "is made for; resume with that setting."
-        )
 
 
 def load_training_model(model: Any, checkpoint: Path) -> Any:
@@ -125,13 +118,7 @@ def load_training_model(model: Any, checkpoint: Path) -> Any:
             f"The weights in {checkpoint} do not fit its configuration: missing {sorted(report['missing_keys'])}, "
             f"unexpected {sorted(report['unexpected_keys'])}; take another checkpoint."
         )
-    check_methods(checkpoint, model.methods, loaded.methods)
-    return loaded
-
-
-def check_methods(checkpoint: Path, wanted: list[Method], trained: list[Method]) -> None:
-    """Raises `EffptError`, naming the first difference, if methods or their settings changed."""
-    now, before = ({method.name: method.settings() for method in methods} for methods in (wanted, trained))
+    now, before = ({method.name: method.settings() for method in one.methods} for one in (model, loaded))
     for name in sorted({*now, *before}):
         if now.get(name) != before.get(name):
             told = [f"`{name}: {found[name]}`" if name in found else f"no `{name}`" for found in (before, now)]
@@ -139,3 +126,72 @@ def check_methods(checkpoint: Path, wanted: list[Method], trained: list[Method])
                 f"{checkpoint} was saved by a run with {told[0]}, and this one has {told[1]}; resume with the methods "
                 "it was started with, or load its weights with `from_pretrained` and start a new run."
             )
+    return loaded
+
+
+class Saver:
+    """Saves checkpoints atomically and exports the model of `trainer` ([`EffptTrainer`])."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer, self.args = trainer, trainer.args
+        self.staging: Path | None = None  # folder of the checkpoint being written
+
+    @contextmanager
+    def checkpoint(self, step: int) -> Iterator[None]:
+        """Stages the checkpoint written in the block under a temporary name, then renames it.
+
+        A full disk or a kill thus leaves earlier checkpoints whole. Raises `EffptError` if the disk is full.
+        """
+        run, saves = Path(self.args.output_dir), self.args.should_save
+        final, wait = run / f"checkpoint-{step}", self.trainer.accelerator.wait_for_everyone
+        timekeeper = self.trainer.cost.timekeeper
+        timekeeper.settle()
+        with timekeeper.paused():
+            if saves:
+                shutil.rmtree(run / STAGING, ignore_errors=True)
+            wait()
+            self.staging = run / STAGING
+            try:
+                yield
+                wait()
+                if saves:
+                    shutil.rmtree(final, ignore_errors=True)
+                    os.replace(self.staging / final.name, final)
+            except Exception as error:
+                if is_disk_full(error):
+                    kept = [str(folder) for folder in checkpoints_in(run)]
+                    raise EffptError(
+                        f"The disk is full and {final} could not be saved; free some space and resume from "
+                        f"{kept[-1] if kept else 'the beginning'}, which is whole."
+                    ) from error
+                raise
+            finally:
+                self.staging = None
+                if saves:
+                    shutil.rmtree(run / STAGING, ignore_errors=True)
+            if saves and self.args.save_total_limit:
+                # Damaged checkpoints do not count towards the limit, and the new one is always kept.
+                whole = [folder for folder in checkpoints_in(run) if folder != final and fault(folder) is None]
+                for old in whole[: max(0, len(whole) + 1 - self.args.save_total_limit)]:
+                    shutil.rmtree(old)
+
+    def export(self, out: str) -> None:
+        """Writes the stock model with tokenizer, card and `run.json` into the folder `out`, all or nothing."""
+        trainer = self.trainer
+        with trainer.cost.timekeeper.paused(), replacing_folder_contents(out) as folder:
+            exports = exports_of(trainer.accelerator.unwrap_model(trainer.model))
+            record = run_record(trainer, exports[""])
+            for name, exported in exports.items():
+                exported.save_pretrained(folder / name)
+                if trainer.processing_class is not None:
+                    trainer.processing_class.save_pretrained(folder / name)
+            for method in trainer.methods:
+                method.save_artifacts(trainer.model.backbone, folder)
+            (folder / "run.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
+            model_card(record, trainer.hub_model_id).save(folder / "README.md")
+
+    def write_card(self, given: dict[str, Any]) -> None:
+        """Writes the card of the current model, with the facts in `given` that are not `None`."""
+        known = {name: value for name, value in given.items() if value is not None}
+        record = run_record(self.trainer, self.trainer.model.export()) | known
+        write_atomically(Path(self.args.output_dir) / "README.md", model_card(record, self.trainer.hub_model_id).save)

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch.utils.data import IterableDataset
-from transformers import PreTrainedModel
 
 from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
@@ -18,8 +17,13 @@ from hf_effpt.models.base import EffptMixin
 from .arguments import EffptTrainingArguments
 
 
-def check_parts(model: PreTrainedModel, args: Any, datasets: list[Any], tokenizer: Any) -> None:
-    """Raises `EffptError` if model, arguments, data and tokenizer do not fit each other."""
+def check_parts(
+    model: Any, args: Any, datasets: Sequence[Any], tokenizer: Any, given: Mapping[str, Any], trainer: Any
+) -> None:
+    """Raises `EffptError` if model, arguments, data and tokenizer do not fit each other or the class `trainer`.
+
+    `given` are further arguments of the trainer: no ready-made optimizer or schedule may be among them.
+    """
     if not isinstance(model, EffptMixin):
         raise EffptError(
             f"`EffptTrainer` trains models of this package, not `{type(model).__name__}`; load the same weights "
@@ -29,6 +33,20 @@ def check_parts(model: PreTrainedModel, args: Any, datasets: list[Any], tokenize
     if not isinstance(args, EffptTrainingArguments):
         raise EffptError(
             f"`args` must be `EffptTrainingArguments`, not `{type(args).__name__}`; it takes the same fields."
+        )
+    if given.get("optimizers", (None, None)) != (None, None):
+        raise EffptError(
+            "A ready-made optimizer cannot follow a model that resumes in another shape; pass its class "
+            "and settings as `optimizer_cls_and_kwargs`. The schedule follows the budget."
+        )
+    if given.get("optimizer_cls_and_kwargs") is not None and not args.bias_correction:
+        raise EffptError(
+            "`optimizer_cls_and_kwargs` replaces the optimizer of `bias_correction=False`; leave one of them out."
+        )
+    if objective_of(model.config) not in trainer.objectives:
+        raise EffptError(
+            f"`{trainer.__name__}` trains models with the objective {' or '.join(trainer.objectives)}, but "
+            f"`{type(model).__name__}` has `{objective_of(model.config)}`; use `EffptTrainer`."
         )
     vocabulary = model.config.vocab_size
     if tokenizer is not None and len(tokenizer) > vocabulary:
@@ -62,28 +80,6 @@ def check_parts(model: PreTrainedModel, args: Any, datasets: list[Any], tokenize
                 f"{model.config.max_position_embeddings} positions; raise `max_position_embeddings`, or pack shorter "
                 "rows."
             )
-
-
-def check_optimizer_arguments(args: EffptTrainingArguments, given: Mapping[str, Any]) -> None:
-    """Raises `EffptError` for a ready-made optimizer or schedule, or a class with `bias_correction=False`."""
-    if given.get("optimizers", (None, None)) != (None, None):
-        raise EffptError(
-            "A ready-made optimizer cannot follow a model that resumes in another shape; pass its class "
-            "and settings as `optimizer_cls_and_kwargs`. The schedule follows the budget."
-        )
-    if given.get("optimizer_cls_and_kwargs") is not None and not args.bias_correction:
-        raise EffptError(
-            "`optimizer_cls_and_kwargs` replaces the optimizer of `bias_correction=False`; leave one of them out."
-        )
-
-
-def check_objective(model: Any, trainer: str, objectives: Sequence[str]) -> None:
-    """Raises `EffptError` if the class `trainer` does not support the model's objective."""
-    if objective_of(model.config) not in objectives:
-        raise EffptError(
-            f"`{trainer}` trains models with the objective {' or '.join(objectives)}, but `{type(model).__name__}` "
-            f"has `{objective_of(model.config)}`; use `EffptTrainer`."
-        )
 
 
 def check_left(clock: Clock, costs: dict[str, float], flops: dict[str, float]) -> None:

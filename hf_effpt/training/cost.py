@@ -14,7 +14,6 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.method import Method
 from hf_effpt.core.row_method import CostReport, ScoreFunction
 
-from .energy import check_resumed
 from .flops import FlopCounter
 from .meters import StepMeter
 from .reference_models import UNITS
@@ -58,7 +57,11 @@ class CostMeter:
             clock.restore(totals)
             self.method_seconds = dict(totals.get("costs") or {})
             self.method_flops = dict(totals.get("method_flops") or {})
-            check_resumed(clock)
+            if getattr(clock, clock.unit) is None:
+                raise EffptError(
+                    f"The budget is {clock.budget:,g} {clock.unit}, but the run to be resumed has not counted its "
+                    "own; resume it with a budget in steps, tokens, flops or time."
+                )
             self.upfront_fraction = totals.get("prepaid", 0.0)
         elif self.prepare_seconds or self.reference_costs:
             self._charge_upfront()
@@ -75,7 +78,7 @@ class CostMeter:
                 f"{self.args.world_size}; start one, or give tokens, flops or time."
             )
         times = ReferenceTimes.open(self.args.reference_times, self.args.device)
-        return ReferenceMeter(times, self.dtype, self.autocast, lambda: self.timekeeper.paused())
+        return ReferenceMeter(times, self.dtype, self.autocast, self.timekeeper.paused)
 
     # Steps.
 
@@ -90,9 +93,8 @@ class CostMeter:
         """Charges the clock for the optimizer step just done."""
         if self.reference_time is not None:
             self.reference_time.add_optimizer(model, optimizer, self.args.max_grad_norm)
-        seconds = self.timekeeper.step(
-            tokens=self.step_tokens, flops=self.step_flops, reference_seconds=self._take_reference_time()
-        )
+        reference = self.reference_time.take() if self.reference_time else None
+        seconds = self.timekeeper.step(tokens=self.step_tokens, flops=self.step_flops, reference_seconds=reference)
         self.meter.add(tokens=self.learned_tokens, flops=self.step_flops, seconds=seconds)
         self.step_tokens, self.step_flops = 0, 0.0
 
@@ -100,12 +102,9 @@ class CostMeter:
         """Charges the clock for the work of methods since the step, so that a checkpoint made now includes it."""
         if self.step_tokens:
             self.timekeeper.settle()
-        reference = self._take_reference_time()
+        reference = self.reference_time.take() if self.reference_time else None
         self.clock.tick(steps=0, tokens=self.step_tokens, flops=self.step_flops, reference_seconds=reference)
         self.step_tokens, self.step_flops = 0, 0.0
-
-    def _take_reference_time(self) -> float | None:
-        return None if self.reference_time is None else self.reference_time.take()
 
     # Methods.
 

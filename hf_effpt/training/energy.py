@@ -42,15 +42,12 @@ class NvmlEnergy:
         if device.type != "cuda":
             raise RuntimeError("NVML knows NVIDIA GPUs only")
         try:
-            self._open(pynvml, device)
+            pynvml.nvmlInit()
+            uuid = str(torch.cuda.get_device_properties(device).uuid)
+            self._nvml, self._handle = pynvml, pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}".encode())
+            self.joules()
         except pynvml.NVMLError as error:  # no driver, permission or counter, for example on a MIG slice
             raise RuntimeError(f"the energy counter cannot be read: {error}") from error
-
-    def _open(self, pynvml: Any, device: torch.device) -> None:
-        pynvml.nvmlInit()
-        uuid = str(torch.cuda.get_device_properties(device).uuid)
-        self._nvml, self._handle = pynvml, pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}".encode())
-        self.joules()
 
     def joules(self) -> float:
         """Energy in joules since the driver was loaded."""
@@ -122,38 +119,25 @@ def energy_source(device: torch.device) -> EnergySource | None:
         return None
 
 
-def check_source(clock: Clock, source: EnergySource | None) -> None:
-    """Raises `EffptError` if the budget is in joules and these cannot be measured."""
-    if clock.unit != "joules" or (source is not None and source.measured):
+def check_source(budget: float, source: EnergySource | None) -> None:
+    """Raises `EffptError` if `source` does not measure joules, the unit of `budget`."""
+    if source is not None and source.measured:
         return
     found = "not known: its counter cannot be read" if source is None else f"only {source.name}"
     raise EffptError(
-        f"The budget of {clock.budget:,g} joules needs the energy of the device to be measured, and here it is "
+        f"The budget of {budget:,g} joules needs the energy of the device to be measured, and here it is "
         f"{found}. NVIDIA GPUs measure it, with the extra `energy` installed, and CPUs whose RAPL counters in "
         f"{POWERCAP} may be read; give steps, tokens, flops or time."
     )
 
 
-def check_resumed(clock: Clock) -> None:
-    """Raises `EffptError` if the resumed run did not count the unit of the budget (joules, reference time)."""
-    if getattr(clock, clock.unit) is None:
-        raise EffptError(
-            f"The budget is {clock.budget:,g} {clock.unit}, but the run to be resumed has not counted its own; resume "
-            "it with a budget in steps, tokens, flops or time."
-        )
-
-
 def energy_entry(
     clock: Clock, source: EnergySource | None, intensity: float, emissions: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """Energy and carbon entry of `run.json`; empty if nothing is known.
+    """Entry of `run.json` on the energy that `source` counted on `clock`, and its carbon; empty if nothing is known.
 
-    Args:
-        clock (`Clock`): clock of the run.
-        source (`EnergySource`, *optional*): source of its joules.
-        intensity (`float`): g CO2e per kWh.
-        emissions (`dict`, *optional*): codecarbon's totals. They replace the estimate unless they cover only the last
-            part of a resumed run.
+    The carbon is estimated at `intensity`, in g CO2e per kWh. `emissions`, codecarbon's totals, replace the estimate
+    unless they cover only the last part of a resumed run.
     """
     entry: dict[str, Any] = {}
     if source is not None and clock.joules is not None:

@@ -26,15 +26,12 @@ def ghost_of(model: PreTrainedModel) -> PreTrainedModel:
         module.__dict__.pop("forward", None)  # the mixed-precision wrapper is bound to the original
         module._compiled_call_impl = None
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            for key in [key for key, hook in hooks.items() if not _is_work(hook)]:
-                del hooks[key]  # observers of the model must not see the copy run
+            for key, hook in list(hooks.items()):
+                # Observers of the model must not see the copy run, unlike objects that compute a part of the step.
+                if not getattr(getattr(hook, "__self__", None), "is_work", False):
+                    del hooks[key]
     ghost.set_attn_implementation("eager")
     return ghost
-
-
-def _is_work(hook: Any) -> bool:
-    """Returns `True` if a hook computes a part of the step: a method of an object with a true `is_work`."""
-    return getattr(getattr(hook, "__self__", None), "is_work", False)
 
 
 def loss_of(model: Any, batch: Mapping[str, Tensor]) -> Tensor:

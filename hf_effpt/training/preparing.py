@@ -1,6 +1,7 @@
 """Preparation of methods from the training text before a new run."""
 
 import time
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -21,22 +22,15 @@ def prepare_methods(model: Any, rows: Any, tokenizer: Any, seed: int) -> dict[st
     for method in model.methods:
         if type(method).prepare is Method.prepare or rows is None:
             continue
-        opened: list[TrainingText] = []
-
-        def open_text(name: str = method.name, opened: list[TrainingText] = opened) -> TrainingText:
-            if not opened:
-                _check_readable(name, model, rows, tokenizer)
-                opened.append(TrainingText(PackedRows(rows), tokenizer, seed))
-            return opened[0]
-
+        open_text = cache(partial(_open_text, method.name, model, rows, tokenizer, seed))
         began = time.perf_counter()
         method.prepare(model.backbone, RunContext(0, 0.0, seed, model=model, open_text=open_text))
-        if opened:
+        if open_text.cache_info().misses:
             seconds[method.name] = time.perf_counter() - began
     return seconds
 
 
-def _check_readable(name: str, model: Any, rows: Any, tokenizer: Any) -> None:
+def _open_text(name: str, model: Any, rows: Any, tokenizer: Any, seed: int) -> TrainingText:
     if not model.pretrains:
         raise EffptError(
             f"The method `{name}` looks through the text that a model is pre-trained on, and "
@@ -47,6 +41,7 @@ def _check_readable(name: str, model: Any, rows: Any, tokenizer: Any) -> None:
             f"The method `{name}` looks through the training text, so `train_dataset` must be rows from "
             "`pack(…)` and `processing_class` the tokenizer that they were packed with."
         )
+    return TrainingText(PackedRows(rows), tokenizer, seed)
 
 
 def agreed(seconds: dict[str, float], accelerator: Any) -> dict[str, float]:

@@ -23,14 +23,11 @@ def run_record(trainer: Any, exported: Any) -> dict[str, Any]:
     """Ledger, clock totals, losses, speed and environment of a run that leaves the stock model `exported`."""
     tool = Path(sys.argv[0]).name
     model, history = trainer.model, trainer.state.log_history
+    own = {"objective": objective_of(model.config), "training_class": type(model).__name__}
     record = {
         "ledger": ledger_of(model.config),
         "clock": trainer.clock.as_dict(),
-        "model": {
-            "objective": objective_of(model.config),
-            "training_class": type(model).__name__,
-            **facts_of(exported),
-        },
+        "model": own | facts_of(exported),
         "throughput": throughput(history),
         "costs": trainer.cost.method_seconds,
         "method_flops": trainer.cost.method_flops,

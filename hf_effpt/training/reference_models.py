@@ -1,7 +1,5 @@
 """Frozen models that methods compare the trained model with, and the cost of their training."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +8,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import read_json
+from hf_effpt.data.packed_rows import PackedRows
 from hf_effpt.data.packing import facts
 from hf_effpt.models.bert import EffptBertForMaskedLM
 from hf_effpt.models.configuration_effpt import EffptBertConfig
@@ -18,27 +17,33 @@ UNITS = ("seconds", "flops", "tokens", "joules", "reference_seconds")  # units o
 LEFT_OUT = ("model_type", "architectures", "transformers_version")  # class-specific keys of a configuration
 
 
-def load_reference(folder: str, vocab_size: int, tokenizer: Any) -> Any:
+def load_reference(folder: str, vocab_size: int, tokenizer: Any, dataset: Any) -> Any:
     """Loads the frozen masked language model in `folder`, as `effpt pretrain` leaves it.
 
-    Raises `EffptError` if there is none, or its vocabulary is not that of `vocab_size` and `tokenizer`.
+    Raises `EffptError` if there is none, its vocabulary is not that of `vocab_size` and `tokenizer`, or its rows are
+    shorter than those of `dataset`.
     """
     if not Path(folder).is_dir():
         raise EffptError(
             f"The model to compare with is to be in {folder!r}, and there is no such folder; give that of a run of "
             "`effpt pretrain` (`selection.holdout`)."
         )
-    with _or_refused(folder):
+    model = None
+    try:
         stock = AutoConfig.from_pretrained(folder)
-    kinds = stock.architectures or []
-    if "BertForMaskedLM" not in kinds:
+        if "BertForMaskedLM" in (kinds := stock.architectures or []):
+            own = {key: value for key, value in stock.to_dict().items() if key not in LEFT_OUT}
+            model = EffptBertForMaskedLM.from_pretrained(folder, config=EffptBertConfig(**own))
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise EffptError(
+            f"The model to compare with cannot be loaded from {folder!r} ({str(error).splitlines()[0]}); give the "
+            "folder of a run of `effpt pretrain`."
+        ) from error
+    if model is None:
         raise EffptError(
             f"The model to compare with in {folder!r} is a {', '.join(kinds) or 'model without a head'}, and needed "
             "is a `BertForMaskedLM`, as `effpt pretrain` leaves with `model.objective: mlm`."
         )
-    own = {key: value for key, value in stock.to_dict().items() if key not in LEFT_OUT}
-    with _or_refused(folder):
-        model = EffptBertForMaskedLM.from_pretrained(folder, config=EffptBertConfig(**own))
     known = None
     if (Path(folder) / "tokenizer.json").is_file():
         known = AutoTokenizer.from_pretrained(folder).get_vocab()
@@ -48,44 +53,29 @@ def load_reference(folder: str, vocab_size: int, tokenizer: Any) -> Any:
             f"{vocab_size:,}, or other tokens), so that their losses are of different things; train it with the "
             "tokenizer of this run (`data.tokenizer`)."
         )
+    length = PackedRows(dataset).sequence_length if PackedRows.fits(dataset) else 0
+    if length > (most := model.config.max_position_embeddings):
+        raise EffptError(
+            f"The model to compare with in {folder!r} reads {most} tokens at most, and rows have {length}; train "
+            "one with as large a `model.max_position_embeddings`, or pack shorter rows."
+        )
     return model.eval().requires_grad_(False)
 
 
-@contextmanager
-def _or_refused(folder: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise EffptError(
-            f"The model to compare with cannot be loaded from {folder!r} ({str(error).splitlines()[0]}); give the "
-            "folder of a run of `effpt pretrain`."
-        ) from error
+def record_in(folder: str) -> tuple[dict[str, Any], dict[str, float]] | None:
+    """Content of `run.json` in `folder`, and the cost of that run by unit of a clock; `None` if the file is missing.
 
-
-def record_in(folder: str) -> dict[str, Any] | None:
-    """Content of `run.json` in `folder`; `None` if missing. Raises `EffptError` if unreadable."""
+    Raises `EffptError` if it cannot be read.
+    """
     path = Path(folder) / "run.json"
     if not path.is_file():
         return None
     try:
-        return dict(read_json(path))
-    except (ValueError, TypeError) as error:
-        raise _unread(folder, error) from error
-
-
-def cost_in(record: dict[str, Any], folder: str) -> dict[str, float]:
-    """Cost of a run by unit of a clock, from its record; raises `EffptError` if it has none."""
-    try:
+        record = dict(read_json(path))
         cost = {unit: float(record["clock"].get(unit) or 0.0) for unit in UNITS}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _unread(folder, error) from error
-    return cost | {"reference_seconds": cost["reference_seconds"] or cost["seconds"]}
-
-
-def _unread(folder: str, error: Exception) -> EffptError:
-    return EffptError(
-        f"{Path(folder) / 'run.json'} cannot be read ({error!r}), so what that run has cost is not known."
-    )
+        raise EffptError(f"{path} cannot be read ({error!r}), so what that run has cost is not known.") from error
+    return record, cost | {"reference_seconds": cost["reference_seconds"] or cost["seconds"]}
 
 
 def has_seen(record: dict[str, Any], dataset: Any) -> bool:

@@ -19,27 +19,21 @@ from .flops import loss_of
 from .meters import synchronize
 from .reference_time_table import ReferenceTimes
 
+Context = Callable[[], AbstractContextManager]
+Work = Callable[[Any, Any], Any]
+
 # A measurement: warm-up iterations, least and most iterations, and seconds after which it may end.
 WARM_UP, LEAST, MOST, SECONDS = 3, 20, 1000, 2.0
 
 
 class ReferenceMeter:
-    """Adds up the reference time of an optimizer step.
+    """Adds up the reference time of an optimizer step, from the seconds by operation in `times`.
 
-    Args:
-        times ([`ReferenceTimes`]): table of seconds by operation.
-        dtype (`torch.dtype`): dtype of matrix products.
-        autocast (`Callable`): makes the context in which the run computes its loss.
-        paused (`Callable`): makes a context whose time is not charged to the run.
+    `dtype` is that of matrix products. `autocast()` makes the context in which the run computes its loss, and
+    `paused()` one whose time is not charged to the run.
     """
 
-    def __init__(
-        self,
-        times: ReferenceTimes,
-        dtype: torch.dtype,
-        autocast: Callable[[], AbstractContextManager],
-        paused: Callable[[], AbstractContextManager],
-    ) -> None:
+    def __init__(self, times: ReferenceTimes, dtype: torch.dtype, autocast: Context, paused: Context) -> None:
         self.times, self.dtype, self.autocast, self.paused = times, dtype, autocast, paused
         self._step: Counter[str] = Counter()
         self._seconds = 0.0  # seconds of the step without an operation in the table
@@ -56,7 +50,7 @@ class ReferenceMeter:
         operation = optimizer_operation(model, optimizer)
         self._add(operation, lambda: time_optimizer(model, optimizer, max_grad_norm))
 
-    def add_work(self, name: str, model: Any, batch: Mapping[str, Tensor], work: Callable[[Any, Any], Any]) -> None:
+    def add_work(self, name: str, model: Any, batch: Mapping[str, Tensor], work: Work) -> None:
         """Adds `work(model, batch)`, done by a method without gradients; `name` identifies equal work."""
         operation = step_operation(f"score {name}", model, batch, self.dtype)
         self._add(operation, lambda: time_work(model, batch, work, self.autocast))
@@ -83,9 +77,7 @@ class ReferenceMeter:
 
     def record(self) -> dict[str, Any]:
         """Entry of `run.json`: the machine of the charged times, and the implausible ones among them."""
-        faults = [
-            fault for fault in self.times.faults() if any(f"`{operation}`" in fault for operation in self.charged)
-        ]
+        faults = [fault for fault in self.times.faults() if any(f"`{charged}`" in fault for charged in self.charged)]
         return {"system": self.times.system, "faults": faults}
 
 
@@ -138,7 +130,7 @@ def time_of(block: Callable[[], Any], device: torch.device) -> float:
     return statistics.quantiles(times[WARM_UP:], n=4)[0]
 
 
-def time_step(model: Any, batch: Mapping[str, Tensor], autocast: Callable[[], AbstractContextManager]) -> float:
+def time_step(model: Any, batch: Mapping[str, Tensor], autocast: Context) -> float:
     """Seconds of forward and backward on a copy: weights, gradients and random generators stay."""
     with _standing_in(model) as copied:
         if (router := router_of(copied.backbone)) is not None:
@@ -153,7 +145,7 @@ def time_step(model: Any, batch: Mapping[str, Tensor], autocast: Callable[[], Ab
         return time_of(step, next(copied.parameters()).device)
 
 
-def time_work(model: Any, batch: Mapping[str, Tensor], work: Callable[[Any, Any], Any], autocast: Callable) -> float:
+def time_work(model: Any, batch: Mapping[str, Tensor], work: Work, autocast: Context) -> float:
     """Seconds of `work` on a copy of `model`, in evaluation mode and without gradients."""
     with _standing_in(model) as copied, torch.no_grad(), autocast():
         copied.eval()

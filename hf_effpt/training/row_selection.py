@@ -16,7 +16,7 @@ from hf_effpt.core.row_method import RowMethod, ScoreFunction, SelectionContext,
 from hf_effpt.data.packed_rows import PackedRows, identity_of_rows
 
 from .cost import NOTHING, CostMeter
-from .reference_models import cost_in, has_seen, load_reference, record_in
+from .reference_models import has_seen, load_reference, record_in
 from .stream import TrainingStream, on_device
 
 logger = logging.getLogger(__name__)
@@ -49,20 +49,21 @@ class RowSelection:
                     "a `DataCollatorForMaskedLM` alone, or another strategy."
                 )
             for folder in method.references:
-                self._check_length(self.reference_model(model, folder), folder)
+                self.reference_model(model, folder)
                 self._charge_reference(method, folder)
         if self.masking is not None:
             self.masking.keyed = bool(methods)
 
     def _charge_reference(self, method: Method, folder: str) -> None:
         """Adds the training cost of a method's reference model to the run's."""
-        record = record_in(folder)
-        if record is None:
+        found = record_in(folder)
+        if found is None:
             logger.warning(
                 "%s has no run.json, so what the model in it has cost is not known and `%s` is not charged for it.",
                 folder, method.name,
             )  # fmt: skip
             return
+        record, spent = found
         if has_seen(record, self.stream.dataset):
             logger.warning(
                 "The model in %s, which `%s` compares with, was trained on the rows of this run, so it knows their "
@@ -70,26 +71,15 @@ class RowSelection:
                 folder, method.name,
             )  # fmt: skip
         before = self.cost.reference_costs.get(method.name, NOTHING)
-        spent = cost_in(record, folder)
         self.cost.reference_costs[method.name] = {unit: before[unit] + spent[unit] for unit in spent}
-
-    def _check_length(self, model: Any, folder: str) -> None:
-        if self.stream.dataset is None or not PackedRows.fits(self.stream.dataset):
-            return
-        length, most = PackedRows(self.stream.dataset).sequence_length, model.config.max_position_embeddings
-        if length > most:
-            raise EffptError(
-                f"The model to compare with in {folder!r} reads {most} tokens at most, and rows have {length}; train "
-                "one with as large a `model.max_position_embeddings`, or pack shorter rows."
-            )
 
     def reference_model(self, model: Any, folder: str) -> Any:
         """Returns the frozen masked language model in `folder`, on the device; loaded once.
 
-        Raises `EffptError` if there is none, or its vocabulary is not that of `model`.
+        Raises `EffptError` if there is none, its vocabulary is not that of `model`, or it cannot read whole rows.
         """
         if folder not in self._references:
-            reference = load_reference(folder, model.config.vocab_size, self.tokenizer)
+            reference = load_reference(folder, model.config.vocab_size, self.tokenizer, self.stream.dataset)
             self._references[folder] = reference.to(self.args.device)
         return self._references[folder]
 
@@ -108,39 +98,28 @@ class RowSelection:
             host = {name: values.cpu() for name, values in rows.items()} if place else host
             rows = {name: values.to(device, non_blocking=True) for name, values in rows.items()}
             later = candidates(methods[place + 1 :], left, run.step, run.fraction)
-            context = self._context(model, method, run, host, later)
+            context = SelectionContext(
+                run=run,
+                number=later,
+                host=host,
+                score_rows=partial(self.score_rows, model, method),
+                count_flops=partial(self.count_flops, method, "select", later),
+                reference_model=partial(self.reference_model, model),
+                mask_anew=self.mask_anew,
+                dataset_id=self.dataset_id,
+                masking_id=self.masking_id,
+            )
             noted = device.type != "cuda"
             with self.cost.meter.measure("selection"), self.cost.method_time(method, noted=noted):
                 rows = method.select(model, rows, context)
         rows = on_device(rows, device)
         return [{name: values[at : at + size] for name, values in rows.items()} for at in range(0, left, size)]
 
-    def _context(
-        self, model: Any, method: RowMethod, run: RunContext, host: dict[str, Tensor], number: int
-    ) -> SelectionContext:
-        return SelectionContext(
-            run=run,
-            number=number,
-            host=host,
-            score_rows=partial(self.score_rows, model, method),
-            count_flops=partial(self.count_flops, method, "select", number),
-            reference_model=partial(self.reference_model, model),
-            mask_anew=self.mask_anew,
-            dataset_id=self.dataset_id,
-            masking_id=self.masking_id,
-        )
-
     @torch.no_grad()
     def score_rows(
-        self,
-        own: Any,
-        method: RowMethod,
-        key: str,
-        function: ScoreFunction,
-        rows: Mapping[str, Tensor],
-        model: Any = None,
-        known: Tensor | None = None,
-    ) -> Tensor:
+        self, own: Any, method: RowMethod, key: str, function: ScoreFunction, rows: Mapping[str, Tensor],
+        model: Any = None, known: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Applies `function` to rows in micro-batches, charged as work of `method`."""
         judge, size = model or own, self.args.train_batch_size
         inputs, found = on_device(dict(rows), rows["input_ids"].device), []

@@ -1,6 +1,7 @@
 """Order of the data: an endless stream, computed from (seed, position), so that it resumes anywhere."""
 
 from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache
 from itertools import count, islice
 from typing import Any
@@ -22,6 +23,7 @@ def permutation(num_rows: int, seed: int, epoch: int) -> np.ndarray:
     return generator.permutation(num_rows)
 
 
+@dataclass(eq=False)
 class BatchStream(Sampler):
     """Yields micro-batches of one process without end, each an array of (epoch, row) pairs.
 
@@ -37,19 +39,14 @@ class BatchStream(Sampler):
         rank, world (`int`, *optional*): index of this process and number of all.
     """
 
-    def __init__(
-        self,
-        num_rows: int,
-        batch_size: int,
-        seed: int,
-        *,
-        start: int = 0,
-        skip: int = 0,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        self.num_rows, self.batch_size, self.seed = num_rows, batch_size, seed
-        self.start, self.skip, self.rank, self.world = start, skip, rank, world
+    num_rows: int
+    batch_size: int
+    seed: int
+    _: KW_ONLY
+    start: int = 0
+    skip: int = 0
+    rank: int = 0
+    world: int = 1
 
     def __iter__(self) -> Iterator[np.ndarray]:
         skip = self.skip

@@ -14,12 +14,9 @@ from .meters import synchronize
 
 
 class Timekeeper:
-    """Charges a clock for the time and energy since the last step.
+    """Charges the clock of a run on `device` for the time and energy since the last step.
 
-    Args:
-        clock (`Clock`): clock of the run.
-        device (`torch.device`): device of the model.
-        world (`int`): number of processes; they share one time, so that all stop at the same step.
+    The processes, `world` in number, share one time, so that all stop at the same step.
     """
 
     def __init__(self, clock: Clock, device: torch.device, world: int) -> None:

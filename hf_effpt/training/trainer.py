@@ -22,15 +22,13 @@ from hf_effpt.core.row_method import RowMethod, row_methods
 from hf_effpt.data.masking import DataCollatorForMaskedLM
 
 from . import carbon, checkpoints, checks
-from .adam import UncorrectedAdamW
 from .arguments import EffptTrainingArguments
 from .callbacks import ClockCallback, ClockProgress
-from .checkpointing import Saver
 from .cost import CostMeter
 from .evaluation_loop import evaluate_rows, logged_metrics
+from .optimization import UncorrectedAdamW, clock_schedule, set_paces
 from .preparing import agreed, prepare_methods
 from .row_selection import RowSelection
-from .schedule import clock_schedule, set_paces
 from .stream import TrainingStream
 
 ENDLESS = 2**31 - 1  # number of steps if the clock ends the run
@@ -79,9 +77,7 @@ class EffptTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         given = [dataset for dataset in (train_dataset, eval_dataset) if dataset is not None]
-        checks.check_parts(model, args, given, processing_class)
-        checks.check_optimizer_arguments(args, kwargs)
-        checks.check_objective(model, type(self).__name__, self.objectives)
+        checks.check_parts(model, args, given, processing_class, kwargs, type(self))
         if self.method is not None and self.method not in model.config.methods:
             model.add_method(self.method)
         checks.exclude_specials(model.config, processing_class)
@@ -116,7 +112,7 @@ class EffptTrainer(Trainer):
         self.cost.prepare_seconds = agreed(prepare_seconds, self.accelerator)
         self.stream = TrainingStream(self.args, train_dataset, self.data_collator, keyed=self.masking is not None)
         self.selection = RowSelection(self.stream, self.cost, self.masking, processing_class)
-        self.saver = Saver(self)
+        self.saver = checkpoints.Saver(self)
         self.selection.check(self.model, self.row_methods)
         self.begin(None)
         checks.check_steps(self.clock, self.methods)
@@ -151,9 +147,7 @@ class EffptTrainer(Trainer):
         """
         if resume_from_checkpoint:
             checkpoint = checkpoints.choose(resume_from_checkpoint, Path(self.args.output_dir))
-            self.begin(checkpoints.totals(checkpoint))
-            checkpoints.check_data(checkpoint, self.train_dataset)
-            checkpoints.check_optimizer(checkpoint, self.args.bias_correction)
+            self.begin(checkpoints.totals(checkpoint, self.train_dataset, self.args.bias_correction))
             self.model = checkpoints.load_training_model(self.model, checkpoint).to(self.args.device)
             self.model_wrapped = self.model
             self.optimizer = None

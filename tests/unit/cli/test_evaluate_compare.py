@@ -3,7 +3,7 @@ import json
 import pytest
 
 from hf_effpt.cli.main import main
-from hf_effpt.cli.words import numbers, words
+from hf_effpt.cli.shared import numbers, words
 from hf_effpt.comparison import experiment
 from hf_effpt.core.errors import EffptError
 from hf_effpt.evaluation import results_file, suite

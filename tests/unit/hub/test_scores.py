@@ -2,8 +2,7 @@ import json
 
 from huggingface_hub import ModelCard
 
-from hf_effpt.hub.card import model_card
-from hf_effpt.hub.scores import add_scores, card_of
+from hf_effpt.hub.card import add_scores, card_of, model_card
 from tests.unit.hub.conftest import RECORD
 
 SCORES = {

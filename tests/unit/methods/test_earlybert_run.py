@@ -12,7 +12,7 @@ from hf_effpt.core.width import head_columns, widths_of
 from hf_effpt.methods.earlybert import method as earlybert_module
 from hf_effpt.methods.earlybert.search import Search
 from hf_effpt.training import checks
-from hf_effpt.training.adam import UncorrectedAdamW
+from hf_effpt.training.optimization import UncorrectedAdamW
 from hf_effpt.training.ticket_search import EarlyBertTrainer
 from tests import tiny
 

@@ -11,7 +11,7 @@ from hf_effpt.core.context import RunContext
 from hf_effpt.core.depth import stack_of
 from hf_effpt.core.ledger import record, rewarmed
 from hf_effpt.methods.stacking import slope
-from hf_effpt.training.run_context import live_context
+from hf_effpt.training.callbacks import live_context
 from tests import tiny
 
 

@@ -11,7 +11,7 @@ from hf_effpt.core.depth import set_order, stack_of
 from hf_effpt.core.metrics import accumulator_of
 from hf_effpt.methods.stacking import ligo
 from hf_effpt.methods.stacking.ligo import learn_growth
-from hf_effpt.training.run_context import live_context
+from hf_effpt.training.callbacks import live_context
 from tests import tiny
 
 OLD, ORDER, SOURCES = [0, 1], [0, 1, 2, 3], [0, 1, 0, 1]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.training.adam import UncorrectedAdamW
+from hf_effpt.training.optimization import UncorrectedAdamW
 from hf_effpt.training.reference_time_meter import optimizer_operation, time_optimizer
 from tests import tiny
 

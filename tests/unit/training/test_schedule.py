@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.training.schedule import clock_schedule
+from hf_effpt.training.optimization import clock_schedule
 from tests import tiny
 
 LENGTH, WARMUP = 1000, 200

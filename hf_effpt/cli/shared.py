@@ -1,12 +1,15 @@
-"""Words of the command line: parses lists, and refuses words that a subcommand does not know."""
+"""Functions of several subcommands: parsing of lists, and log messages as plain lines."""
+
+import logging
+import sys
 
 from hf_effpt.core.errors import EffptError
 
 
-def refuse(command: str, extra: list[str]) -> None:
-    """Raises an `EffptError` for words that a command does not take."""
-    if extra:
-        raise EffptError(f"`effpt {command}` does not take `{' '.join(extra)}`; see `effpt {command} --help`.")
+def show_messages() -> None:
+    """Prints the package's log messages on standard output from now on."""
+    logging.basicConfig(format="%(message)s", stream=sys.stdout, force=True)
+    logging.getLogger("hf_effpt").setLevel(logging.INFO)
 
 
 def words(text: str) -> list[str]:

@@ -1,14 +1,28 @@
-"""Losses on a model card, each beside its floor, and notes on the exported heads."""
+"""Parts of a model card: cells of its tables, losses beside their floors, scores, and notes on the exported heads."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from huggingface_hub import EvalResult
 
 from hf_effpt.core.objectives import FLOORS, floor_in, measured_as
 
-from .card_rows import Rows, rows
+Rows = list[tuple[str, str]]
+
+
+def part(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    return record.get(key) or {}
+
+
+def cell(value: Any) -> str:
+    """Formats `value` as one cell of a Markdown table."""
+    return " ".join(str(value).split()).replace("|", "\\|")
+
+
+def rows(given: Iterable[tuple[str, Any, str]]) -> Rows:
+    """Formats (name, value, format) and leaves out those without a value."""
+    return [(name, cell(form.format(value))) for name, value, form in given if value is not None]
 
 
 def loss_rows(objective: str, evaluation: Mapping[str, Any]) -> Rows:
@@ -16,14 +30,13 @@ def loss_rows(objective: str, evaluation: Mapping[str, Any]) -> Rows:
     kind, loss, floor = measured_as(objective, evaluation), evaluation.get("held_out_loss"), floor_in(evaluation)
     generates = evaluation.get("generator_loss") is not None
     judged = "masked tokens" if objective in ("electra_15", "replace_mlm") else "all tokens"
-    detection = [evaluation.get(f"detection_{name}") for name in ("loss", "floor")]
     return rows(
         [
             (f"Held-out loss (nats per {kind.per})", loss, "{:.4f}"),
             (kind.floor.capitalize(), floor, "{:.4f}"),
             ("Margin", None if loss is None or floor is None else floor - loss, "{:.4f}"),
-            ("Loss of detecting what is replaced (nats per token)", detection[0], "{:.4f}"),
-            ("Prior entropy of that", detection[1], "{:.4f}"),
+            ("Loss of detecting what is replaced (nats per token)", evaluation.get("detection_loss"), "{:.4f}"),
+            ("Prior entropy of that", evaluation.get("detection_floor"), "{:.4f}"),
             ("Generator's held-out loss (nats per masked token)", evaluation.get("generator_loss"), "{:.4f}"),
             ("Its unigram floor", evaluation.get("unigram_floor") if generates else None, "{:.4f}"),
             ("Its accuracy", evaluation.get("generator_accuracy"), "{:.2%}"),
@@ -43,14 +56,15 @@ def loss_verdict(objective: str, evaluation: Mapping[str, Any]) -> str:
         return "**The held-out loss is not finite: training diverged.** Do not use this model."
     if floor is None:
         return f"The {name} was not measured, so this loss alone does not say whether anything was learned."
-    generator, unigrams = evaluation.get("generator_loss"), evaluation.get("unigram_floor")
-    if loss < floor and generator is not None and unigrams is not None and generator >= unigrams:
-        return (
-            f"The held-out loss is {floor - loss:.4f} nats below the {name}. **But its generator knows no more than "
-            "how frequent tokens are**, and what such a one puts in is easily told: train it longer."
-        )
     if loss < floor:
-        return f"The held-out loss is {floor - loss:.4f} nats below the {name}."
+        said = f"The held-out loss is {floor - loss:.4f} nats below the {name}."
+        generator, unigrams = evaluation.get("generator_loss"), evaluation.get("unigram_floor")
+        if generator is not None and unigrams is not None and generator >= unigrams:
+            said += (
+                " **But its generator knows no more than how frequent tokens are**, and what such a one puts in is "
+                "easily told: train it longer."
+            )
+        return said
     by = " by token frequency" if objective == "mlm" else ""
     return (
         f"**This model is no better than guessing{by}**: its held-out loss is {loss - floor:.4f} nats above the "
@@ -114,3 +128,41 @@ def head_notes(objective: str, stock_class: str, address: str) -> list[str]:
         f'`AutoModelForMaskedLM.from_pretrained("{address}", subfolder="generator")`.'
     )
     return said
+
+
+def score_rows(scores: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Returns the cells of the card's table of scores; the held-out loss has its own table."""
+    return [
+        {
+            "name": name,
+            "value": "undefined" if score["value"] is None else f"{score['value']:.4f}",
+            "spread": "" if score.get("spread") is None else f"{score['spread']:.4f}",
+            "n": f"{score['n']:,}",
+            "notes": cell("; ".join(score.get("notes") or ())),
+        }
+        for name, score in scores.items()
+        if name != "held_out_loss"
+    ]
+
+
+def score_results(scores: Mapping[str, Mapping[str, Any]], fills_masks: bool) -> list[EvalResult]:
+    """Returns the defined scores as the Hub indexes them; the protocol stays part of a metric's name.
+
+    If `fills_masks` is `True`, BLiMP counts as a score of the task fill-mask.
+    """
+    of_blimp = "fill-mask" if fills_masks else "other"
+    results = []
+    for name, score in scores.items():
+        task, _, figure = name.partition("/")
+        if figure and score["value"] is not None:
+            results.append(
+                EvalResult(
+                    task_type=of_blimp if task == "blimp" else "text-classification",
+                    dataset_type=task,
+                    dataset_name=task,
+                    metric_type=figure.partition("@")[0],
+                    metric_name=name,
+                    metric_value=round(score["value"], 4),
+                )
+            )
+    return results
