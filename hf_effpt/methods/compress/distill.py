@@ -25,11 +25,7 @@ class Teacher(nn.Module):
     """Frozen earlier state of a backbone, whose last hidden states the backbone's are compared with in training.
 
     It is part of the backbone, so that checkpoints hold it, and its weights are buffers. It always runs in evaluation
-    mode, without notes or dropped layers.
-
-    Args:
-        backbone: encoder that learns.
-        widths (`Sequence[Sequence[int]]`): heads and neurons of each layer of the teacher.
+    mode, without notes or dropped layers. `widths` are the heads and neurons of each of its layers.
     """
 
     is_work: ClassVar[bool] = True  # its hook is no onlooker: FLOPs are counted with it

@@ -75,10 +75,8 @@ class Masks(nn.Module):
         if self.ticket is not None and len(missing) == len(self._buffers) and not missing[0].is_meta:
             self._read(self.ticket)
 
-    # Their place in the backbone.
-
     def attach(self, backbone: Any) -> None:
-        """Makes the masks part of `backbone`."""
+        """Makes the masks part of `backbone`, whose matrices are then masked."""
         setattr(backbone, NAME, self)
         for name, linear in prunable(backbone).items():
             linear.__class__ = MaskedLinear
@@ -93,8 +91,6 @@ class Masks(nn.Module):
             linear.__class__ = nn.Linear
             for name in ("masks", "masked_as"):
                 linear.__dict__.pop(name)
-
-    # What they hold.
 
     def kept(self) -> dict[str, Tensor]:
         """Masks by the names of [`prunable`]."""
