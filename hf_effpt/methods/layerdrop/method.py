@@ -71,14 +71,15 @@ class LayerDrop(Method):
         check_settings(self)
         if self.p is None:
             self.p = 0.2 if self.rate == "constant" else 0.5
+        self._p: float = self.p
         self._start, self._end = self.after or 0.0, 1.0
 
     def bind(self, config: Any, others: Mapping[str, Method]) -> None:
         # LayerDrop prepares a model for the loss of layers, so it comes before compression.
-        compress: Any = others.get("compress")
+        before: dict[str, Any] = dict(others)
+        compress = before.pop("compress", None)
         self._end = 1.0 if compress is None else compress.starts_at
-        others = {name: other for name, other in others.items() if other is not compress}
-        self._start = start_after(self, self.after, others)
+        self._start = start_after(self, self.after, before)
         if self._start >= self._end:
             raise EffptError(
                 f"`layerdrop` would run from {self._start} of the clock, but it has to end at {self._end}, before the "
@@ -106,10 +107,6 @@ class LayerDrop(Method):
                 f"`layerdrop.p` is {self.p}, but with `rate` `progressive` the first and last of {layers} layers"
                 f"{grouped} always run; set it to {most:.3g} at most, or give the model more layers."
             )
-
-    @property
-    def _p(self) -> float:
-        return self.p or 0.0  # `p` is a number after construction
 
     def inject(self, backbone: nn.Module) -> None:
         stack_of(backbone)

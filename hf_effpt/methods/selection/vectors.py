@@ -5,13 +5,12 @@ N rows, D size of a vector, E networks, H hidden units and W weights of each, P 
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hf_effpt.core.precision import KeepsPrecision
+from hf_effpt.core.precision import KeepsPrecision, without_autocast
 from hf_effpt.core.random import places
 
 from .strategy import Scorer
@@ -25,11 +24,6 @@ def vector_size(config: Any, scorer: Scorer | None) -> int:
     """Size of the vectors of a scorer, without the `EXTRAS`."""
     narrow = getattr(config, "embedding_size", None)
     return narrow if narrow and scorer == "embedding" else config.hidden_size
-
-
-def in_fp32(like: Tensor) -> AbstractContextManager:
-    """Context without autocast, which lowers precision."""
-    return nullcontext() if like.is_meta else torch.autocast(like.device.type, enabled=False)
 
 
 class Moments(KeepsPrecision):
@@ -101,14 +95,14 @@ class Networks(KeepsPrecision):
     def forward(self, rows_ND: Tensor) -> tuple[Tensor, Tensor]:
         """Returns outputs, of shape `(members, rows)`, and hidden units, of shape `(members, rows, hidden)`."""
         first_EDH, bias_EH, last_EH, offset_E = self.weights
-        with in_fp32(rows_ND):
+        with without_autocast(rows_ND):
             hidden_ENH = (rows_ND @ first_EDH + bias_EH[:, None]).relu()
             return (hidden_ENH @ last_EH[:, :, None])[..., 0] + offset_E[:, None], hidden_ENH
 
     @torch.no_grad()
     def gradients(self, rows_ND: Tensor, hidden_ENH: Tensor, slopes_EN: Tensor) -> Tensor:
         """Gradients with respect to `values`, from those with respect to the outputs."""
-        with in_fp32(rows_ND):
+        with without_autocast(rows_ND):
             slopes_ENH = slopes_EN[..., None] * self.weights[2][:, None] * (hidden_ENH > 0)
             last_EH = (slopes_EN[:, None] @ hidden_ENH)[:, 0]
             parts = (rows_ND.T @ slopes_ENH, slopes_ENH.sum(dim=1), last_EH, slopes_EN.sum(dim=1, keepdim=True))

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hf_effpt.core.precision import without_autocast
 from hf_effpt.core.random import places
 from hf_effpt.methods.selection.picking import fill_up
 from hf_effpt.methods.selection.pool import Pool, push
 from hf_effpt.methods.selection.strategy import BY_SCORE, ResolvedSettings, Strategy
-from hf_effpt.methods.selection.vectors import in_fp32, vector_size
+from hf_effpt.methods.selection.vectors import vector_size
 
 WIDTH = 64  # size that longer vectors are projected to
 _PROJECTION = 0xC04E5E7
@@ -109,7 +110,7 @@ class CoreSet(Strategy):
         points_ND = F.normalize(pool.seen[:, : self.length].float())
         if self.length <= WIDTH:
             return points_ND
-        with in_fp32(points_ND):
+        with without_autocast(points_ND):
             return points_ND @ self.projection
 
     @torch.no_grad()
@@ -133,7 +134,7 @@ def _squares_from(points_ND: Tensor, centre_D: Tensor) -> Tensor:
 
 def _nearest(points_ND: Tensor, centres_CD: Tensor, real_C: Tensor | None) -> Tensor:
     """Squared distance of each point from the nearest real centre; infinite if there is none."""
-    with in_fp32(points_ND):
+    with without_autocast(points_ND):
         products_NC = points_ND @ centres_CD.T
     squares_N, squares_C = points_ND.square().sum(dim=1), centres_CD.square().sum(dim=1)
     squares_NC = (squares_N[:, None] + squares_C - 2 * products_NC).clamp(min=0.0)  # rounding may make it negative

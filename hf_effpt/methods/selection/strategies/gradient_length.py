@@ -6,13 +6,13 @@ bias. Labels drawn from p have E d_t = 0, so no product of two positions is left
 class yes, p_t is its probability, d_t = p_t - y_t, E d_t^2 = p_t (1 - p_t) and E |d_t| = 2 p_t (1 - p_t).
 """
 
-from contextlib import nullcontext
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from hf_effpt.core.head_inputs import HeadInputs
+from hf_effpt.core.precision import without_autocast
 from hf_effpt.methods.selection.strategy import BY_SCORE, InputKind, Scorer, Strategy
 
 from .uncertainty import exact, mean_asked
@@ -57,7 +57,7 @@ def observed(logits_BMV: Tensor, features_BMF: Tensor, labels_BM: Tensor, bias: 
     residuals_BMV = _residuals(logits_BMV, labels_BM)
     features_BMF = exact(features_BMF).masked_fill(~labelled_BM[..., None], 0.0)
     # Rows are scored under the run's autocast, which would multiply these matrices in half precision.
-    with nullcontext() if logits_BMV.is_meta else torch.autocast(logits_BMV.device.type, enabled=False):
+    with without_autocast(logits_BMV):
         grams_BMM = (residuals_BMV @ residuals_BMV.mT) * (features_BMF @ features_BMF.mT + float(bias))
     return grams_BMM.sum(dim=(1, 2)).clamp(min=0.0) / labelled_BM.sum(dim=1).clamp(min=1).square()
 
