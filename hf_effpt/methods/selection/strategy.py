@@ -70,6 +70,7 @@ class Strategy(KeepsPrecision):
     def __init__(self, resolved: ResolvedSettings, config: Any) -> None:
         super().__init__()
         self.resolved = resolved
+        self.rule = resolved.rule or next(iter(self.rules), "")
 
     @classmethod
     def settings_with(cls, scorer: Scorer | None, rule: str | None) -> set[str]:
@@ -88,8 +89,6 @@ class Strategy(KeepsPrecision):
 
     def scores(self, pool: Pool) -> Tensor:
         """Scores of the pool, of shape `(rows,)`; rows of high scores are preferred."""
-        assert pool.seen is not None
-        assert pool.seen.ndim == 1
         return pool.seen
 
     def pick(self, pool: Pool, number: int) -> Tensor:
