@@ -137,10 +137,7 @@ def _stock_encoder(backbone: Any, widths: Sequence[Sequence[int]]) -> nn.Module:
 
 
 def _copy_tensors(part: nn.Module, theirs: nn.Module, constants: bool = False) -> None:
-    """Copies the tensors of a module into one of the same shape.
-
-    If `constants` is `True`, only those that no checkpoint holds, such as position ids.
-    """
+    """Copies tensors into a module of the same shape; if `constants`, only those that no checkpoint holds."""
     for path, module in part.named_modules():
         source: Any = theirs.get_submodule(path)
         for name in [*module._buffers]:

@@ -201,7 +201,7 @@ class Compress(Method):
     def _put_gates(self, backbone: nn.Module) -> None:
         gates = WidthGates(backbone, GATE_RATE)
         gates.attach(backbone)
-        if not self._left:
+        if not self._left:  # nothing to learn for; the optimizer's group stays
             gates.retire(backbone)
 
     def schedule(self, backbone: Any, context: RunContext) -> None:

@@ -17,7 +17,7 @@ from hf_effpt.core.settings import Count, Fraction, In, check_settings
 
 from .heads import remove_heads, set_heads
 from .scaling import Scales
-from .schedules import SCHEDULES, largest_progressive
+from .schedules import SCHEDULES
 
 Rate = Literal["constant", "pld", "progressive"]
 Scaling = Literal["none", "training", "evaluation"]
@@ -100,8 +100,8 @@ class LayerDrop(Method):
                 f"`layerdrop.group` is {self.group}, which does not divide the model's {layers} layers; use "
                 f"{', '.join(valid[:-1])}{' or ' if valid[:-1] else ''}{valid[-1]}."
             )
-        units = layers // self.group
-        if self.rate == "progressive" and self._p > (most := largest_progressive(units)):
+        most = max(0.0, 1.0 - 2.0 * self.group / layers)  # where two groups always run
+        if self.rate == "progressive" and self._p > most:
             grouped = f" in groups of {self.group}" if self.group > 1 else ""
             raise EffptError(
                 f"`layerdrop.p` is {self.p}, but with `rate` `progressive` the first and last of {layers} layers"

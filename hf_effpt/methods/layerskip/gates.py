@@ -42,21 +42,14 @@ class GateInputs(NamedTuple):
 class Gates(KeepsPrecision):
     """Gates for all layers of a backbone but the first and the last; the `router` of its layer stack.
 
-    Parameters stay in fp32. Buffers are `rates`, of shape `(layers,)`, a running average of the share of rows on which
-    the layer at each position ran; `executed`, the share of rows and gated layers that ran in the last optimizer step;
-    `baseline`, a running average of the rows' loss; and `steps`, the number of optimizer steps with gates.
-
-    Args:
-        settings ([`LayerSkip`]): settings.
-        hidden_size (`int`): width of the encoder.
-        layers (`int`): number of allocated layers.
+    Parameters stay in fp32; settings are those of [`LayerSkip`].
     """
 
     no_weight_decay = True
-    rates: Tensor
-    executed: Tensor
-    baseline: Tensor
-    steps: Tensor
+    rates: Tensor  # running average of the share of rows on which the layer at each position ran, `(layers,)`
+    executed: Tensor  # share of rows and gated layers that ran in the last optimizer step
+    baseline: Tensor  # running average of the rows' loss
+    steps: Tensor  # number of optimizer steps with gates
 
     def __init__(self, settings: Any, hidden_size: int, layers: int) -> None:
         super().__init__()
@@ -96,10 +89,8 @@ class Gates(KeepsPrecision):
                 drawn = torch.empty(parameter.shape, device="cpu", dtype=torch.float32)
                 parameter.copy_(drawn.uniform_(-bound, bound, generator=generator))
         self.out.bias.fill_(math.log(OPEN / (1 - OPEN)))
-        self.rates.fill_(1.0)
-        self.executed.fill_(1.0)
-        self.baseline.fill_(0.0)
-        self.steps.fill_(0)
+        for buffer, value in ((self.rates, 1), (self.executed, 1), (self.baseline, 0), (self.steps, 0)):
+            buffer.fill_(value)
 
     def reset_missing_parameters(self) -> None:
         """Initialises weights and buffers if the loaded weights have none, as those of a stock model."""

@@ -39,13 +39,10 @@ class Pass:
         self.rows = len(hidden_BLD)
         multiplies = self.gates.estimator == "ste_full" and self.gates.training
         self.ran += self.rows if multiplies else len(index_K)
-        if multiplies:
+        if multiplies or len(index_K) == self.rows:
             out_BLD = layer(hidden_BLD, *args, **kwargs)
-            mixed_BLD = torch.where(open_B.bool()[:, None, None], out_BLD, hidden_BLD)
-            after_BLD = self._teaching(mixed_BLD, out_BLD - hidden_BLD, logits_B)
-        elif len(index_K) == self.rows:
-            out_BLD = layer(hidden_BLD, *args, **kwargs)
-            after_BLD = self._teaching(out_BLD, out_BLD - hidden_BLD, logits_B)
+            kept_BLD = torch.where(open_B.bool()[:, None, None], out_BLD, hidden_BLD) if multiplies else out_BLD
+            after_BLD = self._teaching(kept_BLD, out_BLD - hidden_BLD, logits_B)
         elif len(index_K):
             rows_KLD = hidden_BLD.index_select(0, index_K)
             args, kwargs = gathered(index_K, self.rows, args, kwargs)

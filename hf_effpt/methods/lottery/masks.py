@@ -41,15 +41,8 @@ class MaskedLinear(nn.Linear):
 class Masks(nn.Module):
     """Boolean buffer for each matrix that is pruned, `True` where a weight is kept; at first everywhere.
 
-    The forward pass multiplies by them, so that a weight that is not kept has no gradient either.
-
-    Args:
-        backbone: encoder; [`attach`] puts the masks into it.
-        ticket (`str`, *optional*): file that they are read from.
-        persistent (`bool`, *optional*, defaults to `True`): `True` if checkpoints hold them.
-
-    Raises:
-        EffptError: if the file holds no ticket, or one of another shape.
+    The forward pass multiplies by them, so that a weight that is not kept has no gradient either. They are read from
+    the file `ticket`, if given; if `persistent`, checkpoints hold them.
     """
 
     def __init__(self, backbone: Any, ticket: str | None = None, persistent: bool = True) -> None:

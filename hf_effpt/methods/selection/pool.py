@@ -11,18 +11,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Pool:
-    """Candidate rows of one process in an optimizer step, or those of them that were trained on.
+    """Candidate rows of one process in an optimizer step of a run, or those of them that were trained on."""
 
-    Args:
-        keys_N (`Tensor` of shape `(rows,)`): int64 keys by example and epoch, for random numbers.
-        ids_N (`Tensor` of shape `(rows,)`): int64 indices of the examples in the dataset.
-        seen (`Tensor`, *optional*): output of the scorer: scores, `(rows,)`, or vectors, `(rows, size)`.
-        step (`int`), fraction (`float`), seed (`int`): of the run.
-    """
-
-    keys_N: Tensor
-    ids_N: Tensor
-    seen: Any
+    keys_N: Tensor  # int64 keys by example and epoch, for random numbers
+    ids_N: Tensor  # int64 indices of the examples in the dataset
+    seen: Any  # output of the scorer: scores, `(rows,)`, vectors, `(rows, size)`, or `None`
     step: int
     fraction: float
     seed: int

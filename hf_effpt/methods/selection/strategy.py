@@ -65,7 +65,7 @@ class Strategy(KeepsPrecision):
     compares: ClassVar[Literal["rows", "tokens"] | None] = None  # losses of a reference model that it needs
     mlm_only: ClassVar[bool] = False  # `True` if it needs the losses of masked tokens
     on = False  # `True` in an optimizer step in which it acts
-    salts: tuple[int, ...] = (0,)  # salts of random numbers in `rate`
+    salts: tuple[int, ...] = (0,)  # salts of random numbers in `rate`; set before a pool is rated
 
     def __init__(self, resolved: ResolvedSettings, config: Any) -> None:
         super().__init__()

@@ -91,7 +91,7 @@ class Stacking(Method):
                 f"`stacking.optimizer_state` is `{self.optimizer_state}`, but `ligo_depth` changes every layer, so "
                 "that no state fits any; leave it out, or set `reset`."
             )
-        self._settled = 0.0
+        self._joint, self._settled = 0.7 if self.joint_at is None else self.joint_at, 0.0
         if self.joint_at is not None and self.operator != "append_top":
             raise EffptError(
                 f"`stacking.joint_at` is for `append_top`, where few layers learn before; with `{self.operator}` all "
@@ -102,10 +102,6 @@ class Stacking(Method):
                 f"`stacking.at` ends at {self.at[-1]}, but from {self._joint} of the clock all layers learn; grow "
                 "earlier, or set `stacking.joint_at` later."
             )
-
-    @property
-    def _joint(self) -> float:
-        return 0.7 if self.joint_at is None else self.joint_at
 
     @property
     def settles_at(self) -> float:

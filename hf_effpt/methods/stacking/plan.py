@@ -52,11 +52,7 @@ def exponent_of(at: str) -> float:
 
 
 def depths_for(operator: str, depth: int | list[int] | None, at: list[float] | str | None, target: int) -> list[int]:
-    """Depths of all stages, the last of which is `target`.
-
-    Raises:
-        EffptError: if the operator cannot go through these depths, or they do not rise.
-    """
+    """Depths of all stages, the last of which is `target`; refuses those that the operator cannot go through."""
     if isinstance(depth, list):
         stages = [*depth, target]
     elif operator in BY_BLOCKS:

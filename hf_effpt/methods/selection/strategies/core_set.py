@@ -26,7 +26,6 @@ def k_centre(
     points_ND: Tensor,
     number: int,
     centres_CD: Tensor | None = None,
-    first: int | None = None,
     outliers: float = 0.0,
     real_C: Tensor | None = None,
 ) -> Tensor:
@@ -36,7 +35,6 @@ def k_centre(
     Returns the indices of the `number` points in the order of the picks.
 
     Args:
-        first (`int`, *optional*): index of the first pick.
         outliers (`float`, *optional*, defaults to 0.0): share of the points, in [0, 1), that is not picked: those
             farthest from their nearest centre, or without centres from the mean.
         real_C (`Tensor` of shape `(centres,)`, *optional*): `False` for centres to ignore.
@@ -45,17 +43,14 @@ def k_centre(
     nearest_N = points_ND.new_full((total,), torch.inf)
     if centres_CD is not None and len(centres_CD):
         nearest_N = _nearest(points_ND, centres_CD.float(), real_C)
-    spread_N = _spread(points_ND, nearest_N)
+    spread_N = torch.where(nearest_N.isinf(), _squares_from(points_ND, points_ND.mean(dim=0)), nearest_N)
     barred_N = torch.zeros(total, dtype=torch.bool, device=points_ND.device)
     left_out = min(total - number, round(outliers * total))
     barred_N[spread_N.argsort(stable=True)[total - left_out :]] = True
     picked = [torch.empty(0, dtype=torch.long, device=points_ND.device)]
     for turn in range(number):
-        if turn == 0 and first is not None:
-            at = torch.full((1,), first, device=points_ND.device)
-        else:
-            farness_N = nearest_N if turn else spread_N
-            at = farness_N.masked_fill(barred_N, -1.0).argmax(dim=0, keepdim=True)
+        farness_N = nearest_N if turn else spread_N
+        at = farness_N.masked_fill(barred_N, -1.0).argmax(dim=0, keepdim=True)
         picked.append(at)
         barred_N[at] = True
         nearest_N = torch.minimum(nearest_N, _squares_from(points_ND, points_ND.index_select(0, at)))
@@ -118,8 +113,3 @@ def _nearest(points_ND: Tensor, centres_CD: Tensor, real_C: Tensor | None) -> Te
     squares_N, squares_C = points_ND.square().sum(dim=1), centres_CD.square().sum(dim=1)
     squares_NC = (squares_N[:, None] + squares_C - 2 * products_NC).clamp(min=0.0)  # rounding may make it negative
     return (squares_NC if real_C is None else squares_NC.masked_fill(~real_C, torch.inf)).amin(dim=1)
-
-
-def _spread(points_ND: Tensor, nearest_N: Tensor) -> Tensor:
-    """Squared distance of each point from the nearest centre; from the mean if there is none."""
-    return torch.where(nearest_N.isinf(), _squares_from(points_ND, points_ND.mean(dim=0)), nearest_N)

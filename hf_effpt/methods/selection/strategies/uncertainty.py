@@ -117,15 +117,11 @@ class DeepBayesian(LogitStrategy):
     """Prefers rows of which the model is unsure, or disagrees with itself, under draws of dropout (Gal et al., 2017).
 
     Each draw is a pure function of `salts` and of the row's key, wherever in a batch the row is.
-
-    Attributes:
-        salts (`tuple[int, ...]`): salts of the draws of a step; set before a pool is rated.
-        keys_B (`Tensor` of shape `(batch_size,)`): int64 keys of the rows of a batch; set before it is rated.
     """
 
     rules: ClassVar[tuple[str, ...]] = tuple(_COMMITTEES)
     settings = (*LogitStrategy.settings, "passes", "dropout", "level")
-    keys_B: Tensor
+    keys_B: Tensor  # int64 keys of the rows of a batch; set before it is rated
 
     def rate(self, reading: HeadInputs) -> Tensor:
         return self.rate_draws(self.draws(reading))
