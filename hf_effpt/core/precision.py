@@ -19,5 +19,5 @@ class KeepsPrecision(nn.Module):
 
 
 def without_autocast(like: Tensor) -> AbstractContextManager:
-    """Context in which nothing on the device of `like` is lowered in precision."""
+    """Context without autocast, which lowers precision, on the device of `like`."""
     return nullcontext() if like.is_meta else torch.autocast(like.device.type, enabled=False)

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from hf_effpt.core.anatomy import generator_of
 from hf_effpt.core.context import RunContext
 from hf_effpt.core.depth import stack_of
 from hf_effpt.core.errors import EffptError
@@ -209,7 +210,9 @@ class EarlyBert(Method):
         gates = gates_of(backbone)
         if gates is None or not gates.on or not self.l1:
             return None
-        weight = self.l1 * getattr(backbone.config, "main_weight", 1.0)  # that of the main loss beside a generator's
+        weight = self.l1
+        if generator_of(backbone) is not None:  # the main loss has this weight beside a generator's
+            weight *= backbone.config.main_weight
         layers = layers_that_run(backbone)
         return weight * torch.cat([of[layer] for of in (gates.heads, gates.neurons) for layer in layers]).abs().sum()
 

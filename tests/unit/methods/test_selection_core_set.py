@@ -66,7 +66,8 @@ def test_of_equally_far_points_the_lower_number_is_first_and_none_is_picked_twic
 
 def nearest(strategy, vectors_ND):
     """The squared distances from the nearest row of the queue."""
-    return _nearest(strategy.points(pool(vectors_ND)), strategy.queue, strategy._real())
+    in_use_C = torch.arange(len(strategy.queue)) < strategy.size
+    return _nearest(strategy.points(pool(vectors_ND)), strategy.queue, in_use_C)
 
 
 def test_distances_never_become_negative_by_rounding():

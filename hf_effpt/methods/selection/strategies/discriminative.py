@@ -127,8 +127,7 @@ class Discriminative(QueueStrategy):
         for part in range(PARTS):
             if part:
                 self._fit(rows_ND, labels_N, counts_N, pool, part)
-            scores_N = self.classifier.logits(rows_ND).double()
-            scores_N = torch.where(self.size > 0, scores_N, chance(ours, _UNKNOWN))  # nothing to tell them from yet
+            scores_N = self._scores(rows_ND, ours)
             lots_N = scores_N.sort().values[(chance(ours, _LOTS) * len(ours)).long()]
             scores_N = torch.where(counts_N > 0, scores_N, lots_N)
             if not part:
@@ -163,6 +162,10 @@ class Discriminative(QueueStrategy):
             "is chance), as in one pass over shuffled text, so it picks at random and costs more; use `random`, or "
             "another strategy."
         )
+
+    def _scores(self, rows_ND: Tensor, pool: Pool) -> Tensor:
+        """Logits of not having been trained on; random numbers while the queue is empty."""
+        return torch.where(self.size > 0, self.classifier.logits(rows_ND).double(), chance(pool, _UNKNOWN))
 
     def _fit(
         self, rows_ND: Tensor, labels_N: Tensor, counts_N: Tensor, pool: Pool, part: int
