@@ -19,7 +19,7 @@ ledger            events that changed the model, in its configuration
 snapshot          weights to rewind to
 objectives        the pre-training objectives
 metrics           sums for the log
-modes, precision  evaluation mode; modules that stay in fp32
+modes, precision  evaluation and passes beside a run; modules that stay in fp32
 random, processes stateless random numbers; sums over processes
 files, errors     atomic writes; `EffptError`
 """

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .anatomy import attention_of, feed_forward_of, layers_of
 from .context import RunContext
-from .modes import observing
+from .modes import aside, evaluating
 from .precision import KeepsPrecision
 from .width import widths_of
 
@@ -154,7 +154,7 @@ def loss_importance(backbone: Any, context: RunContext) -> Scores:
     """The [`importance`] of heads and neurons for the loss of a live run, over 8 batches that are charged to it."""
     assert context.draw_batches is not None
     assert context.charged is not None
-    with observing(backbone, context.model):
+    with aside(backbone), evaluating(context.model):
         batches = context.draw_batches(BATCHES)
         return importance(backbone, batches, lambda batch: context.model(**batch).loss, context.charged)
 

@@ -28,6 +28,11 @@ def record(
     config.events = [*(getattr(config, "events", None) or []), event | dict(facts or {})]
 
 
+def events_of(config: Any, method: str) -> list[dict[str, Any]]:
+    """Events of one method, oldest first; none if there is no configuration yet."""
+    return [event for event in getattr(config, "events", None) or [] if event["method"] == method]
+
+
 def rewarmed(config: Any, step: int) -> float:
     """Factor of the learning rate in optimizer step `step` (from 0) that the re-warm-ups of events give."""
     share = 1.0

@@ -1,4 +1,4 @@
-"""Temporary evaluation mode, for models whose modules may be in different modes."""
+"""Temporary modes of a model: evaluation, and forward passes that leave no trace in a run."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,13 +22,13 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def observing(backbone: nn.Module, model: nn.Module) -> Iterator[None]:
-    """Evaluation mode within a training run; random state and metric sums are restored afterwards."""
+def aside(backbone: nn.Module) -> Iterator[None]:
+    """Context of forward passes beside those of a run; restores the random state and the sums of metrics."""
     device = next(backbone.parameters()).device
     accumulator = accumulator_of(backbone)
     sums = accumulator.take()
     try:
-        with evaluating(model), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             yield
     finally:
         accumulator.sums = sums

@@ -25,11 +25,7 @@ class Teacher(nn.Module):
     """Frozen earlier state of a backbone, whose last hidden states the backbone's are compared with in training.
 
     It is part of the backbone, so that checkpoints hold it, and its weights are buffers. It always runs in evaluation
-    mode, without notes or dropped layers.
-
-    Args:
-        backbone: encoder that learns.
-        widths (`Sequence[Sequence[int]]`): heads and neurons of each layer of the teacher.
+    mode, without notes or dropped layers. `widths` are the heads and neurons of each of its layers.
     """
 
     is_work: ClassVar[bool] = True  # its hook is no onlooker: FLOPs are counted with it
@@ -141,10 +137,7 @@ def _stock_encoder(backbone: Any, widths: Sequence[Sequence[int]]) -> nn.Module:
 
 
 def _copy_tensors(part: nn.Module, theirs: nn.Module, constants: bool = False) -> None:
-    """Copies the tensors of a module into one of the same shape.
-
-    If `constants` is `True`, only those that no checkpoint holds, such as position ids.
-    """
+    """Copies tensors into a module of the same shape; if `constants`, only those that no checkpoint holds."""
     for path, module in part.named_modules():
         source: Any = theirs.get_submodule(path)
         for name in [*module._buffers]:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from hf_effpt.core.context import RunContext
 from hf_effpt.core.depth import set_order, stack_of
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.gates import NAME, Scores, WidthGates, gate_scores, loss_importance, magnitude
-from hf_effpt.core.ledger import record
+from hf_effpt.core.gates import Scores, WidthGates, gate_scores, gates_of, loss_importance, magnitude
+from hf_effpt.core.ledger import events_of, record
 from hf_effpt.core.method import Method, Paper, start_after
 from hf_effpt.core.random import CUTS, step_rng
 from hf_effpt.core.settings import Count, In, Inside, NotNegative, Share, check_settings
@@ -22,8 +22,7 @@ from hf_effpt.core.width import cut_state, cut_width, draw_running
 
 from .distill import NAME as TEACHER
 from .distill import dismiss, teach, teach_again, teacher_of
-from .plan import Size, cut_at, size_after, thinned
-from .scores import at_random
+from .plan import Size, at_random, cut_at, size_after, thinned
 
 logger = logging.getLogger(__name__)
 
@@ -100,15 +99,20 @@ class Compress(Method):
                 "`compress` has nothing to cut: `head_keep` and `ffn_keep` are 1 and `depth` is not set; set one of "
                 "them lower, or remove `compress`."
             )
-        self._left = self.rounds
+        self._config = None
+
+    @property
+    def _left(self) -> int:
+        """Number of cuts that are still to be made of the model."""
+        return max(0, self.rounds - len(events_of(self._config, self.name)))
 
     @property
     def _shares(self) -> tuple[float, float]:
         """Shares of heads and of neurons to keep."""
         nothing_said = self.depth is None and self.head_keep is None and self.ffn_keep is None
-        by_default = (HEADS, NEURONS) if nothing_said else (1.0, 1.0)
-        heads, neurons = self.head_keep, self.ffn_keep
-        return (by_default[0] if heads is None else heads, by_default[1] if neurons is None else neurons)
+        heads, neurons = (HEADS, NEURONS) if nothing_said else (1.0, 1.0)
+        heads = heads if self.head_keep is None else self.head_keep
+        return heads, neurons if self.ffn_keep is None else self.ffn_keep
 
     @property
     def _by_gates(self) -> bool:
@@ -140,6 +144,7 @@ class Compress(Method):
         return whole, Size(depth, round(whole.heads * heads), round(whole.neurons * neurons))
 
     def bind(self, config: Any, others: Mapping[str, Method]) -> None:
+        self._config = config
         settled = start_after(self, None, others)
         if self.starts_at < settled:
             ready = f", and its gates learn from {self.starts_at:g} on" if self._by_gates else ""
@@ -152,8 +157,7 @@ class Compress(Method):
         whole, wanted = self.sizes(config)
         if wanted.depth > whole.depth:
             raise EffptError(
-                f"`compress.depth` is {self.depth}, but the model has {whole.depth} layers; set it to 1 "
-                f"to {whole.depth}."
+                f"`compress.depth` is {self.depth}, but the model has {whole.depth} layers; set it to at most that."
             )
         if wanted.heads < 1:
             raise EffptError(
@@ -175,21 +179,16 @@ class Compress(Method):
                 f"`layerskip` always runs the first and the last layer, and `compress.depth` leaves {wanted.depth}; "
                 "leave at least 3, or remove `layerskip`."
             )
-        done = sum(event["method"] == self.name for event in getattr(config, "events", None) or [])
-        if config.layer_widths is not None and not done and self._shares != (1.0, 1.0):
+        if config.layer_widths is not None and not events_of(config, self.name) and self._shares != (1.0, 1.0):
             raise EffptError(
                 "The model's layers have been cut already (`layer_widths`), and `compress` takes its shares of whole "
                 "ones; start from a model of the full width, set only `compress.depth`, or remove `compress`."
             )
-        self._left = max(0, self.rounds - done)
 
     def prepare(self, backbone: Any, context: RunContext) -> None:
         if self._left < self.rounds:
-            logger.warning(
-                "an earlier run has cut this model; of %d cuts by `compress` %d are left to make",
-                self.rounds,
-                self._left,
-            )
+            said = "an earlier run has cut this model; of %d cuts by `compress` %d are left to make"
+            logger.warning(said, self.rounds, self._left)
         dismiss(backbone)  # a teacher from another run does not teach in this one
 
     def inject(self, backbone: nn.Module) -> None:
@@ -202,20 +201,19 @@ class Compress(Method):
     def _put_gates(self, backbone: nn.Module) -> None:
         gates = WidthGates(backbone, GATE_RATE)
         gates.attach(backbone)
-        if not self._left:
+        if not self._left:  # nothing to learn for; the optimizer's group stays
             gates.retire(backbone)
 
     def schedule(self, backbone: Any, context: RunContext) -> None:
-        if self._by_gates:
-            getattr(backbone, NAME).on = self._left > 0 and context.fraction >= self.starts_at
+        if (gates := gates_of(backbone)) is not None:
+            gates.on = self._left > 0 and context.fraction >= self.starts_at
 
     def penalty(self, backbone: Any) -> Tensor | None:
         terms: list[Tensor] = []
         # Beside a generator, this encoder's loss has a weight, which these terms need too.
-        main = getattr(backbone.config, "main_weight", 1.0)
-        if self._by_gates and getattr(backbone, NAME).on:
-            total = torch.stack([gate.abs().sum() for gate in getattr(backbone, NAME).parameters()]).sum()
-            terms.append(L1 * main * total)
+        main, gates = getattr(backbone.config, "main_weight", 1.0), gates_of(backbone)
+        if gates is not None and gates.on:
+            terms.append(L1 * main * torch.stack([gate.abs().sum() for gate in gates.parameters()]).sum())
         teacher = teacher_of(backbone)
         if teacher is not None and (term := teacher.take_term()) is not None:
             terms.append(self.distill * main * term)
@@ -242,37 +240,33 @@ class Compress(Method):
                 set_order(backbone, [stack.order[place] for place in kept])
             else:
                 set_order(backbone, thinned(stack.order, whole.depth, wanted.depth, size.depth))
+        shape = f"{len(stack.order)} layers of {size.heads} heads and {size.neurons} neurons"
+        what = f"cut to {shape} by {self.importance}" + (f", {number} of {self.rounds}" if self.rounds > 1 else "")
+        record(backbone.config, context.step, self.name, what, facts=facts)
         narrower = self._shares != (1.0, 1.0)
-        self._left -= 1
         if narrower:
             scores = self._scores(backbone, context)
             ticket = draw_running(backbone, scores, size.heads, size.neurons * len(stack.order))
             if self.importance == "random":
                 ticket = at_random(ticket, lot)
             self._narrow(backbone, ticket, context)
-        what = (
-            f"cut to {len(stack.order)} layers of {size.heads} heads and {size.neurons} neurons by {self.importance}"
-        )
-        what = f"{what}, {number} of {self.rounds}" if self.rounds > 1 else what
-        record(backbone.config, context.step, self.name, what, facts=facts)
         return narrower
 
     def _narrow(self, backbone: Any, ticket: Ticket, context: RunContext) -> None:
-        if self._by_gates:
-            gates: WidthGates = getattr(backbone, NAME)
+        if (gates := gates_of(backbone)) is not None:
             gates.fold(backbone)
             gates.detach(backbone)
         cuts = cut_width(backbone, ticket)
         if context.is_live:
             cut_state(context.optimizer, cuts)
-        if self._by_gates:
+        if gates is not None:
             self._put_gates(backbone)
 
     def _scores(self, backbone: Any, context: RunContext) -> Scores:
         if self.importance == "magnitude":
             return magnitude(backbone)
-        if self.importance == "gates":
-            return gate_scores(getattr(backbone, NAME))
+        if (gates := gates_of(backbone)) is not None:
+            return gate_scores(gates)
         if not context.is_live:
             raise EffptError(
                 f"`compress.importance` `{self.importance}` measures heads and neurons on text; use a Trainer, or "
@@ -281,14 +275,14 @@ class Compress(Method):
         return loss_importance(backbone, context)
 
     def cost_signature(self, backbone: Any) -> str:
-        said = ["gates"] if self._by_gates and getattr(backbone, NAME).on else []
+        gates = gates_of(backbone)
+        said = ["gates"] if gates is not None and gates.on else []
         said += ["distilled"] if teacher_of(backbone) is not None else []
         return " ".join(["compress", *said]) if said else ""
 
     def eject(self, backbone: Any) -> None:
         dismiss(backbone)
-        if self._by_gates:
-            gates: WidthGates = getattr(backbone, NAME)
+        if (gates := gates_of(backbone)) is not None:
             if self._left:
                 gates.fold(backbone)
             gates.detach(backbone)

@@ -1,8 +1,11 @@
-"""Times and sizes of the cuts, as plain numbers without a model."""
+"""Times and sizes of the cuts and random tickets, as plain numbers without a model."""
 
 from typing import NamedTuple
 
+import numpy as np
+
 from hf_effpt.core.depth import every_other
+from hf_effpt.core.ticket import Ticket
 
 
 class Size(NamedTuple):
@@ -24,15 +27,23 @@ def size_after(done: int, rounds: int, whole: Size, wanted: Size) -> Size:
 
 
 def thinned(order: tuple[int, ...], layers: int, wanted: int, depth: int) -> list[int]:
-    """Layers of `order` that stay in this cut; those that go are evenly spread over those to go in the end.
+    """The `depth` layers of `order` that stay in this cut; those that go are evenly spread over those to go at last.
 
-    Args:
-        order (`tuple[int, ...]`): indices of the layers that run.
-        layers (`int`): number of layers of the whole model.
-        wanted (`int`): number of layers after the last cut, at equal distances.
-        depth (`int`): number of layers after this cut.
+    After the last cut, `wanted` of the `layers` of the whole model are left, at equal distances.
     """
     last = set(every_other(layers, wanted))
     to_go = [index for index in order if index not in last]
     gone = {to_go[place] for place in every_other(len(to_go), len(order) - depth)}
     return [index for index in order if index not in gone]
+
+
+def at_random(ticket: Ticket, generator: np.random.Generator) -> Ticket:
+    """Ticket of the same widths as `ticket`, of heads and neurons drawn at random: the control of the others."""
+    heads, neurons = (
+        tuple(
+            tuple(np.sort(generator.permutation(whole[kind])[: len(layer)]).tolist())
+            for layer, whole in zip(kept, ticket.shape, strict=True)
+        )
+        for kind, kept in enumerate((ticket.heads, ticket.neurons))
+    )
+    return Ticket(heads, neurons, ticket.shape)

@@ -4,9 +4,8 @@ from typing import Any
 
 import torch
 
-from hf_effpt.core.context import RunContext
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.gates import Scores, loss_importance, magnitude
+from hf_effpt.core.gates import Scores
 from hf_effpt.core.random import TICKETS, step_rng
 from hf_effpt.core.ticket import Ticket, draw_widths, unit_of
 from hf_effpt.core.width import draw_running, layers_that_run
@@ -18,11 +17,7 @@ def heads_kept(share: float, heads: int) -> int:
 
 
 def check_shares(head_keep: float, ffn_keep: float, heads: int, neurons: int) -> None:
-    """Checks that a layer with this number of heads and neurons keeps at least one head and one unit of neurons.
-
-    Raises:
-        EffptError: if it would not.
-    """
+    """Raises an `EffptError` unless a layer of this width keeps at least one head and one unit of neurons."""
     if heads_kept(head_keep, heads) < 1:
         raise EffptError(
             f"`earlybert.head_keep` {head_keep} leaves none of the {heads} heads of a layer; keep at least "
@@ -43,7 +38,7 @@ def best(scores: Scores, backbone: Any, head_keep: float, ffn_keep: float) -> Ti
     return draw_running(backbone, scores, heads_kept(head_keep, len(scores[0][layers[0]])), round(ffn_keep * every))
 
 
-def worst(scores: Scores, good: Ticket, backbone: Any) -> Ticket:
+def worst(scores: Scores, good: Ticket) -> Ticket:
     """Ticket of the lowest scores, with the widths of `good`."""
     heads, neurons = ([-of_layer for of_layer in of] for of in scores)
     return draw_widths(heads, neurons, good.widths)
@@ -54,8 +49,3 @@ def any_like(good: Ticket, seed: int, step: int) -> Ticket:
     generator = step_rng(seed, step, TICKETS)
     drawn = [[torch.from_numpy(generator.random(number)) for number in layer] for layer in good.shape]
     return draw_widths([heads for heads, _ in drawn], [neurons for _, neurons in drawn], good.widths)
-
-
-def scores_by(kind: str, backbone: Any, context: RunContext) -> Scores:
-    """The scores by `magnitude`, or by `michel` from batches that are charged to the run."""
-    return magnitude(backbone) if kind == "magnitude" else loss_importance(backbone, context)

@@ -14,15 +14,15 @@ from hf_effpt.core.anatomy import generator_of
 from hf_effpt.core.context import RunContext
 from hf_effpt.core.depth import stack_of
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.gates import WidthGates, gate_scores, gates_of
-from hf_effpt.core.ledger import record
+from hf_effpt.core.gates import Scores, WidthGates, gate_scores, gates_of, loss_importance, magnitude
+from hf_effpt.core.ledger import events_of, record
 from hf_effpt.core.method import Method, Paper, start_after
 from hf_effpt.core.settings import Count, Fraction, In, NotNegative, Positive, Share, check_settings
 from hf_effpt.core.snapshot import snapshot_of
 from hf_effpt.core.ticket import FILE, Ticket
 from hf_effpt.core.width import cut_state, cut_width, layers_that_run
 
-from .drawing import any_like, best, check_shares, scores_by, worst
+from .drawing import any_like, best, check_shares, worst
 from .search import NAME, Search
 
 logger = logging.getLogger(__name__)
@@ -112,8 +112,7 @@ class EarlyBert(Method):
     @property
     def _is_drawn(self) -> bool:
         """`True` once the ticket is drawn and cut, in this run or an earlier one of the model."""
-        events = getattr(self._config, "events", None) or []
-        return any(event["method"] == self.name for event in events)
+        return bool(events_of(self._config, self.name))
 
     @property
     def changes_parameters(self) -> bool:
@@ -251,7 +250,7 @@ class EarlyBert(Method):
         searched = step - search.since
         distances = None
         if self.ticket in BY_GATES and searched > 0 and searched % self.every == 0:
-            search.note(self._good(backbone))
+            search.note(best(self._gate_scores(backbone), backbone, self.head_keep, self.ffn_keep))
             distances = search.distances(layers_that_run(backbone))
         converged = distances is not None and max(distances) <= self.epsilon
         share = self.max_search_steps < 1
@@ -262,10 +261,8 @@ class EarlyBert(Method):
         found = f"by {self.ticket} after {searched} steps of search"
         if self.ticket in BY_GATES:
             distances = distances or search.distances(layers_that_run(backbone))
-            said = (
-                f"masks differ in {distances[0]:.3f} of heads and {distances[1]:.3f} of neurons" if distances else ""
-            )
-            found += f" ({said or 'too few masks to compare'})"
+            said = "masks differ in {:.3f} of heads and {:.3f} of neurons" if distances else "too few masks to compare"
+            found += f" ({said.format(*distances or ())})"
         self._cut(backbone, ticket, context)
         search.keep(ticket)
         span = (fraction, 1.0) if self.weights == "rewind" else None
@@ -273,20 +270,22 @@ class EarlyBert(Method):
         record(backbone.config, step, self.name, what, span=span)
         return True
 
-    def _good(self, backbone: Any) -> Ticket:
-        """Ticket of the largest gates at present."""
-        gates = gates_of(backbone)
-        assert gates is not None
-        return best(gate_scores(gates), backbone, self.head_keep, self.ffn_keep)
-
     def _draw(self, backbone: Any, context: RunContext) -> Ticket:
-        if self.ticket in BY_SCORES:
-            return best(scores_by(self.ticket, backbone, context), backbone, self.head_keep, self.ffn_keep)
-        good, gates = self._good(backbone), gates_of(backbone)
-        assert gates is not None
+        if self.ticket == "magnitude":
+            scores = magnitude(backbone)
+        elif self.ticket == "michel":
+            scores = loss_importance(backbone, context)
+        else:
+            scores = self._gate_scores(backbone)
+        good = best(scores, backbone, self.head_keep, self.ffn_keep)
         if self.ticket == "random":
             return any_like(good, context.seed, context.step)
-        return worst(gate_scores(gates), good, backbone) if self.ticket == "bad" else good
+        return worst(scores, good) if self.ticket == "bad" else good
+
+    def _gate_scores(self, backbone: Any) -> Scores:
+        gates = gates_of(backbone)
+        assert gates is not None
+        return gate_scores(gates)
 
     def _cut(self, backbone: Any, ticket: Ticket, context: RunContext) -> None:
         """Cuts model and optimizer to the ticket, rewound or not."""
@@ -304,7 +303,7 @@ class EarlyBert(Method):
         """Ticket that `backbone` was cut to; `None` before it is drawn."""
         if not self._is_drawn:
             return None
-        event = next(event for event in backbone.config.events if event["method"] == self.name)
+        event = events_of(backbone.config, self.name)[0]
         kept = {"ticket": self.ticket, "head_keep": self.head_keep, "ffn_keep": self.ffn_keep}
         return getattr(backbone, NAME).ticket(kept | {"step": event["step"], "what": event["what"]})
 

@@ -17,12 +17,8 @@ class Search(nn.Module):
 
     Shapes are those of the whole layers, before and after the cut: `head_masks` `(window, layers, heads)`,
     `neuron_masks` `(window, layers, neurons)`, and the ticket's `heads` and `neurons` without the first dimension.
-    `count` is the number of masks so far, `began` the number of optimizer steps before the search.
-
-    Args:
-        window (`int`): number of masks that are compared.
-        layers, heads, neurons (`int`): allocated layers, and heads and neurons of each.
-        begun (`bool`): `True` if the search begins with the run.
+    `count` is the number of masks so far, `began` the number of optimizer steps before the search. If `begun`, the
+    search begins with the run.
     """
 
     head_masks: Tensor
@@ -79,21 +75,13 @@ class Search(nn.Module):
     def distances(self, layers: Sequence[int]) -> tuple[float, float] | None:
         """Largest distance of the newest mask from the others, for heads and for neurons; waits for the device.
 
-        It is the normalised Hamming distance, from 0 to 1: the share of heads, or neurons, in which two masks differ.
-
-        Args:
-            layers (`Sequence[int]`): layers that run and are compared.
-
-        Returns:
-            Both distances; `None` while there are fewer masks than `window`.
+        The normalised Hamming distance is the share of heads, or neurons, of `layers` in which two masks differ. It is
+        `None` while there are fewer masks than `window`.
         """
         if int(self.count) < len(self.head_masks):
             return None
-        farthest = [
-            (masks[:-1, layers] != masks[-1, layers]).flatten(1).double().mean(dim=1).max()
-            for masks in (self.head_masks, self.neuron_masks)
-        ]
-        heads, neurons = torch.stack(farthest).tolist()
+        differ = [masks[:-1, layers] != masks[-1, layers] for masks in (self.head_masks, self.neuron_masks)]
+        heads, neurons = torch.stack([of.flatten(1).double().mean(dim=1).max() for of in differ]).tolist()
         return heads, neurons
 
     def keep(self, ticket: Ticket) -> None:
@@ -103,11 +91,9 @@ class Search(nn.Module):
 
     def ticket(self, drawn_by: dict[str, Any]) -> Ticket:
         """Returns the ticket that was drawn."""
-        heads, neurons = (
-            tuple(tuple(kept.nonzero()[:, 0].tolist()) for kept in bits) for bits in (self.heads, self.neurons)
-        )
-        shape = tuple((self.heads.shape[1], self.neurons.shape[1]) for _ in range(len(self.heads)))
-        return Ticket(heads, neurons, shape, drawn_by)
+        both = (self.heads, self.neurons)
+        heads, neurons = (tuple(tuple(kept.nonzero()[:, 0].tolist()) for kept in bits) for bits in both)
+        return Ticket(heads, neurons, ((self.heads.shape[1], self.neurons.shape[1]),) * len(self.heads), drawn_by)
 
 
 def _bits(kept: Sequence[Sequence[int]], like: Tensor) -> Tensor:

@@ -16,13 +16,7 @@ MASK = "heads_kept"  # buffer of the projection that mixes the heads, of shape (
 
 
 def draw_heads(p: float, shapes: list[int], step: int, seed: int) -> list[np.ndarray]:
-    """Masks of the heads that are kept in `step`, for each position of the layer order.
-
-    Args:
-        p (`float`): probability that a head is dropped.
-        shapes (`list[int]`): number of heads at each position.
-        step, seed (`int`): all that the draws depend on, in a stream apart from that of the layers.
-    """
+    """Masks of the heads that are kept in `step`, for layers of so many; each is dropped with probability `p`."""
     generator = step_rng(seed, step, HEADS)
     return [generator.random(heads) >= p for heads in shapes]
 
@@ -48,8 +42,7 @@ def set_heads(stack: LayerStack, p: float, step: int, seed: int) -> None:
 def remove_heads(stack: LayerStack) -> None:
     """Removes the masks."""
     layers: list[Any] = list(stack.children())
-    for layer in layers:
-        output = layer.attention.output.dense
+    for output in [layer.attention.output.dense for layer in layers]:
         if hasattr(output, MASK):
             delattr(output, MASK)
             hooks = output._forward_pre_hooks

@@ -17,7 +17,7 @@ from hf_effpt.core.settings import Count, Fraction, In, check_settings
 
 from .heads import remove_heads, set_heads
 from .scaling import Scales
-from .schedules import SCHEDULES, largest_progressive
+from .schedules import SCHEDULES
 
 Rate = Literal["constant", "pld", "progressive"]
 Scaling = Literal["none", "training", "evaluation"]
@@ -71,14 +71,15 @@ class LayerDrop(Method):
         check_settings(self)
         if self.p is None:
             self.p = 0.2 if self.rate == "constant" else 0.5
+        self._p: float = self.p
         self._start, self._end = self.after or 0.0, 1.0
 
     def bind(self, config: Any, others: Mapping[str, Method]) -> None:
         # LayerDrop prepares a model for the loss of layers, so it comes before compression.
-        compress: Any = others.get("compress")
+        before: dict[str, Any] = dict(others)
+        compress = before.pop("compress", None)
         self._end = 1.0 if compress is None else compress.starts_at
-        others = {name: other for name, other in others.items() if other is not compress}
-        self._start = start_after(self, self.after, others)
+        self._start = start_after(self, self.after, before)
         if self._start >= self._end:
             raise EffptError(
                 f"`layerdrop` would run from {self._start} of the clock, but it has to end at {self._end}, before the "
@@ -99,17 +100,13 @@ class LayerDrop(Method):
                 f"`layerdrop.group` is {self.group}, which does not divide the model's {layers} layers; use "
                 f"{', '.join(valid[:-1])}{' or ' if valid[:-1] else ''}{valid[-1]}."
             )
-        units = layers // self.group
-        if self.rate == "progressive" and self._p > (most := largest_progressive(units)):
+        most = max(0.0, 1.0 - 2.0 * self.group / layers)  # where two groups always run
+        if self.rate == "progressive" and self._p > most:
             grouped = f" in groups of {self.group}" if self.group > 1 else ""
             raise EffptError(
                 f"`layerdrop.p` is {self.p}, but with `rate` `progressive` the first and last of {layers} layers"
                 f"{grouped} always run; set it to {most:.3g} at most, or give the model more layers."
             )
-
-    @property
-    def _p(self) -> float:
-        return self.p or 0.0  # `p` is a number after construction
 
     def inject(self, backbone: nn.Module) -> None:
         stack_of(backbone)

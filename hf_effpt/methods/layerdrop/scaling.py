@@ -17,14 +17,10 @@ class Scales(Mapping[int, float]):
     """
 
     def __init__(self, stack: LayerStack, rates: np.ndarray, training: bool) -> None:
-        kept = 1.0 - rates
         self._stack, self._training = stack, training
+        kept = zip(stack.order, (1.0 - rates).tolist(), strict=True)
         # A layer that is always skipped has no scale to be trained with.
-        self._values = {
-            index: float(1.0 / share if training else share)
-            for index, share in zip(stack.order, kept, strict=True)
-            if share > 0.0 or not training
-        }
+        self._values = {index: 1.0 / share if training else share for index, share in kept if share or not training}
 
     @property
     def _present(self) -> dict[int, float]:

@@ -33,9 +33,4 @@ def progressive(p: float, depth: int, progress: float) -> np.ndarray:
     return rates
 
 
-def largest_progressive(depth: int) -> float:
-    """Largest `p` with which two of `depth` layers can always run."""
-    return max(0.0, 1.0 - 2.0 / depth)
-
-
 SCHEDULES = {"constant": constant, "pld": pld, "progressive": progressive}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hf_effpt.core.depth import stack_of
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.metrics import accumulator_of
-from hf_effpt.core.precision import KeepsPrecision
+from hf_effpt.core.precision import KeepsPrecision, without_autocast
 from hf_effpt.core.processes import add_up, world
 from hf_effpt.core.random import row_keys
 from hf_effpt.core.token_losses import TokenLosses, observe_losses
@@ -33,30 +33,23 @@ RECENT = 0.01  # an average over steps moves by at least this share in each
 
 
 class GateInputs(NamedTuple):
-    """Inputs of the gates in one forward pass."""
+    """Inputs of the gates in one forward pass: tokens that are no padding, and keys of each row's random numbers."""
 
-    real_BL: Tensor  # False at padding
-    keys_B: Tensor  # keys of each row's random numbers
+    real_BL: Tensor
+    keys_B: Tensor
 
 
 class Gates(KeepsPrecision):
     """Gates for all layers of a backbone but the first and the last; the `router` of its layer stack.
 
-    Parameters stay in fp32. Buffers are `rates`, of shape `(layers,)`, a running average of the share of rows on which
-    the layer at each position ran; `executed`, the share of rows and gated layers that ran in the last optimizer step;
-    `baseline`, a running average of the rows' loss; and `steps`, the number of optimizer steps with gates.
-
-    Args:
-        settings ([`LayerSkip`]): settings.
-        hidden_size (`int`): width of the encoder.
-        layers (`int`): number of allocated layers.
+    Parameters stay in fp32; settings are those of [`LayerSkip`].
     """
 
     no_weight_decay = True
-    rates: Tensor
-    executed: Tensor
-    baseline: Tensor
-    steps: Tensor
+    rates: Tensor  # running average of the share of rows on which the layer at each position ran, `(layers,)`
+    executed: Tensor  # share of rows and gated layers that ran in the last optimizer step
+    baseline: Tensor  # running average of the rows' loss
+    steps: Tensor  # number of optimizer steps with gates
 
     def __init__(self, settings: Any, hidden_size: int, layers: int) -> None:
         super().__init__()
@@ -96,18 +89,14 @@ class Gates(KeepsPrecision):
                 drawn = torch.empty(parameter.shape, device="cpu", dtype=torch.float32)
                 parameter.copy_(drawn.uniform_(-bound, bound, generator=generator))
         self.out.bias.fill_(math.log(OPEN / (1 - OPEN)))
-        self.rates.fill_(1.0)
-        self.executed.fill_(1.0)
-        self.baseline.fill_(0.0)
-        self.steps.fill_(0)
+        for buffer, value in ((self.rates, 1), (self.executed, 1), (self.baseline, 0), (self.steps, 0)):
+            buffer.fill_(value)
 
     def reset_missing_parameters(self) -> None:
         """Initialises weights and buffers if the loaded weights have none, as those of a stock model."""
         # The parameters have been initialised as in any other layer by now; only a buffer tells if they were loaded.
         if not getattr(self.steps, "_is_hf_initialized", False):
             self.draw()
-
-    # Their place in the backbone.
 
     def attach(self, backbone: Any) -> None:
         """Makes the gates the submodule `gates` of `backbone`."""
@@ -135,9 +124,8 @@ class Gates(KeepsPrecision):
         if stack_of(backbone).router is not self or not self.is_routing():
             return
         check_inputs(backbone.config, kwargs)
-        ids_BL, mask = args[0] if args else kwargs.get("input_ids"), kwargs.get("attention_mask")
-        if len(args) > 1:
-            mask = args[1]
+        ids_BL = args[0] if args else kwargs.get("input_ids")
+        mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
         if ids_BL is None:
             raise EffptError(
                 "`layerskip` reads padding and the keys of random numbers from token ids; pass `input_ids`, not "
@@ -149,8 +137,6 @@ class Gates(KeepsPrecision):
         else:
             real_BL = torch.ones_like(ids_BL, dtype=torch.bool) if pad is None else ids_BL != pad
         self.reading = GateInputs(real_BL, row_keys(ids_BL, real_BL))
-
-    # As a router.
 
     def forward(self, layers: list[Any]) -> list[Any]:
         """Returns the layers, or in their place functions that run each on the rows whose gate is open."""
@@ -177,8 +163,7 @@ class Gates(KeepsPrecision):
         else:
             share_BL = self.reading.real_BL.float()
             share_BL = share_BL / share_BL.sum(dim=1, keepdim=True).clamp(min=1)
-        exact = nullcontext() if hidden_BLD.is_meta else torch.autocast(hidden_BLD.device.type, enabled=False)
-        with exact:
+        with without_autocast(hidden_BLD):
             pooled_BD = (share_BL[:, None] @ hidden_BLD.detach().float())[:, 0]
             state = self.cell(self.narrow(pooled_BD), state)
             return self.out(state[0])[:, 0], state
@@ -189,7 +174,7 @@ class Gates(KeepsPrecision):
             return hidden_BLD
         ran, pairs = float(passing.ran), float(passing.rows * passing.positions)
         if world() > 1 and self.forced is None:
-            # the clocks of all processes are charged alike
+            # The clocks of all processes are charged alike.
             ran, pairs = add_up(torch.tensor([ran, pairs], device=hidden_BLD.device)).tolist()
             # All processes must have the same parameters with gradients: without this term, a process none of whose
             # rows ran would have none until the penalty.
@@ -197,10 +182,12 @@ class Gates(KeepsPrecision):
             hidden_BLD = hidden_BLD + (open_B - open_B.detach()).to(hidden_BLD.dtype)[:, None, None]
         self.share = ran / pairs
         self._pass, self._losses = passing, None
-        self._add(torch.stack(passing.open).sum(dim=1), passing.rows)
+        # Open gates at each position, rows, and the sum and number of losses, which `reinforce` adds.
+        sums = torch.zeros(passing.positions + 3, dtype=torch.float64, device=hidden_BLD.device)
+        sums[:-3] = torch.stack(passing.open).detach().sum(dim=1)
+        sums[-3] = passing.rows
+        self._sums = sums if self._sums is None else self._sums + sums
         return hidden_BLD
-
-    # How they learn.
 
     def take_losses(self, losses: TokenLosses) -> None:
         """Stores the row losses of the pass that has just ended."""
@@ -236,16 +223,9 @@ class Gates(KeepsPrecision):
         losses_B, counts_B = self._losses
         excess_B = torch.where(counts_B & (self.steps > 0), losses_B - self.baseline, 0.0)
         log_PB = -nn.functional.binary_cross_entropy_with_logits(logits_PB, open_PB, reduction="none")
-        kept = torch.stack([(losses_B * counts_B).sum(), counts_B.sum()])
         assert self._sums is not None
-        self._sums[-2:] += kept
+        self._sums[-2:] += torch.stack([(losses_B * counts_B).sum(), counts_B.sum()])
         return (excess_B * log_PB.sum(dim=0)).mean()
-
-    def _add(self, open_P: Tensor, rows: int) -> None:
-        sums = torch.zeros(len(open_P) + 3, dtype=torch.float64, device=open_P.device)
-        sums[: len(open_P)] = open_P.detach()
-        sums[len(open_P)] = rows
-        self._sums = sums if self._sums is None else self._sums + sums
 
     @torch.no_grad()
     def settle(self, backbone: Any) -> None:
@@ -269,9 +249,8 @@ class Gates(KeepsPrecision):
         """
         if self.routing == "topk" or not int(self.steps):
             return {}
-        return {
-            name: partial(self.evaluating, backbone, name) for name in get_args(Evaluation) if name != self.evaluation
-        }
+        others = [name for name in get_args(Evaluation) if name != self.evaluation]
+        return {name: partial(self.evaluating, backbone, name) for name in others}
 
     @contextmanager
     def evaluating(self, backbone: Any, evaluation: str) -> Iterator[None]:

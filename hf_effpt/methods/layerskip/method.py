@@ -83,11 +83,9 @@ class LayerSkip(Method):
                 f"`layerskip.alpha` ({self.alpha}) and `layerskip.beta` ({self.beta}) weigh two penalties, of which "
                 "one is used; leave one of them out."
             )
-        if self.routing == "topk":
-            self._check_topk()
         self._start = FIRST if self.after is None else self.after
-
-    def _check_topk(self) -> None:
+        if self.routing != "topk":
+            return
         if self.estimator in ("ste_reweighted", "reinforce"):
             raise EffptError(
                 f"`layerskip.routing` `topk` draws nothing, so there are no probabilities for the estimator "
@@ -125,11 +123,14 @@ class LayerSkip(Method):
 
     def prepare(self, backbone: Any, context: RunContext) -> None:
         """Refuses a run without an export."""
+        self._check_export()
+
+    def _check_export(self) -> None:
         if self.evaluation == "threshold":
             raise EffptError(
-                "`layerskip.evaluation` is `threshold`, which no stock model does, and a run leaves a stock model; "
-                "train with `all` (the loss with `threshold` is measured besides) or `hardened`, and load a training "
-                "checkpoint with `threshold` to use it so. `save_pretrained` keeps such a model."
+                "`layerskip.evaluation` is `threshold`, which no stock model does, so that there is no export; train "
+                "and export with `all` (the loss with `threshold` is measured besides) or `hardened`. To use a model "
+                "with `threshold`, load a training checkpoint so, and keep it with `save_pretrained`."
             )
 
     def inject(self, backbone: Any) -> None:
@@ -150,11 +151,7 @@ class LayerSkip(Method):
         return backbone.gates.penalty()
 
     def eject(self, backbone: Any) -> None:
-        if self.evaluation == "threshold":
-            raise EffptError(
-                "With `layerskip.evaluation` `threshold` the model decides in evaluation which layers run, which no "
-                "stock model does; keep it with `save_pretrained`, or load it with `all` or `hardened` to export it."
-            )
+        self._check_export()
         stack, gates = stack_of(backbone), backbone.gates
         if self.evaluation == "hardened":
             kept, rates = gates.kept(len(stack.order)), gates.rates.tolist()[: len(stack.order)]

@@ -21,15 +21,10 @@ FLOOR = 0.1  # least probability that a gradient is divided by
 
 
 class Pass:
-    """Decisions of the gates in one forward pass, and their recurrent state from layer to layer.
-
-    Args:
-        gates ([`Gates`]): gates.
-        positions (`int`): number of gated layers.
-    """
+    """Decisions of [`Gates`] in one forward pass, and their recurrent state from layer to layer."""
 
     def __init__(self, gates: Any, positions: int) -> None:
-        self.gates, self.positions = gates, positions
+        self.gates, self.positions = gates, positions  # number of gated layers
         self.state: tuple[Tensor, Tensor] | None = None
         self.logits: list[Tensor] = []  # of each gated layer, of shape `(batch_size,)`
         self.open: list[Tensor] = []  # 1.0 where its gate is open
@@ -44,13 +39,10 @@ class Pass:
         self.rows = len(hidden_BLD)
         multiplies = self.gates.estimator == "ste_full" and self.gates.training
         self.ran += self.rows if multiplies else len(index_K)
-        if multiplies:
+        if multiplies or len(index_K) == self.rows:
             out_BLD = layer(hidden_BLD, *args, **kwargs)
-            mixed_BLD = torch.where(open_B.bool()[:, None, None], out_BLD, hidden_BLD)
-            after_BLD = self._teaching(mixed_BLD, out_BLD - hidden_BLD, logits_B)
-        elif len(index_K) == self.rows:
-            out_BLD = layer(hidden_BLD, *args, **kwargs)
-            after_BLD = self._teaching(out_BLD, out_BLD - hidden_BLD, logits_B)
+            kept_BLD = torch.where(open_B.bool()[:, None, None], out_BLD, hidden_BLD) if multiplies else out_BLD
+            after_BLD = self._teaching(kept_BLD, out_BLD - hidden_BLD, logits_B)
         elif len(index_K):
             rows_KLD = hidden_BLD.index_select(0, index_K)
             args, kwargs = gathered(index_K, self.rows, args, kwargs)
@@ -111,11 +103,7 @@ def gathered(index_K: Tensor, rows: int, args: tuple, kwargs: dict[str, Any]) ->
 
 
 def check_inputs(config: Any, kwargs: dict[str, Any]) -> None:
-    """Checks that layers can run on some rows only.
-
-    Raises:
-        EffptError: for packed sequences, an attention mask that is no tensor, or outputs that need all rows.
-    """
+    """Refuses packed sequences, attention masks that are no tensors, and outputs that need all rows."""
     if any(name.startswith("cu_seq") and value is not None for name, value in kwargs.items()):
         raise EffptError(
             "`layerskip` runs layers on some rows of a batch, and `cu_seq_lens…` says that the batch is one long row; "

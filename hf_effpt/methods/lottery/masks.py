@@ -41,15 +41,8 @@ class MaskedLinear(nn.Linear):
 class Masks(nn.Module):
     """Boolean buffer for each matrix that is pruned, `True` where a weight is kept; at first everywhere.
 
-    The forward pass multiplies by them, so that a weight that is not kept has no gradient either.
-
-    Args:
-        backbone: encoder; [`attach`] puts the masks into it.
-        ticket (`str`, *optional*): file that they are read from.
-        persistent (`bool`, *optional*, defaults to `True`): `True` if checkpoints hold them.
-
-    Raises:
-        EffptError: if the file holds no ticket, or one of another shape.
+    The forward pass multiplies by them, so that a weight that is not kept has no gradient either. They are read from
+    the file `ticket`, if given; if `persistent`, checkpoints hold them.
     """
 
     def __init__(self, backbone: Any, ticket: str | None = None, persistent: bool = True) -> None:
@@ -75,10 +68,8 @@ class Masks(nn.Module):
         if self.ticket is not None and len(missing) == len(self._buffers) and not missing[0].is_meta:
             self._read(self.ticket)
 
-    # Their place in the backbone.
-
     def attach(self, backbone: Any) -> None:
-        """Makes the masks part of `backbone`."""
+        """Makes the masks part of `backbone`, whose matrices are then masked."""
         setattr(backbone, NAME, self)
         for name, linear in prunable(backbone).items():
             linear.__class__ = MaskedLinear
@@ -93,8 +84,6 @@ class Masks(nn.Module):
             linear.__class__ = nn.Linear
             for name in ("masks", "masked_as"):
                 linear.__dict__.pop(name)
-
-    # What they hold.
 
     def kept(self) -> dict[str, Tensor]:
         """Masks by the names of [`prunable`]."""

@@ -11,7 +11,7 @@ from torch import nn
 
 from hf_effpt.core.context import RunContext
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.ledger import record
+from hf_effpt.core.ledger import events_of, record
 from hf_effpt.core.method import Method, Paper, start_after
 from hf_effpt.core.metrics import accumulator_of
 from hf_effpt.core.settings import Count, CountOrZero, Inside, Positive, check_settings
@@ -94,13 +94,18 @@ class Lottery(Method):
             self._refuse(unused, "`lottery.learn` is `supermask`, which finds by itself how many weights it keeps")
         else:
             self._refuse({"rescale", "score_learning_rate"}, "`lottery.learn` is `magnitude`, which has no scores")
-        self._start, self._left = 0.0, self.rounds
+        self._start, self._config = 0.0, None
 
     def _refuse(self, keys: set[str], because: str) -> None:
         """Refuses settings without effect."""
         idle = [f"`lottery.{key}`" for key in self.settings() if key in keys]
         if idle:
             raise EffptError(f"{because}; leave out {' and '.join(idle)}, which would do nothing.")
+
+    @property
+    def _left(self) -> int:
+        """Number of prunings that are still to be made of the model."""
+        return max(0, self.rounds - prunings(self._config))
 
     @property
     def prunes(self) -> bool:
@@ -116,7 +121,7 @@ class Lottery(Method):
         return math.ceil(self._start * budget) + self.rewind_to * (self._left + 1) if self.needs_snapshot else 0
 
     def bind(self, config: Any, others: Mapping[str, Method]) -> None:
-        self._start = start_after(self, None, others)
+        self._start, self._config = start_after(self, None, others), config
         for other in ("layerdrop", "layerskip"):
             if other in others and self.ticket is None:
                 raise EffptError(
@@ -130,8 +135,6 @@ class Lottery(Method):
                 f"{wrong} for a model of full depth, and `stacking` would copy the layers of a shallow one over it; "
                 "remove one of them. Pruning by magnitude begins after the last growth."
             )
-        if config is not None:
-            self._left = max(0, self.rounds - prunings(config))
 
     def inject(self, backbone: Any) -> None:
         if self.learn == "supermask":
@@ -144,9 +147,8 @@ class Lottery(Method):
 
     def prepare(self, backbone: Any, context: RunContext) -> None:
         if self.prunes and self._left < self.rounds:
-            logger.warning(
-                "an earlier run has pruned this model; of %d rounds of `lottery` %d are left", self.rounds, self._left
-            )
+            said = "an earlier run has pruned this model; of %d rounds of `lottery` %d are left"
+            logger.warning(said, self.rounds, self._left)
 
     def adopt(self, backbone: Any) -> None:
         if self.learn == "magnitude":
@@ -155,9 +157,8 @@ class Lottery(Method):
     def schedule(self, backbone: Any, context: RunContext) -> None:
         config, masks = backbone.config, backbone.masks
         if self.learn == "supermask":
-            if self.signs != "rewind" and not any(event["method"] == METHOD for event in config.events or []):
-                weights = {name: linear.weight for name, linear in prunable(backbone).items()}
-                self._begin_from(backbone, weights, context.seed)
+            if self.signs != "rewind" and not events_of(config, METHOD):
+                self._set_beginning(backbone, context.seed)
                 record(config, context.step, METHOD, f"{BEGAN} with constant weights, {self.signs}")
             masks.draw(context.step, context.seed)
         elif self.needs_snapshot and self._start == 0.0 and rounds_of(config) is None:
@@ -199,20 +200,21 @@ class Lottery(Method):
         final = {name: linear.weight.detach().clone() for name, linear in prunable(backbone).items()}
         kept = {name: mask.clone() for name, mask in masks.kept().items()}
         snapshot_of(context.model).put_back(context.model)
-        first = {name: linear.weight.detach().clone() for name, linear in prunable(backbone).items()}
+        first = {name: linear.weight for name, linear in prunable(backbone).items()}
         scores = scores_of(self.criterion, final, first, context.seed + context.step)
         done = prunings(backbone.config) + due
         removed = round(masks.size() * (self.sparsity * done / self.rounds))
         masks.put(best(scores, kept, masks.size() - removed))
-        self._begin_from(backbone, first, context.seed)
+        self._set_beginning(backbone, context.seed)
         masks.impress(backbone)
         context.optimizer.state.clear()
         note_prunings(backbone.config, context.step, context.fraction, self.rounds, due, self.sparsity)
-        self._left = self.rounds - done
 
-    def _begin_from(self, backbone: Any, first: Mapping[str, Any], seed: int) -> None:
-        begun = beginning(first, self.signs, seed)
-        for name, linear in prunable(backbone).items():
+    def _set_beginning(self, backbone: Any, seed: int) -> None:
+        """Replaces present weights by those that training begins from."""
+        matrices = prunable(backbone)
+        begun = beginning({name: linear.weight for name, linear in matrices.items()}, self.signs, seed)
+        for name, linear in matrices.items():
             linear.weight.data.copy_(begun[name])
 
     def eject(self, backbone: Any) -> None:

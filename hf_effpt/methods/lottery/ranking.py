@@ -19,15 +19,13 @@ def scores_of(
     """Scores of all weights in fp32, higher for those to keep (Zhou et al., 2019, section 2).
 
     Args:
-        criterion (`str`): `large_final`, |w_f|; `large_final_same_sign`, sign(w_0) w_f; `magnitude_increase`,
-            |w_f| - |w_0|; or `random`.
-        final (`Mapping[str, Tensor]`): trained matrices, w_f.
-        first (`Mapping[str, Tensor]`): matrices they are rewound to, w_0.
-        seed (`int`): seed of the `random` scores.
+        criterion (`str`): criterion of [`Lottery`]; `seed` is for `random`.
+        final (`Mapping[str, Tensor]`): trained matrices.
+        first (`Mapping[str, Tensor]`): matrices they are rewound to.
     """
     found = {}
     for index, (name, weight) in enumerate(final.items()):
-        trained, start = weight.float(), first[name].float()
+        trained, start = weight.float(), first[name].float()  # w_f and w_0 in the paper
         if criterion == "large_final":
             found[name] = trained.abs()
         elif criterion == "large_final_same_sign":
@@ -41,12 +39,9 @@ def scores_of(
 
 @torch.no_grad()
 def best(scores: Mapping[str, Tensor], kept: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
-    """Masks of the `number` highest scores over all matrices; of equal scores those that come first.
+    """Masks of the `number` highest `scores` over all matrices; of equal scores those that come first.
 
-    Args:
-        scores (`Mapping[str, Tensor]`): scores of each matrix, of its shape.
-        kept (`Mapping[str, Tensor]`): masks so far; pruned weights stay pruned.
-        number (`int`): number of weights to keep, at most as many as are kept so far.
+    Weights that the masks `kept` lack stay pruned; `number` is at most that of the others.
     """
     flat = torch.cat([torch.where(kept[name], score, -torch.inf).flatten() for name, score in scores.items()])
     if number == len(flat):

@@ -5,26 +5,19 @@ From the start of the method, the clock is divided into equal phases, one more t
 
 from typing import Any, NamedTuple
 
-from hf_effpt.core.ledger import record
+from hf_effpt.core.ledger import events_of, record
 
 METHOD = "lottery"
 BEGAN, PRUNED = "began", "pruned"
 
 
 class Rounds(NamedTuple):
-    """Phases of a run.
+    """Phases of a run."""
 
-    Args:
-        step (`int`): optimizer steps before the first phase.
-        since (`float`): fraction of the clock at which the first phase began.
-        before (`int`): prunings of earlier runs.
-        done (`int`): prunings of this run.
-    """
-
-    step: int
-    since: float
-    before: int
-    done: int
+    step: int  # optimizer steps before the first phase
+    since: float  # fraction of the clock at which the first phase began
+    before: int  # prunings of earlier runs
+    done: int  # prunings of this run
 
     def until(self, rounds: int, done: int) -> float:
         """Fraction of the clock at which the phase after `done` prunings of this run ends."""
@@ -38,18 +31,17 @@ class Rounds(NamedTuple):
 
 def prunings(config: Any) -> int:
     """Number of prunings of the model so far."""
-    return sum(event["method"] == METHOD and event["what"].startswith(PRUNED) for event in config.events or [])
+    return sum(event["what"].startswith(PRUNED) for event in events_of(config, METHOD))
 
 
 def rounds_of(config: Any) -> Rounds | None:
     """Phases of the run; `None` before they begin."""
-    own = [event for event in config.events or [] if event["method"] == METHOD]
-    begun = [place for place, event in enumerate(own) if event["what"].startswith(BEGAN) and "span" in event]
-    if not begun:
-        return None
-    before = sum(event["what"].startswith(PRUNED) for event in own[: begun[-1]])
-    event = own[begun[-1]]
-    return Rounds(event["step"], event["span"][0], before, prunings(config) - before)
+    found, total = None, 0
+    for event in events_of(config, METHOD):
+        if event["what"].startswith(BEGAN) and "span" in event:
+            found = Rounds(event["step"], event["span"][0], total, 0)
+        total += event["what"].startswith(PRUNED)
+    return None if found is None else found._replace(done=total - found.before)
 
 
 def begin(config: Any, step: int, fraction: float, rounds: int) -> None:
@@ -60,11 +52,7 @@ def begin(config: Any, step: int, fraction: float, rounds: int) -> None:
 
 
 def note_prunings(config: Any, step: int, fraction: float, rounds: int, number: int, sparsity: float) -> None:
-    """Records `number` prunings at once; the next phase has a learning-rate schedule of its own.
-
-    Args:
-        sparsity (`float`): sparsity after the last of all `rounds`.
-    """
+    """Records `number` prunings at once on the way to `sparsity`; the next phase has a schedule of its own."""
     for left in reversed(range(number)):
         now = rounds_of(config)
         assert now is not None

@@ -14,13 +14,10 @@ _SIGNS = 0x516  # sets these draws apart from others of the same seed
 
 @torch.no_grad()
 def beginning(first: Mapping[str, Tensor], signs: Signs, seed: int) -> dict[str, Tensor]:
-    """Matrices that training begins from.
+    """Matrices that training begins from, made of those as they were.
 
-    Args:
-        first (`Mapping[str, Tensor]`): matrices as they were.
-        signs (`str`): `rewind` leaves them; `keep_sign` makes each weight the standard deviation of its matrix, with
-            the weight's sign; `random_sign` does so with a random sign.
-        seed (`int`): seed of the random signs.
+    `rewind` leaves them; `keep_sign` makes each weight the standard deviation of its matrix, with the weight's sign;
+    `random_sign` does so with a random sign.
     """
     begun = {}
     for index, (name, weight) in enumerate(first.items()):

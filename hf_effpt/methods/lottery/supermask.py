@@ -17,13 +17,8 @@ from .masks import Masks, prunable
 class Supermask(KeepsPrecision, Masks):
     """Masks that are drawn anew in every step, with a learned probability for each weight.
 
-    Scores stay in fp32, have no weight decay, and a learning rate of their own. In evaluation a weight is kept if its
-    probability is at least one half.
-
-    Args:
-        backbone: encoder; [`attach`] puts the masks into it.
-        learning_rate (`float`): peak learning rate of the scores.
-        rescale (`bool`, *optional*, defaults to `False`): If `True`, divides a matrix by the share of it that is kept.
+    Scores stay in fp32, have no weight decay, and a peak learning rate of their own. In evaluation a weight is kept if
+    its probability is at least one half. With `rescale` a matrix is divided by the share of it that is kept.
     """
 
     no_weight_decay = True

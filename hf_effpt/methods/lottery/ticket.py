@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import write_atomically
+from hf_effpt.core.ledger import events_of
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class SparseTicket:
                 f"`{type(model).__name__}` has no masks of single weights; take a model with the method `lottery`, "
                 "such as `LotteryBertForMaskedLM.from_pretrained(…)` of a training checkpoint."
             )
-        events = [event for event in model.config.events or [] if event["method"] == "lottery"]
-        drawn_by = {"settings": model.config.methods.get("lottery") or {}, "events": events}
+        settings = model.config.methods.get("lottery") or {}
+        drawn_by = {"settings": settings, "events": events_of(model.config, "lottery")}
         return cls({name: mask.detach().cpu().clone() for name, mask in masks.kept().items()}, drawn_by)
 
     @property
@@ -80,12 +81,9 @@ class SparseTicket:
         return cls(masks, drawn_by)
 
     def fitted(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
-        """Returns the masks for matrices of these names and shapes.
+        """Returns the masks for matrices of these names and shapes; refuses a ticket of an encoder of other layers.
 
         Either side may lack the pooler, as masked language models do: without a mask it stays whole.
-
-        Raises:
-            EffptError: if the ticket was drawn from an encoder of other layers.
         """
         ours, theirs = ({name for name in names if name != "pooler"} for names in (self.masks, shapes))
         differing = sorted(ours ^ theirs) or [

@@ -4,7 +4,7 @@ method          `Selection`: the settings, and the hooks of a run
   config        default settings by strategy, invalid combinations
 strategy        base class of strategies
   strategies    the strategies
-  vectors       row vectors, running moments and small networks
+  vectors       strategies with a queue of row vectors, running moments and small networks
 pool            candidate rows of a step
 scoring         inputs of strategies, from a forward pass
 picking         choice of rows by score

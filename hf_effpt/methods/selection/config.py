@@ -20,8 +20,7 @@ GENERATED = ("electra", "electra_15", "replace_mlm", "all_tokens_mlm", "mcbert")
 def resolve(settings: Any, objective: str = "mlm") -> ResolvedSettings:
     """Settings with every default filled in, for a model of this objective.
 
-    Raises:
-        EffptError: if the strategy lacks a setting, or `start` and `end` do not fit.
+    Raises an `EffptError` if the strategy lacks a setting, or `start` and `end` do not fit.
     """
     if settings.strategy not in STRATEGIES:
         raise EffptError(
@@ -29,18 +28,24 @@ def resolve(settings: Any, objective: str = "mlm") -> ResolvedSettings:
         )
     kind = STRATEGIES[settings.strategy]
     _refuse_unknown(settings, kind)
-    defaults = {
-        "scorer": _default_scorer(kind, objective),
-        "rule": next(iter(kind.rules), None),
-        "mode": kind.modes[0],
-        **kind.defaults,
-    }
+    suitable = (one for one in kind.scorers if objective != "mcbert" or _suits_candidates(kind, one))
+    defaults = {"scorer": next(suitable, None), "rule": next(iter(kind.rules), None), "mode": kind.modes[0]}
+    defaults |= kind.defaults
     if settings.mode not in (None, "topk"):
         defaults["explore"] = 0.0  # random modes explore by themselves
     keys = [field.name for field in fields(ResolvedSettings)]
     given = {key: getattr(settings, key) for key in keys if getattr(settings, key) is not None}
     resolved = ResolvedSettings(**defaults | given)
-    _check_times(resolved)
+    if not 0.0 <= resolved.start < resolved.end <= 1.0:
+        raise EffptError(
+            f"`selection.start` {resolved.start} and `selection.end` {resolved.end} must be fractions of the clock "
+            "with 0 <= start < end <= 1."
+        )
+    if resolved.interrupt == 1:
+        raise EffptError(
+            "`selection.interrupt` is 1, with which every step takes rows as they come; give at least 2, or 0 for no "
+            "interruption."
+        )
     return resolved
 
 
@@ -69,19 +74,6 @@ def _refuse_unknown(settings: Any, kind: type[Strategy]) -> None:
         )
 
 
-def _check_times(resolved: ResolvedSettings) -> None:
-    if not 0.0 <= resolved.start < resolved.end <= 1.0:
-        raise EffptError(
-            f"`selection.start` {resolved.start} and `selection.end` {resolved.end} must be fractions of the clock "
-            "with 0 <= start < end <= 1."
-        )
-    if resolved.interrupt == 1:
-        raise EffptError(
-            "`selection.interrupt` is 1, with which every step takes rows as they come; give at least 2, or 0 for no "
-            "interruption."
-        )
-
-
 def check(settings: Any, objective: str) -> None:
     """Raises an `EffptError` if the strategy or the scorer does not suit the objective."""
     kind, scorer, name = STRATEGIES[settings.strategy], settings.resolved.scorer, settings.strategy
@@ -100,10 +92,6 @@ def check(settings: Any, objective: str) -> None:
             f"`selection.strategy` `{name}` needs the loss of masked tokens, and the objective is `{objective}`; use "
             "`mlm`, or another strategy."
         )
-
-
-def _default_scorer(kind: type[Strategy], objective: str) -> Scorer | None:
-    return next((one for one in kind.scorers if objective != "mcbert" or _suits_candidates(kind, one)), None)
 
 
 def _suits_candidates(kind: type[Strategy], scorer: Scorer | None) -> bool:

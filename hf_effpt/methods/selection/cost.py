@@ -14,14 +14,9 @@ from .strategy import ResolvedSettings
 def cost_report(
     resolved: ResolvedSettings, strategy: str, picks_rows: bool, counts: tuple[int, ...], spent: CostReport
 ) -> dict[str, Any]:
-    """Cost of selection in a run.
+    """Cost of selection in a run, from the rows seen, scored and trained on (`counts`) and the costs `spent`.
 
-    Args:
-        resolved ([`ResolvedSettings`]): settings.
-        strategy (`str`): name of the strategy.
-        picks_rows (`bool`): `True` if rows are left out; else the law has k = 1, whatever `keep`.
-        counts (`tuple[int, int, int]`): rows seen, scored, and trained on.
-        spent ([`CostReport`]): cost of the run and of selection.
+    Unless `picks_rows`, no rows are left out, and the law has k = 1 whatever `keep`.
 
     Returns:
         `keep`, `seen`, `scored`, `trained`; for FLOPs and seconds `s`, the break-even gain 1 + s / k, and the share

@@ -25,9 +25,7 @@ RENEWED = 64  # steps between updates of the mean of all losses; fewer at first 
 class Memory(KeepsPrecision):
     """Last loss of each row of the dataset with its step (-1 for none), and the mean of all losses.
 
-    Args:
-        rows (`int`): number of rows of the dataset.
-        max_age (`int`, *optional*): age, in steps, above which a loss is ignored.
+    Losses of more than `max_age` steps ago, if given, are ignored.
     """
 
     losses: Tensor
@@ -77,11 +75,7 @@ class Memory(KeepsPrecision):
         np.savez_compressed(folder / NAME, identity=np.array(identity), losses=losses, steps=steps)
 
     def load(self, table: str, identity: str) -> None:
-        """Loads the losses of another run, as of step 0.
-
-        Raises:
-            EffptError: if the file cannot be read, or belongs to other rows.
-        """
+        """Loads the losses of another run on the same rows, as of step 0."""
         try:
             with Path(table).open("rb") as file, np.load(file, allow_pickle=False) as found:
                 losses, steps, of = found["losses"], found["steps"], str(found["identity"])

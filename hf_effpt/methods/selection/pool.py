@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,18 +11,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Pool:
-    """Candidate rows of one process in an optimizer step, or those of them that were trained on.
+    """Candidate rows of one process in an optimizer step of a run, or those of them that were trained on."""
 
-    Args:
-        keys_N (`Tensor` of shape `(rows,)`): int64 keys by example and epoch, for random numbers.
-        ids_N (`Tensor` of shape `(rows,)`): int64 indices of the examples in the dataset.
-        seen (`Tensor` of shape `(rows,)` or `(rows, size)`, *optional*): output of the scorer: scores, or vectors.
-        step (`int`), fraction (`float`), seed (`int`): of the run.
-    """
-
-    keys_N: Tensor
-    ids_N: Tensor
-    seen: Tensor | None
+    keys_N: Tensor  # int64 keys by example and epoch, for random numbers
+    ids_N: Tensor  # int64 indices of the examples in the dataset
+    seen: Any  # output of the scorer: scores, `(rows,)`, vectors, `(rows, size)`, or `None`
     step: int
     fraction: float
     seed: int
@@ -41,12 +35,9 @@ class Pool:
 
 @torch.no_grad()
 def push(queue_QD: Tensor, size: Tensor, place: Tensor, rows_ND: Tensor) -> None:
-    """Appends rows to a first-in-first-out queue, in place.
+    """Appends rows to a first-in-first-out queue, in place; of more rows than it has places, the last.
 
-    Args:
-        queue_QD (`Tensor` of shape `(places, ...)`): the queue.
-        size, place (`Tensor`): int64 scalars: number of places in use, and the next one to write.
-        rows_ND (`Tensor` of shape `(rows, ...)`): rows to append; if there are too many, the last ones.
+    `size` and `place` are int64 scalars: the number of places in use, and the next one to write.
     """
     rows_ND = rows_ND[-len(queue_QD) :]
     at_N = (place + torch.arange(len(rows_ND), device=rows_ND.device)) % len(queue_QD)

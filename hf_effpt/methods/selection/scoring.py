@@ -121,9 +121,7 @@ def reference_losses(
     """Losses of a reference model: `(rows,)`, or with `tokens` `(rows, positions)`; `known` ones are only charged."""
     if tokens:
         return context.score_rows("losses of tokens", _token_losses, rows, model)
-    return context.score_rows(
-        "losses of rows", lambda judge, batch: row_losses(judge, dict(batch)), rows, model, known
-    )
+    return context.score_rows("losses of rows", partial(_losses, "full"), rows, model, known)
 
 
 def _token_losses(model: Any, batch: Batch) -> Tensor:

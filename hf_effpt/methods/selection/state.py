@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hf_effpt.core.metrics import accumulator_of
+from hf_effpt.core.padding import real_tokens
 from hf_effpt.core.precision import KeepsPrecision
 from hf_effpt.core.processes import add_up, gather, world
 from hf_effpt.core.token_losses import TokenLosses, observe_losses
@@ -34,25 +36,20 @@ def changed_at(backbone: Any) -> int:
 class Selector(KeepsPrecision):
     """Submodule `selector` of a backbone, without parameters: the strategy and its counters.
 
-    `counts` are the rows seen, scored, and trained on; `frequencies` the counts of tokens. Both cover all processes.
-
-    Args:
-        strategy ([`Strategy`]): the strategy.
-        memory ([`Memory`], *optional*): last losses of rows, if they are the scores.
-        vocab_size (`int`): size of the model's vocabulary.
+    Counters cover all processes. There is a `memory` if the last losses of rows are the scores.
     """
 
     in_snapshot = False  # knowledge of the rows stays valid when weights are rewound
-    counts: Tensor
-    frequencies: Tensor
-    unknown: Tensor
+    counts: Tensor  # rows seen, scored, and trained on
+    frequencies: Tensor  # occurrences of each token
+    unknown: Tensor  # id of the unknown token
 
     def __init__(self, strategy: Strategy, memory: Memory | None, vocab_size: int) -> None:
         super().__init__()
         self.strategy, self.memory = strategy, memory
         self.register_buffer("counts", torch.zeros(3, dtype=torch.int64))
         self.register_buffer("frequencies", torch.zeros(vocab_size, dtype=torch.int64))
-        self.register_buffer("unknown", torch.full((), -1, dtype=torch.int64))  # id of the unknown token
+        self.register_buffer("unknown", torch.full((), -1, dtype=torch.int64))
         self.table: IrreducibleLosses | None = None  # of `rho`, on disk
         self.dataset_id: str | None = None
         self.pending: Pool | None = None  # rows of the current step
@@ -114,11 +111,10 @@ class Selector(KeepsPrecision):
         sums = [of.by_row() for of in told]
         losses_N = torch.cat([sums_B / counts_B.clamp(min=1) for sums_B, counts_B in sums]).float()
         self.strategy.on_token_losses(pool, told)
-        keys_N, ids_N = gather(pool.keys_N), gather(pool.ids_N)
         seen = None if pool.seen is None else gather(pool.seen)
-        every = Pool(keys_N, ids_N, seen, pool.step, pool.fraction, pool.seed)
+        every = replace(pool, keys_N=gather(pool.keys_N), ids_N=gather(pool.ids_N), seen=seen)
         # Sorted, so that the order of rows and their processes do not matter.
-        order_N = ids_N.argsort(stable=True)
+        order_N = every.ids_N.argsort(stable=True)
         every, every_N = every.of(order_N), gather(losses_N)[order_N]
         if seen is not None or self.strategy.input_kind != "vectors":
             self.strategy.learn(every, every_N)
@@ -134,11 +130,7 @@ class Selector(KeepsPrecision):
         """
         labels_NL = rows["labels"]
         ids_NL = torch.where(labels_NL != -100, labels_NL, rows["input_ids"])
-        real_NL = torch.ones_like(ids_NL, dtype=torch.bool)
-        if "document_ids" in rows:
-            real_NL = rows["document_ids"] > 0
-        elif "attention_mask" in rows:
-            real_NL = rows["attention_mask"] > 0
+        real_NL = real_tokens(ids_NL, rows.get("attention_mask"), rows.get("document_ids"))
         length_N = real_NL.sum(dim=1).clamp(min=1)
         shares_V = (self.frequencies + 1.0) / (self.frequencies.sum() + len(self.frequencies))
         frequency_N = (shares_V.log()[ids_NL] * real_NL).sum(dim=1) / length_N
@@ -161,16 +153,13 @@ class Selector(KeepsPrecision):
         kept_N = torch.zeros_like(length_N, dtype=torch.float64).scatter_(0, picked, 1.0)
         left_N = 1.0 - kept_N
         sums: dict[str, Tensor | float] = {"selection_picks": 1.0}
-        for name, values_N in (("length", length_N), ("frequency", frequency_N), ("score", scores_N)):
-            if values_N is not None:
-                values_N = values_N.double()
-                sums[f"selection_{name}_kept"] = (values_N * kept_N).sum() / kept_N.sum()
-                sums[f"selection_{name}_left"] = (values_N * left_N).sum() / left_N.sum()
-                if name == "score":
-                    for place in (0.1, 0.5, 0.9):
-                        for of, mask_N in (("kept", kept_N), ("left", left_N)):
-                            named = torch.where(mask_N > 0, values_N, torch.nan)
-                            sums[f"selection_score_{of}_{place:.0%}"] = torch.nanquantile(named, place)
+        for of, mask_N in (("kept", kept_N), ("left", left_N)):
+            for name, values_N in (("length", length_N), ("frequency", frequency_N), ("score", scores_N)):
+                if values_N is not None:
+                    sums[f"selection_{name}_{of}"] = (values_N.double() * mask_N).sum() / mask_N.sum()
+            for place in (0.1, 0.5, 0.9) if scores_N is not None else ():
+                named_N = torch.where(mask_N > 0, scores_N.double(), torch.nan)
+                sums[f"selection_score_{of}_{place:.0%}"] = torch.nanquantile(named_N, place)
         accumulator_of(backbone).add(**sums)
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:

@@ -65,11 +65,12 @@ class Strategy(KeepsPrecision):
     compares: ClassVar[Literal["rows", "tokens"] | None] = None  # losses of a reference model that it needs
     mlm_only: ClassVar[bool] = False  # `True` if it needs the losses of masked tokens
     on = False  # `True` in an optimizer step in which it acts
-    salts: tuple[int, ...] = (0,)  # salts of random numbers in `rate`
+    salts: tuple[int, ...] = (0,)  # salts of random numbers in `rate`; set before a pool is rated
 
     def __init__(self, resolved: ResolvedSettings, config: Any) -> None:
         super().__init__()
         self.resolved = resolved
+        self.rule = resolved.rule or next(iter(self.rules), "")
 
     @classmethod
     def settings_with(cls, scorer: Scorer | None, rule: str | None) -> set[str]:
@@ -88,8 +89,6 @@ class Strategy(KeepsPrecision):
 
     def scores(self, pool: Pool) -> Tensor:
         """Scores of the pool, of shape `(rows,)`; rows of high scores are preferred."""
-        assert pool.seen is not None
-        assert pool.seen.ndim == 1
         return pool.seen
 
     def pick(self, pool: Pool, number: int) -> Tensor:

@@ -20,14 +20,8 @@ WAITING = 64  # steps between writes, which wait for the device
 class IrreducibleLosses:
     """Folder with an fp32 array for each epoch and masking, one loss per row of the dataset, filled as they come.
 
-    Args:
-        folder (`Path`): the folder; created if need be.
-        rows (`int`): number of rows of the dataset.
-        data (`str`): identifies the dataset.
-        model (`Path`): folder of the reference model.
-
-    Raises:
-        EffptError: if the folder holds other content.
+    It is made if need be, for the dataset that `data` identifies and the reference model in the folder `model`. Raises
+    an `EffptError` if it holds other content.
     """
 
     def __init__(self, folder: Path, rows: int, data: str, model: Path) -> None:

@@ -5,16 +5,16 @@ N rows, D size of a vector, E networks, H hidden units and W weights of each, P 
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hf_effpt.core.precision import KeepsPrecision
+from hf_effpt.core.precision import KeepsPrecision, without_autocast
 from hf_effpt.core.random import places
 
-from .strategy import Scorer
+from .pool import Pool, push
+from .strategy import BY_SCORE, ResolvedSettings, Scorer, Strategy
 
 EXTRAS = 3  # features appended to each vector: length in tokens, mean log unigram frequency, share of unknown tokens
 MEMORY = 8192  # rows after which old ones fade from running moments, since the model changes
@@ -27,9 +27,32 @@ def vector_size(config: Any, scorer: Scorer | None) -> int:
     return narrow if narrow and scorer == "embedding" else config.hidden_size
 
 
-def in_fp32(like: Tensor) -> AbstractContextManager:
-    """Context without autocast, which lowers precision."""
-    return nullcontext() if like.is_meta else torch.autocast(like.device.type, enabled=False)
+class QueueStrategy(Strategy):
+    """Strategy by row vectors, with a queue of those that were trained on recently; each takes `width` numbers."""
+
+    input_kind = "vectors"
+    scorers = ("embedding", "first_layer", "full")
+    modes = ("topk",)
+    settings = (*BY_SCORE, "queue")
+
+    queue: Tensor
+    size: Tensor
+    place: Tensor
+
+    def __init__(self, resolved: ResolvedSettings, config: Any, width: int) -> None:
+        super().__init__(resolved, config)
+        self.length = vector_size(config, resolved.scorer)
+        self.register_buffer("queue", torch.zeros(resolved.queue, width, dtype=torch.float32))
+        self.register_buffer("size", torch.zeros((), dtype=torch.long))
+        self.register_buffer("place", torch.zeros((), dtype=torch.long))
+
+    def vectors(self, pool: Pool) -> Tensor:
+        """Vectors of rows, of shape `(rows, size)`, without the `EXTRAS`."""
+        return pool.seen[:, : self.length].float()
+
+    def append(self, rows_ND: Tensor) -> None:
+        """Appends rows to the queue."""
+        push(self.queue, self.size, self.place, rows_ND)
 
 
 class Moments(KeepsPrecision):
@@ -64,13 +87,7 @@ class Moments(KeepsPrecision):
 
 
 class Networks(KeepsPrecision):
-    """Perceptrons with one hidden ReLU layer and one output, computed together; their weights are in a buffer.
-
-    Args:
-        members (`int`): number of networks.
-        size (`int`): size of their inputs.
-        hidden (`int`): hidden units of each.
-    """
+    """Perceptrons with one hidden ReLU layer and one output, computed together; their weights are in a buffer."""
 
     values: Tensor  # one row per network, so that learning takes few operations
 
@@ -101,14 +118,14 @@ class Networks(KeepsPrecision):
     def forward(self, rows_ND: Tensor) -> tuple[Tensor, Tensor]:
         """Returns outputs, of shape `(members, rows)`, and hidden units, of shape `(members, rows, hidden)`."""
         first_EDH, bias_EH, last_EH, offset_E = self.weights
-        with in_fp32(rows_ND):
+        with without_autocast(rows_ND):
             hidden_ENH = (rows_ND @ first_EDH + bias_EH[:, None]).relu()
             return (hidden_ENH @ last_EH[:, :, None])[..., 0] + offset_E[:, None], hidden_ENH
 
     @torch.no_grad()
     def gradients(self, rows_ND: Tensor, hidden_ENH: Tensor, slopes_EN: Tensor) -> Tensor:
         """Gradients with respect to `values`, from those with respect to the outputs."""
-        with in_fp32(rows_ND):
+        with without_autocast(rows_ND):
             slopes_ENH = slopes_EN[..., None] * self.weights[2][:, None] * (hidden_ENH > 0)
             last_EH = (slopes_EN[:, None] @ hidden_ENH)[:, 0]
             parts = (rows_ND.T @ slopes_ENH, slopes_ENH.sum(dim=1), last_EH, slopes_EN.sum(dim=1, keepdim=True))
@@ -116,11 +133,9 @@ class Networks(KeepsPrecision):
 
 
 def area_under_curve(scores_P: Tensor, scores_Q: Tensor, weights_P: Tensor, weights_Q: Tensor) -> Tensor:
-    """Probability, in fp64, that a row with label 1 scores higher than one with label 0; ties count one half.
+    """Probability, in fp64, that a row with label 1 (P) scores higher than one with label 0 (Q); ties count one half.
 
-    Args:
-        scores_P, scores_Q (`Tensor` of shape `(rows,)`): scores of the rows with label 1 and with label 0.
-        weights_P, weights_Q (`Tensor` of the same shapes): 1 for rows that count, else 0; without any the result is 0.
+    Weights are 1 for rows that count, else 0; without any the result is 0.
     """
     sorted_Q, order_Q = scores_Q.sort()
     # Whole numbers: a cumulative sum of fractions is not deterministic on every device.

@@ -16,7 +16,7 @@ from torch.func import functional_call
 
 from hf_effpt.core.context import RunContext
 from hf_effpt.core.depth import LayerStack
-from hf_effpt.core.metrics import accumulator_of
+from hf_effpt.core.modes import aside
 from hf_effpt.core.processes import add_up, world
 
 STEPS = 100  # of the paper
@@ -41,14 +41,12 @@ def learn_growth(
     """Overwrites the layers of `order` with learned mixtures of those of `old_order`; nothing else changes.
 
     Args:
-        backbone: encoder that owns the layers.
         stack ([`LayerStack`]): layers of the backbone, the trained ones unchanged.
         sources (`Sequence[int]`): for each position in `order`, the position in `old_order` of the layer that it would
             be a copy of without learning.
         order, old_order (`Sequence[int]`): indices of the layers that run after and before the growth.
         context ([`RunContext`]): live run that provides the model, charged batches, and the seed of the noise.
-        steps (`int`, *optional*, defaults to 100): steps of stochastic gradient descent, one batch each.
-        learning_rate (`float`, *optional*, defaults to 0.1): learning rate of these steps.
+        steps (`int`), learning_rate (`float`): of stochastic gradient descent, with one batch a step.
         noise (`float`, *optional*, defaults to 0.03): largest initial share of layers other than the copied one,
             before normalisation.
     """
@@ -65,7 +63,7 @@ def learn_growth(
     mixing_KLJ = mixing_KLJ.to(grown[0][0].device).requires_grad_()
     optimizer = torch.optim.SGD([mixing_KLJ], learning_rate)
     slopes = _Slopes(model, mixing_KLJ)
-    with _alone(backbone, stack, order, mixing_KLJ.device):
+    with aside(backbone), _alone(stack, order):
         for batch in context.draw_batches(steps):
             weights = {}
             with context.charged(batch):
@@ -112,16 +110,14 @@ def _mixtures(mixing_KLJ: Tensor, trained: Iterable[Sequence[Tensor]]) -> Iterat
 
 
 @contextmanager
-def _alone(backbone: Any, stack: LayerStack, order: Sequence[int], device: torch.device) -> Iterator[None]:
-    """Context in which only the layers of `order` run, on all rows; leaves random numbers and metrics unchanged."""
-    accumulator, random = accumulator_of(backbone), [device] if device.type == "cuda" else []
-    sums, kept = accumulator.take(), (stack.order, stack.dropped, stack.scales, stack.router)
+def _alone(stack: LayerStack, order: Sequence[int]) -> Iterator[None]:
+    """Context in which only the layers of `order` run, on all rows, and none is compiled."""
+    kept = stack.order, stack.dropped, stack.scales, stack.router
     stack.order, stack.dropped, stack.scales, stack.router = order, frozenset(), {}, None
     compiled = any(layer._compiled_call_impl is not None for layer in stack.children())
     eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
     try:
-        with torch.random.fork_rng(devices=random), eager:
+        with eager:
             yield
     finally:
         stack.order, stack.dropped, stack.scales, stack.router = kept
-        accumulator.sums = sums

@@ -18,9 +18,8 @@ from hf_effpt.core.settings import CountOrZero, In, Inside, check_settings
 
 from . import slope
 from .ligo import learn_growth
-from .operators import OPERATORS, grow
+from .operators import OPERATORS, copy_state, grow
 from .plan import depths_for, fractions_for, read_at, read_depth
-from .state import copy_state, reset_state
 
 logger = logging.getLogger(__name__)
 
@@ -92,10 +91,7 @@ class Stacking(Method):
                 f"`stacking.optimizer_state` is `{self.optimizer_state}`, but `ligo_depth` changes every layer, so "
                 "that no state fits any; leave it out, or set `reset`."
             )
-        self._check_joint()
-        self._settled = 0.0
-
-    def _check_joint(self) -> None:
+        self._joint, self._settled = 0.7 if self.joint_at is None else self.joint_at, 0.0
         if self.joint_at is not None and self.operator != "append_top":
             raise EffptError(
                 f"`stacking.joint_at` is for `append_top`, where few layers learn before; with `{self.operator}` all "
@@ -106,10 +102,6 @@ class Stacking(Method):
                 f"`stacking.at` ends at {self.at[-1]}, but from {self._joint} of the clock all layers learn; grow "
                 "earlier, or set `stacking.joint_at` later."
             )
-
-    @property
-    def _joint(self) -> float:
-        return 0.7 if self.joint_at is None else self.joint_at
 
     @property
     def settles_at(self) -> float:
@@ -194,10 +186,10 @@ class Stacking(Method):
 
     def _has_slowed(self, backbone: Any, context: RunContext) -> bool:
         """`True` if the loss falls more slowly than `slope`."""
-        if self.slope is None or context.loss is None or len(stack_of(backbone).order) == len(stack_of(backbone)):
+        stack = stack_of(backbone)
+        # While the learning rate still rises, that and not the depth flattens the loss.
+        if self.slope is None or context.loss is None or context.warming_up or len(stack.order) == len(stack):
             return False
-        if context.warming_up:
-            return False  # a low learning rate, not the depth, flattens the loss
         slope.add(backbone, context.loss(), context.flops)
         return context.step % slope.EVERY == 0 and (found := slope.slope(backbone)) is not None and found > self.slope
 
@@ -206,8 +198,7 @@ class Stacking(Method):
         sources = OPERATORS[self.operator](len(before), stage, self.depths(len(stack))[0])
         pairs = []
         for growing in (stack, *self._auxiliaries(backbone)):
-            copies = grow(growing, sources, silent=self.operator == "identity")
-            pairs += [(growing[trained], growing[copy]) for trained, copy in copies]
+            pairs += grow(growing, sources, silent=self.operator == "identity")
         if self.operator == "ligo_depth":
             if not context.is_live:
                 raise EffptError("`stacking.operator` `ligo_depth` learns its growths from text; use a Trainer.")
@@ -217,13 +208,13 @@ class Stacking(Method):
             if kind == "copy":
                 copy_state(context.optimizer, pairs)
             elif kind == "reset":
-                reset_state(context.optimizer)
+                context.optimizer.state.clear()
         if self.slope is not None:
-            slope.reset(backbone)
+            getattr(backbone, slope.NAME).zero_()
         set_order(backbone, stack.order)
         what = f"grew from {len(before)} to {stage} layers by {self.operator}"
         record(backbone.config, context.step, self.name, what, rewarmup=min(self.rewarmup, context.step // 10))
 
     def eject(self, backbone: Any) -> None:
-        slope.remove(backbone)
+        backbone._buffers.pop(slope.NAME, None)
         super().eject(backbone)

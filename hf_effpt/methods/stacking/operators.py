@@ -4,10 +4,11 @@ A position is a place in the order in which layers run, from 0. An operator retu
 model, the position in the shallow one that its weights come from; every trained layer is used at least once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from hf_effpt.core.depth import LayerStack
 from hf_effpt.core.errors import EffptError
@@ -64,12 +65,8 @@ BY_BLOCKS = ("midas", "append_top")  # add the same number of layers in each gro
 def arrange(order: tuple[int, ...], sources: list[int]) -> tuple[list[int], list[tuple[int, int]]]:
     """Assigns indices to the layers of the grown model: trained ones keep theirs, copies take the next free ones.
 
-    Args:
-        order (`tuple[int, ...]`): indices of the layers that run.
-        sources (`list[int]`): for each position of the grown model, the position in `order` of its source.
-
-    Returns:
-        The order of the grown model, and pairs of indices of a trained layer and its copy.
+    For each position of the grown model, `sources` has the position in `order` of its source. Returns the order of the
+    grown model, and pairs of indices of a trained layer and its copy.
     """
     free = iter(index for index in range(len(sources)) if index not in order)
     grown, copies = [], []
@@ -83,19 +80,32 @@ def arrange(order: tuple[int, ...], sources: list[int]) -> tuple[list[int], list
 
 
 @torch.no_grad()
-def silence(layer: Any) -> None:
-    """Makes a pre-LN layer add nothing to its input."""
-    for dense in (layer.attention.output.dense, layer.output.dense):
-        dense.weight.zero_()
-        dense.bias.zero_()
+def grow(stack: LayerStack, sources: list[int], silent: bool) -> list[tuple[nn.Module, nn.Module]]:
+    """Copies trained layers into new ones and sets the order; returns pairs of original and copy.
 
-
-def grow(stack: LayerStack, sources: list[int], silent: bool) -> list[tuple[int, int]]:
-    """Copies trained layers into new ones and sets the order; returns pairs of indices of original and copy."""
+    If `silent`, copies in a pre-LN model add nothing to their input.
+    """
     order, copies = arrange(stack.order, sources)
     for trained, copy in copies:
         stack.copy_layer(trained, copy)
-        if silent:
-            silence(stack[copy])
+        layer: Any = stack[copy]
+        for dense in (layer.attention.output.dense, layer.output.dense) if silent else ():
+            dense.weight.zero_()
+            dense.bias.zero_()
     stack.order = order
-    return copies
+    return [(stack[trained], stack[copy]) for trained, copy in copies]
+
+
+def copy_state(optimizer: torch.optim.Optimizer, pairs: Iterable[tuple[nn.Module, nn.Module]]) -> None:
+    """Copies the optimizer state of each layer to its copy, averages and step counts together.
+
+    Averages of zero with an old step count, or the other way round, would make the first update a wrong multiple of
+    the learning rate.
+    """
+    for trained, copy in pairs:
+        for source, target in zip(trained.parameters(), copy.parameters(), strict=True):
+            if source in optimizer.state:
+                optimizer.state[target] = {
+                    name: value.clone() if isinstance(value, Tensor) else value
+                    for name, value in optimizer.state[source].items()
+                }

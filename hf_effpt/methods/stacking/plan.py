@@ -14,17 +14,13 @@ _PROPORTIONAL = re.compile(r"prop-(\d{1,2}(?:\.\d+)?)")
 
 
 def read_at(at: Any) -> list[float] | str | None:
-    """Reads `stacking.at`: fractions become a list, `prop-alpha` stays.
-
-    Raises:
-        EffptError: if it is neither, or the fractions do not rise within (0, 1).
-    """
+    """Reads `stacking.at`: fractions become a list, which must rise within (0, 1); `prop-alpha` stays."""
     if isinstance(at, str):
         with suppress(ValueError):
             at = float(at)  # a single fraction from a command line
+    if isinstance(at, str):
+        exponent_of(at)
     if at is None or isinstance(at, str):
-        if at is not None:
-            exponent_of(at)
         return at
     found = list(at) if isinstance(at, (list, tuple)) else [at]
     numbers = all(isinstance(fraction, (int, float)) and 0.0 < fraction < 1.0 for fraction in found)
@@ -34,11 +30,7 @@ def read_at(at: Any) -> list[float] | str | None:
 
 
 def read_depth(depth: Any) -> int | list[int] | None:
-    """Reads `stacking.depth`: the number of layers at the start, or a list of the depths of all stages but the last.
-
-    Raises:
-        EffptError: if it is neither.
-    """
+    """Reads `stacking.depth`: the number of layers at the start, or a list of those of each stage but the last."""
     found = list(depth) if isinstance(depth, (list, tuple)) else [1 if depth is None else depth]
     if not found or not all(type(stage) is int and stage >= 1 for stage in found):
         raise EffptError(
@@ -49,11 +41,7 @@ def read_depth(depth: Any) -> int | list[int] | None:
 
 
 def exponent_of(at: str) -> float:
-    """Reads the alpha of `prop-alpha`.
-
-    Raises:
-        EffptError: if `at` has another form.
-    """
+    """Reads the alpha of `prop-alpha`, the only text that `at` may be."""
     match = _PROPORTIONAL.fullmatch(at)
     if match is None:
         raise EffptError(
@@ -64,11 +52,7 @@ def exponent_of(at: str) -> float:
 
 
 def depths_for(operator: str, depth: int | list[int] | None, at: list[float] | str | None, target: int) -> list[int]:
-    """Depths of all stages, the last of which is `target`.
-
-    Raises:
-        EffptError: if the operator cannot go through these depths, or they do not rise.
-    """
+    """Depths of all stages, the last of which is `target`; refuses those that the operator cannot go through."""
     if isinstance(depth, list):
         stages = [*depth, target]
     elif operator in BY_BLOCKS:
@@ -132,13 +116,9 @@ def _check(operator: str, stages: list[int], at: list[float] | str | None, targe
 
 
 def fractions_for(at: list[float] | str | None, growths: int, operator: str, until: float) -> list[float]:
-    """Fractions of the clock at which the model grows.
+    """Fractions of the clock at which the model grows; `until` is that at which the last stage ends.
 
-    Args:
-        at (`list[float]` or `str`, *optional*): setting `stacking.at`.
-        growths (`int`): number of growths.
-        operator (`str`): with `append_top`, where every stage trains equally many layers, stages have equal time.
-        until (`float`): fraction at which the last of these stages ends.
+    With `append_top`, where every stage trains equally many layers, stages have equal time.
     """
     if isinstance(at, list):
         return list(at)

@@ -23,16 +23,6 @@ def prepare(backbone: Any) -> None:
     backbone.register_buffer(NAME, torch.zeros(6, dtype=torch.float64, device=device))
 
 
-def remove(backbone: Any) -> None:
-    """Removes the buffer."""
-    backbone._buffers.pop(NAME, None)
-
-
-def reset(backbone: Any) -> None:
-    """Zeroes the sums, for a new stage."""
-    getattr(backbone, NAME).zero_()
-
-
 def add(backbone: Any, loss: Tensor, flops: float) -> None:
     """Adds a step, without waiting for the device."""
     sums = getattr(backbone, NAME)

@@ -15,14 +15,9 @@ CHUNK = 1 << 22  # words to gather between counts; at least twice the different 
 
 
 def count_words(batches: Iterable[Any], kinds_V: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Counts the whole words of rows of token ids.
+    """Counts the whole words of arrays of token ids of shape `(rows, sequence_length)`.
 
-    Args:
-        batches: arrays of token ids of shape `(rows, sequence_length)`.
-        kinds_V (`Tensor` of shape `(vocab_size,)`): kinds of the tokens, from `kinds_of`.
-
-    Returns:
-        Hashes of the different words, rising, and their counts; int64 of shape `(different_words,)`.
+    Returns the hashes of the different words, rising, and their counts; both int64.
     """
     keys, counts = np.empty(0, np.int64), np.empty(0, np.int64)
     waiting, number = [], 0
@@ -65,8 +60,7 @@ def bounds_for(words: int, least: int | None, most: int | None) -> tuple[int, in
 def choose_words(keys: np.ndarray, counts: np.ndarray, least: int, most: int, max_entries: int) -> np.ndarray:
     """Hashes of the rare words, rising; at most `max_entries`, the most frequent first, then the lower hashes.
 
-    Raises:
-        EffptError: if no word is rare, or every word is.
+    Raises an `EffptError` if no word is rare, or every word is.
     """
     if not len(counts):
         raise EffptError(

@@ -15,9 +15,10 @@ from hf_effpt.core.anatomy import generator_of
 from hf_effpt.core.depth import stack_of
 from hf_effpt.core.metrics import accumulator_of
 from hf_effpt.core.precision import KeepsPrecision
+from hf_effpt.core.processes import gather
 
 from .lookup import SPECIAL, Occurrences, Words, entries_of, occurrences_of, words_of
-from .writing import gather_processes, take_in, window_means
+from .writing import take_in, window_means
 
 INIT_STD = 0.02  # as of BERT's embeddings; the paper gives none
 
@@ -33,20 +34,11 @@ class NoteInputs:
 
 
 class NoteDictionary(KeepsPrecision):
-    """Notes of rare words, which the backbone reads at its input and writes from its output.
+    """Notes of rare words, as [`TNF`] sets them: read at the input of the backbone, and written from its output."""
 
-    Persistent buffers hold everything: `vectors`, of shape `(entries, hidden_size)`, which stay in fp32; `keys`, the
-    rising int64 hashes of the words; and `kinds`, of shape `(vocab_size,)`, the uint8 kind of each token.
-
-    Args:
-        settings ([`TNF`]): settings, with the number of entries.
-        hidden_size (`int`): width of the encoder.
-        vocab_size (`int`): number of tokens.
-    """
-
-    vectors: Tensor
-    keys: Tensor
-    kinds: Tensor
+    vectors: Tensor  # notes, fp32 of shape `(entries, hidden_size)`
+    keys: Tensor  # rising int64 hashes of the words
+    kinds: Tensor  # uint8 kind of each token, of shape `(vocab_size,)`
 
     def __init__(self, settings: Any, hidden_size: int, vocab_size: int) -> None:
         super().__init__()
@@ -67,8 +59,7 @@ class NoteDictionary(KeepsPrecision):
     def draw(self, seed: int) -> None:
         """Initialises all vectors, with an own generator."""
         generator = torch.Generator().manual_seed(seed)
-        drawn = torch.empty(self.vectors.shape).normal_(0.0, INIT_STD, generator=generator)
-        self.vectors.copy_(drawn)
+        self.vectors.copy_(torch.empty(self.vectors.shape).normal_(0.0, INIT_STD, generator=generator))
 
     def attach(self, backbone: Any) -> None:
         """Registers the dictionary as the submodule `notes` of `backbone`, and its hooks.
@@ -152,6 +143,8 @@ class NoteDictionary(KeepsPrecision):
     @torch.no_grad()
     def write(self, hidden_BLD: Tensor, reading: NoteInputs) -> tuple[Tensor, Tensor]:
         """Updates the vectors with a micro-batch of all processes; returns the sum of the drifts and their number."""
-        notes_CD = window_means(hidden_BLD, reading.found, reading.words, self.k)
-        occurrences = gather_processes(reading.found.entry_C, reading.found.used_C, notes_CD)
-        return take_in(self.vectors, *occurrences, self.gamma)
+        found = reading.found
+        notes_CD = window_means(hidden_BLD, found, reading.words, self.k)
+        # Those of all processes, ordered by rank; batches have the same shape in all of them.
+        used_C = gather(found.used_C.byte()).bool()
+        return take_in(self.vectors, gather(found.entry_C), used_C, gather(notes_CD), self.gamma)

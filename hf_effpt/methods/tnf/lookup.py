@@ -31,7 +31,7 @@ def kinds_of(text: Any, vocabulary: int) -> Tensor:
 
 
 class Words(NamedTuple):
-    """Span of the word that each token belongs to, and span of the text of each row."""
+    """Span of the word that each token belongs to, and span of the text of each row; ends are exclusive."""
 
     first_BL: Tensor  # first position of the word
     end_BL: Tensor  # position after its last token

@@ -98,18 +98,21 @@ class TNF(Method):
             )
 
     def prepare(self, backbone: Any, context: RunContext) -> None:
-        text = context.text
-        if self.use != "pretraining":
-            raise EffptError(
-                f"`tnf.use` is `{self.use}`, which is for fine-tuning a model that has notes, with the stock Trainer; "
-                "what this run leaves is a stock model without notes. Leave `use` out."
-            )
+        self._check_export()
         if self.entries is None:
-            self._count(backbone, text, context.seed)
+            self._count(backbone, context.text, context.seed)
         elif not backbone.notes.vectors.any():
             raise EffptError(
                 f"`tnf.entries` is {self.entries}, but the run itself writes it; leave it out, and set "
                 "`tnf.max_entries` to limit the dictionary."
+            )
+
+    def _check_export(self) -> None:
+        if self.use != "pretraining":
+            raise EffptError(
+                f"`tnf.use` is `{self.use}`, which is for fine-tuning a model that has notes, with the stock Trainer. "
+                "It reads notes in evaluation, which no stock model does; keep it with `save_pretrained`, or leave "
+                "`use` out to train it here or to export it without notes."
             )
 
     def _count(self, backbone: Any, text: Any, seed: int) -> None:
@@ -145,12 +148,8 @@ class TNF(Method):
             backbone.notes.gamma = min(1.0, FASTER * self.gamma) if recent else self.gamma
 
     def eject(self, backbone: Any) -> None:
+        self._check_export()
         if self.entries is not None:
-            if self.use != "pretraining":
-                raise EffptError(
-                    f"With `tnf.use` `{self.use}` the model reads notes in evaluation, which no stock model does; "
-                    "keep it with `save_pretrained`, or load it with `use` `pretraining` to export it without notes."
-                )
             backbone.notes.detach(backbone)
         super().eject(backbone)
 

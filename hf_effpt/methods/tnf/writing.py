@@ -6,8 +6,6 @@ B batch, L row length, D hidden size, M entries, C places for occurrences.
 import torch
 from torch import Tensor
 
-from hf_effpt.core.processes import gather
-
 from .lookup import Occurrences, Words
 
 
@@ -24,11 +22,6 @@ def window_means(hidden_BLD: Tensor, found: Occurrences, words: Words, k: int) -
     means_CD = sums_TD[row_C + high_C - 1]
     means_CD -= torch.where((low_C > 0)[:, None], sums_TD[row_C + (low_C - 1).clamp(min=0)], 0.0)
     return means_CD.div_((high_C - low_C).clamp(min=1)[:, None])
-
-
-def gather_processes(entry_C: Tensor, used_C: Tensor, notes_CD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Occurrences of all processes, ordered by rank; batches must have the same shape in all of them."""
-    return gather(entry_C), gather(used_C.byte()).bool(), gather(notes_CD)
 
 
 def take_in(

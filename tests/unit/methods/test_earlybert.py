@@ -93,7 +93,7 @@ def test_only_layers_that_run_are_penalised_and_cut():
     assert model.methods[0].penalty(model.bert).item() == pytest.approx(2 * 2 + 2 * 64)
     ticket = best(gate_scores(gates_of(model.bert)), model.bert, 0.5, 0.5)
     assert ticket.widths == [[1, 56], [2, 64], [1, 8], [2, 64]]  # of equals the first, but no layer is emptied
-    assert worst(gate_scores(gates_of(model.bert)), ticket, model.bert).widths == ticket.widths
+    assert worst(gate_scores(gates_of(model.bert)), ticket).widths == ticket.widths
 
 
 def test_with_a_weighted_loss_the_penalty_keeps_its_share_of_the_gradient():
@@ -175,7 +175,7 @@ def test_controls_are_as_wide_as_the_ticket_and_a_function_of_seed_and_step():
     scores = gate_scores(gates)
     good = best(scores, model.bert, 0.5, 0.6)
     state = torch.get_rng_state()
-    bad, other = worst(scores, good, model.bert), any_like(good, 7, 40)
+    bad, other = worst(scores, good), any_like(good, 7, 40)
     assert good.widths == bad.widths == other.widths
     assert len({good.neurons, bad.neurons, other.neurons}) == 3
     assert any_like(good, 7, 40) == other

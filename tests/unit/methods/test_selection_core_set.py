@@ -25,11 +25,11 @@ def greedily(points, number, centres):
 
 
 def test_3_points_on_a_line_are_picked_from_afar_to_near():
-    assert k_centre(line(0, 1, 2, 10), 3, first=0).tolist() == [0, 3, 2]
+    assert k_centre(line(1, 2, 10), 2, line(0)).tolist() == [2, 1]
 
 
 def test_3_outliers_are_not_picked():
-    assert k_centre(line(0, 1, 2, 10), 3, first=0, outliers=0.25).tolist() == [0, 2, 1]
+    assert k_centre(line(0, 1, 2, 10), 3, outliers=0.25).tolist() == [0, 2, 1]
 
 
 def test_the_picks_are_those_of_the_definition():
@@ -66,7 +66,8 @@ def test_of_equally_far_points_the_lower_number_is_first_and_none_is_picked_twic
 
 def nearest(strategy, vectors_ND):
     """The squared distances from the nearest row of the queue."""
-    return _nearest(strategy.points(pool(vectors_ND)), strategy.queue, strategy._real())
+    in_use_C = torch.arange(len(strategy.queue)) < strategy.size
+    return _nearest(strategy.points(pool(vectors_ND)), strategy.queue, in_use_C)
 
 
 def test_distances_never_become_negative_by_rounding():

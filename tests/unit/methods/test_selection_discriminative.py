@@ -19,7 +19,7 @@ def drawn(size=8):
 
 
 def judged(strategy, rows):
-    return strategy._scores(strategy.moments.standardised(strategy._vectors(rows)), rows)
+    return strategy._scores(strategy.moments.standardised(strategy.vectors(rows)), rows)
 
 
 def test_fitting_takes_the_steps_of_adam_on_the_balanced_cross_entropy():

@@ -15,9 +15,9 @@ from torch.optim.adam import adam
 from hf_effpt.core.processes import gather
 from hf_effpt.core.random import places, salted
 from hf_effpt.methods.selection.picking import by_score, chance, fill_up
-from hf_effpt.methods.selection.pool import Pool, push
-from hf_effpt.methods.selection.strategy import BY_SCORE, ResolvedSettings, Strategy
-from hf_effpt.methods.selection.vectors import Moments, Networks, area_under_curve, vector_size
+from hf_effpt.methods.selection.pool import Pool
+from hf_effpt.methods.selection.strategy import ResolvedSettings
+from hf_effpt.methods.selection.vectors import Moments, Networks, QueueStrategy, area_under_curve, vector_size
 
 HIDDEN = 128
 RATE = 0.001  # learning rate
@@ -36,11 +36,7 @@ _WEIGHTS, _HELD, _DRAWN, _LOTS, _UNKNOWN = range(0xD15C, 0xD15C + 5)
 
 
 class Classifier(Networks):
-    """Perceptron whose output is the logit of label 1, with its own Adam.
-
-    Args:
-        size (`int`): size of its inputs.
-    """
+    """Perceptron whose output is the logit of label 1, with its own Adam."""
 
     mean: Tensor
     square: Tensor
@@ -69,13 +65,7 @@ class Classifier(Networks):
     def fit(self, rows_ND: Tensor, labels_N: Tensor, counts_N: Tensor) -> Tensor:
         """Takes two steps on the cross-entropy, in which both labels have equal weight in total.
 
-        Args:
-            rows_ND (`Tensor` of shape `(rows, size)`): standardised vectors.
-            labels_N (`Tensor` of shape `(rows,)`): 0 or 1.
-            counts_N (`Tensor` of shape `(rows,)`): 1 for rows to learn from, else 0.
-
-        Returns:
-            `Tensor` of shape `(rows,)`: logits before the steps.
+        Rows are standardised, labels 0 or 1, and counts 1 for rows to learn from, else 0. Returns the logits before.
         """
         ones_N, zeros_N = labels_N * counts_N, (1 - labels_N) * counts_N
         shares_N = (ones_N / ones_N.sum().clamp(min=1) + zeros_N / zeros_N.sum().clamp(min=1)) / 2
@@ -91,7 +81,7 @@ class Classifier(Networks):
         return seen[0]
 
 
-class Discriminative(Strategy):
+class Discriminative(QueueStrategy):
     """Picks rows that a classifier takes for such as were not trained on recently (Gissin and Shalev-Shwartz, 2019).
 
     A perceptron learns to tell the rows of the pool from a queue of rows trained on. In each step it learns from the
@@ -105,26 +95,14 @@ class Discriminative(Strategy):
     that reason alone.
     """
 
-    input_kind = "vectors"
-    scorers = ("embedding", "first_layer", "full")
-    modes = ("topk",)
-    settings = (*BY_SCORE, "queue")
     defaults: ClassVar = {"queue": 4096}
-
-    queue: Tensor
-    size: Tensor
-    place: Tensor
     auc: Tensor
     measured: Tensor
 
     def __init__(self, resolved: ResolvedSettings, config: Any) -> None:
-        super().__init__(resolved, config)
-        self.length = vector_size(config, resolved.scorer)
-        self.classifier, self.moments = Classifier(self.length), Moments(self.length)
         # The last number of a row of the queue is 1 if the row is held out.
-        self.register_buffer("queue", torch.zeros(resolved.queue, self.length + 1, dtype=torch.float32))
-        self.register_buffer("size", torch.zeros((), dtype=torch.long))
-        self.register_buffer("place", torch.zeros((), dtype=torch.long))
+        super().__init__(resolved, config, vector_size(config, resolved.scorer) + 1)
+        self.classifier, self.moments = Classifier(self.length), Moments(self.length)
         self.register_buffer("auc", torch.full((), 0.5, dtype=torch.float64))
         self.register_buffer("measured", torch.zeros((), dtype=torch.long))
 
@@ -138,7 +116,7 @@ class Discriminative(Strategy):
     def pick(self, pool: Pool, number: int) -> Tensor:
         order_N = pool.ids_N.argsort(stable=True)
         ours = pool.of(order_N)
-        vectors_ND, counts_N = self._vectors(ours), _learned_from(ours)
+        vectors_ND, counts_N = self.vectors(ours), _learned_from(ours)
         self._go_on(gather(vectors_ND), gather(counts_N), pool)
         rows_ND = self.moments.standardised(vectors_ND)
         state = self.classifier.state()
@@ -163,9 +141,9 @@ class Discriminative(Strategy):
 
     @torch.no_grad()
     def learn(self, pool: Pool, losses_N: Tensor) -> None:
-        rows_ND = self._vectors(pool)
+        rows_ND = self.vectors(pool)
         self.moments.take(rows_ND)
-        push(self.queue, self.size, self.place, torch.cat([rows_ND, 1 - _learned_from(pool)[:, None]], dim=1))
+        self.append(torch.cat([rows_ND, 1 - _learned_from(pool)[:, None]], dim=1))
 
     def sums(self) -> dict[str, Tensor]:
         known = (self.measured > 0).double()
@@ -185,28 +163,19 @@ class Discriminative(Strategy):
             "another strategy."
         )
 
-    def _vectors(self, pool: Pool) -> Tensor:
-        assert pool.seen is not None
-        return pool.seen[:, : self.length].float()
-
     def _scores(self, rows_ND: Tensor, pool: Pool) -> Tensor:
         """Logits of not having been trained on; random numbers while the queue is empty."""
         return torch.where(self.size > 0, self.classifier.logits(rows_ND).double(), chance(pool, _UNKNOWN))
-
-    def _trained(self, number: int, pool: Pool, part: int) -> tuple[Tensor, Tensor]:
-        """Standardised rows drawn from the queue, and 1 for those to learn from, else 0."""
-        like_S = self.queue.new_zeros(number)
-        at_S = (places(like_S, pool.seed, pool.step, _DRAWN, part) * self.size).long()
-        drawn_SD = self.queue[at_S]
-        return self.moments.standardised(drawn_SD[:, :-1]), 1 - drawn_SD[:, -1]
 
     def _fit(
         self, rows_ND: Tensor, labels_N: Tensor, counts_N: Tensor, pool: Pool, part: int
     ) -> tuple[Tensor, Tensor]:
         """Fits on rows of the pool, and as many of the queue with label 0; returns logits before, and counts."""
-        trained_SD, counts_S = self._trained(len(rows_ND), pool, part)
-        labels, counts = torch.cat([labels_N, torch.zeros_like(counts_S)]), torch.cat([counts_N, counts_S])
-        return self.classifier.fit(torch.cat([rows_ND, trained_SD]), labels, counts), counts
+        lots_S = places(self.queue.new_zeros(len(rows_ND)), pool.seed, pool.step, _DRAWN, part)
+        drawn_SD = self.queue[(lots_S * self.size).long()]
+        rows = torch.cat([rows_ND, self.moments.standardised(drawn_SD[:, :-1])])
+        labels, counts = torch.cat([labels_N, torch.zeros_like(labels_N)]), torch.cat([counts_N, 1 - drawn_SD[:, -1]])
+        return self.classifier.fit(rows, labels, counts), counts
 
     def _go_on(self, rows_GD: Tensor, counts_G: Tensor, pool: Pool) -> None:
         """Measures the classifier, then fits it on the rows of all processes."""

@@ -6,26 +6,23 @@ bias. Labels drawn from p have E d_t = 0, so no product of two positions is left
 class yes, p_t is its probability, d_t = p_t - y_t, E d_t^2 = p_t (1 - p_t) and E |d_t| = 2 p_t (1 - p_t).
 """
 
-from contextlib import nullcontext
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from hf_effpt.core.head_inputs import HeadInputs
-from hf_effpt.methods.selection.strategy import BY_SCORE, InputKind, Scorer, Strategy
+from hf_effpt.core.precision import without_autocast
+from hf_effpt.methods.selection.strategy import Scorer
 
-from .uncertainty import exact, mean_asked
+from .uncertainty import LogitStrategy, exact, mean_asked
 
 
 def expected_sq(logits_BMV: Tensor, features_BMF: Tensor, labels_BM: Tensor, bias: bool = True) -> Tensor:
     """E |G|^2 over labels drawn from the model, of shape `(batch_size,)`: 1/m^2 sum_t E |d_t|^2 (|h_t|^2 + 1).
 
-    Args:
-        logits_BMV (`Tensor` of shape `(batch_size, positions, classes)`): outputs of the last layer.
-        features_BMF (`Tensor` of shape `(batch_size, positions, features)`): inputs of the last layer.
-        labels_BM (`Tensor` of shape `(batch_size, positions)`): -100 at positions to ignore, else any label.
-        bias (`bool`, *optional*, defaults to `True`): `True` if the layer has a bias.
+    Logits and features are outputs and inputs of the last layer, which has a `bias` or not. Labels are -100 at
+    positions to ignore, else any.
     """
     p_BMV, labelled_BM = _probabilities(logits_BMV), labels_BM != -100
     squares_BM = (p_BMV * (1.0 - p_BMV))[..., 0] if p_BMV.shape[-1] == 1 else 1.0 - _norms(p_BMV).square()
@@ -57,7 +54,7 @@ def observed(logits_BMV: Tensor, features_BMF: Tensor, labels_BM: Tensor, bias: 
     residuals_BMV = _residuals(logits_BMV, labels_BM)
     features_BMF = exact(features_BMF).masked_fill(~labelled_BM[..., None], 0.0)
     # Rows are scored under the run's autocast, which would multiply these matrices in half precision.
-    with nullcontext() if logits_BMV.is_meta else torch.autocast(logits_BMV.device.type, enabled=False):
+    with without_autocast(logits_BMV):
         grams_BMM = (residuals_BMV @ residuals_BMV.mT) * (features_BMF @ features_BMF.mT + float(bias))
     return grams_BMM.sum(dim=(1, 2)).clamp(min=0.0) / labelled_BM.sum(dim=1).clamp(min=1).square()
 
@@ -96,7 +93,7 @@ def _lengths(features_BMF: Tensor, bias: bool) -> Tensor:
 _GRADIENTS = {"expected_sq": expected_sq, "expected_norm": expected_norm, "observed": observed}
 
 
-class ExpectedGradientLength(Strategy):
+class ExpectedGradientLength(LogitStrategy):
     """Prefers rows whose gradient in the last linear layer is expected to be long.
 
     Labels are drawn from the model's probabilities (Settles et al., 2008, in the form of Braasch, section 4.2); the
@@ -104,10 +101,7 @@ class ExpectedGradientLength(Strategy):
     compare.
     """
 
-    input_kind: ClassVar[InputKind] = "logits"
-    scorers: ClassVar[tuple[Scorer, ...]] = ("full", "first_layer", "generator")
     rules: ClassVar[tuple[str, ...]] = (*_GRADIENTS, "el2n")
-    settings = (*BY_SCORE, "num_score_positions")
 
     @classmethod
     def settings_with(cls, scorer: Scorer | None, rule: str | None) -> set[str]:
@@ -117,11 +111,10 @@ class ExpectedGradientLength(Strategy):
     @torch.no_grad()
     def rate(self, reading: HeadInputs) -> Tensor:
         features_BMF, logits_BMV = reading.head(reading.hidden_BMD)
-        rule = self.resolved.rule or self.rules[0]
-        if rule == "el2n":
+        if self.rule == "el2n":
             return el2n(logits_BMV, reading.labels_BM)
-        scores_B = _GRADIENTS[rule](logits_BMV, features_BMF, reading.labels_BM)
-        if rule == "expected_sq" and reading.num_labels_B is not None:
+        scores_B = _GRADIENTS[self.rule](logits_BMV, features_BMF, reading.labels_BM)
+        if self.rule == "expected_sq" and reading.num_labels_B is not None:
             # The score falls with the number of labelled positions: that of the row, not of those judged.
             scores_B = scores_B * reading.labelled_BM.sum(dim=1) / reading.num_labels_B.clamp(min=1)
         return scores_B

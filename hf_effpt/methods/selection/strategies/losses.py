@@ -59,7 +59,6 @@ class SelectiveBackprop(Strategy):
         self.register_buffer("place", torch.zeros((), dtype=torch.int64))
 
     def pick(self, pool: Pool, number: int) -> Tensor:
-        assert pool.seen is not None
         losses_N = pool.seen.float()
         if self.resolved.scorer != "stale":
             push(self.history, self.size, self.place, gather(losses_N))
@@ -90,7 +89,6 @@ class LossRank(Strategy):
     defaults: ClassVar[Mapping[str, Any]] = {"explore": 0.0}
 
     def pick(self, pool: Pool, number: int) -> Tensor:
-        assert pool.seen is not None
         order_N = by_score(pool.seen, pool)
         ranks_N = torch.arange(len(pool), device=order_N.device, dtype=torch.float64)
         pressure = math.log(PRESSURE) * (1.0 - pool.fraction)
@@ -125,7 +123,6 @@ class InfoBatch(Strategy):
     mean = math.inf  # mean of the remembered losses, set by `Selection`
 
     def pick(self, pool: Pool, number: int) -> Tensor:
-        assert pool.seen is not None
         easy_N = prunable(pool.seen, self.mean)
         hard = len(pool) - easy_N.sum()
         fits = hard < number

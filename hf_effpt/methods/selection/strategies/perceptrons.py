@@ -76,7 +76,6 @@ class PerceptronEnsemble(Strategy):
     @torch.no_grad()
     def predict(self, pool: Pool) -> Tensor:
         """Standardised losses that the members predict, of shape `(members, rows)`."""
-        assert pool.seen is not None
         return self.networks(self.features.standardised(pool.seen))[0]
 
     @torch.no_grad()
@@ -96,7 +95,6 @@ class PerceptronEnsemble(Strategy):
 
     @torch.no_grad()
     def learn(self, pool: Pool, losses_N: Tensor) -> None:
-        assert pool.seen is not None
         recent = (1.0 / (self.steps + 1)).clamp(min=RECENT)
         found = rank_correlation(self.predict(pool).mean(dim=0), losses_N)
         self.correlation.lerp_(found, torch.where(losses_N.amin() < losses_N.amax(), recent, 0.0).double())
@@ -108,7 +106,6 @@ class PerceptronEnsemble(Strategy):
 
     def _descend(self, pool: Pool, target_N: Tensor) -> None:
         """Takes one step on the mean squared error of the rows that each member has drawn."""
-        assert pool.seen is not None
         rows_ND = self.features.standardised(pool.seen)
         counts_EN = draws(pool, self.resolved.members)
         losses_EN, hidden_ENH = self.networks(rows_ND)

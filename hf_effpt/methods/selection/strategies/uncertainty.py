@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hf_effpt.core.head_inputs import HeadInputs
 from hf_effpt.core.random import mix, salted
-from hf_effpt.methods.selection.strategy import BY_SCORE, InputKind, ResolvedSettings, Scorer, Strategy
+from hf_effpt.methods.selection.strategy import BY_SCORE, InputKind, Scorer, Strategy
 
 _DROPOUT = 0xD20B  # salt of these draws
 
@@ -51,11 +51,7 @@ def margin(logits_BMV: Tensor) -> Tensor:
 
 
 def max_entropy(draws: Iterable[Tensor]) -> Tensor:
-    """Entropy in nats of the mean of several draws of probabilities (Gal et al., 2017).
-
-    Args:
-        draws (`Iterable[Tensor]`, each of shape `(..., classes)`): probabilities; at least one draw.
-    """
+    """Entropy in nats of the mean of the draws, probabilities of shape `(..., classes)` (Gal et al., 2017)."""
     return _accumulated(draws, entropies=False)[0]
 
 
@@ -93,56 +89,46 @@ def _probabilities(reading: HeadInputs) -> Tensor:
     return _both(reading.head(reading.hidden_BMD)[1]).softmax(dim=-1)
 
 
+class LogitStrategy(Strategy):
+    """Strategy by the logits of a model at all labelled positions of a row, or at `num_score_positions` of them."""
+
+    input_kind: ClassVar[InputKind] = "logits"
+    scorers: ClassVar[tuple[Scorer, ...]] = ("full", "first_layer", "generator")
+    settings = (*BY_SCORE, "num_score_positions")
+
+
 _UNCERTAINTIES = {"entropy": entropy, "variation_ratio": variation_ratio, "margin": margin}
 _COMMITTEES = {"max_entropy": max_entropy, "bald": bald}
 
 
-class LeastConfidence(Strategy):
+class LeastConfidence(LogitStrategy):
     """Prefers rows of whose labelled positions the model is least sure on average (Braasch, section 4.2)."""
 
-    input_kind: ClassVar[InputKind] = "logits"
-    scorers: ClassVar[tuple[Scorer, ...]] = ("full", "first_layer", "generator")
     rules: ClassVar[tuple[str, ...]] = tuple(_UNCERTAINTIES)
-    settings = (*BY_SCORE, "num_score_positions")
     defaults: ClassVar[Mapping[str, Any]] = {"outliers": 0.02}  # noise, rare names and numbers stay uncertain
 
     @torch.no_grad()
     def rate(self, reading: HeadInputs) -> Tensor:
         _, logits_BMV = reading.head(reading.hidden_BMD)
-        return mean_asked(_UNCERTAINTIES[self.resolved.rule or self.rules[0]](logits_BMV), reading.labelled_BM)
+        return mean_asked(_UNCERTAINTIES[self.rule](logits_BMV), reading.labelled_BM)
 
 
-class DeepBayesian(Strategy):
+class DeepBayesian(LogitStrategy):
     """Prefers rows of which the model is unsure, or disagrees with itself, under draws of dropout (Gal et al., 2017).
 
     Each draw is a pure function of `salts` and of the row's key, wherever in a batch the row is.
-
-    Attributes:
-        salts (`tuple[int, ...]`): salts of the draws of a step; set before a pool is rated.
-        keys_B (`Tensor` of shape `(batch_size,)`): int64 keys of the rows of a batch; set before it is rated.
     """
 
-    input_kind: ClassVar[InputKind] = "logits"
-    scorers: ClassVar[tuple[Scorer, ...]] = ("full", "first_layer", "generator")
     rules: ClassVar[tuple[str, ...]] = tuple(_COMMITTEES)
-    settings = (*BY_SCORE, "num_score_positions", "passes", "dropout", "level")
-    keys_B: Tensor
-
-    def __init__(self, resolved: ResolvedSettings, config: Any) -> None:
-        super().__init__(resolved, config)
-        self.rule = resolved.rule or self.rules[0]
-        self.salts: tuple[int, ...] = (0,)
+    settings = (*LogitStrategy.settings, "passes", "dropout", "level")
+    keys_B: Tensor  # int64 keys of the rows of a batch; set before it is rated
 
     def rate(self, reading: HeadInputs) -> Tensor:
         return self.rate_draws(self.draws(reading))
 
     @torch.no_grad()
     def rate_draws(self, draws: Iterable[HeadInputs]) -> Tensor:
-        """Scores of a batch, of shape `(batch_size,)`.
-
-        Args:
-            draws (`Iterable[HeadInputs]`): the batch under each draw of dropout; read one by one and not kept.
-        """
+        """Scores of a batch from it under each draw of dropout, read one by one and not kept."""
         rest = iter(draws)
         first = next(rest)
         probabilities = (_probabilities(reading) for reading in chain([first], rest))
