@@ -10,6 +10,7 @@ from transformers import BertConfig, BertModel, PreTrainedModel
 
 from hf_effpt.core.depth import PRUNING, first_layers, flatten
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.head_inputs import HeadInputs
 from hf_effpt.core.method import Method
 from hf_effpt.core.padding import real_tokens
 from hf_effpt.core.registry import build_methods
@@ -166,6 +167,85 @@ class EffptMixin:
     def cost_signature(self) -> str:
         """Text that is equal for models whose steps take the same time with the same layers."""
         return ""
+
+
+class PretrainingMixin(EffptMixin):
+    """An [`EffptMixin`] for models that learn from masked text; their losses are computed by `_learn`."""
+
+    pretrains = True
+    accepts_loss_kwargs = True  # losses are divided by `num_items_in_batch`, the number of the whole step
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        masked_positions: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        loss_weight_inputs: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Runs the stock forward without `labels`; with them, computes the loss of a masked batch.
+
+        A BERT then returns no logits; models with a generator return a [`JointOutput`].
+
+        Args:
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds: as in the stock class.
+            labels (`Tensor` of shape `(batch_size, sequence_length)`): original ids at masked positions, -100
+                elsewhere.
+            masked_positions (`Tensor` of shape `(batch_size, masked)`, *optional*): positions of the labels. They
+                keep shapes static and avoid a wait for the device; entries whose label is -100 are ignored.
+            document_ids (`Tensor` of shape `(batch_size, sequence_length)`, *optional*): the document of each token
+                within its row, from 1, and 0 for padding; a document attends to itself only, with positions from 0.
+            num_items_in_batch (`Tensor` or `int`, *optional*): masked tokens of the whole optimizer step, by which
+                the summed loss is divided, by default those of this batch; with a generator a tensor of shape `(2,)`,
+                the numbers of masked positions and of tokens, which divide the losses over each.
+            loss_weight_inputs (`Tensor` of shape `(batch_size,)` or `(batch_size, masked)`, *optional*): passed to
+                methods that weight the main loss token by token.
+        """
+        batch = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+            "labels": labels,
+            "masked_positions": masked_positions,
+            "document_ids": document_ids,
+            "num_items_in_batch": num_items_in_batch,
+            "loss_weight_inputs": loss_weight_inputs,
+            **kwargs,
+        }
+        return_dict = kwargs.get("return_dict")
+        if labels is None:
+            return super().forward(**encoder_inputs(self, batch), return_dict=return_dict)
+        output = self._learn(batch)
+        as_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if as_dict else output.to_tuple()
+
+    def _learn(self, batch: Mapping[str, Any]) -> Any:
+        """The output of `forward`, from its arguments by name, with `labels`."""
+        raise NotImplementedError
+
+    def head_inputs(
+        self, batch: Mapping[str, Tensor], layers: int | None = None, of_generator: bool = False
+    ) -> HeadInputs:
+        """The outputs of an encoder where it predicts, on its training input, and the head above them.
+
+        Args:
+            batch (`Mapping[str, Tensor]`): arguments of `forward`, with `labels`.
+            layers (`int`, *optional*): number of layers of that encoder to run, from the first; by default all.
+            of_generator (`bool`, *optional*, defaults to `False`): if `True`, use the generator, which predicts
+                tokens, instead of the main model.
+
+        Raises:
+            EffptError: if `of_generator` of a model without one, or if logits of the main model cannot be compared.
+        """
+        raise NotImplementedError
 
 
 def pruning_of(stock: PreTrainedModel) -> dict[str, Any]:

@@ -106,7 +106,7 @@ class ElectraForJointPreTraining(WithGenerator, ElectraForPreTraining):
                 next(words).sub_(next(words))
         return joint
 
-    def _learn(self, batch: Batch) -> JointOutput:
+    def _learn_jointly(self, batch: Batch) -> JointOutput:
         _, logits_NV, generator_loss = self._generate(batch)
         corrupted_BL, replaced_BL = self._insert(batch, self._sample(batch, logits_NV))
         with self.own_stream():

@@ -26,8 +26,8 @@ from hf_effpt.core.padding import real_tokens
 from hf_effpt.core.random import row_keys
 from hf_effpt.core.token_losses import Reduction, observed_loss
 
-from .base import EffptMixin, encoder_inputs, fill, isolate_documents
-from .bert import masked_loss
+from .base import PretrainingMixin, encoder_inputs, fill
+from .bert import token_loss
 from .sampling import sample, uniforms
 from .sparse_layer import drops, encode_at, gather_rows, positions_of
 
@@ -89,12 +89,10 @@ class Batch:
         return row_keys(self.masked_BL, self.real_BL)
 
 
-class WithGenerator(EffptMixin):
+class WithGenerator(PretrainingMixin):
     """Adds a generator and methods to a stock ELECTRA class; placed before it in the bases."""
 
-    pretrains = True
     training_only: ClassVar[tuple[str, ...]] = ("generator.",)
-    accepts_loss_kwargs = True  # both losses are divided by numbers of the whole optimizer step
 
     def complete(self, config: Any) -> None:
         self.generator = ElectraForMaskedLM(config.generator_config())
@@ -130,71 +128,16 @@ class WithGenerator(EffptMixin):
     def _add_heads(self, config: Any) -> None:
         """Adds further heads to the main model, or initializes its stock head."""
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        masked_positions: Tensor | None = None,
-        document_ids: Tensor | None = None,
-        num_items_in_batch: Tensor | int | None = None,
-        loss_weight_inputs: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """Runs the main model's stock forward without `labels`; with them, computes both losses of a masked batch.
+    def _learn(self, batch: Mapping[str, Any]) -> JointOutput:
+        return self._learn_jointly(self._batch(batch))
 
-        Args:
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds: as in the stock class.
-            labels (`Tensor` of shape `(batch_size, sequence_length)`): original ids at masked positions, -100
-                elsewhere.
-            masked_positions, document_ids: as in [`EffptBertForMaskedLM`].
-            num_items_in_batch (`Tensor` of shape `(2,)`, *optional*): numbers of masked positions and of tokens of
-                the whole optimizer step, by which the losses are divided; by default those of this batch.
-            loss_weight_inputs (`Tensor` of shape `(batch_size, …)`, *optional*): passed to methods that weight the
-                main loss.
-        """
-        if labels is None:
-            if document_ids is not None:
-                attention_mask, position_ids = isolate_documents(
-                    document_ids, self.config._attn_implementation, self.dtype
-                )
-            return super().forward(
-                input_ids,
-                attention_mask=attention_mask,
-                token_type_ids=token_type_ids,
-                position_ids=position_ids,
-                inputs_embeds=inputs_embeds,
-                **kwargs,
-            )
-        given = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "token_type_ids": token_type_ids,
-            "position_ids": position_ids,
-            "labels": labels,
-            "masked_positions": masked_positions,
-            "document_ids": document_ids,
-            "num_items_in_batch": num_items_in_batch,
-            "loss_weight_inputs": loss_weight_inputs,
-            **kwargs,
-        }
-        output = self._learn(self._batch(given))
-        return output.to_tuple() if kwargs.get("return_dict") is False else output
+    def _learn_jointly(self, batch: Batch) -> JointOutput:
+        """The losses of a masked batch."""
+        raise NotImplementedError
 
     def head_inputs(
         self, batch: Mapping[str, Tensor], layers: int | None = None, of_generator: bool = False
     ) -> HeadInputs:
-        """The outputs of one encoder where it predicts, on its training input, and the head above them.
-
-        Args:
-            batch (`Mapping[str, Tensor]`): arguments of `forward`, with `labels`.
-            layers (`int`, *optional*): number of layers of that encoder to run, from the first; by default all.
-            of_generator (`bool`, *optional*, defaults to `False`): if `True`, use the generator, which predicts
-                tokens, instead of the main model.
-        """
         masked = self._batch(batch)
         return self._generator_inputs(masked, layers) if of_generator else self._main_inputs(masked, layers)
 
@@ -213,10 +156,6 @@ class WithGenerator(EffptMixin):
         inputs = self._generator_inputs(batch)
         _, logits_NV = inputs.head(inputs.hidden_BMD.flatten(0, 1))
         return self._insert(batch, self._sample(batch, logits_NV))
-
-    def _learn(self, batch: Batch) -> JointOutput:
-        """The losses of a masked batch."""
-        raise NotImplementedError
 
     @staticmethod
     def count_items(batch: Mapping[str, Tensor]) -> Tensor:
@@ -265,8 +204,7 @@ class WithGenerator(EffptMixin):
             outputs, hidden_BMD = encode_at(encoder, batch.positions_BM, batch.masked_BL, **batch.inputs)
             hidden = outputs.last_hidden_state
         logits_NV = self.generator_logits(hidden_BMD.flatten(0, 1))
-        loss = masked_loss(logits_NV, batch.labels_BM.flatten(), 1)
-        return hidden, logits_NV, loss
+        return hidden, logits_NV, token_loss(logits_NV, batch.labels_BM.flatten())
 
     def generator_logits(self, hidden_ND: Tensor) -> Tensor:
         """The generator's logits for some of its outputs, of shape `(positions, vocab_size)`."""

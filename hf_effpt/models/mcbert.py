@@ -90,7 +90,7 @@ class McBertForPreTraining(WithGenerator, ElectraForMaskedLM):
             return super().stock_name(name)
         return next((new + name[len(old) :] for old, new in BERT_NAMES.items() if name.startswith(old)), None)
 
-    def _learn(self, batch: Batch) -> JointOutput:
+    def _learn_jointly(self, batch: Batch) -> JointOutput:
         hidden, logits_NV, generator_loss = self._generate(batch, everywhere=not self.selects)
         drawn_BMK = self._draw(batch, logits_NV)
         corrupted_BL, replaced_BL = self._insert(batch, drawn_BMK[:, :, 0])

@@ -48,7 +48,7 @@ class ElectraForReplacedMaskedLM(WithGenerator, ElectraForMaskedLM):
         if config.objective == "all_tokens_mlm":
             self.copy_head = nn.Linear(config.hidden_size, 1)
 
-    def _learn(self, batch: Batch) -> JointOutput:
+    def _learn_jointly(self, batch: Batch) -> JointOutput:
         _, logits_NV, generator_loss = self._generate(batch)
         corrupted_BL, replaced_BL = self._insert(batch, self._sample(batch, logits_NV))
         everywhere = self.config.objective == "all_tokens_mlm"

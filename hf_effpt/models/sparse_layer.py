@@ -39,8 +39,9 @@ def encode_at(encoder: Any, positions_BM: Tensor, *args: Any, **inputs: Any) -> 
     dropout would draw other numbers.
     """
     stack, config = stack_of(encoder), encoder.config
-    read = any(inputs.get(name, getattr(config, name)) for name in ("output_hidden_states", "output_attentions"))
-    read |= encoder.training and (stack.read_whole or drops(config))
+    read = inputs.get("output_hidden_states", config.output_hidden_states)
+    read = read or inputs.get("output_attentions", config.output_attentions)
+    read = read or (encoder.training and (stack.read_whole or drops(config)))
     sparse = not read and bool(stack.active) and config._attn_implementation in ("eager", "sdpa")
     stack.last = partial(layer_at, positions_BM) if sparse else None
     try:
