@@ -14,7 +14,7 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.data.masking import DataCollatorForMaskedLM
 from hf_effpt.data.packing import PackedRows
 from hf_effpt.models.base import EffptMixin, isolate_documents
-from hf_effpt.models.bert import masked_loss
+from hf_effpt.models.bert import token_loss
 from hf_effpt.models.sparse_layer import positions_of
 
 from .masked_logits import evaluation_mode, masked_logits, predicts_masked_tokens
@@ -106,7 +106,7 @@ def _stock_loss(
             document_ids, model.config._attn_implementation, model.dtype
         )
     logits_BMV = masked_logits(model, masked_positions, input_ids=input_ids, **inputs)
-    return masked_loss(logits_BMV.flatten(0, 1), labels.gather(1, masked_positions).flatten(), 1)
+    return token_loss(logits_BMV.flatten(0, 1), labels.gather(1, masked_positions).flatten())
 
 
 def fixed_mask_batches(

@@ -33,6 +33,7 @@ class EffptMixin:
     pretrains: ClassVar[bool] = False  # `True` if it learns from masked text, `False` if from the labels of a task
     main_loss_name: ClassVar[str | None] = None  # the metric that judges a model whose loss has several parts
     training_only: ClassVar[tuple[str, ...]] = ()  # prefixes of parameters and buffers that are not exported
+    accepts_loss_kwargs = False  # the stock loss is a micro-batch mean, which the Trainer divides by the accumulation
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         methods = build_methods(config.methods, config)
@@ -79,8 +80,7 @@ class EffptMixin:
     def add_method(self, name: str, **settings: Any) -> None:
         """Adds a method to an existing model.
 
-        Raises:
-            EffptError: if the model has the method already, a setting is invalid, or it conflicts with another method.
+        Raises an `EffptError` if the model has it already, a setting is invalid, or it conflicts with another method.
         """
         if name in self.config.methods:
             raise EffptError(f"The model has the method `{name}` already; set it in `config.methods` instead.")
@@ -133,12 +133,9 @@ class EffptMixin:
         return {}
 
     def mean_pool(self, batch: Mapping[str, Tensor], layers: int | None = None) -> Tensor:
-        """Mean vector of each row over its tokens without padding, in fp32, of shape `(batch_size, size)`.
+        """Mean vector of each row of a batch over its tokens without padding, in fp32, of shape `(batch_size, size)`.
 
-        Args:
-            batch (`Mapping[str, Tensor]`): a batch of the collator, with `input_ids`.
-            layers (`int`, *optional*): number of layers to run, from the first; 0 averages the word embeddings. By
-                default all run.
+        Only the first `layers` run, by default all; 0 averages the word embeddings.
         """
         ids_BL = batch["input_ids"]
         if layers == 0:
@@ -277,7 +274,7 @@ def facts_of(exported: PreTrainedModel) -> dict[str, Any]:
     """The entries of `run.json` about the architecture of an exported model."""
     facts = {"stock_class": type(exported).__name__, "parameters": exported.num_parameters()}
     widths = getattr(exported.config, "layer_widths", None)
-    return facts | ({} if widths is None else {"layer_widths": widths})
+    return facts if widths is None else facts | {"layer_widths": widths}
 
 
 def exports_of(model: Any) -> dict[str, PreTrainedModel]:
@@ -286,13 +283,9 @@ def exports_of(model: Any) -> dict[str, PreTrainedModel]:
 
 
 def fill(stock: PreTrainedModel, source: nn.Module, name_of: Callable[[str], str | None] = lambda name: name) -> None:
-    """Fills a stock model on the meta device with the parameters and buffers of `source`.
+    """Fills a stock model on the meta device, in place, with the parameters and buffers of `source`, not copied.
 
-    Args:
-        stock (`PreTrainedModel`): filled in place.
-        source (`nn.Module`): shares its storage with `stock` afterwards.
-        name_of (`Callable`, *optional*): maps the name of a tensor of `source` to its name in `stock`, or to `None`
-            to leave it out.
+    `name_of` maps the name of a tensor of `source` to its name in `stock`, or to `None` to leave it out.
     """
     state = {new: tensor for name, tensor in source.state_dict().items() if (new := name_of(name)) is not None}
     stock.load_state_dict(state, strict=True, assign=True)
@@ -323,16 +316,9 @@ def encoder_inputs(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
 def isolate_documents(document_ids_BL: Tensor, attention: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Attention mask and position ids that separate documents packed in one row, as if each had a row of its own.
 
-    B batch, L row length.
-
-    Args:
-        document_ids_BL (`Tensor` of shape `(batch_size, sequence_length)`): number of the document within the row,
-            from 1, in order; 0 for padding, which attends to padding only.
-        attention (`str`): the attention implementation; `eager` takes an additive mask, the others a boolean one.
-        dtype (`torch.dtype`): of an additive mask.
-
-    Returns:
-        The mask of shape `(batch_size, 1, sequence_length, sequence_length)` and position ids from 0 in each document.
+    `document_ids_BL`, of shape `(batch_size, sequence_length)`, are numbers within the row, from 1, in order; 0 for
+    padding, which attends to padding only. With `eager` attention the mask is an additive one of `dtype`, else a
+    boolean one, of shape `(batch_size, 1, sequence_length, sequence_length)`. Positions begin at 0 in each document.
     """
     mask_B1LL = document_ids_BL[:, None, :, None] == document_ids_BL[:, None, None, :]
     if attention == "eager":

@@ -89,9 +89,9 @@ class EffptBertForMaskedLM(PretrainingMixin, BertForMaskedLM):
         return features, self.cls.predictions.decoder(features)
 
 
-def masked_loss(logits_NV: Tensor, labels_N: Tensor, num_items: Tensor | int | None = None) -> Tensor:
-    """Cross-entropy in fp32, summed over labels other than -100 and divided by `num_items` or their number."""
-    return token_loss(logits_NV, labels_N) / (label_count(labels_N) if num_items is None else num_items)
+def masked_loss(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
+    """Cross-entropy in fp32, a mean over labels other than -100."""
+    return token_loss(logits_NV, labels_N) / label_count(labels_N)
 
 
 def token_loss(logits_NV: Tensor, labels_N: Tensor, reduction: Reduction = "sum") -> Tensor:
@@ -110,7 +110,6 @@ class EffptBertForSequenceClassification(EffptMixin, BertForSequenceClassificati
     config_class = EffptBertConfig
     stock_class = BertForSequenceClassification
     narrow_class = PrunedBertForSequenceClassification
-    accepts_loss_kwargs = False  # the stock loss is a micro-batch mean, which the Trainer divides by the accumulation
 
 
 class EffptBertForTokenClassification(EffptMixin, BertForTokenClassification):
@@ -119,7 +118,6 @@ class EffptBertForTokenClassification(EffptMixin, BertForTokenClassification):
     config_class = EffptBertConfig
     stock_class = BertForTokenClassification
     narrow_class = PrunedBertForTokenClassification
-    accepts_loss_kwargs = False
 
 
 class EffptBertForQuestionAnswering(EffptMixin, BertForQuestionAnswering):
@@ -128,4 +126,3 @@ class EffptBertForQuestionAnswering(EffptMixin, BertForQuestionAnswering):
     config_class = EffptBertConfig
     stock_class = BertForQuestionAnswering
     narrow_class = PrunedBertForQuestionAnswering
-    accepts_loss_kwargs = False

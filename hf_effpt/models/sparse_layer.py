@@ -60,13 +60,9 @@ def layer_at(
     *args: Any,
     **kwargs: Any,
 ) -> Tensor:
-    """The outputs of a BERT layer at some positions of every row, of shape `(batch_size, positions, hidden_size)`.
+    """Outputs of a stock BERT layer at some positions of each row, of shape `(batch_size, positions, hidden_size)`.
 
-    Args:
-        positions_BM (`Tensor` of shape `(batch_size, positions)`): positions of the outputs.
-        layer (`nn.Module`): a stock layer.
-        hidden_BLD (`Tensor` of shape `(batch_size, sequence_length, hidden_size)`): its input.
-        attention_mask (`Tensor` of shape `(batch_size, 1, sequence_length or 1, sequence_length)`, *optional*).
+    `attention_mask`, if there is one, is of shape `(batch_size, 1, sequence_length or 1, sequence_length)`.
     """
     attention = layer.attention.self
     wanted_BMD = gather_rows(hidden_BLD, positions_BM)
