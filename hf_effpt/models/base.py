@@ -1,4 +1,4 @@
-"""The mixin of all training models: adds methods to a stock class, and exports back to one."""
+"""Mixins of the training models: methods on a stock class and export back to one; the forward on masked text."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -167,7 +167,7 @@ class EffptMixin:
 
 
 class PretrainingMixin(EffptMixin):
-    """An [`EffptMixin`] for models that learn from masked text; their losses are computed by `_learn`."""
+    """An [`EffptMixin`] for models that learn from masked text; each computes its losses in `_learn`."""
 
     pretrains = True
     accepts_loss_kwargs = True  # losses are divided by `num_items_in_batch`, the number of the whole step
