@@ -56,9 +56,9 @@ class Clock:
     reference_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        if self.unit not in {unit for unit, _ in UNITS.values()}:
-            units = ", ".join(dict.fromkeys(unit for unit, _ in UNITS.values()))
-            raise EffptError(f"Unknown clock unit {self.unit!r}; use one of {units}.")
+        units = dict.fromkeys(unit for unit, _ in UNITS.values())
+        if self.unit not in units:
+            raise EffptError(f"Unknown clock unit {self.unit!r}; use one of {', '.join(units)}.")
         if not (math.isfinite(self.budget) and self.budget > 0):
             raise EffptError(f"A budget must be positive and finite, not {self.budget} {self.unit}.")
         if self.unit == "steps" and self.budget != int(self.budget):

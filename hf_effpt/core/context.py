@@ -56,11 +56,7 @@ class RunContext:
 
     @property
     def text(self) -> Any:
-        """Training text for `prepare`: token ids, word boundaries, special tokens (`data.training_text.TrainingText`).
-
-        Raises:
-            EffptError: if there is none.
-        """
+        """Training text for `prepare` (a `data.training_text.TrainingText`); raises an `EffptError` elsewhere."""
         if self.open_text is None:
             raise EffptError("There is no training text here; it is at hand in `prepare` only, when a run begins.")
         return self.open_text()

@@ -19,15 +19,10 @@ PRUNING = "pruning"  # attribute of a backbone: facts about layers that a method
 
 
 class Router(Protocol):
-    """Runs each layer on some rows of a batch only.
+    """Runs each layer on some rows of a batch only."""
 
-    Args:
-        share (`float`): share, in [0, 1], of the skippable rows that ran in the last forward pass.
-        forced (`float`, *optional*): fixed share of rows to run, so that shapes do not depend on computed values.
-    """
-
-    share: float
-    forced: float | None
+    share: float  # of the skippable rows that ran in the last forward pass
+    forced: float | None  # fixed share of rows to run, so that shapes do not depend on computed values
 
     def __call__(self, layers: list[Any]) -> list[Any]:
         """Returns callables to use, with the same arguments, in place of `layers`, first to last."""
@@ -92,12 +87,9 @@ class LayerStack(nn.ModuleList):
             layers[-1] = partial(self.last, layers[-1])
         return iter(layers if self.router is None else self.router(layers))
 
-    @torch.no_grad()
     def copy_layer(self, source: int, target: int) -> None:
         """Copies the weights and buffers of layer `source` into layer `target`, without sharing storage."""
-        copied = self[target].state_dict()
-        for name, tensor in self[source].state_dict().items():
-            copied[name].copy_(tensor)
+        self[target].load_state_dict(self[source].state_dict())
 
 
 def _scaled(scale: float, layer: nn.Module, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -130,11 +122,7 @@ def running(backbone: Any, training: bool | None = None) -> list[Any]:
 
 @contextmanager
 def first_layers(backbone: Any, number: int | None) -> Iterator[None]:
-    """Limits `backbone` to its first `number` layers within the block; `None` for all.
-
-    Raises:
-        EffptError: for a number below 1.
-    """
+    """Limits `backbone` to its first `number` layers within the block (`None`: all); an `EffptError` below 1."""
     if number is not None and number < 1:
         raise EffptError(f"The first {number} layers cannot run; at least 1 does, or `None` for all.")
     stack = stack_of(backbone)

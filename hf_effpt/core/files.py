@@ -72,10 +72,8 @@ def replacing_folder_contents(out: str | os.PathLike) -> Iterator[Path]:
     """Yields an empty folder; when the block succeeds, its files replace those of the same name in `out`.
 
     Other files of `out`, such as checkpoints, stay. If the block fails, `out` is unchanged, and not created. The next
-    call removes remains of a killed process. One writer at a time.
-
-    Raises:
-        EffptError: if `out` is a file or cannot be written, or if the disk is full.
+    call removes remains of a killed process. One writer at a time. Raises an `EffptError` if `out` is a file or cannot
+    be written, or if the disk is full.
     """
     out = Path(out)
     existed = out.is_dir()

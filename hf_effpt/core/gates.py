@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,11 +34,8 @@ class GatedLinear(nn.Linear):
 class WidthGates(KeepsPrecision):
     """Gates of all layers of a backbone: one per head and one per neuron, initially 1.
 
-    They stay in fp32, have no weight decay, and may have their own learning rate. Unless `on`, they have no effect.
-
-    Args:
-        backbone: the encoder; [`attach`] adds the gates to it.
-        learning_rate (`float`, *optional*): peak learning rate of the gates; by default the run's.
+    They stay in fp32, have no weight decay, and may have their own peak learning rate instead of the run's. [`attach`]
+    adds them to the backbone. Unless `on`, they have no effect.
     """
 
     no_weight_decay = True
@@ -45,16 +43,10 @@ class WidthGates(KeepsPrecision):
     def __init__(self, backbone: Any, learning_rate: float | None = None) -> None:
         super().__init__()
         self.learning_rate, self.on = learning_rate, False
-        device = next(backbone.parameters()).device
-        widths = widths_of(backbone)
-
-        def ones(sizes: list[int]) -> nn.ParameterList:
-            return nn.ParameterList(
-                nn.Parameter(torch.ones(size, device=device, dtype=torch.float32)) for size in sizes
-            )
-
-        self.heads = ones([heads for heads, _ in widths])  # layer i: shape (heads,)
-        self.neurons = ones([neurons for _, neurons in widths])  # layer i: shape (neurons,)
+        ones = partial(torch.ones, device=next(backbone.parameters()).device, dtype=torch.float32)
+        widths = widths_of(backbone)  # the gates of a layer are a vector
+        self.heads = nn.ParameterList(nn.Parameter(ones(heads)) for heads, _ in widths)
+        self.neurons = nn.ParameterList(nn.Parameter(ones(neurons)) for _, neurons in widths)
 
     def reset_missing_parameters(self) -> None:
         """Sets gates that the loaded weights lack to 1."""
@@ -65,36 +57,32 @@ class WidthGates(KeepsPrecision):
     def attach(self, backbone: Any) -> None:
         """Adds the gates to `backbone`."""
         setattr(backbone, NAME, self)
-        for index, layer in enumerate(layers_of(backbone).children() if len(self.heads) else ()):
-            output, down = attention_of(layer).output, feed_forward_of(layer).down
-            for linear, kind in ((output, "heads"), (down, "neurons")):
+        if len(self.heads):
+            for place, linear in _gateable(backbone):
                 linear.__class__ = GatedLinear
-                linear.__dict__.update(gates=self, gated=(kind, index))
+                linear.__dict__.update(gates=self, gated=place)
 
     def detach(self, backbone: Any) -> None:
         """Removes the gates, as if all of them were 1."""
         delattr(backbone, NAME)
-        for layer in layers_of(backbone).children():
-            for linear in (attention_of(layer).output, feed_forward_of(layer).down):
-                linear.__class__ = nn.Linear
-                for name in ("gates", "gated"):
-                    linear.__dict__.pop(name, None)
+        for _, linear in _gateable(backbone):
+            linear.__class__ = nn.Linear
+            for name in ("gates", "gated"):
+                linear.__dict__.pop(name, None)
 
     def gated(self, linear: nn.Linear) -> Tensor:
         """Weights of a gated module times its gates."""
         kind, index = linear.__dict__["gated"]
-        gate = getattr(self, kind)[index]
-        weight = linear.weight
-        return (weight * gate.repeat_interleave(weight.shape[1] // len(gate)) if len(gate) else weight).to(
-            weight.dtype
-        )
+        gate, weight = getattr(self, kind)[index], linear.weight
+        if not len(gate):
+            return weight
+        return (weight * gate.repeat_interleave(weight.shape[1] // len(gate))).to(weight.dtype)
 
     @torch.no_grad()
     def fold(self, backbone: Any) -> None:
         """Multiplies the gates into the weights and sets them to 1; the outputs stay the same."""
-        for layer in layers_of(backbone).children():
-            for linear in (attention_of(layer).output, feed_forward_of(layer).down):
-                linear.weight.copy_(self.gated(linear))
+        for _, linear in _gateable(backbone):
+            linear.weight.copy_(self.gated(linear))
         for gate in self.parameters():
             gate.fill_(1.0)
 
@@ -104,6 +92,13 @@ class WidthGates(KeepsPrecision):
             self.detach(backbone)
         self.heads, self.neurons, self.on = nn.ParameterList(), nn.ParameterList(), False
         self.attach(backbone)
+
+
+def _gateable(backbone: Any) -> Iterator[tuple[tuple[str, int], nn.Linear]]:
+    """Linear modules whose inputs have gates, each with the kind of gates and the index of its layer."""
+    for index, layer in enumerate(layers_of(backbone).children()):
+        yield ("heads", index), attention_of(layer).output
+        yield ("neurons", index), feed_forward_of(layer).down
 
 
 def gates_of(backbone: Any) -> WidthGates | None:
@@ -121,33 +116,27 @@ def gate_scores(gates: WidthGates) -> Scores:
 
 def importance(
     backbone: Any,
-    losses: Iterator[Mapping[str, Tensor]],
+    batches: Iterator[Mapping[str, Tensor]],
     loss_of: Callable[[Mapping[str, Tensor]], Tensor],
     learning: Callable[[Mapping[str, Tensor]], AbstractContextManager],
 ) -> Scores:
     """Importance of each head and neuron: |dL/dgate|, averaged over batches (Michel et al., 2019).
 
-    Scores of heads are divided by their L2 norm in each layer. Weights and their gradients do not change.
-
-    Args:
-        backbone: the encoder, with or without [`WidthGates`].
-        losses (`Iterator[Mapping[str, Tensor]]`): batches.
-        loss_of (`Callable`): computes the scalar loss of a batch.
-        learning (`Callable`): returns the context in which the loss of a batch is computed.
+    Scores of heads are divided by their L2 norm in each layer. Weights and their gradients do not change. `loss_of`
+    computes the scalar loss of a batch, in the context that `learning` returns for it.
     """
     with opened(backbone) as gates:
         ours = list(gates.parameters())
-        sums, batches = [torch.zeros_like(gate) for gate in ours], 0
-        for batch in losses:
-            batches += 1
+        sums, number = [torch.zeros_like(gate) for gate in ours], 0
+        for batch in batches:
+            number += 1
             with learning(batch):
                 found = torch.autograd.grad(loss_of(batch), ours, allow_unused=True)
             for total, gradient in zip(sums, found, strict=True):
                 if gradient is not None:
                     total += gradient.abs()
-        number = len(gates.heads)
-        means = [total / max(1, batches) for total in sums]
-        return [mean / mean.norm().clamp(min=1e-12) for mean in means[:number]], means[number:]
+        means, layers = [total / max(1, number) for total in sums], len(gates.heads)
+        return [mean / mean.norm().clamp(min=1e-12) for mean in means[:layers]], means[layers:]
 
 
 def loss_importance(backbone: Any, context: RunContext) -> Scores:

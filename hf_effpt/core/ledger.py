@@ -13,14 +13,10 @@ def record(
     span: tuple[float, float] | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> None:
-    """Adds to `config.events` that `method` changed the model after `step` optimizer steps.
+    """Adds to `config.events` that `method` changed the model after `step` optimizer steps; `what` says how.
 
-    Args:
-        what (`str`): the change, in words.
-        rewarmup (`int`, *optional*, defaults to 0): steps in which the learning rate rises again to its schedule.
-        span (`tuple[float, float]`, *optional*): fractions of the clock between which the learning-rate schedule
-            starts again and ends.
-        facts (`Mapping[str, Any]`, *optional*): JSON values that the method needs to build the model again.
+    In the next `rewarmup` steps the learning rate rises again to its schedule, which starts again and ends at the
+    fractions `span` of the clock, if given. `facts` are JSON values that the method needs to build the model again.
     """
     event: dict[str, Any] = {"step": step, "method": method, "what": what}
     event |= {"rewarmup": rewarmup} if rewarmup else {}

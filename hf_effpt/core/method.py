@@ -91,8 +91,7 @@ class Method:
     def bind(self, config: Any, others: Mapping[str, Method]) -> None:
         """Checks the settings against the model's `config` (or `None`) and the other methods of the run, by name.
 
-        Raises:
-            EffptError: if the combination is unsound.
+        Raises an `EffptError` if the combination is unsound.
         """
 
     def inject(self, backbone: nn.Module) -> None:
@@ -104,8 +103,7 @@ class Method:
     def prepare(self, backbone: nn.Module, context: RunContext) -> None:
         """Reads the training text (`context.text`) or changes the weights, before a new run and its optimizer.
 
-        Raises:
-            EffptError: if the text does not suit the settings.
+        Raises an `EffptError` if the text does not suit the settings.
         """
 
     def schedule(self, backbone: nn.Module, context: RunContext) -> None:
@@ -156,8 +154,7 @@ def default_of(field: dataclasses.Field) -> Any:
 def start_after(method: Method, after: float | None, others: Mapping[str, Method]) -> float:
     """Fraction of the clock from which `method` may act: `after`, by default when those of lower `order` have settled.
 
-    Raises:
-        EffptError: if `after` lies before that.
+    Raises an `EffptError` if `after` lies before that, or if it is not known when that is.
     """
     waits_for = (other for other in others.values() if other.order < method.order)
     last = max(waits_for, key=lambda other: other.settles_at, default=None)

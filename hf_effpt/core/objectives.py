@@ -38,10 +38,7 @@ OBJECTIVES: dict[str, Objective] = {
     # 0.009 nats of 0.425: a binary choice with unequal classes leaves less to gain than one from a vocabulary.
     "electra": Objective(
         "Tells tokens that a generator has replaced from original ones (ELECTRA).",
-        "token",
-        "prior entropy",
-        0.005,
-        _ELECTRA,
+        "token", "prior entropy", 0.005, _ELECTRA,
     ),
     # The same share of its floor, 0.056 nats, as for electra: nearly all chosen tokens are replaced.
     "electra_15": Objective(
@@ -50,10 +47,7 @@ OBJECTIVES: dict[str, Objective] = {
     # As mlm.
     "replace_mlm": Objective(
         "Predicts the original of tokens that a generator has replaced.",
-        "masked token",
-        "unigram floor",
-        0.25,
-        _ELECTRA,
+        "masked token", "unigram floor", 0.25, _ELECTRA,
     ),
     # As mlm, for the 15 % of the tokens that are replaced.
     "all_tokens_mlm": Objective(
@@ -62,12 +56,9 @@ OBJECTIVES: dict[str, Objective] = {
     # 0.015 nats of 0.77 after 152 steps
     "mcbert": Objective(
         "Chooses the original of each token among candidates of a meta controller (MC-BERT).",
-        "token",
-        "floor of always rejecting",
-        0.01,
-        (1.0, 0.0, 0.0),
+        "token", "floor of always rejecting", 0.01, (1.0, 0.0, 0.0),
     ),
-}
+}  # fmt: skip
 # Candidates at chosen positions only, always with the original: 0.05 nats of 2.30 after 53 steps.
 _SELECTING = replace(
     OBJECTIVES["mcbert"], per="masked token", floor="loss of a guess among the candidates", least_gain=0.1

@@ -11,13 +11,10 @@ def real_tokens(
     input_ids: Tensor | None = None,
     pad: int | None = None,
 ) -> Tensor:
-    """`True` at tokens and `False` at padding, of shape `(batch_size, sequence_length)`.
+    """`True` at tokens and `False` at padding, of shape `(batch_size, sequence_length)`, the first two of `like`.
 
-    Args:
-        like (`Tensor` of shape `(batch_size, sequence_length, ...)`): gives the shape and the device.
-        attention_mask (`Tensor`, *optional*): 1 at tokens; ignored unless of shape `(batch_size, sequence_length)`.
-        document_ids (`Tensor` of shape `(batch_size, sequence_length)`, *optional*): 0 at padding; has priority.
-        input_ids (`Tensor` of shape `(batch_size, sequence_length)`, *optional*): equal to `pad` at padding.
+    Padding has 0 in `document_ids`, if given; else `pad` in `input_ids`, or no 1 in `attention_mask`, which is ignored
+    unless it has that shape.
     """
     if document_ids is not None:
         return document_ids > 0

@@ -1,6 +1,5 @@
 """Random numbers that are pure functions of keys or of seed and step; no global generator advances."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -40,9 +39,7 @@ def uniform(keys: Tensor) -> Tensor:
 def row_keys(ids_BL: Tensor, real_BL: Tensor | None = None) -> Tensor:
     """An int64 key for each row, of shape `(batch_size,)`, from its token ids (masks included).
 
-    Args:
-        ids_BL (`Tensor` of shape `(batch_size, sequence_length)`): token ids.
-        real_BL (`Tensor` of that shape, *optional*): `False` at padding, which does not affect the key.
+    Padding, where `real_BL` is `False`, does not affect the key.
     """
     positions_L = torch.arange(ids_BL.shape[1], device=ids_BL.device)
     hashes_BL = mix(ids_BL + positions_L * _ROW)
@@ -51,23 +48,18 @@ def row_keys(ids_BL: Tensor, real_BL: Tensor | None = None) -> Tensor:
 
 def salted(keys: Tensor, *salts: int) -> Tensor:
     """Derives independent keys from `keys` for each sequence of integers, taken modulo 2^64."""
-    return mix(keys ^ _signed(_folded(salts)))
-
-
-def places(like: Tensor, *salts: int) -> Tensor:
-    """Float64 numbers in [0, 1), of the shape of `like` and on its device."""
-    return uniform(salted(torch.arange(like.numel(), device=like.device), *salts)).view(like.shape)
-
-
-def _folded(salts: Sequence[int]) -> int:
-    """Hash of `salts`, on the host, since it is equal for all keys."""
-    folded = 0
+    folded = 0  # their hash, on the host, since it is equal for all keys
     for salt in salts:
         folded = ((folded ^ (salt & _ALL)) + _STEPS[0]) & _ALL
         folded = ((folded ^ (folded >> 30)) * _STEPS[1]) & _ALL
         folded = ((folded ^ (folded >> 27)) * _STEPS[2]) & _ALL
         folded ^= folded >> 31
-    return folded
+    return mix(keys ^ _signed(folded))
+
+
+def places(like: Tensor, *salts: int) -> Tensor:
+    """Float64 numbers in [0, 1), of the shape of `like` and on its device."""
+    return uniform(salted(torch.arange(like.numel(), device=like.device), *salts)).view(like.shape)
 
 
 def fold(*parts: np.ndarray | int) -> np.ndarray:
@@ -85,4 +77,4 @@ def indexed(index: np.ndarray, seed: int) -> np.ndarray:
 
 def step_rng(seed: int, step: int, stream: int) -> np.random.Generator:
     """Random number generator of one stream in one step of a run."""
-    return np.random.Generator(np.random.Philox(key=[seed & 0xFFFFFFFFFFFFFFFF, step], counter=[0, 0, 0, stream]))
+    return np.random.Generator(np.random.Philox(key=[seed & _ALL, step], counter=[0, 0, 0, stream]))

@@ -8,7 +8,9 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections import UserDict
+from collections.abc import Iterable, Mapping
+from functools import cached_property
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -22,44 +24,29 @@ BUILT_IN = "builtin"  # the entry point of the package's own methods, which come
 IMPORTS = "HF_EFFPT_IMPORT"  # environment variable: further modules to import, separated by commas
 
 
-class Registry(MutableMapping[str, type[Method]]):
+class Registry(UserDict[str, type[Method]]):
     """Method classes by name, in the order of registration, in which methods act: depth before width.
 
     The first access imports the modules of the entry-point group `hf_effpt.methods`.
     """
 
     def __init__(self) -> None:
-        self._classes: dict[str, type[Method]] = {}
-        self._is_loaded = False
+        """Leaves `data` to the first access."""
 
-    def _loaded(self) -> dict[str, type[Method]]:
-        if not self._is_loaded:
-            self._is_loaded = True  # before the imports, since the modules may read the registry
-            for entry in sorted(entry_points(group=GROUP), key=lambda entry: (entry.name != BUILT_IN, entry.name)):
-                try:
-                    entry.load()
-                except Exception as error:
-                    if entry.name == BUILT_IN:
-                        raise
-                    logger.warning("the methods of `%s` cannot be imported: %s", entry.value, error)
-            for module in filter(None, os.environ.get(IMPORTS, "").split(",")):
-                _import(module)
-        return self._classes
-
-    def __getitem__(self, name: str) -> type[Method]:
-        return self._loaded()[name]
-
-    def __setitem__(self, name: str, method: type[Method]) -> None:
-        self._loaded()[name] = method
-
-    def __delitem__(self, name: str) -> None:
-        del self._loaded()[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._loaded())
-
-    def __len__(self) -> int:
-        return len(self._loaded())
+    @cached_property
+    def data(self) -> dict[str, type[Method]]:
+        """The classes, registered by the modules that this imports."""
+        self.__dict__["data"] = classes = {}  # before the imports, since the modules may read the registry
+        for entry in sorted(entry_points(group=GROUP), key=lambda entry: (entry.name != BUILT_IN, entry.name)):
+            try:
+                entry.load()
+            except Exception as error:
+                if entry.name == BUILT_IN:
+                    raise
+                logger.warning("the methods of `%s` cannot be imported: %s", entry.value, error)
+        for module in filter(None, os.environ.get(IMPORTS, "").split(",")):
+            _import(module)
+        return classes
 
 
 METHODS = Registry()
@@ -68,10 +55,7 @@ METHODS = Registry()
 def import_methods(modules: Iterable[str]) -> None:
     """Imports modules that register methods, here and in every process that this one starts.
 
-    A module may lie in the working directory.
-
-    Raises:
-        EffptError: if one cannot be imported.
+    A module may lie in the working directory. Raises an `EffptError` if one cannot be imported.
     """
     known = filter(None, os.environ.get(IMPORTS, "").split(","))
     os.environ[IMPORTS] = ",".join(dict.fromkeys([*known, *modules]))
@@ -94,8 +78,7 @@ def _import(module: str) -> None:
 def register(method: type[Method]) -> type[Method]:
     """Class decorator that makes a method known by its name: to recipes, the command line, checkpoints and export.
 
-    Raises:
-        EffptError: if another class has that name.
+    Raises an `EffptError` if another class has that name.
     """
     known = METHODS.get(method.name, method)
     if (known.__module__, known.__qualname__) != (method.__module__, method.__qualname__):
@@ -111,11 +94,7 @@ def nearest(wrong: str, valid: list[str]) -> str:
 
 
 def method_class(name: str) -> type[Method]:
-    """The method of that name.
-
-    Raises:
-        EffptError: if there is none.
-    """
+    """The method of that name; raises an `EffptError` if there is none."""
     if name not in METHODS:
         raise EffptError(
             f"There is no method `{name}`: {nearest(name, list(METHODS))} If it is one of your own, import the module "

@@ -120,10 +120,7 @@ class RowMethod(Method):
     def candidates(self, number: int, step: int | None, fraction: float) -> int:
         """Number of rows that `select` has to be given in optimizer step `step` to return `number`.
 
-        With `step` `None`, the largest such number in the run.
-
-        Raises:
-            EffptError: if there would be no choice among them.
+        With `step` `None`, the largest such number in the run. Raises an `EffptError` if it leaves no choice.
         """
         return number
 

@@ -16,9 +16,8 @@ from .errors import EffptError
 class In:
     """An interval of numbers, for `Annotated[float, In(...)]` or `Annotated[int, In(...)]`.
 
-    Args:
-        interval (`str`): both ends, each excluded by a round bracket: `"[0, 1)"`, `"(0, inf)"`.
-        why (`str`, *optional*): reason for the interval, which ends the error message.
+    It is written with both ends, each excluded by a round bracket: `"[0, 1)"`, `"(0, inf)"`. Its reason, `why`, ends
+    the error message.
     """
 
     interval: str
@@ -28,11 +27,6 @@ class In:
         low, high = map(float, self.interval[1:-1].split(", "))
         ends = ([low] if self.interval[0] == "[" else []) + ([high] if self.interval[-1] == "]" else [])
         return low < value < high or value in ends  # `False` for NaN
-
-    @property
-    def is_open(self) -> bool:
-        """`True` for an interval without a lower or an upper bound."""
-        return "inf" in self.interval
 
     def __str__(self) -> str:
         low, high = self.interval[1:-1].split(", ")
@@ -52,13 +46,10 @@ CountOrZero = Annotated[int, In("[0, inf)")]
 
 
 def check_settings(settings: Any) -> None:
-    """Checks the fields of a dataclass that has a `name` against their types.
+    """Raises an `EffptError` for the first field of a dataclass with a `name` whose value does not fit its type.
 
     Known types are `float`, `int`, `str` (or a path), `bool`, `Literal`, `list`, and unions of them. A bool is no
     number; NaN and infinity are in no interval.
-
-    Raises:
-        EffptError: for the first field whose value does not fit.
     """
     options = _options(type(settings))
     for field in fields(settings):
@@ -93,5 +84,6 @@ def _words(kind: Any, interval: In) -> str:
     if kind is int:
         return "a whole number" if interval is FINITE else f"a whole number of {interval}"
     if kind is float:
-        return "a finite number" if interval is FINITE else f"{interval}{' and finite' if interval.is_open else ''}"
+        unbounded = "inf" in interval.interval
+        return "a finite number" if interval is FINITE else f"{interval}{' and finite' if unbounded else ''}"
     return {str: "a text", bool: "true or false"}.get(kind, "a list")

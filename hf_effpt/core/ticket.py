@@ -69,11 +69,7 @@ class Ticket:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Ticket":
-        """Reads a ticket that `save` has written.
-
-        Raises:
-            EffptError: if the file holds no ticket.
-        """
+        """Reads a ticket that `save` has written; raises an `EffptError` if the file holds none."""
         try:
             read = read_json(Path(path))
             parts = {name: tuple(tuple(map(int, layer)) for layer in read[name]) for name in ("heads", "neurons")}
@@ -94,13 +90,9 @@ def _words(widths: Sequence[Sequence[int]]) -> str:
 def draw(head_scores: Sequence[Tensor], neuron_scores: Sequence[Tensor], heads: int, neurons: int) -> Ticket:
     """Ticket of the heads and neurons with the highest scores; among equals, the first.
 
-    Args:
-        head_scores (`Sequence[Tensor]`): for each layer, of shape `(heads,)`; ranked within the layer.
-        neuron_scores (`Sequence[Tensor]`): for each layer, of shape `(neurons,)`; ranked over all layers. Each
-            layer's number is then rounded to a multiple of 64 (8 in narrow layers, 1 if the layer's width is no
-            multiple), with the total kept.
-        heads (`int`): heads to keep in each layer.
-        neurons (`int`): neurons to keep in all layers together.
+    Scores of each layer are of shape `(heads,)` and `(neurons,)`. `heads` are kept in each layer, and `neurons` in all
+    layers together: these are ranked over all layers, and each layer's number is then rounded to a multiple of 64 (8
+    in narrow layers, 1 if the layer's width is no multiple), with the total kept.
     """
     sizes = [len(scores) for scores in neuron_scores]
     ranked = _first(torch.cat([scores.flatten() for scores in neuron_scores]), neurons)
@@ -112,11 +104,9 @@ def draw(head_scores: Sequence[Tensor], neuron_scores: Sequence[Tensor], heads: 
 def draw_widths(
     head_scores: Sequence[Tensor], neuron_scores: Sequence[Tensor], widths: Sequence[Sequence[int]]
 ) -> Ticket:
-    """Ticket of the heads and neurons with the highest scores in their layer, for given widths.
+    """Ticket of the heads and neurons with the highest scores in their layer, as many as `widths` gives each layer.
 
-    Args:
-        head_scores, neuron_scores (`Sequence[Tensor]`): for each layer, of shape `(heads,)` and `(neurons,)`.
-        widths (`Sequence[Sequence[int]]`): heads and neurons that each layer keeps.
+    Scores of each layer are of shape `(heads,)` and `(neurons,)`.
     """
     kept = [
         (_first(of_heads, heads), _first(of_neurons, neurons))

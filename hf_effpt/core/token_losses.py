@@ -59,16 +59,6 @@ def has_loss_observers(backbone: Any) -> bool:
     return bool(backbone.__dict__.get("loss_recorder") or (receivers and backbone.training))
 
 
-def notify_observers(backbone: Any, losses: TokenLosses) -> Tensor | None:
-    """Passes the losses to all observers; returns the product of their weights, or `None`."""
-    if (listener := backbone.__dict__.get("loss_recorder")) is not None:
-        listener(losses)
-        return None
-    given = [receiver(losses) for receiver in backbone.__dict__["loss_observers"].values()]
-    weights = [weights_N for weights_N in given if weights_N is not None]
-    return torch.stack(weights).prod(dim=0) if weights else None
-
-
 @contextmanager
 def recording_losses(backbone: Any) -> Iterator[list[TokenLosses]]:
     """Collects the losses of every forward pass in the block, in any mode, instead of the observers."""
@@ -96,14 +86,11 @@ def observed_loss(
     weight_inputs: Tensor | None = None,
     ragged: bool = False,
 ) -> Tensor:
-    """Sum of the token losses, weighted if observers return weights.
+    """Sum of the token losses, weighted by the product of what observers of `backbone` return, if they do.
 
-    Args:
-        backbone: the encoder, with the observers.
-        loss (`Callable`): takes the reduction: `"sum"`, or `"none"` for per-token losses, row after row.
-        labelled_BP (`Tensor` of shape `(batch_size, positions)`): `True` at labels.
-        weight_inputs (`Tensor`, *optional*): the batch's `loss_weight_inputs`.
-        ragged (`bool`, *optional*, defaults to `False`): If `True`, `"none"` gives labelled tokens only.
+    `loss` takes the reduction: `"sum"`, or `"none"` for per-token losses, row after row; if `ragged`, of labelled
+    tokens only. `labelled_BP`, of shape `(batch_size, positions)`, is `True` at labels; `weight_inputs` are the
+    batch's `loss_weight_inputs`.
     """
     if not has_loss_observers(backbone):
         return loss("sum")
@@ -116,5 +103,9 @@ def observed_loss(
         row_N = torch.arange(len(labelled_BP), device=labelled_BP.device).repeat_interleave(labelled_BP.shape[1])
         labelled_N = labelled_BP.flatten()
     losses = TokenLosses(losses_N, labelled_N, row_N, len(labelled_BP), weight_inputs, ragged)
-    weights_N = notify_observers(backbone, losses)
-    return loss("sum") if weights_N is None else (weights_N * loss("none").flatten()).sum()
+    if (recorder := backbone.__dict__.get("loss_recorder")) is not None:
+        recorder(losses)
+        return loss("sum")
+    given = [receiver(losses) for receiver in backbone.__dict__["loss_observers"].values()]
+    weights = [weights_N for weights_N in given if weights_N is not None]
+    return (torch.stack(weights).prod(dim=0) * loss("none").flatten()).sum() if weights else loss("sum")

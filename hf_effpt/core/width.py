@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, nn, optim
 
 from .anatomy import attention_of, feed_forward_of, layers_of, tell_heads
 from .depth import stack_of
@@ -15,15 +15,7 @@ from .errors import EffptError
 from .ticket import Ticket, draw
 
 # Optimizers with state of the parameter's shape, which can be cut alike, that read their groups at every step.
-ELEMENTWISE = (
-    torch.optim.Adam,
-    torch.optim.AdamW,
-    torch.optim.Adamax,
-    torch.optim.NAdam,
-    torch.optim.RAdam,
-    torch.optim.RMSprop,
-    torch.optim.SGD,
-)
+ELEMENTWISE = (optim.Adam, optim.AdamW, optim.Adamax, optim.NAdam, optim.RAdam, optim.RMSprop, optim.SGD)
 
 
 class Cut(NamedTuple):
@@ -53,10 +45,8 @@ def layers_that_run(backbone: Any) -> list[int]:
 def draw_running(backbone: Any, scores: tuple[list[Tensor], list[Tensor]], heads: int, neurons: int) -> Ticket:
     """Ticket of the highest scores in the layers that run; it keeps other layers whole.
 
-    Args:
-        scores (`tuple[list[Tensor], list[Tensor]]`): scores of the heads and of the neurons of all allocated layers.
-        heads (`int`): heads to keep in each layer that runs.
-        neurons (`int`): neurons to keep in all layers that run together.
+    `scores` are those of the heads and of the neurons of all allocated layers; `heads` are kept in each layer that
+    runs, `neurons` in all of them together.
     """
     layers, widths = layers_that_run(backbone), widths_of(backbone)
     of_heads, of_neurons = scores
@@ -69,24 +59,18 @@ def draw_running(backbone: Any, scores: tuple[list[Tensor], list[Tensor]], heads
 
 @torch.no_grad()
 def cut_width(backbone: Any, ticket: Ticket) -> list[Cut]:
-    """Removes the heads and neurons that a ticket does not keep, in place.
+    """Removes the heads and neurons that a ticket does not keep, in place; returns the cuts, for [`cut_state`].
 
-    Outputs are those of the whole model with removed parts at zero. Returns the cuts, for [`cut_state`].
-
-    Raises:
-        EffptError: if the ticket was drawn from layers of another shape.
+    Outputs are those of the whole model with removed parts at zero. Raises an `EffptError` if the ticket was drawn
+    from layers of another shape.
     """
     ticket.check(widths_of(backbone))
     cuts: list[Cut] = []
     for layer, heads, neurons in zip(layers_of(backbone).children(), ticket.heads, ticket.neurons, strict=True):
-        attention, feed_forward = attention_of(layer), feed_forward_of(layer)
-        columns = head_columns(heads, attention.head_size)
-        for projection in (attention.query, attention.key, attention.value):
-            cuts += _keep_outputs(projection, columns)
-        cuts += _keep_inputs(attention.output, columns)
+        kept = (head_columns(heads, attention_of(layer).head_size), torch.tensor(neurons, dtype=torch.long))
+        for linear, dim, kind in _sides(layer):
+            cuts += _keep(linear, dim, kept[kind])
         tell_heads(layer, len(heads))
-        cuts += _keep_outputs(feed_forward.up, torch.tensor(neurons, dtype=torch.long))
-        cuts += _keep_inputs(feed_forward.down, torch.tensor(neurons, dtype=torch.long))
     backbone.config.layer_widths = widths_of(backbone)
     return cuts
 
@@ -96,7 +80,7 @@ def head_columns(heads: Sequence[int], head_size: int) -> Tensor:
     return (torch.tensor(heads, dtype=torch.long)[:, None] * head_size + torch.arange(head_size)).flatten()
 
 
-def cut_state(optimizer: torch.optim.Optimizer, cuts: Iterable[Cut]) -> None:
+def cut_state(optimizer: optim.Optimizer, cuts: Iterable[Cut]) -> None:
     """Moves the optimizer state of each replaced parameter to the new one, cut alike; step counts are kept."""
     for old, new, dim, index in cuts:
         if old in optimizer.state:
@@ -111,8 +95,7 @@ def cut_state(optimizer: torch.optim.Optimizer, cuts: Iterable[Cut]) -> None:
 def resize(backbone: Any, widths: Sequence[Sequence[int]]) -> None:
     """Cuts the layers of a new `backbone` to `widths`, the numbers of heads and neurons of each.
 
-    Raises:
-        EffptError: if the number of layers differs, or a layer has fewer heads or neurons.
+    Raises an `EffptError` if the number of layers differs, or a layer has fewer heads or neurons.
     """
     every = widths_of(backbone)
     possible = len(widths) == len(every) and all(
@@ -124,12 +107,8 @@ def resize(backbone: Any, widths: Sequence[Sequence[int]]) -> None:
             f"`layer_widths` is {[list(layer) for layer in widths]}, but the model has layers of heads and neurons "
             f"{every}; give each layer as many as it has, or fewer, and at least one neuron."
         )
-    kept = Ticket(
-        heads=tuple(tuple(range(heads)) for heads, _ in widths),
-        neurons=tuple(tuple(range(neurons)) for _, neurons in widths),
-        shape=tuple((heads, neurons) for heads, neurons in every),
-    )
-    cut_width(backbone, kept)
+    heads, neurons = (tuple(tuple(range(layer[kind])) for layer in widths) for kind in (0, 1))
+    cut_width(backbone, Ticket(heads, neurons, tuple((most, wide) for most, wide in every)))
 
 
 @torch.no_grad()
@@ -137,29 +116,26 @@ def widen(backbone: Any) -> None:
     """Pads layers to their full width with zeros; the outputs stay the same."""
     config = backbone.config
     for layer in layers_of(backbone).children():
-        attention, feed_forward = attention_of(layer), feed_forward_of(layer)
-        whole = config.num_attention_heads * attention.head_size
-        for projection in (attention.query, attention.key, attention.value):
-            _pad(projection, whole, projection.in_features)
-        _pad(attention.output, attention.output.out_features, whole)
+        whole = (config.num_attention_heads * attention_of(layer).head_size, config.intermediate_size)
+        for linear, dim, kind in _sides(layer):
+            _pad(linear, dim, whole[kind])
         tell_heads(layer, config.num_attention_heads)
-        _pad(feed_forward.up, config.intermediate_size, feed_forward.up.in_features)
-        _pad(feed_forward.down, feed_forward.down.out_features, config.intermediate_size)
     config.layer_widths = None
 
 
-def _keep_outputs(linear: nn.Linear, index: Tensor) -> list[Cut]:
-    linear.out_features = len(index)
-    return [_replace(linear, "weight", 0, index), *([_replace(linear, "bias", 0, index)] if _has_bias(linear) else [])]
+def _sides(layer: nn.Module) -> list[tuple[nn.Linear, int, int]]:
+    """Modules of a layer of which heads (0) or neurons (1) own rows (0) or columns (1): module, dimension, kind."""
+    attention, block = attention_of(layer), feed_forward_of(layer)
+    inner = [(projection, 0, 0) for projection in (attention.query, attention.key, attention.value)]
+    return [*inner, (attention.output, 1, 0), (block.up, 0, 1), (block.down, 1, 1)]
 
 
-def _keep_inputs(linear: nn.Linear, index: Tensor) -> list[Cut]:
-    linear.in_features = len(index)
-    return [_replace(linear, "weight", 1, index)]
-
-
-def _has_bias(linear: nn.Linear) -> bool:
-    return linear.bias is not None
+def _keep(linear: nn.Linear, dim: int, index: Tensor) -> list[Cut]:
+    """Keeps the rows (`dim` 0) or columns (1) `index` of a module, in place."""
+    names = ["weight"] if dim or linear.bias is None else ["weight", "bias"]
+    cuts = [_replace(linear, name, dim, index) for name in names]
+    linear.out_features, linear.in_features = linear.weight.shape
+    return cuts
 
 
 def _replace(linear: nn.Linear, name: str, dim: int, index: Tensor) -> Cut:
@@ -170,9 +146,10 @@ def _replace(linear: nn.Linear, name: str, dim: int, index: Tensor) -> Cut:
     return Cut(old, new, dim, index)
 
 
-def _pad(linear: nn.Linear, outputs: int, inputs: int) -> None:
-    rows, columns = outputs - linear.out_features, inputs - linear.in_features
-    linear.weight = nn.Parameter(nn.functional.pad(linear.weight, (0, columns, 0, rows)))
-    if linear.bias is not None:
-        linear.bias = nn.Parameter(nn.functional.pad(linear.bias, (0, rows)))
-    linear.out_features, linear.in_features = outputs, inputs
+def _pad(linear: nn.Linear, dim: int, size: int) -> None:
+    """Adds rows (`dim` 0) or columns (1) of zeros to a module, in place, up to `size`."""
+    more = size - linear.weight.shape[dim]
+    linear.weight = nn.Parameter(nn.functional.pad(linear.weight, (0, 0, 0, more) if dim == 0 else (0, more)))
+    if dim == 0 and linear.bias is not None:
+        linear.bias = nn.Parameter(nn.functional.pad(linear.bias, (0, more)))
+    linear.out_features, linear.in_features = linear.weight.shape

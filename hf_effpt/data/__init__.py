@@ -18,23 +18,14 @@ masking               `DataCollatorForMaskedLM`
 training_text         training rows as methods see them
 """
 
-from hf_effpt.data.corpus import Corpus, corpus_of, open_corpus
-from hf_effpt.data.masking import DataCollatorForMaskedLM
-from hf_effpt.data.packing import PackedRows, facts, pack
-from hf_effpt.data.pydoc import labelled_docstrings
-from hf_effpt.data.tokenizer_report import TokenizerReport, tokenizer_report
-from hf_effpt.data.tokenizer_training import train_tokenizer
-
-__all__ = [
-    "Corpus",
-    "DataCollatorForMaskedLM",
-    "PackedRows",
-    "TokenizerReport",
-    "corpus_of",
-    "facts",
-    "labelled_docstrings",
-    "open_corpus",
-    "pack",
-    "tokenizer_report",
-    "train_tokenizer",
-]
+from .corpus import Corpus as Corpus
+from .corpus import corpus_of as corpus_of
+from .corpus import open_corpus as open_corpus
+from .masking import DataCollatorForMaskedLM as DataCollatorForMaskedLM
+from .packing import PackedRows as PackedRows
+from .packing import facts as facts
+from .packing import pack as pack
+from .pydoc import labelled_docstrings as labelled_docstrings
+from .tokenizer_report import TokenizerReport as TokenizerReport
+from .tokenizer_report import tokenizer_report as tokenizer_report
+from .tokenizer_training import train_tokenizer as train_tokenizer

@@ -25,16 +25,10 @@ def cache_folder(cache_dir: str | os.PathLike | None = None) -> Path:
 
 
 def build_once(target: Path, build: Callable[[Path], None]) -> Path:
-    """Returns the folder `target`, calling `build` to fill it if it is not there yet.
+    """Returns the folder `target`; if it is not there yet, `build` fills it, given an empty folder.
 
-    A reader never sees half a folder; of several processes asking at once, one builds and the others wait.
-
-    Args:
-        target (`Path`): The folder wanted.
-        build (`Callable[[Path], None]`): Fills the empty folder it is given.
-
-    Raises:
-        EffptError: the cache folder cannot be written to, or the disk is full.
+    A reader never sees half a folder; of several processes asking at once, one builds and the others wait. Raises an
+    `EffptError` if the cache folder cannot be written to, or the disk is full.
     """
     if target.exists():
         return target

@@ -51,11 +51,7 @@ class Corpus:
         return self._fingerprint()
 
     def texts(self) -> Iterator[str]:
-        """Yields every document that is not blank.
-
-        Raises:
-            EffptError: there was none; raised at the end of the pass.
-        """
+        """Yields every document that is not blank; raises an `EffptError` at the end of the pass if there was none."""
         empty = True
         for text in self._read():
             if text and not text.isspace():
@@ -76,10 +72,8 @@ def corpus_of(texts: Sequence[str], name: str = "texts in memory") -> Corpus:
     documents = list(texts)
 
     def fingerprint() -> str:
-        total = hashlib.sha256()
-        for text in documents:
-            total.update(hashlib.sha256(text.encode()).digest())
-        return total.hexdigest()[:32]
+        hashes = b"".join(hashlib.sha256(text.encode()).digest() for text in documents)
+        return hashlib.sha256(hashes).hexdigest()[:32]
 
     return Corpus(name, lambda: iter(documents), fingerprint, sum(len(text.encode()) for text in documents))
 
@@ -108,8 +102,7 @@ def open_corpus(dataset: str, *, text_column: str = "text", split: str = "train"
     """
     dataset = str(dataset)
     if dataset == "builtin:pydoc":
-        read, fingerprint, num_bytes = open_pydoc()
-        return Corpus(dataset, read, fingerprint, num_bytes)
+        return Corpus(dataset, *open_pydoc())
     if dataset.startswith("builtin:"):
         raise EffptError(f"There is no dataset {dataset!r}; the only one built in is builtin:pydoc.")
     path = Path(dataset).expanduser()
@@ -128,8 +121,7 @@ def open_corpus(dataset: str, *, text_column: str = "text", split: str = "train"
         )
     else:
         source = open_hub(dataset, text_column, split, streaming)
-    read, fingerprint, num_bytes = source
-    return Corpus(dataset, read, fingerprint, num_bytes, text_column)
+    return Corpus(dataset, *source, text_column)
 
 
 def _looks_like_path(dataset: str) -> bool:

@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -18,7 +18,7 @@ Deduplicate = Literal["exact", "near", "semantic"]
 Band = Literal["low", "middle", "high"]
 # Default similarity from which on documents are duplicates.
 USUAL_SIMILARITY = {"near": 0.8, "semantic": 0.95}
-BANDS = ("low", "middle", "high")
+BANDS = get_args(Band)
 
 SHINGLE_WORDS = 5
 PERMUTATIONS = 128
@@ -99,8 +99,8 @@ class SelectSettings:
 class Kept:
     """Selected documents of a corpus.
 
-    `chosen_N`, bool of shape `(documents,)`, is `True` for selected documents, by number in the corpus. `facts` say
-    how they were chosen; packed rows record them under `select`.
+    `chosen_N` is bool of shape `(documents,)`, by number in the corpus. `facts` say how documents were chosen; packed
+    rows record them under `select`.
     """
 
     chosen_N: np.ndarray

@@ -166,9 +166,8 @@ class DataCollatorForMaskedLM:
         wrong = rates.ndim != 1 or len(rates) < len(self._special)
         if wrong or not (np.isfinite(rates) & (rates > 0)).all():
             raise EffptError(
-                f"token_rates of shape {rates.shape}, from {rates.min(initial=np.inf)} to "
-                f"{rates.max(initial=-np.inf)}, "
-                f"must be one finite number above 0 for each of the tokenizer's {len(self._special)} tokens."
+                f"token_rates of shape {rates.shape}, from {rates.min(initial=np.inf)} to {rates.max(initial=-np.inf)}"
+                f", must be one finite number above 0 for each of the tokenizer's {len(self._special)} tokens."
             )
         rates = rates[: len(self._special)]
         return None if (rates == rates[0]).all() else rates

@@ -26,7 +26,14 @@ class PackedRows:
             )
         self.columns = tuple(name for name in COLUMNS if name in dataset.column_names)
         self.sequence_length = dataset.features["input_ids"].length
-        self._blocks = {name: self._views(dataset, name) for name in self.columns}
+        # Blocks of each column: arrays of shape `(rows, sequence_length)` over the memory-mapped file.
+        self._blocks = {
+            name: [
+                chunk.flatten().to_numpy(zero_copy_only=True).reshape(-1, self.sequence_length)
+                for chunk in dataset.data.column(name).chunks
+            ]
+            for name in self.columns
+        }
         ends = np.cumsum([len(block) for block in self._blocks["input_ids"]])
         self._starts = np.concatenate([[0], ends]).astype(np.int64)
         self._order = None if dataset._indices is None else dataset._indices.column(0).to_numpy()
@@ -46,10 +53,9 @@ class PackedRows:
         return self._count
 
     def rows(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Reads rows by number, in any order.
+        """Reads rows by number, in any order: `input_ids`, and `document_ids` if the rows have them.
 
-        Returns:
-            `input_ids`, and `document_ids` if the rows have them: int64 of shape `(batch_size, sequence_length)`.
+        Both are int64 of shape `(batch_size, sequence_length)`.
         """
         indices = np.asarray(indices, np.int64)
         if len(indices) and not (0 <= indices.min() and indices.max() < self._count):
@@ -65,13 +71,6 @@ class PackedRows:
                 rows[name][here] = self._blocks[name][number][within]
         return rows
 
-    def _views(self, dataset: Dataset, name: str) -> list[np.ndarray]:
-        """Blocks of a column as arrays of shape `(rows, sequence_length)` over the memory-mapped file."""
-        return [
-            chunk.flatten().to_numpy(zero_copy_only=True).reshape(-1, self.sequence_length)
-            for chunk in dataset.data.column(name).chunks
-        ]
-
 
 def facts(dataset: Dataset) -> dict:
     """Describes a packed dataset: `fingerprint`, `dataset` (name of the text), its number of `documents` and `bytes`,
@@ -85,7 +84,7 @@ def facts(dataset: Dataset) -> dict:
         raise EffptError("This dataset does not say how it was packed: it was not made by hf_effpt.pack.") from error
 
 
-def identity_of_rows(rows: PackedRows, sample: int = 1024) -> str:
-    """Identifies rows by their number, length and a hash of up to `sample` of them, evenly spaced."""
-    some = rows.rows(np.linspace(0, len(rows) - 1, min(sample, len(rows))).astype(np.int64))["input_ids"]
+def identity_of_rows(rows: PackedRows) -> str:
+    """Identifies rows by their number, length and a hash of up to 1,024 of them, evenly spaced."""
+    some = rows.rows(np.linspace(0, len(rows) - 1, min(1024, len(rows))).astype(np.int64))["input_ids"]
     return f"{len(rows)} rows of {rows.sequence_length}, {hashlib.sha256(some.tobytes()).hexdigest()[:16]}"

@@ -26,9 +26,9 @@ SKIPPED = {"test", "tests", "__pycache__", "_vendor", "vendored", "site-packages
 SCHEMA = pa.schema([("package", pa.string()), ("module", pa.string()), ("text", pa.string())])
 
 
-def open_pydoc(cache_dir: str | os.PathLike | None = None) -> Source:
+def open_pydoc() -> Source:
     """Reader, fingerprint and size; a document is one module's docstrings, joined by blank lines."""
-    path = _extracted(cache_dir)
+    path = _extracted()
 
     def read() -> Iterator[str]:
         for _, rows in groupby(_rows(path), key=lambda row: row["module"]):
@@ -38,9 +38,9 @@ def open_pydoc(cache_dir: str | os.PathLike | None = None) -> Source:
     return read, lambda: content_hash([path]), num_bytes
 
 
-def labelled_docstrings(cache_dir: str | os.PathLike | None = None) -> Iterator[tuple[str, str]]:
+def labelled_docstrings() -> Iterator[tuple[str, str]]:
     """Docstrings of `builtin:pydoc` one by one, each with the name of its top-level package."""
-    for row in _rows(_extracted(cache_dir)):
+    for row in _rows(_extracted()):
         yield row["text"], row["package"]
 
 
@@ -50,12 +50,12 @@ def _rows(path: Path) -> Iterator[dict[str, str]]:
             yield from batch.to_pylist()
 
 
-def _extracted(cache_dir: str | os.PathLike | None) -> Path:
+def _extracted() -> Path:
     """Cached table of docstrings; its key is the installed packages and the number of source files."""
     sources = _sources()
     installed = sorted({f"{distribution.name}=={distribution.version}" for distribution in distributions()})
     key = hashlib.sha256(repr((FORMAT, sys.version, installed, len(sources))).encode()).hexdigest()[:16]
-    folder = build_once(cache_folder(cache_dir) / "pydoc" / key, lambda target: _extract(sources, target))
+    folder = build_once(cache_folder() / "pydoc" / key, lambda target: _extract(sources, target))
     return folder / "docstrings.parquet"
 
 

@@ -25,10 +25,9 @@ class TokenizerReport:
 
 
 def tokenizer_report(tokenizer, texts: Iterable[str], *, max_bytes: int = 4 * 2**20) -> TokenizerReport:
-    """Measures a tokenizer, best on text it was not trained on; stops after the document that reaches `max_bytes`.
+    """Measures a tokenizer, best on text it was not trained on; raises an `EffptError` if there is none.
 
-    Raises:
-        EffptError: there is no text.
+    It stops after the document that reaches `max_bytes`.
     """
     backend = text_backend(tokenizer)
     words = tokens = unknown = size = 0

@@ -14,7 +14,7 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.data.masking import DataCollatorForMaskedLM
 from hf_effpt.data.packing import PackedRows
 from hf_effpt.models.base import EffptMixin, isolate_documents
-from hf_effpt.models.bert import masked_loss
+from hf_effpt.models.bert import label_count, token_loss
 from hf_effpt.models.sparse_layer import positions_of
 
 from .masked_logits import evaluation_mode, masked_logits, predicts_masked_tokens
@@ -91,7 +91,8 @@ def stock_loss(model: PreTrainedModel, batch: dict[str, Tensor], num_items: int 
     if positions_BM is None:
         positions_BM = positions_of(labels)
     logits_BMV = masked_logits(model, positions_BM, **stock_inputs(model, batch))
-    return masked_loss(logits_BMV.flatten(0, 1), labels.gather(1, positions_BM).flatten(), num_items)
+    labels_N = labels.gather(1, positions_BM).flatten()
+    return token_loss(logits_BMV.flatten(0, 1), labels_N) / (num_items or label_count(labels_N))
 
 
 def stock_inputs(model: PreTrainedModel, batch: dict[str, Tensor]) -> dict[str, Tensor]:

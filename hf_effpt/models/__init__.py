@@ -1,6 +1,6 @@
 """Training models: stock architectures with methods; each exports to its stock class.
 
-base                      mixin of all training models: methods and export
+base                      mixins of training models: methods, export, the forward on masked text
 configuration_effpt       BERT configuration with the ledger of methods
 bert                      BERT, with a head that runs at masked positions only
   sparse_layer            layer with outputs at some positions only

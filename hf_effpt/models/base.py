@@ -1,4 +1,4 @@
-"""The mixin of all training models: adds methods to a stock class, and exports back to one."""
+"""Mixins of the training models: methods on a stock class and export back to one; the forward on masked text."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -10,6 +10,7 @@ from transformers import BertConfig, BertModel, PreTrainedModel
 
 from hf_effpt.core.depth import PRUNING, first_layers, flatten
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.head_inputs import HeadInputs
 from hf_effpt.core.method import Method
 from hf_effpt.core.padding import real_tokens
 from hf_effpt.core.registry import build_methods
@@ -32,6 +33,7 @@ class EffptMixin:
     pretrains: ClassVar[bool] = False  # `True` if it learns from masked text, `False` if from the labels of a task
     main_loss_name: ClassVar[str | None] = None  # the metric that judges a model whose loss has several parts
     training_only: ClassVar[tuple[str, ...]] = ()  # prefixes of parameters and buffers that are not exported
+    accepts_loss_kwargs = False  # the stock loss is a micro-batch mean, which the Trainer divides by the accumulation
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         methods = build_methods(config.methods, config)
@@ -78,8 +80,7 @@ class EffptMixin:
     def add_method(self, name: str, **settings: Any) -> None:
         """Adds a method to an existing model.
 
-        Raises:
-            EffptError: if the model has the method already, a setting is invalid, or it conflicts with another method.
+        Raises an `EffptError` if the model has it already, a setting is invalid, or it conflicts with another method.
         """
         if name in self.config.methods:
             raise EffptError(f"The model has the method `{name}` already; set it in `config.methods` instead.")
@@ -132,12 +133,9 @@ class EffptMixin:
         return {}
 
     def mean_pool(self, batch: Mapping[str, Tensor], layers: int | None = None) -> Tensor:
-        """Mean vector of each row over its tokens without padding, in fp32, of shape `(batch_size, size)`.
+        """Mean vector of each row of a batch over its tokens without padding, in fp32, of shape `(batch_size, size)`.
 
-        Args:
-            batch (`Mapping[str, Tensor]`): a batch of the collator, with `input_ids`.
-            layers (`int`, *optional*): number of layers to run, from the first; 0 averages the word embeddings. By
-                default all run.
+        Only the first `layers` run, by default all; 0 averages the word embeddings.
         """
         ids_BL = batch["input_ids"]
         if layers == 0:
@@ -166,6 +164,85 @@ class EffptMixin:
     def cost_signature(self) -> str:
         """Text that is equal for models whose steps take the same time with the same layers."""
         return ""
+
+
+class PretrainingMixin(EffptMixin):
+    """An [`EffptMixin`] for models that learn from masked text; each computes its losses in `_learn`."""
+
+    pretrains = True
+    accepts_loss_kwargs = True  # losses are divided by `num_items_in_batch`, the number of the whole step
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        masked_positions: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        loss_weight_inputs: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Runs the stock forward without `labels`; with them, computes the loss of a masked batch.
+
+        A BERT then returns no logits; models with a generator return a [`JointOutput`].
+
+        Args:
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds: as in the stock class.
+            labels (`Tensor` of shape `(batch_size, sequence_length)`): original ids at masked positions, -100
+                elsewhere.
+            masked_positions (`Tensor` of shape `(batch_size, masked)`, *optional*): positions of the labels. They
+                keep shapes static and avoid a wait for the device; entries whose label is -100 are ignored.
+            document_ids (`Tensor` of shape `(batch_size, sequence_length)`, *optional*): the document of each token
+                within its row, from 1, and 0 for padding; a document attends to itself only, with positions from 0.
+            num_items_in_batch (`Tensor` or `int`, *optional*): masked tokens of the whole optimizer step, by which
+                the summed loss is divided, by default those of this batch; with a generator a tensor of shape `(2,)`,
+                the numbers of masked positions and of tokens, which divide the losses over each.
+            loss_weight_inputs (`Tensor` of shape `(batch_size,)` or `(batch_size, masked)`, *optional*): passed to
+                methods that weight the main loss token by token.
+        """
+        batch = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+            "labels": labels,
+            "masked_positions": masked_positions,
+            "document_ids": document_ids,
+            "num_items_in_batch": num_items_in_batch,
+            "loss_weight_inputs": loss_weight_inputs,
+            **kwargs,
+        }
+        return_dict = kwargs.get("return_dict")
+        if labels is None:
+            return super().forward(**encoder_inputs(self, batch), return_dict=return_dict)
+        output = self._learn(batch)
+        as_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if as_dict else output.to_tuple()
+
+    def _learn(self, batch: Mapping[str, Any]) -> Any:
+        """The output of `forward`, from its arguments by name, with `labels`."""
+        raise NotImplementedError
+
+    def head_inputs(
+        self, batch: Mapping[str, Tensor], layers: int | None = None, of_generator: bool = False
+    ) -> HeadInputs:
+        """The outputs of an encoder where it predicts, on its training input, and the head above them.
+
+        Args:
+            batch (`Mapping[str, Tensor]`): arguments of `forward`, with `labels`.
+            layers (`int`, *optional*): number of layers of that encoder to run, from the first; by default all.
+            of_generator (`bool`, *optional*, defaults to `False`): if `True`, use the generator, which predicts
+                tokens, instead of the main model.
+
+        Raises:
+            EffptError: if `of_generator` of a model without one, or if logits of the main model cannot be compared.
+        """
+        raise NotImplementedError
 
 
 def pruning_of(stock: PreTrainedModel) -> dict[str, Any]:
@@ -197,7 +274,7 @@ def facts_of(exported: PreTrainedModel) -> dict[str, Any]:
     """The entries of `run.json` about the architecture of an exported model."""
     facts = {"stock_class": type(exported).__name__, "parameters": exported.num_parameters()}
     widths = getattr(exported.config, "layer_widths", None)
-    return facts | ({} if widths is None else {"layer_widths": widths})
+    return facts if widths is None else facts | {"layer_widths": widths}
 
 
 def exports_of(model: Any) -> dict[str, PreTrainedModel]:
@@ -206,13 +283,9 @@ def exports_of(model: Any) -> dict[str, PreTrainedModel]:
 
 
 def fill(stock: PreTrainedModel, source: nn.Module, name_of: Callable[[str], str | None] = lambda name: name) -> None:
-    """Fills a stock model on the meta device with the parameters and buffers of `source`.
+    """Fills a stock model on the meta device, in place, with the parameters and buffers of `source`, not copied.
 
-    Args:
-        stock (`PreTrainedModel`): filled in place.
-        source (`nn.Module`): shares its storage with `stock` afterwards.
-        name_of (`Callable`, *optional*): maps the name of a tensor of `source` to its name in `stock`, or to `None`
-            to leave it out.
+    `name_of` maps the name of a tensor of `source` to its name in `stock`, or to `None` to leave it out.
     """
     state = {new: tensor for name, tensor in source.state_dict().items() if (new := name_of(name)) is not None}
     stock.load_state_dict(state, strict=True, assign=True)
@@ -243,16 +316,9 @@ def encoder_inputs(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
 def isolate_documents(document_ids_BL: Tensor, attention: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Attention mask and position ids that separate documents packed in one row, as if each had a row of its own.
 
-    B batch, L row length.
-
-    Args:
-        document_ids_BL (`Tensor` of shape `(batch_size, sequence_length)`): number of the document within the row,
-            from 1, in order; 0 for padding, which attends to padding only.
-        attention (`str`): the attention implementation; `eager` takes an additive mask, the others a boolean one.
-        dtype (`torch.dtype`): of an additive mask.
-
-    Returns:
-        The mask of shape `(batch_size, 1, sequence_length, sequence_length)` and position ids from 0 in each document.
+    `document_ids_BL`, of shape `(batch_size, sequence_length)`, are numbers within the row, from 1, in order; 0 for
+    padding, which attends to padding only. With `eager` attention the mask is an additive one of `dtype`, else a
+    boolean one, of shape `(batch_size, 1, sequence_length, sequence_length)`. Positions begin at 0 in each document.
     """
     mask_B1LL = document_ids_BL[:, None, :, None] == document_ids_BL[:, None, None, :]
     if attention == "eager":

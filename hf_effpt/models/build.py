@@ -18,14 +18,9 @@ CLASSES: dict[str, Any] = {  # objective -> training model
 
 
 def config_for(objective: str, **settings: Any) -> Any:
-    """The configuration of a new training model.
+    """The configuration of a new training model with an objective, a key of `CLASSES`.
 
-    Args:
-        objective (`str`): a key of `CLASSES`.
-        **settings: arguments of the configuration class.
-
-    Raises:
-        EffptError: for an invalid setting.
+    `settings` are arguments of the configuration class, which raises an `EffptError` for an invalid one.
     """
     if objective != "mlm":
         settings["objective"] = objective

@@ -6,6 +6,7 @@ N positions, K candidates per position, D embedding size, V vocabulary.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,10 +27,7 @@ def chunks(positions: int, width: int) -> Iterator[slice]:
 def candidate_logits(output_ND: Tensor, table_VD: Tensor, bias_V: Tensor, candidates_NK: Tensor) -> Tensor:
     """Logits of some tokens of the vocabulary, in float32, of shape `(positions, candidates)`.
 
-    Args:
-        output_ND (`Tensor` of shape `(positions, embedding_size)`): the input of the output embedding.
-        table_VD (`Tensor` of shape `(vocab_size, embedding_size)`), bias_V (`Tensor` of shape `(vocab_size,)`).
-        candidates_NK (`Tensor` of shape `(positions, candidates)`): rows of the table.
+    `output_ND` is the input of the output embedding, `table_VD` its weights; candidates are rows of the table.
     """
     return _Gathered.apply(output_ND, table_VD, candidates_NK) + bias_V.float()[candidates_NK]
 
@@ -41,7 +39,7 @@ class _Gathered(torch.autograd.Function):
     def forward(ctx: Any, output_ND: Tensor, table_VD: Tensor, candidates_NK: Tensor) -> Tensor:
         ctx.save_for_backward(output_ND, table_VD, candidates_NK)
         products_NK = output_ND.new_empty(candidates_NK.shape, dtype=torch.float32)
-        for part in chunks(len(output_ND), _width(table_VD, candidates_NK)):
+        for part in chunks(len(output_ND), candidates_NK.shape[1] * table_VD.shape[1]):
             rows_NKD = table_VD[candidates_NK[part]].to(output_ND.dtype)
             products_NK[part] = torch.bmm(rows_NKD, output_ND[part, :, None])[:, :, 0]
         return products_NK
@@ -51,7 +49,7 @@ class _Gathered(torch.autograd.Function):
     def backward(ctx: Any, gradient_NK: Tensor) -> tuple[Tensor, Tensor, None]:
         output_ND, table_VD, candidates_NK = ctx.saved_tensors
         to_output_ND, to_table_VD = torch.empty_like(output_ND), torch.zeros_like(table_VD)
-        for part in chunks(len(output_ND), _width(table_VD, candidates_NK)):
+        for part in chunks(len(output_ND), candidates_NK.shape[1] * table_VD.shape[1]):
             some_NK, wanted_NK = candidates_NK[part], gradient_NK[part].to(output_ND.dtype)
             rows_NKD = table_VD[some_NK].to(output_ND.dtype)
             to_output_ND[part] = torch.bmm(wanted_NK[:, None], rows_NKD)[:, 0]
@@ -60,30 +58,15 @@ class _Gathered(torch.autograd.Function):
         return to_output_ND, to_table_VD, None
 
 
-def _width(table_VD: Tensor, candidates_NK: Tensor) -> int:
-    return candidates_NK.shape[1] * table_VD.shape[1]
-
-
 def log_probabilities(output_ND: Tensor, table_VD: Tensor, bias_V: Tensor, wanted_N: Tensor) -> Tensor:
-    """Log-probability of one token per position under a softmax over the vocabulary, of shape `(positions,)`.
+    """Log-probability of the token `wanted_N` of each position under a softmax over the vocabulary.
 
-    Args:
-        output_ND, table_VD, bias_V: as in [`candidate_logits`].
-        wanted_N (`Tensor` of shape `(positions,)`): the tokens.
+    The other arguments are as in [`candidate_logits`]; the result is of shape `(positions,)`.
     """
-    parts = [
-        checkpoint(
-            _log_probabilities,
-            output_ND[part],
-            table_VD,
-            bias_V,
-            wanted_N[part],
-            use_reentrant=False,
-            preserve_rng_state=False,  # nothing is drawn
-        )
-        for part in chunks(len(output_ND), len(table_VD))
-    ]
-    return torch.cat(parts)
+    # Nothing is drawn, so the state of random numbers need not be kept.
+    computed = partial(checkpoint, _log_probabilities, use_reentrant=False, preserve_rng_state=False)
+    parts = chunks(len(output_ND), len(table_VD))
+    return torch.cat([computed(output_ND[part], table_VD, bias_V, wanted_N[part]) for part in parts])
 
 
 def _log_probabilities(output_ND: Tensor, table_VD: Tensor, bias_V: Tensor, wanted_N: Tensor) -> Tensor:

@@ -100,13 +100,11 @@ class EffptElectraConfig(ElectraConfig):
     def generator_config(self) -> ElectraConfig:
         """The stock configuration of the generator.
 
-        Raises:
-            EffptError: if it is wider than the main model, or its embeddings have another shape.
+        Raises an `EffptError` if it is wider than the main model, or its embeddings have another shape.
         """
-        width = max(1, round(self.generator_size * self.hidden_size))
-        given = dict(self.generator or {})
-        if unknown := sorted(set(given) - set(self._plain())):
-            raise EffptError(f"`generator` has no setting `{unknown[0]}`: {nearest(unknown[0], list(self._plain()))}")
+        width, plain, given = round(self.generator_size * self.hidden_size), self._plain(), dict(self.generator or {})
+        if unknown := sorted(set(given) - set(plain)):
+            raise EffptError(f"`generator` has no setting `{unknown[0]}`: {nearest(unknown[0], list(plain))}")
         for name in ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size"):
             if given.get(name, 1) < 1:
                 raise EffptError(f"The generator's `{name}` must be at least 1, not {given[name]}.")
@@ -116,27 +114,16 @@ class EffptElectraConfig(ElectraConfig):
                     f"The generator's `{name}` is {given[name]}, but the main model's is {getattr(self, name)}, and "
                     "they share their embeddings; make them equal."
                 )
-        hidden = given.get("hidden_size", width)
+        hidden = given.get("hidden_size", max(1, width))
         if hidden > self.hidden_size:
             raise EffptError(
                 f"The generator is {hidden} wide, more than the {self.hidden_size} of the model it trains; set "
                 "`generator_size` to 1 at most, better 0.25 to 0.5."
             )
-        heads = max(1, hidden // 64)
-        while hidden % heads:
-            heads -= 1
+        heads = next(heads for heads in range(max(1, hidden // 64), 0, -1) if hidden % heads == 0)
+        sizes = {"hidden_size": hidden, "intermediate_size": 4 * hidden, "num_attention_heads": heads}
         dropout = {} if self.generator_dropout else dict.fromkeys(DROPOUT, 0.0)
-        config = ElectraConfig(
-            **{
-                **self._plain(),
-                "num_hidden_layers": self.num_hidden_layers,
-                "hidden_size": hidden,
-                "intermediate_size": 4 * hidden,
-                "num_attention_heads": heads,
-                **dropout,
-                **given,
-            }
-        )
+        config = ElectraConfig(**{**plain, **sizes, **dropout, **given})
         if config.hidden_size % config.num_attention_heads:
             raise EffptError(
                 f"The generator's {config.num_attention_heads} attention heads do not divide its width, "

@@ -48,7 +48,6 @@ class EffptElectraForSequenceClassification(_WithoutGenerator, ElectraForSequenc
 
     config_class = EffptElectraConfig
     stock_class = ElectraForSequenceClassification
-    accepts_loss_kwargs = False  # the stock loss is a micro-batch mean
 
 
 class ElectraForJointPreTraining(WithGenerator, ElectraForPreTraining):
@@ -96,17 +95,17 @@ class ElectraForJointPreTraining(WithGenerator, ElectraForPreTraining):
         sizes = {key: getattr(generator.config, key) for key in (*SHARED, *SIZES)}
         config = EffptElectraConfig(**{**settings_of(discriminator.config, "dtype"), "generator": sizes, **settings})
         joint = cls(config)
-        for part, state in ((joint, discriminator.state_dict()), (joint.generator, generator.state_dict())):
-            shared = set() if part is joint else shared_names(config)
-            own = {name: value for name, value in state.items() if name not in shared}
-            part.load_state_dict(own, strict=False)
+        joint.load_state_dict(discriminator.state_dict(), strict=False)
+        shared = {*TIED.values()} - {WORDS} if config.disentangled else {*TIED.values(), "generator_lm_head.weight"}
+        own = {name: value for name, value in generator.state_dict().items() if name not in shared}
+        joint.generator.load_state_dict(own, strict=False)
         if config.disentangled:
             with torch.no_grad():
                 words = (part.electra.embeddings.word_embeddings.weight for part in (joint, joint.generator))
                 next(words).sub_(next(words))
         return joint
 
-    def _learn(self, batch: Batch) -> JointOutput:
+    def _learn_jointly(self, batch: Batch) -> JointOutput:
         _, logits_NV, generator_loss = self._generate(batch)
         corrupted_BL, replaced_BL = self._insert(batch, self._sample(batch, logits_NV))
         with self.own_stream():
@@ -147,9 +146,7 @@ class ElectraForJointPreTraining(WithGenerator, ElectraForPreTraining):
         return features, head.dense_prediction(features)
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Metrics of a log entry or an evaluation, from sums over its batches."""
-        masked = max(1.0, sums["masked"])
-        judged = masked if self._judges_chosen else max(1.0, sums["tokens"])
+        judged = max(1.0, sums["masked" if self._judges_chosen else "tokens"])
         replaced = sums["replaced"] / judged
         return self.generator_metrics(sums) | {
             self.main_loss_name: sums["main_loss"] / judged,
@@ -162,12 +159,6 @@ class ElectraForJointPreTraining(WithGenerator, ElectraForPreTraining):
 SIZES = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act", "layer_norm_eps",
 )  # fmt: skip
-
-
-def shared_names(config: EffptElectraConfig) -> set[str]:
-    """Names of the generator's parameters that are shared with the main model."""
-    names = {*TIED.values(), "generator_lm_head.weight"}
-    return names - {WORDS, "generator_lm_head.weight"} if config.disentangled else names
 
 
 def replaced_loss(logits_BL: Tensor, replaced_BL: Tensor, wanted_BL: Tensor, reduction: Reduction = "sum") -> Tensor:

@@ -8,7 +8,7 @@ B batch, L row length, M masked positions per row, N positions in all, D hidden 
 import copy
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -26,8 +26,8 @@ from hf_effpt.core.padding import real_tokens
 from hf_effpt.core.random import row_keys
 from hf_effpt.core.token_losses import Reduction, observed_loss
 
-from .base import EffptMixin, encoder_inputs, fill, isolate_documents
-from .bert import masked_loss
+from .base import PretrainingMixin, encoder_inputs, fill
+from .bert import token_loss
 from .sampling import sample, uniforms
 from .sparse_layer import drops, encode_at, gather_rows, positions_of
 
@@ -35,13 +35,10 @@ WORDS = "electra.embeddings.word_embeddings.weight"
 TIED = {
     f"generator.electra.embeddings.{name}": f"electra.embeddings.{name}"
     for name in (
-        "word_embeddings.weight",
-        "position_embeddings.weight",
-        "token_type_embeddings.weight",
-        "LayerNorm.weight",
-        "LayerNorm.bias",
+        "word_embeddings.weight", "position_embeddings.weight", "token_type_embeddings.weight",
+        "LayerNorm.weight", "LayerNorm.bias",
     )
-}
+}  # fmt: skip
 
 
 @dataclass
@@ -89,12 +86,10 @@ class Batch:
         return row_keys(self.masked_BL, self.real_BL)
 
 
-class WithGenerator(EffptMixin):
+class WithGenerator(PretrainingMixin):
     """Adds a generator and methods to a stock ELECTRA class; placed before it in the bases."""
 
-    pretrains = True
     training_only: ClassVar[tuple[str, ...]] = ("generator.",)
-    accepts_loss_kwargs = True  # both losses are divided by numbers of the whole optimizer step
 
     def complete(self, config: Any) -> None:
         self.generator = ElectraForMaskedLM(config.generator_config())
@@ -130,71 +125,16 @@ class WithGenerator(EffptMixin):
     def _add_heads(self, config: Any) -> None:
         """Adds further heads to the main model, or initializes its stock head."""
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        masked_positions: Tensor | None = None,
-        document_ids: Tensor | None = None,
-        num_items_in_batch: Tensor | int | None = None,
-        loss_weight_inputs: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """Runs the main model's stock forward without `labels`; with them, computes both losses of a masked batch.
+    def _learn(self, batch: Mapping[str, Any]) -> JointOutput:
+        return self._learn_jointly(self._batch(batch))
 
-        Args:
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds: as in the stock class.
-            labels (`Tensor` of shape `(batch_size, sequence_length)`): original ids at masked positions, -100
-                elsewhere.
-            masked_positions, document_ids: as in [`EffptBertForMaskedLM`].
-            num_items_in_batch (`Tensor` of shape `(2,)`, *optional*): numbers of masked positions and of tokens of
-                the whole optimizer step, by which the losses are divided; by default those of this batch.
-            loss_weight_inputs (`Tensor` of shape `(batch_size, …)`, *optional*): passed to methods that weight the
-                main loss.
-        """
-        if labels is None:
-            if document_ids is not None:
-                attention_mask, position_ids = isolate_documents(
-                    document_ids, self.config._attn_implementation, self.dtype
-                )
-            return super().forward(
-                input_ids,
-                attention_mask=attention_mask,
-                token_type_ids=token_type_ids,
-                position_ids=position_ids,
-                inputs_embeds=inputs_embeds,
-                **kwargs,
-            )
-        given = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "token_type_ids": token_type_ids,
-            "position_ids": position_ids,
-            "labels": labels,
-            "masked_positions": masked_positions,
-            "document_ids": document_ids,
-            "num_items_in_batch": num_items_in_batch,
-            "loss_weight_inputs": loss_weight_inputs,
-            **kwargs,
-        }
-        output = self._learn(self._batch(given))
-        return output.to_tuple() if kwargs.get("return_dict") is False else output
+    def _learn_jointly(self, batch: Batch) -> JointOutput:
+        """The losses of a masked batch."""
+        raise NotImplementedError
 
     def head_inputs(
         self, batch: Mapping[str, Tensor], layers: int | None = None, of_generator: bool = False
     ) -> HeadInputs:
-        """The outputs of one encoder where it predicts, on its training input, and the head above them.
-
-        Args:
-            batch (`Mapping[str, Tensor]`): arguments of `forward`, with `labels`.
-            layers (`int`, *optional*): number of layers of that encoder to run, from the first; by default all.
-            of_generator (`bool`, *optional*, defaults to `False`): if `True`, use the generator, which predicts
-                tokens, instead of the main model.
-        """
         masked = self._batch(batch)
         return self._generator_inputs(masked, layers) if of_generator else self._main_inputs(masked, layers)
 
@@ -214,10 +154,6 @@ class WithGenerator(EffptMixin):
         _, logits_NV = inputs.head(inputs.hidden_BMD.flatten(0, 1))
         return self._insert(batch, self._sample(batch, logits_NV))
 
-    def _learn(self, batch: Batch) -> JointOutput:
-        """The losses of a masked batch."""
-        raise NotImplementedError
-
     @staticmethod
     def count_items(batch: Mapping[str, Tensor]) -> Tensor:
         """Numbers of masked positions and of tokens without padding in a micro-batch, of shape `(2,)`."""
@@ -229,33 +165,25 @@ class WithGenerator(EffptMixin):
         inputs = encoder_inputs(self, given)
         inputs.pop("inputs_embeds", None)
         input_ids, labels = inputs.pop("input_ids"), given["labels"]
-        masked_positions, num_items_in_batch = given.get("masked_positions"), given.get("num_items_in_batch")
+        masked_positions, items = given.get("masked_positions"), given.get("num_items_in_batch")
         if masked_positions is None:
             masked_positions = positions_of(labels)
         labels_BM = labels.gather(1, masked_positions)
         real_BL = real_tokens(labels, given.get("attention_mask"), given.get("document_ids"))
         masked, real = (labels_BM != -100).sum().clamp(min=1), real_BL.sum().clamp(min=1)
-        if torch.is_tensor(num_items_in_batch) and num_items_in_batch.ndim == 1:
-            masked, real = num_items_in_batch.clamp(min=1).unbind()
-        elif num_items_in_batch is not None:  # the stock Trainer counts labels only: tokens are scaled alike
-            masked, real = num_items_in_batch, real * num_items_in_batch / masked
+        if torch.is_tensor(items) and items.ndim == 1:
+            masked, real = items.clamp(min=1).unbind()
+        elif items is not None:  # the stock Trainer counts labels only: tokens are scaled alike
+            masked, real = items, real * items / masked
         return Batch(
-            input_ids,
-            torch.where(labels != -100, labels, input_ids),
-            masked_positions,
-            labels_BM,
-            real_BL,
-            inputs,
-            (masked, real),
-            given.get("loss_weight_inputs"),
-        )
+            input_ids, torch.where(labels != -100, labels, input_ids), masked_positions, labels_BM, real_BL, inputs,
+            (masked, real), given.get("loss_weight_inputs"),
+        )  # fmt: skip
 
     def _generate(self, batch: Batch, everywhere: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Outputs of the generator's encoder, its logits at masked positions, and its summed loss there.
 
-        Args:
-            batch ([`Batch`]): its input.
-            everywhere (`bool`, *optional*, defaults to `False`): if `True`, compute outputs at every position.
+        Outputs are those of every position if `everywhere` is `True`.
         """
         encoder = self.generator.electra
         if everywhere:
@@ -265,8 +193,7 @@ class WithGenerator(EffptMixin):
             outputs, hidden_BMD = encode_at(encoder, batch.positions_BM, batch.masked_BL, **batch.inputs)
             hidden = outputs.last_hidden_state
         logits_NV = self.generator_logits(hidden_BMD.flatten(0, 1))
-        loss = masked_loss(logits_NV, batch.labels_BM.flatten(), 1)
-        return hidden, logits_NV, loss
+        return hidden, logits_NV, token_loss(logits_NV, batch.labels_BM.flatten())
 
     def generator_logits(self, hidden_ND: Tensor) -> Tensor:
         """The generator's logits for some of its outputs, of shape `(positions, vocab_size)`."""
@@ -278,10 +205,8 @@ class WithGenerator(EffptMixin):
 
     def _insert(self, batch: Batch, samples_BM: Tensor) -> tuple[Tensor, Tensor]:
         """The original ids with samples at masked positions, and a mask of ids that differ from the originals."""
-        original_BM = batch.original_BL.gather(1, batch.positions_BM)
-        corrupted_BL = batch.original_BL.scatter(
-            1, batch.positions_BM, torch.where(batch.chosen_BM, samples_BM, original_BM)
-        )
+        inserted_BM = torch.where(batch.chosen_BM, samples_BM, batch.original_BL.gather(1, batch.positions_BM))
+        corrupted_BL = batch.original_BL.scatter(1, batch.positions_BM, inserted_BM)
         return corrupted_BL, corrupted_BL != batch.original_BL
 
     def _sample(self, batch: Batch, logits_NV: Tensor) -> Tensor:
@@ -309,11 +234,25 @@ class WithGenerator(EffptMixin):
         masked = max(1.0, sums["masked"])
         return {"generator_loss": sums["generator_loss"] / masked, "generator_accuracy": sums["guessed"] / masked}
 
-    def own_stream(self) -> Any:
-        """Context for the main model's dropout, so that the generator draws the same dropout as when trained alone."""
+    @contextmanager
+    def own_stream(self) -> Iterator[None]:
+        """Context for the main model's dropout, so that the generator draws the same dropout as when trained alone.
+
+        The numbers are those of a stream seeded by the state of the global one, which is restored afterwards.
+        """
         if not self.training or not drops(self.config) or self.device.type == "meta":
-            return nullcontext()
-        return _own_stream(self.device, drops(self.generator.config))
+            yield
+            return
+        on_cuda = self.device.type == "cuda"
+        random = torch.cuda.default_generators[self.device.index or 0] if on_cuda else torch.default_generator
+        if not drops(self.generator.config):  # the global stream has not advanced since the last call
+            torch.rand(1, device=self.device if on_cuda else "cpu")
+        state = random.get_state()
+        random.manual_seed(zlib.crc32(state.numpy().tobytes()))
+        try:
+            yield
+        finally:
+            random.set_state(state)
 
     def export_generator(self) -> ElectraForMaskedLM:
         """The generator as a stock model, with its own copy of shared embeddings."""
@@ -326,11 +265,9 @@ class WithGenerator(EffptMixin):
         return stock
 
     def extra_exports(self) -> dict[str, PreTrainedModel]:
-        """Further stock models to export, by folder name."""
         return {"generator": self.export_generator()}
 
     def cost_signature(self) -> str:
-        """Text that is equal for models whose steps take the same time with the same layers."""
         generator, own = self.generator.config, self.config
         sizes = f"{len(stack_of(self.generator.electra).order)}x{generator.hidden_size}x{generator.intermediate_size}"
         return f"{own.objective} embedding {own.embedding_size} generator {sizes}"
@@ -340,23 +277,3 @@ def predict_words(model: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
     """Input of the output embedding of an `ElectraForMaskedLM`, and its logits."""
     features = model.generator_predictions(hidden)
     return features, model.generator_lm_head(features)
-
-
-@contextmanager
-def _own_stream(device: torch.device, advanced: bool) -> Iterator[None]:
-    """Random numbers from a stream seeded by the state of the global one, which is restored afterwards.
-
-    Args:
-        device (`torch.device`): the device of the random number generator.
-        advanced (`bool`): `True` if the global stream has advanced since the last call; else one number is drawn.
-    """
-    on_cuda = device.type == "cuda"
-    generator = torch.cuda.default_generators[device.index or 0] if on_cuda else torch.default_generator
-    if not advanced:
-        torch.rand(1, device=device if on_cuda else "cpu")
-    state = generator.get_state()
-    generator.manual_seed(zlib.crc32(state.numpy().tobytes()))
-    try:
-        yield
-    finally:
-        generator.set_state(state)

@@ -46,7 +46,6 @@ class McBertModel(EffptMixin, ElectraModel):
 
     @classmethod
     def stock_class_of(cls, config: McBertConfig) -> Any:
-        """The stock class to which a model of this configuration exports."""
         return partial(BertModel, add_pooling_layer=False) if config.is_bert else ElectraModel
 
 
@@ -81,16 +80,14 @@ class McBertForPreTraining(WithGenerator, ElectraForMaskedLM):
 
     @classmethod
     def stock_class_of(cls, config: McBertConfig) -> type[PreTrainedModel]:
-        """The stock class to which a model of this configuration exports."""
         return BertForMaskedLM if config.is_bert else ElectraForMaskedLM
 
     def stock_name(self, name: str) -> str | None:
-        """The name of a parameter or buffer in the exported model; `None` if it is not exported."""
         if not self.config.is_bert:
             return super().stock_name(name)
         return next((new + name[len(old) :] for old, new in BERT_NAMES.items() if name.startswith(old)), None)
 
-    def _learn(self, batch: Batch) -> JointOutput:
+    def _learn_jointly(self, batch: Batch) -> JointOutput:
         hidden, logits_NV, generator_loss = self._generate(batch, everywhere=not self.selects)
         drawn_BMK = self._draw(batch, logits_NV)
         corrupted_BL, replaced_BL = self._insert(batch, drawn_BMK[:, :, 0])
@@ -112,9 +109,8 @@ class McBertForPreTraining(WithGenerator, ElectraForMaskedLM):
             outputs_BLD = self.electra(corrupted_BL, return_dict=True, **batch.inputs).last_hidden_state
             logits_BLK = self._candidate_logits(outputs_BLD, candidates_BLK).masked_fill(repeated_BLK, -torch.inf)
         answer_BL = torch.where(batch.real_BL, replaced_BL.long(), -100)
-        loss = self._main_loss(
-            batch, partial(token_loss, logits_BLK.flatten(0, 1), answer_BL.flatten()), batch.real_BL
-        )
+        loss_of = partial(token_loss, logits_BLK.flatten(0, 1), answer_BL.flatten())
+        loss = self._main_loss(batch, loss_of, batch.real_BL)
         return loss, batch.items[1], logits_BLK, {"main_loss": loss}
 
     def _learn_to_select(
@@ -132,9 +128,8 @@ class McBertForPreTraining(WithGenerator, ElectraForMaskedLM):
             logits_BMK = self._candidate_logits(gather_rows(outputs_BLD, batch.positions_BM), candidates_BMK)
         detection = replaced_loss(logits_BL, replaced_BL, batch.real_BL)
         answer_BM = torch.where(batch.chosen_BM, 0, -100)
-        selection = self._main_loss(
-            batch, partial(token_loss, logits_BMK.flatten(0, 1), answer_BM.flatten()), batch.chosen_BM
-        )
+        loss_of = partial(token_loss, logits_BMK.flatten(0, 1), answer_BM.flatten())
+        selection = self._main_loss(batch, loss_of, batch.chosen_BM)
         loss = detection / batch.items[1] + SELECTION_WEIGHT * selection / batch.items[0]
         return loss, 1, logits_BL, {"main_loss": selection, "detection_loss": detection}
 
@@ -202,11 +197,9 @@ class McBertForPreTraining(WithGenerator, ElectraForMaskedLM):
         return logits_NK.view(candidates_BLK.shape)
 
     def cost_signature(self) -> str:
-        """Text that is equal for models whose steps take the same time with the same layers."""
         return f"{super().cost_signature()} {self.config.candidates} candidates at {self.config.candidates_at}"
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Metrics of a log entry or an evaluation, from sums over its batches."""
         masked, tokens = max(1.0, sums["masked"]), max(1.0, sums["tokens"])
         replaced = sums["replaced"] / tokens
         metrics = self.generator_metrics(sums) | {"replaced_rate": replaced}

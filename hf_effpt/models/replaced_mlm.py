@@ -48,7 +48,7 @@ class ElectraForReplacedMaskedLM(WithGenerator, ElectraForMaskedLM):
         if config.objective == "all_tokens_mlm":
             self.copy_head = nn.Linear(config.hidden_size, 1)
 
-    def _learn(self, batch: Batch) -> JointOutput:
+    def _learn_jointly(self, batch: Batch) -> JointOutput:
         _, logits_NV, generator_loss = self._generate(batch)
         corrupted_BL, replaced_BL = self._insert(batch, self._sample(batch, logits_NV))
         everywhere = self.config.objective == "all_tokens_mlm"
@@ -92,12 +92,10 @@ class ElectraForReplacedMaskedLM(WithGenerator, ElectraForMaskedLM):
         return HeadInputs(hidden_BMD, batch.labels_BM, partial(predict_words, self))
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Metrics of a log entry or an evaluation, from sums over its batches."""
-        masked, tokens = max(1.0, sums["masked"]), max(1.0, sums["tokens"])
-        everywhere = self.config.objective == "all_tokens_mlm"
+        judged = max(1.0, sums["tokens" if self.config.objective == "all_tokens_mlm" else "masked"])
         return self.generator_metrics(sums) | {
-            self.main_loss_name: sums["main_loss"] / (tokens if everywhere else masked),
-            "replaced_rate": sums["replaced"] / (tokens if everywhere else masked),
+            self.main_loss_name: sums["main_loss"] / judged,
+            "replaced_rate": sums["replaced"] / judged,
         }
 
     def floor(self, metrics: Mapping[str, float], unigram_floor: float | None) -> float | None:

@@ -20,11 +20,9 @@ def uniforms(keys_B: Tensor, positions_BM: Tensor, draws: int) -> Tensor:
 
 
 def sample(logits_NV: Tensor, uniform_NK: Tensor) -> Tensor:
-    """Draws from softmax(logits) with replacement, of shape `(positions, draws)`.
+    """Draws from softmax(logits) with replacement, of shape `(positions, draws)`, by numbers from [`uniforms`].
 
-    Args:
-        logits_NV (`Tensor` of shape `(positions, vocab_size)`): of any floating dtype; `-inf` excludes a token.
-        uniform_NK (`Tensor` of shape `(positions, draws)`): numbers in [0, 1), from [`uniforms`].
+    Logits are of any floating dtype; `-inf` excludes a token.
     """
     return _look_up(_weights(logits_NV), uniform_NK)
 

@@ -39,8 +39,9 @@ def encode_at(encoder: Any, positions_BM: Tensor, *args: Any, **inputs: Any) -> 
     dropout would draw other numbers.
     """
     stack, config = stack_of(encoder), encoder.config
-    read = any(inputs.get(name, getattr(config, name)) for name in ("output_hidden_states", "output_attentions"))
-    read |= encoder.training and (stack.read_whole or drops(config))
+    read = inputs.get("output_hidden_states", config.output_hidden_states)
+    read = read or inputs.get("output_attentions", config.output_attentions)
+    read = read or (encoder.training and (stack.read_whole or drops(config)))
     sparse = not read and bool(stack.active) and config._attn_implementation in ("eager", "sdpa")
     stack.last = partial(layer_at, positions_BM) if sparse else None
     try:
@@ -59,13 +60,9 @@ def layer_at(
     *args: Any,
     **kwargs: Any,
 ) -> Tensor:
-    """The outputs of a BERT layer at some positions of every row, of shape `(batch_size, positions, hidden_size)`.
+    """Outputs of a stock BERT layer at some positions of each row, of shape `(batch_size, positions, hidden_size)`.
 
-    Args:
-        positions_BM (`Tensor` of shape `(batch_size, positions)`): positions of the outputs.
-        layer (`nn.Module`): a stock layer.
-        hidden_BLD (`Tensor` of shape `(batch_size, sequence_length, hidden_size)`): its input.
-        attention_mask (`Tensor` of shape `(batch_size, 1, sequence_length or 1, sequence_length)`, *optional*).
+    `attention_mask`, if there is one, is of shape `(batch_size, 1, sequence_length or 1, sequence_length)`.
     """
     attention = layer.attention.self
     wanted_BMD = gather_rows(hidden_BLD, positions_BM)

@@ -71,6 +71,7 @@ class PrunedBertHead:
     """Replaces the encoder of a stock class with a head by the narrower one; placed before it in the bases."""
 
     config_class = PrunedBertConfig
+    accepts_loss_kwargs = False  # the stock loss is a mean: the Trainer has to divide it by the accumulation
 
     def __init__(self, config):
         super().__init__(config)
@@ -82,35 +83,30 @@ class PrunedBertForMaskedLM(PrunedBertHead, BertForMaskedLM):
     """With a masked-language-modelling head."""
 
     _auto_class = "AutoModelForMaskedLM"
-    accepts_loss_kwargs = False  # the stock loss is a mean: the Trainer has to divide it by the accumulation
 
 
 class PrunedBertForMultipleChoice(PrunedBertHead, BertForMultipleChoice):
     """With a multiple-choice head."""
 
     _auto_class = "AutoModelForMultipleChoice"
-    accepts_loss_kwargs = False
 
 
 class PrunedBertForQuestionAnswering(PrunedBertHead, BertForQuestionAnswering):
     """With a span-extraction head for question answering."""
 
     _auto_class = "AutoModelForQuestionAnswering"
-    accepts_loss_kwargs = False
 
 
 class PrunedBertForSequenceClassification(PrunedBertHead, BertForSequenceClassification):
     """With a sequence classification head."""
 
     _auto_class = "AutoModelForSequenceClassification"
-    accepts_loss_kwargs = False
 
 
 class PrunedBertForTokenClassification(PrunedBertHead, BertForTokenClassification):
     """With a token classification head."""
 
     _auto_class = "AutoModelForTokenClassification"
-    accepts_loss_kwargs = False
 
 
 __all__ = [
