@@ -29,6 +29,7 @@ class EffptMixin:
 
     stock_class: ClassVar[type[PreTrainedModel]]
     narrow_class: ClassVar[type[PreTrainedModel] | None] = None  # the class it exports to with narrower layers
+    config: Any
     _keys_to_ignore_on_load_missing: Any
     pretrains: ClassVar[bool] = False  # `True` if it learns from masked text, `False` if from the labels of a task
     main_loss_name: ClassVar[str | None] = None  # the metric that judges a model whose loss has several parts

@@ -157,9 +157,10 @@ class Selector(KeepsPrecision):
             for name, values_N in (("length", length_N), ("frequency", frequency_N), ("score", scores_N)):
                 if values_N is not None:
                     sums[f"selection_{name}_{of}"] = (values_N.double() * mask_N).sum() / mask_N.sum()
-            for place in (0.1, 0.5, 0.9) if scores_N is not None else ():
+            if scores_N is not None:
                 named_N = torch.where(mask_N > 0, scores_N.double(), torch.nan)
-                sums[f"selection_score_{of}_{place:.0%}"] = torch.nanquantile(named_N, place)
+                for place in (0.1, 0.5, 0.9):
+                    sums[f"selection_score_{of}_{place:.0%}"] = torch.nanquantile(named_N, place)
         accumulator_of(backbone).add(**sums)
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
