@@ -182,11 +182,7 @@ class Gates(KeepsPrecision):
             hidden_BLD = hidden_BLD + (open_B - open_B.detach()).to(hidden_BLD.dtype)[:, None, None]
         self.share = ran / pairs
         self._pass, self._losses = passing, None
-        # Open gates at each position, rows, and the sum and number of losses, which `reinforce` adds.
-        sums = torch.zeros(passing.positions + 3, dtype=torch.float64, device=hidden_BLD.device)
-        sums[:-3] = torch.stack(passing.open).detach().sum(dim=1)
-        sums[-3] = passing.rows
-        self._sums = sums if self._sums is None else self._sums + sums
+        self._add(torch.stack(passing.open).sum(dim=1), passing.rows)
         return hidden_BLD
 
     def take_losses(self, losses: TokenLosses) -> None:
@@ -226,6 +222,12 @@ class Gates(KeepsPrecision):
         assert self._sums is not None
         self._sums[-2:] += torch.stack([(losses_B * counts_B).sum(), counts_B.sum()])
         return (excess_B * log_PB.sum(dim=0)).mean()
+
+    def _add(self, open_P: Tensor, rows: int) -> None:
+        # Open gates at each position, rows, and the sum and number of losses, which `reinforce` adds.
+        sums = torch.zeros(len(open_P) + 3, dtype=torch.float64, device=open_P.device)
+        sums[:-3], sums[-3] = open_P.detach(), rows
+        self._sums = sums if self._sums is None else self._sums + sums
 
     @torch.no_grad()
     def settle(self, backbone: Any) -> None:

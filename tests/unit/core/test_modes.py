@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hf_effpt.core.metrics import accumulator_of
-from hf_effpt.core.modes import observing
+from hf_effpt.core.modes import aside, evaluating
 from tests import tiny
 
 
@@ -20,7 +20,7 @@ def test_modes_random_numbers_and_tally_are_what_they_were(fails):
     assert sums
     assert len(set(modes)) == 2
     try:
-        with observing(backbone, model):
+        with aside(backbone), evaluating(model):
             assert not any(module.training for module in model.modules())
             model(**batch)
             torch.rand(3)
