@@ -8,7 +8,7 @@ from typing import Any
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import write_json
-from hf_effpt.core.registry import build_methods
+from hf_effpt.core.registry import build_methods, environment_of
 from hf_effpt.evaluation.protocols import listed_seeds
 from hf_effpt.evaluation.suite import LOSS as LOSS_TASK
 from hf_effpt.evaluation.suite import check_tasks
@@ -99,7 +99,8 @@ def compare(
     objectives = {name: recipe.model.objective for name, recipe in firsts.items()}
     measure = find_primary(primary, objectives, tasks, data, protocol, pairs_per_paradigm)
     options = {"data": data and str(data), "protocol": protocol, "pairs_per_paradigm": pairs_per_paradigm}
-    runner = Runner({"tasks": list(tasks), **options} if tasks else {}, gpus_of(gpus))
+    environment = environment_of({name for recipe in firsts.values() for name in recipe.methods})
+    runner = Runner({"tasks": list(tasks), **options} if tasks else {}, gpus_of(gpus), environment)
     _prepare(firsts)
     planned = claim(out, runs, clock, measure)
     known = {"asked": runner.evaluation_of, "primary": measure, "planned": planned, "command": command}

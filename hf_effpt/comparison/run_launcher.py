@@ -28,10 +28,13 @@ class Runner:
 
     `evaluation` are arguments of [`evaluate`] for runs on the whole budget; if empty, runs are not evaluated. Each of
     the `gpus` takes one run at a time; without, there is one at a time, on the device that the Trainer chooses.
+    `environment` are environment variables that the processes of the runs have besides those of this one.
     """
 
-    def __init__(self, evaluation: Mapping[str, Any], gpus: Sequence[str] = ()) -> None:
-        self.evaluation, self.gpus = dict(evaluation), list(gpus)
+    def __init__(
+        self, evaluation: Mapping[str, Any], gpus: Sequence[str] = (), environment: Mapping[str, str] | None = None
+    ) -> None:
+        self.evaluation, self.gpus, self.environment = dict(evaluation), list(gpus), dict(environment or {})
         self._processes: set[subprocess.Popen] = set()
         self._lock, self._stopping = threading.Lock(), False
 
@@ -96,7 +99,7 @@ class Runner:
         run.folder.parent.mkdir(parents=True, exist_ok=True)
         asked = run.folder.with_name(f"{run.folder.name}.{os.getpid()}.request.json")
         write_json(asked, request)
-        environment = os.environ | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
+        environment = os.environ | self.environment | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
         with run.log.open("ab") as log:
             with self._lock:
                 if self._stopping:

@@ -18,7 +18,8 @@ Batch = Mapping[str, Tensor]
 class RunContext:
     """State of a run at one hook.
 
-    Fields after `seed` belong to a live run and are `None` where only the weights are at hand, as in most tests.
+    `schedule`, `frozen` and `select` get the fields up to `model`; `advance` gets all but the text; `prepare` gets
+    `seed` and the text. Fields that a hook does not get have their defaults.
 
     Args:
         step (`int`): number of finished optimizer steps.
@@ -51,7 +52,7 @@ class RunContext:
 
     @property
     def is_live(self) -> bool:
-        """`True` in a run, `False` where only the weights are at hand."""
+        """`True` in `advance` of a run, where there are an optimizer and batches to draw."""
         return self.optimizer is not None
 
     @property

@@ -15,7 +15,7 @@ A run calls the hooks of its methods in this order; `context` is the [`RunContex
             loss.backward()                          # observers of single token losses (`token_losses`) are called
         optimizer.step()
         method.advance(backbone, context)            # changes weights; returns True if parameters came or went
-        method.metrics(backbone, sums)                         # when the run logs
+        method.metrics(backbone, sums)               # when the run logs, if anything was added to its accumulator
     method.eject(backbone)                           # of a copy, for every export: leaves the stock architecture
     method.save_artifacts(backbone, folder)          # files beside the exported model
 
@@ -47,8 +47,9 @@ class Method:
     Learned values are parameters or buffers of the model. Decisions are pure functions of `(seed, step, fraction)`, or
     events in the model's configuration. So a run resumes exactly from a checkpoint.
 
-    Hooks receive the *backbone*: the encoder that will be exported. Modules that a method puts into it may declare
-    `in_snapshot`, `no_weight_decay` or `learning_rate` as attributes.
+    Hooks receive the *backbone*: the encoder that will be exported. Modules that a method puts into it may declare as
+    attributes `in_snapshot`, `no_weight_decay` and `learning_rate`; `is_work`, if their hooks compute a part of the
+    step, whose FLOPs are counted; and `evaluation_policies`, further ways to run the model that are evaluated too.
 
     Attributes:
         name: key in a recipe's `methods`.
@@ -107,14 +108,14 @@ class Method:
         """
 
     def schedule(self, backbone: nn.Module, context: RunContext) -> None:
-        """Sets what `backbone` runs in step `context.step` (from 0); called before each step and on resume."""
+        """Sets what `backbone` runs in step `context.step` (from 0); called before each step."""
 
     def frozen(self, backbone: nn.Module, context: RunContext) -> Iterable[nn.Parameter]:
         """Parameters that do not learn in step `context.step`; the run keeps them from having gradients."""
         return ()
 
     def penalty(self, backbone: nn.Module) -> Tensor | None:
-        """A term of the loss, a scalar, that is added once an optimizer step; `None` for none."""
+        """A scalar term of the loss of a step; every micro-batch calls it and adds its share; `None` for none."""
         return None
 
     def advance(self, backbone: nn.Module, context: RunContext) -> bool:

@@ -10,8 +10,8 @@ import os
 import sys
 from collections import UserDict
 from collections.abc import Iterable, Mapping
-from functools import cached_property
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 from .errors import EffptError
@@ -25,18 +25,34 @@ IMPORTS = "HF_EFFPT_IMPORT"  # environment variable: further modules to import, 
 
 
 class Registry(UserDict[str, type[Method]]):
-    """Method classes by name, in the order of registration, in which methods act: depth before width.
+    """Method classes by name, in the order in which methods act: the package's own, depth before width, then others.
 
     The first access imports the modules of the entry-point group `hf_effpt.methods`.
     """
 
     def __init__(self) -> None:
-        """Leaves `data` to the first access."""
+        self._classes: dict[str, type[Method]] = {}
+        self._is_loaded = False
 
-    @cached_property
+    @property
     def data(self) -> dict[str, type[Method]]:
-        """The classes, registered by the modules that this imports."""
-        self.__dict__["data"] = classes = {}  # before the imports, since the modules may read the registry
+        """The registered classes, after all modules that register some are imported."""
+        if not self._is_loaded:
+            self._is_loaded = True  # before the imports, since the modules may read the registry
+            self._load()
+            # A script may have registered its methods before.
+            self._classes = dict(sorted(self._classes.items(), key=lambda item: not is_own(item[1])))
+        return self._classes
+
+    def add(self, method: type[Method]) -> None:
+        """Adds a class without loading the others; raises an `EffptError` if another one has its name."""
+        known = self._classes.get(method.name, method)
+        if (known.__module__, known.__qualname__) != (method.__module__, method.__qualname__):
+            raise EffptError(f"Two methods are called `{method.name}`: {known} and {method}; rename one.")
+        self._classes[method.name] = method
+
+    @staticmethod
+    def _load() -> None:
         for entry in sorted(entry_points(group=GROUP), key=lambda entry: (entry.name != BUILT_IN, entry.name)):
             try:
                 entry.load()
@@ -46,7 +62,11 @@ class Registry(UserDict[str, type[Method]]):
                 logger.warning("the methods of `%s` cannot be imported: %s", entry.value, error)
         for module in filter(None, os.environ.get(IMPORTS, "").split(",")):
             _import(module)
-        return classes
+
+
+def is_own(method: type[Method]) -> bool:
+    """Returns `True` for a method of this package."""
+    return method.__module__.startswith("hf_effpt.")
 
 
 METHODS = Registry()
@@ -63,15 +83,37 @@ def import_methods(modules: Iterable[str]) -> None:
         _import(module)
 
 
+def environment_of(names: Iterable[str]) -> dict[str, str]:
+    """Environment variables with which a new Python process knows these methods, of whichever package.
+
+    Raises an `EffptError` if one is of the script itself, which no other process can import.
+    """
+    modules = {METHODS[name].__module__ for name in names if not is_own(METHODS[name])}
+    folders = []
+    for module in sorted(modules):
+        if module == "__main__":
+            raise EffptError(
+                f"One of the methods {', '.join(names)} is defined in the script itself, where no other process finds "
+                "it; move it into a module, such as `my_methods.py`, and import that."
+            )
+        path = Path(sys.modules[module].__file__ or "").resolve()
+        folders.append(str(path.parents[module.count(".") + (path.stem == "__init__")]))
+    if not modules:
+        return {}
+    imports = [*filter(None, os.environ.get(IMPORTS, "").split(",")), *sorted(modules)]
+    places = [*filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)), *folders]
+    return {IMPORTS: ",".join(dict.fromkeys(imports)), "PYTHONPATH": os.pathsep.join(dict.fromkeys(places))}
+
+
 def _import(module: str) -> None:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
         importlib.import_module(module)
-    except ImportError as error:
+    except Exception as error:
         raise EffptError(
-            f"The module `{module}` cannot be imported ({error}); name one that Python finds, such as `my_methods` "
-            "for `my_methods.py` in this folder."
+            f"The module `{module}` cannot be imported ({type(error).__name__}: {error}); name one that Python finds, "
+            "such as `my_methods` for `my_methods.py` in this folder."
         ) from error
 
 
@@ -80,10 +122,7 @@ def register(method: type[Method]) -> type[Method]:
 
     Raises an `EffptError` if another class has that name.
     """
-    known = METHODS.get(method.name, method)
-    if (known.__module__, known.__qualname__) != (method.__module__, method.__qualname__):
-        raise EffptError(f"Two methods are called `{method.name}`: {known} and {method}; rename one.")
-    METHODS[method.name] = method
+    METHODS.add(method)
     return method
 
 

@@ -1,5 +1,6 @@
 """Writes the model card: the content of `run.json` as a README with metadata for the Hub, and scores added to both."""
 
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -13,12 +14,13 @@ from huggingface_hub import ModelCard, ModelCardData
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import read_json, write_atomically, write_json
 from hf_effpt.core.objectives import OBJECTIVES, objective_in
-from hf_effpt.core.registry import METHODS
+from hf_effpt.core.registry import METHODS, method_class
 from hf_effpt.core.row_method import RowMethod
 
 from . import card_parts
 from .card_parts import Rows, cell, part, rows
 
+logger = logging.getLogger(__name__)
 TEMPLATE = Path(__file__).with_name("template.md")
 
 
@@ -96,7 +98,11 @@ def add_scores(folder: str | os.PathLike, scores: Mapping[str, Any]) -> bool:
     if not (folder / "run.json").is_file():
         return False
     run = read_json(folder / "run.json")
-    own, address = card_of(folder, run)
+    try:
+        own, address = card_of(folder, run)
+    except EffptError as error:
+        logger.warning("the scores are not in the card: %s", error)
+        own, address = False, None
     run["scores"] = {**(run.get("scores") or {}), **scores}
     write_json(folder / "run.json", run)
     if own:
@@ -105,7 +111,10 @@ def add_scores(folder: str | os.PathLike, scores: Mapping[str, Any]) -> bool:
 
 
 def card_of(folder: Path, run: Mapping[str, Any]) -> tuple[bool, str | None]:
-    """Returns `True` if a folder's card is as its run wrote it, and the Hub address that it was written for."""
+    """Returns `True` if a folder's card is as its run wrote it, and the Hub address that it was written for.
+
+    Raises an `EffptError` if that cannot be told, since a method of the run is not known here.
+    """
     path = folder / "README.md"
     if not path.is_file():
         return True, None
@@ -114,6 +123,8 @@ def card_of(folder: Path, run: Mapping[str, Any]) -> tuple[bool, str | None]:
     for address in (None, found[1] if found else None):
         if text == str(model_card(run, address)):
             return True, address
+    for name in part(part(run, "ledger"), "methods"):
+        method_class(name)  # without it the card above has no summary of the method
     return False, None
 
 

@@ -7,20 +7,21 @@ from safetensors import SafetensorError, safe_open
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import read_json
-from hf_effpt.core.ticket import FILE as TICKET_FILE
 
 CODE_FILES = ("configuration_pruned_bert.py", "modeling_pruned_bert.py")  # of models that bring their own code
 MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", *CODE_FILES)
 TOKENIZER_FILES = (
     "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.txt vocab.json merges.txt"
 ).split()
-RECORD_FILES = ("README.md", "recipe.yaml", "run.json", TICKET_FILE)
+RECORD_FILES = ("README.md", "recipe.yaml", "run.json")
 EXTRA_FOLDERS = ("generator",)  # folders of models exported beside the main one
 
 
 def files_of(folder: Path) -> list[str]:
-    """Lists the existing files of an exported model: its own, those of its record, and of models beside it."""
-    own = (*MODEL_FILES, *TOKENIZER_FILES, *RECORD_FILES)
+    """Lists the existing files of an exported model, of its record, of its methods and of models beside it."""
+    run = read_json(folder / "run.json") if (folder / "run.json").is_file() else {}
+    artifacts = [name for name in run.get("artifacts", ()) if Path(name).name == name]
+    own = (*MODEL_FILES, *TOKENIZER_FILES, *RECORD_FILES, *artifacts)
     beside = [f"{place}/{name}" for place in EXTRA_FOLDERS for name in (*MODEL_FILES, *TOKENIZER_FILES)]
     return [name for name in (*own, *beside) if (folder / name).is_file()]
 

@@ -36,17 +36,18 @@ ABOVE_ZERO = (
     "gradient_accumulation_steps logging_steps eval_steps"
 ).split()
 
-# Stock arguments that do not work here, and why; each must be left out.
+# Stock arguments that do not work here: why, and the way out.
 UNSUPPORTED = {
-    "load_best_model_at_end": "it would put old weights into a model whose shape has changed since; choose a "
-    "`checkpoint-N` yourself",
-    "torch_compile": "it compiles the whole model, once for every set of layers that runs; use `compile_layers`",
-    "resume_from_checkpoint": "it is an argument of `train()`, and on the command line `--resume`",
+    "load_best_model_at_end": "it would put old weights into a model whose shape has changed since; leave "
+    "it out and choose a `checkpoint-N` yourself",
+    "torch_compile": "it compiles the whole model, once for every set of layers that runs; use "
+    "`compile_layers` instead",
+    "resume_from_checkpoint": "it is an argument of `train()`; on the command line use `--resume`",
     **dict.fromkeys(
         ("metric_for_best_model", "restore_callback_states_from_checkpoint", "save_only_model"),
-        "checkpoints are written under a temporary name, whole, and kept by age",
+        "checkpoints are written under a temporary name, whole, and kept by age; leave it out",
     ),
-    "auto_find_batch_size": "it does not go with a data stream that is entered by position",
+    "auto_find_batch_size": "it does not go with a data stream that is entered by position; leave it out",
 }
 
 
@@ -172,7 +173,9 @@ class EffptTrainingArguments(TrainingArguments):
         if str(getattr(self.hub_strategy, "value", self.hub_strategy)) != "end":
             raise EffptError(f"`hub_strategy` {self.hub_strategy!r} would publish the training model; use `end`.")
         for name, reason in UNSUPPORTED.items():
-            if getattr(self, name):
-                raise EffptError(f"`training.{name}` is not supported: {reason}; leave it out.")
+            if getattr(self, name) not in (None, False):
+                raise EffptError(f"`training.{name}` is not supported: {reason}.")
         if not self.ignore_data_skip:
-            raise EffptError("`ignore_data_skip=False` does not go with a data stream that is entered by position.")
+            raise EffptError(
+                "`ignore_data_skip=False` does not go with a data stream that is entered by position; leave it out."
+            )

@@ -1,4 +1,4 @@
-"""Callbacks of a run: `ClockCallback` advances clock and methods, `ClockProgress` shows the spent budget."""
+"""Hooks of the methods around a step; `ClockCallback` advances the clock, `ClockProgress` shows the spent budget."""
 
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -18,7 +18,7 @@ from .optimization import renew
 
 
 class ClockCallback(TrainerCallback, ExportableState):
-    """Runs the methods before and after each step, and charges the clock for the step.
+    """Charges the clock for each step and lets the methods change the model after it.
 
     Checkpoints keep its state, the totals of the clock, in `trainer_state.json`.
     """
@@ -36,17 +36,6 @@ class ClockCallback(TrainerCallback, ExportableState):
         self.trainer.cost.timekeeper.start()
         self.trainer.cost.meter.reset()
         self._fraction = self.trainer.clock.fraction
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        trainer = self.trainer
-        backbone = trainer.model.backbone
-        context = RunContext(state.global_step, trainer.clock.fraction, args.seed, model=trainer.model)
-        frozen: list[nn.Parameter] = []
-        for method in trainer.methods:
-            with trainer.cost.method_time(method):
-                method.schedule(backbone, context)
-                frozen += method.frozen(backbone, context)
-        freeze(backbone, frozen)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.cost.meter.begin("optimizer")
@@ -130,6 +119,17 @@ class ClockProgress(ProgressCallback):
             if "tokens_per_second" in logs:
                 shown["tokens/s"] = f"{logs['tokens_per_second']:,.0f}"
             self.training_bar.set_postfix(shown)
+
+
+def schedule_methods(trainer: Any, context: RunContext) -> None:
+    """Lets methods decide what runs and what learns in the coming step of an [`EffptTrainer`]."""
+    backbone = trainer.model.backbone
+    frozen: list[nn.Parameter] = []
+    for method in trainer.methods:
+        with trainer.cost.method_time(method):
+            method.schedule(backbone, context)
+            frozen += method.frozen(backbone, context)
+    freeze(backbone, frozen)
 
 
 def live_context(trainer: Any) -> RunContext:

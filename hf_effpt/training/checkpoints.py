@@ -185,8 +185,11 @@ class Saver:
                 exported.save_pretrained(folder / name)
                 if trainer.processing_class is not None:
                     trainer.processing_class.save_pretrained(folder / name)
+            saved = set(folder.iterdir())
             for method in trainer.methods:
                 method.save_artifacts(trainer.model.backbone, folder)
+            if artifacts := sorted(path.name for path in folder.iterdir() if path not in saved):
+                record["artifacts"] = artifacts
             (folder / "run.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
             model_card(record, trainer.hub_model_id).save(folder / "README.md")
 

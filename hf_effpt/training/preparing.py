@@ -33,8 +33,8 @@ def prepare_methods(model: Any, rows: Any, tokenizer: Any, seed: int) -> dict[st
 def _open_text(name: str, model: Any, rows: Any, tokenizer: Any, seed: int) -> TrainingText:
     if not model.pretrains:
         raise EffptError(
-            f"The method `{name}` looks through the text that a model is pre-trained on, and "
-            f"`{type(model).__name__}` is not; fine-tune it with the stock `Trainer`."
+            f"The method `{name}` reads the training text before a run, and "
+            f"`{type(model).__name__}` learns from the labels of a task; fine-tune it with the stock `Trainer`."
         )
     if tokenizer is None or not PackedRows.fits(rows):
         raise EffptError(

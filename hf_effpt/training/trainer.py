@@ -23,7 +23,7 @@ from hf_effpt.data.masking import DataCollatorForMaskedLM
 
 from . import carbon, checkpoints, checks
 from .arguments import EffptTrainingArguments
-from .callbacks import ClockCallback, ClockProgress
+from .callbacks import ClockCallback, ClockProgress, schedule_methods
 from .cost import CostMeter
 from .evaluation_loop import evaluate_rows, logged_metrics
 from .optimization import UncorrectedAdamW, clock_schedule, set_paces
@@ -281,11 +281,15 @@ class EffptTrainer(Trainer):
         )
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
-        """Returns the micro-batches of one optimizer step, on the device, and their number of labels."""
+        """Returns the micro-batches of one optimizer step, on the device, and their number of labels.
+
+        Methods are scheduled first, since rows are selected by what runs in the step.
+        """
+        run = RunContext(self.state.global_step, self.clock.fraction, self.args.seed, model=self.model)
+        schedule_methods(self, run)
         with self.cost.meter.measure("data"):
             self.step_loss = 0.0
             if selecting := self.row_methods:
-                run = RunContext(self.state.global_step, self.clock.fraction, self.args.seed, model=self.model)
                 batches = self.selection.select(self.model, selecting, run, epoch_iterator, num_batches, device)
             else:
                 batches = self.stream.take(epoch_iterator, num_batches, device)

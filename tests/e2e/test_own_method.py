@@ -1,5 +1,6 @@
 """A method outside the package: the one that CONTRIBUTING.md shows, and what makes it known."""
 
+import importlib
 import os
 import re
 import subprocess
@@ -13,6 +14,10 @@ from hf_effpt.cli.main import main
 from hf_effpt.core import registry
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.registry import METHODS, build_methods, import_methods
+from hf_effpt.hub.card import add_scores
+from hf_effpt.hub.export import export
+from hf_effpt.hub.folders import files_of
+from hf_effpt.hub.push import push
 from tests import tiny
 
 TEXT = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -98,3 +103,57 @@ def test_a_broken_package_is_warned_of_and_takes_nothing_else_along(monkeypatch,
     monkeypatch.setattr(registry, "entry_points", lambda group: [*found, Broken()])
     assert list(registry.Registry()) == []  # the package's own were registered in METHODS before
     assert "the methods of `broken.methods` cannot be imported: no such thing" in caplog.text
+
+
+@pytest.mark.parametrize("first", ["METHODS", "LayerDrop"])
+@pytest.mark.usefixtures("_module")
+def test_it_acts_after_the_packages_own_methods_whatever_is_imported_first(tmp_path, first):
+    code = f"import resting; from hf_effpt import {first}, METHODS; print(list(METHODS)[0], list(METHODS)[-1])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout == "layerdrop resting\n", done.stderr
+
+
+@pytest.mark.usefixtures("_module")
+def test_a_comparison_started_by_a_script_tells_its_processes(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("resting")  # as a script does, without `--import`
+    environment = registry.environment_of({"resting", "layerdrop"})
+    assert registry.environment_of({"layerdrop"}) == {}
+    code = "from hf_effpt.core.registry import METHODS; print(METHODS['resting'].name)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd="/", env=os.environ | environment
+    )
+    assert done.stdout == "resting\n", done.stderr
+    METHODS["resting"].__module__ = "__main__"
+    with pytest.raises(EffptError, match=r"defined in the script itself.*my_methods"):
+        registry.environment_of({"resting"})
+
+
+@pytest.mark.usefixtures("_module")
+def test_its_files_travel_with_the_export_and_its_card_is_not_taken_for_an_edited_one(tmp_path, monkeypatch, caplog):
+    import_methods(["resting"])
+    monkeypatch.setattr(METHODS["resting"], "save_artifacts", lambda *args: (args[2] / "rests.txt").write_text("one"))
+    trainer = tiny.trainer(tmp_path / "run", {"resting": {"until": 0.5}})
+    trainer.train()
+    trainer.save_model()
+    assert "rests.txt" in files_of(tmp_path / "run")
+    export(tmp_path / "run", tmp_path / "copy")
+    assert (tmp_path / "copy" / "rests.txt").read_text() == "one"
+    (tmp_path / "run" / "other.txt").touch()
+    assert "other.txt" not in files_of(tmp_path / "run")
+
+    score = {"cola/mcc@default": {"value": 0.1, "n": 1, "spread": None, "notes": []}}
+    assert add_scores(tmp_path / "run", score)
+    METHODS.pop("resting")
+    assert not add_scores(tmp_path / "run", score)
+    assert "There is no method `resting`" in caplog.text
+    with pytest.raises(EffptError, match=r"import the module"):
+        push(tmp_path / "run", "me/model", token="a")
+
+
+def test_a_module_that_fails_is_named(tmp_path, monkeypatch):
+    (tmp_path / "wrong.py").write_text("def (")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.setenv(registry.IMPORTS, "")
+    with pytest.raises(EffptError, match=r"The module `wrong` cannot be imported \(SyntaxError"):
+        import_methods(["wrong"])

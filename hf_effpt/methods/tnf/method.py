@@ -98,9 +98,10 @@ class TNF(Method):
             )
 
     def prepare(self, backbone: Any, context: RunContext) -> None:
+        text = context.text  # refuses a run without text, whether or not words are to be counted
         self._check_export()
         if self.entries is None:
-            self._count(backbone, context.text, context.seed)
+            self._count(backbone, text, context.seed)
         elif not backbone.notes.vectors.any():
             raise EffptError(
                 f"`tnf.entries` is {self.entries}, but the run itself writes it; leave it out, and set "

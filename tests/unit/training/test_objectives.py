@@ -9,6 +9,7 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.objectives import OBJECTIVES
 from hf_effpt.models import EffptBertForMaskedLM, ElectraForJointPreTraining, McBertForPreTraining
 from hf_effpt.models.electra import prior_entropy
+from hf_effpt.models.families import TNFBertForSequenceClassification
 from hf_effpt.pretraining import build_model, build_trainer
 from hf_effpt.recipe.recipe import Recipe
 from hf_effpt.training.named import ElectraTrainer, McBertTrainer, TNFTrainer
@@ -283,6 +284,16 @@ def test_methods_that_look_through_the_text_need_packed_rows(tmp_path):
     model = tiny.model({"tnf": {}})
     rows = [{"input_ids": [2, 7, 8, 3]}] * 8
     with pytest.raises(EffptError, match="The method `tnf` looks through the training text"):
+        tiny.EffptTrainer(model, tiny.arguments(tmp_path), train_dataset=rows, processing_class=tiny.tokenizer())
+
+
+def test_a_model_with_notes_is_not_fine_tuned_by_this_trainer(tmp_path):
+    tiny.trainer(
+        tmp_path, {"tnf": {"k": 2, "min_count": 5, "max_count": 7}}, save_strategy="steps", save_steps=8
+    ).train()
+    model = TNFBertForSequenceClassification.from_pretrained(tmp_path / "checkpoint-8")
+    rows = [{"input_ids": [2, 7, 8, 3], "labels": 0}] * 8
+    with pytest.raises(EffptError, match="fine-tune it with the stock `Trainer`"):
         tiny.EffptTrainer(model, tiny.arguments(tmp_path), train_dataset=rows, processing_class=tiny.tokenizer())
 
 

@@ -11,6 +11,8 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.method import Paper
 from hf_effpt.core.registry import METHODS, register
 from hf_effpt.core.row_method import RowMethod
+from hf_effpt.methods.layerdrop import LayerDrop
+from hf_effpt.methods.selection import Selection
 from hf_effpt.models import EffptBertForSequenceClassification
 from hf_effpt.training.named import LayerDropTrainer, StackingTrainer
 from hf_effpt.training.trainer import EffptTrainer
@@ -351,3 +353,18 @@ def test_evaluates_at_shares_of_the_budget_and_off_the_clock(tmp_path):
         torch.equal(left, right)
         for left, right in zip(trainer.model.parameters(), plain.model.parameters(), strict=True)
     )
+
+
+def test_methods_are_scheduled_before_rows_are_selected(tmp_path, monkeypatch):
+    """So that rows are scored by what runs in the step, also in the first one after a resumption."""
+    order = []
+    for method, hook in ((LayerDrop, "schedule"), (LayerDrop, "frozen"), (Selection, "select")):
+        stock = getattr(method, hook)
+
+        def noted(self, *args, stock=stock, hook=hook):
+            order.append(hook)
+            return stock(self, *args)
+
+        monkeypatch.setattr(method, hook, noted)
+    tiny.trainer(tmp_path, {"layerdrop": {"p": 0.2}, "selection": dict(Selection.example)}, budget="2steps").train()
+    assert order == ["schedule", "frozen", "select"] * 2
