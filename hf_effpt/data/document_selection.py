@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.shares import part_of
 
 Deduplicate = Literal["exact", "near", "semantic"]
 Band = Literal["low", "middle", "high"]
@@ -217,7 +218,7 @@ def in_band(losses_N: np.ndarray, keep: float, band: Band) -> np.ndarray:
     Of equal losses the earlier document counts as the lower. Returns bool of shape `(documents,)`.
     """
     rising = np.argsort(losses_N, kind="stable")[: np.count_nonzero(np.isfinite(losses_N))]
-    number = round(keep * len(rising))
+    number = part_of(keep, len(rising))
     first = {"low": 0, "middle": (len(rising) - number) // 2, "high": len(rising) - number}[band]
     stays = np.zeros(len(losses_N), bool)
     stays[rising[first : first + number]] = True

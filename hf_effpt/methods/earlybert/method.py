@@ -18,6 +18,7 @@ from hf_effpt.core.gates import Scores, WidthGates, gate_scores, gates_of, loss_
 from hf_effpt.core.ledger import events_of, record
 from hf_effpt.core.method import Method, Paper, start_after
 from hf_effpt.core.settings import Count, Fraction, In, NotNegative, Positive, Share, check_settings
+from hf_effpt.core.shares import first_step
 from hf_effpt.core.snapshot import snapshot_of
 from hf_effpt.core.ticket import FILE, Ticket
 from hf_effpt.core.width import cut_state, cut_width, layers_that_run
@@ -125,7 +126,7 @@ class EarlyBert(Method):
     def least_steps(self, budget: int) -> int:
         if not self.changes_parameters or self.max_search_steps < 1:
             return 0
-        return math.ceil(self._start * budget) + int(self.max_search_steps)
+        return first_step(self._start, budget) + int(self.max_search_steps)
 
     @property
     def settles_at(self) -> float:
