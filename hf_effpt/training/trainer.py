@@ -224,7 +224,7 @@ class EffptTrainer(Trainer):
         return (kind if args.bias_correction else UncorrectedAdamW), kwargs
 
     def get_decay_parameter_names(self, model: Any) -> list[str]:
-        """Stock names, or with `decay_all` all; never those of modules with a true `no_weight_decay`, such as gates."""
+        """Stock names, or all with `decay_all`; none of modules with a true `no_weight_decay`, such as gates."""
         spared = {
             parameter
             for module in model.modules()
