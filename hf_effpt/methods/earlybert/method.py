@@ -106,6 +106,16 @@ class EarlyBert(Method):
         self._start, self._config = self.after or 0.0, None
 
     @property
+    def departures(self) -> str:
+        if self.ticket != "earlybert":
+            return ""
+        return (
+            "gates have a learning rate of their own and are ranked by |c| to an exact number; a search may end early "
+            "by the test of You et al.; the number of neurons of a layer is rounded to a multiple of 64 or 8. The "
+            "authors' code of pre-training was not released."
+        )
+
+    @property
     def _is_saved(self) -> bool:
         """`True` if the ticket is read from a file, without a search."""
         return self.ticket not in (*BY_GATES, *BY_SCORES)

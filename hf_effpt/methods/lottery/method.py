@@ -103,6 +103,19 @@ class Lottery(Method):
             raise EffptError(f"{because}; leave out {' and '.join(idle)}, which would do nothing.")
 
     @property
+    def departures(self) -> str:
+        if self.ticket is not None:
+            return ""
+        if not self.prunes:
+            return "embeddings, norms and heads train as usual; the paper freezes all weights."
+        own = "" if self.criterion == "large_final" else " (Zhou et al., whose criterion it is, within each layer)"
+        return (
+            "the first phase trains the whole model, where theirs cuts before any training; the learning rate decays "
+            "in each phase; the head and all else is rewound, where theirs keeps the trained head; weights are ranked "
+            f"over all layers together, as theirs{own}, but without a pooler, which masked language models lack."
+        )
+
+    @property
     def _left(self) -> int:
         """Number of prunings that are still to be made of the model."""
         return max(0, self.rounds - prunings(self._config))
