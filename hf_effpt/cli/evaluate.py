@@ -24,7 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--text", metavar="TEXT", help="held-out text for the loss (default: that of the run)")
     add(
         "--protocol", default="default",
-        help="how tasks are fine-tuned: default, glue9_cramming, glue8_mosaic or glue8_electra (default: %(default)s)",
+        help="how tasks are fine-tuned: default, glue9_cramming, glue8_mosaic, or glue8_electra, which is one of "
+        "glue8_electra_small, _base and _large by the model's size (default: %(default)s)",
     )  # fmt: skip
     add("--seeds", type=int, help="seeds of fine-tuning (default: the protocol's)")
     add("--lora", type=int, metavar="RANK", help="fine-tune LoRA adapters in place of all weights")

@@ -9,7 +9,7 @@ from typing import Any
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import write_json
 from hf_effpt.core.registry import build_methods, environment_of
-from hf_effpt.evaluation.protocols import listed_seeds
+from hf_effpt.evaluation.protocols import find_protocol, listed_seeds
 from hf_effpt.evaluation.suite import LOSS as LOSS_TASK
 from hf_effpt.evaluation.suite import check_tasks
 from hf_effpt.pretraining import prepare_data
@@ -97,6 +97,7 @@ def compare(
     firsts = {arm.name: next(run.recipe for run in runs if run.arm == arm.name) for arm in arms}
     check_comparable(arms, firsts, different_data)
     objectives = {name: recipe.model.objective for name, recipe in firsts.items()}
+    protocol = _common_protocol(protocol, firsts)
     measure = find_primary(primary, objectives, tasks, data, protocol, pairs_per_paradigm)
     options = {"data": data and str(data), "protocol": protocol, "pairs_per_paradigm": pairs_per_paradigm}
     environment = environment_of({name for recipe in firsts.values() for name in recipe.methods})
@@ -153,6 +154,16 @@ def find_primary(
                     "which is another score; name one that all arms have, such as that of a fine-tuning task."
                 )
     return wanted
+
+
+def _common_protocol(name: str, recipes: Mapping[str, Recipe]) -> str:
+    """Name of the fine-tuning protocol for the sizes of all arms; raises an `EffptError` if theirs are different."""
+    sizes = {arm: recipe.model.config_kwargs()["hidden_size"] for arm, recipe in recipes.items()}
+    found = {find_protocol(name, size).name: arm for arm, size in sizes.items()}
+    if len(found) > 1:
+        each = ", ".join(f"`{own}` for arm `{arm}`" for own, arm in found.items())
+        raise EffptError(f"The protocol `{name}` is {each}, whose scores do not compare; name one of them for all.")
+    return next(iter(found))
 
 
 def _prepare(recipes: Mapping[str, Recipe]) -> None:

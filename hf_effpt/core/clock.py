@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .errors import EffptError
+from .shares import part_of
 
 JOULES_A_KWH = 3.6e6
 
@@ -78,8 +79,8 @@ class Clock:
 
     def share(self, fraction: float) -> str:
         """Budget of this fraction of the whole, in the format of `parse`."""
-        part = self.budget * fraction
-        return f"{max(1, round(part)) if self.unit == 'steps' else part!r}{self.unit}"
+        in_steps = self.unit == "steps"
+        return f"{part_of(fraction, self.budget, least=1) if in_steps else self.budget * fraction!r}{self.unit}"
 
     @property
     def spent(self) -> float:

@@ -71,6 +71,11 @@ class Method:
         check_settings(self)
 
     @property
+    def departures(self) -> str:
+        """Differences between the method with these settings and its publication, for model cards; may be empty."""
+        return ""
+
+    @property
     def changes_parameters(self) -> bool:
         """`True` while parameters may still come or go in the run, which its optimizer has to follow."""
         return False

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.shares import part_of
 
 Deduplicate = Literal["exact", "near", "semantic"]
 Band = Literal["low", "middle", "high"]
@@ -165,9 +166,10 @@ def require_datasketch() -> Any:
 def without_semantic(embeddings_ND: np.ndarray, similarity: float) -> np.ndarray:
     """Removes semantic duplicates (Abbas et al., 2023, SemDeDup, arXiv 2303.09540).
 
-    Documents are clustered by k-means into about as many clusters as the square root of their number. In each, the
-    farthest from its centre is kept first, and those whose cosine with a kept one is above `similarity` are dropped.
-    `embeddings_ND` may have any norm. Returns `True` for kept documents, bool of shape `(documents,)`.
+    Documents are clustered by k-means into about as many clusters as the square root of their number. Of alike ones
+    in a cluster the farthest from its centre stays: a document is dropped if its cosine with any farther one, kept or
+    not, is above `similarity` (released code, `semdedup.py`). `embeddings_ND` may have any norm. Returns `True` for
+    kept documents, bool of shape `(documents,)`.
     """
     with _global_generator_kept():  # scikit-learn draws from it when it is first imported
         from sklearn.cluster import MiniBatchKMeans  # here, since that is slow
@@ -184,7 +186,7 @@ def without_semantic(embeddings_ND: np.ndarray, similarity: float) -> np.ndarray
         # Rounded, so that the order of equal documents does not depend on the last digit.
         nearness_C = np.round(unit_ND[members_C].astype(np.float64) @ centre_D.astype(np.float64), 6)
         members_C = members_C[np.argsort(nearness_C, kind="stable")]
-        stays[members_C] = _apart(unit_ND[members_C], similarity)
+        stays[members_C] = apart(unit_ND[members_C], similarity)
     return stays
 
 
@@ -201,13 +203,10 @@ def alike_by_chance(embeddings_ND: np.ndarray, similarity: float) -> float:
     return float(((one_PD * other_PD).sum(axis=1) > similarity * np.maximum(lengths_P, 1e-12)).mean())
 
 
-def _apart(unit_CD: np.ndarray, similarity: float) -> np.ndarray:
-    """Keeps unit vectors that have no cosine above `similarity` with an earlier kept one."""
-    stays_C = np.ones(len(unit_CD), bool)
-    for number in range(1, len(unit_CD)):
-        before_CD = unit_CD[:number][stays_C[:number]]
-        stays_C[number] = (before_CD @ unit_CD[number]).max() <= similarity
-    return stays_C
+def apart(unit_CD: np.ndarray, similarity: float) -> np.ndarray:
+    """Keeps unit vectors that have no cosine above `similarity` with an earlier one, kept or not."""
+    nearest = ((unit_CD[:number] @ unit_CD[number]).max(initial=-1.0) for number in range(len(unit_CD)))
+    return np.fromiter((cosine <= similarity for cosine in nearest), bool, len(unit_CD))
 
 
 def in_band(losses_N: np.ndarray, keep: float, band: Band) -> np.ndarray:
@@ -217,7 +216,7 @@ def in_band(losses_N: np.ndarray, keep: float, band: Band) -> np.ndarray:
     Of equal losses the earlier document counts as the lower. Returns bool of shape `(documents,)`.
     """
     rising = np.argsort(losses_N, kind="stable")[: np.count_nonzero(np.isfinite(losses_N))]
-    number = round(keep * len(rising))
+    number = part_of(keep, len(rising))
     first = {"low": 0, "middle": (len(rising) - number) // 2, "high": len(rising) - number}[band]
     stays = np.zeros(len(losses_N), bool)
     stays[rising[first : first + number]] = True

@@ -39,7 +39,7 @@ from .stock_checkpoint import config_of, discriminates, load, load_pretrained, r
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # to be raised when the same settings choose other documents
+FORMAT = 2  # to be raised when the same settings choose other documents
 ROWS, LENGTH = 4, 128  # a document is scored by this many of its first rows, of at most this many tokens
 CHARACTERS = 16  # more than a token has on average, so longer texts are cut before they are tokenised
 MOST, OFTEN = 0.5, 0.01  # implausible shares of duplicates among pairs: of all documents, and of those left

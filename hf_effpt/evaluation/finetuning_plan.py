@@ -13,7 +13,7 @@ from hf_effpt.core.errors import EffptError
 from .finetune import finetune
 from .lora import check_lora
 from .protocols import Protocol, Settings, find_protocol
-from .stock_checkpoint import check_finetunable
+from .stock_checkpoint import check_finetunable, config_of
 from .tasks import Task, base_name, load_task
 
 OnResult = Callable[[str, dict[str, Any]], None]
@@ -122,8 +122,8 @@ def plan_suite(
     The arguments are those of [`evaluate`]; with `lora` score names end in `+loraRANK`. Raises an `EffptError` if a
     task, protocol or model cannot be used.
     """
-    protocol = find_protocol(protocol) if isinstance(protocol, str) else protocol
     check_finetunable(model_dir)
+    protocol = protocol_for(protocol, model_dir)
     if lora is not None:
         check_lora(lora)
     loaded = load_tasks(tasks, data)
@@ -141,6 +141,13 @@ def plan_suite(
         note = f"seeds: {len(chosen)}, where the protocol has {usual}" if len(chosen) != usual else None
         parts.append(Part(task, protocol.settings_of(base), chosen, task.name in waiting, note))
     return Plan(Path(model_dir), protocol, lora, parts)
+
+
+def protocol_for(protocol: str | Protocol, model_dir: str | Path) -> Protocol:
+    """Protocol of a name for the model in a folder; raises an `EffptError` for an unknown name or without a model."""
+    if isinstance(protocol, Protocol):
+        return protocol
+    return find_protocol(protocol, getattr(config_of(model_dir), "hidden_size", None))
 
 
 def load_tasks(names: Sequence[str], data: str | Path | None) -> list[Task]:

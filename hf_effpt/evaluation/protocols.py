@@ -171,10 +171,19 @@ def listed_seeds(seeds: int | Sequence[int]) -> list[int]:
     return chosen
 
 
-def find_protocol(name: str) -> Protocol:
-    """Looks up a protocol; raises an `EffptError` for an unknown name."""
+def find_protocol(name: str, hidden_size: int | None = None) -> Protocol:
+    """Looks up a protocol; one of `BY_SIZE` is that for models of this hidden size.
+
+    Raises an `EffptError` for an unknown name, or if the protocol depends on a size that is not given.
+    """
+    if name in BY_SIZE:
+        if hidden_size is None:
+            raise EffptError(
+                f"`{name}` depends on the size of the model; name one of {', '.join(BY_SIZE[name].values())}."
+            )
+        name = BY_SIZE[name][max(least for least in BY_SIZE[name] if least <= hidden_size)]
     if name not in PROTOCOLS:
-        raise EffptError(f"There is no protocol `{name}`: {nearest(str(name), list(PROTOCOLS))}")
+        raise EffptError(f"There is no protocol `{name}`: {nearest(str(name), [*PROTOCOLS, *BY_SIZE])}")
     return PROTOCOLS[name]
 
 
@@ -250,22 +259,34 @@ _MOSAIC = Protocol(
     from_mnli=frozenset({"rte", "mrpc", "stsb"}),
 )
 
-# Weight decay 0 is the paper's (Clark et al., 2020, appendix B); their code's default is 0.01. They also show MRPC and
-# STS-B pairs in both orders, which the stock Trainer does not.
-_ELECTRA_SETTINGS = Settings(layer_decay=0.8, weight_decay=0.0, eps=1e-6, dropout=DROPOUT)
 
-_ELECTRA = Protocol(
-    "glue8_electra",
-    "Clark et al. (2020), code `configure_finetuning.py`, small models",
-    settings=_ELECTRA_SETTINGS,
-    task_settings={task: replace(_ELECTRA_SETTINGS, epochs=10) for task in ("rte", "stsb")},
-    reported={
-        "cola": ("mcc",),
-        "stsb": ("spearman",),
-        **dict.fromkeys(("sst2", "mrpc", "qqp", "mnli", "qnli", "rte"), ("accuracy",)),
-    },
-    statistic="median",
-    seeds=5,
-)
+def _electra(size: str, learning_rate: float, layer_decay: float) -> Protocol:
+    """Protocol of ELECTRA for models of one size.
 
-PROTOCOLS: dict[str, Protocol] = {each.name: each for each in (_DEFAULT, _GLUE9, _MOSAIC, _ELECTRA)}
+    The paper's (Clark et al., 2020, appendix B) are the small model's rate, where the code has the base model's, and
+    no weight decay, where the code has 0.01. Their Adam has no bias correction, the warm-up multiplies the decay,
+    pairs of MRPC and STS-B are shown in both orders, and the head is one linear layer: the stock Trainer and stock
+    heads differ in these.
+    """
+    settings = Settings(learning_rate, layer_decay=layer_decay, weight_decay=0.0, eps=1e-6, dropout=DROPOUT)
+    return Protocol(
+        f"glue8_electra_{size}",
+        f"Clark et al. (2020), appendix B and code `configure_finetuning.py`, {size} models",
+        settings=settings,
+        task_settings={task: replace(settings, epochs=10) for task in ("rte", "stsb")},
+        reported={
+            "cola": ("mcc",),
+            "stsb": ("spearman",),
+            **dict.fromkeys(("sst2", "mrpc", "qqp", "mnli", "qnli", "rte"), ("accuracy",)),
+        },
+        statistic="median",
+        seeds=5,
+    )
+
+
+_ELECTRAS = (_electra("small", 3e-4, 0.8), _electra("base", 1e-4, 0.8), _electra("large", 5e-5, 0.9))
+
+PROTOCOLS: dict[str, Protocol] = {each.name: each for each in (_DEFAULT, _GLUE9, _MOSAIC, *_ELECTRAS)}
+# Names that stand for a protocol by the model's size: the least hidden size of each. ELECTRA's three are of 256, 768
+# and 1,024; sizes between are taken for the smaller.
+BY_SIZE = {"glue8_electra": dict(zip((0, 768, 1024), (each.name for each in _ELECTRAS), strict=True))}

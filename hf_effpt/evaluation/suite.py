@@ -8,7 +8,7 @@ from typing import Any
 from hf_effpt.core.errors import EffptError
 
 from .blimp import DivergedError, blimp, check_blimp, load_pairs
-from .finetuning_plan import load_tasks, plan_suite
+from .finetuning_plan import load_tasks, plan_suite, protocol_for
 from .held_out_text import evaluate_loss, held_out_text, unread_mask
 from .protocols import Protocol, find_protocol
 from .results_file import Record
@@ -44,7 +44,8 @@ def evaluate(
         text (`str`, *optional*): held-out text, as `data.dataset` takes it; its validation split, if it has splits.
             By default the text that the run held out.
         protocol (`str` or [`Protocol`], *optional*, defaults to `"default"`): fine-tuning protocol: `default`,
-            `glue9_cramming`, `glue8_mosaic` or `glue8_electra`.
+            `glue9_cramming`, `glue8_mosaic`, or `glue8_electra`, which is `glue8_electra_small`, `_base` or `_large`
+            by the model's hidden size, below 768, below 1,024, or from there on.
         seeds (`int` or `Sequence[int]`, *optional*): number of fine-tuning seeds, or the seeds; by default the
             protocol's number.
         lora (`int`, *optional*): rank of LoRA adapters to fine-tune instead of all weights.
@@ -59,13 +60,13 @@ def evaluate(
     Raises:
         EffptError: a model, task or data cannot be used; raised before anything is measured.
     """
-    protocol = find_protocol(protocol) if isinstance(protocol, str) else protocol
+    folder = Path(model)
+    config = config_of(folder)
+    protocol = protocol_for(protocol, folder)
     tasks = [tasks] if isinstance(tasks, str) else tasks
     names = list(dict.fromkeys(tasks if tasks is not None else (protocol.reported or [LOSS])))
     if not names:
         raise EffptError("No tasks were named; name some, as loss, blimp or cola, or leave `tasks` out for loss.")
-    folder = Path(model)
-    config = config_of(folder)
     if LOSS in names and discriminates(config):
         generator = folder / "generator"
         other = f", or measure its generator: effpt evaluate {generator} --tasks loss" if generator.is_dir() else ""
@@ -122,7 +123,8 @@ def check_tasks(
 ) -> list[str]:
     """Loads what the tasks need, so that mistakes raise an `EffptError` before anything is measured.
 
-    Returns the names of the scores that the tasks give; those of BLiMP for both kinds of model.
+    Returns the names of the scores that the tasks give; those of BLiMP for both kinds of model. `protocol` names one
+    that does not depend on the model's size.
     """
     plan = find_protocol(protocol)
     scores = ["held_out_loss"] if LOSS in names else []

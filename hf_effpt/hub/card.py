@@ -21,6 +21,7 @@ from . import card_parts
 from .card_parts import Rows, cell, part, rows
 
 logger = logging.getLogger(__name__)
+SEMANTIC = "semantic"  # a value of `data.select.deduplicate`
 TEMPLATE = Path(__file__).with_name("template.md")
 
 
@@ -152,13 +153,14 @@ def _intro(run: Mapping[str, Any], stock_class: str) -> str:
 def _method(name: str, settings: Mapping[str, Any]) -> dict[str, str]:
     given = {key: value for key, value in settings.items() if value is not None}
     text = {"name": name, "settings": ", ".join(f"{key}: {value}" for key, value in given.items())}
-    text |= {"summary": "", "citation": "", "bibtex": ""}
+    text |= {"summary": "", "departures": "", "citation": "", "bibtex": ""}
     if name not in METHODS:  # a method of another package, which may not be imported here
         return text
     paper, text["summary"] = METHODS[name].paper, METHODS[name].summary
-    if issubclass(METHODS[name], RowMethod):
-        with suppress(EffptError, TypeError):  # this version may not have these settings
-            method = METHODS[name](**given)
+    with suppress(EffptError, TypeError):  # this version may not have these settings
+        method = METHODS[name](**given)
+        text["departures"] = method.departures
+        if isinstance(method, RowMethod):
             paper, text["summary"] = method.cited, method.describe
     if paper is not None:
         title = f"[{paper.title}]({paper.url})" if paper.url else paper.title
@@ -232,7 +234,8 @@ def _chosen_from(data: Mapping[str, Any]) -> str | None:
         return None
     told = ("deduplicate", "similarity", "model", "keep", "band")
     rules = ", ".join(f"`{key}: {chosen[key]}`" for key in told if key in chosen)
-    return f"{chosen.get('documents', 0):,} documents, by {rules}"
+    stays = "; of alike ones the farthest from their cluster's centre" if chosen.get("deduplicate") == SEMANTIC else ""
+    return f"{chosen.get('documents', 0):,} documents, by {rules}{stays}"
 
 
 def _data(data: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> Rows:

@@ -7,6 +7,7 @@ from transformers import BertConfig, ElectraConfig, PreTrainedConfig
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.registry import nearest
+from hf_effpt.core.shares import part_of
 
 from .configuration_effpt import LEDGER, settings_of
 
@@ -102,7 +103,7 @@ class EffptElectraConfig(ElectraConfig):
 
         Raises an `EffptError` if it is wider than the main model, or its embeddings have another shape.
         """
-        width, plain, given = round(self.generator_size * self.hidden_size), self._plain(), dict(self.generator or {})
+        width, plain, given = part_of(self.generator_size, self.hidden_size), self._plain(), dict(self.generator or {})
         if unknown := sorted(set(given) - set(plain)):
             raise EffptError(f"`generator` has no setting `{unknown[0]}`: {nearest(unknown[0], list(plain))}")
         for name in ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size"):

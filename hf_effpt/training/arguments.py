@@ -36,6 +36,9 @@ ABOVE_ZERO = (
     "gradient_accumulation_steps logging_steps eval_steps"
 ).split()
 
+# Settings that the optimizer's state depends on, with their defaults: a resumed run must have the same.
+OPTIMIZER_SETTINGS = {"bias_correction": True, "decay_all": False}
+
 # Stock arguments that do not work here: why, and the way out.
 UNSUPPORTED = {
     "load_best_model_at_end": "it would put old weights into a model whose shape has changed since; leave "
@@ -73,6 +76,8 @@ class EffptTrainingArguments(TrainingArguments):
             work of methods, such as scoring. `False` makes a method look better than it is: for comparison only.
         bias_correction (`bool`, *optional*, defaults to `True`): if `False`, use [`UncorrectedAdamW`], as published
             for BERT and ELECTRA. First updates are then too large with a short warm-up or in layers added later.
+        decay_all (`bool`, *optional*, defaults to `False`): if `True`, weight decay acts on biases and norms, too, as
+            in fairseq's Adam (TNF, MC-BERT, progressive stacking); never on gates.
         multiply_warmup (`bool`, *optional*, defaults to `False`): if `True`, the warm-up multiplies the decay, as in
             ELECTRA's code: peak * (1 - t/T) * min(1, t/W). The rate then never quite reaches `learning_rate`.
         carbon_intensity (`float`, *optional*, defaults to 475.0): g CO2e per kWh of your electricity; by default the
@@ -87,6 +92,7 @@ class EffptTrainingArguments(TrainingArguments):
     reference_times: str | None = _field(None, "JSON file of reference times; by default this machine's own.")
     charge_methods: bool = _field(True, "Whether the clock pays for what methods do besides training.")
     bias_correction: bool = _field(True, "Adam's bias correction; the published ELECTRA and BERT have none.")
+    decay_all: bool = _field(False, "Weight decay also of biases and norms, as in fairseq.")
     multiply_warmup: bool = _field(False, "The warm-up multiplies the decay, as in ELECTRA, and does not precede it.")
     carbon_intensity: float = _field(WORLD_AVERAGE, "Grams of CO2e a kWh; by default the world average.")
 
@@ -96,7 +102,7 @@ class EffptTrainingArguments(TrainingArguments):
     per_device_eval_batch_size: int = _field(64, "Rows of an evaluation batch, per device.")
     adam_beta2: float = _field(0.98, "Beta2 of AdamW.")
     adam_epsilon: float = _field(1e-12, "Epsilon of AdamW.")
-    weight_decay: float = _field(0.01, "Weight decay of everything but biases and norms.")
+    weight_decay: float = _field(0.01, "Weight decay of everything but biases and norms; of those by decay_all.")
     max_grad_norm: float = _field(0.5, "Largest gradient norm.")
     warmup_steps: float = _field(0.06, "Warm-up: below 1 a share of the budget, else steps.")
     logging_steps: float = _field(50, "Log every so many optimizer steps.")

@@ -13,6 +13,7 @@ from hf_effpt.core.context import RunContext
 from hf_effpt.core.freezing import freeze
 from hf_effpt.core.row_method import RowMethod
 
+from .arguments import OPTIMIZER_SETTINGS
 from .checkpoints import identity_of
 from .optimization import renew
 
@@ -29,7 +30,7 @@ class ClockCallback(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         trainer = self.trainer
         own = {"rows": trainer.stream.rows_seen, "data": identity_of(trainer.train_dataset)}
-        own["bias_correction"] = trainer.args.bias_correction  # the optimizer's state depends on it
+        own |= {name: getattr(trainer.args, name) for name in OPTIMIZER_SETTINGS}
         return {"args": {}, "attributes": trainer.cost.totals() | own}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -18,6 +18,7 @@ from hf_effpt.hub.card import model_card
 from hf_effpt.hub.folders import checkpoints_in
 from hf_effpt.models.base import exports_of
 
+from .arguments import OPTIMIZER_SETTINGS, EffptTrainingArguments
 from .record import run_record
 
 TENSORS = "model.safetensors"
@@ -71,10 +72,10 @@ def choose(wanted: str | Path | Literal[True], run: Path) -> Path:
     return checkpoint
 
 
-def totals(checkpoint: Path, dataset: Any, bias_correction: bool) -> dict[str, Any]:
+def totals(checkpoint: Path, dataset: Any, args: EffptTrainingArguments) -> dict[str, Any]:
     """Totals of clock and rows in a checkpoint.
 
-    Raises `EffptError` if another Trainer saved it, or its run had other rows or another `bias_correction`.
+    Raises `EffptError` if another Trainer saved it, or its run had other rows or another of `OPTIMIZER_SETTINGS`.
     """
     callbacks = read_json(checkpoint / STATE).get("stateful_callbacks", {})
     if "ClockCallback" not in callbacks:
@@ -89,11 +90,12 @@ def totals(checkpoint: Path, dataset: Any, bias_correction: bool) -> dict[str, A
             f"The text or the tokenizer has changed since {checkpoint} was saved (fingerprint {before}, now {now}); "
             "resume with the data the run was started with, or start a new run."
         )
-    if (corrected := found.get("bias_correction", True)) != bias_correction:
-        raise EffptError(
-            f"{checkpoint} was saved with `bias_correction: {str(corrected).lower()}`, which the state of its "
-            "optimizer is made for; resume with that setting."
-        )
+    for name, default in OPTIMIZER_SETTINGS.items():
+        if (saved := found.get(name, default)) != getattr(args, name):
+            raise EffptError(
+                f"{checkpoint} was saved with `{name}: {str(saved).lower()}`, which the state of its optimizer is "
+                "made for; resume with that setting."
+            )
     return found
 
 

@@ -147,7 +147,7 @@ class EffptTrainer(Trainer):
         """
         if resume_from_checkpoint:
             checkpoint = checkpoints.choose(resume_from_checkpoint, Path(self.args.output_dir))
-            self.begin(checkpoints.totals(checkpoint, self.train_dataset, self.args.bias_correction))
+            self.begin(checkpoints.totals(checkpoint, self.train_dataset, self.args))
             self.model = checkpoints.load_training_model(self.model, checkpoint).to(self.args.device)
             self.model_wrapped = self.model
             self.optimizer = None
@@ -224,14 +224,15 @@ class EffptTrainer(Trainer):
         return (kind if args.bias_correction else UncorrectedAdamW), kwargs
 
     def get_decay_parameter_names(self, model: Any) -> list[str]:
-        """Stock names without the parameters of modules with a true `no_weight_decay`, such as gates."""
+        """Stock names, or all with `decay_all`; none of modules with a true `no_weight_decay`, such as gates."""
         spared = {
             parameter
             for module in model.modules()
             if getattr(module, "no_weight_decay", False)
             for parameter in module.parameters()
         }
-        names = super().get_decay_parameter_names(model)
+        everything = (name for name, _ in model.named_parameters())
+        names = everything if self.args.decay_all else super().get_decay_parameter_names(model)
         return [name for name in names if model.get_parameter(name) not in spared]
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:

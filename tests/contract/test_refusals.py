@@ -204,7 +204,7 @@ MODELS = [
     ({"compress": {"depth": 5}}, "`compress.depth` is 5, but the model has 4 layers"),
     ({"compress": {"depth": 4}}, "nothing to cut of 4 layers"),
     ({"compress": {"head_keep": 1.0, "ffn_keep": 1.0}}, "nothing to cut: `head_keep` and `ffn_keep` are 1"),
-    ({"earlybert": {"head_keep": 0.4}}, "leaves none of the 2 heads of a layer; keep at least 0.5"),
+    ({"earlybert": {"head_keep": 0.2}}, "leaves none of the 2 heads of a layer; keep at least 0.5"),
     ({"earlybert": {"ffn_keep": 0.1}}, "leaves 6.4 of the 64 neurons of a layer, and a layer needs 8"),
     ({"earlybert": {}}, "have been cut already", {"layer_widths": [[1, 8]] * 4}),
     ({"earlybert": {"max_search_steps": 0.6, "after": 0.5}}, "to the end of the run"),

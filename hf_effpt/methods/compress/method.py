@@ -17,6 +17,7 @@ from hf_effpt.core.ledger import events_of, record
 from hf_effpt.core.method import Method, Paper, start_after
 from hf_effpt.core.random import CUTS, step_rng
 from hf_effpt.core.settings import Count, In, Inside, NotNegative, Share, check_settings
+from hf_effpt.core.shares import part_of
 from hf_effpt.core.ticket import Ticket, unit_of
 from hf_effpt.core.width import cut_state, cut_width, draw_running
 
@@ -141,7 +142,7 @@ class Compress(Method):
         whole = Size(config.num_hidden_layers, config.num_attention_heads, config.intermediate_size)
         heads, neurons = self._shares
         depth = whole.depth if self.depth is None else self.depth
-        return whole, Size(depth, round(whole.heads * heads), round(whole.neurons * neurons))
+        return whole, Size(depth, part_of(heads, whole.heads), part_of(neurons, whole.neurons))
 
     def bind(self, config: Any, others: Mapping[str, Method]) -> None:
         self._config = config

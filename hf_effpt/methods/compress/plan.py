@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hf_effpt.core.depth import every_other
+from hf_effpt.core.shares import part_of
 from hf_effpt.core.ticket import Ticket
 
 
@@ -23,7 +24,7 @@ def cut_at(at: float, until: float, rounds: int) -> list[float]:
 
 def size_after(done: int, rounds: int, whole: Size, wanted: Size) -> Size:
     """Size after `done` rounds, each of which removes the same number of parts."""
-    return Size(*(most - round((most - left) * done / rounds) for most, left in zip(whole, wanted, strict=True)))
+    return Size(*(most - part_of(done / rounds, most - left) for most, left in zip(whole, wanted, strict=True)))
 
 
 def thinned(order: tuple[int, ...], layers: int, wanted: int, depth: int) -> list[int]:

@@ -7,18 +7,14 @@ import torch
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.gates import Scores
 from hf_effpt.core.random import TICKETS, step_rng
+from hf_effpt.core.shares import part_of
 from hf_effpt.core.ticket import Ticket, draw_widths, unit_of
 from hf_effpt.core.width import draw_running, layers_that_run
 
 
-def heads_kept(share: float, heads: int) -> int:
-    """Number of heads of a layer that are kept: 8 of 12 and 10 of 16 with two thirds, as published."""
-    return int(share * heads + 1e-9)
-
-
 def check_shares(head_keep: float, ffn_keep: float, heads: int, neurons: int) -> None:
     """Raises an `EffptError` unless a layer of this width keeps at least one head and one unit of neurons."""
-    if heads_kept(head_keep, heads) < 1:
+    if part_of(head_keep, heads) < 1:
         raise EffptError(
             f"`earlybert.head_keep` {head_keep} leaves none of the {heads} heads of a layer; keep at least "
             f"{1 / heads:.3g}."
@@ -35,7 +31,8 @@ def best(scores: Scores, backbone: Any, head_keep: float, ffn_keep: float) -> Ti
     """Ticket of the highest scores; heads are ranked within each layer, neurons over all layers that run."""
     layers = layers_that_run(backbone)
     every = sum(len(scores[1][layer]) for layer in layers)
-    return draw_running(backbone, scores, heads_kept(head_keep, len(scores[0][layers[0]])), round(ffn_keep * every))
+    heads, neurons = part_of(head_keep, len(scores[0][layers[0]])), part_of(ffn_keep, every)
+    return draw_running(backbone, scores, heads, neurons)
 
 
 def worst(scores: Scores, good: Ticket) -> Ticket:

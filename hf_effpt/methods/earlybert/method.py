@@ -18,6 +18,7 @@ from hf_effpt.core.gates import Scores, WidthGates, gate_scores, gates_of, loss_
 from hf_effpt.core.ledger import events_of, record
 from hf_effpt.core.method import Method, Paper, start_after
 from hf_effpt.core.settings import Count, Fraction, In, NotNegative, Positive, Share, check_settings
+from hf_effpt.core.shares import first_step
 from hf_effpt.core.snapshot import snapshot_of
 from hf_effpt.core.ticket import FILE, Ticket
 from hf_effpt.core.width import cut_state, cut_width, layers_that_run
@@ -105,6 +106,16 @@ class EarlyBert(Method):
         self._start, self._config = self.after or 0.0, None
 
     @property
+    def departures(self) -> str:
+        if self.ticket != "earlybert":
+            return ""
+        return (
+            "gates have a learning rate of their own and are ranked by |c| to an exact number; a search may end early "
+            "by the test of You et al.; the number of neurons of a layer is rounded to a multiple of 64 or 8. The "
+            "authors' code of pre-training was not released."
+        )
+
+    @property
     def _is_saved(self) -> bool:
         """`True` if the ticket is read from a file, without a search."""
         return self.ticket not in (*BY_GATES, *BY_SCORES)
@@ -125,7 +136,7 @@ class EarlyBert(Method):
     def least_steps(self, budget: int) -> int:
         if not self.changes_parameters or self.max_search_steps < 1:
             return 0
-        return math.ceil(self._start * budget) + int(self.max_search_steps)
+        return first_step(self._start, budget) + int(self.max_search_steps)
 
     @property
     def settles_at(self) -> float:

@@ -17,7 +17,7 @@ from hf_effpt.core.settings import Count, Fraction, In, check_settings
 
 from .heads import remove_heads, set_heads
 from .scaling import Scales
-from .schedules import SCHEDULES
+from .schedules import DEPARTURES, SCHEDULES
 
 Rate = Literal["constant", "pld", "progressive"]
 Scaling = Literal["none", "training", "evaluation"]
@@ -73,6 +73,10 @@ class LayerDrop(Method):
             self.p = 0.2 if self.rate == "constant" else 0.5
         self._p: float = self.p
         self._start, self._end = self.after or 0.0, 1.0
+
+    @property
+    def departures(self) -> str:
+        return DEPARTURES.get(self.rate, "") if self.scaling == "none" else ""
 
     def bind(self, config: Any, others: Mapping[str, Method]) -> None:
         # LayerDrop prepares a model for the loss of layers, so it comes before compression.

@@ -16,7 +16,8 @@ def constant(p: float, depth: int, progress: float) -> np.ndarray:
 def pld(p: float, depth: int, progress: float) -> np.ndarray:
     """Rates that rise quickly from 0, and with the depth up to `p` for the last layer (Zhang and He, 2020).
 
-    Layer i of 1..L is skipped with probability (i / L) (1 - theta(t)), theta(t) = p exp(-gamma t) + 1 - p.
+    Layer i of 1..L is skipped with probability (i / L) (1 - theta(t)), theta(t) = p exp(-gamma t) + 1 - p, as in the
+    paper and in Kaddour et al. (2023, `layer_drop.py`); the authors' code (`modelingpreln_layerdrop.py`) has i - 1.
     """
     return p * (1.0 - math.exp(-STEEPNESS * progress)) * np.arange(1, depth + 1) / depth
 
@@ -34,3 +35,11 @@ def progressive(p: float, depth: int, progress: float) -> np.ndarray:
 
 
 SCHEDULES = {"constant": constant, "pld": pld, "progressive": progressive}
+
+# Differences from the publications, for model cards.
+DEPARTURES = {
+    "pld": "as by the paper's formula the first layer is skipped like the others, by its rate, and with p = 0.5 "
+    "(3L - 1) / 4 of L layers run on average in the end, where the authors' code always runs the first, and "
+    "(3L + 1) / 4; the model is post-norm, and what a layer adds is not divided by its share of kept steps.",
+    "progressive": "what layers put out is not scaled, since the model is post-norm.",
+}

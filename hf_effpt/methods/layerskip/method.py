@@ -101,6 +101,13 @@ class LayerSkip(Method):
             )
 
     @property
+    def departures(self) -> str:
+        return (
+            "all layers share one projection in front of the gates, where the paper's networks have one each; the "
+            "last layer has no gate; layers that a row skips are not computed for it; evaluation draws nothing."
+        )
+
+    @property
     def learns_by(self) -> Estimator:
         """Estimator of the gradient; its default depends on `routing`."""
         return self.estimator or ("ste_executed" if self.routing == "topk" else "ste_reweighted")

@@ -5,7 +5,6 @@ B batch, K rows that run, L row length, D hidden size, P gated positions.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.random import salted, uniform
+from hf_effpt.core.shares import part_of
 
 Layer = Callable[..., Tensor]
 
@@ -57,11 +57,11 @@ class Pass:
         """Open gates as 1.0, of shape `(batch_size,)`, and the indices of their rows."""
         gates, rows = self.gates, len(logits_B)
         if gates.forced is not None:
-            index_K = torch.arange(round(gates.forced * rows), device=logits_B.device)
+            index_K = torch.arange(part_of(gates.forced, rows), device=logits_B.device)
         elif not gates.training:
             index_K = (logits_B > 0).nonzero()[:, 0]
         elif gates.routing == "topk":
-            index_K = logits_B.topk(rows_of_share(gates.target, rows)).indices.sort().values
+            index_K = logits_B.topk(part_of(gates.target, rows, least=1)).indices.sort().values
         else:
             keys_B = salted(gates.reading.keys_B, gates.seed, gates.step, position)
             open_B = logits_B.detach().sigmoid() > uniform(keys_B)
@@ -85,11 +85,6 @@ class Pass:
 
 
 _NONE = torch.empty(0, dtype=torch.long)
-
-
-def rows_of_share(share: float, rows: int) -> int:
-    """Share of the rows, rounded up to a whole number; rounding errors of the product are ignored."""
-    return math.ceil(round(share * rows, 6))
 
 
 def gathered(index_K: Tensor, rows: int, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:

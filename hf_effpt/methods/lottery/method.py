@@ -1,7 +1,6 @@
 """Lottery tickets: prune single weights in rounds, rewinding the others, or learn which of them to keep."""
 
 import logging
-import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -15,6 +14,7 @@ from hf_effpt.core.ledger import events_of, record
 from hf_effpt.core.method import Method, Paper, start_after
 from hf_effpt.core.metrics import accumulator_of
 from hf_effpt.core.settings import Count, CountOrZero, Inside, Positive, check_settings
+from hf_effpt.core.shares import first_step, part_of
 from hf_effpt.core.snapshot import snapshot_of
 
 from .masks import Masks, prunable
@@ -103,6 +103,19 @@ class Lottery(Method):
             raise EffptError(f"{because}; leave out {' and '.join(idle)}, which would do nothing.")
 
     @property
+    def departures(self) -> str:
+        if self.ticket is not None:
+            return ""
+        if not self.prunes:
+            return "embeddings, norms and heads train as usual; the paper freezes all weights."
+        own = "" if self.criterion == "large_final" else " (Zhou et al., whose criterion it is, within each layer)"
+        return (
+            "the first phase trains the whole model, where theirs cuts before any training; the learning rate decays "
+            "in each phase; the head and all else is rewound, where theirs keeps the trained head; weights are ranked "
+            f"over all layers together, as theirs{own}, but without a pooler, which masked language models lack."
+        )
+
+    @property
     def _left(self) -> int:
         """Number of prunings that are still to be made of the model."""
         return max(0, self.rounds - prunings(self._config))
@@ -118,7 +131,7 @@ class Lottery(Method):
 
     def least_steps(self, budget: int) -> int:
         """Least budget, in steps, with which the first phase reaches the step that is rewound to."""
-        return math.ceil(self._start * budget) + self.rewind_to * (self._left + 1) if self.needs_snapshot else 0
+        return first_step(self._start, budget) + self.rewind_to * (self._left + 1) if self.needs_snapshot else 0
 
     def bind(self, config: Any, others: Mapping[str, Method]) -> None:
         self._start, self._config = start_after(self, None, others), config
@@ -203,7 +216,7 @@ class Lottery(Method):
         first = {name: linear.weight for name, linear in prunable(backbone).items()}
         scores = scores_of(self.criterion, final, first, context.seed + context.step)
         done = prunings(backbone.config) + due
-        removed = round(masks.size() * (self.sparsity * done / self.rounds))
+        removed = part_of(self.sparsity * done / self.rounds, masks.size())
         masks.put(best(scores, kept, masks.size() - removed))
         self._set_beginning(backbone, context.seed)
         masks.impress(backbone)

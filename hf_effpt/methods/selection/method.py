@@ -14,6 +14,7 @@ from hf_effpt.core.method import Method, Paper
 from hf_effpt.core.objectives import objective_of
 from hf_effpt.core.row_method import CostReport, RowMethod, SelectionContext
 from hf_effpt.core.settings import Count, CountOrZero, Fraction, In, Share, check_settings
+from hf_effpt.core.shares import part_of
 
 from .config import check, resolve
 from .cost import cost_report
@@ -181,7 +182,7 @@ class Selection(RowMethod):
         keep = self.resolved.keep
         if keep == 1.0 or not self.kind.picks_rows:
             return number
-        most = round(number / keep)
+        most = part_of(1.0 / keep, number)
         if most <= number:
             raise EffptError(
                 f"`selection.keep` {keep} of a step of {number} rows asks for {most} to choose from, so that there is "

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_effpt.core.random import salted, uniform
+from hf_effpt.core.shares import part_of
 
 from .pool import Pool
 
@@ -49,8 +50,8 @@ def choose(scores_N: Tensor, pool: Pool, number: int, resolved: Any) -> Tensor:
     High scores are preferred. The share `explore` of the rows is drawn uniformly; the share `outliers` of the pool
     with the highest scores is picked by that draw only. `resolved` gives both, `mode` and `keep`.
     """
-    explored = min(number, round(resolved.explore * number))
-    left_out = min(len(pool) - number, round(resolved.outliers * len(pool)))
+    explored = min(number, part_of(resolved.explore, number))
+    left_out = min(len(pool) - number, part_of(resolved.outliers, len(pool)))
     order_N = by_score(scores_N, pool)
     if resolved.mode == "topk":
         return fill_up(order_N[left_out : left_out + number - explored], pool, number)

@@ -104,6 +104,13 @@ class Stacking(Method):
             )
 
     @property
+    def departures(self) -> str:
+        if self.operator != "stack":
+            return ""
+        kept = "" if self.optimizer_state == "reset" else "; theirs begins the optimizer anew at each growth"
+        return f"the model is post-norm; one schedule decays over the whole run, theirs anew in each stage{kept}."
+
+    @property
     def settles_at(self) -> float:
         return self._settled
 

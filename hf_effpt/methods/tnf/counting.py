@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.shares import part_of
 
 from .lookup import hashes_of, words_of
 
@@ -52,9 +53,9 @@ def bounds_for(words: int, least: int | None, most: int | None) -> tuple[int, in
     could not learn from so few, so the least is at least 5, and the most at least 5 times the least.
     """
     if least is None:
-        least = max(5, round(2.9e-8 * words))
+        least = max(5, part_of(2.9e-8, words))
         least = least if most is None else min(least, most)
-    return least, max(round(1.44e-7 * words), 5 * least) if most is None else most
+    return least, max(part_of(1.44e-7, words), 5 * least) if most is None else most
 
 
 def choose_words(keys: np.ndarray, counts: np.ndarray, least: int, most: int, max_entries: int) -> np.ndarray:

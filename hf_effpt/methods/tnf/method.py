@@ -89,6 +89,13 @@ class TNF(Method):
                 "`from_pretrained` with that checkpoint."
             )
 
+    @property
+    def departures(self) -> str:
+        return (
+            "how words are counted and notes begin, the clipping of windows and the order of repeats are ours, since "
+            "the paper's code is not public and its text was read in write-ups."
+        )
+
     def bind(self, config: Any, others: Mapping[str, Method]) -> None:
         dropped = getattr(others.get("layerdrop"), "p", 0.0)
         if dropped >= 0.5:

@@ -38,3 +38,12 @@ def test_a_step_that_the_data_cannot_fill_is_refused_before_any_run(tmp_path, mo
     experiment._prepare({"plain": good})
     with pytest.raises(EffptError, match=told):
         experiment._prepare({"plain": good, "other": recipe(tmp_path, batch, methods)})
+
+
+def test_arms_of_sizes_with_different_protocols_are_refused(tmp_path):
+    small, large = recipe(tmp_path, 8), recipe(tmp_path, 8)
+    large.model.hidden_size = 1024
+    assert experiment._common_protocol("glue8_electra", {"a": small, "b": small}) == "glue8_electra_small"
+    assert experiment._common_protocol("glue8_electra_base", {"a": small, "b": large}) == "glue8_electra_base"
+    with pytest.raises(EffptError, match="`glue8_electra_small` for arm `a`, `glue8_electra_large` for arm `b`"):
+        experiment._common_protocol("glue8_electra", {"a": small, "b": large})

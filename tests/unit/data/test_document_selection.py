@@ -10,6 +10,7 @@ from hf_effpt.data.document_selection import (
     Kept,
     SelectSettings,
     alike_by_chance,
+    apart,
     in_band,
     without_exact,
     without_near,
@@ -106,6 +107,15 @@ def test_of_alike_documents_of_a_cluster_only_the_farthest_stays():
     assert without_semantic(embeddings, 0.95).tolist() == [False, False, True, True]
     assert without_semantic(embeddings, 0.97).tolist() == [True, False, True, True]
     assert without_semantic(embeddings, 0.999).tolist() == [True] * 4
+
+
+def test_a_document_like_one_that_goes_goes_too():
+    """Of a chain in which each is like the next only the farthest stays, as in the published pseudo-code."""
+    angles = np.array([0.0, 0.15, 0.3, 0.45, 2.0])
+    embeddings = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    alike = np.triu(embeddings @ embeddings.T, 1).max(axis=0) > 0.985  # neighbours have 0.989, the next but one 0.955
+    stays = apart(embeddings, 0.985)
+    assert stays.tolist() == (~alike).tolist() == [True, False, False, False, True]
 
 
 def test_of_equal_embeddings_the_first_stays():

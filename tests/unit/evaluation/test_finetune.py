@@ -125,6 +125,14 @@ def test_dropout_is_the_protocols_where_it_has_one_and_else_the_checkpoints_own(
     assert "has no hidden_dropout_prob, attention_probs_dropout_prob" in notes[0]
 
 
+def test_a_protocol_by_size_is_that_of_the_model(folder, data):
+    assert plan_suite(folder, ["cola"], "glue8_electra", data=data).protocol.name == "glue8_electra_small"
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_size": 1024}))
+    plan = plan_suite(folder, ["cola"], "glue8_electra", data=data)
+    assert (plan.protocol.name, plan.parts[0].settings.learning_rate) == ("glue8_electra_large", 5e-5)
+
+
 def test_two_tasks_of_one_name_are_refused(folder, data, tmp_path):
     for inside in ("a", "b"):
         write(tmp_path / inside, "mine", [{"text": f"w{i}", "label": i % 2} for i in range(20)])

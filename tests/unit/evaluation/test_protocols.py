@@ -4,6 +4,8 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.evaluation.protocols import PROTOCOLS, Settings, find_protocol
 from hf_effpt.evaluation.tasks import KNOWN
 
+PUBLISHED = [name for name in PROTOCOLS if name != "default"]
+
 
 def values(name, value=0.5):
     return {(task, figure): value for task, figures in PROTOCOLS[name].reported.items() for figure in figures}
@@ -18,7 +20,8 @@ def result(seed, notes=(), **scores):
 
 
 @pytest.mark.parametrize(("name", "tasks", "figures"), [
-    ("glue9_cramming", 8, 9), ("glue8_mosaic", 8, 8), ("glue8_electra", 8, 8),
+    ("glue9_cramming", 8, 9), ("glue8_mosaic", 8, 8), ("glue8_electra_small", 8, 8), ("glue8_electra_base", 8, 8),
+    ("glue8_electra_large", 8, 8),
 ])  # fmt: skip
 def test_averages_have_the_published_number_of_figures(name, tasks, figures):
     protocol = PROTOCOLS[name]
@@ -63,22 +66,40 @@ def test_settings_are_the_published_ones():
         assert (settings.learning_rate, settings.epochs, settings.batch_size) == expected
         assert (settings.max_length, settings.warmup, settings.scheduler) == (256, 0.06, "linear")
         assert (settings.betas, settings.eps, settings.max_grad_norm) == ((0.9, 0.98), 1e-6, 0)
-    electra = PROTOCOLS["glue8_electra"].settings
-    assert (electra.learning_rate, electra.batch_size, electra.eps, electra.weight_decay) == (1e-4, 32, 1e-6, 0)
-    for name in ("glue9_cramming", "glue8_mosaic", "glue8_electra"):
+    for size, rate, layer_decay in (("small", 3e-4, 0.8), ("base", 1e-4, 0.8), ("large", 5e-5, 0.9)):
+        for settings in map(PROTOCOLS[f"glue8_electra_{size}"].settings_of, ("cola", "rte")):
+            assert (settings.learning_rate, settings.layer_decay) == (rate, layer_decay)
+            assert (settings.batch_size, settings.max_length, settings.scheduler) == (32, 128, "linear")
+            assert (settings.eps, settings.betas, settings.weight_decay) == (1e-6, (0.9, 0.999), 0)
+            assert (settings.warmup, settings.max_grad_norm) == (0.1, 1.0)
+    for name in PUBLISHED:
         of = PROTOCOLS[name]
         assert {of.settings_of(task).dropout for task in of.reported} == {0.1}
     assert PROTOCOLS["default"].settings.dropout is None
 
 
+@pytest.mark.parametrize(
+    ("hidden", "size"),
+    [(128, "small"), (256, "small"), (512, "small"), (768, "base"), (1024, "large"), (2048, "large")],
+)
+def test_electra_protocol_goes_by_the_size_of_the_model(hidden, size):
+    found = find_protocol("glue8_electra", hidden)
+    assert found is find_protocol(f"glue8_electra_{size}", 8)
+    assert found.score_name("cola", "mcc") == f"cola/mcc@glue8_electra_{size}"
+
+
+def test_electra_protocol_without_a_size_names_the_three():
+    with pytest.raises(EffptError, match="name one of glue8_electra_small, glue8_electra_base, glue8_electra_large"):
+        find_protocol("glue8_electra")
+
+
 def test_settings_differ_by_task_where_the_source_has_them_so():
-    electra = PROTOCOLS["glue8_electra"]
+    electra = PROTOCOLS["glue8_electra_base"]
     assert [electra.settings_of(task).epochs for task in ("rte", "stsb", "cola")] == [10, 10, 3]
-    assert electra.settings_of("rte").layer_decay == 0.8
     assert [PROTOCOLS["glue8_mosaic"].seeds_of(task) for task in ("rte", "cola", "sst2", "mnli")] == [5, 4, 3, 1]
 
 
-@pytest.mark.parametrize("name", ["glue9_cramming", "glue8_mosaic", "glue8_electra"])
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_an_incomplete_average_is_none_and_names_what_is_missing(name):
     protocol = PROTOCOLS[name]
     assert protocol.average(values(name))[0] == pytest.approx(0.5)
@@ -92,8 +113,8 @@ def test_an_incomplete_average_is_none_and_names_what_is_missing(name):
 
 
 def test_part_of_a_task_does_not_stand_in_for_it():
-    given = {(task if task != "mnli" else "mnli_subset", figure): 0.5 for task, figure in values("glue8_electra")}
-    value, note = PROTOCOLS["glue8_electra"].average(given)
+    given = {(task if task != "mnli" else "mnli_subset", figure): 0.5 for task, figure in values("glue8_electra_base")}
+    value, note = PROTOCOLS["glue8_electra_base"].average(given)
     assert value is None
     assert "mnli_subset cannot stand in" in note
 
@@ -102,7 +123,7 @@ def test_wnli_is_in_no_average():
     default = PROTOCOLS["default"]
     assert default.average({("rte", "accuracy"): 0.6, ("wnli", "accuracy"): 0.0})[0] == 0.6
     assert default.average({("wnli", "accuracy"): 0.5})[0] is None
-    for name in ("glue9_cramming", "glue8_mosaic", "glue8_electra"):
+    for name in PUBLISHED:
         assert PROTOCOLS[name].average({**values(name), ("wnli", "accuracy"): 0.0})[0] == pytest.approx(0.5)
 
 

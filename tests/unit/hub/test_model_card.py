@@ -254,3 +254,36 @@ def test_an_encoder_alone_has_no_head_to_warn_of(record):
     text = of_objective(record, "electra", "BertModel").text
     assert "ElectraForPreTraining" not in text
     assert "`generator/`" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "says"),
+    [
+        ("layerskip", {"target": 0.4}, ("share one projection", "the last layer has no gate")),
+        ("layerdrop", {"rate": "pld", "p": 0.5}, ("(3L - 1) / 4", "(3L + 1) / 4", "first layer is skipped")),
+        ("lottery", {"sparsity": 0.6}, ("the head and all else is rewound", "over all layers together")),
+    ],
+)
+def test_the_card_says_where_a_method_departs_from_its_publication(record, name, settings, says):
+    run = copy.deepcopy(record)
+    run["ledger"]["methods"] = {name: settings}
+    text = model_card(run).text
+    (line,) = (line for line in text.splitlines() if line.startswith(f"- **{name}**"))
+    assert "Not as published: " in line
+    for part in says:
+        assert part in line
+
+
+def test_a_method_as_published_has_nothing_to_add(record):
+    run = copy.deepcopy(record)
+    run["ledger"]["methods"] = {"layerdrop": {"p": 0.2}}
+    assert "Not as published" not in model_card(run).text
+
+
+def test_the_card_says_which_of_alike_documents_stayed(record):
+    chosen = {"documents": 10, "kept": 8, "deduplicate": "semantic", "similarity": 0.95}
+    run = copy.deepcopy(record)
+    run["data"]["select"] = chosen
+    assert "of alike ones the farthest from their cluster's centre" in model_card(run).text
+    run["data"]["select"] = chosen | {"deduplicate": "near"}
+    assert "farthest" not in model_card(run).text

@@ -14,7 +14,7 @@ from hf_effpt.core.registry import build_methods
 from hf_effpt.core.ticket import Ticket
 from hf_effpt.core.width import cut_width
 from hf_effpt.methods.earlybert import EarlyBert
-from hf_effpt.methods.earlybert.drawing import any_like, best, heads_kept, worst
+from hf_effpt.methods.earlybert.drawing import any_like, best, worst
 from hf_effpt.methods.earlybert.search import Search
 from hf_effpt.models import (
     EffptBertForMaskedLM,
@@ -51,11 +51,6 @@ def test_others_wait_for_its_search():
         found = {method.name: method for method in build_methods(ledger, tiny.config())}
         assert found["earlybert"]._start == 0.3
         assert found[waiting]._start == 0.5
-
-
-def test_published_numbers_of_heads():
-    assert [heads_kept(2 / 3, 12), heads_kept(2 / 3, 16), heads_kept(1.0, 12)] == [8, 10, 12]
-    assert heads_kept(0.7, 10) == 7
 
 
 # Gates.

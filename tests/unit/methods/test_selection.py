@@ -226,7 +226,8 @@ def test_only_the_tokens_that_are_furthest_above_the_reference_count():
     excess = torch.tensor([0.1, 0.9, -0.5, 0.4, 7.0])
     asked = torch.tensor([True, True, True, True, False])
     assert highest(excess, asked, 0.5).tolist() == [0.0, 2.0, 0.0, 2.0, 0.0]
-    assert highest(excess, asked, 0.6).tolist() == pytest.approx([4 / 3, 4 / 3, 0.0, 4 / 3, 0.0])
+    assert highest(excess, asked, 0.7).tolist() == pytest.approx([4 / 3, 4 / 3, 0.0, 4 / 3, 0.0])
+    assert highest(excess, asked, 0.6).tolist() == [0.0, 2.0, 0.0, 2.0, 0.0]
     assert highest(excess, asked, 0.01).tolist() == [0.0, 4.0, 0.0, 0.0, 0.0]
     assert highest(torch.zeros(4), torch.ones(4, dtype=torch.bool), 0.5).tolist() == [2.0, 2.0, 0.0, 0.0]
 

@@ -106,6 +106,32 @@ def test_trainer_takes_it_with_the_arguments_and_the_groups_of_weight_decay(tmp_
     assert type(tiny.trainer(tmp_path).create_optimizer()) is torch.optim.AdamW
 
 
+def test_all_parameters_are_decayed_if_asked_for_but_gates(tmp_path):
+    trainer = tiny.trainer(tmp_path, {"layerskip": {}}, decay_all=True, weight_decay=0.03)
+    own = dict(trainer.model.named_parameters())
+    decayed, spared = ([*group["params"]] for group in trainer.create_optimizer().param_groups)
+    gates = {name for name in own if ".gates." in name}
+    assert gates
+    assert {id(parameter) for parameter in spared} == {id(own[name]) for name in gates}
+    assert {id(parameter) for parameter in decayed} == {id(own[name]) for name in own.keys() - gates}
+    plain = tiny.trainer(tmp_path / "plain", weight_decay=0.03)
+    assert {parameter.ndim for parameter in plain.create_optimizer().param_groups[0]["params"]} == {2}
+
+
+def test_a_run_that_decays_all_resumes_to_the_last_bit(tmp_path):
+    settings = {"decay_all": True, "weight_decay": 0.5, "save_strategy": "steps", "save_steps": 4}
+    straight = tiny.trainer(tmp_path, **settings)
+    straight.train()
+    resumed = tiny.trainer(tmp_path, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    plain = tiny.trainer(tmp_path / "plain", **(settings | {"decay_all": False}))
+    plain.train()
+    norm = "bert.embeddings.LayerNorm.weight"
+    for name, parameter in straight.model.named_parameters():
+        assert torch.equal(parameter, resumed.model.get_parameter(name)), name
+    assert straight.model.get_parameter(norm).norm() < plain.model.get_parameter(norm).norm()
+
+
 @pytest.mark.parametrize(
     "methods", [{"layerdrop": {"p": 0.5}}, {"stacking": {"depth": 2, "at": [0.25]}}], ids=["layerdrop", "stacking"]
 )

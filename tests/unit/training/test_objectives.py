@@ -297,12 +297,14 @@ def test_a_model_with_notes_is_not_fine_tuned_by_this_trainer(tmp_path):
         tiny.EffptTrainer(model, tiny.arguments(tmp_path), train_dataset=rows, processing_class=tiny.tokenizer())
 
 
-@pytest.mark.parametrize("before", [True, False])
-def test_bias_correction_cannot_change_on_the_way(tmp_path, before):
+@pytest.mark.parametrize(
+    ("name", "before"), [("bias_correction", True), ("bias_correction", False), ("decay_all", True)]
+)
+def test_what_the_optimizer_is_made_of_cannot_change_on_the_way(tmp_path, name, before):
     settings = {"save_strategy": "steps", "save_steps": 4}
-    tiny.trainer(tmp_path, bias_correction=before, **settings).train()
-    resumed = tiny.trainer(tmp_path, bias_correction=not before, **settings)
-    with pytest.raises(EffptError, match=f"was saved with `bias_correction: {str(before).lower()}`"):
+    tiny.trainer(tmp_path, **{name: before}, **settings).train()
+    resumed = tiny.trainer(tmp_path, **{name: not before}, **settings)
+    with pytest.raises(EffptError, match=f"was saved with `{name}: {str(before).lower()}`"):
         resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
 
 

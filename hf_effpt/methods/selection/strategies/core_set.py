@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from hf_effpt.core.precision import without_autocast
 from hf_effpt.core.random import places
+from hf_effpt.core.shares import part_of
 from hf_effpt.methods.selection.picking import fill_up
 from hf_effpt.methods.selection.pool import Pool
 from hf_effpt.methods.selection.strategy import ResolvedSettings
@@ -45,7 +46,7 @@ def k_centre(
         nearest_N = _nearest(points_ND, centres_CD.float(), real_C)
     spread_N = torch.where(nearest_N.isinf(), _squares_from(points_ND, points_ND.mean(dim=0)), nearest_N)
     barred_N = torch.zeros(total, dtype=torch.bool, device=points_ND.device)
-    left_out = min(total - number, round(outliers * total))
+    left_out = min(total - number, part_of(outliers, total))
     barred_N[spread_N.argsort(stable=True)[total - left_out :]] = True
     picked = [torch.empty(0, dtype=torch.long, device=points_ND.device)]
     for turn in range(number):
@@ -91,7 +92,7 @@ class CoreSet(QueueStrategy):
 
     @torch.no_grad()
     def pick(self, pool: Pool, number: int) -> Tensor:
-        wanted = number - min(number, round(self.resolved.explore * number))
+        wanted = number - min(number, part_of(self.resolved.explore, number))
         order_N = pool.ids_N.argsort(stable=True)
         points_ND = self.points(pool.of(order_N))
         real_Q = torch.arange(len(self.queue), device=self.queue.device) < self.size

@@ -14,6 +14,7 @@ from torch.optim.adam import adam
 
 from hf_effpt.core.processes import gather
 from hf_effpt.core.random import places, salted
+from hf_effpt.core.shares import part_of
 from hf_effpt.methods.selection.picking import by_score, chance, fill_up
 from hf_effpt.methods.selection.pool import Pool
 from hf_effpt.methods.selection.strategy import ResolvedSettings
@@ -120,8 +121,8 @@ class Discriminative(QueueStrategy):
         self._go_on(gather(vectors_ND), gather(counts_N), pool)
         rows_ND = self.moments.standardised(vectors_ND)
         state = self.classifier.state()
-        wanted = number - min(number, round(self.resolved.explore * number))
-        left_out = min(len(pool) - number, round(self.resolved.outliers * len(pool)))
+        wanted = number - min(number, part_of(self.resolved.explore, number))
+        left_out = min(len(pool) - number, part_of(self.resolved.outliers, len(pool)))
         labels_N, picked = torch.ones_like(counts_N), []
         barred_N = torch.zeros_like(counts_N, dtype=torch.bool)
         for part in range(PARTS):

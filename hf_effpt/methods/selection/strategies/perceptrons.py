@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hf_effpt.core.random import places, salted, uniform
+from hf_effpt.core.shares import part_of
 from hf_effpt.methods.selection.picking import UNIFORM, chance
 from hf_effpt.methods.selection.pool import Pool
 from hf_effpt.methods.selection.strategy import BY_SCORE, ResolvedSettings, Strategy
@@ -70,7 +71,7 @@ class PerceptronEnsemble(Strategy):
         super().draw(seed)
         self.networks.draw(seed, _WEIGHTS)
         ranks_ED = places(self.subspace, seed, _FEATURES).argsort(dim=1).argsort(dim=1)
-        self.subspace.copy_(ranks_ED < round(SUBSPACE * ranks_ED.shape[1]))
+        self.subspace.copy_(ranks_ED < part_of(SUBSPACE, ranks_ED.shape[1]))
         self.networks.weights[0].mul_(self.subspace[..., None])
 
     @torch.no_grad()

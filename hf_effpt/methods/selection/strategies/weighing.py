@@ -43,7 +43,7 @@ def highest(excess_N: Tensor, labelled_N: Tensor, keep: float) -> Tensor:
     order_N = torch.where(labelled_N, excess_N, -torch.inf).argsort(descending=True, stable=True)
     rank_N = torch.empty_like(order_N).scatter_(0, order_N, torch.arange(len(order_N), device=order_N.device))
     asked = labelled_N.sum()
-    kept = (keep * asked).ceil().clamp(min=1)
+    kept = (keep * asked.double()).round(decimals=9).round().clamp(min=1)  # as `part_of`, on the device
     return torch.where(rank_N < kept, asked / kept, 0.0).float()
 
 
