@@ -52,9 +52,9 @@ def word_edges(tokenizer) -> WordEdges:
     texts, continues = _texts(tokenizer, tokens)
     special = set(tokenizer.all_special_tokens)
     ordinary = np.array([token not in special for token in tokens])
-    continues &= np.array([not _parts(text[:1]) for text in texts])
+    continues &= np.array([not parts_words(text[:1]) for text in texts])
     # A space at the end of a token belongs to the word that follows it.
-    closes = np.array([text[-1:] != " " and _parts(text[-1:]) for text in texts])
+    closes = np.array([text[-1:] != " " and parts_words(text[-1:]) for text in texts])
     return WordEdges(continues & ordinary, closes & ordinary)
 
 
@@ -88,6 +88,6 @@ def _character(byte: re.Match) -> str:
 
 
 @lru_cache(maxsize=2**17)
-def _parts(character: str) -> bool:
-    """`True` for a character that parts words: white space, or a word of its own."""
+def parts_words(character: str) -> bool:
+    """`True` for a character that no word goes on with: white space, or a word of its own."""
     return len(_SPLITTER.pre_tokenize_str(_SPACED.normalize_str(f"a{character}a"))) > 1
