@@ -57,7 +57,8 @@ def train_tokenizer(
             text (2 % of its words are "the", and 99.5 % of its letters ASCII) or text that has none.
         out (`str`, *optional*): Folder to save the tokenizer in, for `AutoTokenizer.from_pretrained`.
         max_bytes (`int`, *optional*, defaults to 64 MiB): Approximate size of the sample of documents to train on.
-        model_max_length (`int`, *optional*, defaults to 512): Longest input, in tokens, that the tokenizer announces.
+        model_max_length (`int`, *optional*, defaults to 512): Longest input, in tokens, that the tokenizer announces:
+            the length of the rows that its model is trained on.
 
     Raises:
         EffptError: the vocabulary size or kind is not valid, or the corpus has no text.
