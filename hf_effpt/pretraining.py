@@ -22,8 +22,10 @@ from hf_effpt.data.document_selection import Kept
 from hf_effpt.data.masking import DataCollatorForMaskedLM
 from hf_effpt.data.packing import facts, pack
 from hf_effpt.data.tokenizer_report import tokenizer_report
+from hf_effpt.data.tokenizer_training import FORMAT as TOKENIZERS
 from hf_effpt.data.tokenizer_training import train_tokenizer
 from hf_effpt.evaluation.document_scores import select_documents
+from hf_effpt.hub.card_parts import accents_in, untrained_positions
 from hf_effpt.hub.folders import CODE_FILES, checkpoints_in
 from hf_effpt.models.build import model_for
 from hf_effpt.recipe.recipe import Recipe
@@ -46,12 +48,14 @@ class RunResult:
         clock (`Clock`): time, tokens and FLOPs spent.
         evaluation (`Mapping[str, Any]`, *optional*): metrics on held-out text, as in `run.json`.
         accounts (`Mapping[str, Any]`, *optional*): cost reports of the methods, as in `run.json`.
+        facts (`Mapping[str, Any]`, *optional*): `recipe`, `data` and `tokenizer`, as in `run.json`.
     """
 
     output_dir: Path
     clock: Clock
     evaluation: Mapping[str, Any] = field(default_factory=dict)
     accounts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def held_out_loss(self) -> float | None:
@@ -84,6 +88,16 @@ class RunResult:
                 f"{_against(of_generator, unigram)}."
             )
         lines += [account["text"] for account in self.accounts.values() if "text" in account]
+        if tokenizer := self.facts.get("tokenizer"):
+            lines.append(
+                f"Its tokenizer has accents {accents_in(tokenizer)}, and {tokenizer['unknown_rate']:.3%} of the "
+                "characters are unknown to it."
+            )
+        if untrained := untrained_positions(self.facts):
+            lines.append(
+                f"Its rows were of {self.facts['data']['sequence_length']} tokens, so that its further {untrained} "
+                "positions are untrained."
+            )
         # A model that brings its own code loads only with `trust_remote_code`.
         trust = any((Path(self.output_dir) / name).is_file() for name in CODE_FILES)
         arguments = f"{str(self.output_dir)!r}{', trust_remote_code=True' if trust else ''}"
@@ -120,13 +134,14 @@ def pretrain(recipe: Recipe, *, resume: bool | str = False) -> RunResult:
     corpus, tokenizer, rows = prepare_data(recipe)
     trainer = build_trainer(recipe, tokenizer, rows)
     report = tokenizer_report(tokenizer, corpus.texts(), max_bytes=2**20)
-    trainer.facts = {"recipe": recipe.resolved(), "data": facts(rows["train"]), "tokenizer": asdict(report)}
+    known = {"recipe": recipe.resolved(), "data": facts(rows["train"]), "tokenizer": asdict(report)}
+    trainer.facts = known
     if trainer.is_world_process_zero():
         out.mkdir(parents=True, exist_ok=True)
         recipe.save(out / "recipe.yaml")
     logger.info(
-        "tokenizer: %s tokens, %.3f %% of the text unknown, %.2f tokens a word",
-        f"{report.vocab_size:,}", 100 * report.unknown_rate, report.fertility,
+        "tokenizer: %s tokens, %.3f %% of the characters unknown, accents %s, %.2f tokens a word",
+        f"{report.vocab_size:,}", 100 * report.unknown_rate, accents_in(known["tokenizer"]), report.fertility,
     )  # fmt: skip
     logger.info("data: %s rows of %d tokens", f"{len(rows['train']):,}", recipe.data.sequence_length)
     methods = ", ".join(method.name for method in trainer.methods) or "none"
@@ -139,7 +154,7 @@ def pretrain(recipe: Recipe, *, resume: bool | str = False) -> RunResult:
     trainer.save_model()
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
-    return RunResult(out, trainer.clock, evaluation, cost_reports(trainer))
+    return RunResult(out, trainer.clock, evaluation, cost_reports(trainer), known)
 
 
 def build_trainer(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, rows: DatasetDict) -> EffptTrainer:
@@ -210,7 +225,16 @@ def prepare_data(recipe: Recipe) -> tuple[Corpus, PreTrainedTokenizerBase, Datas
 
 
 def prepare_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase:
-    """Loads the recipe's tokenizer, or trains one on the corpus, once for equal text and settings."""
+    """Loads the recipe's tokenizer, or trains one on the corpus, once for equal text and settings.
+
+    The length that it announces is that of the training rows, since the model's further positions stay untrained.
+    """
+    tokenizer = _load_tokenizer(recipe, corpus)
+    tokenizer.model_max_length = recipe.data.sequence_length
+    return tokenizer
+
+
+def _load_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase:
     data = recipe.data
     if data.tokenizer is not None:
         try:
@@ -224,9 +248,9 @@ def prepare_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase
         "vocab_size": data.vocab_size,
         "kind": data.tokenizer_kind,
         "lowercase": data.lowercase,
-        "model_max_length": recipe.model.max_position_embeddings,
+        "strip_accents": data.strip_accents,
     }
-    key = hashlib.sha256(json.dumps([corpus.fingerprint, settings]).encode()).hexdigest()[:32]
+    key = hashlib.sha256(json.dumps([TOKENIZERS, corpus.fingerprint, settings]).encode()).hexdigest()[:32]
     folder = build_once(
         cache_folder(data.cache_dir) / f"tokenizer-{key}", lambda new: train_tokenizer(corpus, **settings, out=new)
     )

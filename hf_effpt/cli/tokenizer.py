@@ -14,6 +14,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--kind", choices=("wordpiece", "bpe"), default="wordpiece", help="its algorithm (default: %(default)s)")
     add("--text_column", default="text", help="column of the text (default: %(default)s)")
     add("--cased", action="store_true", help="keep upper case; by default text is lowercased")
+    add(
+        "--strip_accents", action=argparse.BooleanOptionalAction,
+        help="take accents from letters, or keep them; by default they are taken from English text, lowercased, only",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> None:
@@ -23,10 +27,16 @@ def run(args: argparse.Namespace) -> None:
 
     corpus = open_corpus(args.corpus, text_column=args.text_column)
     tokenizer = train_tokenizer(
-        corpus, vocab_size=args.vocab_size, kind=args.kind, lowercase=not args.cased, out=args.out
+        corpus,
+        vocab_size=args.vocab_size,
+        kind=args.kind,
+        lowercase=not args.cased,
+        strip_accents=args.strip_accents,
+        out=args.out,
     )
     report = tokenizer_report(tokenizer, corpus.texts())
     print(
         f"Saved a {args.kind} tokenizer of {len(tokenizer)} tokens in {args.out}: {report.fertility:.2f} tokens a "
-        f"word, {report.unknown_rate:.3%} of the text unknown."
+        f"word, {report.unknown_rate:.3%} of the text unknown, accents "
+        f"{'stripped' if report.strip_accents else 'kept'}."
     )

@@ -8,7 +8,8 @@ corpus                any source of text as documents, with a fingerprint
 document_selection    removal of duplicate documents, choice by loss
 tokenizer_training    `train_tokenizer`
 tokenizer_report      fertility and other statistics of a tokenizer
-vocabulary            special tokens, tokens that continue words
+vocabulary            special tokens
+words                 tokens that continue or close words
 encoding              tokenisation of many documents at once
 packing               `pack`: a corpus as fixed-length rows on disk
   row_builders        rows from documents

@@ -5,7 +5,7 @@ N documents, D size of an embedding, C documents of a cluster, P pairs of docume
 
 import hashlib
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
@@ -22,6 +22,8 @@ USUAL_SIMILARITY = {"near": 0.8, "semantic": 0.95}
 BANDS = get_args(Band)
 
 SHINGLE_WORDS = 5
+# Text without spaces, such as Chinese, Japanese or Thai, is compared by runs of characters, of about five words.
+SHINGLE_CHARACTERS, LONG_WORD = 10, 12
 PERMUTATIONS = 128
 SHINGLES_AT_ONCE = 8192  # bounds the memory that a long document takes
 ROUNDS = 20  # of k-means
@@ -34,8 +36,8 @@ class SelectSettings:
 
     Args:
         deduplicate (`str`, *optional*): duplicates to remove: `exact`, equal up to case and white space; `near`, with
-            similar sets of five-word runs; or `semantic`, with similar embeddings by `model` (Abbas et al., 2023,
-            SemDeDup, arXiv 2303.09540).
+            similar sets of runs of five words, or of ten characters where text has no spaces; or `semantic`, with
+            similar embeddings by `model` (Abbas et al., 2023, SemDeDup, arXiv 2303.09540).
         similarity (`float`, *optional*): threshold in (0, 1] from which on documents are duplicates: estimated
             Jaccard similarity for `near`, 0.8 by default; cosine below 1 for `semantic`, 0.95 by default.
         model (`str`, *optional*): folder of a stock checkpoint: any encoder for embeddings, a masked language model
@@ -127,8 +129,9 @@ def without_exact(texts: Iterable[str]) -> np.ndarray:
 def without_near(texts: Iterable[str], similarity: float) -> np.ndarray:
     """Keeps documents that resemble no kept one before them (MinHash and LSH; Lee et al., 2022, arXiv 2107.06499).
 
-    Compares `similarity` with the Jaccard similarity of sets of five-word runs, estimated by 128 permutations
-    (standard error up to 0.05). Returns bool of shape `(documents,)`; raises an `EffptError` without datasketch.
+    Compares `similarity` with the Jaccard similarity of sets of five-word runs, or runs of ten characters in documents
+    without spaces, estimated by 128 permutations (standard error up to 0.05). Returns bool of shape `(documents,)`;
+    raises an `EffptError` without datasketch.
     """
     datasketch = require_datasketch()
     empty = datasketch.MinHash(PERMUTATIONS)
@@ -238,7 +241,14 @@ def _words(text: str) -> list[str]:
 
 
 def _shingles(text: str) -> list[bytes]:
-    """Distinct five-word runs of a document, in order; a shorter document is one run."""
-    words = _words(text)
-    runs = range(max(1, len(words) - SHINGLE_WORDS + 1))
-    return [run.encode() for run in {" ".join(words[first : first + SHINGLE_WORDS]): None for first in runs}]
+    """Distinct runs of five words of a document, in order; a shorter document is one run.
+
+    If its words have more than twelve characters on average, which no language with spaces has, runs are of ten
+    characters.
+    """
+    parts: Sequence[str] = _words(text)
+    size, between = SHINGLE_WORDS, " "
+    if sum(map(len, parts)) > LONG_WORD * len(parts):
+        parts, size, between = "".join(parts), SHINGLE_CHARACTERS, ""
+    runs = range(max(1, len(parts) - size + 1))
+    return [run.encode() for run in {between.join(parts[first : first + size]): None for first in runs}]

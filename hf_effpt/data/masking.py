@@ -8,32 +8,35 @@ import torch
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.objectives import OBJECTIVES
 from hf_effpt.core.random import fold, mix
-from hf_effpt.data.vocabulary import continuations, special_ids
+from hf_effpt.data.vocabulary import special_ids
+from hf_effpt.data.words import word_edges
 
 # Low bits of a sort key that hold the position, so that keys of a row never tie.
 POSITION_BITS = 16
 UNMASKABLE = np.uint64(1 << 63)
-# Rows with a smaller share of maskable tokens (padding, short texts) are masked at the rate, not to the fixed count.
-FULL_SHARE = 0.75
-# Keys of a batch, besides its tokens, that masking it again needs.
-KEPT = ("example_id", "epoch", "document_ids", "attention_mask")
+# Columns of one number per token that are passed on to the model; and of one per example.
+PER_TOKEN = ("attention_mask", "document_ids", "token_type_ids", "position_ids")
+PER_EXAMPLE = ("example_id", "epoch")
 
 
 class DataCollatorForMaskedLM:
-    """Masks a fixed number of tokens in each row; as in BERT (Devlin et al., 2019) 80 % of them become the mask token,
-    10 % a random token and 10 % stay unless `shares` says otherwise.
+    """Masks a fixed share of the tokens of each example; as in BERT (Devlin et al., 2019) 80 % of them become the mask
+    token, 10 % a random token and 10 % stay unless `shares` says otherwise.
 
-    Masks and replacements are a pure function of `seed`, the example's epoch and id, and the position: equal in every
-    batch, order, worker and resumed run. Special tokens and padding are never masked.
+    Masks and replacements are a pure function of `seed`, the example's epoch and id, and the place among its tokens:
+    equal in every batch, order, worker and resumed run, and on whichever side and by whomever the example is padded.
+    Special tokens and padding are never masked. Padding has 0 in `document_ids` and `attention_mask`; without either
+    it is the padding token.
 
     Attributes:
         keyed (`bool`): If `True`, batches also hold `example_id` and `epoch` of each row. `False` at first.
 
     Args:
         tokenizer (`PreTrainedTokenizerFast`): Has a pad, cls, sep and mask token.
-        mlm_probability (`float`, *optional*, defaults to 0.15): Share of each row that is masked.
+        mlm_probability (`float`, *optional*, defaults to 0.15): Share of the tokens of each example, special ones
+            counted, that are masked: rounded, at least one, and at most all that can be masked.
         whole_word (`bool`, *optional*, defaults to `False`): If `True`, masks all tokens of a word together; only the
-            last word chosen is cut to the count.
+            last word chosen is cut to the count. Words are those of [`WordEdges`], within one document.
         seed (`int`, *optional*, defaults to 0): Seed of the masks.
         shares (`tuple[float, float, float]`, *optional*): Shares, to the hundredth, of the chosen tokens that become
             the mask token, become a random token, and stay; by default BERT's, in a Trainer those of the objective.
@@ -64,10 +67,12 @@ class DataCollatorForMaskedLM:
         self._special = np.zeros(len(tokenizer), bool)
         self._special[tokenizer.all_special_ids] = True
         self._ordinary = np.flatnonzero(~self._special)
-        self._continues = continuations(tokenizer) if whole_word else None
+        # A padding token that is also a separator is told from it by the other columns only.
+        self._padding = -1 if self._ids.pad in (self._ids.cls, self._ids.sep) else self._ids.pad
+        self._words = word_edges(tokenizer) if whole_word else None
 
     def masked_count(self, sequence_length: int) -> int:
-        """Number of `masked_positions` in each row of this length."""
+        """Number of `masked_positions` in each row of this length, padding included."""
         return max(1, round(self.mlm_probability * sequence_length))
 
     def __call__(
@@ -76,10 +81,11 @@ class DataCollatorForMaskedLM:
         """Builds a batch.
 
         Args:
-            examples: Arrays `input_ids` and, optionally, `document_ids` of shape `(batch_size, sequence_length)`,
-                `example_id` and `epoch` of shape `(batch_size,)`. Or a list with one dict per example of `input_ids`
-                and, optionally, the others and `attention_mask`, which is padded to the longest. An example without
-                an id is identified by its tokens; the default epoch is 0.
+            examples: Arrays of shape `(batch_size, sequence_length)`: `input_ids` and, optionally, `attention_mask`,
+                `document_ids`, `token_type_ids` and `position_ids`; and of shape `(batch_size,)`, optionally,
+                `example_id` and `epoch`. Or a list with one dict of these per example, of any length, which is padded
+                on the right to the longest. Other columns are left out. An example without an id is identified by
+                its tokens; the default epoch is 0.
             token_rates (`np.ndarray` of shape `(vocab_size,)`, *optional*): Positive relative rates at which tokens
                 are masked; the number masked stays the same. Tokens are drawn one by one without replacement, in
                 proportion to their rates; a whole word has the rate of its first token. Equal rates have no effect.
@@ -88,20 +94,18 @@ class DataCollatorForMaskedLM:
         Returns:
             int64 tensors: `input_ids` with masks and `labels` (-100 where nothing is predicted) of shape
             `(batch_size, sequence_length)`; `masked_positions` of shape `(batch_size, masked_count)`, ascending in
-            each row: all positions with a label, filled up with others; `document_ids` if given; `attention_mask` if
-            there is padding; `example_id` and `epoch` of shape `(batch_size,)` if `keyed` is `True`.
+            each row: all positions with a label, filled up with others; the other columns of one number per token, if
+            given; `attention_mask` if a list has padding; `example_id` and `epoch` of shape `(batch_size,)` if `keyed`
+            is `True`.
 
         Raises:
-            EffptError: a token id is not in the tokenizer's vocabulary, or a rate is missing or not above 0.
+            EffptError: there is no token, or a token id is not in the tokenizer's vocabulary; a column is missing in
+                some examples, or not of one number per token; a rate is missing or not above 0.
         """
         rates = self._checked(token_rates)
-        if isinstance(examples, Mapping):
-            batch = {name: np.asarray(values) for name, values in examples.items()}
-            lengths = _lengths(batch)
-        else:
-            batch, lengths = self._padded(examples)
-        extra = {name: batch[name].astype(np.int64) for name in ("attention_mask", "document_ids") if name in batch}
-        masked = self._mask(batch, lengths, rates) | extra
+        batch = _arrays(examples) if isinstance(examples, Mapping) else self._padded(examples)
+        extra = {name: batch[name].astype(np.int64) for name in PER_TOKEN if name in batch}
+        masked = self._mask(batch, rates) | extra
         return {name: torch.from_numpy(values) for name, values in masked.items()}
 
     @staticmethod
@@ -115,13 +119,11 @@ class DataCollatorForMaskedLM:
                 f"The batch has {', '.join(sorted(batch))}, but masking it again needs `example_id` and `epoch`; set "
                 "`keyed = True` on the collator that makes it."
             )
-        arrays = {name: batch[name].cpu().numpy() for name in KEPT if name in batch}
+        arrays = {name: batch[name].cpu().numpy() for name in (*PER_TOKEN, *PER_EXAMPLE) if name in batch}
         labels = batch["labels"].cpu().numpy()
         return arrays | {"input_ids": np.where(labels != -100, labels, batch["input_ids"].cpu().numpy())}
 
-    def _mask(
-        self, batch: dict[str, np.ndarray], lengths: np.ndarray, rates: np.ndarray | None
-    ) -> dict[str, np.ndarray]:
+    def _mask(self, batch: dict[str, np.ndarray], rates: np.ndarray | None) -> dict[str, np.ndarray]:
         original = batch["input_ids"].astype(np.int64)
         size, length = original.shape
         if original.min() < 0 or original.max() >= len(self._special):
@@ -129,18 +131,21 @@ class DataCollatorForMaskedLM:
                 f"The batch holds token ids {original.min()}..{original.max()}, but the tokenizer's vocabulary has "
                 f"{len(self._special)} tokens. Pack the text with the tokenizer that masks it."
             )
-        maskable = ~self._special[original]
-        if "attention_mask" in batch:
-            maskable &= batch["attention_mask"] != 0
-        epoch, example = np.broadcast_to(batch.get("epoch", 0), size), self._examples(batch, original, lengths)
-        noise = fold(fold(self.seed, epoch, example)[:, None], np.arange(length))
-        order = self._order(noise, original, maskable, rates)
+        given = [batch[name] != 0 for name in ("attention_mask", "document_ids") if name in batch]
+        real = np.logical_and.reduce(given) if given else original != self._padding
+        place = real.cumsum(axis=1) - 1  # among the tokens of the example; on padding it has no meaning
+        example = batch["example_id"] if "example_id" in batch else _hashes(original, real, place)
+        epoch = np.broadcast_to(batch.get("epoch", 0), size)
+        noise = fold(fold(self.seed, epoch, example)[:, None], place)
+        maskable = real & ~self._special[original]
+        joined = None if self._words is None else self._joined(original, maskable, real, batch.get("document_ids"))
+        order = _order(noise, original, maskable, joined, rates)
 
         count = self.masked_count(length)
         chosen = np.argpartition(order, count - 1, axis=1)[:, :count]
         chosen.sort(axis=1)
         rank = np.take_along_axis(order, chosen, axis=1).argsort(axis=1).argsort(axis=1)
-        labelled = rank < self._quota(maskable, lengths)[:, None]
+        labelled = rank < self._quota(maskable, real)[:, None]
 
         labels = np.full((size, length), -100)
         tokens = np.take_along_axis(original, chosen, axis=1)
@@ -172,62 +177,103 @@ class DataCollatorForMaskedLM:
         rates = rates[: len(self._special)]
         return None if (rates == rates[0]).all() else rates
 
-    def _quota(self, maskable: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """Number of tokens to mask in each row: the fixed count, in a row of little text at most the rate's share."""
-        available = maskable.sum(axis=1)
-        basis = np.where(available >= FULL_SHARE * lengths, lengths, available)
-        return np.minimum(np.maximum(np.rint(self.mlm_probability * basis).astype(np.int64), 1), available)
+    def _quota(self, maskable: np.ndarray, real: np.ndarray) -> np.ndarray:
+        """Number of tokens to mask in each row, as in BERT: the rate's share of all its tokens, at least one."""
+        wanted = np.rint(self.mlm_probability * real.sum(axis=1)).astype(np.int64)
+        return np.minimum(np.maximum(wanted, 1), maskable.sum(axis=1))
 
-    def _examples(self, batch: dict[str, np.ndarray], original: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """Ids of the examples; hashes of their tokens if there are none."""
-        if "example_id" in batch:
-            return batch["example_id"]
-        position = np.arange(original.shape[1])
-        words = np.where(position < lengths[:, None], fold(original, position), np.uint64(0))
-        return words.sum(axis=1, dtype=np.uint64)
-
-    def _order(
-        self, noise: np.ndarray, original: np.ndarray, maskable: np.ndarray, rates: np.ndarray | None
+    def _joined(
+        self, original: np.ndarray, maskable: np.ndarray, real: np.ndarray, documents: np.ndarray | None
     ) -> np.ndarray:
-        """Sort keys of the positions, all different; positions with the smallest are masked first."""
-        position, leading = np.arange(original.shape[1]), original
-        if self._continues is not None:
-            inside = self._continues[original] & maskable
-            word_start = np.maximum.accumulate(np.where(inside, 0, position), axis=1)
-            noise = np.take_along_axis(noise, word_start, axis=1)
-            # A word cut at the start of the row starts, by its noise, at the special token before it.
-            first = word_start + ~np.take_along_axis(maskable, word_start, axis=1)
-            leading = np.take_along_axis(original, np.minimum(first, position[-1]), axis=1)
-        if rates is not None:
-            noise = _races(noise, rates[leading])
-        order = (noise >> np.uint64(1)) & ~np.uint64((1 << POSITION_BITS) - 1)
-        order |= position.astype(np.uint64)
-        return np.where(maskable, order, order | UNMASKABLE)
+        """`True` at tokens that are masked together with the token before, if whole words are."""
+        joined = self._words.joined(original) & maskable
+        joined[:, 1:] &= real[:, :-1]
+        if documents is not None:
+            joined[:, 1:] &= documents[:, 1:] == documents[:, :-1]
+        return joined
 
-    def _padded(self, examples: Sequence[Mapping]) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Examples as arrays padded on the right, and their lengths."""
+    def _padded(self, examples: Sequence[Mapping]) -> dict[str, np.ndarray]:
+        """Examples as arrays padded on the right."""
+        columns = [name for name in ("input_ids", *PER_TOKEN, *PER_EXAMPLE) if any(name in each for each in examples)]
+        for name in columns:
+            if not all(name in each for each in examples):
+                raise EffptError(f"Only some examples of the batch have `{name}`; give it to all of them or to none.")
+        if "input_ids" not in columns:
+            return _checked_shapes({})
         lengths = np.array([len(example["input_ids"]) for example in examples])
-        inside = np.arange(lengths.max()) < lengths[:, None]
-        batch = {}
-        for name, filler in (("input_ids", self._ids.pad), ("document_ids", 0), ("attention_mask", 0)):
-            if name in examples[0]:
-                batch[name] = np.full(inside.shape, filler, np.int64)
-                batch[name][inside] = np.concatenate([np.asarray(example[name]) for example in examples])
-        attention = batch.pop("attention_mask", inside.astype(np.int64))
-        if not attention.all():
-            batch["attention_mask"] = attention
-        for name in ("example_id", "epoch"):
-            if name in examples[0]:
-                batch[name] = np.array([int(example[name]) for example in examples])
-        return batch, lengths
+        inside = np.arange(lengths.max(initial=0)) < lengths[:, None]
+        batch, fillers = {}, {"input_ids": self._ids.pad, "token_type_ids": self.tokenizer.pad_token_type_id}
+        for name in columns:
+            values = [np.asarray(example[name]) for example in examples]
+            if name in PER_EXAMPLE:
+                batch[name] = np.array([int(value) for value in values])
+                continue
+            shapes = [value.shape for value in values]
+            if wrong := [place for place, shape in enumerate(shapes) if shape != (lengths[place],)]:
+                raise EffptError(
+                    f"`{name}` of example {wrong[0]} of the batch has the shape {shapes[wrong[0]]}, but must have one "
+                    f"number for each of its {lengths[wrong[0]]} tokens."
+                )
+            batch[name] = np.full(inside.shape, fillers.get(name, 0), np.int64)
+            batch[name][inside] = np.concatenate(values)
+        if "attention_mask" not in batch:
+            batch["attention_mask"] = inside if "document_ids" in batch else batch["input_ids"] != self._padding
+        if batch["attention_mask"].all():
+            del batch["attention_mask"]
+        return _checked_shapes(batch)
 
 
-def _lengths(batch: dict[str, np.ndarray]) -> np.ndarray:
-    """Lengths of the rows without trailing padding."""
-    size, length = batch["input_ids"].shape
-    if "attention_mask" not in batch:
-        return np.full(size, length)
-    return ((batch["attention_mask"] != 0) * np.arange(1, length + 1)).max(axis=1)
+def _arrays(examples: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The columns of a batch that masking needs, or passes on, as arrays."""
+    columns = [name for name in ("input_ids", *PER_TOKEN, *PER_EXAMPLE) if name in examples]
+    try:
+        batch = {name: np.asarray(examples[name]) for name in columns}
+    except ValueError as error:
+        raise EffptError(
+            f"The rows of the batch's arrays ({', '.join(columns)}) differ in length; pad them, or pass a list with "
+            "one dict per example."
+        ) from error
+    return _checked_shapes(batch)
+
+
+def _checked_shapes(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns a batch; raises an `EffptError` unless it has tokens, and one number per token in each such column."""
+    shape = batch["input_ids"].shape if "input_ids" in batch else ()
+    if len(shape) != 2 or not all(shape):
+        raise EffptError(
+            f"A batch needs rows of tokens, `input_ids`, but here they have the shape {shape}: there is nothing to "
+            "mask. Leave out examples without text."
+        )
+    for name in PER_TOKEN:
+        if name in batch and batch[name].shape != shape:
+            raise EffptError(
+                f"`{name}` of the batch has the shape {batch[name].shape}, but must have one number for each token: "
+                f"{shape}."
+            )
+    return batch
+
+
+def _hashes(original: np.ndarray, real: np.ndarray, place: np.ndarray) -> np.ndarray:
+    """Hash of the tokens of each row, without padding."""
+    return np.where(real, fold(original, place), np.uint64(0)).sum(axis=1, dtype=np.uint64)
+
+
+def _order(
+    noise: np.ndarray, original: np.ndarray, maskable: np.ndarray, joined: np.ndarray | None, rates: np.ndarray | None
+) -> np.ndarray:
+    """Sort keys of the positions, all different; positions with the smallest are masked first."""
+    position, leading = np.arange(original.shape[1]), original
+    if joined is not None:
+        word_start = np.maximum.accumulate(np.where(joined, 0, position), axis=1)
+        noise = np.take_along_axis(noise, word_start, axis=1)
+        # A word cut at the start of the row starts, by its noise, at the special token before it.
+        first = word_start + ~np.take_along_axis(maskable, word_start, axis=1)
+        leading = np.take_along_axis(original, np.minimum(first, position[-1]), axis=1)
+    if rates is not None:
+        noise = _races(noise, rates[leading])
+    order = (noise >> np.uint64(1)) & ~np.uint64((1 << POSITION_BITS) - 1)
+    order |= position.astype(np.uint64)
+    return np.where(maskable, order, order | UNMASKABLE)
 
 
 def _races(noise: np.ndarray, rates: np.ndarray) -> np.ndarray:

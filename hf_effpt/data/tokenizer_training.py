@@ -2,7 +2,9 @@
 
 import json
 import os
+import unicodedata
 from collections.abc import Iterable, Iterator
+from itertools import chain
 
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -11,13 +13,18 @@ from transformers import BertTokenizer, PreTrainedTokenizerFast
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.random import indexed
 from hf_effpt.data.corpus import Corpus, open_corpus
+from hf_effpt.data.words import parts_words
 
 # The ids of BERT's special tokens are their places here.
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 # Smaller vocabularies have no room for letters and the commonest syllables.
 MIN_VOCAB_SIZE = {"wordpiece": 256, "bpe": 320}
-# Characters with tokens of their own, as in BERT's multilingual vocabularies; rarer ones are [UNK].
-MAX_ALPHABET = 1000
+# Characters with tokens of their own; more, up to this share of the text, where the vocabulary has room for them.
+ALPHABET, COVERAGE = 1000, 0.9995
+# Text counts as English if this share of its words is "the", and of its letters ASCII.
+THE, ASCII = 0.02, 0.995
+# To be raised when equal text and settings give another tokenizer.
+FORMAT = 2
 # Separates the documents sampled here from those a seed holds out for validation.
 SAMPLE_SEED = 0x746F6B
 
@@ -28,24 +35,30 @@ def train_tokenizer(
     vocab_size: int = 8192,
     kind: str = "wordpiece",
     lowercase: bool = True,
+    strip_accents: bool | None = None,
     out: str | os.PathLike | None = None,
     max_bytes: int = 64 * 2**20,
     model_max_length: int = 512,
 ) -> PreTrainedTokenizerFast:
     """Trains a tokenizer; the same text always gives the same vocabulary.
 
-    `"wordpiece"` is BERT's (unknown characters become `[UNK]`); `"bpe"` works on bytes, so nothing is unknown. Room
-    that a corpus of few different words leaves in the vocabulary is filled with `[unusedN]`.
+    `"wordpiece"` is BERT's (unknown characters become `[UNK]`); `"bpe"` works on bytes, so nothing is unknown. A
+    WordPiece vocabulary has at least 99.95 % of the characters of the text, unless these take more than three quarters
+    of it. Room that a corpus of few different words leaves is filled with its rarer characters, then `[unusedN]`.
 
     Args:
         corpus (`Corpus` or `str`): The text, or what `open_corpus` takes.
         vocab_size (`int`, *optional*, defaults to 8192): Number of tokens, special ones included; a multiple of 64,
             for which matrix kernels are fast.
         kind (`str`, *optional*, defaults to `"wordpiece"`): `"wordpiece"` or `"bpe"`.
-        lowercase (`bool`, *optional*, defaults to `True`): If `True`, folds upper case (and, for WordPiece, accents).
+        lowercase (`bool`, *optional*, defaults to `True`): If `True`, folds upper case.
+        strip_accents (`bool`, *optional*): If `True`, letters lose their accents, and most scripts of Asia their vowel
+            and tone marks. By default only a lowercasing WordPiece tokenizer does so, as BERT's, and only for English
+            text (2 % of its words are "the", and 99.5 % of its letters ASCII) or text that has none.
         out (`str`, *optional*): Folder to save the tokenizer in, for `AutoTokenizer.from_pretrained`.
         max_bytes (`int`, *optional*, defaults to 64 MiB): Approximate size of the sample of documents to train on.
-        model_max_length (`int`, *optional*, defaults to 512): Longest input, in tokens, that the tokenizer announces.
+        model_max_length (`int`, *optional*, defaults to 512): Longest input, in tokens, that the tokenizer announces:
+            the length of the rows that its model is trained on.
 
     Raises:
         EffptError: the vocabulary size or kind is not valid, or the corpus has no text.
@@ -59,9 +72,9 @@ def train_tokenizer(
             f"tokenizer. The nearest that fits is {fit}."
         )
     corpus = open_corpus(corpus) if isinstance(corpus, str) else corpus
-    texts = _sample(corpus, max_bytes)
+    texts = list(_sample(corpus, max_bytes))
     train = _train_wordpiece if kind == "wordpiece" else _train_bpe
-    tokenizer = train(texts, vocab_size, lowercase, model_max_length)
+    tokenizer = train(texts, vocab_size, lowercase, strip_accents, model_max_length)
     if out is not None:
         tokenizer.save_pretrained(out)
     return tokenizer
@@ -85,15 +98,24 @@ def _sample(corpus: Corpus, max_bytes: int) -> Iterator[str]:
 
 
 def _train_wordpiece(
-    texts: Iterator[str], vocab_size: int, lowercase: bool, model_max_length: int
+    texts: list[str], vocab_size: int, lowercase: bool, strip_accents: bool | None, model_max_length: int
 ) -> PreTrainedTokenizerFast:
-    normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    counts = _counts(texts)
+    english = _is_english(texts, counts)
+    if strip_accents is None:
+        strip_accents = lowercase and (english or not any(map(_has_accent, _falling(counts))))
+    # As BERT's normalizer has it, accents go with upper case unless it is told otherwise.
+    told = None if strip_accents == lowercase else strip_accents
+    normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=told)
     normalized = [normalizer.normalize_str(text) for text in texts]
-    alphabet = _alphabet(normalized, limit=min(MAX_ALPHABET, vocab_size // 4))
+    counts = _counts(normalized)
+    alphabet = _alphabet(counts, min(ALPHABET, vocab_size // 4), room=vocab_size * 3 // 4)
+    splitter = pre_tokenizers.BertPreTokenizer()
+    inner = [f"##{letter}" for letter in alphabet if not parts_words(letter)]
+    if english:  # such vocabularies stay as they were when Chinese characters had forms that never occur
+        inner = [f"##{letter}" for letter in alphabet if len(splitter.pre_tokenize_str(f"a{letter}a")) == 1]
     # The trainer numbers continuation letters in the order of a hash map, different each run, and breaks ties by
     # number. Passed as special tokens they are numbered beforehand, and the vocabulary is reproducible.
-    splitter = pre_tokenizers.BertPreTokenizer()
-    inner = [f"##{letter}" for letter in alphabet if len(splitter.pre_tokenize_str(f"a{letter}a")) == 1]
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
         min_frequency=2,
@@ -105,27 +127,62 @@ def _train_wordpiece(
     trained = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     trained.pre_tokenizer = splitter
     trained.train_from_iterator(normalized, trainer)
-    vocab = _fill(trained.get_vocab(), vocab_size)
-    return BertTokenizer(vocab=vocab, do_lower_case=lowercase, model_max_length=model_max_length)
+    known = set(alphabet)
+    rarer = [letter for letter in _falling(counts) if letter not in known]
+    forms = [[letter] if parts_words(letter) else [letter, f"##{letter}"] for letter in rarer]
+    vocab = _fill(trained.get_vocab(), vocab_size, chain.from_iterable(forms))
+    return BertTokenizer(vocab=vocab, do_lower_case=lowercase, strip_accents=told, model_max_length=model_max_length)
 
 
-def _alphabet(texts: Iterable[str], limit: int) -> list[str]:
-    """The `limit` commonest characters, ties decided by code point, sorted by code point."""
+def _counts(texts: Iterable[str]) -> np.ndarray:
+    """Number of each character by code point, without white space."""
     counts = np.zeros(0x110000, np.int64)
     for text in texts:
         codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
         letters, times = np.unique(codes, return_counts=True)
         counts[letters] += times
     counts[[code for code in np.flatnonzero(counts) if chr(code).isspace()]] = 0
-    commonest = np.argsort(-counts, kind="stable")[:limit]
-    return [chr(code) for code in np.sort(commonest) if counts[code]]
+    return counts
+
+
+def _falling(counts: np.ndarray) -> list[str]:
+    """All characters that occur, the commonest first, ties decided by code point."""
+    return [chr(code) for code in np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]]
+
+
+def _has_accent(character: str) -> bool:
+    """`True` if the character is a mark, or a letter with one, or becomes others where accents are stripped."""
+    return unicodedata.category(character) == "Mn" or unicodedata.normalize("NFD", character) != character
+
+
+def _is_english(texts: list[str], counts: np.ndarray) -> bool:
+    """`True` for text that is nearly all English, by its commonest word and its letters."""
+    letters = sum(counts[ord(character)] for character in _falling(counts) if character.isalpha())
+    ascii_letters = sum(counts[code] for code in range(128) if chr(code).isalpha())
+    # Counted without a list of the words, of which a text of many megabytes has millions.
+    words = sum(1 + text.count(" ") + text.count("\n") for text in texts)
+    the = sum(text.lower().count(" the ") for text in texts)
+    return the >= max(1, THE * words) and ascii_letters >= ASCII * letters
+
+
+def _alphabet(counts: np.ndarray, limit: int, room: int = 0) -> list[str]:
+    """The `limit` commonest characters, ties decided by code point, sorted by code point.
+
+    There are more of them, up to `COVERAGE` of the text, if all with their continuation forms fit into `room`.
+    """
+    falling = _falling(counts)
+    covered = counts[[ord(character) for character in falling]].cumsum() / max(1, counts.sum())
+    needed = falling[: np.searchsorted(covered, COVERAGE) + 1]
+    entries = np.cumsum([1 if parts_words(character) else 2 for character in needed])
+    return sorted(falling[: max(limit, np.searchsorted(entries, room, side="right"))])
 
 
 def _train_bpe(
-    texts: Iterator[str], vocab_size: int, lowercase: bool, model_max_length: int
+    texts: list[str], vocab_size: int, lowercase: bool, strip_accents: bool | None, model_max_length: int
 ) -> PreTrainedTokenizerFast:
     backend = Tokenizer(models.BPE())
-    folding = [normalizers.NFC(), normalizers.Lowercase()] if lowercase else [normalizers.NFC()]
+    stripping = [normalizers.NFD(), normalizers.StripAccents()] if strip_accents else []
+    folding = [*stripping, normalizers.NFC(), *([normalizers.Lowercase()] if lowercase else [])]
     backend.normalizer = normalizers.Sequence(folding)
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     backend.decoder = decoders.ByteLevel()
@@ -148,11 +205,18 @@ def _train_bpe(
         special_tokens=[(token, SPECIAL_TOKENS.index(token)) for token in ("[CLS]", "[SEP]")],
     )
     names = {f"{token[1:-1].lower()}_token": token for token in SPECIAL_TOKENS} | {"mask_token": mask}
-    return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=model_max_length, **names)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        model_max_length=model_max_length,
+        # Those of BERT, so that pairs of texts come with their segments.
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        **names,
+    )
 
 
-def _fill(vocab: dict[str, int], vocab_size: int) -> dict[str, int]:
-    """Vocabulary sorted by id, filled up to `vocab_size`."""
+def _fill(vocab: dict[str, int], vocab_size: int, more: Iterable[str] = ()) -> dict[str, int]:
+    """Vocabulary sorted by id, filled up to `vocab_size`, with `more` tokens while there are some."""
     tokens = sorted(vocab, key=vocab.__getitem__)
+    tokens = [*tokens, *more][:vocab_size]
     tokens += [f"[unused{index}]" for index in range(vocab_size - len(tokens))]
     return {token: index for index, token in enumerate(tokens)}

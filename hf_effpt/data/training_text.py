@@ -6,7 +6,8 @@ from functools import cached_property
 import numpy as np
 
 from hf_effpt.data.packed_rows import PackedRows, identity_of_rows
-from hf_effpt.data.vocabulary import continuations, special_ids
+from hf_effpt.data.vocabulary import special_ids
+from hf_effpt.data.words import WordEdges, word_edges
 
 ROWS = 8192  # read at a time
 
@@ -27,9 +28,9 @@ class TrainingText:
         self._tokenizer = tokenizer
 
     @cached_property
-    def continues(self) -> np.ndarray:
-        """`continuations` of the tokenizer, which may raise an `EffptError`."""
-        return continuations(self._tokenizer)
+    def words(self) -> WordEdges:
+        """The [`WordEdges`] of the tokenizer; raises an `EffptError` if it does not mark words."""
+        return word_edges(self._tokenizer)
 
     @property
     def identity(self) -> str:

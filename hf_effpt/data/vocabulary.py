@@ -1,9 +1,7 @@
-"""Vocabulary of a tokenizer: its special tokens, the tokens that continue words, its backend for running text."""
+"""Vocabulary of a tokenizer: its special tokens, its backend for running text."""
 
-import json
 from dataclasses import dataclass
 
-import numpy as np
 from tokenizers import Tokenizer
 
 from hf_effpt.core.errors import EffptError
@@ -46,29 +44,6 @@ def text_backend(tokenizer) -> Tokenizer:
     backend.no_padding()
     backend.encode_special_tokens = True
     return backend
-
-
-def continuations(tokenizer) -> np.ndarray:
-    """`True` for tokens that continue the word of the token before, bool of shape `(vocab_size,)`.
-
-    Raises an `EffptError` if the tokenizer does not mark words.
-    """
-    tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
-    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    if model.get("type") == "WordLevel":
-        return np.zeros(len(tokens), bool)
-    prefix = model.get("continuing_subword_prefix")
-    if prefix:
-        return np.array([token.startswith(prefix) for token in tokens])
-    # Byte-level tokens spell a space as Ġ and a line break as Ċ; SentencePiece spells a space as ▁.
-    starts = ("Ġ", "Ċ", "▁")
-    if not any(token.startswith(starts) for token in tokens):
-        raise EffptError(
-            f"{type(tokenizer).__name__} does not mark where words begin (## of WordPiece, Ġ of byte-level BPE, ▁ of "
-            "SentencePiece). Use one that does, or set whole_word to False and leave out methods that need words."
-        )
-    special = set(tokenizer.all_special_tokens)
-    return np.array([not token.startswith(starts) and token not in special for token in tokens])
 
 
 def _name(tokenizer) -> str:

@@ -39,7 +39,8 @@ from .stock_checkpoint import config_of, discriminates, load, load_pretrained, r
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2  # to be raised when the same settings choose other documents
+# To be raised when the same settings choose other documents: the first for those that masks or runs of words choose.
+FORMAT, PLAIN_FORMAT = 2, 1
 ROWS, LENGTH = 4, 128  # a document is scored by this many of its first rows, of at most this many tokens
 CHARACTERS = 16  # more than a token has on average, so longer texts are cut before they are tokenised
 MOST, OFTEN = 0.5, 0.01  # implausible shares of duplicates among pairs: of all documents, and of those left
@@ -63,7 +64,8 @@ def select_documents(
         rules.require_datasketch()
     weights = check_model(settings)
     asked = {key: value for key, value in settings.settings().items() if key != "model"}
-    key = hashlib.sha256(json.dumps([FORMAT, corpus.fingerprint, asked, weights, share]).encode()).hexdigest()[:32]
+    version = FORMAT if settings.deduplicate == "near" or settings.keep is not None else PLAIN_FORMAT
+    key = hashlib.sha256(json.dumps([version, corpus.fingerprint, asked, weights, share]).encode()).hexdigest()[:32]
     folder = build_once(
         cache_folder(cache_dir) / "selected" / key, lambda target: _select(corpus, settings, share, target)
     )

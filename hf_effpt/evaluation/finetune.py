@@ -1,5 +1,6 @@
 """Fine-tuning a stock checkpoint with the stock `Trainer`: one seed of one task."""
 
+import inspect
 import logging
 import re
 import sys
@@ -71,10 +72,11 @@ def finetune(
     length = min(settings.max_length, readable_length(model, tokenizer))
     if length < settings.max_length:
         notes.append(f"examples are cut to {length} tokens, all the model can read, not {settings.max_length}")
-    train, truncated = _encode(task.train, task.text_columns, tokenizer, length)
+    segments = has_segments(model) or None
+    train, truncated = _encode(task.train, task.text_columns, tokenizer, length, segments)
     validation = {}
     for part, rows in task.validation.items():
-        validation[part], cut = _encode(rows, task.text_columns, tokenizer, length)
+        validation[part], cut = _encode(rows, task.text_columns, tokenizer, length, segments)
         truncated += cut
     make_accumulation_safe(model)
     if lora is not None:
@@ -166,11 +168,22 @@ def _load(
     return tokenizer, model, notes
 
 
+def has_segments(model: PreTrainedModel) -> bool:
+    """`True` if the model tells two texts of an input apart by `token_type_ids`, whatever its tokenizer gives."""
+    takes = "token_type_ids" in inspect.signature(model.forward).parameters
+    return takes and getattr(model.config, "type_vocab_size", 0) > 1
+
+
 def _encode(
-    rows: Dataset, texts: tuple[str, ...], tokenizer: PreTrainedTokenizerBase, length: int
+    rows: Dataset, texts: tuple[str, ...], tokenizer: PreTrainedTokenizerBase, length: int, segments: bool | None
 ) -> tuple[list[dict[str, Any]], int]:
-    """Tokens and labels of each example, and the number of examples that were cut."""
-    encoded = tokenizer(*(rows[column][:] for column in texts), truncation=True, max_length=length)
+    """Tokens and labels of each example, and the number of examples that were cut.
+
+    With `segments` the tokens of a pair tell its texts apart; `None` leaves that to the tokenizer.
+    """
+    encoded = tokenizer(
+        *(rows[column][:] for column in texts), truncation=True, max_length=length, return_token_type_ids=segments
+    )
     if encoded.encodings is None:
         raise EffptError(f"{type(tokenizer).__name__} has no fast (Rust) backend; save the model with one that has.")
     columns = {**encoded.data, "labels": rows["label"][:]}

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.freezing import frozen
+from hf_effpt.core.padding import real_tokens
 from hf_effpt.models.sparse_layer import gather_rows
 
 from .held_out_loss import held_out_loss, stock_inputs, stock_loss
@@ -154,10 +155,11 @@ def gated_loss(model: PreTrainedModel, batch: dict[str, Tensor], gates_BN: Tenso
 
 
 def activations_of(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
-    """Mean output of every layer over the tokens of each row, of shape `(rows, layers, hidden_size)`."""
+    """Mean output of every layer over the tokens of each row without padding, `(rows, layers, hidden_size)`."""
     seen: list[Tensor] = []
+    real_BL = real_tokens(batch["input_ids"], batch.get("attention_mask"), batch.get("document_ids"))
     with stacked(model.base_model) as stack:
-        stack.router = _Wrapped(partial(_recorded, seen), [None] * len(stack))
+        stack.router = _Wrapped(partial(_recorded, seen, real_BL[:, :, None]), [None] * len(stack))
         model.base_model(**stock_inputs(model, batch))
     return torch.stack(seen, dim=1)
 
@@ -181,7 +183,9 @@ def _gated(positions_BM: Tensor, gate_B: Tensor, layer: Any, hidden: Tensor, *ar
     return hidden + gate_B[:, None, None] * (changed - hidden)
 
 
-def _recorded(seen: list[Tensor], _: None, layer: Any, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def _recorded(
+    seen: list[Tensor], real_BL1: Tensor, _: None, layer: Any, hidden: Tensor, *args: Any, **kwargs: Any
+) -> Tensor:
     output = layer(hidden, *args, **kwargs)
-    seen.append(output.mean(dim=1))
+    seen.append((output * real_BL1).sum(dim=1) / real_BL1.sum(dim=1).clamp(min=1))
     return output

@@ -91,7 +91,7 @@ def load_pretrained(folder: Path) -> tuple[PreTrainedModel, Any]:
 
 
 def readable_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Longest text, in tokens, that the model can read."""
+    """Longest text, in tokens, that the model can read, and its tokenizer says it was trained to read."""
     positions = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
     if "roberta" in model.config.model_type:  # its positions start behind the padding token's id
         positions -= model.config.pad_token_id + 1

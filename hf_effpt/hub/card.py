@@ -77,7 +77,7 @@ def model_card(run: Mapping[str, Any], repo_id: str | None = None) -> ModelCard:
         events=[{key: cell(value) for key, value in event.items()} for event in ledger.get("events") or ()],
         costs=_costs(part(run, "clock"), part(run, "energy"), part(run, "throughput")),
         accounts=[" ".join(text.split()) for text in accounts if text],
-        data=_data(data, part(run, "tokenizer")),
+        data=_data(data, part(run, "tokenizer"), card_parts.untrained_positions(run)),
         recipe=yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True).strip() if recipe else None,
         command=run.get("command"),
         environment=[(key, cell(value)) for key, value in environment.items() if value is not None],
@@ -238,8 +238,10 @@ def _chosen_from(data: Mapping[str, Any]) -> str | None:
     return f"{chosen.get('documents', 0):,} documents, by {rules}{stays}"
 
 
-def _data(data: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> Rows:
-    size, isolated = data.get("bytes"), data.get("isolated")
+def _data(data: Mapping[str, Any], tokenizer: Mapping[str, Any], untrained: int) -> Rows:
+    size, isolated, accents = data.get("bytes"), data.get("isolated"), card_parts.accents_in(tokenizer)
+    # Runs that do not tell of accents have counted tokens.
+    unknown = "Unknown tokens" if accents is None else "Unknown characters"
     return rows(
         [
             ("Corpus", data.get("dataset"), "`{}`"),
@@ -249,10 +251,12 @@ def _data(data: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> Rows:
             ("Raw text", None if size is None else size / 1e6, "{:,.2f} MB"),
             ("Tokens, packed", data.get("tokens"), "{:,}"),
             ("Sequence length", data.get("sequence_length"), "{}"),
+            ("Untrained positions beyond it", untrained or None, "{}"),
             ("Documents isolated", None if isolated is None else ("yes" if isolated else "no"), "{}"),
             ("Tokenizer", tokenizer.get("kind"), "{}"),
             ("Vocabulary", tokenizer.get("vocab_size"), "{:,}"),
-            ("Unknown tokens", tokenizer.get("unknown_rate"), "{:.3%}"),
+            ("Accents", accents, "{}"),
+            (unknown, tokenizer.get("unknown_rate"), "{:.3%}"),
             ("Tokens per word", tokenizer.get("fertility"), "{:.2f}"),
         ]
     )

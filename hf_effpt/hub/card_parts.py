@@ -25,6 +25,18 @@ def rows(given: Iterable[tuple[str, Any, str]]) -> Rows:
     return [(name, cell(form.format(value))) for name, value, form in given if value is not None]
 
 
+def accents_in(tokenizer: Mapping[str, Any]) -> str | None:
+    """`stripped` or `kept`, by the statistics of a tokenizer in a record; `None` if it does not say."""
+    return {True: "stripped", False: "kept"}.get(tokenizer.get("strip_accents"))
+
+
+def untrained_positions(record: Mapping[str, Any]) -> int:
+    """Number of positions of a recipe's model beyond its training rows, by the record of its run."""
+    positions = part(part(record, "recipe"), "model").get("max_position_embeddings")
+    length = part(record, "data").get("sequence_length")
+    return 0 if positions is None or length is None else max(0, positions - length)
+
+
 def loss_rows(objective: str, evaluation: Mapping[str, Any]) -> Rows:
     """Returns the rows for the held-out loss of the objective, its floor and margin, and those of a generator."""
     kind, loss, floor = measured_as(objective, evaluation), evaluation.get("held_out_loss"), floor_in(evaluation)

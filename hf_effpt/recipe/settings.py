@@ -137,6 +137,8 @@ class DataSettings:
         tokenizer_kind (`str`, *optional*, defaults to `"wordpiece"`): kind of a trained tokenizer, `wordpiece` or
             `bpe`.
         lowercase (`bool`, *optional*, defaults to `True`): if `True`, a trained tokenizer lowercases text.
+        strip_accents (`bool`, *optional*): if `True`, a trained tokenizer strips accents, and with them the vowel and
+            tone marks of most scripts of Asia. By default only from English text, lowercased, by a WordPiece one.
         num_proc (`int`, *optional*): number of processes that tokenize; by default one per core.
         cache_dir (`str`, *optional*): folder of the packed rows; by default `~/.cache/hf_effpt`.
         select (`dict`, *optional*): selects the documents to train on before training, by the settings of
@@ -160,6 +162,7 @@ class DataSettings:
     vocab_size: int = 8192
     tokenizer_kind: Literal["wordpiece", "bpe"] = "wordpiece"
     lowercase: bool = True
+    strip_accents: bool | None = None
     num_proc: int | None = None
     cache_dir: str | None = None
     select: dict[str, Any] | str | None = None  # `str` only so that the section itself refuses a word, by name

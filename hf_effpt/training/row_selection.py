@@ -148,7 +148,10 @@ class RowSelection:
     def masking_id(self) -> str:
         """Text of all settings that decide the masks of an example in an epoch."""
         of = self.masking
-        return f"{of.seed}, {of.mlm_probability}, whole words {of.whole_word}, {of.shares}"
+        masking = f"{of.seed}, {of.mlm_probability}, whole words {of.whole_word}, {of.shares}"
+        # Tables made before words ended at punctuation, and rates left out padding, hold the losses of other masks.
+        others = of.whole_word or "document_ids" in self.stream.dataset.column_names
+        return f"{masking}, 2" if others else masking
 
     def note_device_time(self, methods: Sequence[RowMethod]) -> None:
         """Adds the time of row selection measured by CUDA events to the first method's."""

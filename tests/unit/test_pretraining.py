@@ -1,8 +1,10 @@
 import json
 import logging
 import random
+import re
 
 import pytest
+from transformers import AutoTokenizer
 
 from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
@@ -121,6 +123,28 @@ def test_a_run_on_what_a_run_before_it_judged_says_so_in_its_record(corpus, tmp_
     *_, again = prepare_data(chosen)
     assert facts(again["train"])["select"] == said
     assert calls == [1]
+
+
+def test_what_tokenizer_and_positions_are_worth_is_told(corpus, tmp_path):
+    """The rows are of 32 tokens and the model has 512 positions; the corpus has no accents to lose."""
+    result = pretrain(recipe(corpus, tmp_path / "out"))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer.model_max_length == 32
+    assert result.facts["tokenizer"]["strip_accents"] is True
+    said = result.summary()
+    assert "Its tokenizer has accents stripped, and 0.000% of the characters are unknown to it." in said
+    assert "Its rows were of 32 tokens, so that its further 480 positions are untrained." in said
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    for name, value in (("Accents", "stripped"), ("Unknown characters", "0.000%"), ("Untrained positions", "480")):
+        assert re.search(rf"^\| {name}.*\| {value} \|$", card, re.MULTILINE), name
+
+
+def test_a_tokenizer_keeps_accents_if_the_recipe_says_so(corpus, tmp_path):
+    chosen = recipe(corpus, tmp_path, "--data.strip_accents", "false")
+    _, tokenizer, _ = prepare_data(chosen)
+    _, other, _ = prepare_data(recipe(corpus, tmp_path, "--data.strip_accents", "true"))
+    assert [each.backend_tokenizer.normalizer.normalize_str("É") for each in (tokenizer, other)] == ["é", "e"]
+    assert Recipe.load(chosen.resolved()) == chosen
 
 
 def test_a_run_is_not_resumed_with_another_selection(corpus, tmp_path):

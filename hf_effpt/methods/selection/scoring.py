@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from hf_effpt.core.context import Batch
 from hf_effpt.core.head_inputs import HeadInputs
+from hf_effpt.core.padding import real_tokens
 from hf_effpt.core.random import row_keys
 from hf_effpt.core.row_method import SelectionContext
 from hf_effpt.core.token_losses import recording_losses, row_losses
@@ -55,7 +56,9 @@ def _read(scorer: Scorer, model: Any, batch: Batch) -> HeadInputs:
 
 
 def _rated(strategy: Any, scorer: Scorer, model: Any, batch: Batch) -> Tensor:
-    strategy.keys_B = row_keys(batch["input_ids"])
+    ids_BL = batch["input_ids"]
+    real_BL = real_tokens(ids_BL, batch.get("attention_mask"), batch.get("document_ids"))
+    strategy.keys_B = row_keys(ids_BL, real_BL)
     return strategy.rate(_read(scorer, model, batch).subsample(strategy.resolved.num_score_positions))
 
 

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from .dictionary import NoteDictionary
-from .lookup import entries_of, words_of
+from .lookup import documents_in, entries_of, words_of
 
 
 class DataCollatorForNotes:
@@ -23,6 +23,7 @@ class DataCollatorForNotes:
         self.collator = collator
         self.keys: Tensor = notes.keys.cpu().clone()
         self.kinds: Tensor = notes.kinds.cpu().clone()
+        self.packed: bool = notes.packed
 
     def __call__(self, examples: Any) -> dict[str, Tensor]:
         """Returns the batch of the inner collator with `note_ids`.
@@ -30,8 +31,11 @@ class DataCollatorForNotes:
         They are int64 of shape `(batch_size, sequence_length)`: the entry of the token's word, -1 if it has none.
         """
         batch = self.collator(examples)
-        ids_BL = batch["input_ids"]
-        return {**batch, "note_ids": entries_of(ids_BL, words_of(ids_BL, self.kinds), self.keys)}
+        ids_BL, documents_BL = batch["input_ids"], batch.get("document_ids")
+        if documents_BL is None:
+            documents_BL = documents_in(batch.get("attention_mask"))
+        words = words_of(ids_BL, self.kinds, documents_BL, self.packed)
+        return {**batch, "note_ids": entries_of(ids_BL, words, self.keys)}
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or "collator" not in self.__dict__:  # while it is unpickled in a worker

@@ -17,7 +17,7 @@ from hf_effpt.core.metrics import accumulator_of
 from hf_effpt.core.precision import KeepsPrecision
 from hf_effpt.core.processes import gather
 
-from .lookup import SPECIAL, Occurrences, Words, entries_of, occurrences_of, words_of
+from .lookup import SPECIAL, Occurrences, Words, documents_in, entries_of, occurrences_of, words_of
 from .writing import take_in, window_means
 
 INIT_STD = 0.02  # as of BERT's embeddings; the paper gives none
@@ -48,7 +48,8 @@ class NoteDictionary(KeepsPrecision):
         self.register_buffer("kinds", torch.full((vocab_size,), SPECIAL, dtype=torch.uint8))
         self.k, self.gamma, self.weight = settings.k, settings.gamma, settings.weight
         self.matches = settings.scale == "match"
-        self.reads_always, self.writes = settings.use != "pretraining", settings.use != "frozen"
+        self.packed = settings.use == "pretraining"  # else its rows are examples of a task
+        self.reads_always, self.writes = not self.packed, settings.use != "frozen"
         self._reading: NoteInputs | None = None
         self._handles: list[Any] = []
 
@@ -93,7 +94,8 @@ class NoteDictionary(KeepsPrecision):
             note_ids = None  # found in the masked ids, and the backbone reads what the generator made of them
         ids_BL = args[0] if args else kwargs.get("input_ids")
         if ids_BL is not None and (backbone.training or self.reads_always):
-            words = words_of(ids_BL, self.kinds)
+            documents_BL = documents_in(args[1] if len(args) > 1 else kwargs.get("attention_mask"))
+            words = words_of(ids_BL, self.kinds, documents_BL, self.packed)
             entry_BL = entries_of(ids_BL, words, self.keys) if note_ids is None else note_ids
             found, hits = occurrences_of(entry_BL, words)
             at_start_BL = words.first_BL == torch.arange(ids_BL.shape[1], device=ids_BL.device)

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_effpt.core.random import mix
 
-# Kinds of tokens. The mask token continues the word before it, of which it may hide a part; from `SPECIAL` on, tokens
-# are no text.
-START, CONTINUATION, MASK, SPECIAL, PAD = range(5)
+# Kinds of tokens; they are in checkpoints. The mask token continues the word before it, of which it may hide a part.
+# `SPECIAL` and `PAD` are no text. `LONE` starts and `ENDING` continues a word and closes it, as punctuation does.
+START, CONTINUATION, MASK, SPECIAL, PAD, LONE, ENDING = range(7)
 
 
 def kinds_of(text: Any, vocabulary: int) -> Tensor:
@@ -22,8 +22,9 @@ def kinds_of(text: Any, vocabulary: int) -> Tensor:
     Ids beyond the tokenizer's, which never occur, are special.
     """
     kinds_V = torch.full((vocabulary,), SPECIAL, dtype=torch.uint8)
-    continues = torch.from_numpy(np.array(text.continues, dtype=bool))
-    kinds_V[: len(continues)] = torch.where(continues, CONTINUATION, START).to(torch.uint8)
+    continues, closes = (torch.from_numpy(np.array(of, bool)) for of in (text.words.continues, text.words.closes))
+    opened, ended = torch.where(continues, CONTINUATION, START), torch.where(continues, ENDING, LONE)
+    kinds_V[: len(continues)] = torch.where(closes, ended, opened).to(torch.uint8)
     kinds_V[list(text.specials)] = SPECIAL
     kinds_V[text.mask] = MASK
     kinds_V[text.pad] = PAD
@@ -31,31 +32,73 @@ def kinds_of(text: Any, vocabulary: int) -> Tensor:
 
 
 class Words(NamedTuple):
-    """Span of the word that each token belongs to, and span of the text of each row; ends are exclusive."""
+    """Span of the word that each token belongs to, and of the text around it; ends are exclusive."""
 
     first_BL: Tensor  # first position of the word
     end_BL: Tensor  # position after its last token
     whole_BL: Tensor  # `True` if neither its start nor its end is cut off by the row
-    text_start_B: Tensor  # first position of the row that is no padding
-    text_end_B: Tensor  # position after the last
+    text_first_BL: Tensor  # first position of the text, one document if documents are isolated, without padding
+    text_end_BL: Tensor  # position after its last token
 
 
-def words_of(ids_BL: Tensor, kinds_V: Tensor) -> Words:
-    """Divides rows into words: a token that starts a word, and its continuations."""
+def words_of(ids_BL: Tensor, kinds_V: Tensor, documents_BL: Tensor | None = None, packed: bool = True) -> Words:
+    """Divides rows into words: a token that starts a word, and its continuations within the same document.
+
+    Args:
+        ids_BL (`Tensor`): token ids.
+        kinds_V (`Tensor`): kind of each token of the vocabulary.
+        documents_BL (`Tensor`, *optional*): number of the document of each token, 0 for padding; by default a row is
+            one, without its padding tokens.
+        packed (`bool`, *optional*, defaults to `True`): if `True`, text as long as the row was cut to that length
+            without regard to words, so a word may go on after it; if `False`, text is an example on its own.
+    """
     length = ids_BL.shape[1]
     kind_BL = kinds_V[ids_BL]
     place_L = torch.arange(length, device=ids_BL.device)
-    goes_on_BL = (kind_BL == CONTINUATION) | (kind_BL == MASK)
-    goes_on_BL[:, 0] = False
-    first_BL = torch.where(goes_on_BL, 0, place_L).cummax(dim=1).values
-    next_BL = torch.where(goes_on_BL, length, place_L).roll(-1, dims=1)
+    real_BL = kind_BL != PAD
+    if documents_BL is not None:
+        real_BL &= documents_BL != 0
+    borders_BL = real_BL.diff(dim=1) if documents_BL is None else (real_BL * documents_BL).diff(dim=1) != 0
+    borders_BL = nn.functional.pad(borders_BL, (1, 0), value=True)
+
+    closes_BL = (kind_BL == LONE) | (kind_BL == ENDING)
+    after_closed_BL = nn.functional.pad(closes_BL[:, :-1], (1, 0)) & ~borders_BL
+    continues_BL = (kind_BL == CONTINUATION) | (kind_BL == ENDING)
+    goes_on_BL = (continues_BL | (kind_BL == MASK)) & ~after_closed_BL & ~borders_BL
+    first_BL, end_BL = _spans(~goes_on_BL, place_L)
+    text_first_BL, text_end_BL = _spans(borders_BL, place_L)
+
+    starts_BL = (kind_BL == START) | (kind_BL == LONE) | (continues_BL & after_closed_BL)
+    whole_BL = starts_BL.gather(1, first_BL)
+    if packed:
+        limit_B1 = length - ((kind_BL[:, -1:] == SPECIAL) | (kind_BL[:, -1:] == PAD)).long()
+        whole_BL &= (end_BL < limit_B1) | (text_end_BL - text_first_BL < length)
+    return Words(first_BL, end_BL, whole_BL, text_first_BL, text_end_BL)
+
+
+def _spans(opens_BL: Tensor, place_L: Tensor) -> tuple[Tensor, Tensor]:
+    """First position and end of the span that each position is in; `opens_BL` is `True` at the first of each span."""
+    length = len(place_L)
+    first_BL = torch.where(opens_BL, place_L, 0).cummax(dim=1).values
+    next_BL = torch.where(opens_BL, place_L, length).roll(-1, dims=1)
     next_BL[:, -1] = length
-    end_BL = next_BL.flip(1).cummin(dim=1).values.flip(1)
-    # Rows are cut to length without regard to words, so the last word of a row may be incomplete.
-    limit_B1 = length - (kind_BL[:, -1:] >= SPECIAL).long()
-    whole_BL = (kind_BL.gather(1, first_BL) == START) & (end_BL < limit_B1)
-    text_BL = (kind_BL != PAD).int()
-    return Words(first_BL, end_BL, whole_BL, text_BL.argmax(dim=1), length - text_BL.flip(1).argmax(dim=1))
+    return first_BL, next_BL.flip(1).cummin(dim=1).values.flip(1)
+
+
+def documents_in(attention_mask: Tensor | None) -> Tensor | None:
+    """Number of the document of each token, 0 for padding, from what an encoder lets it attend to; `None` if to all.
+
+    A mask of shape `(batch_size, sequence_length)` tells tokens from padding. In one of shape `(batch_size, 1,
+    sequence_length or 1, sequence_length)`, boolean or additive, a document begins where a token does not attend to
+    the one before it.
+    """
+    if attention_mask is None:
+        return None
+    if attention_mask.ndim == 2:
+        return (attention_mask != 0).long()
+    sees_BLL = attention_mask[:, 0] if attention_mask.dtype == torch.bool else attention_mask[:, 0] == 0
+    before_BL = sees_BLL.expand(-1, sees_BLL.shape[2], -1).diagonal(-1, dim1=1, dim2=2)
+    return nn.functional.pad(~before_BL, (1, 0), value=True).long().cumsum(dim=1)
 
 
 def hashes_of(ids_BL: Tensor, words: Words) -> Tensor:

@@ -12,11 +12,12 @@ from .lookup import Occurrences, Words
 def window_means(hidden_BLD: Tensor, found: Occurrences, words: Words, k: int) -> Tensor:
     """Mean output over each word and the `k` tokens on either side of it, fp32 of shape `(places, hidden_size)`.
 
-    The window ends with the row's text. Sums are differences of running sums, which need fp32.
+    The window ends with the text that the word is in. Sums are differences of running sums, which need fp32.
     """
     length = hidden_BLD.shape[1]
-    low_C = torch.maximum(found.first_C - k, words.text_start_B[found.row_C])
-    high_C = torch.minimum(found.end_C + k, words.text_end_B[found.row_C])
+    at = found.row_C, found.first_C
+    low_C = torch.maximum(found.first_C - k, words.text_first_BL[at])
+    high_C = torch.minimum(found.end_C + k, words.text_end_BL[at])
     sums_TD = hidden_BLD.cumsum(dim=1, dtype=torch.float32).flatten(0, 1)
     row_C = found.row_C * length
     means_CD = sums_TD[row_C + high_C - 1]

@@ -60,6 +60,18 @@ def test_near_doubles_go_and_the_first_stays(documents):
     assert without_near([*originals, *near, *apart], 0.3).tolist() == [True] * 12 + [False] * 24
 
 
+def test_near_doubles_of_text_without_spaces_are_found():
+    """Three per cent of the characters differ, in a run; other documents share only characters."""
+    draw = random.Random(3)
+    signs = [chr(code) for code in range(0x4E00, 0x4E00 + 300)]
+    originals = ["".join(draw.choices(signs, k=400)) + "。" for _ in range(8)]
+    near = [text[:190] + "".join(draw.choices(signs, k=12)) + text[202:] for text in originals]
+    assert without_near([*originals, *near], 0.8).tolist() == [True] * 8 + [False] * 8
+    assert without_near([*originals, *(text[::-1] for text in originals)], 0.3).all()
+    # With spaces, runs are of words, however long some are.
+    assert without_near(["a b c d e " + "x" * 30, "a b c d e " + "y" * 30], 0.8).all()
+
+
 def test_near_doubles_at_the_ends_of_similarity(documents):
     texts = [documents[0], documents[0].upper(), with_words_changed(documents[0], 0.03, words_of(documents))]
     assert without_near(texts, 1.0).tolist() == [True, False, True]

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.data import DataCollatorForMaskedLM, PackedRows, corpus_of, pack
+from tests import tiny
 
 VOCAB = 60
 SPECIAL = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}
@@ -26,12 +27,13 @@ def small_tokenizer() -> PreTrainedTokenizerFast:
 TOKENIZER = small_tokenizer()
 # Rows of any tokens, special ones too.
 BATCHES = st.tuples(st.integers(1, 8), st.integers(8, 40), st.integers(0, 10**6))
-COLLATORS = st.builds(
-    DataCollatorForMaskedLM,
-    st.just(TOKENIZER),
-    mlm_probability=st.sampled_from([0.05, 0.15, 0.4, 0.8]),
-    whole_word=st.booleans(),
-    seed=st.integers(0, 5),
+COLLATORS = st.sampled_from(
+    [
+        DataCollatorForMaskedLM(TOKENIZER, rate, whole_word, seed)
+        for rate in (0.05, 0.15, 0.4, 0.8)
+        for whole_word in (False, True)
+        for seed in (0, 3)
+    ]
 )
 
 
@@ -40,7 +42,7 @@ def make_batch(size: int, length: int, seed: int, epoch: int = 0) -> dict[str, n
     input_ids = draw.integers(5, VOCAB, (size, length))
     # From none to nearly all of a row is special.
     input_ids[draw.random((size, length)) < draw.choice([0, 0.05, 0.9], (size, 1))] = draw.integers(0, 5)
-    return {"input_ids": input_ids, "example_id": draw.permutation(10**6)[:size], "epoch": np.full(size, epoch)}
+    return {"input_ids": input_ids, "example_id": draw.integers(0, 10**6, size), "epoch": np.full(size, epoch)}
 
 
 def packed_batch(size: int, length: int = 128) -> dict[str, np.ndarray]:
@@ -77,12 +79,9 @@ def test_batch_is_well_formed(collator, shape):
     assert (labelled <= named).all()
     changed = out["input_ids"][labelled]
     assert ((changed == 4) | (changed >= 5)).all()
-    maskable = (original >= 5).sum(1)
-    for masked, available in zip(labelled.sum(1).tolist(), maskable.tolist(), strict=True):
-        if available >= 0.75 * length:
-            assert masked == min(count, available)
-        else:
-            assert masked == min(available, max(1, round(collator.mlm_probability * available)))
+    tokens, maskable = (original != 0).sum(1).tolist(), (original >= 5).sum(1).tolist()
+    for masked, real, available in zip(labelled.sum(1).tolist(), tokens, maskable, strict=True):
+        assert masked == min(available, max(1, round(collator.mlm_probability * real)))
     assert torch.equal(torch.from_numpy(batch["input_ids"]), original), "the input was changed"
 
 
@@ -181,6 +180,58 @@ def test_list_of_examples_is_the_array(tokenizer, documents):
     assert_equal(collator(arrays), collator(examples))
 
 
+def masked_alone(collator, text, **columns):
+    """Labels and corrupted ids of an example that nobody pads."""
+    out = collator([{"input_ids": text, **columns}])
+    return out["labels"][0], out["input_ids"][0]
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    COLLATORS,
+    st.lists(st.lists(st.integers(1, VOCAB - 1), min_size=1, max_size=30), min_size=2, max_size=4),
+    st.integers(0, 9),
+    st.booleans(),
+    st.booleans(),
+)
+def test_masks_do_not_depend_on_who_pads_where(collator, texts, more, named, by_documents):
+    """Rate and choice are those of the example alone: in a list, in arrays padded on either side, with any mark."""
+    width = max(map(len, texts)) + more
+    keys = [{"example_id": 7 * row, "epoch": 1} if named else {} for row in range(len(texts))]
+    listed = collator([{"input_ids": text, **key} for text, key in zip(texts, keys, strict=True)])
+    columns = {"example_id": 7 * np.arange(len(texts)), "epoch": np.ones(len(texts), int)} if named else {}
+    mark = "document_ids" if by_documents else "attention_mask"
+    for side in ("left", "right"):
+        ids, real = np.zeros((len(texts), width), int), np.zeros((len(texts), width), int)
+        spans = [slice(width - len(text), None) if side == "left" else slice(len(text)) for text in texts]
+        for row, text in enumerate(texts):
+            ids[row, spans[row]], real[row, spans[row]] = text, 1
+        for marks in ({mark: real}, {}):  # without a mark by the padding token
+            out = collator({"input_ids": ids, **marks, **columns})
+            for row, text in enumerate(texts):
+                labels, corrupted = masked_alone(collator, text, **keys[row])
+                assert torch.equal(out["labels"][row, spans[row]], labels)
+                assert torch.equal(out["input_ids"][row, spans[row]], corrupted)
+                assert torch.equal(listed["labels"][row, : len(text)], labels)
+                assert (out["labels"][row] != -100).sum() == (labels != -100).sum()
+                assert (labels != -100).sum() == min(
+                    sum(token > 4 for token in text), max(1, round(collator.mlm_probability * len(text)))
+                )
+
+
+def test_a_long_example_is_masked_at_the_rate_of_its_tokens():
+    """Padding to twice the length changes neither the number of masks nor their places."""
+    text = packed_batch(1, 300)["input_ids"][0].tolist()
+    collator = DataCollatorForMaskedLM(TOKENIZER)
+    labels, corrupted = masked_alone(collator, text)
+    padded = {"input_ids": [*text, *[0] * 300], "attention_mask": [1] * 300 + [0] * 300}
+    out = collator([padded])
+    assert (labels != -100).sum() == 45
+    assert torch.equal(out["labels"][0, :300], labels)
+    assert torch.equal(out["input_ids"][0, :300], corrupted)
+    assert out["masked_positions"].shape == (1, 90)
+
+
 def test_examples_of_different_length_are_padded():
     collator = DataCollatorForMaskedLM(TOKENIZER)
     draw = np.random.default_rng(0)
@@ -207,6 +258,75 @@ def test_padding_made_elsewhere_is_kept():
     assert out["labels"][0, 5] == -100
     full = DataCollatorForMaskedLM(TOKENIZER, 0.8)([{"input_ids": [2, 9, 3], "attention_mask": [1, 1, 1]}])
     assert "attention_mask" not in full
+
+
+def test_segments_and_positions_are_padded_and_passed_on():
+    collator = DataCollatorForMaskedLM(TOKENIZER, 0.4)
+    collator.keyed = True
+    examples = [
+        {
+            "input_ids": [2, 9, 3, 8, 3],
+            "token_type_ids": [0, 0, 0, 1, 1],
+            "position_ids": [0, 1, 2, 4, 5],
+            "text": "a",
+        },
+        {"input_ids": [2, 9, 3], "token_type_ids": [0, 0, 0], "position_ids": [0, 1, 2]},
+    ]
+    out = collator([{**example, "text": "of a column that no model reads"} for example in examples])
+    assert out["token_type_ids"].tolist() == [[0, 0, 0, 1, 1], [0, 0, 0, 0, 0]]
+    assert out["position_ids"].tolist() == [[0, 1, 2, 4, 5], [0, 1, 2, 0, 0]]
+    assert "text" not in out
+    assert_equal(out, collator(collator.original(out)))
+    model = tiny.model(vocab_size=64).eval()
+    plain = {name: values for name, values in out.items() if name not in ("example_id", "epoch", "token_type_ids")}
+    encoded = {name: values for name, values in out.items() if name in ("input_ids", "attention_mask", "position_ids")}
+    first = model(**encoded, token_type_ids=out["token_type_ids"]).logits
+    assert not torch.allclose(first[0], model(**encoded).logits[0], atol=1e-4)
+    assert model(**plain, token_type_ids=out["token_type_ids"]).loss != model(**plain).loss
+
+
+@pytest.mark.parametrize(
+    ("examples", "message"),
+    [
+        ([], "rows of tokens, `input_ids`.*nothing to mask"),
+        ([{"input_ids": []}], r"shape \(1, 0\).*Leave out examples without text"),
+        ({"input_ids": np.zeros((2, 0), int)}, r"shape \(2, 0\).*nothing to mask"),
+        ({"input_ids": [[2, 9, 3], [2, 3]]}, "rows of the batch's arrays.*differ in length"),
+        ([{"input_ids": [[2, 9, 3]]}], r"`input_ids` of example 0 of the batch has the shape \(1, 3\)"),
+        (
+            [{"input_ids": [2, 3]}, {"input_ids": [2, 9, 3], "token_type_ids": [0, 0]}],
+            "Only some examples of the batch have `token_type_ids`",
+        ),
+        (
+            [{"input_ids": [2, 3], "token_type_ids": [0, 0]}, {"input_ids": [2, 9, 3], "token_type_ids": [0, 0]}],
+            r"`token_type_ids` of example 1 of the batch has the shape \(2,\), but must have one number.* 3 tokens",
+        ),
+        (
+            {"input_ids": np.full((2, 4), 9), "attention_mask": np.ones((2, 1, 4, 4))},
+            r"`attention_mask` of the batch has the shape \(2, 1, 4, 4\), but must have one number.*\(2, 4\)",
+        ),
+    ],
+)
+def test_a_batch_that_cannot_be_masked_says_why(examples, message):
+    with pytest.raises(EffptError, match=message):
+        DataCollatorForMaskedLM(TOKENIZER)(examples)
+
+
+def test_an_empty_example_beside_others_is_padding():
+    out = DataCollatorForMaskedLM(TOKENIZER)([{"input_ids": []}, {"input_ids": [2, 9, 3]}])
+    assert out["attention_mask"].tolist() == [[0, 0, 0], [1, 1, 1]]
+    assert (out["labels"] != -100).tolist() == [[False] * 3, [False, True, False]]
+
+
+def test_whole_words_end_with_their_document():
+    """Token 40 goes on with a word, but not with one of the document before."""
+    collator = DataCollatorForMaskedLM(TOKENIZER, 0.5, whole_word=True)
+    ids = np.tile([9, 40, 40, 40], (60, 1))
+    whole = {"input_ids": ids, "example_id": np.arange(60)}
+    apart = whole | {"document_ids": np.tile([1, 1, 2, 2], (60, 1))}
+    starts = [(collator(batch)["labels"] != -100).tolist() for batch in (whole, apart)]
+    assert {tuple(row) for row in starts[0]} == {(True, True, False, False)}
+    assert {tuple(row) for row in starts[1]} == {(True, True, False, False), (False, False, True, True)}
 
 
 def test_example_without_id_is_known_by_its_tokens():
@@ -280,8 +400,7 @@ def test_tokens_are_drawn_without_replacement_in_the_proportions_of_their_rates(
     batch = {"input_ids": rows, "example_id": np.arange(number)}
     one = (DataCollatorForMaskedLM(TOKENIZER, 0.2)(batch, token_rates=rates)["labels"] != -100).double().mean(0)
     assert one.tolist() == pytest.approx([0, 4 / 7, 2 / 7, 1 / 7, 0], abs=0.012)
-    # Three tokens are little text for a row of five, so as many are masked as 0.6 of three.
-    two = (DataCollatorForMaskedLM(TOKENIZER, 0.6)(batch, token_rates=rates)["labels"] != -100).double().mean(0)
+    two = (DataCollatorForMaskedLM(TOKENIZER, 0.4)(batch, token_rates=rates)["labels"] != -100).double().mean(0)
     # The one that is left over: each order of the others, the second drawn from what the first leaves.
     left = [2 / 7 * 1 / 5 + 1 / 7 * 2 / 6, 4 / 7 * 1 / 3 + 1 / 7 * 4 / 6, 4 / 7 * 2 / 3 + 2 / 7 * 4 / 5]
     assert two[1:4].tolist() == pytest.approx([1 - share for share in left], abs=0.012)

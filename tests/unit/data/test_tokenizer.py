@@ -3,10 +3,11 @@ import subprocess
 import sys
 
 import pytest
+from transformers import AutoTokenizer
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.data import Corpus, corpus_of, tokenizer_report, train_tokenizer
-from hf_effpt.data.tokenizer_training import _alphabet
+from hf_effpt.data.tokenizer_training import _alphabet, _counts
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 KINDS = ["wordpiece", "bpe"]
@@ -47,12 +48,95 @@ def test_vocabulary_learns_the_words(trained, documents):
     assert report.bytes_per_token == pytest.approx(sum(map(len, documents)) / report.tokens)
 
 
-def test_report_counts_unknown_tokens(tokenizer, byte_tokenizer):
-    # Three words, two of them of letters never seen.
-    assert tokenizer_report(tokenizer, ["se жж 漢"]).unknown_rate > 0
+def test_report_counts_unknown_characters(tokenizer, byte_tokenizer):
+    # Five characters in three words, two of which are of letters never seen.
+    assert tokenizer_report(tokenizer, ["se жж 漢"]).unknown_rate == pytest.approx(3 / 5)
     assert tokenizer_report(byte_tokenizer, ["se жж 漢"]).unknown_rate == 0
     with pytest.raises(EffptError, match="words in it"):
         tokenizer_report(tokenizer, [" "])
+
+
+@pytest.mark.parametrize("accents", [True, False])
+def test_report_counts_what_normalisation_drops(accents):
+    """One of four letters has an accent, and one of five characters is of no width; upper case is no loss."""
+    trained = train_tokenizer(corpus_of(["ABE abe é"] * 9), vocab_size=256, strip_accents=accents)
+    report = tokenizer_report(trained, ["ABE é"])
+    assert report.strip_accents is accents
+    assert report.unknown_rate == (0.25 if accents else 0.0)
+    assert tokenizer_report(trained, ["AB\u200de a"]).unknown_rate == pytest.approx(1 / 5)
+
+
+ENGLISH = [*["the cat sat on the mat in the hall and the dog ate the pie, as they do in the old town"] * 30, "a café"]
+GERMAN = ["die größere Tür schließt über Mäusen, während schöne Bäume grünen"] * 30
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("texts", "strips"), [(ENGLISH, True), (GERMAN, False), (["nguyễn văn ôn"] * 30, False), (["abc de"] * 30, True)]
+)
+def test_accents_are_kept_unless_the_text_is_english_or_has_none(kind, texts, strips):
+    trained = train_tokenizer(corpus_of(texts), vocab_size=384, kind=kind)
+    told = {
+        choice: tokenizer_report(
+            train_tokenizer(corpus_of(texts), vocab_size=384, kind=kind, strip_accents=choice), texts
+        )
+        for choice in (True, False)
+    }
+    report = tokenizer_report(trained, texts)
+    assert report.strip_accents == (strips and kind == "wordpiece")
+    assert (told[True].strip_accents, told[False].strip_accents) == (True, False)
+    assert told[False].unknown_rate == 0
+    assert (told[True].unknown_rate > 0) == (texts != ["abc de"] * 30)
+    assert trained("für" if texts is GERMAN else "a", add_special_tokens=False)["input_ids"]
+    if texts is GERMAN:
+        assert trained("Tür")["input_ids"] != trained("Tur")["input_ids"]
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+@pytest.mark.parametrize("accents", [True, False])
+def test_accents_are_a_choice_apart_from_case(tmp_path, lowercase, accents):
+    train_tokenizer(corpus_of(GERMAN), vocab_size=384, lowercase=lowercase, strip_accents=accents, out=tmp_path)
+    trained = AutoTokenizer.from_pretrained(tmp_path)
+    assert (trained("Mäuse")["input_ids"] == trained("Mause")["input_ids"]) is accents
+    assert (trained("Mäuse")["input_ids"] == trained("mäuse")["input_ids"]) is lowercase
+
+
+def test_alphabet_follows_the_text():
+    """Of 1,500 Chinese characters, all once in each document, none is unknown or has a form that cannot occur."""
+    signs = [chr(code) for code in range(0x4E00, 0x4E00 + 1500)]
+    texts = ["".join(signs[place::3]) + "。 word words" for place in (0, 1, 2)] * 4
+    trained = train_tokenizer(corpus_of(texts), vocab_size=2048)
+    assert tokenizer_report(trained, texts).unknown_rate == 0
+    vocab = trained.get_vocab()
+    assert set(signs) <= set(vocab)
+    assert not any(f"##{sign}" in vocab for sign in (*signs, "。"))
+    assert "##d" in vocab
+    small = train_tokenizer(corpus_of(texts), vocab_size=1024)
+    assert 0.4 < sum(sign in small.get_vocab() for sign in signs) / 1500 < 0.7  # three quarters of the room
+
+
+def test_room_that_is_left_goes_to_rarer_characters():
+    """Beyond 99.95 % of the text, but the vocabulary is not full."""
+    common, rare = "abcdef", [chr(code) for code in range(0xAC00, 0xAC00 + 1400)]
+    texts = [" ".join(common)] * 9000 + [" ".join(rare[place::7]) for place in range(7)]
+    vocab = train_tokenizer(corpus_of(texts), vocab_size=4096).get_vocab()
+    assert set(rare) <= set(vocab)
+    assert "[unused0]" in vocab
+    assert "##\uac00" in vocab
+
+
+def test_english_vocabularies_stay_as_they_were():
+    """Chinese characters in English text have had continuation forms, and vocabularies are known by their tokens."""
+    vocab = train_tokenizer(corpus_of([*ENGLISH, "the 漢 of the 漢"]), vocab_size=384).get_vocab()
+    assert {"漢", "##漢"} <= set(vocab)
+
+
+def test_pairs_of_texts_have_segments(trained):
+    pair = trained("so", "it")
+    assert pair["token_type_ids"] == [0] * (pair["input_ids"].index(3) + 1) + [1] * (
+        len(pair["input_ids"]) - pair["input_ids"].index(3) - 1
+    )
+    assert set(pair["token_type_ids"]) == {0, 1}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -94,7 +178,7 @@ def test_small_corpus_is_filled_with_unused_tokens(kind):
 def test_alphabet_is_the_commonest_characters_ties_by_code_point():
     letters = [chr(code) for code in range(0x41, 0x141) if not chr(code).isspace()]
     text = "".join(reversed(letters)) + " zz \n"
-    assert _alphabet([text], limit=20) == [*letters[:19], "z"]
+    assert _alphabet(_counts([text]), limit=20) == [*letters[:19], "z"]
 
 
 def test_mask_of_byte_level_bpe_takes_the_place_of_word_and_space(byte_tokenizer):
@@ -152,6 +236,7 @@ def test_loads_in_a_clean_process_beside_a_model_config(tmp_path, documents):
         "from transformers import AutoTokenizer\n"
         "loaded = {kind: AutoTokenizer.from_pretrained(f'{sys.argv[1]}/{kind}') for kind in ('wordpiece', 'bpe')}\n"
         "assert all(t.is_fast and t.model_max_length == 512 and t.mask_token_id == 4 for t in loaded.values())\n"
+        "assert all(set(t('a', 'b')['token_type_ids']) == {0, 1} for t in loaded.values())\n"
         "print(json.dumps({kind: t(sys.argv[2], 'x')['input_ids'] for kind, t in loaded.items()}))\n"
     )
     run = subprocess.run([sys.executable, "-c", program, str(tmp_path), text], capture_output=True, text=True)

@@ -4,12 +4,14 @@ import logging
 
 import pytest
 import torch
+from datasets import Dataset
 from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
     DistilBertConfig,
     DistilBertForMaskedLM,
+    DistilBertForSequenceClassification,
     ElectraConfig,
     ElectraForPreTraining,
     RobertaConfig,
@@ -19,6 +21,7 @@ from transformers import (
 )
 
 from hf_effpt.core.errors import EffptError
+from hf_effpt.data import corpus_of, train_tokenizer
 from hf_effpt.evaluation import finetune as module
 from hf_effpt.evaluation import finetuning_plan
 from hf_effpt.evaluation.finetune import finetune, make_accumulation_safe
@@ -154,6 +157,23 @@ def test_examples_that_do_not_fit_are_cut_and_counted(folder, tmp_path):
     result = finetune(folder, task, Settings(epochs=1, max_length=64), seed=0)  # the model reads 32: 30 and 2
     assert result["truncated"] == 0
     assert result["notes"] == ["examples are cut to 32 tokens, all the model can read, not 64"]
+
+
+@pytest.mark.parametrize("says", [True, False])
+def test_pairs_have_segments_whatever_the_tokenizer_says(says):
+    """A tokenizer that gives segments only when asked, as byte-level ones of earlier runs."""
+    trained = train_tokenizer(corpus_of(["w1 w2 w3"]), vocab_size=320, kind="bpe")
+    trained.model_input_names = ["input_ids", *(["token_type_ids"] if says else []), "attention_mask"]
+    rows = Dataset.from_dict({"one": ["w1 w2"], "other": ["w3"], "label": [0]})
+    models = {"bert": BertForSequenceClassification(BertConfig(**tiny.SHAPE))}
+    models["distil"] = DistilBertForSequenceClassification(
+        DistilBertConfig(vocab_size=tiny.VOCAB, dim=32, n_layers=1, n_heads=2, hidden_dim=64)
+    )
+    (example,), _ = module._encode(rows, ("one", "other"), trained, 16, module.has_segments(models["bert"]) or None)
+    first = example["input_ids"].index(trained.sep_token_id) + 1
+    assert example["token_type_ids"] == [0] * first + [1] * (len(example["input_ids"]) - first)
+    (example,), _ = module._encode(rows, ("one", "other"), trained, 16, module.has_segments(models["distil"]) or None)
+    assert ("token_type_ids" in example) is says
 
 
 def test_divergence_is_a_note_not_a_number(folder, data):

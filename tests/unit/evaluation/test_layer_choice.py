@@ -117,3 +117,12 @@ def test_activations_are_the_mean_outputs_of_each_layer():
         states = given.bert(batch["input_ids"], output_hidden_states=True).hidden_states[1:]
         found = activations_of(given, batch)
     torch.testing.assert_close(found, torch.stack([state.mean(dim=1) for state in states], dim=1))
+
+
+def test_activations_of_a_row_do_not_depend_on_its_padding():
+    ids = torch.randint(5, tiny.VOCAB, (3, 9))
+    padded = torch.cat([ids, torch.zeros(3, 4, dtype=torch.long)], dim=1)
+    expected = activations_of(model(), {"input_ids": ids})
+    for name in ("attention_mask", "document_ids"):
+        found = activations_of(model(), {"input_ids": padded, name: (padded > 0).long()})
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from hf_effpt.core.context import RunContext
+from hf_effpt.data.words import WordEdges
 from hf_effpt.methods.tnf.lookup import entries_of, words_of
 from tests import tiny
 
@@ -19,7 +20,7 @@ def text(rows, vocabulary=tiny.VOCAB):
     rows = np.asarray(rows, np.int64)
     return SimpleNamespace(
         batches=lambda: iter(np.array_split(rows, 3)),
-        continues=np.arange(vocabulary) >= CONTINUATIONS[0],
+        words=WordEdges(np.arange(vocabulary) >= CONTINUATIONS[0], np.zeros(vocabulary, bool)),
         specials=[PAD, UNK, CLS, SEP, MASK],
         mask=MASK,
         pad=PAD,

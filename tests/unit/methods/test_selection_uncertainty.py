@@ -3,6 +3,7 @@
 import math
 import weakref
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.head_inputs import HeadInputs
-from hf_effpt.methods.selection import Selection
+from hf_effpt.methods.selection import Selection, scoring
 from hf_effpt.methods.selection.strategies.uncertainty import (
     DeepBayesian,
     LeastConfidence,
@@ -21,6 +22,7 @@ from hf_effpt.methods.selection.strategies.uncertainty import (
     variation_ratio,
 )
 from hf_effpt.methods.selection.strategy import ResolvedSettings
+from tests import tiny
 
 B, M, D, V = 5, 6, 8, 11
 
@@ -277,3 +279,17 @@ def test_of_no_rule_the_first_is_meant():
         LeastConfidence(ResolvedSettings(rule="entropy"), None).rate(given),
     )
     assert DeepBayesian(ResolvedSettings(), None).rule == "max_entropy"
+
+
+def test_draws_for_a_row_do_not_depend_on_its_padding():
+    ids = torch.randint(5, tiny.VOCAB, (3, 9))
+    padded = torch.cat([ids, torch.zeros(3, 4, dtype=torch.long)], dim=1)
+    keys = []
+    for rows in ({"input_ids": ids}, {"input_ids": padded, "attention_mask": (padded > 0).long()}):
+        strategy = SimpleNamespace(resolved=SimpleNamespace(num_score_positions=None))
+        strategy.rate = lambda reading, of=strategy: of.keys_B
+        labels = torch.full_like(rows["input_ids"], -100)
+        labels[:, 2] = 7
+        keys.append(scoring._rated(strategy, "full", tiny.model().eval(), {**rows, "labels": labels}))
+    assert torch.equal(*keys)
+    assert len(keys[0].unique()) == 3

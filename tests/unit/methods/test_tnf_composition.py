@@ -1,5 +1,6 @@
 """TNF with other methods, other encoders, several processes, data workers and fine-tuning."""
 
+import copy
 import pickle
 from types import SimpleNamespace
 
@@ -170,6 +171,73 @@ def test_fine_tuning_with_notes(tmp_path, use):
         model.export()
     with pytest.raises(EffptError, match=rf"`tnf\.use` is `{use}`.*stock Trainer"):
         notes.prepare(model)
+
+
+def fine_tuned(tmp_path, use):
+    """A classifier with the dictionary of a training checkpoint."""
+    notes.model().save_pretrained(tmp_path)
+    config = tiny.config({"tnf": {**notes.model().config.methods["tnf"], "use": use}}, **NO_DROPOUT)
+    return EffptBertForSequenceClassification.from_pretrained(tmp_path, config=config)
+
+
+@pytest.mark.parametrize("use", ["frozen", "updating"])
+@pytest.mark.parametrize("last", [RARE[0], RARE[1]])
+def test_an_example_has_the_same_logits_and_notes_whatever_its_padding(tmp_path, use, last):
+    """The example ends with a rare word, which nothing has cut off."""
+    example = torch.tensor([[notes.CLS, 6, 7, *last, notes.SEP]])
+    model = fine_tuned(tmp_path, use).train(use == "updating")
+    alone = copy.deepcopy(model)
+    logits = alone(example, attention_mask=torch.ones_like(example)).logits
+    assert not torch.allclose(logits, without_notes(model)(example).logits, atol=1e-5)
+    long = torch.tensor([notes.row((8,), RARE[2])])
+    for pads in (0, 1, 7):
+        width = example.shape[1] + pads
+        ids = torch.full((2, max(width, 16)), notes.PAD)
+        ids[:1, : example.shape[1]], ids[1:, :16] = example, long
+        ids = ids[:1, :width] if pads < 7 else ids
+        padded = copy.deepcopy(model)
+        output = padded(ids, attention_mask=(ids != notes.PAD).long())
+        assert torch.allclose(output.logits[:1], logits, atol=1e-5), pads
+        entry = int(notes.looked_up(padded.bert.notes, torch.tensor([notes.row((6,), last)]))[0, 2])
+        written = [of.bert.notes.vectors[entry] for of in (alone, padded)]
+        assert torch.allclose(*written, atol=1e-5)
+        assert torch.equal(written[1], model.bert.notes.vectors[entry]) == (use == "frozen")
+
+
+def without_notes(model):
+    """A copy that finds no word."""
+    other = copy.deepcopy(model)
+    other.bert.notes.keys.copy_(torch.arange(len(RARE)))
+    return other
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_isolated_documents_in_a_row_write_the_notes_of_documents_in_rows_of_their_own(attention):
+    """Windows end, and words are cut off, where documents and not rows do."""
+    documents = [
+        [notes.CLS, 6, *RARE[1], notes.SEP],
+        [notes.CLS, 7, 80, *RARE[0], notes.SEP],
+        [notes.CLS, 8, *RARE[3], notes.SEP],
+    ]
+    config = {**NO_DROPOUT, "attn_implementation": attention}
+    together = notes.model(config=config, k=16).train()
+    ids = torch.tensor([[token for document in documents for token in document]])
+    document_ids = torch.tensor([[place for place, of in enumerate(documents, 1) for _ in of]])
+    labels = torch.full_like(ids, -100)
+    labels[0, 1] = 9
+    apart = copy.deepcopy(together)
+    before = together.bert.notes.vectors.clone()
+    together(ids, labels=labels, document_ids=document_ids)
+    for document in documents:  # padded, so that none fills its row
+        row = torch.tensor([[*document, notes.PAD]])
+        apart.bert(row, attention_mask=(row != notes.PAD).long())
+    assert (together.bert.notes.vectors != before).any(dim=1).sum() == 3
+    assert torch.allclose(together.bert.notes.vectors, apart.bert.notes.vectors, atol=1e-5)
+    assert accumulator_of(together.bert).take()["tnf_written"] == 3
+    collated = DataCollatorForNotes(lambda batch: batch, together.bert.notes)
+    found = collated({"input_ids": ids, "document_ids": document_ids})["note_ids"]
+    assert (found >= 0).sum() == sum(len(RARE[place]) for place in (0, 1, 3))
+    assert (collated({"input_ids": ids})["note_ids"] >= 0).sum() == sum(len(RARE[place]) for place in (0, 1))
 
 
 PROCESSES = """

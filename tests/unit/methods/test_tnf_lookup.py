@@ -8,9 +8,20 @@ import torch
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.methods import TNF
-from hf_effpt.methods.tnf import counting
+from hf_effpt.methods.tnf import counting, lookup
 from hf_effpt.methods.tnf.counting import bounds_for, choose_words, count_words
-from hf_effpt.methods.tnf.lookup import entries_of, hashes_of, kinds_of, occurrences_of, words_of
+from hf_effpt.methods.tnf.lookup import (
+    CONTINUATION,
+    SPECIAL,
+    START,
+    documents_in,
+    entries_of,
+    hashes_of,
+    kinds_of,
+    occurrences_of,
+    words_of,
+)
+from hf_effpt.models.base import isolate_documents
 from tests import tiny
 
 from . import notes
@@ -32,7 +43,7 @@ def random_rows(seed, number=40, length=24, masks=True):
 
 
 def words_in(row):
-    """(first, end, tokens) of the whole words of a row, one token after the other."""
+    """(first, end, tokens) of the whole words of a packed row, one token after the other."""
     found, current = [], None
     for place, token in enumerate([*row, PAD]):
         goes_on = token in CONTINUATIONS or token == MASK
@@ -41,8 +52,8 @@ def words_in(row):
             current = None
         if token in STARTS:
             current = place
-    text_end = len(row) - (row[-1] in (PAD, UNK, CLS, SEP))
-    return [word for word in found if word[1] < text_end]
+    cut_at = len(row) - (row[-1] in (UNK, CLS, SEP))
+    return [word for word in found if PAD in row or word[1] < cut_at]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -124,6 +135,61 @@ def test_the_last_word_of_a_row_may_be_cut():
         ([CLS, 5, SEP, PAD], [False, True, False, False]),
     ):
         assert words_of(torch.tensor([row]), kinds).whole_BL[0].tolist() == whole, row
+
+
+@pytest.mark.parametrize(
+    ("row", "documents", "whole"),
+    [
+        ([CLS, 5, SEP, CLS, 6, SEP], [1, 1, 1, 2, 2, 2], [False, True, False, False, True, False]),
+        ([5, 6, 70, 7], [1, 1, 2, 2], [True, True, False, True]),  # 70 goes on with no word of its document
+        ([5, MASK, 6, 7], [1, 2, 2, 2], [True, False, True, True]),  # nor does the mask hide a part of one
+        ([CLS, 5, 6, SEP], [1, 1, 1, 1], [False, True, False, False]),  # a document that fills the row may be cut
+        ([CLS, 5, 6, 9], [1, 1, 1, 0], [False, True, True, False]),  # 9 is padding, by the mask
+    ],
+)
+def test_words_end_with_their_document(row, documents, whole):
+    kinds = kinds_of(notes.text([notes.row()]), tiny.VOCAB)
+    words = words_of(torch.tensor([row]), kinds, torch.tensor([documents]))
+    assert (words.whole_BL[0] & torch.tensor(documents).bool()).tolist() == whole
+    for place, document in enumerate(documents):
+        same = [at for at, other in enumerate(documents) if other == document]
+        assert (words.text_first_BL[0, place], words.text_end_BL[0, place]) == (same[0], same[-1] + 1)
+
+
+def test_no_word_of_an_example_is_cut():
+    kinds = kinds_of(notes.text([notes.row()]), tiny.VOCAB)
+    for row in ([CLS, 5, 6, SEP], [CLS, 5, 6, 6]):
+        whole = words_of(torch.tensor([row]), kinds, packed=False).whole_BL[0]
+        assert whole.tolist() == [token in STARTS for token in row]
+
+
+@pytest.mark.parametrize("additive", [False, True])
+def test_documents_are_read_from_the_attention_mask(additive):
+    """The numbers are those of `isolate_documents`, up to a name."""
+    given = torch.tensor([[1, 1, 2, 3, 3, 3, 0, 0], [1] * 8])
+    mask, _ = isolate_documents(given, "eager" if additive else "sdpa", torch.float32)
+    found = documents_in(mask)
+    assert torch.equal(found.diff(dim=1) != 0, given.diff(dim=1) != 0)
+    padding = (given != 0).long()
+    assert torch.equal(documents_in(padding), padding)
+    assert documents_in(None) is None
+
+
+def test_a_closed_word_does_not_go_on():
+    """41 stands for punctuation; 70 after it begins a word, and 71 ends one with punctuation."""
+    text = notes.text([notes.row()])
+    text.words.closes[[41, 71]] = True
+    kinds = kinds_of(text, tiny.VOCAB)
+    row = [CLS, 5, 70, 41, 70, 72, 71, 70, 41, MASK, 6, SEP, PAD]
+    words = words_of(torch.tensor([row]), kinds)
+    spans = {(int(first), int(end)) for first, end in zip(words.first_BL[0], words.end_BL[0], strict=True)}
+    assert spans == {(0, 1), (1, 3), (3, 4), (4, 7), (7, 8), (8, 9), (9, 10), (10, 11), (11, 12), (12, 13)}
+    starts = [place for place in range(13) if words.whole_BL[0, place] and words.first_BL[0, place] == place]
+    assert starts == [1, 3, 4, 7, 8, 10]
+
+
+def test_kinds_of_older_checkpoints_keep_their_numbers():
+    assert (START, CONTINUATION, lookup.MASK, SPECIAL, lookup.PAD) == tuple(range(5))
 
 
 def test_hashes_of_many_words_differ():
