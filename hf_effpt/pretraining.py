@@ -119,7 +119,7 @@ def pretrain(recipe: Recipe, *, resume: bool | str = False) -> RunResult:
     claim(out, recipe, bool(resume))
     corpus, tokenizer, rows = prepare_data(recipe)
     trainer = build_trainer(recipe, tokenizer, rows)
-    report = tokenizer_report(tokenizer, corpus.texts(), max_bytes=2**20)
+    report = tokenizer_report(tokenizer, corpus.in_parts().texts(), max_bytes=2**20)
     trainer.facts = {"recipe": recipe.resolved(), "data": facts(rows["train"]), "tokenizer": asdict(report)}
     if trainer.is_world_process_zero():
         out.mkdir(parents=True, exist_ok=True)
@@ -228,7 +228,8 @@ def prepare_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase
     }
     key = hashlib.sha256(json.dumps([corpus.fingerprint, settings]).encode()).hexdigest()[:32]
     folder = build_once(
-        cache_folder(data.cache_dir) / f"tokenizer-{key}", lambda new: train_tokenizer(corpus, **settings, out=new)
+        cache_folder(data.cache_dir) / f"tokenizer-{key}",
+        lambda new: train_tokenizer(corpus.in_parts(), **settings, out=new),
     )
     return AutoTokenizer.from_pretrained(folder)
 

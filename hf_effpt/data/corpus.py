@@ -12,6 +12,7 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.data.cache import content_hash
 from hf_effpt.data.datasets_sources import open_hub, open_saved
 from hf_effpt.data.file_readers import READERS, Source, parquet_text_bytes, read_txt_paragraphs
+from hf_effpt.data.long_documents import Part, in_parts, joined
 from hf_effpt.data.pydoc import open_pydoc
 
 SUPPORTED = ", ".join(READERS)
@@ -52,16 +53,28 @@ class Corpus:
 
     def texts(self) -> Iterator[str]:
         """Yields every document that is not blank; raises an `EffptError` at the end of the pass if there was none."""
-        empty = True
-        for text in self._read():
-            if text and not text.isspace():
+        return joined(self.parts())
+
+    def parts(self) -> Iterator[str]:
+        """Yields the documents of `texts`, long ones in [`Part`]s, so that memory does not grow with their length."""
+        empty = blank = True
+        for text in in_parts(self._read()):
+            blank = blank and (not text or text.isspace())
+            if not blank:
                 empty = False
                 yield text
+            blank = blank or not isinstance(text, Part)
         if empty:
             raise EffptError(
                 f"The dataset {self.name!r} is empty: it holds no document with text in it. Point data.dataset at "
                 "files with text, or use builtin:pydoc to try things out."
             )
+
+    def in_parts(self) -> "Corpus":
+        """The same text, of which each part of a long document counts as a document."""
+        return Corpus(
+            self.name, lambda: map(str, self.parts()), lambda: self.fingerprint, self.num_bytes, self.text_column
+        )
 
     def __repr__(self) -> str:
         return f"Corpus({self.name!r})"

@@ -3,15 +3,12 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import compress
 from pathlib import Path
 
 import numpy as np
 from datasets import Dataset, DatasetDict, DatasetInfo, NamedSplit
 from datasets.table import MemoryMappedTable
-from datasets.utils import tqdm
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.random import indexed
@@ -22,14 +19,13 @@ from hf_effpt.data.encoding import TextEncoder
 from hf_effpt.data.packed_rows import PackedRows, facts
 from hf_effpt.data.row_builders import IsolatedRows, StreamRows
 from hf_effpt.data.row_writer import RowWriter
+from hf_effpt.data.token_file import TokenFile
 from hf_effpt.data.vocabulary import special_ids
 
 __all__ = ["PackedRows", "facts", "pack"]
 
 # To be raised when the rows of the same text change.
-FORMAT = 1
-# Text tokenised together.
-BATCH_BYTES = 4 * 2**20
+FORMAT = 2
 
 
 def pack(
@@ -142,23 +138,29 @@ class _Packing:
 
     def _build(self, target: Path, key: str) -> None:
         """Packs the corpus into `target`; holds out more documents than asked for if those make no row."""
+        text = TokenFile(target, self.settings.encoder)
+        text.fill(self.corpus)
+        if self.kept is not None and text.documents != len(self.kept.chosen_N):
+            raise EffptError(
+                f"The dataset {self.corpus.name!r} has {text.documents:,} documents, but `kept` says of "
+                f"{len(self.kept.chosen_N):,} which are to be trained on; select among those of this dataset."
+            )
         while True:
-            writers = {
-                split: RowWriter(target / f"{split}.arrow", self.settings.builder())
-                for split in ("train", "validation")
-            }
-            documents = self._write(writers)
+            aside = held_out(np.arange(text.documents), self.share, self.seed)
+            chosen = {"train": ~aside if self.kept is None else ~aside & self.kept.chosen_N, "validation": aside}
+            writers = self._write(text, target, chosen)
+            counted = {split: self._counted(text, documents) for split, documents in chosen.items()}
             if not writers["train"].rows:
-                self._refuse(writers["train"].text_bytes)
+                self._refuse(counted["train"]["bytes"])
             if self.share is None or writers["validation"].rows:
                 break
-            self.share = self._larger_share(documents)
+            self.share = self._larger_share(text.documents)
+        text.remove()
         for split, writer in writers.items():
             known = {
                 "fingerprint": f"{key}-{split}",
                 "dataset": self.corpus.name,
-                "documents": writer.documents,
-                "bytes": writer.text_bytes,
+                **counted[split],
                 "rows": writer.rows,
                 "tokens": writer.tokens,
                 "sequence_length": self.settings.sequence_length,
@@ -167,27 +169,24 @@ class _Packing:
             }
             (target / f"{split}.json").write_text(json.dumps({"hf_effpt": known}))
 
-    def _write(self, writers: dict[str, RowWriter]) -> int:
-        """Writes the rows in one pass over the corpus; returns its number of documents."""
-        name, kept, documents = self.corpus.name, self.kept, 0
-        bar = tqdm(total=self.corpus.num_bytes, desc=f"Packing {name}", unit="B", unit_scale=True, disable=None)
-        with bar, writers["train"], writers["validation"]:
-            for texts, size in _batches(self.corpus):
-                numbers = np.arange(documents, documents + len(texts))
-                aside = held_out(numbers, self.share, self.seed)
-                wanted = aside | True if kept is None else aside | _among(kept, numbers)
-                texts = list(compress(texts, wanted))
-                encoded = self.settings.encoder.encode(texts)
-                for split, chosen in (("train", ~aside[wanted]), ("validation", aside[wanted])):
-                    writers[split].add(list(compress(encoded, chosen)), list(compress(texts, chosen)))
-                documents += len(numbers)
-                bar.update(size)
-        if kept is not None and documents != len(kept.chosen_N):
-            raise EffptError(
-                f"The dataset {name!r} has {documents:,} documents, but `kept` says of {len(kept.chosen_N):,} which "
-                "are to be trained on; select among those of this dataset."
-            )
-        return documents
+    def _write(self, text: TokenFile, target: Path, chosen: dict[str, np.ndarray]) -> dict[str, RowWriter]:
+        """Writes the rows of the documents chosen for each split."""
+        writers = {split: RowWriter(target / f"{split}.arrow", self.settings.builder()) for split in chosen}
+        with writers["train"], writers["validation"]:
+            for run in text.runs():
+                for split, documents in chosen.items():
+                    here = documents[run.numbers]
+                    ends = np.cumsum(run.lengths[here])[run.ends[here]]
+                    writers[split].add(run.tokens[np.repeat(here, run.lengths)], ends)
+        return writers
+
+    def _counted(self, text: TokenFile, documents: np.ndarray) -> dict[str, int]:
+        """Number and bytes of the chosen documents that have tokens; control characters alone have none."""
+        number = size = first = 0
+        for table in text.table():
+            full = table[documents[first : first + len(table)] & (table["tokens"] > 0)]
+            number, size, first = number + len(full), size + int(full["bytes"].sum()), first + len(table)
+        return {"documents": number, "bytes": size}
 
     def _refuse(self, text_bytes: int) -> None:
         """Raises the `EffptError` for text that does not fill one row."""
@@ -221,25 +220,3 @@ def _load(folder: Path, split: str, fingerprint: str) -> Dataset:
     info = DatasetInfo(description=(folder / f"{split}.json").read_text())
     table = MemoryMappedTable.from_file(str(folder / f"{split}.arrow"))
     return Dataset(table, info=info, split=NamedSplit(split), fingerprint=fingerprint)
-
-
-def _among(kept: Kept, numbers: np.ndarray) -> np.ndarray:
-    """`True` for kept documents among these successive numbers; `False` beyond the last one of `kept`."""
-    chosen = np.zeros(len(numbers), bool)
-    known = kept.chosen_N[numbers[0] : numbers[-1] + 1]
-    chosen[: len(known)] = known
-    return chosen
-
-
-def _batches(corpus: Corpus) -> Iterator[tuple[list[str], int]]:
-    """Groups of documents of about `BATCH_BYTES`, each with its size in bytes."""
-    texts: list[str] = []
-    size = 0
-    for text in corpus.texts():
-        texts.append(text)
-        size += len(text.encode())
-        if size >= BATCH_BYTES:
-            yield texts, size
-            texts, size = [], 0
-    if texts:
-        yield texts, size
