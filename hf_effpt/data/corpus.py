@@ -33,6 +33,7 @@ class Corpus:
         fingerprint (`Callable[[], str]`): Hash of the contents, computed at first use.
         num_bytes (`int`, *optional*): Estimated UTF-8 bytes of text, if known without reading.
         text_column (`str`, *optional*, defaults to `"text"`): Column of the text in tabular sources.
+        files (`Sequence[Path]`, *optional*): Files that are read.
     """
 
     def __init__(
@@ -42,8 +43,9 @@ class Corpus:
         fingerprint: Callable[[], str],
         num_bytes: int | None = None,
         text_column: str = "text",
+        files: Sequence[Path] = (),
     ):
-        self.name, self.num_bytes, self.text_column = name, num_bytes, text_column
+        self.name, self.num_bytes, self.text_column, self.files = name, num_bytes, text_column, tuple(files)
         self._read, self._fingerprint = read, fingerprint
 
     @cached_property
@@ -73,7 +75,12 @@ class Corpus:
     def in_parts(self) -> "Corpus":
         """The same text, of which each part of a long document counts as a document."""
         return Corpus(
-            self.name, lambda: map(str, self.parts()), lambda: self.fingerprint, self.num_bytes, self.text_column
+            self.name,
+            lambda: map(str, self.parts()),
+            lambda: self.fingerprint,
+            self.num_bytes,
+            self.text_column,
+            self.files,
         )
 
     def __repr__(self) -> str:
@@ -118,15 +125,18 @@ def open_corpus(dataset: str, *, text_column: str = "text", split: str = "train"
         return Corpus(dataset, *open_pydoc())
     if dataset.startswith("builtin:"):
         raise EffptError(f"There is no dataset {dataset!r}; the only one built in is builtin:pydoc.")
-    path = Path(dataset).expanduser()
+    path, files = Path(dataset).expanduser(), []
     if path.is_dir() and ((path / "state.json").exists() or (path / "dataset_dict.json").exists()):
         source = open_saved(path, text_column, split)
     elif path.is_dir():
-        source = _open_files(_files_of_folder(path, split), text_column)
+        files = _files_of_folder(path, split)
+        source = _open_files(files, text_column)
     elif path.exists():
-        source = _open_files([path], text_column, single=True)
+        files = [path]
+        source = _open_files(files, text_column, single=True)
     elif glob.has_magic(dataset):
-        source = _open_files(_files_of_pattern(path), text_column)
+        files = _files_of_pattern(path)
+        source = _open_files(files, text_column)
     elif _looks_like_path(dataset):
         raise EffptError(
             f"There is no file or folder {dataset!r} (looked for {path.absolute()}). Give a file or folder of "
@@ -134,7 +144,7 @@ def open_corpus(dataset: str, *, text_column: str = "text", split: str = "train"
         )
     else:
         source = open_hub(dataset, text_column, split, streaming)
-    return Corpus(dataset, *source, text_column)
+    return Corpus(dataset, *source, text_column, files)
 
 
 def _looks_like_path(dataset: str) -> bool:

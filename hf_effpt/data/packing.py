@@ -16,7 +16,8 @@ from hf_effpt.data.cache import build_once, cache_folder
 from hf_effpt.data.corpus import Corpus, open_corpus
 from hf_effpt.data.document_selection import Kept
 from hf_effpt.data.encoding import TextEncoder
-from hf_effpt.data.packed_rows import PackedRows, facts
+from hf_effpt.data.holding_out import held_out, open_validation, report_doubles
+from hf_effpt.data.packed_rows import PackedRows, add_facts, facts
 from hf_effpt.data.row_builders import IsolatedRows, StreamRows
 from hf_effpt.data.row_writer import RowWriter
 from hf_effpt.data.token_file import TokenFile
@@ -74,25 +75,18 @@ def pack(
         raise EffptError(f"sequence_length={sequence_length} leaves no room for text; it must be at least 8.")
     if num_proc is not None and num_proc < 1:
         raise EffptError(f"num_proc={num_proc} must be at least 1, or None for every core.")
-    share = validation if isinstance(validation, int | float) else None
-    if share is not None and not 0 < share < 1:
-        raise EffptError(
-            f"validation={share} must be a share between 0 and 1, as 0.01 for one document in a hundred, a dataset "
-            "of its own, or None for no validation."
-        )
     corpus = open_corpus(corpus) if isinstance(corpus, str) else corpus
-    if isinstance(validation, str):
-        validation = open_corpus(validation, text_column=corpus.text_column, split="validation")
+    validation = open_validation(validation, corpus)
+    share = None if isinstance(validation, Corpus) else validation
     settings = _Settings(tokenizer, sequence_length, isolate_documents, cache_folder(cache_dir), num_proc)
-    if validation is None or share is not None:
-        return _Packing(corpus, settings, share, seed, kept).load()
-    aside = _Packing(validation, settings).load()["train"]
-    return DatasetDict({"train": _Packing(corpus, settings, kept=kept).load()["train"], "validation": aside})
-
-
-def held_out(numbers: np.ndarray, share: float | None, seed: int = 0) -> np.ndarray:
-    """`True` for held-out documents, bool of shape `(documents,)`, by their numbers in the corpus; see `pack`."""
-    return np.zeros(len(numbers), bool) if share is None else indexed(numbers, seed) < share
+    training = _Packing(corpus, settings, share, seed, kept)
+    packed, held_out_keys = training.load(), training.keys("validation")
+    if isinstance(validation, Corpus):
+        aside = _Packing(validation, settings)
+        packed["validation"], held_out_keys = aside.load()["train"], aside.keys("train")
+    if "validation" in packed:
+        report_doubles(packed["train"], training.keys("train"), held_out_keys, settings.cache)
+    return packed
 
 
 class _Settings:
@@ -125,16 +119,19 @@ class _Packing:
         key = whole = _hash(parts)
         if self.kept is not None:
             key = _hash([*parts, self.kept.fingerprint])
-        folder = build_once(self.settings.cache / "packed" / key, lambda target: self._build(target, key))
+        self.folder = folder = build_once(
+            self.settings.cache / "packed" / key, lambda target: self._build(target, key)
+        )
         splits = ["train"] if self.share is None else ["train", "validation"]
         packed = DatasetDict({split: _load(folder, split, f"{key}-{split}") for split in splits})
         if self.kept is not None:
             # Not written to the cache: the same documents may have been chosen in another way.
-            info = packed["train"].info
-            known = json.loads(info.description)
-            known["hf_effpt"]["select"] = {**self.kept.facts, "unselected_fingerprint": f"{whole}-train"}
-            info.description = json.dumps(known)
+            add_facts(packed["train"], select={**self.kept.facts, "unselected_fingerprint": f"{whole}-train"})
         return packed
+
+    def keys(self, split: str) -> Path:
+        """File of the content keys of a split's documents, once it is loaded."""
+        return self.folder / f"{split}-keys.bin"
 
     def _build(self, target: Path, key: str) -> None:
         """Packs the corpus into `target`; holds out more documents than asked for if those make no row."""
@@ -149,7 +146,10 @@ class _Packing:
             aside = held_out(np.arange(text.documents), self.share, self.seed)
             chosen = {"train": ~aside if self.kept is None else ~aside & self.kept.chosen_N, "validation": aside}
             writers = self._write(text, target, chosen)
-            counted = {split: self._counted(text, documents) for split, documents in chosen.items()}
+            counted = {
+                split: self._count(text, documents, target / f"{split}-keys.bin")
+                for split, documents in chosen.items()
+            }
             if not writers["train"].rows:
                 self._refuse(counted["train"]["bytes"])
             if self.share is None or writers["validation"].rows:
@@ -180,12 +180,14 @@ class _Packing:
                     writers[split].add(run.tokens[np.repeat(here, run.lengths)], ends)
         return writers
 
-    def _counted(self, text: TokenFile, documents: np.ndarray) -> dict[str, int]:
-        """Number and bytes of the chosen documents that have tokens; control characters alone have none."""
+    def _count(self, text: TokenFile, documents: np.ndarray, keys: Path) -> dict[str, int]:
+        """Number and bytes of the chosen documents that have tokens, as not all have; writes their content keys."""
         number = size = first = 0
-        for table in text.table():
-            full = table[documents[first : first + len(table)] & (table["tokens"] > 0)]
-            number, size, first = number + len(full), size + int(full["bytes"].sum()), first + len(table)
+        with keys.open("wb") as file:
+            for table in text.table():
+                full = table[documents[first : first + len(table)] & (table["tokens"] > 0)]
+                number, size, first = number + len(full), size + int(full["bytes"].sum()), first + len(table)
+                full["key"].tofile(file)
         return {"documents": number, "bytes": size}
 
     def _refuse(self, text_bytes: int) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 from datasets.utils import tqdm
 
 from hf_effpt.data.corpus import Corpus
+from hf_effpt.data.document_meter import DocumentMeter
 from hf_effpt.data.encoding import TextEncoder
 from hf_effpt.data.long_documents import Part
 
@@ -15,7 +16,7 @@ from hf_effpt.data.long_documents import Part
 BATCH_BYTES, BATCH_TEXTS = 2 * 2**20, 16384
 # Documents and tokens read back at a time.
 TABLE_ROWS, RUN_TOKENS = 2**16, 2**20
-DOCUMENT = np.dtype([("tokens", "<i8"), ("bytes", "<i8")])
+DOCUMENT = np.dtype([("tokens", "<i8"), ("bytes", "<i8"), ("key", "<u8")])
 
 
 class Run(NamedTuple):
@@ -32,7 +33,7 @@ class Run(NamedTuple):
 
 
 class TokenFile:
-    """Tokens and sizes of all documents of a corpus, in order, written by one pass over its text.
+    """Tokens, sizes and content keys of all documents of a corpus, in order, written by one pass over its text.
 
     Args:
         folder (`Path`): Folder for its two files.
@@ -47,21 +48,21 @@ class TokenFile:
     def fill(self, corpus: Corpus) -> None:
         """Tokenises the corpus; raises the `EffptError` of text that cannot be read."""
         bar = tqdm(total=corpus.num_bytes, desc=f"Packing {corpus.name}", unit="B", unit_scale=True, disable=None)
-        count, size, goes_on = 0, 0, False
+        meter, count, goes_on = DocumentMeter(), 0, False
         with bar, self._tokens.open("wb") as tokens, self._table.open("wb") as table:
-            for parts, sizes in _batches(corpus):
+            for parts, size in _batches(corpus):
                 encoded = self._encoder.encode_parts(parts, goes_on)
                 np.concatenate(encoded).tofile(tokens)
                 rows = []
-                for part, ids, part_size in zip(parts, encoded, sizes, strict=True):
-                    count, size = count + len(ids), size + part_size
-                    goes_on = isinstance(part, Part)
-                    if not goes_on:
-                        rows.append((count, size))
-                        count = size = 0
+                for part, ids in zip(parts, encoded, strict=True):
+                    count += len(ids)
+                    if measured := meter.add(part):
+                        rows.append((count, *measured))
+                        count = 0
+                goes_on = isinstance(parts[-1], Part)
                 np.array(rows, DOCUMENT).tofile(table)
                 self.documents += len(rows)
-                bar.update(sum(sizes))
+                bar.update(size)
 
     def remove(self) -> None:
         """Deletes the files."""
@@ -92,17 +93,15 @@ class TokenFile:
                 first += len(table)
 
 
-def _batches(corpus: Corpus) -> Iterator[tuple[list[str], list[int]]]:
-    """Groups of parts of documents, with their sizes in bytes."""
+def _batches(corpus: Corpus) -> Iterator[tuple[list[str], int]]:
+    """Groups of parts of documents, each with its size in bytes."""
     parts: list[str] = []
-    sizes: list[int] = []
-    total = 0
+    size = 0
     for part in corpus.parts():
         parts.append(part)
-        sizes.append(len(part.encode()))
-        total += sizes[-1]
-        if total >= BATCH_BYTES or len(parts) >= BATCH_TEXTS:
-            yield parts, sizes
-            parts, sizes, total = [], [], 0
+        size += len(part.encode())
+        if size >= BATCH_BYTES or len(parts) >= BATCH_TEXTS:
+            yield parts, size
+            parts, size = [], 0
     if parts:
-        yield parts, sizes
+        yield parts, size

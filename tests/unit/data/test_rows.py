@@ -15,7 +15,7 @@ LENGTHS = st.integers(8, 40)
 GROUPS = st.lists(st.lists(st.integers(1, 120), max_size=8), min_size=1, max_size=6)
 
 # Tokens that arrive together; `None` for those of a group.
-RUNS = st.sampled_from([None, 1, 7, 1000])
+RUNS = st.sampled_from([None, 5, 1000])
 
 
 def documents_of(groups: list[list[int]]) -> list[list[np.ndarray]]:
@@ -41,6 +41,7 @@ def build(builder, groups: list[list[np.ndarray]], run: int | None = None) -> di
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
+@settings(deadline=None)
 @given(GROUPS, LENGTHS, RUNS)
 def test_stream_rows_hold_the_stream_in_order(groups, length, run):
     groups = documents_of(groups)
