@@ -2,6 +2,7 @@
 
 cache                 folder of prepared data; builds that arrive whole or not at all
 corpus                any source of text as documents, with a fingerprint
+  text_files          files of a folder, by splits
   file_readers        documents of .txt, .jsonl and .parquet files
   datasets_sources    documents of saved `datasets` folders and the Hub
   pydoc, docstrings   `builtin:pydoc`, the documentation of the installed packages
