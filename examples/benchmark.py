@@ -57,7 +57,7 @@ def measure(side: str, shape: tuple, dropout: float, dataset: str) -> dict:
     recipe = Recipe.load({"data": {"dataset": dataset, "sequence_length": LENGTH}})
     corpus = open_corpus(dataset)
     tokenizer = prepare_tokenizer(recipe, corpus)
-    rows = prepare_rows(recipe, corpus, tokenizer)["train"].select(range(batch * (steps + 1)))
+    rows = prepare_rows(recipe, corpus, tokenizer, recipe.data.held_out)["train"].select(range(batch * (steps + 1)))
     sizes = {
         "vocab_size": vocabulary,
         "num_hidden_layers": layers,

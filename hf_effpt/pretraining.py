@@ -19,6 +19,7 @@ from hf_effpt.core.objectives import floor_in, measured_as
 from hf_effpt.data.cache import build_once, cache_folder
 from hf_effpt.data.corpus import Corpus, open_corpus
 from hf_effpt.data.document_selection import Kept
+from hf_effpt.data.holding_out import open_validation
 from hf_effpt.data.masking import DataCollatorForMaskedLM
 from hf_effpt.data.packing import facts, pack
 from hf_effpt.data.tokenizer_report import tokenizer_report
@@ -133,7 +134,7 @@ def pretrain(recipe: Recipe, *, resume: bool | str = False) -> RunResult:
     claim(out, recipe, bool(resume))
     corpus, tokenizer, rows = prepare_data(recipe)
     trainer = build_trainer(recipe, tokenizer, rows)
-    report = tokenizer_report(tokenizer, corpus.texts(), max_bytes=2**20)
+    report = tokenizer_report(tokenizer, corpus.in_parts().texts(), max_bytes=2**20)
     known = {"recipe": recipe.resolved(), "data": facts(rows["train"]), "tokenizer": asdict(report)}
     trainer.facts = known
     if trainer.is_world_process_zero():
@@ -212,16 +213,17 @@ def prepare_data(recipe: Recipe) -> tuple[Corpus, PreTrainedTokenizerBase, Datas
     """
     data, kept = recipe.data, None
     corpus = open_corpus(data.dataset, text_column=data.text_column, split=data.split, streaming=data.streaming)
+    # Of a source with splits its validation split, whichever split is trained on.
+    validation = open_validation(data.held_out, corpus)
     if data.selection is not None:
-        share = data.held_out if isinstance(data.held_out, float) else None
-        kept = select_documents(corpus, data.selection, share, cache_dir=data.cache_dir)
+        kept = select_documents(corpus, data.selection, validation, cache_dir=data.cache_dir)
         # It prepares the data, like packing. Its seconds are in `run.json` under `data.select`, too.
         logger.info(
             "data.select: %s of %s documents kept; selecting them took %.1f s, which the clock is not charged for",
             f"{kept.facts['kept']:,}", f"{kept.facts['documents']:,}", kept.facts["seconds"],
         )  # fmt: skip
     tokenizer = prepare_tokenizer(recipe, corpus)
-    return corpus, tokenizer, prepare_rows(recipe, corpus, tokenizer, kept)
+    return corpus, tokenizer, prepare_rows(recipe, corpus, tokenizer, validation, kept)
 
 
 def prepare_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase:
@@ -252,22 +254,27 @@ def _load_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase:
     }
     key = hashlib.sha256(json.dumps([TOKENIZERS, corpus.fingerprint, settings]).encode()).hexdigest()[:32]
     folder = build_once(
-        cache_folder(data.cache_dir) / f"tokenizer-{key}", lambda new: train_tokenizer(corpus, **settings, out=new)
+        cache_folder(data.cache_dir) / f"tokenizer-{key}",
+        lambda new: train_tokenizer(corpus.in_parts(), **settings, out=new),
     )
     return AutoTokenizer.from_pretrained(folder)
 
 
 def prepare_rows(
-    recipe: Recipe, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, kept: Kept | None = None
+    recipe: Recipe,
+    corpus: Corpus,
+    tokenizer: PreTrainedTokenizerBase,
+    validation: float | Corpus | None,
+    kept: Kept | None = None,
 ) -> DatasetDict:
-    """Packs the training rows, from the documents in `kept`, and the held-out rows."""
+    """Packs the training rows, from the documents in `kept`, and the held-out rows; `validation` as for `pack`."""
     data = recipe.data
     return pack(
         corpus,
         tokenizer,
         sequence_length=data.sequence_length,
         isolate_documents=data.isolate_documents,
-        validation=data.held_out,  # for a source with splits its validation split, whichever split is trained on
+        validation=validation,
         kept=kept,
         cache_dir=data.cache_dir,
         num_proc=data.num_proc,

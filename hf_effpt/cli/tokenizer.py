@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> None:
     from hf_effpt.data.tokenizer_report import tokenizer_report
     from hf_effpt.data.tokenizer_training import train_tokenizer
 
-    corpus = open_corpus(args.corpus, text_column=args.text_column)
+    corpus = open_corpus(args.corpus, text_column=args.text_column).in_parts()
     tokenizer = train_tokenizer(
         corpus,
         vocab_size=args.vocab_size,

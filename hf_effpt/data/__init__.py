@@ -2,16 +2,21 @@
 
 cache                 folder of prepared data; builds that arrive whole or not at all
 corpus                any source of text as documents, with a fingerprint
+  text_files          files of a folder, by splits
   file_readers        documents of .txt, .jsonl and .parquet files
   datasets_sources    documents of saved `datasets` folders and the Hub
   pydoc, docstrings   `builtin:pydoc`, the documentation of the installed packages
+long_documents        parts of long documents
+document_meter        sizes of documents, and keys that equal ones share
 document_selection    removal of duplicate documents, choice by loss
 tokenizer_training    `train_tokenizer`
 tokenizer_report      fertility and other statistics of a tokenizer
 vocabulary            special tokens
 words                 tokens that continue or close words
 encoding              tokenisation of many documents at once
+holding_out           text that is held out, and training documents that equal it
 packing               `pack`: a corpus as fixed-length rows on disk
+  token_file          tokens of a corpus on disk, from one pass over its text
   row_builders        rows from documents
   row_writer          rows to an Arrow file
 packed_rows           batched reading of those rows

@@ -3,7 +3,6 @@
 import glob
 import hashlib
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -12,15 +11,9 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.data.cache import content_hash
 from hf_effpt.data.datasets_sources import open_hub, open_saved
 from hf_effpt.data.file_readers import READERS, Source, parquet_text_bytes, read_txt_paragraphs
+from hf_effpt.data.long_documents import Part, in_parts, joined
 from hf_effpt.data.pydoc import open_pydoc
-
-SUPPORTED = ", ".join(READERS)
-# Spellings of a split in file names, as `datasets` reads them.
-SPLITS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
+from hf_effpt.data.text_files import SUPPORTED, files_of_folder, files_of_pattern
 
 
 class Corpus:
@@ -32,6 +25,7 @@ class Corpus:
         fingerprint (`Callable[[], str]`): Hash of the contents, computed at first use.
         num_bytes (`int`, *optional*): Estimated UTF-8 bytes of text, if known without reading.
         text_column (`str`, *optional*, defaults to `"text"`): Column of the text in tabular sources.
+        files (`Sequence[Path]`, *optional*): Files that are read.
     """
 
     def __init__(
@@ -41,8 +35,9 @@ class Corpus:
         fingerprint: Callable[[], str],
         num_bytes: int | None = None,
         text_column: str = "text",
+        files: Sequence[Path] = (),
     ):
-        self.name, self.num_bytes, self.text_column = name, num_bytes, text_column
+        self.name, self.num_bytes, self.text_column, self.files = name, num_bytes, text_column, tuple(files)
         self._read, self._fingerprint = read, fingerprint
 
     @cached_property
@@ -52,16 +47,33 @@ class Corpus:
 
     def texts(self) -> Iterator[str]:
         """Yields every document that is not blank; raises an `EffptError` at the end of the pass if there was none."""
-        empty = True
-        for text in self._read():
-            if text and not text.isspace():
+        return joined(self.parts())
+
+    def parts(self) -> Iterator[str]:
+        """Yields the documents of `texts`, long ones in [`Part`]s, so that memory does not grow with their length."""
+        empty = blank = True
+        for text in in_parts(self._read()):
+            blank = blank and (not text or text.isspace())
+            if not blank:
                 empty = False
                 yield text
+            blank = blank or not isinstance(text, Part)
         if empty:
             raise EffptError(
                 f"The dataset {self.name!r} is empty: it holds no document with text in it. Point data.dataset at "
                 "files with text, or use builtin:pydoc to try things out."
             )
+
+    def in_parts(self) -> "Corpus":
+        """The same text, of which each part of a long document counts as a document."""
+        return Corpus(
+            self.name,
+            lambda: map(str, self.parts()),
+            lambda: self.fingerprint,
+            self.num_bytes,
+            self.text_column,
+            self.files,
+        )
 
     def __repr__(self) -> str:
         return f"Corpus({self.name!r})"
@@ -84,7 +96,7 @@ def open_corpus(dataset: str, *, text_column: str = "text", split: str = "train"
     `dataset` may be
 
     - a folder of `.txt` (one document a file), `.jsonl` and `.parquet` files, sub-folders included, in sorted order;
-      if every file name contains a split's name (`train-00000.parquet`, `validation.jsonl`), only files of `split`;
+      if folders or files are named after splits (`validation/`, `train-00000.parquet`), only files of `split`;
     - one such file, or a pattern (`corpus/train-*.parquet`); in a single `.txt` file blank lines separate documents;
     - a folder written by `Dataset.save_to_disk` or `DatasetDict.save_to_disk`;
     - `builtin:pydoc`, the English documentation of the Python packages installed on this machine;
@@ -105,15 +117,18 @@ def open_corpus(dataset: str, *, text_column: str = "text", split: str = "train"
         return Corpus(dataset, *open_pydoc())
     if dataset.startswith("builtin:"):
         raise EffptError(f"There is no dataset {dataset!r}; the only one built in is builtin:pydoc.")
-    path = Path(dataset).expanduser()
+    path, files = Path(dataset).expanduser(), []
     if path.is_dir() and ((path / "state.json").exists() or (path / "dataset_dict.json").exists()):
         source = open_saved(path, text_column, split)
     elif path.is_dir():
-        source = _open_files(_files_of_folder(path, split), text_column)
+        files = files_of_folder(path, split)
+        source = _open_files(files, text_column)
     elif path.exists():
-        source = _open_files([path], text_column, single=True)
+        files = [path]
+        source = _open_files(files, text_column, single=True)
     elif glob.has_magic(dataset):
-        source = _open_files(_files_of_pattern(path), text_column)
+        files = files_of_pattern(path)
+        source = _open_files(files, text_column)
     elif _looks_like_path(dataset):
         raise EffptError(
             f"There is no file or folder {dataset!r} (looked for {path.absolute()}). Give a file or folder of "
@@ -121,52 +136,13 @@ def open_corpus(dataset: str, *, text_column: str = "text", split: str = "train"
         )
     else:
         source = open_hub(dataset, text_column, split, streaming)
-    return Corpus(dataset, *source, text_column)
+    return Corpus(dataset, *source, text_column, files)
 
 
 def _looks_like_path(dataset: str) -> bool:
     """`True` unless `dataset` can be a Hub id: `name` or `organisation/name`, with an optional `:configuration`."""
     is_id = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(:[\w.-]+)?", dataset)
     return not is_id or Path(dataset).suffix in READERS
-
-
-def _files_of_pattern(pattern: Path) -> list[Path]:
-    files = sorted(Path(name) for name in glob.glob(str(pattern), recursive=True) if Path(name).is_file())
-    if not files:
-        raise EffptError(f"No file matches {str(pattern)!r} (seen from {Path.cwd()}).")
-    return files
-
-
-def _files_of_folder(folder: Path, split: str) -> list[Path]:
-    """Supported files below `folder` in sorted order; only those of `split` if all are named after splits."""
-    found = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
-    files = [path for path in found if path.suffix.lower() in READERS]
-    if not files:
-        kinds = Counter(path.suffix or path.name for path in found)
-        listing = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5)) or "nothing"
-        raise EffptError(
-            f"The folder {folder} has no readable text: it holds {listing}, needed is one of {SUPPORTED} (unpacked, "
-            "with this ending)."
-        )
-    splits = [_split_of(path) for path in files]
-    if None in splits:
-        return files
-    chosen = [path for path, of in zip(files, splits, strict=True) if of == SPLITS.get(split, split)]
-    if not chosen:
-        raise EffptError(
-            f"The files in {folder} are named after the splits {sorted(set(splits))}, none of them {split!r}. "
-            f"Set data.split, or name the files: {folder}/*{files[0].suffix}"
-        )
-    return chosen
-
-
-def _split_of(path: Path) -> str | None:
-    words = re.split(r"[^a-z]+", path.stem.lower())
-    return next((SPLITS[word] for word in words if word in SPLITS), None)
 
 
 def _open_files(files: list[Path], text_column: str, single: bool = False) -> Source:

@@ -8,7 +8,7 @@ import datasets
 from datasets import Dataset, DatasetDict, IterableDataset
 
 from hf_effpt.core.errors import EffptError, first_line
-from hf_effpt.data.file_readers import Source, check_text_column, missing_column
+from hf_effpt.data.file_readers import CHUNK_BYTES, Source, check_text_column, missing_column
 
 
 def open_saved(path: Path, text_column: str, split: str) -> Source:
@@ -46,10 +46,11 @@ def open_hub(dataset: str, text_column: str, split: str, streaming: bool) -> Sou
 
 def _source(dataset: Dataset | IterableDataset, name: str, text_column: str, version: str = "") -> Source:
     """Reader, fingerprint and size; `version` identifies a streamed dataset, one on disk has its own fingerprint."""
-    num_bytes = None
+    num_bytes, at_once = None, 1000
     if isinstance(dataset, Dataset):
         check_text_column(f"The dataset {name!r}", dataset.features.arrow_schema, text_column)
         num_bytes = dataset.data.column(text_column).nbytes
+        at_once = max(1, min(at_once, CHUNK_BYTES * len(dataset) // max(1, num_bytes)))
         version = dataset._fingerprint
     else:
         columns = dataset.column_names or list(next(iter(dataset), {}))
@@ -57,7 +58,7 @@ def _source(dataset: Dataset | IterableDataset, name: str, text_column: str, ver
             raise missing_column(f"The dataset {name!r}", text_column, columns)
 
     def read() -> Iterator[str]:
-        for batch in dataset.with_format(None).select_columns([text_column]).iter(batch_size=1000):
+        for batch in dataset.with_format(None).select_columns([text_column]).iter(at_once):
             for text in batch[text_column]:
                 yield text or ""
 

@@ -8,12 +8,14 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from typing import Any, Literal, get_args
 
 import numpy as np
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.shares import part_of
+from hf_effpt.data.document_meter import content_keys
 
 Deduplicate = Literal["exact", "near", "semantic"]
 Band = Literal["low", "middle", "high"]
@@ -35,9 +37,10 @@ class SelectSettings:
     """Rules by which documents are selected; duplicates are removed before documents are chosen by loss.
 
     Args:
-        deduplicate (`str`, *optional*): duplicates to remove: `exact`, equal up to case and white space; `near`, with
-            similar sets of runs of five words, or of ten characters where text has no spaces; or `semantic`, with
-            similar embeddings by `model` (Abbas et al., 2023, SemDeDup, arXiv 2303.09540).
+        deduplicate (`str`, *optional*): duplicates to remove, of other documents and of held-out ones: `exact`, equal
+            up to case and white space; `near`, with similar sets of runs of five words, or of ten characters where
+            text has no spaces; or `semantic`, with similar embeddings by `model` (Abbas et al., 2023, SemDeDup, arXiv
+            2303.09540).
         similarity (`float`, *optional*): threshold in (0, 1] from which on documents are duplicates: estimated
             Jaccard similarity for `near`, 0.8 by default; cosine below 1 for `semantic`, 0.95 by default.
         model (`str`, *optional*): folder of a stock checkpoint: any encoder for embeddings, a masked language model
@@ -115,23 +118,23 @@ class Kept:
         return hashlib.sha256(self.chosen_N.astype(bool).tobytes()).hexdigest()[:32]
 
 
-def without_exact(texts: Iterable[str]) -> np.ndarray:
-    """Keeps the first of equal documents, up to case and white space; bool of shape `(documents,)`."""
-    seen: set[bytes] = set()
-    stays = []
-    for text in texts:
-        words = hashlib.sha256(" ".join(_words(text)).encode()).digest()[:16]
-        stays.append(words not in seen)
-        seen.add(words)
-    return np.array(stays, bool)
+def without_exact(texts: Iterable[str], held_out: Iterable[str] = ()) -> np.ndarray:
+    """Keeps the first of equal documents, up to case and white space, unless it equals one of `held_out`.
+
+    Documents may come in parts. Returns bool of shape `(documents,)`.
+    """
+    keys = content_keys(texts)
+    stays = np.zeros(len(keys), bool)
+    stays[np.unique(keys, return_index=True)[1]] = True
+    return stays & ~np.isin(keys, content_keys(held_out))
 
 
-def without_near(texts: Iterable[str], similarity: float) -> np.ndarray:
-    """Keeps documents that resemble no kept one before them (MinHash and LSH; Lee et al., 2022, arXiv 2107.06499).
+def without_near(texts: Iterable[str], similarity: float, held_out: Iterable[str] = ()) -> np.ndarray:
+    """Keeps documents that resemble neither a kept one before them nor one of `held_out`.
 
-    Compares `similarity` with the Jaccard similarity of sets of five-word runs, or runs of ten characters in documents
-    without spaces, estimated by 128 permutations (standard error up to 0.05). Returns bool of shape `(documents,)`;
-    raises an `EffptError` without datasketch.
+    It is MinHash with LSH (Lee et al., 2022, arXiv 2107.06499): compares `similarity` with the Jaccard similarity of
+    sets of five-word runs, or runs of ten characters in documents without spaces, estimated by 128 permutations
+    (standard error up to 0.05). Returns bool of shape `(documents,)`; raises an `EffptError` without datasketch.
     """
     datasketch = require_datasketch()
     empty = datasketch.MinHash(PERMUTATIONS)
@@ -140,15 +143,17 @@ def without_near(texts: Iterable[str], similarity: float) -> np.ndarray:
         # would have no bands.
         index = datasketch.MinHashLSH(min(similarity, 0.9), PERMUTATIONS, weights=(0.1, 0.9))
     kept: dict[int, np.ndarray] = {}
-    stays = []
-    for number, text in enumerate(texts):
+    stays: list[bool] = []
+    marked = chain(((text, True) for text in held_out), ((text, False) for text in texts))
+    for number, (text, apart) in enumerate(marked):
         sketch = empty.copy()
         shingles = _shingles(text)
         for first in range(0, len(shingles), SHINGLES_AT_ONCE):
             sketch.update_batch(shingles[first : first + SHINGLES_AT_ONCE])
         values = sketch.hashvalues
-        stays.append(all(np.mean(kept[other] == values) < similarity for other in index.query(sketch)))
-        if stays[-1]:
+        if not apart:
+            stays.append(all(np.mean(kept[other] == values) < similarity for other in index.query(sketch)))
+        if apart or stays[-1]:
             kept[number] = values
             index.insert(number, sketch)
     return np.array(stays, bool)
@@ -166,30 +171,33 @@ def require_datasketch() -> Any:
     return datasketch
 
 
-def without_semantic(embeddings_ND: np.ndarray, similarity: float) -> np.ndarray:
+def without_semantic(
+    embeddings_ND: np.ndarray, similarity: float, held_out_HD: np.ndarray | None = None
+) -> np.ndarray:
     """Removes semantic duplicates (Abbas et al., 2023, SemDeDup, arXiv 2303.09540).
 
     Documents are clustered by k-means into about as many clusters as the square root of their number. Of alike ones
     in a cluster the farthest from its centre stays: a document is dropped if its cosine with any farther one, kept or
-    not, is above `similarity` (released code, `semdedup.py`). `embeddings_ND` may have any norm. Returns `True` for
-    kept documents, bool of shape `(documents,)`.
+    not, is above `similarity` (released code, `semdedup.py`), or that with one of `held_out_HD` nearest to the same
+    centre. Embeddings may have any norm. Returns `True` for kept documents, bool of shape `(documents,)`.
     """
     with _global_generator_kept():  # scikit-learn draws from it when it is first imported
         from sklearn.cluster import MiniBatchKMeans  # here, since that is slow
 
-    lengths_N1 = np.linalg.norm(embeddings_ND, axis=1, keepdims=True)
-    unit_ND = embeddings_ND / np.maximum(lengths_N1, 1e-12)
+    unit_ND = _unit(embeddings_ND)
+    unit_HD = unit_ND[:0] if held_out_HD is None else _unit(held_out_HD.astype(unit_ND.dtype))
     # No early stopping, which a last digit would decide.
     clusters = MiniBatchKMeans(
         max(1, round(len(unit_ND) ** 0.5)), n_init=1, max_iter=ROUNDS, max_no_improvement=None, random_state=0
     ).fit(unit_ND)
+    nearest_H = clusters.predict(unit_HD) if len(unit_HD) else np.empty(0, int)
     stays = np.zeros(len(unit_ND), bool)
     for cluster, centre_D in enumerate(clusters.cluster_centers_):
         members_C = np.flatnonzero(clusters.labels_ == cluster)
         # Rounded, so that the order of equal documents does not depend on the last digit.
         nearness_C = np.round(unit_ND[members_C].astype(np.float64) @ centre_D.astype(np.float64), 6)
         members_C = members_C[np.argsort(nearness_C, kind="stable")]
-        stays[members_C] = apart(unit_ND[members_C], similarity)
+        stays[members_C] = apart(unit_ND[members_C], similarity, unit_HD[nearest_H == cluster])
     return stays
 
 
@@ -206,10 +214,15 @@ def alike_by_chance(embeddings_ND: np.ndarray, similarity: float) -> float:
     return float(((one_PD * other_PD).sum(axis=1) > similarity * np.maximum(lengths_P, 1e-12)).mean())
 
 
-def apart(unit_CD: np.ndarray, similarity: float) -> np.ndarray:
-    """Keeps unit vectors that have no cosine above `similarity` with an earlier one, kept or not."""
+def _unit(vectors_ND: np.ndarray) -> np.ndarray:
+    return vectors_ND / np.maximum(np.linalg.norm(vectors_ND, axis=1, keepdims=True), 1e-12)
+
+
+def apart(unit_CD: np.ndarray, similarity: float, others_HD: np.ndarray | None = None) -> np.ndarray:
+    """Keeps unit vectors that have no cosine above `similarity` with an earlier one, kept or not, or with others."""
     nearest = ((unit_CD[:number] @ unit_CD[number]).max(initial=-1.0) for number in range(len(unit_CD)))
-    return np.fromiter((cosine <= similarity for cosine in nearest), bool, len(unit_CD))
+    stays_C = np.fromiter((cosine <= similarity for cosine in nearest), bool, len(unit_CD))
+    return stays_C if others_HD is None else stays_C & ~np.any(unit_CD @ others_HD.T > similarity, axis=1)
 
 
 def in_band(losses_N: np.ndarray, keep: float, band: Band) -> np.ndarray:

@@ -2,29 +2,32 @@
 
 import hashlib
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 
+from hf_effpt.data.long_documents import Part, in_parts
 from hf_effpt.data.vocabulary import text_backend
-
-# Documents longer than this are cut, so that threads share the work and memory stays small.
-CUT_CHARACTERS = 64 * 1024
-_WORD_GAP = re.compile(r"(?<=\S) (?=\S)")
 
 
 class TextEncoder:
     """Tokenises documents without special tokens.
+
+    Long documents are tokenised in parts, so that threads share the work and memory stays small. Their tokens are
+    those of the whole document if a word's tokens do not depend on its neighbours, as in WordPiece, byte-level BPE and
+    SentencePiece, and if there are spaces to cut at; else a word at a cut may be split otherwise.
 
     `dtype` is that of the id arrays; `num_proc` is 1 for one thread, by default every core.
     """
 
     def __init__(self, tokenizer, dtype: np.dtype, num_proc: int | None = None):
         self.backend, self.dtype, self.num_proc = text_backend(tokenizer), dtype, num_proc
-        # Texts may be cut if a word's ids do not depend on its neighbours; some tokenizers mark where texts begin.
-        self.cuts = self._ids("so be it") == self._ids("so") + self._ids(" be") + self._ids(" it")
+        # Some tokenizers mark where texts begin, as others mark a space: for them the space at a cut is left out.
+        kept = self._ids("so") + self._ids(" be") + self._ids(" it")
+        self.omits_gap = self._ids("so be it") not in (kept, []) and self._ids("so be it") == (
+            self._ids("so") + self._ids("be") + self._ids("it")
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -33,23 +36,24 @@ class TextEncoder:
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         """Token ids of each text, a 1-D array per text."""
-        cuts = [self._cut(text) for text in texts]
-        pieces = [piece for cut in cuts for piece in cut]
-        with _threads(self.num_proc):
-            encodings = self.backend.encode_batch_fast(pieces, add_special_tokens=False)
-        encoded = iter([np.array(encoding.ids, self.dtype) for encoding in encodings])
-        return [next(encoded) if len(cut) == 1 else np.concatenate([next(encoded) for _ in cut]) for cut in cuts]
+        parts = list(in_parts(texts))
+        encoded, documents = iter(self.encode_parts(parts)), []
+        held: list[np.ndarray] = []
+        for part in parts:
+            held.append(next(encoded))
+            if not isinstance(part, Part):
+                documents.append(held[0] if len(held) == 1 else np.concatenate(held))
+                held = []
+        return documents
 
-    def _cut(self, text: str) -> list[str]:
-        """Parts of a long text, each from one gap between words to another."""
-        pieces, start = [], 0
-        while self.cuts and len(text) - start > CUT_CHARACTERS:
-            gap = _WORD_GAP.search(text, start + CUT_CHARACTERS)
-            if gap is None:
-                break
-            pieces.append(text[start : gap.start()])
-            start = gap.start()
-        return [*pieces, text[start:]]
+    def encode_parts(self, parts: list[str], goes_on: bool = False) -> list[np.ndarray]:
+        """Token ids of each part, a 1-D array per part; if `goes_on` is `True`, the first part begins no document."""
+        if self.omits_gap:
+            before = [goes_on, *(isinstance(part, Part) for part in parts[:-1])]
+            parts = [part.removeprefix(" ") if inner else part for part, inner in zip(parts, before, strict=True)]
+        with _threads(self.num_proc):
+            encodings = self.backend.encode_batch_fast(parts, add_special_tokens=False)
+        return [np.array(encoding.ids, self.dtype) for encoding in encodings]
 
     def _ids(self, text: str) -> list[int]:
         return self.backend.encode(text, add_special_tokens=False).ids

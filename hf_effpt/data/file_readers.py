@@ -2,34 +2,33 @@
 
 import codecs
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hf_effpt.core.errors import EffptError
+from hf_effpt.data.long_documents import Part, document_parts
 
+CHUNK_BYTES = 2**20  # read at a time
 # Parts of a corpus: a function that starts a pass over the documents, one that hashes the contents, bytes if known.
 Source = tuple[Callable[[], Iterator[str]], Callable[[], str], int | None]
 
 
 def read_txt(path: Path) -> Iterator[str]:
     """Yields the whole file as one document."""
-    yield "".join(line for _, line in _lines(path))
+    yield from document_parts(_strings(path))
 
 
 def read_txt_paragraphs(path: Path) -> Iterator[str]:
-    """Yields each run of lines between blank lines as a document; memory does not grow with the file."""
-    lines: list[str] = []
-    for _, line in _lines(path):
-        if line.strip():
-            lines.append(line)
-        elif lines:
-            yield "".join(lines).rstrip()
-            lines = []
-    if lines:
-        yield "".join(lines).rstrip()
+    """Yields each run of lines between blank lines as a document."""
+    for blank, marked in groupby(_blank_or_not(_strings(path)), itemgetter(0)):
+        if not blank:
+            for part in document_parts(string for _, string in marked):
+                yield part if isinstance(part, Part) else part.rstrip()
 
 
 def read_jsonl(path: Path, text_column: str) -> Iterator[str]:
@@ -55,17 +54,18 @@ def read_jsonl(path: Path, text_column: str) -> Iterator[str]:
         text = record[text_column]
         if not isinstance(text, str | None):
             raise _not_text(where, text_column, type(text).__name__)
-        # JSON may spell half a surrogate pair, which no tokenizer accepts.
-        yield (text or "").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        yield _without_surrogates(text or "")
 
 
 def read_parquet(path: Path, text_column: str) -> Iterator[str]:
     """Yields the strings of the column `text_column`; null is an empty document."""
     with _open_parquet(path, text_column) as file:
         try:
-            for batch in file.iter_batches(batch_size=1024, columns=[text_column]):
-                for text in batch.column(0).to_pylist():
-                    yield text or ""
+            # So many rows that a batch of long documents is small too.
+            size = parquet_text_bytes(path, text_column) // max(1, file.metadata.num_rows)
+            for batch in file.iter_batches(max(1, min(1024, CHUNK_BYTES // max(1, size))), columns=[text_column]):
+                for text in batch.column(0):
+                    yield text.as_py() or ""
         except (pa.ArrowInvalid, OSError) as error:
             raise _unreadable(path, error) from error
 
@@ -99,7 +99,7 @@ def check_text_column(where: str, schema: pa.Schema, text_column: str) -> None:
 
 def _open_parquet(path: Path, text_column: str) -> pq.ParquetFile:
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(path, buffer_size=CHUNK_BYTES)  # reads page by page
     except (pa.ArrowInvalid, OSError) as error:
         raise _unreadable(path, error) from error
     check_text_column(str(path), file.schema_arrow, text_column)
@@ -107,25 +107,69 @@ def _open_parquet(path: Path, text_column: str) -> pq.ParquetFile:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines, decoded one by one so that an error knows its offset in the file."""
-    offset = 0
+    """Numbered lines."""
+    held: list[str] = []
+    number = 1
+    for string in _strings(path):
+        held.append(string)
+        if string.endswith("\n"):
+            yield number, "".join(held)
+            held, number = [], number + 1
+    if held:
+        yield number, "".join(held)
+
+
+def _strings(path: Path) -> Iterator[str]:
+    """Lines with their ends, without carriage returns; a line of over a megabyte comes in several strings."""
+    decoder, offset, rest = codecs.getincrementaldecoder("utf-8")(), 0, ""
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            mark = len(codecs.BOM_UTF8) if number == 1 and line.startswith(codecs.BOM_UTF8) else 0
-            yield number, _decode(line[mark:], path, offset + mark).replace("\r\n", "\n")
-            offset += len(line)
+        while True:
+            data = file.read(CHUNK_BYTES)
+            offset += len(data)
+            try:
+                text = decoder.decode(data, final=not data)
+            except UnicodeDecodeError as error:
+                raise _not_utf8(path, error, offset - len(error.object)) from error
+            if offset == len(data):
+                text = text.removeprefix("\ufeff")
+            *lines, last = (rest + text).split("\n")
+            yield from (line.removesuffix("\r") + "\n" for line in lines)
+            if not data:
+                break
+            # A carriage return may belong to the line feed that comes next.
+            rest = last if lines or last.endswith("\r") else ""
+            if last and not rest:
+                yield last
+    if last:
+        yield last
 
 
-def _decode(data: bytes, path: Path, offset: int) -> str:
+def _blank_or_not(strings: Iterable[str]) -> Iterator[tuple[bool, str]]:
+    """Marks the strings that are blank lines; a string that goes on with a line is none."""
+    begins = True
+    for string in strings:
+        yield begins and string.isspace(), string
+        begins = string.endswith("\n")
+
+
+def _not_utf8(path: Path, error: UnicodeDecodeError, offset: int) -> EffptError:
+    """Error for bytes that are no UTF-8; `offset` is that of the decoder's input in the file."""
+    data: bytes = error.object
+    wide = offset == 0 and data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return EffptError(
+        f"{path} is not UTF-8 text: byte 0x{data[error.start]:02x} at offset {offset + error.start} cannot be "
+        f"decoded. Convert the file, for example: iconv -f {'UTF-16' if wide else 'WINDOWS-1252'} -t UTF-8 "
+        f"{path.name} > utf8-{path.name}"
+    )
+
+
+def _without_surrogates(text: str) -> str:
+    """Replaces halves of surrogate pairs, which JSON may spell and no tokenizer accepts."""
     try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        wide = offset == 0 and data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        raise EffptError(
-            f"{path} is not UTF-8 text: byte 0x{data[error.start]:02x} at offset {offset + error.start} cannot be "
-            f"decoded. Convert the file, for example: iconv -f {'UTF-16' if wide else 'WINDOWS-1252'} -t UTF-8 "
-            f"{path.name} > utf8-{path.name}"
-        ) from error
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def _unreadable(path: Path, error: Exception) -> EffptError:

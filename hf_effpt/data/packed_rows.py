@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -75,6 +76,7 @@ class PackedRows:
 def facts(dataset: Dataset) -> dict:
     """Describes a packed dataset: `fingerprint`, `dataset` (name of the text), its number of `documents` and `bytes`,
     `rows`, `tokens` (without padding), `sequence_length`, `isolated` and `fill` (share of rows that is not padding).
+    If text is held out, those of the training rows tell by `doubles` how many of their documents equal held-out ones.
 
     Raises an `EffptError` if it was not made by `pack`.
     """
@@ -82,6 +84,11 @@ def facts(dataset: Dataset) -> dict:
         return json.loads(dataset.info.description)["hf_effpt"]
     except (ValueError, KeyError, TypeError) as error:
         raise EffptError("This dataset does not say how it was packed: it was not made by hf_effpt.pack.") from error
+
+
+def add_facts(dataset: Dataset, **more: Any) -> None:
+    """Adds to the facts of a packed dataset, in memory only."""
+    dataset.info.description = json.dumps({"hf_effpt": facts(dataset) | more})
 
 
 def identity_of_rows(rows: PackedRows) -> str:

@@ -3,15 +3,12 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import compress
 from pathlib import Path
 
 import numpy as np
 from datasets import Dataset, DatasetDict, DatasetInfo, NamedSplit
 from datasets.table import MemoryMappedTable
-from datasets.utils import tqdm
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.random import indexed
@@ -19,17 +16,17 @@ from hf_effpt.data.cache import build_once, cache_folder
 from hf_effpt.data.corpus import Corpus, open_corpus
 from hf_effpt.data.document_selection import Kept
 from hf_effpt.data.encoding import TextEncoder
-from hf_effpt.data.packed_rows import PackedRows, facts
+from hf_effpt.data.holding_out import held_out, open_validation, report_doubles
+from hf_effpt.data.packed_rows import PackedRows, add_facts, facts
 from hf_effpt.data.row_builders import IsolatedRows, StreamRows
 from hf_effpt.data.row_writer import RowWriter
+from hf_effpt.data.token_file import TokenFile
 from hf_effpt.data.vocabulary import special_ids
 
 __all__ = ["PackedRows", "facts", "pack"]
 
 # To be raised when the rows of the same text change.
-FORMAT = 1
-# Text tokenised together.
-BATCH_BYTES = 4 * 2**20
+FORMAT = 2
 
 
 def pack(
@@ -78,25 +75,18 @@ def pack(
         raise EffptError(f"sequence_length={sequence_length} leaves no room for text; it must be at least 8.")
     if num_proc is not None and num_proc < 1:
         raise EffptError(f"num_proc={num_proc} must be at least 1, or None for every core.")
-    share = validation if isinstance(validation, int | float) else None
-    if share is not None and not 0 < share < 1:
-        raise EffptError(
-            f"validation={share} must be a share between 0 and 1, as 0.01 for one document in a hundred, a dataset "
-            "of its own, or None for no validation."
-        )
     corpus = open_corpus(corpus) if isinstance(corpus, str) else corpus
-    if isinstance(validation, str):
-        validation = open_corpus(validation, text_column=corpus.text_column, split="validation")
+    validation = open_validation(validation, corpus)
+    share = None if isinstance(validation, Corpus) else validation
     settings = _Settings(tokenizer, sequence_length, isolate_documents, cache_folder(cache_dir), num_proc)
-    if validation is None or share is not None:
-        return _Packing(corpus, settings, share, seed, kept).load()
-    aside = _Packing(validation, settings).load()["train"]
-    return DatasetDict({"train": _Packing(corpus, settings, kept=kept).load()["train"], "validation": aside})
-
-
-def held_out(numbers: np.ndarray, share: float | None, seed: int = 0) -> np.ndarray:
-    """`True` for held-out documents, bool of shape `(documents,)`, by their numbers in the corpus; see `pack`."""
-    return np.zeros(len(numbers), bool) if share is None else indexed(numbers, seed) < share
+    training = _Packing(corpus, settings, share, seed, kept)
+    packed, held_out_keys = training.load(), training.keys("validation")
+    if isinstance(validation, Corpus):
+        aside = _Packing(validation, settings)
+        packed["validation"], held_out_keys = aside.load()["train"], aside.keys("train")
+    if "validation" in packed:
+        report_doubles(packed["train"], training.keys("train"), held_out_keys, settings.cache)
+    return packed
 
 
 class _Settings:
@@ -129,36 +119,48 @@ class _Packing:
         key = whole = _hash(parts)
         if self.kept is not None:
             key = _hash([*parts, self.kept.fingerprint])
-        folder = build_once(self.settings.cache / "packed" / key, lambda target: self._build(target, key))
+        self.folder = folder = build_once(
+            self.settings.cache / "packed" / key, lambda target: self._build(target, key)
+        )
         splits = ["train"] if self.share is None else ["train", "validation"]
         packed = DatasetDict({split: _load(folder, split, f"{key}-{split}") for split in splits})
         if self.kept is not None:
             # Not written to the cache: the same documents may have been chosen in another way.
-            info = packed["train"].info
-            known = json.loads(info.description)
-            known["hf_effpt"]["select"] = {**self.kept.facts, "unselected_fingerprint": f"{whole}-train"}
-            info.description = json.dumps(known)
+            add_facts(packed["train"], select={**self.kept.facts, "unselected_fingerprint": f"{whole}-train"})
         return packed
+
+    def keys(self, split: str) -> Path:
+        """File of the content keys of a split's documents, once it is loaded."""
+        return self.folder / f"{split}-keys.bin"
 
     def _build(self, target: Path, key: str) -> None:
         """Packs the corpus into `target`; holds out more documents than asked for if those make no row."""
+        text = TokenFile(target, self.settings.encoder)
+        text.fill(self.corpus)
+        if self.kept is not None and text.documents != len(self.kept.chosen_N):
+            raise EffptError(
+                f"The dataset {self.corpus.name!r} has {text.documents:,} documents, but `kept` says of "
+                f"{len(self.kept.chosen_N):,} which are to be trained on; select among those of this dataset."
+            )
         while True:
-            writers = {
-                split: RowWriter(target / f"{split}.arrow", self.settings.builder())
-                for split in ("train", "validation")
+            aside = held_out(np.arange(text.documents), self.share, self.seed)
+            chosen = {"train": ~aside if self.kept is None else ~aside & self.kept.chosen_N, "validation": aside}
+            writers = self._write(text, target, chosen)
+            counted = {
+                split: self._count(text, documents, target / f"{split}-keys.bin")
+                for split, documents in chosen.items()
             }
-            documents = self._write(writers)
             if not writers["train"].rows:
-                self._refuse(writers["train"].text_bytes)
+                self._refuse(counted["train"]["bytes"])
             if self.share is None or writers["validation"].rows:
                 break
-            self.share = self._larger_share(documents)
+            self.share = self._larger_share(text.documents)
+        text.remove()
         for split, writer in writers.items():
             known = {
                 "fingerprint": f"{key}-{split}",
                 "dataset": self.corpus.name,
-                "documents": writer.documents,
-                "bytes": writer.text_bytes,
+                **counted[split],
                 "rows": writer.rows,
                 "tokens": writer.tokens,
                 "sequence_length": self.settings.sequence_length,
@@ -167,27 +169,26 @@ class _Packing:
             }
             (target / f"{split}.json").write_text(json.dumps({"hf_effpt": known}))
 
-    def _write(self, writers: dict[str, RowWriter]) -> int:
-        """Writes the rows in one pass over the corpus; returns its number of documents."""
-        name, kept, documents = self.corpus.name, self.kept, 0
-        bar = tqdm(total=self.corpus.num_bytes, desc=f"Packing {name}", unit="B", unit_scale=True, disable=None)
-        with bar, writers["train"], writers["validation"]:
-            for texts, size in _batches(self.corpus):
-                numbers = np.arange(documents, documents + len(texts))
-                aside = held_out(numbers, self.share, self.seed)
-                wanted = aside | True if kept is None else aside | _among(kept, numbers)
-                texts = list(compress(texts, wanted))
-                encoded = self.settings.encoder.encode(texts)
-                for split, chosen in (("train", ~aside[wanted]), ("validation", aside[wanted])):
-                    writers[split].add(list(compress(encoded, chosen)), list(compress(texts, chosen)))
-                documents += len(numbers)
-                bar.update(size)
-        if kept is not None and documents != len(kept.chosen_N):
-            raise EffptError(
-                f"The dataset {name!r} has {documents:,} documents, but `kept` says of {len(kept.chosen_N):,} which "
-                "are to be trained on; select among those of this dataset."
-            )
-        return documents
+    def _write(self, text: TokenFile, target: Path, chosen: dict[str, np.ndarray]) -> dict[str, RowWriter]:
+        """Writes the rows of the documents chosen for each split."""
+        writers = {split: RowWriter(target / f"{split}.arrow", self.settings.builder()) for split in chosen}
+        with writers["train"], writers["validation"]:
+            for run in text.runs():
+                for split, documents in chosen.items():
+                    here = documents[run.numbers]
+                    ends = np.cumsum(run.lengths[here])[run.ends[here]]
+                    writers[split].add(run.tokens[np.repeat(here, run.lengths)], ends)
+        return writers
+
+    def _count(self, text: TokenFile, documents: np.ndarray, keys: Path) -> dict[str, int]:
+        """Number and bytes of the chosen documents that have tokens, as not all have; writes their content keys."""
+        number = size = first = 0
+        with keys.open("wb") as file:
+            for table in text.table():
+                full = table[documents[first : first + len(table)] & (table["tokens"] > 0)]
+                number, size, first = number + len(full), size + int(full["bytes"].sum()), first + len(table)
+                full["key"].tofile(file)
+        return {"documents": number, "bytes": size}
 
     def _refuse(self, text_bytes: int) -> None:
         """Raises the `EffptError` for text that does not fill one row."""
@@ -221,25 +222,3 @@ def _load(folder: Path, split: str, fingerprint: str) -> Dataset:
     info = DatasetInfo(description=(folder / f"{split}.json").read_text())
     table = MemoryMappedTable.from_file(str(folder / f"{split}.arrow"))
     return Dataset(table, info=info, split=NamedSplit(split), fingerprint=fingerprint)
-
-
-def _among(kept: Kept, numbers: np.ndarray) -> np.ndarray:
-    """`True` for kept documents among these successive numbers; `False` beyond the last one of `kept`."""
-    chosen = np.zeros(len(numbers), bool)
-    known = kept.chosen_N[numbers[0] : numbers[-1] + 1]
-    chosen[: len(known)] = known
-    return chosen
-
-
-def _batches(corpus: Corpus) -> Iterator[tuple[list[str], int]]:
-    """Groups of documents of about `BATCH_BYTES`, each with its size in bytes."""
-    texts: list[str] = []
-    size = 0
-    for text in corpus.texts():
-        texts.append(text)
-        size += len(text.encode())
-        if size >= BATCH_BYTES:
-            yield texts, size
-            texts, size = [], 0
-    if texts:
-        yield texts, size

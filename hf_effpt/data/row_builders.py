@@ -4,8 +4,8 @@ import numpy as np
 
 from hf_effpt.data.vocabulary import SpecialIds
 
-# Rows of pieces that are placed together: enough for each piece to find a row that it fills.
-BLOCK_ROWS = 4096
+# Tokens of pieces that are placed together, at least 64 rows: enough for each piece to find a row that it fills.
+BLOCK_TOKENS = 2**19
 
 
 class StreamRows:
@@ -18,11 +18,9 @@ class StreamRows:
         self.length, self.ids, self.dtype = length, ids, dtype
         self._carried = np.empty(0, dtype)
 
-    def add(self, documents: list[np.ndarray]) -> dict[str, np.ndarray]:
-        """Rows that these documents complete."""
-        separator = np.array([self.ids.sep], self.dtype)
-        parts = [part for document in documents for part in (document, separator)]
-        stream = np.concatenate([self._carried, *parts])
+    def add(self, tokens: np.ndarray, ends: np.ndarray) -> dict[str, np.ndarray]:
+        """Rows that these tokens complete; documents end after `ends` of them, and the last one may go on."""
+        stream = np.concatenate([self._carried, np.insert(tokens, ends, self.ids.sep)])
         inner = self.length - 2
         count = len(stream) // inner
         rows = np.empty((count, self.length), self.dtype)
@@ -41,41 +39,44 @@ class IsolatedRows:
     """Cuts each document into pieces `[CLS] ... [SEP]` of at most L tokens and fits whole pieces into rows.
 
     The arguments are those of `StreamRows`. Rows come with `document_ids`: 1, 2, ... for the pieces of a row from
-    left to right, 0 for padding.
+    left to right, 0 for padding. A block of pieces, placed together, ends with the last whole piece among 524,288
+    tokens (of 64 rows, if they are longer).
     """
 
     def __init__(self, length: int, ids: SpecialIds, dtype: np.dtype):
         self.length, self.ids, self.dtype = length, ids, dtype
         # A piece has at least three tokens.
         self.document_dtype = np.dtype(np.uint8 if length // 3 <= 255 else np.uint16)
-        self._waiting: list[np.ndarray] = []
-        self._waiting_tokens = 0
+        self._block = max(BLOCK_TOKENS, 64 * length)
+        # Tokens that wait for their block to be full, and where documents end among them. They begin with a piece.
+        self._waiting, self._ends = np.empty(0, dtype), np.empty(0, np.int64)
 
-    def add(self, documents: list[np.ndarray]) -> dict[str, np.ndarray]:
-        """Rows of full blocks of pieces; documents of the last block wait."""
-        built = []
-        for document in documents:
-            self._waiting.append(document)
-            self._waiting_tokens += len(document)
-            if self._waiting_tokens >= BLOCK_ROWS * self.length:
-                built.append(self._place())
-        blocks = [*built, self._empty()]
-        return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+    def add(self, tokens: np.ndarray, ends: np.ndarray) -> dict[str, np.ndarray]:
+        """Rows of full blocks of pieces; arguments as for `StreamRows`."""
+        self._ends = np.concatenate([self._ends, ends + len(self._waiting)])
+        self._waiting = np.concatenate([self._waiting, tokens])
+        built = [self._empty()]
+        while len(self._waiting) >= self._block:
+            begun = self._ends[: np.searchsorted(self._ends, self._block, side="right")]
+            last = begun[-1] if len(begun) else 0
+            inner = self.length - 2
+            built.append(self._place(last + (self._block - last) // inner * inner))
+        return {name: np.concatenate([block[name] for block in built]) for name in built[0]}
 
     def finish(self) -> dict[str, np.ndarray]:
         """Rows of the pieces still waiting."""
-        return self._place() if self._waiting else self._empty()
+        return self._place(len(self._waiting)) if len(self._waiting) else self._empty()
 
     def _empty(self) -> dict[str, np.ndarray]:
         shape = (0, self.length)
         return {"input_ids": np.empty(shape, self.dtype), "document_ids": np.empty(shape, self.document_dtype)}
 
-    def _place(self) -> dict[str, np.ndarray]:
-        inner = self.length - 2
-        sizes = np.array([len(document) for document in self._waiting])
+    def _place(self, stop: int) -> dict[str, np.ndarray]:
+        """Rows of the first `stop` waiting tokens, whole pieces."""
+        inner, tokens = self.length - 2, self._waiting[:stop]
+        sizes = np.diff(np.union1d(self._ends[self._ends < stop], [stop]), prepend=0)
+        self._waiting, self._ends = self._waiting[stop:].copy(), self._ends[self._ends > stop] - stop
         pieces_of = -(-sizes // inner)
-        tokens = np.concatenate(self._waiting)
-        self._waiting, self._waiting_tokens = [], 0
         # All pieces of a document but the last are full.
         lengths = np.full(pieces_of.sum(), inner)
         lengths[np.cumsum(pieces_of) - 1] = sizes - (pieces_of - 1) * inner

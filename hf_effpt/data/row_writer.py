@@ -1,4 +1,4 @@
-"""Writer of packed rows to an Arrow file, which counts them."""
+"""Writer of packed rows to an Arrow file, which counts rows and tokens."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ class RowWriter:
     """
 
     def __init__(self, path: Path, builder: StreamRows | IsolatedRows):
-        self.documents = self.text_bytes = self.rows = self.tokens = 0
+        self.rows = self.tokens = 0
         self._builder, self._path = builder, path
         self._waiting: list[dict[str, np.ndarray]] = []
         self._waiting_bytes = 0
@@ -40,15 +40,9 @@ class RowWriter:
             self._stream.close()
         self._file.close()
 
-    def add(self, documents: list[np.ndarray], texts: list[str]) -> None:
-        """Adds documents, given as token ids and as text."""
-        # Text of control characters alone has no tokens.
-        full = [(ids, text) for ids, text in zip(documents, texts, strict=True) if len(ids)]
-        if not full:
-            return
-        self.documents += len(full)
-        self.text_bytes += sum(len(text.encode()) for _, text in full)
-        self._keep(self._builder.add([ids for ids, _ in full]))
+    def add(self, tokens: np.ndarray, ends: np.ndarray) -> None:
+        """Adds the next tokens of the documents; documents end after `ends` of them, and the last one may go on."""
+        self._keep(self._builder.add(tokens, ends))
         if self._waiting_bytes >= BLOCK_BYTES:
             self._flush()
 

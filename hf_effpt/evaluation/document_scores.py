@@ -27,8 +27,8 @@ from hf_effpt.data.cache import build_once, cache_folder
 from hf_effpt.data.corpus import Corpus
 from hf_effpt.data.document_selection import Kept, SelectSettings
 from hf_effpt.data.encoding import TextEncoder
+from hf_effpt.data.holding_out import held_out
 from hf_effpt.data.masking import DataCollatorForMaskedLM
-from hf_effpt.data.packing import held_out
 from hf_effpt.data.vocabulary import special_ids
 from hf_effpt.models.bert import token_loss
 
@@ -39,8 +39,7 @@ from .stock_checkpoint import config_of, discriminates, load, load_pretrained, r
 
 logger = logging.getLogger(__name__)
 
-# To be raised when the same settings choose other documents: the first for those that masks or runs of words choose.
-FORMAT, PLAIN_FORMAT = 2, 1
+FORMAT = 2  # to be raised when the same settings choose other documents
 ROWS, LENGTH = 4, 128  # a document is scored by this many of its first rows, of at most this many tokens
 CHARACTERS = 16  # more than a token has on average, so longer texts are cut before they are tokenised
 MOST, OFTEN = 0.5, 0.01  # implausible shares of duplicates among pairs: of all documents, and of those left
@@ -48,26 +47,31 @@ GROUP, BATCH = 512, 64  # documents tokenised together, rows scored together
 
 
 def select_documents(
-    corpus: Corpus, settings: SelectSettings, share: float | None, *, cache_dir: str | os.PathLike | None = None
+    corpus: Corpus,
+    settings: SelectSettings,
+    validation: float | Corpus | None,
+    *,
+    cache_dir: str | os.PathLike | None = None,
 ) -> Kept:
     """Chooses the documents to train on; equal text, settings and weights of the model are scored once.
 
-    Only documents that are not held out are considered, so held-out documents do not depend on the settings. The facts
-    hold the number of `documents` and of those `kept`, the `seconds` it took, the settings, and a hash of the model's
-    `weights`. For semantic duplicates they also hold the share of all pairs of documents that are duplicates, `alike`,
-    and of those left (in different clusters), `left_alike`; above 0.5 and 0.01 a warning is logged.
+    Only documents that are not held out are considered, so held-out documents do not depend on the settings. Those
+    that are duplicates of held-out ones are removed as others are. The facts hold the number of `documents` and of
+    those `kept`, the `seconds` it took, the settings, and a hash of the model's `weights`. For semantic duplicates,
+    the facts hold the share of all pairs of documents that are duplicates, `alike`, and of those left (in different
+    clusters), `left_alike`; above 0.5 and 0.01 a warning is logged.
 
-    `share` and `cache_dir` are `validation` and `cache_dir` of [`pack`]. Raises an `EffptError` if the model is
-    missing or unsuitable, datasketch is needed and not installed, or nothing is left.
+    `validation` and `cache_dir` are those of [`pack`]. Raises an `EffptError` if the model is missing or unsuitable,
+    datasketch is needed and not installed, or nothing is left.
     """
     if settings.deduplicate == "near":
         rules.require_datasketch()
     weights = check_model(settings)
     asked = {key: value for key, value in settings.settings().items() if key != "model"}
-    version = FORMAT if settings.deduplicate == "near" or settings.keep is not None else PLAIN_FORMAT
-    key = hashlib.sha256(json.dumps([version, corpus.fingerprint, asked, weights, share]).encode()).hexdigest()[:32]
+    apart = validation.fingerprint if isinstance(validation, Corpus) else validation
+    key = hashlib.sha256(json.dumps([FORMAT, corpus.fingerprint, asked, weights, apart]).encode()).hexdigest()[:32]
     folder = build_once(
-        cache_folder(cache_dir) / "selected" / key, lambda target: _select(corpus, settings, share, target)
+        cache_folder(cache_dir) / "selected" / key, lambda target: _select(corpus, settings, validation, target)
     )
     known = read_json(folder / "facts.json")
     if known.get("alike", 0.0) > MOST or known.get("left_alike", 0.0) > OFTEN:
@@ -106,11 +110,13 @@ def check_model(settings: SelectSettings) -> str | None:
     return weights_of(folder)
 
 
-def _select(corpus: Corpus, settings: SelectSettings, share: float | None, target: Path) -> None:
+def _select(corpus: Corpus, settings: SelectSettings, validation: float | Corpus | None, target: Path) -> None:
     """Writes the selection and its facts into the folder `target`."""
     began, alike = time.perf_counter(), {}
     model, tokenizer = (None, None) if settings.model is None else _load(settings)
-    chosen_N = ~held_out(np.arange(sum(1 for _ in corpus.texts())), share)
+    share = None if isinstance(validation, Corpus) else validation
+    aside_N = held_out(np.arange(sum(1 for _ in corpus.texts())), share)
+    chosen_N = ~aside_N
     documents = int(chosen_N.sum())
     if not documents:
         raise EffptError(
@@ -122,13 +128,17 @@ def _select(corpus: Corpus, settings: SelectSettings, share: float | None, targe
         left = compress(corpus.texts(), chosen_N)
         return iter(tqdm(left, total=int(chosen_N.sum()), desc=what, unit=" documents", disable=None))
 
+    def kept_apart() -> Iterator[str]:
+        return validation.texts() if isinstance(validation, Corpus) else compress(corpus.texts(), aside_N)
+
     if settings.deduplicate == "exact":
-        chosen_N[chosen_N] = rules.without_exact(texts("Comparing"))
+        chosen_N[chosen_N] = rules.without_exact(texts("Comparing"), kept_apart())
     elif settings.deduplicate == "near":
-        chosen_N[chosen_N] = rules.without_near(texts("Comparing"), settings.similarity)
+        chosen_N[chosen_N] = rules.without_near(texts("Comparing"), settings.similarity, kept_apart())
     elif settings.deduplicate == "semantic":
         embeddings_ND = document_embeddings(model.base_model, tokenizer, texts("Embedding"))
-        chosen_N[chosen_N] = stays = rules.without_semantic(embeddings_ND, settings.similarity)
+        held_out_HD = document_embeddings(model.base_model, tokenizer, kept_apart())
+        chosen_N[chosen_N] = stays = rules.without_semantic(embeddings_ND, settings.similarity, held_out_HD)
         alike = {
             name: rules.alike_by_chance(of_ND, settings.similarity)
             for name, of_ND in (("alike", embeddings_ND), ("left_alike", embeddings_ND[stays]))
@@ -208,7 +218,7 @@ def document_embeddings(
                 np.add.at(sum_ND, places, (hidden_BLD * real_BL[:, :, None]).sum(dim=1).cpu().numpy())
                 np.add.at(count_N, places, lengths_B.numpy())
             parts.append(sum_ND / np.maximum(count_N, 1)[:, None])
-    embeddings_ND = np.concatenate(parts)
+    embeddings_ND = np.concatenate([np.empty((0, encoder.config.hidden_size), np.float32), *parts])
     if not np.isfinite(embeddings_ND).all():
         raise EffptError("The embeddings by `data.select.model` are no numbers: it has diverged; name another model.")
     return embeddings_ND

@@ -123,7 +123,7 @@ class DataSettings:
         dataset (`str`): a folder or file of `.txt`, `.jsonl` or `.parquet`, a dataset on the Hub, a folder of
             `Dataset.save_to_disk`, or `builtin:pydoc`, the documentation strings of the installed Python packages.
         text_column (`str`, *optional*, defaults to `"text"`): column that holds the text.
-        split (`str`, *optional*, defaults to `"train"`): split of a Hub dataset to train on.
+        split (`str`, *optional*, defaults to `"train"`): split to train on, of a source that has splits.
         streaming (`bool`, *optional*, defaults to `False`): if `True`, read the dataset once without storing its text.
         validation (`str`, *optional*, defaults to `"0.01"`): share of documents to hold out, from 0 to below 1, or a
             separate dataset, given like `dataset`.

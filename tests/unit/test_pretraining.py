@@ -92,13 +92,24 @@ def test_selection_leaves_tokenizer_and_held_out_rows_as_they_are(corpus, tmp_pa
     assert list(other_text.texts()) == list(text.texts())
     assert selected["validation"]["input_ids"][:] == rows["validation"]["input_ids"][:]
     assert facts(selected["train"])["documents"] < 0.6 * facts(rows["train"])["documents"]
+    assert (facts(selected["train"])["doubles"], facts(rows["train"])["doubles"] > 0) == (0, True)
     assert facts(selected["train"])["select"]["unselected_fingerprint"] == facts(rows["train"])["fingerprint"]
 
 
-def test_validation_text_of_its_own_leaves_all_documents_to_select_from(corpus, tmp_path):
-    *_, selected = prepare_data(recipe(corpus, tmp_path, *EXACT, "--data.validation", str(corpus)))
-    assert facts(selected["train"])["documents"] == 40
-    assert facts(selected["validation"])["documents"] == 80
+def test_validation_text_of_its_own_leaves_all_documents_but_its_doubles_to_select_from(corpus, tmp_path):
+    lines = corpus.read_text().splitlines()
+    own = tmp_path / "own.jsonl"
+    own.write_text("\n".join([lines[3].upper().replace("TEXT", "text"), lines[30], '{"text": "new"}']))
+    flags = ("--data.validation", str(own))
+    *_, rows = prepare_data(recipe(corpus, tmp_path, *flags))
+    assert facts(rows["train"])["documents"] == 80
+    assert facts(rows["train"])["doubles"] == 6
+    *_, selected = prepare_data(recipe(corpus, tmp_path, *EXACT, *flags))
+    assert facts(selected["train"])["documents"] == 38
+    assert facts(selected["train"])["doubles"] == 0
+    assert facts(selected["validation"])["documents"] == 3
+    with pytest.raises(EffptError, match=r"is text to train on.*both read .*corpus\.jsonl"):
+        prepare_data(recipe(corpus, tmp_path, "--data.validation", str(corpus)))
 
 
 def test_a_run_on_what_a_run_before_it_judged_says_so_in_its_record(corpus, tmp_path, monkeypatch, caplog):

@@ -51,19 +51,6 @@ def test_fingerprint_is_of_the_contents(folder, tmp_path):
     assert by_text.fingerprint != by_other.fingerprint
 
 
-def test_files_named_after_splits_are_read_by_split(tmp_path):
-    for name in ("train-00001", "train-00000", "wiki.dev", "my_test"):
-        (tmp_path / f"{name}.txt").write_text(name)
-    assert list(open_corpus(str(tmp_path)).texts()) == ["train-00000", "train-00001"]
-    assert list(open_corpus(str(tmp_path), split="validation").texts()) == ["wiki.dev"]
-    (tmp_path / "my_test.txt").unlink()
-    with pytest.raises(EffptError, match=r"named after the splits \['train', 'validation'\], none of them 'test'"):
-        open_corpus(str(tmp_path), split="test")
-    # One file that is of no split, and the names mean nothing.
-    (tmp_path / "retraining.txt").write_text("retraining")
-    assert len(list(open_corpus(str(tmp_path)).texts())) == 4
-
-
 @pytest.mark.parametrize("name", ["./missing", "missing/", "missing/a/b", "a.txt", "dir/a.parquet", "~/no such/"])
 def test_missing_path(name):
     with pytest.raises(EffptError, match=r"There is no file or folder .*looked for /.*builtin:pydoc"):

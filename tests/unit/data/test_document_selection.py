@@ -16,7 +16,8 @@ from hf_effpt.data.document_selection import (
     without_near,
     without_semantic,
 )
-from hf_effpt.data.packing import held_out
+from hf_effpt.data.holding_out import held_out
+from hf_effpt.data.long_documents import in_parts
 
 
 def words_of(documents):
@@ -78,6 +79,26 @@ def test_near_doubles_at_the_ends_of_similarity(documents):
     assert without_near([*texts, "other words altogether are here"], 0.01).tolist() == [True, False, False, True]
     # Documents of fewer than five words are one run.
     assert without_near(["a b", "A  B", "a c", "a b c"], 0.8).tolist() == [True, False, True, True]
+
+
+def test_doubles_of_held_out_documents_go_too(documents):
+    held_out = [documents[0].upper(), "in neither", documents[3].replace(" ", "\n")]
+    stays = [False, True, True, False, True, False]
+    texts = [*documents[:5], documents[1]]
+    assert without_exact(texts, held_out).tolist() == stays
+    assert without_exact(in_parts(["z " * 100_000, "z"]), ["z " * 100_000]).tolist() == [False, True]
+    held_out[2] += " and more"
+    assert without_near(texts, 0.8, held_out).tolist() == stays
+    assert without_near(texts, 0.8, []).tolist() == [True] * 5 + [False]
+
+
+def test_semantic_doubles_of_held_out_documents_go_whichever_is_farther_from_the_centre():
+    draw = np.random.default_rng(0)
+    embeddings = draw.normal(size=(30, 8)).astype(np.float32)
+    held_out = np.concatenate([embeddings[[4, 9]] * 3, draw.normal(size=(5, 8))])
+    stays = without_semantic(embeddings, 0.9999, held_out)
+    assert np.flatnonzero(~stays).tolist() == [4, 9]
+    assert without_semantic(embeddings, 0.9999, held_out[2:]).all()
 
 
 def test_a_long_document_is_looked_at_in_pieces(monkeypatch, documents):

@@ -10,8 +10,10 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.data import Corpus, PackedRows, corpus_of, facts, pack, packing, train_tokenizer
+from hf_effpt.data import Corpus, PackedRows, corpus_of, facts, long_documents, pack, token_file, train_tokenizer
+from hf_effpt.data.corpus import open_corpus
 from hf_effpt.data.encoding import TextEncoder
+from hf_effpt.data.long_documents import in_parts
 
 
 def reference_ids(tokenizer, text: str) -> list[int]:
@@ -95,7 +97,7 @@ def test_share_that_holds_out_nothing_is_raised_to_a_row(tokenizer, documents):
 def test_validation_of_its_own(tokenizer, documents, tmp_path):
     for split, texts in (("train", documents[:50]), ("validation", documents[50:])):
         (tmp_path / f"{split}.jsonl").write_text("\n".join(json.dumps({"body": text}) for text in texts))
-    corpus = packing.open_corpus(str(tmp_path), text_column="body")
+    corpus = open_corpus(str(tmp_path), text_column="body")
     by_name = pack(corpus, tokenizer, sequence_length=16, validation=str(tmp_path))
     by_corpus = pack(corpus_of(documents[:50]), tokenizer, sequence_length=16, validation=corpus_of(documents[50:]))
     for split in ("train", "validation"):
@@ -148,7 +150,9 @@ def test_one_thread_gives_the_same_and_leaves_no_trace(tokenizer, documents, tmp
 
 def test_batches_and_blocks_do_not_show(tokenizer, documents, tmp_path, monkeypatch):
     whole = pack(corpus_of(documents), tokenizer, cache_dir=tmp_path / "whole")
-    monkeypatch.setattr(packing, "BATCH_BYTES", 500)
+    monkeypatch.setattr(token_file, "BATCH_BYTES", 500)
+    monkeypatch.setattr(token_file, "TABLE_ROWS", 7)
+    monkeypatch.setattr(token_file, "RUN_TOKENS", 100)
     monkeypatch.setattr("hf_effpt.data.row_writer.BLOCK_BYTES", 1000)
     parts = pack(corpus_of(documents), tokenizer, cache_dir=tmp_path / "parts")
     for split in ("train", "validation"):
@@ -166,24 +170,54 @@ def test_long_documents_are_cut_without_effect(tokenizer, documents, monkeypatch
     assert "ĠĠ" in byte_tokenizer.get_vocab()
     text = "  Two  spaces\n\nand lines\t" + "\n".join(documents[:20])
     text += documents[20].replace(" ", "   ") + documents[21]
-    monkeypatch.setattr("hf_effpt.data.encoding.CUT_CHARACTERS", 10)
+    monkeypatch.setattr(long_documents, "PART_CHARACTERS", 40)
+    assert len(list(in_parts([text]))) > 100
     for one in (tokenizer, byte_tokenizer):
         encoder = TextEncoder(one, np.dtype(np.int64))
-        assert len(encoder._cut(text)) > 100
-        assert encoder.encode([text, "x"])[0].tolist() == reference_ids(one, text)
-        assert len(encoder._cut("x" * 100)) == 1
+        assert [ids.tolist() for ids in encoder.encode([text, "x"])] == [
+            reference_ids(one, text),
+            reference_ids(one, "x"),
+        ]
 
 
-def test_tokenizer_that_marks_beginnings_is_given_whole_documents(monkeypatch):
-    monkeypatch.setattr("hf_effpt.data.encoding.CUT_CHARACTERS", 10)
+def test_text_is_tokenised_in_small_batches_whatever_its_shape(tokenizer, monkeypatch):
+    monkeypatch.setattr(long_documents, "PART_CHARACTERS", 100)
+    monkeypatch.setattr(token_file, "BATCH_BYTES", 1000)
+    monkeypatch.setattr(token_file, "BATCH_TEXTS", 50)
+    batches, encode = [], TextEncoder.encode_parts
+
+    def counted(encoder, parts, *arguments):
+        batches.append((len(parts), sum(map(len, parts))))
+        return encode(encoder, parts, *arguments)
+
+    monkeypatch.setattr(TextEncoder, "encode_parts", counted)
+    texts = [*["word"] * 500, "many words in a line " * 1000, *["unspaced" * 1000] * 2, *["word"] * 500]
+    known = facts(pack(corpus_of(texts), tokenizer, validation=None)["train"])
+    assert (known["documents"], known["bytes"]) == (1003, sum(map(len, texts)))
+    assert sum(size for _, size in batches) == sum(map(len, texts))
+    assert max(size for _, size in batches) < 1000 + 200
+    assert max(count for count, _ in batches) <= 50
+
+
+def test_space_at_a_cut_is_left_out_for_a_tokenizer_that_marks_beginnings(monkeypatch, tmp_path):
+    monkeypatch.setattr(long_documents, "PART_CHARACTERS", 8)
+    monkeypatch.setattr(token_file, "BATCH_TEXTS", 2)
     vocab = {token: index for index, token in enumerate(["?", "▁so", "▁be", "▁it", "▁"])}
     backend = Tokenizer(models.WordLevel(vocab, unk_token="?"))
     # As in Llama's tokenizer: every piece would begin with a space of its own.
     backend.normalizer = normalizers.Prepend("▁")
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
     one = PreTrainedTokenizerFast(tokenizer_object=backend)
+    encoder = TextEncoder(one, np.dtype(np.int64))
     text = "so be it " * 10
-    assert TextEncoder(one, np.dtype(np.int64)).encode([text])[0].tolist() == reference_ids(one, text)
+    assert encoder.encode([text])[0].tolist() == reference_ids(one, text)
+    text_file = token_file.TokenFile(tmp_path, encoder)
+    text_file.fill(corpus_of([text, "so", text]))
+    documents = [[], [], []]
+    for run in text_file.runs():
+        for number, ids in zip(run.numbers, np.split(run.tokens, np.cumsum(run.lengths)[:-1]), strict=True):
+            documents[number] += ids.tolist()
+    assert documents == [reference_ids(one, text), reference_ids(one, "so"), reference_ids(one, text)]
 
 
 def test_facts(tokenizer, documents):

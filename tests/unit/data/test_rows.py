@@ -14,6 +14,9 @@ LENGTHS = st.integers(8, 40)
 # Lengths of documents, in the groups in which they arrive.
 GROUPS = st.lists(st.lists(st.integers(1, 120), max_size=8), min_size=1, max_size=6)
 
+# Tokens that arrive together; `None` for those of a group.
+RUNS = st.sampled_from([None, 5, 1000])
+
 
 def documents_of(groups: list[list[int]]) -> list[list[np.ndarray]]:
     """Documents of these lengths, in which every token is another number."""
@@ -23,15 +26,26 @@ def documents_of(groups: list[list[int]]) -> list[list[np.ndarray]]:
     return [[next(made) for _ in group] for group in groups]
 
 
-def build(builder, groups: list[list[np.ndarray]]) -> dict[str, np.ndarray]:
-    parts = [builder.add(group) for group in groups if group] + [builder.finish()]
+def build(builder, groups: list[list[np.ndarray]], run: int | None = None) -> dict[str, np.ndarray]:
+    """Rows of documents that are added group by group, or in runs of so many tokens, whatever documents they end."""
+    documents = [document for group in groups for document in group]
+    tokens = np.concatenate([*documents, np.empty(0, int)])
+    ends = np.cumsum([len(document) for document in documents], dtype=int)
+    stops = np.cumsum([sum(map(len, group)) for group in groups], dtype=int)
+    if run is not None:
+        stops = np.append(np.arange(run, len(tokens), run), len(tokens))
+    parts = []
+    for start, stop in pairwise([0, *stops]):
+        parts.append(builder.add(tokens[start:stop], ends[(ends > start) & (ends <= stop)] - start))
+    parts.append(builder.finish())
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-@given(GROUPS, LENGTHS)
-def test_stream_rows_hold_the_stream_in_order(groups, length):
+@settings(deadline=None)
+@given(GROUPS, LENGTHS, RUNS)
+def test_stream_rows_hold_the_stream_in_order(groups, length, run):
     groups = documents_of(groups)
-    packed = build(StreamRows(length, IDS, np.dtype(np.int32)), groups)["input_ids"]
+    packed = build(StreamRows(length, IDS, np.dtype(np.int32)), groups, run)["input_ids"]
     stream = [token for group in groups for document in group for token in [*document, IDS.sep]]
     inner = length - 2
     count = len(stream) // inner
@@ -42,11 +56,13 @@ def test_stream_rows_hold_the_stream_in_order(groups, length):
 
 
 @settings(deadline=None)
-@given(GROUPS, LENGTHS, st.sampled_from([1, 3, 4096]))
-def test_isolated_rows_hold_every_token_once(groups, length, block_rows):
+@given(GROUPS, LENGTHS, RUNS, st.sampled_from([1, 2**19]))
+def test_isolated_rows_hold_every_token_once(groups, length, run, block):
     groups = documents_of(groups)
-    with patch.object(row_builders, "BLOCK_ROWS", block_rows):
-        packed = build(IsolatedRows(length, IDS, np.dtype(np.int32)), groups)
+    with patch.object(row_builders, "BLOCK_TOKENS", block):
+        packed = build(IsolatedRows(length, IDS, np.dtype(np.int32)), groups, run)
+        in_groups = build(IsolatedRows(length, IDS, np.dtype(np.int32)), groups)
+    assert all((packed[name] == in_groups[name]).all() for name in packed)
     assert packed["input_ids"].shape == packed["document_ids"].shape
     assert packed["input_ids"].shape[1] == length
     pieces = []

@@ -18,7 +18,7 @@ from transformers import (
 from hf_effpt.core.errors import EffptError
 from hf_effpt.data import DataCollatorForMaskedLM, corpus_of
 from hf_effpt.data.document_selection import SelectSettings
-from hf_effpt.data.packing import held_out
+from hf_effpt.data.holding_out import held_out
 from hf_effpt.evaluation import document_scores as module
 from hf_effpt.evaluation.document_scores import document_embeddings, document_losses, select_documents
 from tests import tiny

@@ -1,0 +1,38 @@
+"""Sizes of documents, and keys that equal ones share."""
+
+import hashlib
+from collections.abc import Iterable
+
+import numpy as np
+
+from hf_effpt.data.long_documents import Part
+
+
+class DocumentMeter:
+    """Measures documents that are given part by part."""
+
+    def __init__(self) -> None:
+        self._bytes, self._hash = 0, _new_hash()
+
+    def add(self, part: str) -> tuple[int, int] | None:
+        """Takes the next part; returns the document's UTF-8 bytes and 64-bit key if the part ends it.
+
+        Documents with the same words up to case, in the same order, have equal keys.
+        """
+        self._bytes += len(part.encode())
+        self._hash.update("".join(f"{word} " for word in part.casefold().split()).encode())
+        if isinstance(part, Part):
+            return None
+        found = self._bytes, int.from_bytes(self._hash.digest(), "little")
+        self._bytes, self._hash = 0, _new_hash()
+        return found
+
+
+def content_keys(texts: Iterable[str]) -> np.ndarray:
+    """Keys of documents, or of documents in parts, as of [`DocumentMeter`]; uint64 of shape `(documents,)`."""
+    meter = DocumentMeter()
+    return np.fromiter((found[1] for text in texts if (found := meter.add(text))), np.uint64)
+
+
+def _new_hash():
+    return hashlib.blake2b(digest_size=8)

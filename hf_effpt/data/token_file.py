@@ -1,0 +1,107 @@
+"""Tokens of the documents of a corpus on disk: the text is read once, and memory does not grow with it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from datasets.utils import tqdm
+
+from hf_effpt.data.corpus import Corpus
+from hf_effpt.data.document_meter import DocumentMeter
+from hf_effpt.data.encoding import TextEncoder
+from hf_effpt.data.long_documents import Part
+
+# Text tokenised together: a tokenizer needs about 100 bytes of memory a token, and 500 for each text.
+BATCH_BYTES, BATCH_TEXTS = 2 * 2**20, 16384
+# Documents and tokens read back at a time.
+TABLE_ROWS, RUN_TOKENS = 2**16, 2**20
+DOCUMENT = np.dtype([("tokens", "<i8"), ("bytes", "<i8"), ("key", "<u8")])
+
+
+class Run(NamedTuple):
+    """Tokens that follow one another, of pieces of documents that have tokens.
+
+    `numbers`, `lengths` and `ends` are, for each piece, the number of its document in the corpus, its tokens, and
+    `True` if it ends the document; `tokens` is flat.
+    """
+
+    tokens: np.ndarray
+    numbers: np.ndarray
+    lengths: np.ndarray
+    ends: np.ndarray
+
+
+class TokenFile:
+    """Tokens, sizes and content keys of all documents of a corpus, in order, written by one pass over its text.
+
+    Args:
+        folder (`Path`): Folder for its two files.
+        encoder ([`TextEncoder`]): Tokenises the text.
+    """
+
+    def __init__(self, folder: Path, encoder: TextEncoder):
+        self._encoder = encoder
+        self._tokens, self._table = folder / "tokens.bin", folder / "documents.bin"
+        self.documents = 0
+
+    def fill(self, corpus: Corpus) -> None:
+        """Tokenises the corpus; raises the `EffptError` of text that cannot be read."""
+        bar = tqdm(total=corpus.num_bytes, desc=f"Packing {corpus.name}", unit="B", unit_scale=True, disable=None)
+        meter, count, goes_on = DocumentMeter(), 0, False
+        with bar, self._tokens.open("wb") as tokens, self._table.open("wb") as table:
+            for parts, size in _batches(corpus):
+                encoded = self._encoder.encode_parts(parts, goes_on)
+                np.concatenate(encoded).tofile(tokens)
+                rows = []
+                for part, ids in zip(parts, encoded, strict=True):
+                    count += len(ids)
+                    if measured := meter.add(part):
+                        rows.append((count, *measured))
+                        count = 0
+                goes_on = isinstance(parts[-1], Part)
+                np.array(rows, DOCUMENT).tofile(table)
+                self.documents += len(rows)
+                bar.update(size)
+
+    def remove(self) -> None:
+        """Deletes the files."""
+        self._tokens.unlink()
+        self._table.unlink()
+
+    def table(self) -> Iterator[np.ndarray]:
+        """Yields successive documents, of dtype `DOCUMENT`."""
+        with self._table.open("rb") as file:
+            while len(rows := np.fromfile(file, DOCUMENT, TABLE_ROWS)):
+                yield rows
+
+    def runs(self) -> Iterator[Run]:
+        """Yields all tokens in order."""
+        first = 0
+        with self._tokens.open("rb") as file:
+            for table in self.table():
+                ends = np.cumsum(table["tokens"])
+                # Pieces end where documents do, and where a run does.
+                cuts = np.union1d(ends, np.arange(RUN_TOKENS, ends[-1], RUN_TOKENS))
+                cuts = cuts[cuts > 0]
+                numbers = np.searchsorted(ends, cuts)  # the first of documents that end there: others are empty
+                lengths = np.diff(cuts, prepend=0)
+                run_of = (cuts - 1) // RUN_TOKENS
+                for here in np.split(np.arange(len(cuts)), np.flatnonzero(np.diff(run_of)) + 1):
+                    tokens = np.fromfile(file, self._encoder.dtype, lengths[here].sum())
+                    yield Run(tokens, first + numbers[here], lengths[here], cuts[here] == ends[numbers[here]])
+                first += len(table)
+
+
+def _batches(corpus: Corpus) -> Iterator[tuple[list[str], int]]:
+    """Groups of parts of documents, each with its size in bytes."""
+    parts: list[str] = []
+    size = 0
+    for part in corpus.parts():
+        parts.append(part)
+        size += len(part.encode())
+        if size >= BATCH_BYTES or len(parts) >= BATCH_TEXTS:
+            yield parts, size
+            parts, size = [], 0
+    if parts:
+        yield parts, size

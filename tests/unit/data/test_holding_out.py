@@ -1,0 +1,61 @@
+import logging
+import shutil
+
+import pytest
+
+from hf_effpt.core.errors import EffptError
+from hf_effpt.data import corpus_of, facts, open_corpus, pack
+from hf_effpt.data.holding_out import held_out, open_validation
+
+
+def test_training_documents_that_equal_held_out_ones_are_counted(tokenizer, documents, caplog):
+    aside = held_out(range(60), 0.2).nonzero()[0].tolist()
+    texts = [*documents, *(documents[number].upper() for number in aside[:3])]
+    assert not held_out(range(60, 63), 0.2).any()
+    with caplog.at_level(logging.WARNING, logger="hf_effpt"):
+        packed = pack(corpus_of(texts), tokenizer, sequence_length=16, validation=0.2)
+    assert facts(packed["train"])["doubles"] == 3
+    assert f"3 of {len(texts) - len(aside)} training documents equal held-out ones" in caplog.text
+    assert "deduplicate: exact" in caplog.text
+    caplog.clear()
+    apart = pack(corpus_of(documents), tokenizer, sequence_length=16, validation=0.2)
+    assert facts(apart["train"])["doubles"] == 0
+    assert not caplog.records
+
+
+def test_doubles_of_a_validation_corpus_are_counted_in_both_orders(tokenizer, documents, tmp_path):
+    settings = {"sequence_length": 16, "cache_dir": tmp_path}
+    few, many = corpus_of([*documents[:2], " new\n" * 50]), corpus_of([*documents, *documents[:20]])
+    for _ in range(2):  # the second time from the cache
+        assert facts(pack(many, tokenizer, validation=few, **settings)["train"])["doubles"] == 4
+        assert facts(pack(few, tokenizer, validation=many, **settings)["train"])["doubles"] == 2
+    assert "doubles" not in facts(pack(few, tokenizer, validation=None, **settings)["train"])
+
+
+def test_validation_text_that_is_trained_on_is_refused(tokenizer, documents, tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for number in range(3):
+        (folder / f"{number}.txt").write_text(documents[number])
+    corpus = open_corpus(str(folder))
+    with pytest.raises(
+        EffptError, match=r"validation='.*texts/1\.txt' is text to train on.*both read .*1\.txt.*0\.01"
+    ):
+        open_validation(str(folder / "1.txt"), corpus)
+    (folder / "link.txt").symlink_to(folder / "1.txt")
+    with pytest.raises(EffptError, match=r"both read .*1\.txt"):
+        open_validation(str(folder / "link.txt"), corpus)
+    (folder / "link.txt").unlink()
+    shutil.copytree(folder, tmp_path / "copy")
+    with pytest.raises(EffptError, match="both have the same contents"):
+        pack(corpus, tokenizer, validation=str(tmp_path / "copy"))
+    with pytest.raises(EffptError, match="both have the same contents"):
+        pack(corpus_of(documents), tokenizer, validation=corpus_of(documents))
+    (tmp_path / "copy" / "2.txt").unlink()
+    assert open_validation(str(tmp_path / "copy"), corpus).files
+
+
+@pytest.mark.parametrize("share", [0, 0.0, 1, 1.5, -0.1])
+def test_impossible_shares(share):
+    with pytest.raises(EffptError, match=f"validation={share} must be a share between 0 and 1"):
+        open_validation(share, corpus_of(["text"]))
