@@ -20,8 +20,6 @@ class TokenLosses:
         rows (`int`): number of rows of the batch.
         weight_inputs (`Tensor` of shape `(rows,)` or `(rows, positions)`, *optional*): the batch's
             `loss_weight_inputs`.
-        ragged (`bool`, *optional*, defaults to `False`): `True` if there is an entry per label, `False` if one per
-            position, so that all rows have the same number.
     """
 
     losses_N: Tensor
@@ -29,15 +27,11 @@ class TokenLosses:
     row_N: Tensor
     rows: int
     weight_inputs: Tensor | None = None
-    ragged: bool = False
 
     def by_row(self) -> tuple[Tensor, Tensor]:
         """Sum of losses and number of labels of each row, both of shape `(rows,)`."""
-        if not self.ragged:  # a plain sum is deterministic on every device
-            shape = (self.rows, -1)
-            return self.losses_N.view(shape).sum(dim=1), self.labelled_N.view(shape).sum(dim=1).to(self.losses_N.dtype)
-        sums_B = self.losses_N.new_zeros(self.rows).index_add_(0, self.row_N, self.losses_N)
-        return sums_B, torch.zeros_like(sums_B).index_add_(0, self.row_N, self.labelled_N.to(sums_B.dtype))
+        shape = (self.rows, -1)
+        return self.losses_N.view(shape).sum(dim=1), self.labelled_N.view(shape).sum(dim=1).to(self.losses_N.dtype)
 
 
 Reduction = Literal["sum", "none"]
@@ -51,6 +45,11 @@ def observe_losses(backbone: Any, name: str, receiver: LossObserver | None) -> N
     receivers.pop(name, None)
     if receiver is not None:
         receivers[name] = receiver
+
+
+def observers_of(backbone: Any) -> list[str]:
+    """Names of the methods that observe the losses of each training forward."""
+    return list(backbone.__dict__.get("loss_observers") or ())
 
 
 def has_loss_observers(backbone: Any) -> bool:
@@ -84,25 +83,18 @@ def observed_loss(
     loss: Callable[[Reduction], Tensor],
     labelled_BP: Tensor,
     weight_inputs: Tensor | None = None,
-    ragged: bool = False,
 ) -> Tensor:
     """Sum of the token losses, weighted by the product of what observers of `backbone` return, if they do.
 
-    `loss` takes the reduction: `"sum"`, or `"none"` for per-token losses, row after row; if `ragged`, of labelled
-    tokens only. `labelled_BP`, of shape `(batch_size, positions)`, is `True` at labels; `weight_inputs` are the
-    batch's `loss_weight_inputs`.
+    `loss` takes the reduction: `"sum"`, or `"none"` for per-token losses, row after row. `labelled_BP`, of shape
+    `(batch_size, positions)`, is `True` at labels; `weight_inputs` are the batch's `loss_weight_inputs`.
     """
     if not has_loss_observers(backbone):
         return loss("sum")
     with torch.no_grad():
         losses_N = loss("none").detach().flatten()
-    if ragged:
-        row_N = labelled_BP.nonzero()[:, 0]
-        labelled_N = torch.ones_like(row_N, dtype=torch.bool)
-    else:
-        row_N = torch.arange(len(labelled_BP), device=labelled_BP.device).repeat_interleave(labelled_BP.shape[1])
-        labelled_N = labelled_BP.flatten()
-    losses = TokenLosses(losses_N, labelled_N, row_N, len(labelled_BP), weight_inputs, ragged)
+    row_N = torch.arange(len(labelled_BP), device=labelled_BP.device).repeat_interleave(labelled_BP.shape[1])
+    losses = TokenLosses(losses_N, labelled_BP.flatten(), row_N, len(labelled_BP), weight_inputs)
     if (recorder := backbone.__dict__.get("loss_recorder")) is not None:
         recorder(losses)
         return loss("sum")

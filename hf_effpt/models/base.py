@@ -91,6 +91,15 @@ class EffptMixin:
         next(method for method in self.methods if method.name == name).inject(self.backbone)
         self.keep_snapshot()
 
+    def enable_input_require_grads(self) -> None:
+        """Lets gradients reach the outputs of the embeddings as in the stock class, unless nothing needs them.
+
+        Only reentrant checkpointing does. Else layers below all that learns would run backward for nothing.
+        """
+        savings = [m.__dict__["_gradient_checkpointing_func"] for m in self.modules() if recomputes(m)]
+        if not savings or any(getattr(saving, "keywords", {}).get("use_reentrant", True) for saving in savings):
+            super().enable_input_require_grads()
+
     @property
     def backbone(self) -> nn.Module:
         """The encoder that methods act on and that is exported."""
@@ -244,6 +253,11 @@ class PretrainingMixin(EffptMixin):
             EffptError: if `of_generator` of a model without one, or if logits of the main model cannot be compared.
         """
         raise NotImplementedError
+
+
+def recomputes(module: nn.Module) -> bool:
+    """`True` if `module` computes its activations anew in the backward pass instead of keeping them."""
+    return bool(module.__dict__.get("gradient_checkpointing"))
 
 
 def pruning_of(stock: PreTrainedModel) -> dict[str, Any]:

@@ -48,6 +48,7 @@ class EffptBertForMaskedLM(PretrainingMixin, BertForMaskedLM):
     config_class = EffptBertConfig
     stock_class = BertForMaskedLM
     narrow_class = PrunedBertForMaskedLM
+    label_smoothing = 0.0  # of the loss in training: the weight of the mean over all tokens, as in the stock Trainer
 
     def __init__(self, config: EffptBertConfig) -> None:
         super().__init__(config)
@@ -55,16 +56,14 @@ class EffptBertForMaskedLM(PretrainingMixin, BertForMaskedLM):
 
     def _learn(self, batch: Mapping[str, Any]) -> MaskedLMOutput:
         labels_BL, positions_BM, items = batch["labels"], batch["masked_positions"], batch["num_items_in_batch"]
-        inputs, packed = encoder_inputs(self, batch), positions_BM is None
-        if packed:
-            outputs, labelled = self.bert(return_dict=True, **inputs), labels_BL != -100
-            hidden_ND, labels_N = outputs.last_hidden_state[labelled], labels_BL[labelled]
-        else:
-            outputs, hidden_BMD = encode_at(self.bert, positions_BM, **inputs)
-            labels_BM = labels_BL.gather(1, positions_BM)
-            hidden_ND, labels_N, labelled = hidden_BMD.flatten(0, 1), labels_BM.flatten(), labels_BM != -100
-        loss_of = partial(token_loss, self.cls(hidden_ND), labels_N)
-        total = observed_loss(self.bert, loss_of, labelled, batch["loss_weight_inputs"], packed)
+        if positions_BM is None:
+            positions_BM = positions_of(labels_BL)
+        outputs, hidden_BMD = encode_at(self.bert, positions_BM, **encoder_inputs(self, batch))
+        labels_BM = labels_BL.gather(1, positions_BM)
+        hidden_ND, labels_N = hidden_BMD.flatten(0, 1), labels_BM.flatten()
+        smoothing = self.label_smoothing if self.training else 0.0
+        loss_of = partial(token_loss, self.cls(hidden_ND), labels_N, label_smoothing=smoothing)
+        total = observed_loss(self.bert, loss_of, labels_BM != -100, batch["loss_weight_inputs"])
         loss = total / (label_count(labels_N) if items is None else items)
         return MaskedLMOutput(loss=loss, hidden_states=outputs.hidden_states, attentions=outputs.attentions)
 
@@ -83,15 +82,25 @@ class EffptBertForMaskedLM(PretrainingMixin, BertForMaskedLM):
             _, hidden_BMD = encode_at(self.bert, positions, **encoder_inputs(self, batch))
         return HeadInputs(hidden_BMD, labels.gather(1, positions), self._answer)
 
+    def cost_signature(self) -> str:
+        return "smoothed" if self.label_smoothing else ""
+
     def _answer(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """The input of the decoder, and its logits."""
         features = self.cls.predictions.transform(hidden)
         return features, self.cls.predictions.decoder(features)
 
 
-def token_loss(logits_NV: Tensor, labels_N: Tensor, reduction: Reduction = "sum") -> Tensor:
-    """Cross-entropy in fp32, summed or per token; zero where the label is -100."""
-    return nn.functional.cross_entropy(logits_NV.float(), labels_N, reduction=reduction, ignore_index=-100)
+def token_loss(
+    logits_NV: Tensor, labels_N: Tensor, reduction: Reduction = "sum", label_smoothing: float = 0.0
+) -> Tensor:
+    """Cross-entropy in fp32, summed or per token; zero where the label is -100.
+
+    With `label_smoothing` e it is (1 - e) times that of the label plus e times the mean over all tokens.
+    """
+    return nn.functional.cross_entropy(
+        logits_NV.float(), labels_N, reduction=reduction, ignore_index=-100, label_smoothing=label_smoothing
+    )
 
 
 def label_count(labels_N: Tensor) -> Tensor:

@@ -270,7 +270,9 @@ class WithGenerator(PretrainingMixin):
     def cost_signature(self) -> str:
         generator, own = self.generator.config, self.config
         sizes = f"{len(stack_of(self.generator.electra).order)}x{generator.hidden_size}x{generator.intermediate_size}"
-        return f"{own.objective} embedding {own.embedding_size} generator {sizes}"
+        heads = f"{generator.num_attention_heads} heads {generator.hidden_act}{' dropout' if drops(generator) else ''}"
+        sharing = " disentangled" if own.disentangled else ""
+        return f"{own.objective} embedding {own.embedding_size}{sharing} generator {sizes} {heads}"
 
 
 def predict_words(model: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,8 +23,12 @@ def gather_rows(hidden_BLD: Tensor, positions_BM: Tensor) -> Tensor:
 def positions_of(labels_BL: Tensor) -> Tensor:
     """Positions of the labels, padded with other positions to the largest number in a row; waits for the device."""
     chosen_BL = labels_BL != -100
-    most = max(1, int(chosen_BL.sum(dim=1).max()))
-    return chosen_BL.int().argsort(dim=1, descending=True, stable=True)[:, :most]
+    return chosen_BL.int().argsort(dim=1, descending=True, stable=True)[:, : most_labels(labels_BL)]
+
+
+def most_labels(labels_BL: Tensor) -> int:
+    """Largest number of labels in a row, at least 1; waits for the device."""
+    return max(1, int((labels_BL != -100).sum(dim=1).max()))
 
 
 def drops(config: Any) -> bool:

@@ -4,6 +4,7 @@ arguments               `EffptTrainingArguments`: the stock arguments and a budg
 trainer                 `EffptTrainer`: the stock Trainer with a clock and methods
   named, ticket_search  its subclasses for single methods and objectives
   checks                errors before training
+  losses                arguments that change the loss
   preparing             what methods compute from the text before the first step
   callbacks             methods, clock and progress bar at each step
 stream                  order of the rows, resumed by position
@@ -13,7 +14,7 @@ optimization            AdamW without bias correction; learning rate by budget
 cost                    cost of steps and methods, charged to the clock
   timekeeping, energy   seconds and joules
   flops                 FLOPs of a step
-  reference_time_meter, reference_time_table
+  reference_time_meter, reference_time_keys, reference_time_table
                         seconds on a reference system
   meters                throughput, utilisation and time by part of a step
   carbon                `report_to: codecarbon`

@@ -2,17 +2,20 @@
 
 import copy
 from collections.abc import Callable, Hashable, Mapping
+from functools import partial
 from itertools import chain
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from hf_effpt.core.anatomy import embeddings_of, generator_of
 from hf_effpt.core.depth import router_of, running
+from hf_effpt.models.sparse_layer import most_labels
 
 
 def ghost_of(model: PreTrainedModel) -> PreTrainedModel:
@@ -22,21 +25,35 @@ def ghost_of(model: PreTrainedModel) -> PreTrainedModel:
         empty = torch.empty_like(tensor, device="meta")
         memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
     ghost = copy.deepcopy(model, memo)
+    unwrap(ghost)
+    # Hooks that make inputs require gradients decide what runs backward.
+    kept = {handle.id for handle in getattr(model, "_require_grads_hooks", None) or ()}
     for module in ghost.modules():
-        module.__dict__.pop("forward", None)  # the mixed-precision wrapper is bound to the original
         module._compiled_call_impl = None
+        saving = module.__dict__.get("_gradient_checkpointing_func")
+        if isinstance(saving, partial):  # without the move of activations to the host, where these have no values
+            module._gradient_checkpointing_func = partial(checkpoint, **saving.keywords)
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             for key, hook in list(hooks.items()):
                 # Observers of the model must not see the copy run, unlike objects that compute a part of the step.
-                if not getattr(getattr(hook, "__self__", None), "is_work", False):
+                if key not in kept and not getattr(getattr(hook, "__self__", None), "is_work", False):
                     del hooks[key]
     ghost.set_attn_implementation("eager")
     return ghost
 
 
+def unwrap(model: nn.Module) -> None:
+    """Removes the mixed-precision wrapper from the forward of a copied model, since it is bound to the original."""
+    model.__dict__.pop("forward", None)
+
+
 def loss_of(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
-    """Loss that a training step differentiates: the model's plus the penalties of its methods."""
-    loss = model(**batch).loss
+    """Loss that a training step differentiates: the model's plus the penalties of its methods.
+
+    Without labels, the sum of the logits stands for a loss that the user computes from them.
+    """
+    output = model(**batch)
+    loss = output.logits.sum() if output.loss is None else output.loss
     for penalty in [method.penalty(model.backbone) for method in model.methods]:
         loss = loss if penalty is None else loss + penalty
     return loss
@@ -59,7 +76,7 @@ class FlopCounter:
 
         With a router, interpolates linearly between no rows and all rows at the share of the last step.
         """
-        batch = _positioned(batch)
+        batch = positioned(model, batch)
         router = router_of(model.backbone)
         key = (_shapes(batch), model.training, router is not None, self._parts(model))
         if key not in self._counted:
@@ -75,7 +92,7 @@ class FlopCounter:
 
         Runs a copy of `model` on the meta device; only the shapes of `batch` count. Equal `key`s stand for equal work.
         """
-        batch = _positioned(batch)
+        batch = positioned(model, batch)
         known = ("work", key, _shapes(batch), self._parts(model, training=False))
         if known not in self._counted:
             self._counted[known] = [self._measure(model, batch, 1.0, work)]
@@ -91,8 +108,8 @@ class FlopCounter:
         sizes = tuple([tuple([self._sizes(module) for module in group]) for group in modules])
         return sizes, tuple([method.cost_signature(backbone) for method in model.methods])
 
-    def _sizes(self, module: nn.Module) -> tuple[int, int]:
-        """Number of parameters of `module`, and of those that are trained."""
+    def _sizes(self, module: nn.Module) -> tuple[int, int, bool]:
+        """Number of parameters of `module`, and of those that are trained; `True` if its forward runs twice."""
         if (found := self._parameters.get(module)) is None:
             found = self._parameters[module] = [part._parameters for part in module.modules()]
         every = learning = 0
@@ -101,7 +118,7 @@ class FlopCounter:
                 if parameter is not None:
                     every += (size := parameter.numel())
                     learning += size if parameter.requires_grad else 0
-        return every, learning
+        return every, learning, module.__dict__.get("gradient_checkpointing", False)
 
     @staticmethod
     def _measure(
@@ -121,13 +138,13 @@ class FlopCounter:
         return counter.get_total_flops()
 
 
-def _positioned(batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Adds `masked_positions` to a batch with only token labels: mean labels per row, rounded up."""
+def positioned(model: Any, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Adds `masked_positions`, without values, to a batch for pre-training that has only labels."""
     labels = batch.get("labels")
-    if "masked_positions" in batch or labels is None or labels.ndim != 2:
+    if "masked_positions" in batch or labels is None or not model.pretrains:
         return batch
-    each = -(-int((labels != -100).sum()) // len(labels))
-    return {**batch, "masked_positions": torch.empty(len(labels), each, dtype=torch.long, device="meta")}
+    places = torch.empty(len(labels), most_labels(labels), dtype=torch.long, device="meta")
+    return {**batch, "masked_positions": places}
 
 
 def _shapes(batch: Mapping[str, Tensor]) -> tuple:

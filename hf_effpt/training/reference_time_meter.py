@@ -13,10 +13,10 @@ from torch import Tensor
 
 from hf_effpt.core.anatomy import layers_of
 from hf_effpt.core.depth import router_of, running
-from hf_effpt.models.sparse_layer import drops
 
-from .flops import loss_of
+from .flops import loss_of, positioned, unwrap
 from .meters import synchronize
+from .reference_time_keys import described
 from .reference_time_table import ReferenceTimes
 
 Context = Callable[[], AbstractContextManager]
@@ -47,7 +47,7 @@ class ReferenceMeter:
     def add_optimizer(self, model: Any, optimizer: Any, max_grad_norm: float) -> None:
         """Adds an optimizer step; call it before the gradients are cleared."""
         optimizer = getattr(optimizer, "optimizer", optimizer)  # Accelerate wraps it
-        operation = optimizer_operation(model, optimizer)
+        operation = optimizer_operation(model, optimizer, max_grad_norm)
         self._add(operation, lambda: time_optimizer(model, optimizer, max_grad_norm))
 
     def add_work(self, name: str, model: Any, batch: Mapping[str, Tensor], work: Work) -> None:
@@ -84,12 +84,13 @@ class ReferenceMeter:
 def step_operation(kind: str, model: Any, batch: Mapping[str, Tensor], dtype: torch.dtype) -> str:
     """Key in the table of work on a batch: kind, shapes, layers that run, and `dtype` of matrix products.
 
-    `kind` is `"train"` (forward and backward), or `"score"` and the name of the work.
+    `kind` is `"train"` (forward and backward), or `"score"` and the name of the work, done in evaluation mode.
     """
-    shapes = ", ".join(f"{name} {'x'.join(map(str, tensor.shape))}" for name, tensor in sorted(batch.items()))
+    named = sorted(positioned(model, batch).items())
+    shapes = ", ".join(f"{name} {'x'.join(map(str, tensor.shape))}" for name, tensor in named)
     share = routed_share(model)
     routed = "" if share is None else f" {share:.3f} of the rows"
-    return f"{kind}|{shapes}|{_body(model)}{routed}|{str(dtype).removeprefix('torch.')}"
+    return f"{kind}|{shapes}|{described(model, kind.startswith('score'))}{routed}|{str(dtype).removeprefix('torch.')}"
 
 
 def routed_share(model: Any) -> float | None:
@@ -98,23 +99,19 @@ def routed_share(model: Any) -> float | None:
     return None if router is None else round(8 * router.share) / 8
 
 
-def optimizer_operation(model: Any, optimizer: Any) -> str:
-    """Key in the table of an optimizer step: kind of optimizer and trained parameters."""
-    return f"optimizer {type(optimizer).__name__} {optimizer.defaults.get('fused') or ''}|{_body(model)}"
+def optimizer_operation(model: Any, optimizer: Any, max_grad_norm: float = 0.0) -> str:
+    """Key in the table of an optimizer step, with gradient clipping if `max_grad_norm` is above 0.
 
-
-def _body(model: Any) -> str:
-    stack, config = running(model.backbone), model.config
-    parameters = [list(layer.parameters()) for layer in stack]
-    sizes = [sum([p.numel() for p in of_layer]) for of_layer in parameters]
-    learning = sum([p.numel() for of_layer in parameters for p in of_layer if p.requires_grad])
-    layers = "+".join(f"{sizes.count(size)}x{size}" for size in sorted(set(sizes)))
-    compiled = any(layer._compiled_call_impl is not None for layer in stack)
-    also = [model.cost_signature(), *[method.cost_signature(model.backbone) for method in model.methods]]
+    Names the optimizer, its settings that are on, and how many parameters have gradients.
+    """
+    settings = " ".join(sorted(name for name, value in optimizer.defaults.items() if value and name != "lr"))
+    within = {id(parameter) for layer in running(model.backbone) for parameter in layer.parameters()}
+    outside = sum([p.numel() for p in model.parameters() if p.grad is not None and id(p) not in within])
+    missing = sum([p.numel() for p in model.parameters() if p.grad is None and id(p) in within])
     return (
-        f"layers {layers}|{type(model).__name__} hidden {config.hidden_size} vocabulary {config.vocab_size} "
-        f"{config._attn_implementation}{' dropout' if drops(config) else ''}{' compiled' if compiled else ''}"
-        f"{'' if learning == sum(sizes) else f' learning {learning}'}" + "".join(f" {said}" for said in also if said)
+        f"optimizer {type(optimizer).__name__} {settings} in {len(optimizer.param_groups)} groups"
+        f"{' clipped' if max_grad_norm > 0 else ''}, gradients {outside} outside the layers, {missing} missing|"
+        f"{described(model)}"
     )
 
 
@@ -174,8 +171,7 @@ def _standing_in(model: Any, optimizer: torch.optim.Optimizer | None = None) -> 
     parameter = next(model.parameters())
     with torch.random.fork_rng(devices=[parameter.device] if parameter.is_cuda else []):
         copied, own = copy.deepcopy((model, optimizer))  # together, so that the optimizer holds the copied parameters
-        for module in copied.modules():
-            module.__dict__.pop("forward", None)  # the mixed-precision wrapper is bound to the original
+        unwrap(copied)
         for layer, original in zip(
             layers_of(copied.backbone).children(), layers_of(model.backbone).children(), strict=True
         ):

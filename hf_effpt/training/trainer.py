@@ -21,7 +21,7 @@ from hf_effpt.core.objectives import OBJECTIVES, objective_of
 from hf_effpt.core.row_method import RowMethod, row_methods
 from hf_effpt.data.masking import DataCollatorForMaskedLM
 
-from . import carbon, checkpoints, checks
+from . import carbon, checkpoints, checks, losses
 from .arguments import EffptTrainingArguments
 from .callbacks import ClockCallback, ClockProgress, schedule_methods
 from .cost import CostMeter
@@ -80,6 +80,8 @@ class EffptTrainer(Trainer):
         checks.check_parts(model, args, given, processing_class, kwargs, type(self))
         if self.method is not None and self.method not in model.config.methods:
             model.add_method(self.method)
+        losses.check_losses(model, args, kwargs)
+        checks.check_checkpointing(args, model.methods)
         checks.exclude_specials(model.config, processing_class)
         if data_collator is None and processing_class is not None and model.pretrains:
             data_collator = DataCollatorForMaskedLM(processing_class, seed=args.seed)
@@ -103,6 +105,7 @@ class EffptTrainer(Trainer):
                 processing_class=processing_class,
                 **kwargs,
             )
+        losses.smooth_in_model(self)
         if train_dataset is not None:
             checks.check_size(train_dataset, self.args, self.methods)
         self.facts: dict[str, Any] = {}  # further entries of `run.json`
@@ -151,6 +154,7 @@ class EffptTrainer(Trainer):
             self.model = checkpoints.load_training_model(self.model, checkpoint).to(self.args.device)
             self.model_wrapped = self.model
             self.optimizer = None
+            losses.smooth_in_model(self)
             if self.clock.finished:
                 self.create_optimizer_and_scheduler(1)  # at the final learning rate
                 self.state = TrainerState.load_from_json(str(checkpoint / checkpoints.STATE))
@@ -313,7 +317,7 @@ class EffptTrainer(Trainer):
     def training_step(self, model: torch.nn.Module, inputs: dict, num_items_in_batch: Any = None) -> torch.Tensor:
         with self.cost.meter.measure("training_step"):
             loss = super().training_step(model, inputs, num_items_in_batch)
-        self.cost.charge_micro_batch(self.model, inputs)
+        self.cost.charge_micro_batch(self.model, losses.inputs_of(self, inputs))
         self.step_loss = self.step_loss + loss
         return loss
 
@@ -329,7 +333,7 @@ class EffptTrainer(Trainer):
         if model.training:
             # The Trainer later divides by the accumulation steps, unless the loss is scaled already.
             scaled = self.model_accepts_loss_kwargs and num_items_in_batch is not None
-            share = self.current_gradient_accumulation_steps if scaled else 1
+            share = self.current_gradient_accumulation_steps if scaled or self.compute_loss_func else 1
             for method in self.methods:
                 if (penalty := method.penalty(self.model.backbone)) is not None:
                     loss = loss + penalty / share

@@ -32,6 +32,7 @@ class Teacher(nn.Module):
 
     def __init__(self, backbone: Any, widths: Sequence[Sequence[int]]) -> None:
         super().__init__()
+        self.widths = [list(layer) for layer in widths]
         self.encoder: Any = _stock_encoder(backbone, widths).eval()
         self.term: Tensor | None = None  # of the last forward pass, until it is taken
 

@@ -278,7 +278,8 @@ class Compress(Method):
     def cost_signature(self, backbone: Any) -> str:
         gates = gates_of(backbone)
         said = ["gates"] if gates is not None and gates.on else []
-        said += ["distilled"] if teacher_of(backbone) is not None else []
+        if (teacher := teacher_of(backbone)) is not None:
+            said.append(f"distilled by {teacher.widths}")
         return " ".join(["compress", *said]) if said else ""
 
     def eject(self, backbone: Any) -> None:

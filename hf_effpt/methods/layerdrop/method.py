@@ -141,6 +141,9 @@ class LayerDrop(Method):
         drawn = np.repeat(generator.random(-(-depth // self.group)), self.group)[:depth]
         return frozenset(int(position) for position in np.flatnonzero(drawn < self.rates(depth, progress)))
 
+    def cost_signature(self, backbone: nn.Module) -> str:
+        return "masked heads" if self.heads else ""
+
     def eject(self, backbone: nn.Module) -> None:
         if self.scaling == "evaluation" and self.p:
             raise EffptError(

@@ -167,7 +167,8 @@ def test_the_teachers_forward_is_counted():
     counter = FlopCounter()
     with_teacher, without = (counter.count(model.train(), batch) for model in (taught, plain))
     assert with_teacher - without == forward.get_total_flops()
-    assert taught.methods[0].cost_signature(taught.bert) == "compress distilled"
+    widths = [[2, 64]] * 4
+    assert taught.methods[0].cost_signature(taught.bert) == f"compress distilled by {widths}"
     assert plain.methods[0].cost_signature(plain.bert) == ""
     assert taught.methods[0].penalty(taught.bert) is None  # the count ran on a copy
 

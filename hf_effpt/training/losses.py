@@ -1,0 +1,72 @@
+"""Arguments of the stock Trainer that change the loss: which of them a model can follow, and how."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from hf_effpt.core.errors import EffptError
+from hf_effpt.core.objectives import objective_of
+from hf_effpt.core.token_losses import observers_of
+
+
+def check_losses(model: Any, args: Any, given: Mapping[str, Any]) -> None:
+    """Raises `EffptError` if arguments change the loss of a pre-training model, or read it, in a way that it has not.
+
+    `given` are further arguments of the trainer by name.
+    """
+    if not model.pretrains:
+        return
+    objective, function = objective_of(model.config), given.get("compute_loss_func")
+    for name, value in (("label_smoothing_factor", args.label_smoothing_factor), ("compute_loss_func", function)):
+        if value and objective != "mlm":
+            raise EffptError(
+                f"`{name}` changes the loss of a model that has one, over its labels, but with the objective "
+                f"`{objective}` a generator and the model it trains have a loss each; leave it out, or use `mlm`."
+            )
+    if function is not None:
+        _check_function(model, args)
+    for name in ("compute_metrics", "preprocess_logits_for_metrics"):
+        if given.get(name) is not None:
+            raise EffptError(
+                f"`{name}` reads logits, and in evaluation a `{type(model).__name__}` computes its loss and metrics "
+                "without returning any; leave it out, and measure the exported model (`effpt evaluate`)."
+            )
+    if args.label_names not in (None, ["labels"]):
+        raise EffptError(
+            f"`training.label_names` is {args.label_names}, but the labels of a `{type(model).__name__}` are called "
+            "`labels`; leave it out."
+        )
+
+
+def _check_function(model: Any, args: Any) -> None:
+    """Raises `EffptError` if something needs the model's own loss, which `compute_loss_func` replaces."""
+    if args.label_smoothing_factor:
+        raise EffptError(
+            f"`label_smoothing_factor` is {args.label_smoothing_factor}, but `compute_loss_func` replaces the loss "
+            "that it smooths; leave one of them out."
+        )
+    if observing := observers_of(model.backbone):
+        raise EffptError(
+            f"`{observing[0]}` reads the model's loss token by token, and `compute_loss_func` replaces that loss; "
+            "leave one of them out."
+        )
+    if args.clock is not None and args.clock.unit == "reference_seconds":
+        raise EffptError(
+            f"The budget {args.budget} is reference time, of which the table has no time for a `compute_loss_func`; "
+            "leave it out, or give tokens, flops or time."
+        )
+
+
+def smooth_in_model(trainer: Any) -> None:
+    """Has a pre-training model smooth its own loss, since the stock smoother needs logits of every position."""
+    if trainer.args.label_smoothing_factor and trainer.model.pretrains:
+        trainer.label_smoother = None
+        trainer.model.label_smoothing = trainer.args.label_smoothing_factor
+
+
+def inputs_of(trainer: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The inputs that the model computes a training step from: a `compute_loss_func` keeps the labels to itself."""
+    if trainer.compute_loss_func is None:
+        return batch
+    return {name: tensor for name, tensor in batch.items() if name != "labels"}

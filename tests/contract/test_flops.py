@@ -1,0 +1,29 @@
+"""What a step is charged for is what it computes: for every method, with checkpointing and with label smoothing."""
+
+import pytest
+
+from hf_effpt.training.flops import FlopCounter
+
+from .flops import VARIED, count_run, ledgers
+
+# A method costs the same beside either generator, so that with the second those will do that change what is computed.
+RUNS = [(objective, name) for objective in ("mlm", "electra") for name in ledgers(objective)]
+RUNS += [("mcbert", name) for name in ("none", "append_top", "compress")]
+
+
+@pytest.fixture(scope="module")
+def counters():
+    """A counter for each objective, which has to tell apart all that its runs do."""
+    return {objective: FlopCounter() for objective, _ in RUNS}
+
+
+@pytest.mark.parametrize(("objective", "name"), RUNS)
+def test_charged_flops_are_those_of_the_real_step(tmp_path, counters, objective, name):
+    counts = count_run(tmp_path, objective, ledgers(objective)[name], counters[objective])
+    assert len(counts) == 8 * (3 if objective == "mlm" else 2)
+    for count in counts:
+        assert count.charged == pytest.approx(count.real, rel=1e-9), count
+    real = {name: [count.real for count in counts if count.variant == name] for name in VARIED}
+    assert sum(real["checkpointing"]) > sum(real["plain"])
+    if objective == "mlm" and name != "layerskip":  # which rows run is drawn anew
+        assert real["smoothing"] == real["plain"]
