@@ -1,7 +1,8 @@
 """Depth of an encoder: all layers are allocated at the start, and an order says which of them run.
 
 No parameter appears or disappears after the optimizer exists: growth copies in place and lengthens the order. A layer
-that does not run has no gradient, costs nothing and keeps its optimizer state.
+that does not run has no gradient, costs nothing and keeps its optimizer state. After a growth the order may be any
+permutation: a layer's index, where it is stored, says nothing of its position, where it runs.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -112,6 +113,18 @@ def stack_of(backbone: Any) -> LayerStack:
     return layers
 
 
+def order_of(backbone: Any) -> tuple[int, ...]:
+    """Indices of the layers of `backbone` that run, first to last; a layer's position is its place in them."""
+    layers = layers_of(backbone)
+    return layers.order if isinstance(layers, LayerStack) else tuple(range(len(layers)))
+
+
+def depth_of(config: Any) -> int:
+    """Number of layers that run in a model of this configuration."""
+    order = getattr(config, "layer_order", None)
+    return config.num_hidden_layers if order is None else len(order)
+
+
 def running(backbone: Any, training: bool | None = None) -> list[Any]:
     """Layers of the next forward pass, first to last; `training` is by default the mode of `backbone`."""
     layers = layers_of(backbone)
@@ -146,7 +159,7 @@ def set_order(backbone: Any, order: Iterable[int]) -> None:
 
 
 def every_other(layers: int, depth: int) -> list[int]:
-    """Indices of `depth` of `layers` layers, evenly spaced from 0: 0, 2, 4, … for half of them."""
+    """Positions of `depth` of `layers` layers, evenly spaced from 0: 0, 2, 4, … for half of them."""
     return [index * layers // depth for index in range(depth)]
 
 

@@ -1,6 +1,6 @@
-"""Gates: factors on the outputs of attention heads and feed-forward neurons.
+"""Gates: factors on the outputs of attention heads and feed-forward neurons, and the importance of these parts.
 
-They multiply columns of the output projections W_o and W_2, which is equivalent and stores no further activations.
+Gates multiply columns of the output projections W_o and W_2, which is equivalent and stores no further activations.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from .anatomy import attention_of, feed_forward_of, layers_of
 from .context import RunContext
-from .modes import aside, evaluating
+from .depth import order_of, running
+from .modes import aside, evaluating, uncompiled
 from .precision import KeepsPrecision
+from .token_losses import TokenLosses, observing_losses
 from .width import widths_of
 
 BATCHES = 8  # of training text, to measure importance
@@ -28,6 +30,8 @@ class GatedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         gates: WidthGates = self.__dict__["gates"]
+        if gates.rows is not None:
+            return nn.functional.linear(gates.gated_rows(self, input), self.weight, self.bias)
         return nn.functional.linear(input, gates.gated(self) if gates.on else self.weight, self.bias)
 
 
@@ -35,15 +39,17 @@ class WidthGates(KeepsPrecision):
     """Gates of all layers of a backbone: one per head and one per neuron, initially 1.
 
     They stay in fp32, have no weight decay, and may have their own peak learning rate instead of the run's. [`attach`]
-    adds them to the backbone. Unless `on`, they have no effect.
+    adds them to the backbone. Unless `on`, they have no effect. With `rows` each row of a batch of that size has gates
+    of its own, which multiply the inputs of W_o and W_2: the gradient then tells the rows apart.
     """
 
     no_weight_decay = True
 
-    def __init__(self, backbone: Any, learning_rate: float | None = None) -> None:
+    def __init__(self, backbone: Any, learning_rate: float | None = None, rows: int | None = None) -> None:
         super().__init__()
-        self.learning_rate, self.on = learning_rate, False
-        ones = partial(torch.ones, device=next(backbone.parameters()).device, dtype=torch.float32)
+        self.learning_rate, self.on, self.rows = learning_rate, rows is not None, rows
+        each = () if rows is None else (rows,)
+        ones = partial(torch.ones, *each, device=next(backbone.parameters()).device, dtype=torch.float32)
         widths = widths_of(backbone)  # the gates of a layer are a vector
         self.heads = nn.ParameterList(nn.Parameter(ones(heads)) for heads, _ in widths)
         self.neurons = nn.ParameterList(nn.Parameter(ones(neurons)) for _, neurons in widths)
@@ -78,6 +84,15 @@ class WidthGates(KeepsPrecision):
             return weight
         return (weight * gate.repeat_interleave(weight.shape[1] // len(gate))).to(weight.dtype)
 
+    def gated_rows(self, linear: nn.Linear, input: Tensor) -> Tensor:
+        """Inputs of a gated module, of shape `(rows, ..., inputs)`, times the gates of each row."""
+        kind, index = linear.__dict__["gated"]
+        gate = getattr(self, kind)[index]
+        if not gate.shape[1]:
+            return input
+        every = gate.repeat_interleave(input.shape[-1] // gate.shape[1], dim=1)
+        return (input * every.view(len(gate), *[1] * (input.ndim - 2), -1)).to(input.dtype)
+
     @torch.no_grad()
     def fold(self, backbone: Any) -> None:
         """Multiplies the gates into the weights and sets them to 1; the outputs stay the same."""
@@ -106,12 +121,27 @@ def gates_of(backbone: Any) -> WidthGates | None:
     return getattr(backbone, NAME, None)
 
 
-Scores = tuple[list[Tensor], list[Tensor]]  # scores of the heads and of the neurons of every layer
+Scores = tuple[list[Tensor], list[Tensor]]  # of the heads and of the neurons of every layer that runs, first to last
 
 
-def gate_scores(gates: WidthGates) -> Scores:
-    """Absolute gates of every layer."""
-    return [gate.detach().abs() for gate in gates.heads], [gate.detach().abs() for gate in gates.neurons]
+def running_gates(backbone: Any) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Gates of heads and of neurons of the layers that run, first to last."""
+    gates, order = gates_of(backbone), order_of(backbone)
+    assert gates is not None
+    heads, neurons = ([of[index] for index in order] for of in (gates.heads, gates.neurons))
+    return heads, neurons
+
+
+def gate_scores(backbone: Any) -> Scores:
+    """Absolute gates of the layers that run."""
+    heads, neurons = ([gate.detach().abs() for gate in of] for of in running_gates(backbone))
+    return heads, neurons
+
+
+def gate_sum(backbone: Any) -> Tensor:
+    """L1 norm of the gates of the layers that run, a scalar."""
+    heads, neurons = running_gates(backbone)
+    return torch.cat([*heads, *neurons]).abs().sum()
 
 
 def importance(
@@ -120,23 +150,31 @@ def importance(
     loss_of: Callable[[Mapping[str, Tensor]], Tensor],
     learning: Callable[[Mapping[str, Tensor]], AbstractContextManager],
 ) -> Scores:
-    """Importance of each head and neuron: |dL/dgate|, averaged over batches (Michel et al., 2019).
+    """Importance of each head and neuron: |dL/dgate| of each row's loss, averaged over rows (Michel et al., 2019).
 
-    Scores of heads are divided by their L2 norm in each layer. Weights and their gradients do not change. `loss_of`
-    computes the scalar loss of a batch, in the context that `learning` returns for it.
+    Scores of heads are divided by their L2 norm in each layer. One backward pass gives the gradients of all rows of a
+    batch, and of nothing else. `loss_of` computes the mean loss of a batch, in the context that `learning` returns for
+    it; each row of it counts alike.
     """
-    with opened(backbone) as gates:
-        ours = list(gates.parameters())
-        sums, number = [torch.zeros_like(gate) for gate in ours], 0
-        for batch in batches:
-            number += 1
+    sums, number = [], 0
+    for batch in batches:
+        rows = len(batch["input_ids"])
+        number += rows
+        with opened(backbone, rows), uncompiled(backbone), observing_losses(backbone, _mean_of_rows):
+            heads, neurons = running_gates(backbone)
             with learning(batch):
-                found = torch.autograd.grad(loss_of(batch), ours, allow_unused=True)
-            for total, gradient in zip(sums, found, strict=True):
-                if gradient is not None:
-                    total += gradient.abs()
-        means, layers = [total / max(1, number) for total in sums], len(gates.heads)
-        return [mean / mean.norm().clamp(min=1e-12) for mean in means[:layers]], means[layers:]
+                found = torch.autograd.grad(loss_of(batch), [*heads, *neurons], materialize_grads=True)
+        ours = [rows * gradient.abs().sum(dim=0) for gradient in found]  # the loss is the mean over rows
+        sums = [total + own for total, own in zip(sums, ours, strict=True)] if sums else ours
+    means, layers = [total / number for total in sums], len(order_of(backbone))
+    return [mean / mean.norm().clamp(min=1e-12) for mean in means[:layers]], means[layers:]
+
+
+def _mean_of_rows(losses: TokenLosses) -> Tensor:
+    """Factors that make the mean loss over labels the mean over rows of the mean of each."""
+    _, labels_B = losses.by_row()
+    weights_B = labels_B.sum() / (losses.rows * labels_B.clamp(min=1))
+    return weights_B[losses.row_N]
 
 
 def loss_importance(backbone: Any, context: RunContext) -> Scores:
@@ -149,10 +187,10 @@ def loss_importance(backbone: Any, context: RunContext) -> Scores:
 
 
 @contextmanager
-def opened(backbone: Any) -> Iterator[WidthGates]:
-    """Temporary gates that are on and all 1, in place of the gates of `backbone`."""
+def opened(backbone: Any, rows: int | None = None) -> Iterator[WidthGates]:
+    """Temporary gates that are on and all 1, in place of the gates of `backbone`; `rows` as in [`WidthGates`]."""
     own = gates_of(backbone)
-    gates = WidthGates(backbone)
+    gates = WidthGates(backbone, rows=rows)
     gates.on = True
     gates.attach(backbone)
     try:
@@ -167,7 +205,7 @@ def opened(backbone: Any) -> Iterator[WidthGates]:
 def magnitude(backbone: Any) -> Scores:
     """L2 norm of the weights of each head and neuron."""
     heads, neurons = [], []
-    for layer in layers_of(backbone).children():
+    for layer in running(backbone, training=False):
         attention, block = attention_of(layer), feed_forward_of(layer)
         rows = [projection.weight.float() for projection in (attention.query, attention.key, attention.value)]
         square = sum(row.square().sum(dim=1) for row in rows) + attention.output.weight.float().square().sum(dim=0)

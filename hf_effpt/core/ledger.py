@@ -53,6 +53,12 @@ def archive_events(config: Any, asked: tuple[str, ...] = ("rewarmup", "span")) -
 
 
 def ledger_of(config: Any) -> dict[str, Any]:
-    """Ledger of a training model: methods with settings, present shape, and events."""
+    """Ledger of a training model: methods with settings, present shape, and events.
+
+    `layer_order` has the indices of the layers that run; `layer_widths` are those of these layers, first to last.
+    """
     ledger = {"methods": config.methods or {}, "layer_order": config.layer_order, "events": config.events or []}
-    return ledger | ({"layer_widths": config.layer_widths} if config.layer_widths else {})
+    if not (widths := config.layer_widths):
+        return ledger
+    order = range(len(widths)) if config.layer_order is None else config.layer_order
+    return ledger | {"layer_widths": [widths[index] for index in order]}

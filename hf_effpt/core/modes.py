@@ -1,11 +1,12 @@
 """Temporary modes of a model: evaluation, and forward passes that leave no trace in a run."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import nn
 
+from .anatomy import layers_of
 from .metrics import accumulator_of
 
 
@@ -32,3 +33,9 @@ def aside(backbone: nn.Module) -> Iterator[None]:
             yield
     finally:
         accumulator.sums = sums
+
+
+def uncompiled(backbone: nn.Module) -> AbstractContextManager:
+    """Context in which compiled layers of `backbone` run as they are written, for a few passes in another shape."""
+    compiled = any(layer._compiled_call_impl is not None for layer in layers_of(backbone).children())
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()

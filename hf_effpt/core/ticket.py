@@ -14,6 +14,8 @@ from .errors import EffptError
 from .files import read_json, write_atomically
 
 FILE = "ticket.json"  # in the folder of a run that drew a ticket
+VERSION = 2  # of ticket files: before, layers were in the order in which they are stored, and not in running order
+RUN = "run.json"  # record of a run, beside its ticket
 ALIGNED = 64  # widths are rounded to multiples of it, so that a GPU multiplies whole tiles
 LEAST = 8  # the same, for layers of fewer than `NARROW` neurons
 NARROW = 512
@@ -24,8 +26,9 @@ class Ticket:
     """A subnetwork of whole heads and neurons.
 
     Args:
-        heads, neurons (`tuple[tuple[int, ...], ...]`): indices kept in each layer, in rising order.
-        shape (`tuple[tuple[int, int], ...]`): heads and neurons of each layer it was drawn from.
+        heads, neurons (`tuple[tuple[int, ...], ...]`): indices kept in each layer that runs, in rising order; layers
+            are in running order, as in the exported model.
+        shape (`tuple[tuple[int, int], ...]`): heads and neurons of each of these layers it was drawn from.
         drawn_by (`dict[str, Any]`, *optional*): a record of the draw.
     """
 
@@ -40,7 +43,7 @@ class Ticket:
         return [[len(heads), len(neurons)] for heads, neurons in zip(self.heads, self.neurons, strict=True)]
 
     def check(self, widths: Sequence[Sequence[int]]) -> None:
-        """Raises an `EffptError` unless the ticket fits layers of these widths and keeps neurons in each."""
+        """Raises an `EffptError` unless it fits layers of these widths, first to last, and keeps neurons in each."""
         for kind, kept in enumerate((self.heads, self.neurons)):
             what, least = (("heads", 0), ("neurons", 1))[kind]
             wrong = [
@@ -63,22 +66,45 @@ class Ticket:
     def save(self, path: str | os.PathLike) -> Path:
         """Writes the ticket into a JSON file."""
         path = Path(path)
-        content = {"heads": self.heads, "neurons": self.neurons, "shape": self.shape, "drawn_by": self.drawn_by}
-        write_atomically(path, json.dumps(content, indent=1))
+        content = {"version": VERSION, "heads": self.heads, "neurons": self.neurons, "shape": self.shape}
+        write_atomically(path, json.dumps(content | {"drawn_by": self.drawn_by}, indent=1))
         return path
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Ticket":
-        """Reads a ticket that `save` has written; raises an `EffptError` if the file holds none."""
+        """Reads a ticket that `save` has written.
+
+        Raises an `EffptError` if the file holds none, or if the order of its layers is unknown ([`order_beside`]).
+        """
         try:
             read = read_json(Path(path))
-            parts = {name: tuple(tuple(map(int, layer)) for layer in read[name]) for name in ("heads", "neurons")}
-            shape = tuple((int(heads), int(neurons)) for heads, neurons in read["shape"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            parts = {name: [tuple(map(int, layer)) for layer in read[name]] for name in ("heads", "neurons")}
+            parts["shape"] = [(int(heads), int(neurons)) for heads, neurons in read["shape"]]
+            if read.get("version", 1) < VERSION and (order := order_beside(path)) is not None:
+                parts = {name: [layers[index] for index in order] for name, layers in parts.items()}
+        except EffptError:
+            raise
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise EffptError(
                 f"{path} holds no ticket ({error}); name a file that `Ticket.save` has written."
             ) from error
-        return cls(**parts, shape=shape, drawn_by=read.get("drawn_by") or {})
+        return cls(**{name: tuple(layers) for name, layers in parts.items()}, drawn_by=read.get("drawn_by") or {})
+
+
+def order_beside(path: str | os.PathLike) -> list[int] | None:
+    """Order of the layers of the run whose `run.json` lies beside a ticket of the first version; `None` if as stored.
+
+    Such a ticket has the layers in the order in which they are stored. Raises an `EffptError` without that record.
+    """
+    beside = Path(path).with_name(RUN)
+    try:
+        return read_json(beside)["ledger"].get("layer_order")
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise EffptError(
+            f"{path} was written by an older version, which numbered layers as they are stored and not as they run: "
+            f"how they run is in the {RUN} of its run, and there is none beside it. Put it there, or save the ticket "
+            "again from a checkpoint of its run."
+        ) from error
 
 
 def _words(widths: Sequence[Sequence[int]]) -> str:

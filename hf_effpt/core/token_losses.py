@@ -59,14 +59,21 @@ def has_loss_observers(backbone: Any) -> bool:
 
 
 @contextmanager
+def observing_losses(backbone: Any, observer: LossObserver) -> Iterator[None]:
+    """Calls `observer` in every forward pass in the block, in any mode, instead of the registered observers."""
+    backbone.__dict__["loss_recorder"] = observer
+    try:
+        yield
+    finally:
+        backbone.__dict__["loss_recorder"] = None
+
+
+@contextmanager
 def recording_losses(backbone: Any) -> Iterator[list[TokenLosses]]:
     """Collects the losses of every forward pass in the block, in any mode, instead of the observers."""
     heard: list[TokenLosses] = []
-    backbone.__dict__["loss_recorder"] = heard.append
-    try:
+    with observing_losses(backbone, heard.append):
         yield heard
-    finally:
-        backbone.__dict__["loss_recorder"] = None
 
 
 @torch.no_grad()
@@ -95,9 +102,8 @@ def observed_loss(
         losses_N = loss("none").detach().flatten()
     row_N = torch.arange(len(labelled_BP), device=labelled_BP.device).repeat_interleave(labelled_BP.shape[1])
     losses = TokenLosses(losses_N, labelled_BP.flatten(), row_N, len(labelled_BP), weight_inputs)
-    if (recorder := backbone.__dict__.get("loss_recorder")) is not None:
-        recorder(losses)
-        return loss("sum")
-    given = [receiver(losses) for receiver in backbone.__dict__["loss_observers"].values()]
+    recorder = backbone.__dict__.get("loss_recorder")
+    receivers = backbone.__dict__["loss_observers"].values() if recorder is None else [recorder]
+    given = [receiver(losses) for receiver in receivers]
     weights = [weights_N for weights_N in given if weights_N is not None]
     return (torch.stack(weights).prod(dim=0) * loss("none").flatten()).sum() if weights else loss("sum")

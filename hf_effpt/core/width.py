@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn, optim
 
 from .anatomy import attention_of, feed_forward_of, layers_of, tell_heads
-from .depth import stack_of
+from .depth import order_of
 from .errors import EffptError
-from .ticket import Ticket, draw
+from .ticket import Ticket
 
 # Optimizers with state of the parameter's shape, which can be cut alike, that read their groups at every step.
 ELEMENTWISE = (optim.Adam, optim.AdamW, optim.Adamax, optim.NAdam, optim.RAdam, optim.RMSprop, optim.SGD)
@@ -37,40 +37,34 @@ def widths_of(backbone: Any) -> list[list[int]]:
     return widths
 
 
-def layers_that_run(backbone: Any) -> list[int]:
-    """Sorted indices of the layers that run; a ticket keeps the others whole."""
-    return sorted(set(stack_of(backbone).order))
+def running_widths(backbone: Any) -> list[list[int]]:
+    """Number of heads and of neurons of every layer that runs, first to last."""
+    widths = widths_of(backbone)
+    return [widths[index] for index in order_of(backbone)]
 
 
-def draw_running(backbone: Any, scores: tuple[list[Tensor], list[Tensor]], heads: int, neurons: int) -> Ticket:
-    """Ticket of the highest scores in the layers that run; it keeps other layers whole.
-
-    `scores` are those of the heads and of the neurons of all allocated layers; `heads` are kept in each layer that
-    runs, `neurons` in all of them together.
-    """
-    layers, widths = layers_that_run(backbone), widths_of(backbone)
-    of_heads, of_neurons = scores
-    drawn = draw([of_heads[layer] for layer in layers], [of_neurons[layer] for layer in layers], heads, neurons)
-    kept_heads, kept_neurons = ([tuple(range(layer[kind])) for layer in widths] for kind in (0, 1))
-    for place, layer in enumerate(layers):
-        kept_heads[layer], kept_neurons[layer] = drawn.heads[place], drawn.neurons[place]
-    return Ticket(tuple(kept_heads), tuple(kept_neurons), tuple((number, of) for number, of in widths))
-
-
-@torch.no_grad()
 def cut_width(backbone: Any, ticket: Ticket) -> list[Cut]:
     """Removes the heads and neurons that a ticket does not keep, in place; returns the cuts, for [`cut_state`].
 
-    Outputs are those of the whole model with removed parts at zero. Raises an `EffptError` if the ticket was drawn
-    from layers of another shape.
+    Outputs are those of the whole model with removed parts at zero. Layers that do not run stay whole. Raises an
+    `EffptError` if the ticket was drawn from layers of another shape.
     """
-    ticket.check(widths_of(backbone))
+    ticket.check(running_widths(backbone))
+    return _cut(backbone, order_of(backbone), ticket.heads, ticket.neurons)
+
+
+@torch.no_grad()
+def _cut(
+    backbone: Any, layers: Sequence[int], heads: Sequence[Sequence[int]], neurons: Sequence[Sequence[int]]
+) -> list[Cut]:
+    """Cuts the layers of these indices to the heads and neurons given for each."""
     cuts: list[Cut] = []
-    for layer, heads, neurons in zip(layers_of(backbone).children(), ticket.heads, ticket.neurons, strict=True):
-        kept = (head_columns(heads, attention_of(layer).head_size), torch.tensor(neurons, dtype=torch.long))
+    for index, *wanted in zip(layers, heads, neurons, strict=True):
+        layer = layers_of(backbone)[index]
+        kept = (head_columns(wanted[0], attention_of(layer).head_size), torch.tensor(wanted[1], dtype=torch.long))
         for linear, dim, kind in _sides(layer):
             cuts += _keep(linear, dim, kept[kind])
-        tell_heads(layer, len(heads))
+        tell_heads(layer, len(wanted[0]))
     backbone.config.layer_widths = widths_of(backbone)
     return cuts
 
@@ -93,7 +87,7 @@ def cut_state(optimizer: optim.Optimizer, cuts: Iterable[Cut]) -> None:
 
 
 def resize(backbone: Any, widths: Sequence[Sequence[int]]) -> None:
-    """Cuts the layers of a new `backbone` to `widths`, the numbers of heads and neurons of each.
+    """Cuts the allocated layers of a new `backbone` to `widths`, the numbers of heads and neurons of each.
 
     Raises an `EffptError` if the number of layers differs, or a layer has fewer heads or neurons.
     """
@@ -107,8 +101,8 @@ def resize(backbone: Any, widths: Sequence[Sequence[int]]) -> None:
             f"`layer_widths` is {[list(layer) for layer in widths]}, but the model has layers of heads and neurons "
             f"{every}; give each layer as many as it has, or fewer, and at least one neuron."
         )
-    heads, neurons = (tuple(tuple(range(layer[kind])) for layer in widths) for kind in (0, 1))
-    cut_width(backbone, Ticket(heads, neurons, tuple((most, wide) for most, wide in every)))
+    heads, neurons = ([range(layer[kind]) for layer in widths] for kind in (0, 1))
+    _cut(backbone, range(len(every)), heads, neurons)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, PreTrainedModel
 
-from hf_effpt.core.depth import PRUNING, first_layers, flatten
+from hf_effpt.core.depth import PRUNING, first_layers, flatten, stack_of
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.head_inputs import HeadInputs
 from hf_effpt.core.method import Method
@@ -43,6 +43,8 @@ class EffptMixin:
         self.complete(config)
         if config.layer_widths is not None:
             resize(self.backbone, config.layer_widths)
+        if not self._without_ledger:
+            stack_of(self.backbone)  # layers run in the order of the configuration, with methods or without
         self.methods: list[Method] = methods
         for method in methods:
             method.inject(self.backbone)

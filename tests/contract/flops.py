@@ -1,6 +1,6 @@
 """Counted FLOPs beside those of the real training step; run as a module, a table of them for every method.
 
-    python -m tests.contract.flops
+python -m tests.contract.flops
 """
 
 import contextlib

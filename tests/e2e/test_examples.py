@@ -86,7 +86,10 @@ def test_training_examples(corpus, tmp_path, here, script):
         # all rows in the first half, then a choice of twice as many in every other step: two of the eight
         assert "Selection learned from 256 of 320 rows and judged 128" in printed
     if script == "15_compress.py":
-        assert "cut to 3 layers of 2 heads and 256 neurons by michel" in printed
+        assert (
+            "cut to 3 layers of 2 heads and 256 neurons: layers at equal distances, heads and neurons by michel"
+            in printed
+        )
 
 
 def test_from_text_to_a_measured_model(corpus, tmp_path, here):

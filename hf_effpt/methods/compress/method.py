@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from hf_effpt.core.context import RunContext
-from hf_effpt.core.depth import set_order, stack_of
+from hf_effpt.core.depth import depth_of, set_order, stack_of
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.gates import Scores, WidthGates, gate_scores, gates_of, loss_importance, magnitude
+from hf_effpt.core.gates import Scores, WidthGates, gate_scores, gate_sum, gates_of, loss_importance, magnitude
 from hf_effpt.core.ledger import events_of, record
 from hf_effpt.core.method import Method, Paper, start_after
 from hf_effpt.core.random import CUTS, step_rng
 from hf_effpt.core.settings import Count, In, Inside, NotNegative, Share, check_settings
 from hf_effpt.core.shares import part_of
-from hf_effpt.core.ticket import Ticket, unit_of
-from hf_effpt.core.width import cut_state, cut_width, draw_running
+from hf_effpt.core.ticket import Ticket, draw, unit_of
+from hf_effpt.core.width import cut_state, cut_width
 
 from .distill import NAME as TEACHER
 from .distill import dismiss, teach, teach_again, teacher_of
@@ -44,15 +44,17 @@ class Compress(Method):
     remaining parts keep their weights and optimizer state. Heads and neurons that are cut leave model and optimizer.
 
     Args:
-        depth (`int`, *optional*): number of layers after the last cut, at equal distances; by default all.
+        depth (`int`, *optional*): number of layers after the last cut, at equal distances in the order in which they
+            run; by default all.
         head_keep (`float`, *optional*): share, in (0, 1], of the attention heads of each layer to keep. By default 2/3
             if `depth` and `ffn_keep` are left out, too, else all.
         ffn_keep (`float`, *optional*): share, in (0, 1], of the feed-forward neurons of all layers together to keep.
             By default 0.6 if `depth` and `head_keep` are left out, too, else all.
         importance (`str`, *optional*, defaults to `"michel"`): criterion for heads and neurons to keep: `michel`, the
-            change of the loss without them, on 8 batches of training text (Michel et al., 2019); `gates`, that learn
-            in the last tenth of the clock before the first cut (Chen et al., 2021); `magnitude`, the norm of their
-            weights; or, as the control, `random`, with the widths of `michel`, and random layers.
+            absolute slope of each row's loss, mean over 8 batches of training text (Michel et al., 2019); `gates`,
+            that learn in the last tenth of the clock before the first cut (Chen et al., 2021); `magnitude`, the norm
+            of their weights; or, as the control, `random`, with the widths of `michel`, and random layers. Without a
+            cut of width only `random` has an effect.
         at (`float`, *optional*, defaults to 0.7): fraction of the clock, in (0, 1), of the first cut.
         rounds (`int`, *optional*, defaults to 1): number of cuts, each of the same number of parts.
         until (`float`, *optional*): fraction of the clock of the last of several cuts; by default halfway between `at`
@@ -137,9 +139,9 @@ class Compress(Method):
     def changes_parameters(self) -> bool:
         return self._left > 0 and self._shares != (1.0, 1.0)
 
-    def sizes(self, config: Any) -> tuple[Size, Size]:
-        """Sizes of the whole model of this configuration, and after the last cut."""
-        whole = Size(config.num_hidden_layers, config.num_attention_heads, config.intermediate_size)
+    def sizes(self, config: Any, layers: int | None = None) -> tuple[Size, Size]:
+        """Sizes of the whole model of this configuration, and after the last cut; `layers` run before the first."""
+        whole = Size(layers or config.num_hidden_layers, config.num_attention_heads, config.intermediate_size)
         heads, neurons = self._shares
         depth = whole.depth if self.depth is None else self.depth
         return whole, Size(depth, part_of(heads, whole.heads), part_of(neurons, whole.neurons))
@@ -155,7 +157,10 @@ class Compress(Method):
             )
         if config is None:
             return
-        whole, wanted = self.sizes(config)
+        grows = any(other.order < self.order for other in others.values())
+        before = self._left_of(config)
+        layers = before[0] if before else config.num_hidden_layers if grows else depth_of(config)
+        whole, wanted = self.sizes(config, layers)
         if wanted.depth > whole.depth:
             raise EffptError(
                 f"`compress.depth` is {self.depth}, but the model has {whole.depth} layers; set it to at most that."
@@ -180,10 +185,20 @@ class Compress(Method):
                 f"`layerskip` always runs the first and the last layer, and `compress.depth` leaves {wanted.depth}; "
                 "leave at least 3, or remove `layerskip`."
             )
+        if self.depth is not None and self._left and any("kept" not in cut for cut in events_of(config, self.name)):
+            self._check_order(config)
         if config.layer_widths is not None and not events_of(config, self.name) and self._shares != (1.0, 1.0):
             raise EffptError(
                 "The model's layers have been cut already (`layer_widths`), and `compress` takes its shares of whole "
                 "ones; start from a model of the full width, set only `compress.depth`, or remove `compress`."
+            )
+
+    def _check_order(self, config: Any) -> None:
+        """Raises an `EffptError` if an older version has cut layers whose order is not that of their indices."""
+        if any(event["method"] != self.name for event in config.events):
+            raise EffptError(
+                "An older version of `compress` has made a first cut of this model, after which it cannot be told "
+                "which layer was where before; start from a checkpoint of before the cut, or remove `compress`."
             )
 
     def prepare(self, backbone: Any, context: RunContext) -> None:
@@ -214,7 +229,7 @@ class Compress(Method):
         # Beside a generator, this encoder's loss has a weight, which these terms need too.
         main, gates = getattr(backbone.config, "main_weight", 1.0), gates_of(backbone)
         if gates is not None and gates.on:
-            terms.append(L1 * main * torch.stack([gate.abs().sum() for gate in gates.parameters()]).sum())
+            terms.append(L1 * main * gate_sum(backbone))
         teacher = teacher_of(backbone)
         if teacher is not None and (term := teacher.take_term()) is not None:
             terms.append(self.distill * main * term)
@@ -232,26 +247,47 @@ class Compress(Method):
     def _cut(self, backbone: Any, number: int, context: RunContext) -> bool:
         """Makes one of the cuts; returns `True` if layers became narrower."""
         facts = {TEACHER: teach(backbone)} if self.distill and teacher_of(backbone) is None else {}
-        stack, (whole, wanted) = stack_of(backbone), self.sizes(backbone.config)
+        stack, config = stack_of(backbone), backbone.config
+        layers, left = self._left_of(config) or (len(stack.order), list(range(len(stack.order))))
+        whole, wanted = self.sizes(config, layers)
         size = size_after(number, self.rounds, whole, wanted)
         lot = step_rng(context.seed, context.step, CUTS)
-        if size.depth < len(stack.order):
+        shallower = size.depth < len(left)
+        if shallower:
             if self.importance == "random":
-                kept = np.sort(lot.permutation(len(stack.order))[: size.depth])
-                set_order(backbone, [stack.order[place] for place in kept])
+                stay = [left[place] for place in np.sort(lot.permutation(len(left))[: size.depth])]
             else:
-                set_order(backbone, thinned(stack.order, whole.depth, wanted.depth, size.depth))
-        shape = f"{len(stack.order)} layers of {size.heads} heads and {size.neurons} neurons"
-        what = f"cut to {shape} by {self.importance}" + (f", {number} of {self.rounds}" if self.rounds > 1 else "")
-        record(backbone.config, context.step, self.name, what, facts=facts)
-        narrower = self._shares != (1.0, 1.0)
-        if narrower:
-            scores = self._scores(backbone, context)
-            ticket = draw_running(backbone, scores, size.heads, size.neurons * len(stack.order))
-            if self.importance == "random":
-                ticket = at_random(ticket, lot)
+                stay = thinned(left, layers, wanted.depth, size.depth)
+            set_order(backbone, [stack.order[left.index(place)] for place in stay])
+            left = stay
+        what = f"cut to {len(left)} layers of {size.heads} heads and {size.neurons} neurons{self._chosen(shallower)}"
+        what += f", {number} of {self.rounds}" if self.rounds > 1 else ""
+        ticket = None
+        if self._shares != (1.0, 1.0):
+            ticket = draw(*self._scores(backbone, context), size.heads, size.neurons * len(left))
+            ticket = at_random(ticket, lot) if self.importance == "random" else ticket
+        record(config, context.step, self.name, what, facts=facts | {"layers": layers, "kept": left})
+        if ticket is not None:
             self._narrow(backbone, ticket, context)
-        return narrower
+        return ticket is not None
+
+    def _left_of(self, config: Any) -> tuple[int, list[int]] | None:
+        """Number of layers that ran before the first cut, and positions in them of those left; `None` before it."""
+        if not (cuts := events_of(config, self.name)):
+            return None
+        if "kept" in cuts[-1]:
+            return cuts[-1]["layers"], list(cuts[-1]["kept"])
+        # A cut by an older version, which took indices for positions: right unless a growth had permuted the layers.
+        layers = config.num_hidden_layers
+        return layers, list(range(layers) if config.layer_order is None else config.layer_order)
+
+    def _chosen(self, shallower: bool) -> str:
+        """Words for the choice of the parts that are left."""
+        parts = [part for part, share in zip(("heads", "neurons"), self._shares, strict=True) if share < 1.0]
+        said = [f"{' and '.join(parts)} by {self.importance}"] if parts else []
+        if shallower:
+            said = [f"layers {'at random' if self.importance == 'random' else 'at equal distances'}", *said]
+        return f": {', '.join(said)}" if said else ""
 
     def _narrow(self, backbone: Any, ticket: Ticket, context: RunContext) -> None:
         if (gates := gates_of(backbone)) is not None:
@@ -266,8 +302,8 @@ class Compress(Method):
     def _scores(self, backbone: Any, context: RunContext) -> Scores:
         if self.importance == "magnitude":
             return magnitude(backbone)
-        if (gates := gates_of(backbone)) is not None:
-            return gate_scores(gates)
+        if gates_of(backbone) is not None:
+            return gate_scores(backbone)
         if not context.is_live:
             raise EffptError(
                 f"`compress.importance` `{self.importance}` measures heads and neurons on text; use a Trainer, or "

@@ -1,5 +1,6 @@
 """Times and sizes of the cuts and random tickets, as plain numbers without a model."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -27,15 +28,16 @@ def size_after(done: int, rounds: int, whole: Size, wanted: Size) -> Size:
     return Size(*(most - part_of(done / rounds, most - left) for most, left in zip(whole, wanted, strict=True)))
 
 
-def thinned(order: tuple[int, ...], layers: int, wanted: int, depth: int) -> list[int]:
-    """The `depth` layers of `order` that stay in this cut; those that go are evenly spread over those to go at last.
+def thinned(left: Sequence[int], layers: int, wanted: int, depth: int) -> list[int]:
+    """The `depth` layers of those `left` that stay in this cut; those that go are evenly spread over those to go last.
 
-    After the last cut, `wanted` of the `layers` of the whole model are left, at equal distances.
+    Layers are positions among the `layers` that ran before the first cut. After the last cut, `wanted` of them are
+    left, at equal distances.
     """
     last = set(every_other(layers, wanted))
-    to_go = [index for index in order if index not in last]
-    gone = {to_go[place] for place in every_other(len(to_go), len(order) - depth)}
-    return [index for index in order if index not in gone]
+    to_go = [place for place in left if place not in last]
+    gone = {to_go[place] for place in every_other(len(to_go), len(left) - depth)}
+    return [place for place in left if place not in gone]
 
 
 def at_random(ticket: Ticket, generator: np.random.Generator) -> Ticket:

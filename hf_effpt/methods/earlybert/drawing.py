@@ -1,15 +1,12 @@
 """Tickets by scores of heads and neurons in the layers that run, or at random as a control."""
 
-from typing import Any
-
 import torch
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.gates import Scores
 from hf_effpt.core.random import TICKETS, step_rng
 from hf_effpt.core.shares import part_of
-from hf_effpt.core.ticket import Ticket, draw_widths, unit_of
-from hf_effpt.core.width import draw_running, layers_that_run
+from hf_effpt.core.ticket import Ticket, draw, draw_widths, unit_of
 
 
 def check_shares(head_keep: float, ffn_keep: float, heads: int, neurons: int) -> None:
@@ -27,12 +24,11 @@ def check_shares(head_keep: float, ffn_keep: float, heads: int, neurons: int) ->
         )
 
 
-def best(scores: Scores, backbone: Any, head_keep: float, ffn_keep: float) -> Ticket:
+def best(scores: Scores, head_keep: float, ffn_keep: float) -> Ticket:
     """Ticket of the highest scores; heads are ranked within each layer, neurons over all layers that run."""
-    layers = layers_that_run(backbone)
-    every = sum(len(scores[1][layer]) for layer in layers)
-    heads, neurons = part_of(head_keep, len(scores[0][layers[0]])), part_of(ffn_keep, every)
-    return draw_running(backbone, scores, heads, neurons)
+    heads, neurons = scores
+    every = sum(len(of_layer) for of_layer in neurons)
+    return draw(heads, neurons, part_of(head_keep, len(heads[0])), part_of(ffn_keep, every))
 
 
 def worst(scores: Scores, good: Ticket) -> Ticket:

@@ -7,21 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from hf_effpt.core.anatomy import generator_of
 from hf_effpt.core.context import RunContext
-from hf_effpt.core.depth import stack_of
+from hf_effpt.core.depth import depth_of, order_of, stack_of
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.gates import Scores, WidthGates, gate_scores, gates_of, loss_importance, magnitude
+from hf_effpt.core.gates import WidthGates, gate_scores, gate_sum, gates_of, loss_importance, magnitude
 from hf_effpt.core.ledger import events_of, record
 from hf_effpt.core.method import Method, Paper, start_after
 from hf_effpt.core.settings import Count, Fraction, In, NotNegative, Positive, Share, check_settings
 from hf_effpt.core.shares import first_step
 from hf_effpt.core.snapshot import snapshot_of
 from hf_effpt.core.ticket import FILE, Ticket
-from hf_effpt.core.width import cut_state, cut_width, layers_that_run
+from hf_effpt.core.width import cut_state, cut_width
 
 from .drawing import any_like, best, check_shares, worst
 from .search import NAME, Search
@@ -30,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 BY_GATES = ("earlybert", "random", "bad")  # tickets with the widths that a search by gates finds
 BY_SCORES = ("magnitude", "michel")
+ORIGIN = "drawn_by"  # key in the event of a saved ticket: the record of the run that drew it
 
 
 @dataclass
@@ -181,7 +181,7 @@ class EarlyBert(Method):
             )
         shape = [config.num_attention_heads, config.intermediate_size]
         if saved is not None:
-            saved.check([shape] * config.num_hidden_layers)
+            saved.check([shape] * depth_of(config))
         else:
             check_shares(self.head_keep, self.ffn_keep, *shape)
 
@@ -207,9 +207,10 @@ class EarlyBert(Method):
             gates.fold(backbone)
         if self._is_saved:
             ticket = Ticket.load(self.ticket)
-            getattr(backbone, NAME).keep(ticket)
+            getattr(backbone, NAME).keep(ticket, order_of(backbone))
             cut_width(backbone, ticket)
-            record(backbone.config, 0, self.name, f"cut the ticket of {self.ticket}: {_kept(ticket)}")
+            what = f"cut the ticket of {self.ticket}: {_kept(ticket)}"
+            record(backbone.config, 0, self.name, what, facts={ORIGIN: ticket.drawn_by})
 
     def schedule(self, backbone: Any, context: RunContext) -> None:
         gates = gates_of(backbone)
@@ -224,8 +225,7 @@ class EarlyBert(Method):
         weight = self.l1
         if generator_of(backbone) is not None:  # the main loss has this weight beside a generator's
             weight *= backbone.config.main_weight
-        layers = layers_that_run(backbone)
-        return weight * torch.cat([of[layer] for of in (gates.heads, gates.neurons) for layer in layers]).abs().sum()
+        return weight * gate_sum(backbone)
 
     def cost_signature(self, backbone: Any) -> str:
         gates = gates_of(backbone)
@@ -261,8 +261,8 @@ class EarlyBert(Method):
         searched = step - search.since
         distances = None
         if self.ticket in BY_GATES and searched > 0 and searched % self.every == 0:
-            search.note(best(self._gate_scores(backbone), backbone, self.head_keep, self.ffn_keep))
-            distances = search.distances(layers_that_run(backbone))
+            search.note(best(gate_scores(backbone), self.head_keep, self.ffn_keep), order_of(backbone))
+            distances = search.distances(order_of(backbone))
         converged = distances is not None and max(distances) <= self.epsilon
         share = self.max_search_steps < 1
         is_over = fraction >= self.settles_at if share else searched >= self.max_search_steps
@@ -271,11 +271,11 @@ class EarlyBert(Method):
         ticket = self._draw(backbone, context)
         found = f"by {self.ticket} after {searched} steps of search"
         if self.ticket in BY_GATES:
-            distances = distances or search.distances(layers_that_run(backbone))
+            distances = distances or search.distances(order_of(backbone))
             said = "masks differ in {:.3f} of heads and {:.3f} of neurons" if distances else "too few masks to compare"
             found += f" ({said.format(*distances or ())})"
         self._cut(backbone, ticket, context)
-        search.keep(ticket)
+        search.keep(ticket, order_of(backbone))
         span = (fraction, 1.0) if self.weights == "rewind" else None
         what = f"drew a ticket {found}: {_kept(ticket)}; weights {'rewound' if span else 'kept'}"
         record(backbone.config, step, self.name, what, span=span)
@@ -287,16 +287,11 @@ class EarlyBert(Method):
         elif self.ticket == "michel":
             scores = loss_importance(backbone, context)
         else:
-            scores = self._gate_scores(backbone)
-        good = best(scores, backbone, self.head_keep, self.ffn_keep)
+            scores = gate_scores(backbone)
+        good = best(scores, self.head_keep, self.ffn_keep)
         if self.ticket == "random":
             return any_like(good, context.seed, context.step)
         return worst(scores, good) if self.ticket == "bad" else good
-
-    def _gate_scores(self, backbone: Any) -> Scores:
-        gates = gates_of(backbone)
-        assert gates is not None
-        return gate_scores(gates)
 
     def _cut(self, backbone: Any, ticket: Ticket, context: RunContext) -> None:
         """Cuts model and optimizer to the ticket, rewound or not."""
@@ -315,8 +310,12 @@ class EarlyBert(Method):
         if not self._is_drawn:
             return None
         event = events_of(backbone.config, self.name)[0]
-        kept = {"ticket": self.ticket, "head_keep": self.head_keep, "ffn_keep": self.ffn_keep}
-        return getattr(backbone, NAME).ticket(kept | {"step": event["step"], "what": event["what"]})
+        if self._is_saved:  # this run has not drawn it
+            drawn_by = {**(event.get(ORIGIN) or {}), "read_from": self.ticket}
+        else:
+            kept = {"ticket": self.ticket, "head_keep": self.head_keep, "ffn_keep": self.ffn_keep}
+            drawn_by = kept | {"step": event["step"], "what": event["what"]}
+        return getattr(backbone, NAME).ticket(order_of(backbone), drawn_by)
 
 
 def _kept(ticket: Ticket) -> str:

@@ -17,6 +17,8 @@ class Search(nn.Module):
 
     Shapes are those of the whole layers, before and after the cut: `head_masks` `(window, layers, heads)`,
     `neuron_masks` `(window, layers, neurons)`, and the ticket's `heads` and `neurons` without the first dimension.
+    Layers are those allocated, by index, as all tensors of a checkpoint are; tickets are in running order, and methods
+    translate by the `order` of the layers that run.
     `count` is the number of masks so far, `began` the number of optimizer steps before the search. If `begun`, the
     search begins with the run.
     """
@@ -65,40 +67,42 @@ class Search(nn.Module):
         self.began.fill_(step)
         self._since = step
 
-    def note(self, ticket: Ticket) -> None:
+    def note(self, ticket: Ticket, order: Sequence[int]) -> None:
         """Appends the ticket that would be drawn now and drops the oldest mask."""
         for masks, kept in ((self.head_masks, ticket.heads), (self.neuron_masks, ticket.neurons)):
             masks[:-1] = masks[1:].clone()
-            masks[-1] = _bits(kept, masks[-1])
+            masks[-1] = _bits(kept, order, masks[-1])
         self.count += 1
 
-    def distances(self, layers: Sequence[int]) -> tuple[float, float] | None:
+    def distances(self, order: Sequence[int]) -> tuple[float, float] | None:
         """Largest distance of the newest mask from the others, for heads and for neurons; waits for the device.
 
-        The normalised Hamming distance is the share of heads, or neurons, of `layers` in which two masks differ. It is
-        `None` while there are fewer masks than `window`.
+        The normalised Hamming distance is the share of heads, or neurons, of the layers that run in which two masks
+        differ. It is `None` while there are fewer masks than `window`.
         """
         if int(self.count) < len(self.head_masks):
             return None
+        layers = list(order)
         differ = [masks[:-1, layers] != masks[-1, layers] for masks in (self.head_masks, self.neuron_masks)]
         heads, neurons = torch.stack([of.flatten(1).double().mean(dim=1).max() for of in differ]).tolist()
         return heads, neurons
 
-    def keep(self, ticket: Ticket) -> None:
+    def keep(self, ticket: Ticket, order: Sequence[int]) -> None:
         """Stores the ticket that was drawn."""
-        self.heads.copy_(_bits(ticket.heads, self.heads))
-        self.neurons.copy_(_bits(ticket.neurons, self.neurons))
+        self.heads.copy_(_bits(ticket.heads, order, self.heads))
+        self.neurons.copy_(_bits(ticket.neurons, order, self.neurons))
 
-    def ticket(self, drawn_by: dict[str, Any]) -> Ticket:
+    def ticket(self, order: Sequence[int], drawn_by: dict[str, Any]) -> Ticket:
         """Returns the ticket that was drawn."""
-        both = (self.heads, self.neurons)
+        both = (self.heads[list(order)], self.neurons[list(order)])
         heads, neurons = (tuple(tuple(kept.nonzero()[:, 0].tolist()) for kept in bits) for bits in both)
-        return Ticket(heads, neurons, ((self.heads.shape[1], self.neurons.shape[1]),) * len(self.heads), drawn_by)
+        return Ticket(heads, neurons, ((self.heads.shape[1], self.neurons.shape[1]),) * len(order), drawn_by)
 
 
-def _bits(kept: Sequence[Sequence[int]], like: Tensor) -> Tensor:
-    """Indices of each layer as a mask of the shape of `like`."""
-    bits = torch.zeros(like.shape, dtype=torch.bool)
-    for layer, indices in enumerate(kept):
+def _bits(kept: Sequence[Sequence[int]], order: Sequence[int], like: Tensor) -> Tensor:
+    """Indices kept in each layer of `order` as a mask of the shape of `like`; other layers stay whole."""
+    bits = torch.ones(like.shape, dtype=torch.bool)
+    for layer, indices in zip(order, kept, strict=True):
+        bits[layer] = False
         bits[layer, list(indices)] = True
     return bits.to(like.device)

@@ -8,26 +8,38 @@ import torch
 from torch import Tensor, nn
 
 from hf_effpt.core.anatomy import attention_of, feed_forward_of, layers_of, pooler_of
+from hf_effpt.core.depth import order_of, stack_of
 
-from .ticket import SparseTicket
+from .ticket import SparseTicket, renumbered
 
 NAME = "masks"  # attribute of the backbone
 
 
 def prunable(backbone: Any) -> dict[str, nn.Linear]:
-    """Matrices that are pruned, by names that all architectures share, such as `layer.0.query` and `pooler`.
+    """Matrices that can be pruned, by names that all architectures share, such as `layer.0.query` and `pooler`.
 
     They are those of attention, feed-forward blocks and pooler; no embeddings, LayerNorms or biases (`LT_pretrain.py`
-    of Chen et al., 2020).
+    of Chen et al., 2020). Layers are numbered as they are stored.
     """
     found: dict[str, nn.Linear] = {}
     for index, layer in enumerate(layers_of(backbone).children()):
         attention, block = attention_of(layer), feed_forward_of(layer)
-        for part in ("query", "key", "value", "output"):
-            found[f"layer.{index}.{part}"] = getattr(attention, part)
-        found |= {f"layer.{index}.up": block.up, f"layer.{index}.down": block.down}
+        matrices = (attention.query, attention.key, attention.value, attention.output, block.up, block.down)
+        parts = zip(("query", "key", "value", "output", "up", "down"), matrices, strict=True)
+        found |= {f"layer.{index}.{part}": matrix for part, matrix in parts}
     pooler = pooler_of(backbone)
     return found if pooler is None else found | {"pooler": pooler}
+
+
+def running_names(backbone: Any) -> dict[str, str]:
+    """Names of the matrices that run, first to last, each with its name in the exported model and in tickets."""
+    return renumbered(prunable(backbone), order_of(backbone))
+
+
+def running_matrices(backbone: Any) -> dict[str, nn.Linear]:
+    """The matrices of [`prunable`] that run, first to last: those that are compared, drawn and counted."""
+    matrices = prunable(backbone)
+    return {name: matrices[name] for name in running_names(backbone)}
 
 
 class MaskedLinear(nn.Linear):
@@ -47,7 +59,8 @@ class Masks(nn.Module):
 
     def __init__(self, backbone: Any, ticket: str | None = None, persistent: bool = True) -> None:
         super().__init__()
-        self.ticket = ticket
+        stack_of(backbone)  # from here on the order of the configuration holds
+        self.ticket, self.places = ticket, running_names(backbone)
         for name, linear in prunable(backbone).items():
             kept = torch.ones_like(linear.weight, dtype=torch.bool)
             self.register_buffer(_key(name), kept, persistent=persistent)
@@ -56,8 +69,8 @@ class Masks(nn.Module):
 
     def _read(self, path: str) -> None:
         own = self.kept()
-        ticket = SparseTicket.load(path).fitted({name: mask.shape for name, mask in own.items()})
-        self.put({name: ticket.get(name, mask) for name, mask in own.items()})
+        ticket = SparseTicket.load(path).fitted({new: own[name].shape for name, new in self.places.items()})
+        self.put({name: ticket[new] for name, new in self.places.items() if new in ticket})
 
     def reset_missing_parameters(self) -> None:
         """Fills the masks if the loaded weights have none, as those of a stock model."""
@@ -89,6 +102,11 @@ class Masks(nn.Module):
         """Masks by the names of [`prunable`]."""
         return {name.replace("/", "."): mask for name, mask in self.named_buffers()}
 
+    def exported(self, backbone: Any) -> dict[str, Tensor]:
+        """Masks of the matrices that run, by their names in the exported model."""
+        kept = self.kept()
+        return {new: kept[name] for name, new in running_names(backbone).items()}
+
     @torch.no_grad()
     def put(self, kept: dict[str, Tensor]) -> None:
         """Replaces masks, all or some, by others of the same shapes."""
@@ -109,13 +127,13 @@ class Masks(nn.Module):
         for linear in prunable(backbone).values():
             linear.weight.copy_(self.masked(linear))
 
-    def left(self) -> Tensor:
-        """Number of weights that are kept, a scalar on the device."""
-        return torch.stack([mask.sum() for mask in self.buffers()]).sum()
+    def left(self, backbone: Any) -> Tensor:
+        """Number of weights that run and are kept, a scalar on the device."""
+        return torch.stack([self.mask_of(linear).sum() for linear in running_matrices(backbone).values()]).sum()
 
-    def size(self) -> int:
-        """Number of weights with a mask."""
-        return sum(mask.numel() for mask in self.buffers())
+    def size(self, backbone: Any) -> int:
+        """Number of weights that run and can be pruned."""
+        return sum(linear.weight.numel() for linear in running_matrices(backbone).values())
 
 
 def _key(name: str) -> str:

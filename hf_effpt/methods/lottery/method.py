@@ -17,7 +17,7 @@ from hf_effpt.core.settings import Count, CountOrZero, Inside, Positive, check_s
 from hf_effpt.core.shares import first_step, part_of
 from hf_effpt.core.snapshot import snapshot_of
 
-from .masks import Masks, prunable
+from .masks import Masks, prunable, running_matrices
 from .ranking import Criterion, best, scores_of
 from .rounds import BEGAN, METHOD, begin, note_prunings, prunings, rounds_of
 from .signs import Signs, beginning
@@ -173,10 +173,10 @@ class Lottery(Method):
             if self.signs != "rewind" and not events_of(config, METHOD):
                 self._set_beginning(backbone, context.seed)
                 record(config, context.step, METHOD, f"{BEGAN} with constant weights, {self.signs}")
-            masks.draw(context.step, context.seed)
+            masks.draw(running_matrices(backbone), context.step, context.seed)
         elif self.needs_snapshot and self._start == 0.0 and rounds_of(config) is None:
             begin(config, context.step, context.fraction, self.rounds)
-        accumulator_of(backbone).add(lottery_left=masks.left(), lottery_weights=masks.size())
+        accumulator_of(backbone).add(lottery_left=masks.left(backbone), lottery_weights=masks.size(backbone))
 
     def frozen(self, backbone: Any, context: RunContext) -> Iterable[Any]:
         """The matrices under a supermask stay as they are."""
@@ -210,14 +210,17 @@ class Lottery(Method):
     def _prune(self, backbone: Any, due: int, context: RunContext) -> None:
         """Makes `due` prunings at once, and rewinds the remaining weights."""
         masks: Masks = backbone.masks
-        final = {name: linear.weight.detach().clone() for name, linear in prunable(backbone).items()}
-        kept = {name: mask.clone() for name, mask in masks.kept().items()}
+        matrices = running_matrices(backbone)
+        final = {name: linear.weight.detach().clone() for name, linear in matrices.items()}
+        every = masks.kept()
+        kept = {name: every[name].clone() for name in matrices}
         snapshot_of(context.model).put_back(context.model)
-        first = {name: linear.weight for name, linear in prunable(backbone).items()}
+        first = {name: linear.weight for name, linear in matrices.items()}
         scores = scores_of(self.criterion, final, first, context.seed + context.step)
         done = prunings(backbone.config) + due
-        removed = part_of(self.sparsity * done / self.rounds, masks.size())
-        masks.put(best(scores, kept, masks.size() - removed))
+        size = masks.size(backbone)
+        removed = part_of(self.sparsity * done / self.rounds, size)
+        masks.put(best(scores, kept, size - removed))
         self._set_beginning(backbone, context.seed)
         masks.impress(backbone)
         context.optimizer.state.clear()
@@ -225,7 +228,7 @@ class Lottery(Method):
 
     def _set_beginning(self, backbone: Any, seed: int) -> None:
         """Replaces present weights by those that training begins from."""
-        matrices = prunable(backbone)
+        matrices = running_matrices(backbone)
         begun = beginning({name: linear.weight for name, linear in matrices.items()}, self.signs, seed)
         for name, linear in matrices.items():
             linear.weight.data.copy_(begun[name])

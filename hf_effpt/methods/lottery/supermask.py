@@ -3,6 +3,7 @@
 s scores, p = sigmoid(s), m the mask that is drawn.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -41,10 +42,11 @@ class Supermask(KeepsPrecision, Masks):
                 mask.fill_(True)  # nothing has been drawn yet
 
     @torch.no_grad()
-    def draw(self, step: int, seed: int) -> None:
-        """Draws the masks of an optimizer step."""
-        for index, (mask, score) in enumerate(zip(self.buffers(), self.scores, strict=True)):
-            mask.copy_(places(score, seed, step, index) < score.sigmoid())
+    def draw(self, names: Iterable[str], step: int, seed: int) -> None:
+        """Draws the masks of some matrices, in this order, for an optimizer step."""
+        masks, scores = super().kept(), dict(zip(self.names, self.scores, strict=True))
+        for index, name in enumerate(names):
+            masks[name].copy_(places(scores[name], seed, step, index) < scores[name].sigmoid())
 
     def kept(self) -> dict[str, Tensor]:
         """Masks of evaluation."""

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import write_atomically
 from hf_effpt.core.ledger import events_of
+from hf_effpt.core.ticket import VERSION, order_beside
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class SparseTicket:
 
     Args:
         masks (`dict[str, Tensor]`): for each matrix, such as `layer.0.query`, a boolean tensor of its shape, `True`
-            where a weight is kept.
+            where a weight is kept. Layers are numbered as they run, as in the exported model.
         drawn_by (`dict[str, Any]`, *optional*): settings and events of the run that drew it.
     """
 
@@ -45,7 +46,8 @@ class SparseTicket:
             )
         settings = model.config.methods.get("lottery") or {}
         drawn_by = {"settings": settings, "events": events_of(model.config, "lottery")}
-        return cls({name: mask.detach().cpu().clone() for name, mask in masks.kept().items()}, drawn_by)
+        kept = masks.exported(model.backbone)
+        return cls({name: mask.detach().cpu().clone() for name, mask in kept.items()}, drawn_by)
 
     @property
     def sparsity(self) -> float:
@@ -56,7 +58,7 @@ class SparseTicket:
     def save(self, path: str | os.PathLike) -> Path:
         """Writes the ticket into a safetensors file."""
         path = Path(path)
-        metadata = {"format": "pt", "drawn_by": json.dumps(self.drawn_by)}
+        metadata = {"format": "pt", "version": str(VERSION), "drawn_by": json.dumps(self.drawn_by)}
         write_atomically(path, lambda new: save_file(self.masks, new, metadata=metadata))
         return path
 
@@ -65,11 +67,12 @@ class SparseTicket:
         """Reads a ticket that `save` has written.
 
         Raises:
-            EffptError: if there is none.
+            EffptError: if there is none, or if the order of its layers is unknown ([`order_beside`]).
         """
         try:
             with safe_open(path, framework="pt") as file:
-                drawn_by = json.loads((file.metadata() or {})["drawn_by"])
+                metadata = file.metadata() or {}
+                drawn_by = json.loads(metadata["drawn_by"])
                 masks = {name: file.get_tensor(name) for name in file.keys()}
         except (OSError, SafetensorError, ValueError, KeyError) as error:
             raise EffptError(
@@ -78,6 +81,8 @@ class SparseTicket:
             ) from error
         if not masks or any(mask.dtype != torch.bool for mask in masks.values()):
             raise EffptError(f"{path} holds no masks; name a file that `SparseTicket.save` has written.")
+        if int(metadata.get("version", 1)) < VERSION and (order := order_beside(path)) is not None:
+            masks = {new: masks[name] for name, new in renumbered(masks, order).items()}
         return cls(masks, drawn_by)
 
     def fitted(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
@@ -97,6 +102,18 @@ class SparseTicket:
                 f"and they differ in {differing[0]}. Load an encoder of the shape that the ticket was drawn from."
             )
         return {name: mask for name, mask in self.masks.items() if name in shapes}
+
+
+def renumbered(names: Iterable[str], order: Sequence[int]) -> dict[str, str]:
+    """Names of matrices such as `layer.2.query` and `pooler`, each with its name if layers are numbered as they run.
+
+    `order` has the indices of the layers that run; matrices come in that order, without those of other layers.
+    """
+    place = {f"layer.{index}": place for place, index in enumerate(order)}
+    parts = [(name, *name.rpartition(".")[::2]) for name in names]
+    running = sorted((each for each in parts if each[1] in place), key=lambda each: place[each[1]])
+    found = {name: f"layer.{place[layer]}.{part}" for name, layer, part in running}
+    return found | {name: name for name, layer, _ in parts if not layer}
 
 
 def _depth(names: Mapping[str, Any]) -> int:

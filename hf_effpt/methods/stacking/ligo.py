@@ -6,7 +6,7 @@ K kinds of parameter, L layers that run after the growth, J trained layers.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import reduce
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch.func import functional_call
 
 from hf_effpt.core.context import RunContext
 from hf_effpt.core.depth import LayerStack
-from hf_effpt.core.modes import aside
+from hf_effpt.core.modes import aside, uncompiled
 from hf_effpt.core.processes import add_up, world
 
 STEPS = 100  # of the paper
@@ -63,7 +63,7 @@ def learn_growth(
     mixing_KLJ = mixing_KLJ.to(grown[0][0].device).requires_grad_()
     optimizer = torch.optim.SGD([mixing_KLJ], learning_rate)
     slopes = _Slopes(model, mixing_KLJ)
-    with aside(backbone), _alone(stack, order):
+    with aside(backbone), uncompiled(backbone), _alone(stack, order):
         for batch in context.draw_batches(steps):
             weights = {}
             with context.charged(batch):
@@ -111,13 +111,10 @@ def _mixtures(mixing_KLJ: Tensor, trained: Iterable[Sequence[Tensor]]) -> Iterat
 
 @contextmanager
 def _alone(stack: LayerStack, order: Sequence[int]) -> Iterator[None]:
-    """Context in which only the layers of `order` run, on all rows, and none is compiled."""
+    """Context in which only the layers of `order` run, on all rows."""
     kept = stack.order, stack.dropped, stack.scales, stack.router
     stack.order, stack.dropped, stack.scales, stack.router = order, frozenset(), {}, None
-    compiled = any(layer._compiled_call_impl is not None for layer in stack.children())
-    eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
     try:
-        with eager:
-            yield
+        yield
     finally:
         stack.order, stack.dropped, stack.scales, stack.router = kept

@@ -5,9 +5,11 @@ from contextlib import nullcontext
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from hf_effpt.core.anatomy import attention_of, feed_forward_of, layers_of
 from hf_effpt.core.gates import WidthGates, gates_of, importance, magnitude, opened
+from hf_effpt.core.ticket import Ticket
 from hf_effpt.core.width import cut_width
 from hf_effpt.models import EffptBertForMaskedLM
 from tests import tiny
@@ -135,31 +137,90 @@ def test_weights_that_were_saved_without_gates_get_open_ones(tmp_path):
     assert all((gate == 1).all() for gate in gates_of(model.bert).parameters())
 
 
-def test_importance_is_the_slope_of_the_loss_by_each_gate():
-    model = wide()
-    batches = [padded(), padded(rows=3)]
+def rows_of(batch):
+    return [{name: values[row : row + 1] for name, values in batch.items()} for row in range(len(batch["input_ids"]))]
+
+
+def importance_of(model, batches):
+    return importance(model.backbone, iter(batches), lambda batch: model(**batch).loss, lambda _: nullcontext())
+
+
+def row_by_row(model, batches):
+    """|dL/dgate| of the loss of each row by itself, for the heads and the neurons of each layer, mean over rows."""
+    sums, rows = None, [row for batch in batches for row in rows_of(batch)]
+    for row in rows:
+        with opened(model.backbone) as gates:
+            every = [*gates.heads, *gates.neurons]
+            found = [
+                gradient.abs() for gradient in torch.autograd.grad(model(**row).loss, every, materialize_grads=True)
+            ]
+            sums = found if sums is None else [total + of for total, of in zip(sums, found, strict=True)]
+    means = [total / len(rows) for total in sums]
+    return means[:4], means[4:]
+
+
+def assert_is_importance(found, heads, neurons):
+    for layer, of in enumerate(heads):
+        assert torch.allclose(found[0][layer], of / of.norm(), atol=1e-4), layer
+        assert torch.allclose(found[1][layer], neurons[layer], rtol=1e-3, atol=1e-7), layer
+
+
+def test_importance_is_the_mean_over_rows_of_the_absolute_slope_of_each():
+    """Of rows of one to four labels, whose slopes have different signs, so that they would cancel in a mean."""
+    model = wide().eval()
+    batches = [padded(), padded(rows=3, length=7)]
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    heads, neurons = importance(model.bert, iter(batches), lambda batch: model(**batch).loss, lambda _: nullcontext())
+    found = importance_of(model, batches)
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert gates_of(model.bert) is None
+    assert_is_importance(found, *row_by_row(model, batches))
+    with opened(model.bert) as gates:
+        of_mean = torch.autograd.grad(model(**batches[0]).loss, gates.neurons[0])[0].abs()
+    assert of_mean.mean() < 0.8 * found[1][0].mean()
 
-    def slope(kind, layer, place, step=0.03):
-        total = 0.0
-        for batch in batches:
-            losses = []
-            for value in (1 - step, 1 + step):
-                with opened(model.bert) as gates, torch.no_grad():
-                    getattr(gates, kind)[layer][place] = value
-                    losses.append(model(**batch).loss.double())
-            total += abs(losses[1] - losses[0]).item() / (2 * step) / len(batches)  # a mean over batches
-        return total
 
-    for layer in (0, 3):
-        slopes = torch.tensor([slope("heads", layer, head) for head in range(4)])
-        assert torch.allclose(heads[layer], slopes / slopes.norm(), atol=0.02)
-        found = torch.tensor([slope("neurons", layer, neuron) for neuron in range(16)])
-        assert torch.allclose(neurons[layer], found, atol=0.02 * found.max())
+def test_importance_of_one_gate_by_differences():
+    model, step = wide().eval(), 0.03
+    rows, losses = rows_of(padded()), []
+    for value in (1 - step, 1 + step):
+        with opened(model.bert) as gates, torch.no_grad():
+            gates.neurons[2][5] = value
+            losses.append(torch.stack([model(**row).loss.double() for row in rows]))
+    slope = ((losses[1] - losses[0]) / (2 * step)).abs().mean()
+    assert importance_of(model, [padded()])[1][2][5].item() == pytest.approx(slope.item(), rel=0.02)
+
+
+@pytest.mark.parametrize("objective", ["electra", "electra_15", "replace_mlm", "all_tokens_mlm", "mcbert"])
+def test_importance_is_that_of_the_main_model_of_every_objective(objective):
+    torch.manual_seed(3)
+    model = tiny.joint(objective).eval()
+    batch = tiny.batch(4, objective=objective)
+    batch["attention_mask"] = (torch.arange(tiny.LENGTH) < torch.tensor([16, 12, 8, 16])[:, None]).long()
+    batch["labels"] = batch["labels"].masked_fill(batch["attention_mask"] == 0, -100)
+    assert_is_importance(importance_of(model, [batch]), *row_by_row(model, [batch]))
+
+
+def test_importance_is_of_the_layers_that_run_first_to_last():
+    model = wide(layer_order=[3, 1]).eval()
+    heads, neurons = row_by_row(model, [padded()])
+    assert not heads[0].any()
+    assert_is_importance(importance_of(model, [padded()]), [heads[3], heads[1]], [neurons[3], neurons[1]])
+    cut_width(model.bert, Ticket(((), (0, 2)), ((1, 2), tuple(range(16))), ((4, 16),) * 2))
+    assert [[len(scores) for scores in of] for of in importance_of(model, [padded()])] == [[0, 2], [2, 16]]
+
+
+def test_one_backward_pass_gives_the_slopes_of_all_rows():
+    """It costs less than a training pass, which needs gradients of weights, too."""
+    model, batch, passes = wide().eval(), padded(), []
+    handle = model.register_forward_hook(lambda *_: passes.append(1))
+    with FlopCounterMode(display=False) as counter:
+        importance_of(model, [batch])
+    handle.remove()
+    assert len(passes) == 1
+    with FlopCounterMode(display=False) as training:
+        model(**batch).loss.backward()
+    assert 0.6 < counter.get_total_flops() / training.get_total_flops() < 0.8
 
 
 def test_magnitude_is_the_norm_of_all_weights_of_a_head_or_neuron():

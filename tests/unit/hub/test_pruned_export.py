@@ -59,7 +59,10 @@ def test_a_checkpoint_becomes_a_shallower_stock_model(tokenizer, tmp_path):
 
 def test_a_finished_run_loses_what_is_not_true_of_fewer_layers(finished_run, tmp_path):
     whole = BertForMaskedLM.from_pretrained(finished_run)
+    (finished_run / "ticket.json").write_text("{}")
     out = pruned(finished_run, tmp_path / "out", 3)
+    assert not (out / "ticket.json").exists()
+    assert (export(finished_run, tmp_path / "whole") / "ticket.json").exists()
     stock = BertForMaskedLM.from_pretrained(out)
     assert stock.config.num_hidden_layers == 3
     for index, source in enumerate([0, 1, 2]):

@@ -19,7 +19,8 @@ WIDE = {"num_attention_heads": 4, "intermediate_size": 64}
 
 def compressed(fraction=0.7, **settings):
     """A model before and after what happens at a fraction of the clock."""
-    model = tiny.model({"compress": {"importance": "magnitude", **settings}}, **WIDE).eval()
+    by = {"importance": "magnitude"} if {"head_keep", "ffn_keep"} & {*settings} else {}
+    model = tiny.model({"compress": {**by, **settings}}, **WIDE).eval()
     before = copy.deepcopy(model)
     changed = model.methods[0].advance(model.bert, RunContext(7, fraction))
     return before, model, changed
@@ -76,12 +77,35 @@ def test_fewer_layers_are_a_shorter_order_and_a_stock_export():
     assert not changed
     assert model.config.layer_order == [0, 2]
     assert model.config.layer_widths is None
+    (event,) = model.config.events
+    assert event["what"] == "cut to 2 layers of 4 heads and 64 neurons: layers at equal distances"
+    assert (event["layers"], event["kept"]) == (4, [0, 2])
     stack_of(before.bert).order = (0, 2)
     assert torch.equal(outputs(before), outputs(model))
     stock = model.export()
     assert type(stock).__module__.startswith("transformers.")
     assert stock.config.num_hidden_layers == 2
     assert torch.allclose(outputs(stock), outputs(model), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"depth": 2, "importance": "random"}, "cut to 2 layers of 4 heads and 64 neurons: layers at random"),
+        (
+            {"ffn_keep": 0.5, "importance": "magnitude"},
+            "cut to 4 layers of 4 heads and 32 neurons: neurons by magnitude",
+        ),
+        (
+            {"depth": 2, "head_keep": 0.5, "importance": "magnitude"},
+            "cut to 2 layers of 2 heads and 64 neurons: layers at equal distances, heads by magnitude",
+        ),
+    ],
+)
+def test_the_record_names_the_criterion_of_what_was_cut(settings, told):
+    model = tiny.model({"compress": settings}, **WIDE)
+    model.methods[0].advance(model.bert, RunContext(7, 0.7))
+    assert model.config.events[-1]["what"] == told
 
 
 def test_a_narrow_export_is_as_small_as_the_model():
@@ -110,7 +134,10 @@ def test_rounds_take_equal_shares_and_a_long_step_takes_all():
         method.advance(model.bert, RunContext(step, fraction))
     assert found == [(3, True), (3, True), (2, True), (1, False)]
     assert [event["step"] for event in model.config.events] == [7, 9, 10]
-    assert model.config.events[1]["what"] == "cut to 4 layers of 2 heads and 43 neurons by magnitude, 2 of 3"
+    assert (
+        model.config.events[1]["what"]
+        == "cut to 4 layers of 2 heads and 43 neurons: heads and neurons by magnitude, 2 of 3"
+    )
     _, at_once, _ = compressed(1.0, head_keep=0.25, ffn_keep=0.5, at=0.5, rounds=3, until=0.9)
     assert [event["step"] for event in at_once.config.events] == [7] * 3
     assert widths_of(at_once.bert)[0][0] == 1

@@ -78,7 +78,8 @@ def test_measuring_is_charged_and_leaves_no_other_trace(tmp_path):
     assert measured.model.training
     assert all(module.training for module in measured.model.modules())
     assert measured.clock.tokens - free.clock.tokens == 8 * 4 * tiny.LENGTH
-    assert measured.clock.flops > free.clock.flops * 1.5
+    # 8 passes as in training, without the gradients of weights
+    assert 1.4 < measured.clock.flops / free.clock.flops < 1.5
     assert measured.clock.steps == 8
     for name, weight in tiny.weights(free.model).items():
         if "encoder" not in name:
@@ -105,7 +106,8 @@ def test_the_control_has_the_same_shape_and_is_drawn_by_lot(tmp_path):
     assert control.num_parameters() == chosen.num_parameters() == other.model.num_parameters()
     assert control.export().num_parameters() == chosen.export().num_parameters()
     assert runs[0].clock.tokens == runs[1].clock.tokens
-    assert runs[0].clock.flops == runs[1].clock.flops
+    # neurons of the last layer cost less, since it computes masked positions only
+    assert runs[0].clock.flops == pytest.approx(runs[1].clock.flops, rel=0.01)
     for name, weight in tiny.weights(control).items():
         assert torch.equal(weight, dict(again.named_parameters())[name]), name
     orders = {tuple(of.config.layer_order) for of in (chosen, control, other.model)}
@@ -157,7 +159,10 @@ def test_gates_learn_only_before_the_cuts(tmp_path):
     trainer.train()
     assert watch.seen[:5] == [[False] * 8] * 5
     assert watch.seen[5:] == [[]] * 5
-    assert trainer.model.config.events[0]["what"] == "cut to 4 layers of 1 heads and 32 neurons by gates"
+    assert (
+        trainer.model.config.events[0]["what"]
+        == "cut to 4 layers of 1 heads and 32 neurons: heads and neurons by gates"
+    )
     groups = trainer.optimizer.param_groups
     assert groups[-1]["params"] == []
     assert {id(p) for group in groups for p in group["params"]} == {id(p) for p in trainer.model.parameters()}

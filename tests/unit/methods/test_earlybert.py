@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.gates import gate_scores, gates_of
 from hf_effpt.core.registry import build_methods
 from hf_effpt.core.ticket import Ticket
-from hf_effpt.core.width import cut_width
+from hf_effpt.core.width import cut_width, widths_of
 from hf_effpt.methods.earlybert import EarlyBert
 from hf_effpt.methods.earlybert.drawing import any_like, best, worst
 from hf_effpt.methods.earlybert.search import Search
@@ -86,9 +87,11 @@ def test_the_penalty_is_a_sum_whose_gradient_is_the_sign():
 def test_only_layers_that_run_are_penalised_and_cut():
     model = tiny.model({"earlybert": {"l1": 1.0}}, layer_order=[0, 2])
     assert model.methods[0].penalty(model.bert).item() == pytest.approx(2 * 2 + 2 * 64)
-    ticket = best(gate_scores(gates_of(model.bert)), model.bert, 0.5, 0.5)
-    assert ticket.widths == [[1, 56], [2, 64], [1, 8], [2, 64]]  # of equals the first, but no layer is emptied
-    assert worst(gate_scores(gates_of(model.bert)), ticket).widths == ticket.widths
+    ticket = best(gate_scores(model.bert), 0.5, 0.5)
+    assert ticket.widths == [[1, 56], [1, 8]]  # of equals the first, but no layer is emptied
+    assert worst(gate_scores(model.bert), ticket).widths == ticket.widths
+    cut_width(model.bert, ticket)
+    assert widths_of(model.bert) == [[1, 56], [2, 64], [1, 8], [2, 64]]
 
 
 def test_with_a_weighted_loss_the_penalty_keeps_its_share_of_the_gradient():
@@ -129,7 +132,7 @@ def search_of(*masks, window=2, neurons=None):
     for place, mask in enumerate(masks):
         kept = tuple(index for index, bit in enumerate(mask) if bit == "1")
         others = kept if neurons is None else tuple(i for i, bit in enumerate(neurons[place]) if bit == "1")
-        search.note(Ticket((kept,), (others,), ((4, 4),)))
+        search.note(Ticket((kept,), (others,), ((4, 4),)), [0])
     return search
 
 
@@ -145,8 +148,8 @@ def test_the_distance_of_masks_by_hand():
 def test_layers_that_do_not_run_have_no_part_in_the_distance():
     search = Search(2, 2, 4, 4, begun=True)
     for kept in ((0, 1), (0, 2)):
-        search.note(Ticket((kept, (0, 1, 2, 3)), (kept, (0, 1, 2, 3)), ((4, 4),) * 2))
-    assert search.distances([0]) == (0.5, 0.5)
+        search.note(Ticket((kept,), (kept,), ((4, 4),)), [1])
+    assert search.distances([1]) == (0.5, 0.5)
     assert search.distances([0, 1]) == (0.25, 0.25)
 
 
@@ -156,7 +159,7 @@ def test_gates_are_ranked_by_their_size_whatever_the_sign():
     with torch.no_grad():
         gates.heads[0].copy_(torch.tensor([0.2, -0.9]))
         gates.neurons[1].fill_(-3.0)
-    ticket = best(gate_scores(gates), model.bert, 0.5, 0.5)
+    ticket = best(gate_scores(model.bert), 0.5, 0.5)
     assert ticket.heads == ((1,), (0,), (0,), (0,))
     assert [width for _, width in ticket.widths] == [56, 56, 8, 8]  # the second layer's, and the first of the others
 
@@ -167,8 +170,8 @@ def test_controls_are_as_wide_as_the_ticket_and_a_function_of_seed_and_step():
     with torch.no_grad():
         for gate in gates.parameters():
             gate.uniform_(generator=torch.Generator().manual_seed(len(gate)))
-    scores = gate_scores(gates)
-    good = best(scores, model.bert, 0.5, 0.6)
+    scores = gate_scores(model.bert)
+    good = best(scores, 0.5, 0.6)
     state = torch.get_rng_state()
     bad, other = worst(scores, good), any_like(good, 7, 40)
     assert good.widths == bad.widths == other.widths
@@ -183,7 +186,8 @@ def test_controls_are_as_wide_as_the_ticket_and_a_function_of_seed_and_step():
 
 
 def test_a_saved_ticket_is_cut_before_the_run(tmp_path):
-    path = TICKET.save(tmp_path / "ticket.json")
+    origin = {"ticket": "michel", "head_keep": 0.5, "step": 9}
+    path = replace(TICKET, drawn_by=origin).save(tmp_path / "ticket.json")
     trainer = tiny.trainer(tmp_path / "run", {"earlybert": {"ticket": str(path)}}, save_strategy="steps", save_steps=4)
     plain = tiny.trainer(tmp_path / "plain")
     cut_width(plain.model.bert, TICKET)
@@ -195,6 +199,7 @@ def test_a_saved_ticket_is_cut_before_the_run(tmp_path):
     trainer.save_model()
     again = Ticket.load(tmp_path / "run" / "ticket.json")
     assert (again.heads, again.neurons, again.shape) == (TICKET.heads, TICKET.neurons, TICKET.shape)
+    assert again.drawn_by == origin | {"read_from": str(path)}  # and nothing of this run's settings
     path.unlink()  # a checkpoint does not need it
     model = EffptBertForMaskedLM.from_pretrained(tmp_path / "run" / "checkpoint-4")
     assert model.config.layer_widths == TICKET.widths

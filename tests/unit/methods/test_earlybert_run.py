@@ -144,10 +144,10 @@ def test_gates_have_a_group_of_their_own_that_stays(tmp_path):
 def test_the_search_ends_when_all_of_the_window_agree(tmp_path, monkeypatch):
     drawn = []
     distances = iter([None, None, (0.0, 0.2), (0.2, 0.0), (0.1, 0.1)])
-    monkeypatch.setattr(Search, "distances", lambda self, layers: drawn.append(layers) or next(distances))
+    monkeypatch.setattr(Search, "distances", lambda self, order: drawn.append(order) or next(distances))
     trainer = made(tmp_path, {"max_search_steps": 0.9, "every": 1, "epsilon": 0.1})
     trainer.train()
-    assert drawn == [[0, 1, 2, 3]] * 5
+    assert drawn == [(0, 1, 2, 3)] * 5
     (event,) = trainer.model.config.events
     assert event["step"] == 5
     assert "after 5 steps of search (masks differ in 0.100 of heads and 0.100 of neurons)" in event["what"]
@@ -156,7 +156,7 @@ def test_the_search_ends_when_all_of_the_window_agree(tmp_path, monkeypatch):
 def test_masks_are_made_only_when_they_are_due(tmp_path, monkeypatch):
     looks = []
     score = earlybert_module.gate_scores
-    monkeypatch.setattr(earlybert_module, "gate_scores", lambda gates: looks.append(1) or score(gates))
+    monkeypatch.setattr(earlybert_module, "gate_scores", lambda backbone: looks.append(1) or score(backbone))
     trainer = made(tmp_path, {"max_search_steps": 7, "every": 3})
     trainer.train()
     assert len(looks) == 3  # after steps 3 and 6, and for the ticket after step 7

@@ -128,7 +128,7 @@ def removed(seen):
 
 def test_each_round_takes_the_same_number_of_the_original_weights(tmp_path):
     trainer, watch, _ = watched(tmp_path, {"sparsity": 0.7, "rounds": 3})
-    total = trainer.model.bert.masks.size()
+    total = trainer.model.bert.masks.size(trainer.model.bert)
     assert total == 4 * (4 * 32 * 32 + 2 * 32 * 64)
     counts = [removed(watch.after[step]) for step in range(1, 9)]
     expected = [round(total * (0.7 * done / 3)) for done in range(4)]
@@ -221,7 +221,7 @@ def test_the_learning_rate_falls_to_its_end_and_rises_anew_in_every_phase(tmp_pa
 def test_a_long_step_prunes_for_all_the_rounds_it_has_passed(tmp_path):
     """Ranked by what was trained, and rewound once."""
     trainer, watch, _ = watched(tmp_path, {"sparsity": 0.6, "rounds": 9}, budget="4steps")
-    total = trainer.model.bert.masks.size()
+    total = trainer.model.bert.masks.size(trainer.model.bert)
     assert [removed(watch.after[step]) for step in (1, 2, 3)] == [
         round(total * (0.6 * done / 9)) for done in (2, 5, 7)
     ]
@@ -324,4 +324,5 @@ def test_zeros_cost_as_much_as_any_other_weight(tmp_path):
     trainer.add_callback(CostReport())
     trainer.train()
     assert spent[-1] == 8 * spent[0]
-    assert int(trainer.model.bert.masks.left()) < 0.11 * trainer.model.bert.masks.size()
+    backbone = trainer.model.bert
+    assert int(backbone.masks.left(backbone)) < 0.11 * backbone.masks.size(backbone)

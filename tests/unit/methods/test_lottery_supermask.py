@@ -160,7 +160,7 @@ def test_scores_find_the_mask_of_a_linear_map():
     linear.__dict__.update(masks=masks.train(), masked_as="m")
     optimizer = torch.optim.Adam(masks.parameters(), lr=masks.learning_rate)
     for step in range(200):
-        masks.draw(step, 0)
+        masks.draw(["m"], step, 0)
         x = torch.randn(64, 16, generator=generator)
         (linear(x) - x @ (linear.weight.data * wanted).T).square().mean().backward()
         optimizer.step()

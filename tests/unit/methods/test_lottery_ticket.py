@@ -53,7 +53,7 @@ def test_checkpoints_hold_masks_and_zeros(pruned):
     half, whole = (EffptBertForMaskedLM.from_pretrained(folder / f"checkpoint-{step}") for step in (5, 8))
     for model, share, rewinds in ((half, 0.4, True), (whole, 0.6, False)):
         masks = model.bert.masks
-        assert 1 - int(masks.left()) / masks.size() == pytest.approx(share, abs=1e-4)
+        assert 1 - int(masks.left(model.bert)) / masks.size(model.bert) == pytest.approx(share, abs=1e-4)
         for name, linear in prunable(model.bert).items():
             assert torch.equal(linear.weight != 0, masks.kept()[name])
         assert model.methods[0].needs_snapshot == rewinds
@@ -88,7 +88,9 @@ def test_another_task_trains_with_the_masks_kept(pruned, tmp_path):
         assert torch.equal(model.bert.masks.kept()[name], kept[name])
     assert not model.config.events
     sparsity = [entry["lottery_sparsity"] for entry in trainer.state.log_history if "lottery_sparsity" in entry]
-    assert sparsity == pytest.approx([1 - int(model.bert.masks.left()) / model.bert.masks.size()] * 3)
+    assert sparsity == pytest.approx(
+        [1 - int(model.bert.masks.left(model.bert)) / model.bert.masks.size(model.bert)] * 3
+    )
 
 
 def test_a_resumed_run_needs_no_more_than_its_checkpoint(pruned, tmp_path):
