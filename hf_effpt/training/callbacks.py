@@ -122,15 +122,17 @@ class ClockProgress(ProgressCallback):
             self.training_bar.set_postfix(shown)
 
 
-def schedule_methods(trainer: Any, context: RunContext) -> None:
-    """Lets methods decide what runs and what learns in the coming step of an [`EffptTrainer`]."""
-    backbone = trainer.model.backbone
+def schedule_methods(trainer: Any) -> RunContext:
+    """Lets methods decide what runs and learns in the coming step of an [`EffptTrainer`]; returns its context."""
+    backbone, step, seed = trainer.model.backbone, trainer.state.global_step, trainer.args.seed
+    context = RunContext(step, trainer.clock.fraction, seed, model=trainer.model)
     frozen: list[nn.Parameter] = []
     for method in trainer.methods:
         with trainer.cost.method_time(method):
             method.schedule(backbone, context)
             frozen += method.frozen(backbone, context)
     freeze(backbone, frozen)
+    return context
 
 
 def live_context(trainer: Any) -> RunContext:

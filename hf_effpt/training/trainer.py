@@ -14,7 +14,6 @@ from transformers.trainer_utils import TrainOutput
 
 from hf_effpt.core.anatomy import layers_of
 from hf_effpt.core.clock import Clock
-from hf_effpt.core.context import RunContext
 from hf_effpt.core.ledger import archive_events, rewarmed, span_of
 from hf_effpt.core.method import Method
 from hf_effpt.core.objectives import OBJECTIVES, objective_of
@@ -290,8 +289,7 @@ class EffptTrainer(Trainer):
 
         Methods are scheduled first, since rows are selected by what runs in the step.
         """
-        run = RunContext(self.state.global_step, self.clock.fraction, self.args.seed, model=self.model)
-        schedule_methods(self, run)
+        run = schedule_methods(self)
         with self.cost.meter.measure("data"):
             self.step_loss = 0.0
             if selecting := self.row_methods:
