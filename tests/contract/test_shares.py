@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_effpt.core.gates import gate_scores, gates_of
+from hf_effpt.core.gates import gate_scores
 from hf_effpt.core.registry import build_methods
 from hf_effpt.core.shares import part_of
 from hf_effpt.data.document_selection import in_band
@@ -18,7 +18,7 @@ WHOLE = 8
 
 def heads_of_earlybert(share):
     model = tiny.model({"earlybert": {}}, num_attention_heads=WHOLE)
-    return best(gate_scores(gates_of(model.bert)), model.bert, share, 0.5).widths[0][0]
+    return best(gate_scores(model.bert), share, 0.5).widths[0][0]
 
 
 def heads_of_compress(share):
