@@ -78,7 +78,8 @@ class Ticket:
         """
         try:
             read = read_json(Path(path))
-            parts = {name: [tuple(map(int, layer)) for layer in read[name]] for name in ("heads", "neurons")}
+            kinds = ("heads", "neurons")
+            parts: dict[str, Any] = {kind: [tuple(map(int, layer)) for layer in read[kind]] for kind in kinds}
             parts["shape"] = [(int(heads), int(neurons)) for heads, neurons in read["shape"]]
             if read.get("version", 1) < VERSION and (order := order_beside(path)) is not None:
                 parts = {name: [layers[index] for index in order] for name, layers in parts.items()}

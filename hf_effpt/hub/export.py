@@ -23,7 +23,7 @@ from hf_effpt.models.base import EffptMixin, dense_of, exports_of, facts_of, fil
 from hf_effpt.models.configuration_electra import bert_settings
 
 from .card import model_card
-from .folders import CODE_FILES, TICKET_FILE, TOKENIZER_FILES, check_free, check_whole, files_of
+from .folders import CODE_FILES, TOKENIZER_FILES, check_free, check_whole, files_of
 
 # Keys of a finished run's record that do not hold for an earlier checkpoint.
 OF_THE_END = ("pruning", "evaluation", "throughput", "energy", "scores", "costs", "learning_rate")
@@ -114,7 +114,8 @@ def _copy_run(root: Path, architecture: str, folder: Path, changes: _Changes) ->
     exported_class = getattr(transformers, architecture, None) or getattr(pruned_bert, architecture)
     stock = exported_class.from_pretrained(root)
     if changes.prune is not None:
-        (folder / TICKET_FILE).unlink(missing_ok=True)  # it names the parts of all layers of the run
+        for name in run.pop("artifacts", ()):  # such as a ticket, which names the parts of all layers of the run
+            (folder / Path(name).name).unlink(missing_ok=True)
     if any(changes):
         stock, run = changes.apply(stock, run)
         for name in CODE_FILES:  # saving the changed model writes those that it needs

@@ -1,7 +1,7 @@
 """FLOPs of a step's matrix products, counted by running a copy of the model on the meta device."""
 
 import copy
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -28,7 +28,8 @@ def ghost_of(model: PreTrainedModel) -> PreTrainedModel:
     unwrap(ghost)
     # Hooks that make inputs require gradients decide what runs backward.
     kept = {handle.id for handle in getattr(model, "_require_grads_hooks", None) or ()}
-    for module in ghost.modules():
+    modules: Iterator[Any] = ghost.modules()
+    for module in modules:
         module._compiled_call_impl = None
         saving = module.__dict__.get("_gradient_checkpointing_func")
         if isinstance(saving, partial):  # without the move of activations to the host, where these have no values

@@ -60,6 +60,8 @@ def test_a_checkpoint_becomes_a_shallower_stock_model(tokenizer, tmp_path):
 def test_a_finished_run_loses_what_is_not_true_of_fewer_layers(finished_run, tmp_path):
     whole = BertForMaskedLM.from_pretrained(finished_run)
     (finished_run / "ticket.json").write_text("{}")
+    run = json.loads((finished_run / "run.json").read_text())
+    (finished_run / "run.json").write_text(json.dumps(run | {"artifacts": ["ticket.json"]}))
     out = pruned(finished_run, tmp_path / "out", 3)
     assert not (out / "ticket.json").exists()
     assert (export(finished_run, tmp_path / "whole") / "ticket.json").exists()
