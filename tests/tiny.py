@@ -118,6 +118,16 @@ def trainer(
     )
 
 
+def checkpointing(model: Any, settings: dict | None = None, on: bool = True, **options: Any) -> Any:
+    """Has `model` compute activations anew in the backward pass, or keep them; its methods had other names before."""
+    kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    if on:
+        getattr(model, f"{kind}_checkpointing_enable")(settings, **options)
+    else:
+        getattr(model, f"{kind}_checkpointing_disable")()
+    return model
+
+
 def weights(of: Any) -> dict[str, Any]:
     """A copy of all parameters by name."""
     return {name: parameter.detach().clone() for name, parameter in of.named_parameters()}

@@ -82,18 +82,6 @@ def check_parts(
             )
 
 
-def check_checkpointing(args: Any, methods: Sequence[Method]) -> None:
-    """Raises `EffptError` if activations are saved in a way that runs what a method freezes backward."""
-    settings = getattr(args, "gradient_checkpointing_kwargs", None) or {}
-    freezing = [method.name for method in methods if type(method).frozen is not Method.frozen]
-    if args.gradient_checkpointing and freezing and settings.get("use_reentrant"):
-        raise EffptError(
-            f"`{freezing[0]}` may freeze parameters for a time, and `use_reentrant` of "
-            "`training.gradient_checkpointing_kwargs` would have frozen layers run backward all the same; leave it "
-            "out."
-        )
-
-
 def check_left(clock: Clock, costs: dict[str, float], flops: dict[str, float]) -> None:
     """Raises `EffptError` if the preparation of methods has spent the whole budget."""
     if clock.finished:

@@ -80,7 +80,6 @@ class EffptTrainer(Trainer):
         if self.method is not None and self.method not in model.config.methods:
             model.add_method(self.method)
         losses.check_losses(model, args, kwargs)
-        checks.check_checkpointing(args, model.methods)
         checks.exclude_specials(model.config, processing_class)
         if data_collator is None and processing_class is not None and model.pretrains:
             data_collator = DataCollatorForMaskedLM(processing_class, seed=args.seed)

@@ -1,6 +1,8 @@
 """Counted FLOPs beside those of the real training step; run as a module, a table of them for every method.
 
-python -m tests.contract.flops
+    python -m tests.contract.flops
+
+Tests call it as well.
 """
 
 import contextlib
@@ -58,9 +60,7 @@ def count_run(folder: Path, objective: str, ledger: dict[str, dict], counter: Fl
 
     def training_step(model, inputs, items=None):
         variant = variants[len(counts) % len(variants)]
-        trainer.model.activation_checkpointing_disable()
-        if variant == "checkpointing":
-            trainer.model.activation_checkpointing_enable()
+        tiny.checkpointing(trainer.model, on=variant == "checkpointing")
         trainer.model.label_smoothing = 0.1 if variant == "smoothing" else 0.0
         # Rows are routed within the step, which is therefore measured.
         known = None if router_of(trainer.model.backbone) else (variant, counter.count(trainer.model.train(), inputs))

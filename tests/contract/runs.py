@@ -104,8 +104,7 @@ def check_resumption(runs: Runs, objective: str, ledger: dict, at: int, dropout:
 def check_checkpointing(runs: Runs, ledger: dict) -> None:
     """Trains without saved activations: the weights are those of the straight run."""
     straight, trainer = runs("mlm", ledger), runs.trainer_of(runs.folder / "checkpointed", "mlm", ledger)
-    enable = getattr(trainer.model, "activation_checkpointing_enable", None)  # its name in newer transformers
-    (enable or trainer.model.gradient_checkpointing_enable)()
+    tiny.checkpointing(trainer.model)
     trainer.train()
     tiny.assert_same_weights(straight.model, trainer.model)
 

@@ -231,9 +231,13 @@ def test_frozen_layers_cost_their_forward_only(tmp_path):
     assert cost[4] >= cost[7] - 3 * layer * 2 / 3
 
 
-def test_nothing_is_kept_for_the_backward_pass_below_what_learns():
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_nothing_is_kept_for_the_backward_pass_below_what_learns(checkpointing):
     model = tiny.model(APPEND_2).train()
     (method,) = model.methods
+    tiny.checkpointing(model, on=checkpointing)
+    rests = []
+    stack_of(model.bert)[0].register_forward_hook(lambda module, args, output: rests.append(not output.requires_grad))
     batch = tiny.batch(4, objective="mlm")
     kept = []
     for fraction in (0.3, 0.8):
@@ -251,7 +255,8 @@ def test_nothing_is_kept_for_the_backward_pass_below_what_learns():
         below = list(stack_of(model.bert)[0].parameters())
         assert all((parameter.grad is None) == (fraction < 0.75) for parameter in below)
         model.zero_grad()
-    assert kept[0] < 0.75 * kept[1]
+    assert kept[0] < (0.85 if checkpointing else 0.75) * kept[1]
+    assert rests == [True, False]
 
 
 APPEND_2 = {"stacking": {"depth": 2, "at": [0.25], "operator": "append_top", "joint_at": 0.75}}

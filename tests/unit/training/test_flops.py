@@ -3,6 +3,7 @@ from itertools import product
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import BertModel
 
 from hf_effpt.core.anatomy import layers_of
 from hf_effpt.core.depth import stack_of
@@ -34,12 +35,8 @@ def test_equals_the_formula_and_backward_is_twice_forward():
 
 
 def test_equals_a_real_run_with_eager_attention():
-    model = tiny.model().train()
-    model.set_attn_implementation("eager")
-    inputs = batch()
-    with FlopCounterMode(display=False) as real:
-        model(**inputs).loss.backward()
-    assert FlopCounter().count(model, inputs) == real.get_total_flops()
+    model, inputs = tiny.model().train(), batch()
+    assert FlopCounter().count(model, inputs) == real_step(model, inputs)
 
 
 def test_counting_touches_neither_weights_nor_generators_nor_watchers():
@@ -66,11 +63,73 @@ def test_equal_work_is_counted_once(monkeypatch):
     assert len(runs) == 2
 
 
-def test_labels_without_positions_count_as_many():
-    model = tiny.model(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).train()
-    with_positions = batch()
-    without = {name: value for name, value in with_positions.items() if name != "masked_positions"}
-    assert FlopCounter().count(model, without) == FlopCounter().count(model, with_positions)
+@pytest.mark.parametrize("objective", ["mlm", "electra", "all_tokens_mlm", "mcbert"])
+def test_labels_without_positions_count_as_the_fullest_row(objective):
+    """As a stock collator makes them: the work is that of the real step, which pads rows to the most labels of one."""
+    plain = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    model = (tiny.model(**plain) if objective == "mlm" else tiny.joint(objective)).train()
+    inputs = batch(rows=3)
+    inputs["labels"][1, 3:7] = 9
+    inputs["labels"][2, :3] = -100
+    del inputs["masked_positions"]
+    assert FlopCounter().count(model, inputs) == real_step(model, inputs)
+
+
+def real_step(model, inputs):
+    """What the counter counts of a real step, with eager attention."""
+    model.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as real:
+        model(**inputs).loss.backward()
+    return real.get_total_flops()
+
+
+@pytest.mark.parametrize("frozen", [0, 1, 3])
+def test_frozen_layers_run_forward_only_with_checkpointing(frozen):
+    """Layers that a user has frozen with all below them: no graph reaches them, and gradients above are the same."""
+    model, inputs = tiny.model(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).train(), batch()
+    layers = list(layers_of(model.bert).children())
+    for part in (model.bert.embeddings, *layers[:frozen]):
+        part.requires_grad_(False)
+    model(**inputs).loss.backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    outputs = []
+    for layer in layers[:frozen]:
+        layer.register_forward_hook(lambda module, args, output: outputs.append(output.requires_grad))
+    model.zero_grad()
+    tiny.checkpointing(model)
+    counted = FlopCounter().count(model, inputs)
+    model(**inputs).loss.backward()
+    assert outputs == [False] * frozen
+    assert len(gradients) > 16
+    assert all(torch.equal(gradients[n], p.grad) for n, p in model.named_parameters() if n in gradients)
+    assert counted == real_step(model, inputs)
+
+
+def test_reentrant_checkpointing_reaches_layers_above_frozen_embeddings():
+    """It needs inputs that require gradients, so frozen layers run backward, and that is counted."""
+    model, inputs = tiny.model(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).train(), batch()
+    for part in (model.bert.embeddings, model.bert.encoder.layer[0]):
+        part.requires_grad_(False)
+    tiny.checkpointing(model, {"use_reentrant": True})
+    counted = FlopCounter().count(model, inputs)
+    assert counted == real_step(model, inputs)
+    assert model.bert.encoder.layer[1].output.dense.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.skipif(not hasattr(BertModel, "activation_checkpointing_enable"), reason="needs newer transformers")
+def test_activations_that_wait_on_the_host_are_counted_without_it():
+    model, inputs = tiny.model(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).train(), batch()
+    plain = FlopCounter().count(model, inputs)
+    tiny.checkpointing(model)
+    checkpointed = FlopCounter().count(model, inputs)
+    tiny.checkpointing(model, offload=True)
+    assert FlopCounter().count(model, inputs) == checkpointed > plain
+
+
+def test_a_layer_without_heads_keeps_its_own_forward():
+    model = tiny.model().train()
+    resize(model.bert, [[0, 64], [2, 64], [2, 64], [0, 8]])
+    assert FlopCounter().count(model, batch()) == real_step(model, batch())
 
 
 def test_ghost_has_no_storage():

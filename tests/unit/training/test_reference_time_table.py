@@ -3,9 +3,11 @@ from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
+from transformers import BertModel
 
 from hf_effpt.core.context import RunContext
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.width import resize
 from hf_effpt.training import reference_time_meter
 from hf_effpt.training.reference_time_meter import (
     ReferenceMeter,
@@ -150,6 +152,129 @@ def test_operations_are_told_apart_by_what_they_cost():
     model.methods[0].schedule(model.backbone, RunContext(3, 0.0, 0))
     others.add(step_operation("train", model, batch(), torch.float32))
     assert len(others | {key}) == 6
+
+
+def shaped(*widths, order=(0, 1, 2, 3)):
+    model = tiny.model()
+    resize(model.bert, [list(widths[index]) for index in order])
+    return model
+
+
+def with_(model, change):
+    change(model)
+    return model
+
+
+# Models of equally many parameters in each layer, or of different ones outside them.
+MODELS = {
+    "plain": tiny.model,
+    "heads": lambda: tiny.model(num_attention_heads=4),
+    "another shape": lambda: shaped((2, 64), (1, 64), (2, 16), (2, 64)),
+    "another order": lambda: shaped((2, 64), (1, 64), (2, 16), (2, 64), order=(0, 2, 1, 3)),
+    "checkpointing": lambda: tiny.checkpointing(tiny.model()),
+    "reentrant checkpointing": lambda: tiny.checkpointing(tiny.model(), {"use_reentrant": True}),
+    "bottom frozen": lambda: with_(tiny.model(), lambda m: m.bert.encoder.layer[0].requires_grad_(False)),
+    "top frozen": lambda: with_(tiny.model(), lambda m: m.bert.encoder.layer[3].requires_grad_(False)),
+    "embeddings frozen": lambda: with_(tiny.model(), lambda m: m.bert.embeddings.requires_grad_(False)),
+    "positions": lambda: tiny.model(max_position_embeddings=64),
+    "activation": lambda: tiny.model(hidden_act="gelu_new"),
+    "chunks": lambda: tiny.model(chunk_size_feed_forward=2),
+    "dropout of hidden states": lambda: tiny.model(attention_probs_dropout_prob=0.0),
+    "dropout of attention": lambda: tiny.model(hidden_dropout_prob=0.0),
+    "all hidden states": lambda: tiny.model(output_hidden_states=True),
+    "attention weights": lambda: tiny.model(output_attentions=True),
+    "half": lambda: tiny.model().bfloat16(),
+    "smoothing": lambda: with_(tiny.model(), lambda m: setattr(m, "label_smoothing", 0.1)),
+    "heads that are masked": lambda: tiny.model({"layerdrop": {"p": 0.0, "heads": 0.2}}),
+    "losses by token": lambda: tiny.model({"layerskip": {"estimator": "reinforce"}}),
+    "read whole": lambda: with_(tiny.model(), lambda m: setattr(m.bert.encoder.layer, "read_whole", True)),
+    "generator": tiny.joint,
+    "generator's heads": lambda: tiny.joint(generator={"num_attention_heads": 2}),
+    "generator's dropout": lambda: tiny.joint(generator={"hidden_dropout_prob": 0.1}),
+    "two tables of words": lambda: tiny.joint(embedding_sharing="disentangled"),
+}
+
+
+if hasattr(BertModel, "activation_checkpointing_enable"):  # in newer transformers
+    MODELS["every other layer checkpointed"] = lambda: tiny.checkpointing(tiny.model(), every_n_layers=2)
+    MODELS["activations on the host"] = lambda: tiny.checkpointing(tiny.model(), offload=True)
+
+
+def test_models_whose_steps_differ_in_time_have_different_keys():
+    keys = {}
+    for name, make in MODELS.items():
+        key = step_operation("train", make().train(), batch(), torch.float32)
+        assert key not in keys, (name, keys[key])
+        assert key == step_operation("train", make().train(), batch(), torch.float32), name
+        keys[key] = name
+
+
+def test_settings_of_the_process_are_part_of_the_key():
+    model, keys = tiny.model().train(), set()
+    try:
+        for precision in ("highest", "high"):
+            torch.set_float32_matmul_precision(precision)
+            keys.add(step_operation("train", model, batch(), torch.float32))
+        torch.use_deterministic_algorithms(True)
+        keys.add(step_operation("train", model, batch(), torch.float32))
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.set_float32_matmul_precision("highest")
+    assert len(keys) == 3
+
+
+def test_what_matters_in_training_alone_is_no_part_of_the_key_of_scoring():
+    """It is done in evaluation mode, without gradients, with all layers of the order."""
+    model, keys = tiny.model({"layerdrop": {"p": 0.5}}).train(), set()
+    for change in (
+        lambda: None,
+        lambda: setattr(model.bert.encoder.layer, "dropped", frozenset({1})),
+        lambda: tiny.checkpointing(model),
+        lambda: model.bert.embeddings.requires_grad_(False),
+        lambda: setattr(model.config, "hidden_dropout_prob", 0.0),
+    ):
+        change()
+        keys.add(step_operation("score losses", model, batch(), torch.float32))
+    assert len(keys) == 1
+
+
+def test_labels_without_positions_are_part_of_the_key():
+    model, inputs = tiny.model().train(), batch()
+    del inputs["masked_positions"]
+    few = step_operation("train", model, inputs, torch.float32)
+    inputs["labels"][0, 3] = 9
+    assert step_operation("train", model, inputs, torch.float32) != few
+
+
+def test_optimizer_steps_are_told_apart_by_what_they_cost():
+    model = tiny.model().train()
+
+    def key(clip=0.0, groups=1, **settings):
+        parameters = list(model.parameters())
+        own = [{"params": parameters[place::groups]} for place in range(groups)]
+        return optimizer_operation(model, torch.optim.AdamW(own, **settings), clip)
+
+    keys = [key(), key(clip=0.5), key(weight_decay=0.0), key(amsgrad=True), key(foreach=True), key(groups=2)]
+    assert key(lr=0.0) == key()
+    assert key(clip=1.0) == key(clip=0.5)
+    for parameter in model.bert.embeddings.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    keys.append(key())
+    model.bert.encoder.layer[0].output.dense.bias.grad = torch.zeros(32)
+    keys.append(key())
+    assert len(set(keys)) == 8
+
+
+def test_old_keys_are_not_found(tmp_path):
+    """So an operation is measured again whose old key did not say what it costs."""
+    old = (
+        "train|input_ids 2x8, labels 2x8, masked_positions 2x3|layers 4x8544|EffptBertForMaskedLM hidden 32 "
+        "vocabulary 128 sdpa dropout|float32"
+    )
+    times = table(tmp_path / "times.json", {old: 0.5})
+    operation = step_operation("train", tiny.model().train(), batch(), torch.float32)
+    assert times.seconds(operation, lambda: 0.25) == 0.25
+    assert set(json.loads((tmp_path / "times.json").read_text())["seconds"]) == {old, operation}
 
 
 def test_which_layers_run_does_not_matter_only_how_many():
