@@ -86,8 +86,9 @@ def totals(checkpoint: Path, dataset: Any, bias_correction: bool) -> dict[str, A
     before, now = found.get("data"), identity_of(dataset)
     if before is not None and now is not None and before != now:
         raise EffptError(
-            f"The text or the tokenizer has changed since {checkpoint} was saved (fingerprint {before}, now {now}); "
-            "resume with the data the run was started with, or start a new run."
+            f"The text or the tokenizer has changed since {checkpoint} was saved (fingerprint {before}, now {now})"
+            ", or another version of hf_effpt packed them; resume with the data and the version the run was started "
+            "with, or start a new run."
         )
     if (corrected := found.get("bias_correction", True)) != bias_correction:
         raise EffptError(
