@@ -45,8 +45,9 @@ from hf_effpt.training.timekeeping import Timekeeper
 FOLLOWED = {
     "model": {"size", "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size",
               "max_position_embeddings", "attn_implementation", "objective", "dropout"},
-    "data": {"dataset", "text_column", "split", "streaming", "validation", "sequence_length", "mlm_probability",
-             "tokenizer", "vocab_size", "tokenizer_kind", "lowercase", "strip_accents", "num_proc", "cache_dir"},
+    "data": {"dataset", "text_column", "split", "streaming", "documents", "validation", "sequence_length",
+             "mlm_probability", "tokenizer", "vocab_size", "tokenizer_kind", "lowercase", "strip_accents", "num_proc",
+             "cache_dir"},
     "training": {"output_dir", "budget", "learning_rate", "per_device_train_batch_size", "adam_beta2", "adam_epsilon",
                  "weight_decay", "max_grad_norm", "bf16", "logging_steps", "report_to", "use_cpu", "disable_tqdm"},
 }  # fmt: skip

@@ -30,6 +30,7 @@ from hf_effpt.hub.card_parts import accents_in, untrained_positions
 from hf_effpt.hub.folders import CODE_FILES, checkpoints_in
 from hf_effpt.models.build import model_for
 from hf_effpt.recipe.recipe import Recipe
+from hf_effpt.recipe.sections import require
 from hf_effpt.recipe.settings import SECTIONS
 from hf_effpt.training.checks import exclude_specials, is_unused
 from hf_effpt.training.record import cost_reports
@@ -78,6 +79,7 @@ class RunResult:
         if loss is not None and floor is not None:
             kind = measured_as(found.get("objective", "mlm"), found)
             lines.append(f"Held-out loss {loss:.4f} nats a {kind.per}, the {kind.floor} is {_against(loss, floor)}.")
+        lines += text_told(self.facts.get("data") or {})
         prefix = "held_out_loss_"
         others = [f"{found[name]:.4f} by `{name.removeprefix(prefix)}`" for name in found if name.startswith(prefix)]
         if others:
@@ -108,6 +110,19 @@ class RunResult:
             f"  effpt push {self.output_dir} ORG/NAME",
         ]
         return "\n".join(lines)
+
+
+def text_told(data: Mapping[str, Any]) -> list[str]:
+    """Lines that tell how the text was cut into documents, and what of it was held out."""
+    lines, aside = [], data.get("held_out")
+    if "documents_by" in data:
+        lines.append(f"Documents of .txt files were cut by `{data['documents_by']}` (data.documents).")
+    if aside:
+        of = f"of {aside['of']:,}, {aside['share']:.2%} of the text" if "of" in aside else f"of {aside['dataset']}"
+        lines.append(f"Held out were {aside['documents']:,} documents {of}, {aside['tokens']:,} tokens.")
+    if data.get("doubles"):
+        lines.append(f"{data['doubles']:,} training documents equal held-out ones (data.select would leave them out).")
+    return lines
 
 
 def _against(loss: float, floor: float) -> str:
@@ -145,6 +160,8 @@ def pretrain(recipe: Recipe, *, resume: bool | str = False) -> RunResult:
         f"{report.vocab_size:,}", 100 * report.unknown_rate, accents_in(known["tokenizer"]), report.fertility,
     )  # fmt: skip
     logger.info("data: %s rows of %d tokens", f"{len(rows['train']):,}", recipe.data.sequence_length)
+    for line in text_told(facts(rows["train"])):
+        logger.info("data: %s", line)
     methods = ", ".join(method.name for method in trainer.methods) or "none"
     logger.info("model: %s parameters; methods: %s", f"{trainer.model.num_parameters():,}", methods)
     trainer.train(resume_from_checkpoint=resume or None)
@@ -212,7 +229,15 @@ def prepare_data(recipe: Recipe) -> tuple[Corpus, PreTrainedTokenizerBase, Datas
     that the two runs can be compared.
     """
     data, kept = recipe.data, None
-    corpus = open_corpus(data.dataset, text_column=data.text_column, split=data.split, streaming=data.streaming)
+    corpus = open_corpus(
+        data.dataset,
+        text_column=data.text_column,
+        split=data.split,
+        streaming=data.streaming,
+        documents=data.documents,
+    )
+    needed = f"left out, since {data.dataset} has no .txt file to cut"
+    require(data.documents is None or corpus.documents is not None, "data.documents", data.documents, needed)
     # Of a source with splits its validation split, whichever split is trained on.
     validation = open_validation(data.held_out, corpus)
     if data.selection is not None:

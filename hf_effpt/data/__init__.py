@@ -4,6 +4,7 @@ cache                 folder of prepared data; builds that arrive whole or not a
 corpus                any source of text as documents, with a fingerprint
   text_files          files of a folder, by splits
   file_readers        documents of .txt, .jsonl and .parquet files
+  document_cuts       documents of a text file, and a guess of how it is cut
   datasets_sources    documents of saved `datasets` folders and the Hub
   pydoc, docstrings   `builtin:pydoc`, the documentation of the installed packages
 long_documents        parts of long documents

@@ -34,5 +34,11 @@ def content_keys(texts: Iterable[str]) -> np.ndarray:
     return np.fromiter((found[1] for text in texts if (found := meter.add(text))), np.uint64)
 
 
+def document_sizes(texts: Iterable[str]) -> np.ndarray:
+    """UTF-8 bytes of documents, or of documents in parts; int64 of shape `(documents,)`."""
+    meter = DocumentMeter()
+    return np.fromiter((found[0] for text in texts if (found := meter.add(text))), np.int64)
+
+
 def _new_hash():
     return hashlib.blake2b(digest_size=8)

@@ -2,33 +2,28 @@
 
 import codecs
 import json
-from collections.abc import Callable, Iterable, Iterator
-from itertools import groupby
-from operator import itemgetter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.data.long_documents import Part, document_parts
+from hf_effpt.data.document_cuts import DocumentCut, cut_documents, guessed_cut
 
 CHUNK_BYTES = 2**20  # read at a time
 # Parts of a corpus: a function that starts a pass over the documents, one that hashes the contents, bytes if known.
 Source = tuple[Callable[[], Iterator[str]], Callable[[], str], int | None]
 
 
-def read_txt(path: Path) -> Iterator[str]:
-    """Yields the whole file as one document."""
-    yield from document_parts(_strings(path))
+def read_txt(path: Path, cut: DocumentCut) -> Iterator[str]:
+    """Yields the documents that `cut` makes of the file, long ones in parts."""
+    yield from cut_documents(_strings(path), cut)
 
 
-def read_txt_paragraphs(path: Path) -> Iterator[str]:
-    """Yields each run of lines between blank lines as a document."""
-    for blank, marked in groupby(_blank_or_not(_strings(path)), itemgetter(0)):
-        if not blank:
-            for part in document_parts(string for _, string in marked):
-                yield part if isinstance(part, Part) else part.rstrip()
+def guess_cut(path: Path) -> DocumentCut:
+    """The likely cut of a text file, by its beginning."""
+    return guessed_cut(_strings(path))
 
 
 def read_jsonl(path: Path, text_column: str) -> Iterator[str]:
@@ -144,14 +139,6 @@ def _strings(path: Path) -> Iterator[str]:
         yield last
 
 
-def _blank_or_not(strings: Iterable[str]) -> Iterator[tuple[bool, str]]:
-    """Marks the strings that are blank lines; a string that goes on with a line is none."""
-    begins = True
-    for string in strings:
-        yield begins and string.isspace(), string
-        begins = string.endswith("\n")
-
-
 def _not_utf8(path: Path, error: UnicodeDecodeError, offset: int) -> EffptError:
     """Error for bytes that are no UTF-8; `offset` is that of the decoder's input in the file."""
     data: bytes = error.object
@@ -183,9 +170,6 @@ def _not_text(where: str, text_column: str, kind: str) -> EffptError:
     )
 
 
-# Readers by suffix, for the kinds of file a folder may hold.
-READERS: dict[str, Callable[[Path, str], Iterator[str]]] = {
-    ".txt": lambda path, text_column: read_txt(path),
-    ".jsonl": read_jsonl,
-    ".parquet": read_parquet,
-}
+# Readers by suffix, for the kinds of file a folder may hold; `.txt` is read by `read_txt`.
+READERS: dict[str, Callable[[Path, str], Iterator[str]]] = {".jsonl": read_jsonl, ".parquet": read_parquet}
+ENDINGS = (".txt", *READERS)

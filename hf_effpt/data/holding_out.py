@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -30,15 +31,60 @@ def open_validation(validation: float | Corpus | str | None, corpus: Corpus) -> 
             )
         return validation
     if isinstance(validation, str):
-        validation = open_corpus(validation, text_column=corpus.text_column, split="validation")
+        documents = None if corpus.guessed else corpus.documents
+        validation = open_corpus(validation, text_column=corpus.text_column, split="validation", documents=documents)
     if validation is not None:
         _check_apart(validation, corpus)
     return validation
 
 
-def held_out(numbers: np.ndarray, share: float | None, seed: int = 0) -> np.ndarray:
-    """`True` for held-out documents, bool of shape `(documents,)`, by their numbers in the corpus; see `pack`."""
-    return np.zeros(len(numbers), bool) if share is None else indexed(numbers, seed) < share
+def held_out(sizes: Callable[[], Iterable[np.ndarray]], share: float | None, seed: int = 0) -> np.ndarray:
+    """Chooses the documents that are held out, a share of all bytes.
+
+    Documents follow one another in an order that `seed` and their numbers determine. Each that still fits into the
+    share is held out, until 99 % of it are.
+
+    Args:
+        sizes (`Callable[[], Iterable[np.ndarray]]`): Starts a pass over the bytes of all documents, in several arrays.
+        share (`float`, *optional*): Share of the bytes; `None` holds out nothing.
+        seed (`int`, *optional*, defaults to 0): Seed of the order.
+
+    Returns:
+        `True` for held-out documents, bool of shape `(documents,)`.
+    """
+    documents = total = 0
+    for some in sizes():
+        documents, total = documents + len(some), total + int(some.sum())
+    aside = np.zeros(documents, bool)
+    wanted = left = total * (share or 0.0)
+    # A part of the order at a time, so that memory holds a part of the documents.
+    lower, width = 0.0, max(2 * (share or 0.0), 1 / 16)
+    while left > wanted / 100 and lower < 1:
+        found, first = [], 0
+        for some in sizes():
+            drawn = indexed(np.arange(first, first + len(some)), seed)
+            here = np.flatnonzero((lower <= drawn) & (drawn < lower + width) & (some <= left))
+            found.append((drawn[here], first + here, some[here]))
+            first += len(some)
+        drawn, numbers, bytes_of = map(np.concatenate, zip(*found, strict=True))
+        for place in np.argsort(drawn, kind="stable"):
+            if bytes_of[place] <= left and left > wanted / 100:
+                aside[numbers[place]] = True
+                left -= int(bytes_of[place])
+        lower += width
+    return aside
+
+
+def report_held_out(train: Dataset) -> None:
+    """Warns if documents, which are held out whole, make up another share of the text than was asked for."""
+    told = facts(train)["held_out"]
+    if "asked" in told and not told["asked"] / 1.5 <= told["share"] <= told["asked"] * 1.5:
+        logger.warning(
+            "validation=%s was asked for, but %.3g %% of the text is held out: %s of %s documents, %s tokens. "
+            "Documents are held out whole, and at least a row of them. Cut a .txt file into smaller documents with "
+            "data.documents, or name a validation dataset.",
+            told["asked"], 100 * told["share"], f"{told['documents']:,}", f"{told['of']:,}", f"{told['tokens']:,}",
+        )  # fmt: skip
 
 
 def report_doubles(train: Dataset, keys: Path, held_out_keys: Path, cache: Path) -> None:

@@ -76,7 +76,10 @@ class PackedRows:
 def facts(dataset: Dataset) -> dict:
     """Describes a packed dataset: `fingerprint`, `dataset` (name of the text), its number of `documents` and `bytes`,
     `rows`, `tokens` (without padding), `sequence_length`, `isolated` and `fill` (share of rows that is not padding).
-    If text is held out, those of the training rows tell by `doubles` how many of their documents equal held-out ones.
+    `documents_by` tells how `.txt` files were cut, if there were some. If text is held out, the facts of the training
+    rows tell what (`held_out`: its number of `documents`, `bytes` and `tokens`; and its `dataset`, or the share
+    `asked` for, its `share` of all tokens, and the number of documents that it is part `of`), and by `doubles` how
+    many of their documents equal held-out ones.
 
     Raises an `EffptError` if it was not made by `pack`.
     """

@@ -11,16 +11,15 @@ from datasets import Dataset, DatasetDict, DatasetInfo, NamedSplit
 from datasets.table import MemoryMappedTable
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.random import indexed
 from hf_effpt.data.cache import build_once, cache_folder
 from hf_effpt.data.corpus import Corpus, open_corpus
 from hf_effpt.data.document_selection import Kept
 from hf_effpt.data.encoding import TextEncoder
-from hf_effpt.data.holding_out import held_out, open_validation, report_doubles
+from hf_effpt.data.holding_out import held_out, open_validation, report_doubles, report_held_out
 from hf_effpt.data.packed_rows import PackedRows, add_facts, facts
 from hf_effpt.data.row_builders import IsolatedRows, StreamRows
 from hf_effpt.data.row_writer import RowWriter
-from hf_effpt.data.token_file import TokenFile
+from hf_effpt.data.token_file import Count, TokenFile
 from hf_effpt.data.vocabulary import special_ids
 
 __all__ = ["PackedRows", "facts", "pack"]
@@ -53,9 +52,10 @@ def pack(
         tokenizer (`PreTrainedTokenizerFast`): Has a pad, cls, sep and mask token.
         sequence_length (`int`, *optional*, defaults to 128): Tokens per row, at least 8.
         isolate_documents (`bool`, *optional*, defaults to `False`): If `True`, keeps documents apart in a row.
-        validation (`float`, `Corpus` or `str`, *optional*, defaults to 0.01): Share of the documents held out, drawn
-            by `seed` and the document's number (more of them if that makes no whole row); or a corpus of its own (its
-            validation split, if it has splits); or `None`.
+        validation (`float`, `Corpus` or `str`, *optional*, defaults to 0.01): Share of the text held out, at most:
+            whole documents that fit into it, in an order by `seed` and the document's number. If they make no whole
+            row, the share is doubled until they do, up to half of the text. Or a corpus of its own (its validation
+            split, if it has splits), or `None`.
         kept ([`Kept`], *optional*): Documents to train on; held-out documents do not depend on it. The facts of the
             training rows then hold `select`: how documents were chosen, and the `unselected_fingerprint` of the rows
             of all documents.
@@ -84,7 +84,10 @@ def pack(
     if isinstance(validation, Corpus):
         aside = _Packing(validation, settings)
         packed["validation"], held_out_keys = aside.load()["train"], aside.keys("train")
+        told = facts(packed["validation"])
+        add_facts(packed["train"], held_out={key: told[key] for key in ("dataset", "documents", "bytes", "tokens")})
     if "validation" in packed:
+        report_held_out(packed["train"])
         report_doubles(packed["train"], training.keys("train"), held_out_keys, settings.cache)
     return packed
 
@@ -142,32 +145,55 @@ class _Packing:
                 f"The dataset {self.corpus.name!r} has {text.documents:,} documents, but `kept` says of "
                 f"{len(self.kept.chosen_N):,} which are to be trained on; select among those of this dataset."
             )
-        while True:
-            aside = held_out(np.arange(text.documents), self.share, self.seed)
-            chosen = {"train": ~aside if self.kept is None else ~aside & self.kept.chosen_N, "validation": aside}
-            writers = self._write(text, target, chosen)
-            counted = {
-                split: self._count(text, documents, target / f"{split}-keys.bin")
-                for split, documents in chosen.items()
-            }
-            if not writers["train"].rows:
-                self._refuse(counted["train"]["bytes"])
-            if self.share is None or writers["validation"].rows:
-                break
-            self.share = self._larger_share(text.documents)
+        chosen, counted = self._choose(text)
+        for split, documents in chosen.items():
+            text.write_keys(target / f"{split}-keys.bin", documents)
+        writers, of = self._write(text, target, chosen), text.count()
         text.remove()
         for split, writer in writers.items():
             known = {
                 "fingerprint": f"{key}-{split}",
                 "dataset": self.corpus.name,
-                **counted[split],
+                "documents": counted[split].documents,
+                "bytes": counted[split].bytes,
                 "rows": writer.rows,
                 "tokens": writer.tokens,
                 "sequence_length": self.settings.sequence_length,
                 "isolated": self.settings.isolated,
                 "fill": writer.tokens / max(1, writer.rows * self.settings.sequence_length),
             }
+            if self.corpus.documents is not None:
+                known["documents_by"] = self.corpus.documents
+            if split == "train" and self.share is not None:
+                aside = counted["validation"]
+                known["held_out"] = aside._asdict() | {
+                    "asked": self.share, "share": aside.tokens / of.tokens, "of": of.documents
+                }  # fmt: skip
             (target / f"{split}.json").write_text(json.dumps({"hf_effpt": known}))
+
+    def _choose(self, text: TokenFile) -> tuple[dict[str, np.ndarray], dict[str, Count]]:
+        """Documents of each split, and their numbers; holds out a larger share if what is asked for makes no row."""
+        share = self.share
+        while True:
+            aside = held_out(text.sizes, share, self.seed)
+            chosen = {"train": ~aside if self.kept is None else ~aside & self.kept.chosen_N, "validation": aside}
+            counted = {split: text.count(documents) for split, documents in chosen.items()}
+            if not self._makes_row(counted["train"]):
+                self._refuse(counted["train"].bytes)
+            if share is None or self._makes_row(counted["validation"]):
+                return chosen, counted
+            if share >= 0.5:
+                raise EffptError(
+                    f"The dataset {self.corpus.name!r} is too small to hold out validation={self.share:.3g} of it: "
+                    f"of its {text.documents} documents, none that leave half of the text make a whole row. Add text, "
+                    "cut a .txt file into smaller documents with data.documents, or set validation to a dataset or "
+                    "None."
+                )
+            share = min(2 * share, 0.5)
+
+    def _makes_row(self, count: Count) -> bool:
+        """`True` if documents fill a row, or isolated ones begin one."""
+        return count.tokens + count.documents >= (1 if self.settings.isolated else self.settings.sequence_length - 2)
 
     def _write(self, text: TokenFile, target: Path, chosen: dict[str, np.ndarray]) -> dict[str, RowWriter]:
         """Writes the rows of the documents chosen for each split."""
@@ -180,16 +206,6 @@ class _Packing:
                     writers[split].add(run.tokens[np.repeat(here, run.lengths)], ends)
         return writers
 
-    def _count(self, text: TokenFile, documents: np.ndarray, keys: Path) -> dict[str, int]:
-        """Number and bytes of the chosen documents that have tokens, as not all have; writes their content keys."""
-        number = size = first = 0
-        with keys.open("wb") as file:
-            for table in text.table():
-                full = table[documents[first : first + len(table)] & (table["tokens"] > 0)]
-                number, size, first = number + len(full), size + int(full["bytes"].sum()), first + len(table)
-                full["key"].tofile(file)
-        return {"documents": number, "bytes": size}
-
     def _refuse(self, text_bytes: int) -> None:
         """Raises the `EffptError` for text that does not fill one row."""
         of, fix = "", "."
@@ -200,17 +216,6 @@ class _Packing:
             f"The dataset {self.corpus.name!r} is too small: the {text_bytes:,} bytes of text to train on{of} do not "
             f"fill one row of {self.settings.sequence_length} tokens. Add text or lower data.sequence_length{fix}"
         )
-
-    def _larger_share(self, documents: int) -> float:
-        """Share that holds out twice as many documents, and at least one."""
-        drawn = np.sort(indexed(np.arange(documents), self.seed))
-        wanted = max(1, 2 * np.count_nonzero(drawn < self.share))
-        if wanted > documents // 2:
-            raise EffptError(
-                f"The dataset {self.corpus.name!r} is too small to hold out validation={self.share:.3g} of it: its "
-                f"{documents} documents leave no whole row aside. Add text, or set validation to a dataset or None."
-            )
-        return float(np.nextafter(drawn[wanted - 1], 1))
 
 
 def _hash(parts: list) -> str:

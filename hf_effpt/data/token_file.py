@@ -32,6 +32,14 @@ class Run(NamedTuple):
     ends: np.ndarray
 
 
+class Count(NamedTuple):
+    """Number, UTF-8 bytes and tokens of documents that have tokens; text of control characters alone has none."""
+
+    documents: int
+    bytes: int
+    tokens: int
+
+
 class TokenFile:
     """Tokens, sizes and content keys of all documents of a corpus, in order, written by one pass over its text.
 
@@ -74,6 +82,30 @@ class TokenFile:
         with self._table.open("rb") as file:
             while len(rows := np.fromfile(file, DOCUMENT, TABLE_ROWS)):
                 yield rows
+
+    def sizes(self) -> Iterator[np.ndarray]:
+        """Yields the bytes of successive documents."""
+        return (rows["bytes"] for rows in self.table())
+
+    def count(self, chosen: np.ndarray | None = None) -> Count:
+        """Counts the documents for which `chosen`, of shape `(documents,)`, is `True`; by default all."""
+        found = np.zeros(3, np.int64)
+        for rows in self._with_tokens(chosen):
+            found += [len(rows), rows["bytes"].sum(), rows["tokens"].sum()]
+        return Count(*found.tolist())
+
+    def write_keys(self, path: Path, chosen: np.ndarray) -> None:
+        """Writes the content keys of the chosen documents, as for `count`, to a file of uint64."""
+        with path.open("wb") as file:
+            for rows in self._with_tokens(chosen):
+                rows["key"].tofile(file)
+
+    def _with_tokens(self, chosen: np.ndarray | None) -> Iterator[np.ndarray]:
+        first = 0
+        for rows in self.table():
+            here = rows["tokens"] > 0
+            yield rows[here if chosen is None else here & chosen[first : first + len(rows)]]
+            first += len(rows)
 
     def runs(self) -> Iterator[Run]:
         """Yields all tokens in order."""

@@ -25,6 +25,7 @@ from hf_effpt.core.objectives import objective_in
 from hf_effpt.data import document_selection as rules
 from hf_effpt.data.cache import build_once, cache_folder
 from hf_effpt.data.corpus import Corpus
+from hf_effpt.data.document_meter import document_sizes
 from hf_effpt.data.document_selection import Kept, SelectSettings
 from hf_effpt.data.encoding import TextEncoder
 from hf_effpt.data.holding_out import held_out
@@ -115,14 +116,10 @@ def _select(corpus: Corpus, settings: SelectSettings, validation: float | Corpus
     began, alike = time.perf_counter(), {}
     model, tokenizer = (None, None) if settings.model is None else _load(settings)
     share = None if isinstance(validation, Corpus) else validation
-    aside_N = held_out(np.arange(sum(1 for _ in corpus.texts())), share)
+    sizes_N = document_sizes(corpus.parts())
+    aside_N = held_out(lambda: [sizes_N], share)
     chosen_N = ~aside_N
     documents = int(chosen_N.sum())
-    if not documents:
-        raise EffptError(
-            f"All documents of {corpus.name!r} are held out, so `data.select` has none to choose from; add text, or "
-            "lower data.validation."
-        )
 
     def texts(what: str) -> Iterator[str]:
         left = compress(corpus.texts(), chosen_N)

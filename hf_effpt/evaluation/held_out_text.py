@@ -15,7 +15,7 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import read_json
 from hf_effpt.core.objectives import OBJECTIVES, objective_in
 from hf_effpt.data.corpus import open_corpus
-from hf_effpt.data.file_readers import READERS
+from hf_effpt.data.file_readers import ENDINGS
 from hf_effpt.data.packing import PackedRows, facts, pack
 
 from .held_out_loss import fixed_mask_batches, held_out_loss, unigram_floor
@@ -71,7 +71,8 @@ def held_out_text(folder: Path, tokenizer: PreTrainedTokenizerFast, text: str | 
     packing = {key: settings[key] for key in ("isolate_documents", "cache_dir", "num_proc") if key in settings}
     length = settings.get("sequence_length", 128)
     if text is not None:
-        corpus = open_corpus(text, split="validation", text_column=settings.get("text_column", "text"))
+        same = {key: settings[key] for key in ("text_column", "documents") if key in settings}
+        corpus = open_corpus(text, split="validation", **same)
         rows = pack(corpus, tokenizer, validation=None, sequence_length=min(length, readable), **packing)
         return HeldOutText(text, rows["train"], None, (f"on {text}, not on what a run of the model held out",))
     if "dataset" not in settings:
@@ -82,7 +83,7 @@ def held_out_text(folder: Path, tokenizer: PreTrainedTokenizerFast, text: str | 
     for source in (dataset, validation):
         if isinstance(source, str):
             _check_source(source, folder)
-    reading = {key: settings[key] for key in ("text_column", "split", "streaming") if key in settings}
+    reading = {key: settings[key] for key in ("text_column", "split", "streaming", "documents") if key in settings}
     rows = pack(open_corpus(dataset, **reading), tokenizer, validation=validation, sequence_length=length, **packing)
     if "validation" not in rows:
         raise EffptError(f"The run of {folder} held out no text; name some by `--text`.")
@@ -92,8 +93,9 @@ def held_out_text(folder: Path, tokenizer: PreTrainedTokenizerFast, text: str | 
         notes.append("the run did not record which text it was trained on, so that none of this is in it is unchecked")
     elif before != now:
         raise EffptError(
-            f"{dataset!r} or the tokenizer in {folder} has changed since the run (fingerprint {before}, now {now}): "
-            "the model may have seen what is now held out. Restore it, or name text that it has not seen by `--text`."
+            f"{dataset!r} or the tokenizer in {folder} has changed since the run (fingerprint {before}, now {now}), "
+            "or another version of hf_effpt packed them: the model may have seen what is now held out. Restore it, or "
+            "name text that it has not seen by `--text`."
         )
     return HeldOutText(dataset, rows["validation"], rows["train"], tuple(notes))
 
@@ -129,7 +131,7 @@ def _check_source(dataset: str, folder: Path) -> None:
     """Raises an `EffptError` if a run's text is not here, unless its name can be one on the Hub."""
     if dataset.startswith("builtin:") or glob.has_magic(dataset) or Path(dataset).expanduser().exists():
         return
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?", dataset) or Path(dataset).suffix in READERS:
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?", dataset) or Path(dataset).suffix in ENDINGS:
         raise EffptError(
             f"The run of {folder} was made on {dataset!r}, of which nothing is here ({Path(dataset).absolute()}). "
             "Evaluate from the folder that the run was started in, or name held-out text by `--text`."

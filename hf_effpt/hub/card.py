@@ -238,6 +238,15 @@ def _chosen_from(data: Mapping[str, Any]) -> str | None:
     return f"{chosen.get('documents', 0):,} documents, by {rules}{stays}"
 
 
+def _held_out(data: Mapping[str, Any]) -> str | None:
+    """Size of the held-out text, and its share or source; `None` if that is not known."""
+    aside = part(data, "held_out")
+    if not aside:
+        return None
+    source = f"{aside['share']:.2%} of the text" if "share" in aside else f"`{aside.get('dataset')}`"
+    return f"{aside.get('documents', 0):,} documents, {aside.get('tokens', 0):,} tokens: {source}"
+
+
 def _data(data: Mapping[str, Any], tokenizer: Mapping[str, Any], untrained: int) -> Rows:
     size, isolated, accents = data.get("bytes"), data.get("isolated"), card_parts.accents_in(tokenizer)
     # Runs that do not tell of accents have counted tokens.
@@ -248,6 +257,9 @@ def _data(data: Mapping[str, Any], tokenizer: Mapping[str, Any], untrained: int)
             ("Fingerprint", data.get("fingerprint"), "`{}`"),
             ("Documents", data.get("documents"), "{:,}"),
             ("Chosen from", _chosen_from(data), "{}"),
+            ("Documents of .txt files", data.get("documents_by"), "`{}`"),
+            ("Held out", _held_out(data), "{}"),
+            ("Training documents that equal held-out ones", data.get("doubles"), "{:,}"),
             ("Raw text", None if size is None else size / 1e6, "{:,.2f} MB"),
             ("Tokens, packed", data.get("tokens"), "{:,}"),
             ("Sequence length", data.get("sequence_length"), "{}"),

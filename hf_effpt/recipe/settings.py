@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hf_effpt.core.objectives import OBJECTIVES
+from hf_effpt.data.document_cuts import CUTS
 from hf_effpt.data.document_selection import SelectSettings
 from hf_effpt.models.build import config_for
 from hf_effpt.training.arguments import EffptTrainingArguments
@@ -125,8 +126,10 @@ class DataSettings:
         text_column (`str`, *optional*, defaults to `"text"`): column that holds the text.
         split (`str`, *optional*, defaults to `"train"`): split to train on, of a source that has splits.
         streaming (`bool`, *optional*, defaults to `False`): if `True`, read the dataset once without storing its text.
-        validation (`str`, *optional*, defaults to `"0.01"`): share of documents to hold out, from 0 to below 1, or a
-            separate dataset, given like `dataset`.
+        documents (`str`, *optional*): documents of a `.txt` file: what stands between `blank_lines`, its `lines`, or
+            the whole `file`; by default guessed, as [`open_corpus`] says.
+        validation (`str`, *optional*, defaults to `"0.01"`): share of the text to hold out, in whole documents, from
+            0 to below 1; or a separate dataset, given like `dataset`.
         sequence_length (`int`, *optional*, defaults to 128): tokens per row.
         isolate_documents (`bool`, *optional*, defaults to `False`): if `True`, documents packed in one row do not
             attend to each other.
@@ -153,6 +156,7 @@ class DataSettings:
     text_column: str = "text"
     split: str = "train"
     streaming: bool = False
+    documents: Literal["blank_lines", "lines", "file"] | None = None
     validation: str = "0.01"
     sequence_length: int = 128
     isolate_documents: bool = False
@@ -173,6 +177,9 @@ class DataSettings:
         held_out = self.held_out
         if isinstance(held_out, float):
             require(0.0 < held_out < 1.0, "data.validation", held_out, "a share from 0 to below 1, or a dataset")
+        require(
+            self.documents in (None, *CUTS), "data.documents", self.documents, f"one of {', '.join(CUTS)}, or left out"
+        )
         require(self.sequence_length >= 8, "data.sequence_length", self.sequence_length, "at least 8")
         require(0.0 < self.mlm_probability < 1.0, "data.mlm_probability", self.mlm_probability, "between 0 and 1")
         require(

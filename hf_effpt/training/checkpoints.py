@@ -87,8 +87,9 @@ def totals(checkpoint: Path, dataset: Any, args: EffptTrainingArguments) -> dict
     before, now = found.get("data"), identity_of(dataset)
     if before is not None and now is not None and before != now:
         raise EffptError(
-            f"The text or the tokenizer has changed since {checkpoint} was saved (fingerprint {before}, now {now}); "
-            "resume with the data the run was started with, or start a new run."
+            f"The text or the tokenizer has changed since {checkpoint} was saved (fingerprint {before}, now {now})"
+            ", or another version of hf_effpt packed them; resume with the data and the version the run was started "
+            "with, or start a new run."
         )
     for name, default in OPTIMIZER_SETTINGS.items():
         if (saved := found.get(name, default)) != getattr(args, name):

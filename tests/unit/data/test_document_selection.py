@@ -6,6 +6,7 @@ import pytest
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.data import PackedRows, corpus_of, facts, pack
+from hf_effpt.data.document_meter import document_sizes
 from hf_effpt.data.document_selection import (
     Kept,
     SelectSettings,
@@ -221,7 +222,7 @@ def test_packed_are_the_kept_documents_and_what_is_held_out_stays(tokenizer, doc
     whole = pack(corpus, tokenizer, **settings)
     kept = pack(corpus, tokenizer, kept=Kept(chosen, {"documents": 50}), **settings)
     assert kept["validation"]["input_ids"][:] == whole["validation"]["input_ids"][:]
-    aside = held_out(np.arange(len(documents)), 0.2)
+    aside = held_out(lambda: [document_sizes(documents)], 0.2)
     left = corpus_of([text for text, one in zip(documents, chosen & ~aside, strict=True) if one])
     expected = pack(left, tokenizer, **{**settings, "validation": None})["train"]
     assert kept["train"]["input_ids"][:] == expected["input_ids"][:]

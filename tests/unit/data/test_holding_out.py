@@ -1,21 +1,54 @@
 import logging
 import shutil
 
+import numpy as np
 import pytest
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.data import corpus_of, facts, open_corpus, pack
+from hf_effpt.data.document_meter import document_sizes
 from hf_effpt.data.holding_out import held_out, open_validation
 
 
+def chunks(sizes, size=17):
+    """Sizes in several arrays, as `held_out` takes them."""
+    return lambda: (np.array(sizes[first : first + size]) for first in range(0, len(sizes), size))
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.3, 0.8])
+@pytest.mark.parametrize("spread", [0.0, 1.0, 2.0])
+def test_the_share_is_of_the_text_whatever_the_sizes(share, spread):
+    draw = np.random.default_rng(0)
+    sizes = draw.lognormal(5, spread, 3000).astype(int) + 1
+    aside = held_out(chunks(sizes), share, seed=3)
+    assert 0.97 * share < sizes[aside].sum() / sizes.sum() <= share
+    assert aside.tolist() == held_out(chunks(sizes, 1000), share, seed=3).tolist()
+    assert aside.tolist() != held_out(chunks(sizes), share, seed=4).tolist()
+    # Large documents are drawn as small ones are, as long as they fit.
+    fit = sizes < share * sizes.sum() / 10
+    assert not spread or aside[fit & (sizes > np.median(sizes))].mean() == pytest.approx(aside[fit].mean(), abs=0.03)
+
+
+def test_a_document_larger_than_the_share_is_trained_on():
+    sizes = [500_000, *[100] * 400, 500_000]
+    for seed in range(5):
+        aside = held_out(chunks(sizes), 0.01, seed)
+        assert not aside[[0, -1]].any()
+        assert aside.sum() == 103  # 99 % of a hundredth of 1,040,000
+    assert not held_out(chunks([1000, 1000]), 0.01).any()
+    assert not held_out(chunks([1000, 1000]), None).any()
+    assert held_out(chunks([1000, 1000]), 0.5).sum() == 1
+
+
 def test_training_documents_that_equal_held_out_ones_are_counted(tokenizer, documents, caplog):
-    aside = held_out(range(60), 0.2).nonzero()[0].tolist()
-    texts = [*documents, *(documents[number].upper() for number in aside[:3])]
-    assert not held_out(range(60, 63), 0.2).any()
+    texts = [*documents, *(text.upper() for text in documents)]
+    aside = held_out(lambda: [document_sizes(texts)], 0.2)
+    halves = aside.reshape(2, 60)
+    doubles = int((halves[0] ^ halves[1]).sum())
     with caplog.at_level(logging.WARNING, logger="hf_effpt"):
         packed = pack(corpus_of(texts), tokenizer, sequence_length=16, validation=0.2)
-    assert facts(packed["train"])["doubles"] == 3
-    assert f"3 of {len(texts) - len(aside)} training documents equal held-out ones" in caplog.text
+    assert facts(packed["train"])["doubles"] == doubles > 5
+    assert f"{doubles} of {120 - aside.sum()} training documents equal held-out ones" in caplog.text
     assert "deduplicate: exact" in caplog.text
     caplog.clear()
     apart = pack(corpus_of(documents), tokenizer, sequence_length=16, validation=0.2)

@@ -1,4 +1,5 @@
 import json
+import logging
 import os
 import pickle
 
@@ -67,30 +68,41 @@ def test_truncation_and_padding_of_the_tokenizer_are_ignored(tokenizer, document
 
 
 def test_held_out_documents_are_a_function_of_seed_and_number(tokenizer, documents):
-    def lengths(texts, **settings):
+    def parted(texts, **settings):
         packed = pack(corpus_of(texts), tokenizer, sequence_length=8, isolate_documents=True, **settings)
         assert facts(packed["train"])["documents"] + facts(packed["validation"])["documents"] == len(texts)
-        return packed
-
-    def held_out(packed):
         rows = PackedRows(packed["validation"])
         return {tuple(row) for row in rows.rows(np.arange(len(rows)))["input_ids"].tolist()}
 
-    fifth = lengths(documents, validation=0.2, seed=1)
-    assert 4 <= facts(fifth["validation"])["documents"] <= 22
-    assert held_out(lengths(documents, validation=0.2, seed=2)) != held_out(fifth)
-    # What follows a document has no say in whether it is held out.
-    assert held_out(lengths(documents[:40], validation=0.2, seed=1)) <= held_out(
-        lengths(documents, validation=0.2, seed=1)
-    )
+    assert parted(documents, validation=0.2, seed=1) == parted([*documents], validation=0.2, seed=1)
+    assert parted(documents, validation=0.2, seed=2) != parted(documents, validation=0.2, seed=1)
 
 
-def test_share_that_holds_out_nothing_is_raised_to_a_row(tokenizer, documents):
-    packed = pack(corpus_of(documents[:5]), tokenizer, sequence_length=32, validation=0.0001)
+def test_facts_tell_what_is_held_out(tokenizer, documents):
+    packed = pack(corpus_of(documents), tokenizer, sequence_length=32, validation=0.1)
+    told, aside = facts(packed["train"])["held_out"], facts(packed["validation"])
+    tokens = [len(reference_ids(tokenizer, text)) for text in documents]
+    assert (told["documents"], told["bytes"], told["of"]) == (aside["documents"], aside["bytes"], 60)
+    assert told["share"] == told["tokens"] / sum(tokens)
+    assert 0.08 < told["share"] < 0.11
+    own = pack(corpus_of(documents[:50]), tokenizer, validation=corpus_of(documents[50:], name="own"))
+    told = facts(own["train"])["held_out"]
+    assert told["dataset"] == "own"
+    assert told["documents"] == 10
+
+
+def test_share_that_holds_out_no_row_is_raised_to_a_row(tokenizer, documents, caplog):
+    with caplog.at_level(logging.WARNING, logger="hf_effpt"):
+        packed = pack(corpus_of(documents[:5]), tokenizer, sequence_length=32, validation=0.0001)
     assert 1 <= facts(packed["validation"])["documents"] <= 2
     assert len(packed["validation"]) >= 1
     assert len(packed["train"]) >= 1
-    with pytest.raises(EffptError, match=r"too small to hold out .* its 1 documents leave no whole row"):
+    told = facts(packed["train"])["held_out"]
+    said = f"validation=0.0001 was asked for, but {100 * told['share']:.3g} % of the text is held out"
+    assert f"{said}: {told['documents']} of 5 documents, {told['tokens']:,} tokens" in caplog.text
+    with pytest.raises(
+        EffptError, match=r"too small to hold out validation=0.0001 .* of its 1 documents, none .* row"
+    ):
         pack(corpus_of(documents[:1]), tokenizer, sequence_length=32, validation=0.0001)
 
 
@@ -119,6 +131,8 @@ def test_second_call_reads_nothing(tokenizer, documents, tmp_path):
 
     first = again()
     assert len(reads) == 1
+    again(cache_dir=tmp_path / "raised", validation=0.001)  # which has to be raised, without reading again
+    assert reads.pop()
     assert again()["train"]["input_ids"][:] == first["train"]["input_ids"][:]
     assert again()["train"]._fingerprint == first["train"]._fingerprint
     assert len(reads) == 1
@@ -282,6 +296,7 @@ def test_tokenizer_without_special_tokens(tokenizer, documents):
 
 def test_bad_text_leaves_no_cache(tokenizer, tmp_path):
     (tmp_path / "bad.txt").write_bytes(b"good\n\n" * 100 + b"\xff")
+    corpus = open_corpus(str(tmp_path / "bad.txt"), documents="blank_lines")
     with pytest.raises(EffptError, match="at offset 600"):
-        pack(str(tmp_path / "bad.txt"), tokenizer, cache_dir=tmp_path / "cache")
+        pack(corpus, tokenizer, cache_dir=tmp_path / "cache")
     assert not [path for path in (tmp_path / "cache" / "packed").iterdir() if path.is_dir()]

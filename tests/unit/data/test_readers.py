@@ -3,12 +3,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from hf_effpt.core.errors import EffptError
+from hf_effpt.data.document_cuts import CUTS
 from hf_effpt.data.file_readers import (
     parquet_text_bytes,
     read_jsonl,
     read_parquet,
     read_txt,
-    read_txt_paragraphs,
 )
 
 
@@ -26,29 +26,29 @@ def file(tmp_path):
 
 def test_txt_is_one_document_without_mark_and_carriage_returns(file):
     path = file("a.txt", b"\xef\xbb\xbffirst\r\n\r\nsecond \xc3\xa9")
-    assert list(read_txt(path)) == ["first\n\nsecond é"]
+    assert list(read_txt(path, "file")) == ["first\n\nsecond é"]
 
 
 def test_paragraphs_are_separated_by_blank_lines(file):
     path = file("a.txt", b"\xef\xbb\xbf\n one\r\ntwo\r\n \t\n\n\nthree\n")
-    assert list(read_txt_paragraphs(path)) == [" one\ntwo", "three"]
+    assert list(read_txt(path, "blank_lines")) == [" one\ntwo", "three"]
 
 
-@pytest.mark.parametrize("reader", [read_txt, read_txt_paragraphs])
-def test_wrong_encoding_names_file_and_byte(file, reader):
+@pytest.mark.parametrize("cut", CUTS)
+def test_wrong_encoding_names_file_and_byte(file, cut):
     path = file("latin.txt", b"\xef\xbb\xbfgood line\ncaf\xe9 noir\n")
     with pytest.raises(EffptError, match=r"latin\.txt is not UTF-8 text: byte 0xe9 at offset 16.*iconv -f WINDOWS"):
-        list(reader(path))
+        list(read_txt(path, cut))
 
 
 def test_byte_order_mark_counts_in_offsets(file):
     with pytest.raises(EffptError, match="byte 0xe9 at offset 6"):
-        list(read_txt_paragraphs(file("latin.txt", b"\xef\xbb\xbfcaf\xe9\n")))
+        list(read_txt(file("latin.txt", b"\xef\xbb\xbfcaf\xe9\n"), "lines"))
 
 
 def test_utf_16_is_recognised(file):
     with pytest.raises(EffptError, match=r"byte 0xff at offset 0.*iconv -f UTF-16"):
-        list(read_txt(file("wide.txt", "text".encode("utf-16"))))
+        list(read_txt(file("wide.txt", "text".encode("utf-16")), "file"))
 
 
 def test_jsonl_reads_the_column(file):

@@ -58,7 +58,7 @@ def test_splits_are_told_apart_by_folder_then_by_name(folder, layout, splits):
     root = folder(*layout)
     for split, expected in splits.items():
         assert names(root, split) == expected
-    assert list(open_corpus(str(root)).texts()) == [f"{name} " for name in splits["train"]]
+    assert [text.strip() for text in open_corpus(str(root)).texts()] == splits["train"]
 
 
 @pytest.mark.parametrize(("layout", "splits"), LAYOUTS[:-2])

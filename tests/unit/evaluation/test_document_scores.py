@@ -17,6 +17,7 @@ from transformers import (
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.data import DataCollatorForMaskedLM, corpus_of
+from hf_effpt.data.document_meter import document_sizes
 from hf_effpt.data.document_selection import SelectSettings
 from hf_effpt.data.holding_out import held_out
 from hf_effpt.evaluation import document_scores as module
@@ -166,6 +167,9 @@ def test_semantic_doubles_are_those_that_a_model_embeds_alike(tmp_path, caplog):
     assert kept.facts["alike"] == pytest.approx(15 / 595, abs=0.005)  # of 35 * 34 / 2 pairs
     assert kept.facts["left_alike"] == 0.0
     assert not caplog.text
+    apart = corpus_of([*doubles[:3], text(range(50, 60))])
+    kept = selected(corpus_of(originals), tmp_path, share=apart, deduplicate="semantic", model=folder)
+    assert np.flatnonzero(~kept.chosen_N).tolist() == [0, 1, 2]
 
 
 def test_a_model_that_tells_no_documents_apart_is_warned_of_each_time(tmp_path, caplog):
@@ -185,14 +189,23 @@ def test_a_model_that_tells_no_documents_apart_is_warned_of_each_time(tmp_path, 
 
 
 def test_only_documents_that_are_not_held_out_are_looked_at(tmp_path, texts):
-    corpus, aside = corpus_of(texts + texts), held_out(np.arange(80), 0.25)
+    corpus = corpus_of(texts + texts)
+    aside = held_out(lambda: [document_sizes(texts + texts)], 0.25)
     kept = selected(corpus, tmp_path, share=0.25, deduplicate="exact")
     assert kept.facts["documents"] == 80 - aside.sum()
     assert not (kept.chosen_N & aside).any()
-    # A document goes only for one before it that is trained on.
-    assert kept.chosen_N[40:].tolist() == (~aside[40:] & aside[:40]).tolist()
-    with pytest.raises(EffptError, match="All documents of 'texts in memory' are held out"):
-        selected(corpus, tmp_path, share=np.nextafter(1, 0), deduplicate="exact")
+    # Of two equal ones the first stays, unless one is held out.
+    assert kept.chosen_N[:40].tolist() == (~aside[:40] & ~aside[40:]).tolist()
+    assert not kept.chosen_N[40:].any()
+    assert 0 < kept.facts["kept"] < 40
+    assert selected(corpus, tmp_path, share=corpus_of(texts[:5]), deduplicate="exact").facts["kept"] == 35
+
+
+def test_near_doubles_of_held_out_text_go(tmp_path, texts):
+    long = [text for text in texts if len(text.split()) > 50]
+    aside = corpus_of([long[0] + " w1 w2", "w3 w4"])
+    kept = selected(corpus_of(long), tmp_path, share=aside, deduplicate="near")
+    assert np.flatnonzero(~kept.chosen_N).tolist() == [0]
 
 
 def test_the_second_call_does_not_judge_again(monkeypatch, tmp_path, texts):
