@@ -60,13 +60,13 @@ def evaluate(
     Raises:
         EffptError: a model, task or data cannot be used; raised before anything is measured.
     """
+    tasks = [tasks] if isinstance(tasks, str) else tasks
+    if tasks is not None and not tasks:
+        raise EffptError("No tasks were named; name some, as loss, blimp or cola, or leave `tasks` out for loss.")
     folder = Path(model)
     config = config_of(folder)
     protocol = protocol_for(protocol, folder)
-    tasks = [tasks] if isinstance(tasks, str) else tasks
-    names = list(dict.fromkeys(tasks if tasks is not None else (protocol.reported or [LOSS])))
-    if not names:
-        raise EffptError("No tasks were named; name some, as loss, blimp or cola, or leave `tasks` out for loss.")
+    names = list(dict.fromkeys(tasks or protocol.reported or [LOSS]))
     if LOSS in names and discriminates(config):
         generator = folder / "generator"
         other = f", or measure its generator: effpt evaluate {generator} --tasks loss" if generator.is_dir() else ""

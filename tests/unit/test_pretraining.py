@@ -44,12 +44,12 @@ def test_what_methods_have_cost_is_told():
 def test_what_is_held_out_is_told():
     aside = {"documents": 12, "tokens": 3456, "bytes": 9999, "asked": 0.01, "share": 0.0098, "of": 1200}
     data = {"documents_by": "lines", "held_out": aside, "doubles": 3}
-    said = RunResult("out", Clock("steps", 1), {}, {}, data).summary()
+    said = RunResult("out", Clock("steps", 1), {}, {}, {"data": data}).summary()
     assert "Documents of .txt files were cut by `lines`" in said
     assert "Held out were 12 documents of 1,200, 0.98% of the text, 3,456 tokens." in said
     assert "3 training documents equal held-out ones" in said
     own = {"held_out": {"documents": 12, "tokens": 3456, "bytes": 9999, "dataset": "own/"}, "doubles": 0}
-    said = RunResult("out", Clock("steps", 1), {}, {}, own).summary()
+    said = RunResult("out", Clock("steps", 1), {}, {}, {"data": own}).summary()
     assert "Held out were 12 documents of own/, 3,456 tokens." in said
     assert "equal" not in said
 
