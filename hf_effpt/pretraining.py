@@ -256,11 +256,12 @@ def prepare_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase
         "model_max_length": recipe.model.max_position_embeddings,
     }
     key = hashlib.sha256(json.dumps([corpus.fingerprint, settings]).encode()).hexdigest()[:32]
-    folder = build_once(
-        cache_folder(data.cache_dir) / f"tokenizer-{key}",
-        lambda new: train_tokenizer(corpus.in_parts(), **settings, out=new),
-    )
-    return AutoTokenizer.from_pretrained(folder)
+
+    def train(folder: Path) -> None:
+        train_tokenizer(corpus.in_parts(), **settings, out=folder)
+        corpus.check_unchanged()
+
+    return AutoTokenizer.from_pretrained(build_once(cache_folder(data.cache_dir) / f"tokenizer-{key}", train))
 
 
 def prepare_rows(
