@@ -278,11 +278,12 @@ def _load_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase:
         "strip_accents": data.strip_accents,
     }
     key = hashlib.sha256(json.dumps([TOKENIZERS, corpus.fingerprint, settings]).encode()).hexdigest()[:32]
-    folder = build_once(
-        cache_folder(data.cache_dir) / f"tokenizer-{key}",
-        lambda new: train_tokenizer(corpus.in_parts(), **settings, out=new),
-    )
-    return AutoTokenizer.from_pretrained(folder)
+
+    def train(folder: Path) -> None:
+        train_tokenizer(corpus.in_parts(), **settings, out=folder)
+        corpus.check_unchanged()
+
+    return AutoTokenizer.from_pretrained(build_once(cache_folder(data.cache_dir) / f"tokenizer-{key}", train))
 
 
 def prepare_rows(

@@ -1,76 +1,150 @@
 """Cache of prepared data: its folder, and builds that arrive whole or not at all."""
 
-import errno
 import hashlib
+import json
+import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub.utils import WeakFileLock
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import create_once, is_disk_full, write_atomically
 
-# A file changed within this many seconds may change again without its time stamp showing it.
+logger = logging.getLogger(__name__)
+# A file changed within this many seconds may change again without its time stamps showing it.
 SETTLED_SECONDS = 2.0
-UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)  # errors of a cache folder
+# Names the files of a finished build and their sizes.
+CONTENTS = ".contents.json"
 
 
 def cache_folder(cache_dir: str | os.PathLike | None = None) -> Path:
-    """The folder for prepared data: `cache_dir`, else `$HF_EFFPT_CACHE`, else `~/.cache/hf_effpt`."""
-    return Path(cache_dir or os.environ.get("HF_EFFPT_CACHE") or "~/.cache/hf_effpt").expanduser()
+    """The folder for prepared data: `cache_dir`, else `$HF_EFFPT_CACHE`, else `~/.cache/hf_effpt`.
+
+    Raises an `EffptError` if there is no home folder that `~` could be.
+    """
+    named = cache_dir or os.environ.get("HF_EFFPT_CACHE") or "~/.cache/hf_effpt"
+    try:
+        return Path(named).expanduser()
+    except RuntimeError as error:
+        raise EffptError(
+            f"The cache folder {str(named)!r} cannot be found ({error}). Name one with cache_dir or $HF_EFFPT_CACHE."
+        ) from error
 
 
-def build_once(target: Path, build: Callable[[Path], None]) -> Path:
+def build_once(target: Path, build: Callable[[Path], None], check: Callable[[Path], Any] = bool) -> Path:
     """Returns the folder `target`; if it is not there yet, `build` fills it, given an empty folder.
 
-    A reader never sees half a folder; of several processes asking at once, one builds and the others wait. Raises an
-    `EffptError` if the cache folder cannot be written to, or the disk is full.
+    A folder that was emptied, lacks a file, has one of another size, or for which `check` raises, is built anew. A
+    reader never sees half a folder; of several processes asking at once, one builds and the others wait.
+
+    Raises an `EffptError` if the cache folder cannot be written to, or the disk is full.
     """
-    if target.exists():
-        return target
     try:
+        if _is_whole(target, check):
+            return target
         target.parent.mkdir(parents=True, exist_ok=True)
         with WeakFileLock(f"{target}.lock"):
-            if not target.exists():
+            if not _is_whole(target, check):
                 for leftover in target.parent.glob(f".{target.name}-*"):  # of killed builds, since the lock is ours
                     shutil.rmtree(leftover)
-                create_once(target, build, folder=True)
+                if target.exists():
+                    logger.warning("%s is damaged, or of an older version: it is built anew", target)
+                    shutil.rmtree(target) if target.is_dir() else target.unlink()
+                create_once(target, lambda new: _build_listed(new, build), folder=True)
     except Exception as error:
         if is_disk_full(error):
             raise EffptError(
                 f"The disk is full: {target.parent} has no room for the prepared data (nothing half-written was "
                 "kept). Free some space or put the cache elsewhere with cache_dir or $HF_EFFPT_CACHE."
             ) from error
-        if isinstance(error, OSError) and error.errno in UNUSABLE:
+        if isinstance(error, OSError) and _is_about(target.parent, error):
             raise EffptError(
-                f"The cache folder {target.parent} cannot be written to ({error.strerror}). "
+                f"The cache folder {target.parent} cannot be written to ({error.strerror or error}). "
                 "Choose another one with cache_dir or $HF_EFFPT_CACHE."
             ) from error
         raise
     return target
 
 
+def _build_listed(folder: Path, build: Callable[[Path], None]) -> None:
+    """Builds, and lists the sizes of the files for `_is_whole`."""
+    build(folder)
+    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    (folder / CONTENTS).write_text(json.dumps(sizes))
+
+
+def _is_whole(folder: Path, check: Callable[[Path], Any]) -> bool:
+    """`True` if a folder holds what was built."""
+    try:
+        sizes = json.loads((folder / CONTENTS).read_text())
+        whole = all((folder / name).stat().st_size == size for name, size in sizes.items())
+        check(folder)
+    except Exception:  # whatever reading a damaged file may raise
+        return False
+    return whole
+
+
+def _is_about(folder: Path, error: OSError) -> bool:
+    """`True` if an error is of the cache folder or a file in it, rather than of the text that is prepared."""
+    if not isinstance(error.filename, str | bytes | os.PathLike):
+        return False
+    path = Path(os.fsdecode(error.filename)).absolute()
+    return path.is_relative_to(folder.absolute()) or folder.absolute().is_relative_to(path)
+
+
+def stamp(path: Path) -> tuple[int, ...]:
+    """What changes when a file is written or replaced: its size, its two times, and its number on its disk.
+
+    Raises an `EffptError` if there is no such file.
+    """
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev
+
+
 def content_hash(paths: Sequence[Path]) -> str:
     """Hash of the files' contents and kinds in the order given; independent of their paths.
 
-    The result is remembered per (path, size, modification time), so an unchanged corpus is not read again.
+    The result is remembered by paths and stamps, so an unchanged corpus is not read again. Raises an `EffptError` if a
+    file cannot be read, or changes meanwhile.
     """
-    stats = [path.stat() for path in paths]
-    seen = [(str(path.resolve()), stat.st_size, stat.st_mtime_ns) for path, stat in zip(paths, stats, strict=True)]
+    stamps = [stamp(path) for path in paths]
+    seen = [(str(path.resolve()), *one) for path, one in zip(paths, stamps, strict=True)]
     memo = cache_folder() / "fingerprints" / hashlib.sha256(repr(seen).encode()).hexdigest()[:32]
-    if memo.exists():
-        return memo.read_text()
+    with suppress(OSError, UnicodeDecodeError):
+        if re.fullmatch("[0-9a-f]{32}", known := memo.read_text()):
+            return known
     total = hashlib.sha256()
     for path in paths:
-        with path.open("rb") as file:
-            total.update(path.suffix.lower().encode() + hashlib.file_digest(file, "sha256").digest())
+        try:
+            with path.open("rb") as file:
+                total.update(path.suffix.lower().encode() + hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise _unreadable(path, error) from error
+    check_unchanged(paths, stamps)
     fingerprint = total.hexdigest()[:32]
-    if all(time.time() - stat.st_mtime > SETTLED_SECONDS for stat in stats):
+    if all(time.time() - max(one[1:3]) / 1e9 > SETTLED_SECONDS for one in stamps):
         with suppress(OSError):  # it only saves reading the files again
             memo.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(memo, fingerprint)
     return fingerprint
+
+
+def check_unchanged(paths: Sequence[Path], stamps: Sequence[tuple[int, ...]]) -> None:
+    """Raises an `EffptError` if a file is no longer what it was when it had this stamp."""
+    for path, before in zip(paths, stamps, strict=True):
+        if stamp(path) != before:
+            raise EffptError(f"{path} was changed while it was read. Start again once it is complete.")
+
+
+def _unreadable(path: Path, error: OSError) -> EffptError:
+    return EffptError(f"{path} cannot be read ({error.strerror or error}).")

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.data.cache import content_hash
+from hf_effpt.data.cache import check_unchanged, content_hash, stamp
 from hf_effpt.data.datasets_sources import open_hub, open_saved
 from hf_effpt.data.document_cuts import CUTS, DocumentCut
 from hf_effpt.data.file_readers import ENDINGS, READERS, Source, guess_cut, parquet_text_bytes, read_txt
@@ -49,12 +50,19 @@ class Corpus:
     ):
         self.name, self.num_bytes, self.text_column, self.files = name, num_bytes, text_column, tuple(files)
         self.documents, self.guessed = documents, guessed
+        self._stamps: list[tuple[int, ...]] = []
         self._read, self._fingerprint = read, fingerprint
 
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the contents: equal contents, equal fingerprint."""
+        self._stamps = [stamp(path) for path in self.files]
         return self._fingerprint()
+
+    def check_unchanged(self) -> None:
+        """Raises an `EffptError` if a file has changed since the fingerprint was computed."""
+        if self._stamps:
+            check_unchanged(self.files, self._stamps)
 
     def texts(self) -> Iterator[str]:
         """Yields every document that is not blank; raises an `EffptError` at the end of the pass if there was none."""
@@ -63,7 +71,7 @@ class Corpus:
     def parts(self) -> Iterator[str]:
         """Yields the documents of `texts`, long ones in [`Part`]s, so that memory does not grow with their length."""
         empty = blank = True
-        for text in in_parts(self._read()):
+        for text in in_parts(self._checked()):
             blank = blank and (not text or text.isspace())
             if not blank:
                 empty = False
@@ -74,6 +82,13 @@ class Corpus:
                 f"The dataset {self.name!r} is empty: it holds no document with text in it. Point data.dataset at "
                 "files with text, or use builtin:pydoc to try things out."
             )
+
+    def _checked(self) -> Iterator[str]:
+        """The pass as it is read; raises an `EffptError` for what is no text, or cannot be encoded."""
+        for number, text in enumerate(self._read(), start=1):
+            if text is not None:
+                check_text(text, f"{self.name}, document {number:,}")
+                yield text
 
     def in_parts(self) -> "Corpus":
         """The same text, of which each part of a long document counts as a document."""
@@ -88,12 +103,28 @@ class Corpus:
 def corpus_of(texts: Sequence[str], name: str = "texts in memory") -> Corpus:
     """Corpus of documents in memory."""
     documents = list(texts)
+    for number, text in enumerate(documents, start=1):
+        check_text(text, f"{name}, document {number:,}")
 
     def fingerprint() -> str:
         hashes = b"".join(hashlib.sha256(text.encode()).digest() for text in documents)
         return hashlib.sha256(hashes).hexdigest()[:32]
 
     return Corpus(name, lambda: iter(documents), fingerprint, sum(len(text.encode()) for text in documents))
+
+
+def check_text(text: Any, where: str) -> None:
+    """Raises an `EffptError` for what is no string, or has half of a surrogate pair, which no tokenizer accepts."""
+    if not isinstance(text, str):
+        raise EffptError(f"{where}: this is a {type(text).__name__}, but documents must be strings.")
+    try:
+        text.isascii() or text.encode()
+    except UnicodeEncodeError as error:
+        raise EffptError(
+            f"{where}: character {error.start:,} is half of a surrogate pair (U+{ord(text[error.start]):04X}), which "
+            "no tokenizer accepts. Replace it, as "
+            "text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace') does."
+        ) from error
 
 
 def open_corpus(
@@ -138,7 +169,8 @@ def open_corpus(
         raise EffptError(f"There is no dataset {dataset!r}; the only one built in is builtin:pydoc.")
     path, files = Path(dataset).expanduser(), []
     if path.is_dir() and ((path / "state.json").exists() or (path / "dataset_dict.json").exists()):
-        source = open_saved(path, text_column, split)
+        *source, tables = open_saved(path, text_column, split)
+        return Corpus(dataset, *source, text_column, tables)
     elif path.is_dir():
         files = files_of_folder(path, split)
     elif path.exists():

@@ -1,18 +1,19 @@
 """Text of the `datasets` library: folders it saved, and datasets on the Hub."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import datasets
 from datasets import Dataset, DatasetDict, IterableDataset
 
 from hf_effpt.core.errors import EffptError, first_line
-from hf_effpt.data.file_readers import CHUNK_BYTES, Source, check_text_column, missing_column
+from hf_effpt.data.cache import content_hash
+from hf_effpt.data.file_readers import CHUNK_BYTES, Reader, Source, check_text_column, missing_column
 
 
-def open_saved(path: Path, text_column: str, split: str) -> Source:
-    """Reader, fingerprint and size of a folder written by `save_to_disk`."""
+def open_saved(path: Path, text_column: str, split: str) -> tuple[Reader, Callable[[], str], int | None, list[Path]]:
+    """Reader, fingerprint, size and files of a folder written by `save_to_disk`."""
     try:
         dataset = datasets.load_from_disk(str(path))
     except (OSError, ValueError, KeyError) as error:
@@ -22,7 +23,14 @@ def open_saved(path: Path, text_column: str, split: str) -> Source:
         if split not in dataset:
             raise EffptError(f"{path} has no split {split!r}, only {sorted(dataset)}. Set data.split.")
         dataset = dataset[split]
-    return _source(dataset, str(path), text_column)
+    read, _, num_bytes = _source(dataset, str(path), text_column)
+    files = [Path(table["filename"]) for table in dataset.cache_files]
+    return (
+        read,
+        lambda: hashlib.sha256(f"{content_hash(files)}-{text_column}".encode()).hexdigest()[:32],
+        num_bytes,
+        files,
+    )
 
 
 def open_hub(dataset: str, text_column: str, split: str, streaming: bool) -> Source:

@@ -3,17 +3,20 @@
 import codecs
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hf_effpt.core.errors import EffptError
+from hf_effpt.core.errors import EffptError, first_line
 from hf_effpt.data.document_cuts import DocumentCut, cut_documents, guessed_cut
 
 CHUNK_BYTES = 2**20  # read at a time
-# Parts of a corpus: a function that starts a pass over the documents, one that hashes the contents, bytes if known.
-Source = tuple[Callable[[], Iterator[str]], Callable[[], str], int | None]
+Reader = Callable[[], Iterator[str]]  # starts a pass over the documents
+# Parts of a corpus: its reader, a function that hashes the contents, bytes if known.
+Source = tuple[Reader, Callable[[], str], int | None]
 
 
 def read_txt(path: Path, cut: DocumentCut) -> Iterator[str]:
@@ -34,10 +37,11 @@ def read_jsonl(path: Path, text_column: str) -> Iterator[str]:
         where = f"{path}, line {number}"
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
+            reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
             raise EffptError(
-                f"{where}: not valid JSON ({error.msg} at column {error.colno}). A .jsonl file needs one object a "
-                f'line, like {{"{text_column}": "..."}}; correct or remove this line.'
+                f"{where}: not valid JSON ({reason}). A .jsonl file needs one object a line, like "
+                f'{{"{text_column}": "..."}}; correct or remove this line.'
             ) from error
         if not isinstance(record, dict):
             raise EffptError(
@@ -55,14 +59,21 @@ def read_jsonl(path: Path, text_column: str) -> Iterator[str]:
 def read_parquet(path: Path, text_column: str) -> Iterator[str]:
     """Yields the strings of the column `text_column`; null is an empty document."""
     with _open_parquet(path, text_column) as file:
+        row = 0
         try:
             # So many rows that a batch of long documents is small too.
             size = parquet_text_bytes(path, text_column) // max(1, file.metadata.num_rows)
             for batch in file.iter_batches(max(1, min(1024, CHUNK_BYTES // max(1, size))), columns=[text_column]):
                 for text in batch.column(0):
+                    row += 1
                     yield text.as_py() or ""
-        except (pa.ArrowInvalid, OSError) as error:
-            raise _unreadable(path, error) from error
+        except UnicodeDecodeError as error:
+            raise EffptError(
+                f"{path}, row {row:,}: not UTF-8 text: byte 0x{error.object[error.start]:02x} at offset {error.start} "
+                "cannot be decoded. Write the file again with text in that column."
+            ) from error
+        except (pa.ArrowException, OSError) as error:
+            raise _unreadable(f"{path}, after row {row:,},", error) from error
 
 
 def parquet_text_bytes(path: Path, text_column: str) -> int:
@@ -83,6 +94,8 @@ def missing_column(where: str, text_column: str, columns: list[str]) -> EffptErr
 
 def check_text_column(where: str, schema: pa.Schema, text_column: str) -> None:
     """Raises an `EffptError` unless the table has a column of strings under that name."""
+    if schema.names.count(text_column) > 1:
+        raise EffptError(f"{where}: there are several columns {text_column!r}. Give the one of the text its own name.")
     if text_column not in schema.names:
         raise missing_column(where, text_column, schema.names)
     kind = schema.field(text_column).type
@@ -95,10 +108,20 @@ def check_text_column(where: str, schema: pa.Schema, text_column: str) -> None:
 def _open_parquet(path: Path, text_column: str) -> pq.ParquetFile:
     try:
         file = pq.ParquetFile(path, buffer_size=CHUNK_BYTES)  # reads page by page
-    except (pa.ArrowInvalid, OSError) as error:
-        raise _unreadable(path, error) from error
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(str(path), error) from error
     check_text_column(str(path), file.schema_arrow, text_column)
     return file
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file; errors of reading it in the block become an `EffptError`."""
+    try:
+        with path.open("rb") as file:
+            yield file
+    except OSError as error:
+        raise EffptError(f"{path} cannot be read ({error.strerror or error}).") from error
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -117,7 +140,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 def _strings(path: Path) -> Iterator[str]:
     """Lines with their ends, without carriage returns; a line of over a megabyte comes in several strings."""
     decoder, offset, rest = codecs.getincrementaldecoder("utf-8")(), 0, ""
-    with path.open("rb") as file:
+    with opened(path) as file:
         while True:
             data = file.read(CHUNK_BYTES)
             offset += len(data)
@@ -159,8 +182,10 @@ def _without_surrogates(text: str) -> str:
     return text
 
 
-def _unreadable(path: Path, error: Exception) -> EffptError:
-    return EffptError(f"{path} cannot be read as Parquet ({error}). It may be damaged or cut short: copy it again.")
+def _unreadable(where: str, error: Exception) -> EffptError:
+    return EffptError(
+        f"{where} cannot be read as Parquet ({first_line(error)}). It may be damaged or cut short: copy it again."
+    )
 
 
 def _not_text(where: str, text_column: str, kind: str) -> EffptError:

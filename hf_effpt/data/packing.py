@@ -122,11 +122,13 @@ class _Packing:
         key = whole = _hash(parts)
         if self.kept is not None:
             key = _hash([*parts, self.kept.fingerprint])
-        self.folder = folder = build_once(
-            self.settings.cache / "packed" / key, lambda target: self._build(target, key)
-        )
         splits = ["train"] if self.share is None else ["train", "validation"]
-        packed = DatasetDict({split: _load(folder, split, f"{key}-{split}") for split in splits})
+
+        def load(folder: Path) -> DatasetDict:
+            return DatasetDict({split: _load(folder, split, f"{key}-{split}") for split in splits})
+
+        self.folder = self.settings.cache / "packed" / key
+        packed = load(build_once(self.folder, lambda target: self._build(target, key), load))
         if self.kept is not None:
             # Not written to the cache: the same documents may have been chosen in another way.
             add_facts(packed["train"], select={**self.kept.facts, "unselected_fingerprint": f"{whole}-train"})
@@ -170,6 +172,7 @@ class _Packing:
                     "asked": self.share, "share": aside.tokens / of.tokens, "of": of.documents
                 }  # fmt: skip
             (target / f"{split}.json").write_text(json.dumps({"hf_effpt": known}))
+        self.corpus.check_unchanged()
 
     def _choose(self, text: TokenFile) -> tuple[dict[str, np.ndarray], dict[str, Count]]:
         """Documents of each split, and their numbers; holds out a larger share if what is asked for makes no row."""
@@ -226,4 +229,7 @@ def _load(folder: Path, split: str, fingerprint: str) -> Dataset:
     """A split as a memory-mapped dataset that knows its facts."""
     info = DatasetInfo(description=(folder / f"{split}.json").read_text())
     table = MemoryMappedTable.from_file(str(folder / f"{split}.arrow"))
-    return Dataset(table, info=info, split=NamedSplit(split), fingerprint=fingerprint)
+    dataset = Dataset(table, info=info, split=NamedSplit(split), fingerprint=fingerprint)
+    if facts(dataset)["rows"] != len(dataset):
+        raise EffptError(f"{folder} does not hold the {facts(dataset)['rows']} rows that it should; delete it.")
+    return dataset

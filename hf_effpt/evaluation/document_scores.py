@@ -71,10 +71,12 @@ def select_documents(
     asked = {key: value for key, value in settings.settings().items() if key != "model"}
     apart = validation.fingerprint if isinstance(validation, Corpus) else validation
     key = hashlib.sha256(json.dumps([FORMAT, corpus.fingerprint, asked, weights, apart]).encode()).hexdigest()[:32]
-    folder = build_once(
-        cache_folder(cache_dir) / "selected" / key, lambda target: _select(corpus, settings, validation, target)
-    )
-    known = read_json(folder / "facts.json")
+
+    def load(folder: Path) -> tuple[np.ndarray, dict[str, Any]]:
+        return np.load(folder / "kept.npy"), read_json(folder / "facts.json")
+
+    target = cache_folder(cache_dir) / "selected" / key
+    chosen_N, known = load(build_once(target, lambda new: _select(corpus, settings, validation, new), load))
     if known.get("alike", 0.0) > MOST or known.get("left_alike", 0.0) > OFTEN:
         logger.warning(
             "`data.select` takes about %.0f %% of all pairs of documents for doubles at `similarity` %s, and %.0f %% "
@@ -83,7 +85,7 @@ def select_documents(
             100 * known["alike"], settings.similarity, 100 * known["left_alike"], settings.model,
         )  # fmt: skip
     known |= settings.settings() | ({} if weights is None else {"weights": weights})
-    return Kept(np.load(folder / "kept.npy"), known)
+    return Kept(chosen_N, known)
 
 
 def check_model(settings: SelectSettings) -> str | None:
@@ -152,6 +154,7 @@ def _select(corpus: Corpus, settings: SelectSettings, validation: float | Corpus
     np.save(target / "kept.npy", chosen_N)
     known = {"documents": documents, "kept": kept, "seconds": time.perf_counter() - began, **alike}
     write_json(target / "facts.json", known)
+    corpus.check_unchanged()
 
 
 def _load(settings: SelectSettings) -> tuple[Any, PreTrainedTokenizerFast]:

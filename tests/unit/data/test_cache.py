@@ -71,10 +71,55 @@ def test_full_disk_is_named(tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
 
 
-def test_unusable_cache_folder_is_named(tmp_path):
+def test_unusable_cache_folder_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    with pytest.raises(EffptError, match=r"cannot be written to.*HF_EFFPT_CACHE"):
-        build_once(tmp_path / "file" / "key", fill)
+    for folder in (tmp_path / "file", tmp_path / ("long" * 100), Path("/proc/none")):
+        with pytest.raises(EffptError, match=r"The cache folder .* cannot be written to \(.+\).*HF_EFFPT_CACHE"):
+            build_once(folder / "key", fill)
+    with pytest.raises(EffptError, match=r"cache folder '~no-such-user/x' cannot be found .*HF_EFFPT_CACHE"):
+        cache_folder("~no-such-user/x")
+
+
+def test_errors_of_the_text_are_not_blamed_on_the_cache_folder(tmp_path):
+    def build(target: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/elsewhere/text.txt")
+
+    with pytest.raises(PermissionError, match="text"):
+        build_once(tmp_path / "key", build)
+
+
+def empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+
+
+DAMAGES = {
+    "emptied": empty,
+    "cut short": lambda folder: os.truncate(folder / "data", 2),
+    "file missing": lambda folder: (folder / "data").unlink(),
+    "list of files damaged": lambda folder: (folder / cache.CONTENTS).write_text("{"),
+    "of equal size": lambda folder: (folder / "data").write_text("wrong"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_entry_is_built_anew(tmp_path, damage, caplog):
+    def check(folder: Path) -> None:
+        assert (folder / "data").read_text() == "whole"
+
+    target = build_once(tmp_path / "key", fill, check)
+    assert build_once(target, DAMAGES["emptied"], check) == target  # is not built
+    assert (target / "data").read_text() == "whole"
+    damage(target)
+    build_once(target, fill, check)
+    assert (target / "data").read_text() == "whole"
+    assert "is damaged, or of an older version: it is built anew" in caplog.text
+
+
+def test_a_file_in_the_place_of_an_entry_is_replaced(tmp_path):
+    (tmp_path / "key").write_text("")
+    build_once(tmp_path / "key", fill)
+    assert (tmp_path / "key" / "data").read_text() == "whole"
 
 
 def test_content_hash_knows_contents_not_places(tmp_path):
@@ -94,7 +139,7 @@ def test_content_hash_knows_contents_not_places(tmp_path):
 def test_content_hash_reads_a_settled_file_once(monkeypatch, tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("before")
-    os.utime(path, (1, 1))
+    monkeypatch.setattr(cache, "SETTLED_SECONDS", -1.0)
     before = content_hash([path])
 
     def refuse(*arguments):
@@ -104,4 +149,46 @@ def test_content_hash_reads_a_settled_file_once(monkeypatch, tmp_path):
         patch.setattr(cache.hashlib, "file_digest", refuse)
         assert content_hash([path]) == before
     path.write_text("after!")
-    assert content_hash([path]) != before
+    os.utime(path, (1, 1))
+    after = content_hash([path])
+    assert after != before
+    # Files of equal size and modification time: written in place, and moved there.
+    path.write_text("again!")
+    os.utime(path, (1, 1))
+    again = content_hash([path])
+    assert again not in (before, after)
+    (tmp_path / "other").write_text("other!")
+    os.utime(tmp_path / "other", (1, 1))
+    (tmp_path / "other").replace(path)
+    assert content_hash([path]) not in (before, after, again)
+
+
+def test_a_damaged_memory_of_a_hash_is_not_believed(monkeypatch, tmp_path):
+    monkeypatch.setattr(cache, "SETTLED_SECONDS", -1.0)
+    monkeypatch.setenv("HF_EFFPT_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "text.txt"
+    path.write_text("text")
+    known = content_hash([path])
+    (memo,) = (tmp_path / "cache" / "fingerprints").iterdir()
+    for damaged in (b"", b"\xff", known[:-1].encode()):
+        memo.write_bytes(damaged)
+        assert content_hash([path]) == known
+    assert memo.read_text() == known
+
+
+def test_a_file_that_changes_or_goes_is_named(monkeypatch, tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("text")
+    real = cache.hashlib.file_digest
+
+    def written_meanwhile(file, name):
+        with path.open("a") as other:
+            other.write("more")
+        return real(file, name)
+
+    monkeypatch.setattr(cache.hashlib, "file_digest", written_meanwhile)
+    with pytest.raises(EffptError, match=r"text\.txt was changed while it was read"):
+        content_hash([path])
+    path.unlink()
+    with pytest.raises(EffptError, match=r"text\.txt cannot be read \(No such file"):
+        content_hash([path])

@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset, DatasetDict, IterableDataset
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.data import corpus_of, open_corpus
+from hf_effpt.data import Corpus, corpus_of, open_corpus
 
 
 @pytest.fixture
@@ -177,3 +177,23 @@ def test_corpus_in_memory():
     assert corpus.num_bytes == 8
     assert corpus.fingerprint == corpus_of(["one", " ", "zwö"]).fingerprint
     assert corpus.fingerprint != corpus_of(["one ", "zwö"]).fingerprint
+
+
+def test_what_is_no_text_is_named():
+    with pytest.raises(EffptError, match=r"mine, document 2: this is a bytes, but documents must be strings"):
+        corpus_of(["one", b"two"], name="mine")
+    with pytest.raises(EffptError, match=r"mine, document 2: character 4 is half of a surrogate pair \(U\+D83D\)"):
+        corpus_of(["one", "two \ud83d"], name="mine")
+    read = Corpus("own", lambda: iter(["a", None, "\udc00"]), lambda: "f")
+    with pytest.raises(EffptError, match=r"own, document 3: character 0 is half of a surrogate pair"):
+        list(read.texts())
+
+
+def test_a_saved_dataset_is_known_by_its_contents(tmp_path):
+    for name, texts in (("one", ["a", "b"]), ("two", ["a", "b"]), ("three", ["a", "c"])):
+        Dataset.from_dict({"text": texts}).save_to_disk(tmp_path / name)
+    first, second, third = (open_corpus(str(tmp_path / name)).fingerprint for name in ("one", "two", "three"))
+    assert first == second != third
+    (arrow,), (other,) = ((tmp_path / name).glob("*.arrow") for name in ("one", "three"))
+    arrow.write_bytes(other.read_bytes())  # the state beside it still names the old contents
+    assert open_corpus(str(tmp_path / "one")).fingerprint == third

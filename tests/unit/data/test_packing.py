@@ -300,3 +300,36 @@ def test_bad_text_leaves_no_cache(tokenizer, tmp_path):
     with pytest.raises(EffptError, match="at offset 600"):
         pack(corpus, tokenizer, cache_dir=tmp_path / "cache")
     assert not [path for path in (tmp_path / "cache" / "packed").iterdir() if path.is_dir()]
+
+
+def test_a_damaged_entry_of_the_cache_is_packed_anew(tokenizer, documents, tmp_path):
+    def packed():
+        return pack(corpus_of(documents), tokenizer, cache_dir=tmp_path)
+
+    rows = packed()["train"]["input_ids"][:]
+    (entry,) = [path for path in (tmp_path / "packed").iterdir() if path.is_dir()]
+    arrow, told = entry / "train.arrow", entry / "train.json"
+    sound = arrow.read_bytes()
+    for path, content in ((arrow, sound[:-300]), (arrow, sound[:100] + bytes(300) + sound[400:]), (told, b"{}")):
+        path.write_bytes(content)
+        assert packed()["train"]["input_ids"][:] == rows
+    fewer = told.read_text().replace('"rows": ', '"rows": 1')
+    sizes = json.loads((entry / ".contents.json").read_text())
+    (entry / ".contents.json").write_text(json.dumps(sizes | {"train.json": len(fewer)}))
+    told.write_text(fewer)
+    assert packed()["train"]["input_ids"][:] == rows
+    assert facts(packed()["train"])["rows"] == len(rows)
+
+
+def test_text_that_changes_while_it_is_packed_leaves_no_cache(tokenizer, documents, tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("\n\n".join(documents))
+    corpus = open_corpus(str(path))
+    assert corpus.fingerprint
+    path.write_text("\n\n".join(documents[1:]))
+    with pytest.raises(EffptError, match=r"text\.txt was changed while it was read"):
+        pack(corpus, tokenizer, cache_dir=tmp_path / "cache")
+    assert not [path for path in (tmp_path / "cache" / "packed").iterdir() if path.is_dir()]
+    path.unlink()
+    with pytest.raises(EffptError, match=r"text\.txt cannot be read"):
+        pack(corpus, tokenizer, cache_dir=tmp_path / "cache")

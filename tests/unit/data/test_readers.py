@@ -62,6 +62,8 @@ def test_jsonl_reads_the_column(file):
         (b'{"text": "cut', r"a\.jsonl, line 2: not valid JSON"),
         (b'["text"]', r"a\.jsonl, line 2: this is a JSON list"),
         (b'{"body": "x", "id": 3}', r"line 2: there is no column 'text'; the columns are 'body', 'id'.*text_column"),
+        (b'{"text": "x", "a": ' + b"[" * 100_000, r"line 2: not valid JSON \(maximum recursion depth"),
+        (b'{"text": "x", "a": ' + b"1" * 5000 + b"}", r"line 2: not valid JSON \(Exceeds the limit \(4300 digits\)"),
         (b'{"text": 3}', r"line 2: the column 'text' holds int"),
         (b'{"text": "\xff"}', r"a\.jsonl is not UTF-8 text: byte 0xff at offset 27"),
     ],
@@ -102,3 +104,35 @@ def test_damaged_parquet_is_named(file, tmp_path):
         list(read_parquet(path, "text"))
     with pytest.raises(EffptError, match=r"none\.parquet cannot be read as Parquet"):
         list(read_parquet(file("none.parquet", b""), "text"))
+
+
+def test_parquet_that_is_no_text_names_the_row(tmp_path):
+    texts = pa.array([b"good", b"caf\xe9"]).view(pa.binary())
+    bad = pa.StringArray.from_buffers(2, *texts.buffers()[1:])
+    pq.write_table(pa.table({"text": bad}), tmp_path / "bad.parquet")
+    with pytest.raises(EffptError, match=r"bad\.parquet, row 2: not UTF-8 text: byte 0xe9 at offset 3"):
+        list(read_parquet(tmp_path / "bad.parquet", "text"))
+
+
+def test_damage_within_parquet_names_the_row(file, tmp_path):
+    texts = [f"text {index} " * 50 for index in range(4000)]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "whole.parquet", row_group_size=1000, use_dictionary=False)
+    data = bytearray((tmp_path / "whole.parquet").read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 2000] = bytes(2000)
+    path, read = file("bad.parquet", bytes(data)), []
+    with pytest.raises(EffptError, match=r"bad\.parquet, after row [\d,]+, cannot be read as Parquet"):
+        read.extend(read_parquet(path, "text"))
+
+
+def test_columns_of_one_name_are_refused(tmp_path):
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], ["text", "text"])
+    pq.write_table(table, tmp_path / "twice.parquet")
+    with pytest.raises(EffptError, match=r"twice\.parquet: there are several columns 'text'"):
+        list(read_parquet(tmp_path / "twice.parquet", "text"))
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(EffptError, match=r"none\.txt cannot be read \(No such file"):
+        list(read_txt(tmp_path / "none.txt", "file"))
+    with pytest.raises(EffptError, match=r"cannot be read \(Is a directory"):
+        list(read_jsonl(tmp_path, "text"))

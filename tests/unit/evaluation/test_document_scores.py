@@ -201,6 +201,14 @@ def test_only_documents_that_are_not_held_out_are_looked_at(tmp_path, texts):
     assert selected(corpus, tmp_path, share=corpus_of(texts[:5]), deduplicate="exact").facts["kept"] == 35
 
 
+def test_a_damaged_choice_is_made_anew(tmp_path, texts):
+    kept = selected(corpus_of(texts), tmp_path, deduplicate="exact")
+    (entry,) = [path for path in (tmp_path / "cache" / "selected").iterdir() if path.is_dir()]
+    for name in ("kept.npy", "facts.json"):
+        (entry / name).write_bytes(bytes((entry / name).stat().st_size))
+        assert selected(corpus_of(texts), tmp_path, deduplicate="exact").chosen_N.tolist() == kept.chosen_N.tolist()
+
+
 def test_near_doubles_of_held_out_text_go(tmp_path, texts):
     long = [text for text in texts if len(text.split()) > 50]
     aside = corpus_of([long[0] + " w1 w2", "w3 w4"])
