@@ -6,7 +6,7 @@ B batch, L row length, M masked positions per row, N positions in all, K candida
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -63,9 +63,13 @@ class McBertForPreTraining(WithGenerator, ElectraForMaskedLM):
     def complete(self, config: McBertConfig) -> None:
         super().complete(config)
         self._excluded: tuple[tuple, Tensor] | None = None
-        nn.init.normal_(self.generator_lm_head.bias, std=config.initializer_range)  # as a table of one column
+
+    def own_initializers(self) -> dict[str, Callable[[Tensor], Any]]:
+        as_table = partial(nn.init.normal_, std=self.config.initializer_range)  # of one column
+        own = {**super().own_initializers(), "generator_lm_head.bias": as_table}
         if self.selects:
-            nn.init.xavier_uniform_(self.discriminator_predictions.dense_prediction.weight)  # as ELECTRA's
+            own["discriminator_predictions.dense_prediction.weight"] = nn.init.xavier_uniform_  # as ELECTRA's
+        return own
 
     def _add_heads(self, config: McBertConfig) -> None:
         tied = {"generator.generator_lm_head.bias": "generator_lm_head.bias"}
