@@ -240,10 +240,14 @@ class PretrainingMixin(EffptMixin):
         }
         return_dict = kwargs.get("return_dict")
         if labels is None:
-            return super().forward(**encoder_inputs(self, batch), return_dict=return_dict)
+            return self._without_labels(super().forward(**encoder_inputs(self, batch), return_dict=return_dict))
         output = self._learn(batch)
         as_dict = self.config.return_dict if return_dict is None else return_dict
         return output if as_dict else output.to_tuple()
+
+    def _without_labels(self, output: Any) -> Any:
+        """The output of `forward` without `labels`, from the stock one."""
+        return output
 
     def _learn(self, batch: Mapping[str, Any]) -> Any:
         """The output of `forward`, from its arguments by name, with `labels`."""

@@ -35,6 +35,7 @@ BERT_NAMES = {
     "generator_lm_head.bias": "cls.predictions.bias",
     "generator.generator_lm_head.bias": "cls.predictions.decoder.bias",  # BERT has it twice
 }
+NEVER = -1e4  # bias of a token that is never predicted: its probability is 0, also in half precision
 SELECTION_WEIGHT = 0.4  # relative to replaced-token detection: 2 to 5 (`official/projects/teams` of tensorflow/models)
 
 
@@ -76,6 +77,31 @@ class McBertForPreTraining(WithGenerator, ElectraForMaskedLM):
         self._tied_weights_keys = {**self._tied_weights_keys, **tied}
         if self.selects:
             self.discriminator_predictions = ElectraDiscriminatorPredictions(config)
+
+    def _without_labels(self, output: Any) -> Any:
+        """Takes "none of the above" from the logits over the vocabulary, in place.
+
+        It is the answer to most tokens in training, and no token of the text.
+        """
+        if not self.selects:
+            none = self.config.nota_token_id
+            output[0][..., none] += NEVER - self.generator_lm_head.bias[none]
+        return output
+
+    def before_export(self) -> None:
+        super().before_export()
+        if not self.selects:
+            with torch.no_grad():
+                self.generator_lm_head.bias[self.config.nota_token_id] = NEVER
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Loads like the stock class; "none of the above", which an export never answers, may be answered again."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        with torch.no_grad():
+            model.generator_lm_head.bias.masked_fill_(model.generator_lm_head.bias <= NEVER, 0.0)
+        return loaded
 
     @property
     def selects(self) -> bool:
