@@ -9,6 +9,7 @@ configuration_electra     configurations of models with a generator
 generator                 generator that replaces tokens
   sampling                exact sampling from a softmax
 electra                   ELECTRA, detection of replaced tokens
+  joining                 its training from a stock discriminator and generator
 replaced_mlm              prediction of replaced tokens
 mcbert                    MC-BERT, choice among candidates
   candidates              logits of candidates in bounded memory

@@ -38,6 +38,7 @@ class EffptMixin:
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         methods = build_methods(config.methods, config)
+        checkpointing = getattr(config, "gradient_checkpointing", False)  # the first part that is built takes it out
         self._without_ledger = getattr(config, "layer_order", None) is None
         super().__init__(config, *args, **kwargs)
         self.complete(config)
@@ -48,8 +49,18 @@ class EffptMixin:
         self.methods: list[Method] = methods
         for method in methods:
             method.inject(self.backbone)
+        if checkpointing:
+            self._checkpoint_layers()
         self.snapshot: Snapshot | None = None
         self.keep_snapshot()
+
+    def _checkpoint_layers(self) -> None:
+        """Enables gradient checkpointing of all parts, whichever of them has it already."""
+        for part in self.modules():
+            if isinstance(part, PreTrainedModel):
+                part.disable_input_require_grads()
+        kind = "activation" if hasattr(self, "activation_checkpointing_enable") else "gradient"  # its older name
+        getattr(self, f"{kind}_checkpointing_enable")()
 
     def complete(self, config: Any) -> None:
         """Adds modules to the stock architecture, before methods are injected."""
@@ -231,10 +242,14 @@ class PretrainingMixin(EffptMixin):
         }
         return_dict = kwargs.get("return_dict")
         if labels is None:
-            return super().forward(**encoder_inputs(self, batch), return_dict=return_dict)
+            return self._without_labels(super().forward(**encoder_inputs(self, batch), return_dict=return_dict))
         output = self._learn(batch)
         as_dict = self.config.return_dict if return_dict is None else return_dict
         return output if as_dict else output.to_tuple()
+
+    def _without_labels(self, output: Any) -> Any:
+        """The output of `forward` without `labels`, from the stock one."""
+        return output
 
     def _learn(self, batch: Mapping[str, Any]) -> Any:
         """The output of `forward`, from its arguments by name, with `labels`."""

@@ -87,6 +87,12 @@ class EffptElectraConfig(ElectraConfig):
         if not self.tie_word_embeddings:
             raise EffptError("The generator's tables are the discriminator's: `tie_word_embeddings` cannot be False.")
         self.generator_config()
+        if self.generator is not None:  # sizes of shared tables, in older checkpoints, are the main model's
+            self.generator = {name: value for name, value in self.generator.items() if name not in SHARED}
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> "EffptElectraConfig":
+        """The configuration itself: `generator` has settings, and is no configuration as transformers takes it for."""
+        return self
 
     @property
     def disentangled(self) -> bool:

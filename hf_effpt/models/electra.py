@@ -4,7 +4,7 @@ B batch, L row length, M masked positions per row, D hidden size.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -18,9 +18,9 @@ from hf_effpt.core.head_inputs import HeadInputs
 from hf_effpt.core.token_losses import Reduction
 
 from .base import EffptMixin
-from .configuration_effpt import settings_of
-from .configuration_electra import SHARED, EffptElectraConfig
-from .generator import TIED, WORDS, Batch, JointOutput, WithGenerator
+from .configuration_electra import EffptElectraConfig
+from .generator import Batch, JointOutput, WithGenerator
+from .joining import joint_config, load_parts
 from .sparse_layer import encode_at
 
 
@@ -68,8 +68,9 @@ class ElectraForJointPreTraining(WithGenerator, ElectraForPreTraining):
             )
         super().__init__(config)
 
-    def _add_heads(self, config: Any) -> None:
-        nn.init.xavier_uniform_(self.discriminator_predictions.dense_prediction.weight)  # TensorFlow's default, too
+    def own_initializers(self) -> dict[str, Callable[[Tensor], Any]]:
+        last = "discriminator_predictions.dense_prediction.weight"
+        return {last: nn.init.xavier_uniform_, **super().own_initializers()}  # TensorFlow's default, too
 
     @classmethod
     def from_parts(
@@ -77,32 +78,20 @@ class ElectraForJointPreTraining(WithGenerator, ElectraForPreTraining):
     ) -> "ElectraForJointPreTraining":
         """Joins a stock discriminator and a stock generator, such as `google/electra-small-…`, for more training.
 
+        Both compute what they did. Methods adopt them as trained weights.
+
         Args:
-            discriminator (`ElectraForPreTraining`): its embeddings and their LayerNorm replace the generator's.
-            generator (`ElectraForMaskedLM`): the generator.
+            discriminator (`ElectraForPreTraining`): the main model.
+            generator (`ElectraForMaskedLM`): the generator, with the discriminator's embeddings and their LayerNorm;
+                only its word embeddings may be its own, with `embedding_sharing="disentangled"`.
             **settings: arguments of [`EffptElectraConfig`], such as `methods`.
 
         Raises:
-            EffptError: for models of other classes, if their embeddings differ in shape, or if the generator is wider
-                than the discriminator.
+            EffptError: for models of other classes or with further parameters, if the two do not share their
+                embeddings, or if the generator is wider than the discriminator.
         """
-        for part, kind in ((discriminator, ElectraForPreTraining), (generator, ElectraForMaskedLM)):
-            if not isinstance(part, kind):
-                raise EffptError(
-                    f"`from_parts` takes an `ElectraForPreTraining` and an `ElectraForMaskedLM`, in this order, not a "
-                    f"`{type(part).__name__}`; load the checkpoint with `{kind.__name__}.from_pretrained(…)`."
-                )
-        sizes = {key: getattr(generator.config, key) for key in (*SHARED, *SIZES)}
-        config = EffptElectraConfig(**{**settings_of(discriminator.config, "dtype"), "generator": sizes, **settings})
-        joint = cls(config)
-        joint.load_state_dict(discriminator.state_dict(), strict=False)
-        shared = {*TIED.values()} - {WORDS} if config.disentangled else {*TIED.values(), "generator_lm_head.weight"}
-        own = {name: value for name, value in generator.state_dict().items() if name not in shared}
-        joint.generator.load_state_dict(own, strict=False)
-        if config.disentangled:
-            with torch.no_grad():
-                words = (part.electra.embeddings.word_embeddings.weight for part in (joint, joint.generator))
-                next(words).sub_(next(words))
+        joint = cls(joint_config(discriminator, generator, settings))
+        load_parts(joint, discriminator, generator)
         return joint
 
     def _learn_jointly(self, batch: Batch) -> JointOutput:
@@ -153,12 +142,6 @@ class ElectraForJointPreTraining(WithGenerator, ElectraForPreTraining):
             "replaced_rate": replaced,
             "floor": prior_entropy(replaced),
         }
-
-
-# Sizes of the generator that `from_parts` takes from the stock model.
-SIZES = (
-    "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act", "layer_norm_eps",
-)  # fmt: skip
 
 
 def replaced_loss(logits_BL: Tensor, replaced_BL: Tensor, wanted_BL: Tensor, reduction: Reduction = "sum") -> Tensor:

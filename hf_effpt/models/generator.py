@@ -28,6 +28,7 @@ from hf_effpt.core.token_losses import Reduction, observed_loss
 
 from .base import PretrainingMixin, encoder_inputs, fill
 from .bert import token_loss
+from .configuration_effpt import settings_of
 from .sampling import sample, uniforms
 from .sparse_layer import drops, encode_at, gather_rows, positions_of
 
@@ -103,12 +104,40 @@ class WithGenerator(PretrainingMixin):
             del self._tied_weights_keys[f"generator.{WORDS}"]
         self.post_init()
         if config.disentangled:
-            nn.init.zeros_(self.electra.embeddings.word_embeddings.weight)
             self.electra.embeddings.word_embeddings.register_forward_hook(self._add_generators_words)
         self.generator.set_attn_implementation(config._attn_implementation)
-        for encoder in (self.electra, self.generator.electra):
-            if hasattr(encoder, "embeddings_project"):  # TensorFlow's default, as in the official code
-                nn.init.xavier_uniform_(encoder.embeddings_project.weight)
+        with torch.no_grad():
+            for name, initialize in self.own_initializers().items():
+                initialize(self.get_parameter(name))
+        self._is_complete = True
+
+    def own_initializers(self) -> dict[str, Callable[[Tensor], Any]]:
+        """Functions that initialize, in place, parameters that do not begin as in the stock class, by name."""
+        own: dict[str, Callable[[Tensor], Any]] = {WORDS: nn.init.zeros_} if self.config.disentangled else {}
+        for name in ("electra", "generator.electra"):
+            if hasattr(self.get_submodule(name), "embeddings_project"):
+                own[f"{name}.embeddings_project.weight"] = nn.init.xavier_uniform_  # TensorFlow's default
+        return own
+
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        """Initializes like the stock class, and parameters that loaded weights lack as those of a new model.
+
+        Disentangled word embeddings that only the main model has become those of the generator, from which the main
+        model's then do not differ.
+        """
+        if not self.__dict__.get("_is_complete"):
+            super().initialize_weights()
+            return
+        lacking = {name for name, p in self.named_parameters() if not getattr(p, "_is_hf_initialized", False)}
+        super().initialize_weights()
+        for name, initialize in self.own_initializers().items():
+            if name in lacking:
+                initialize(self.get_parameter(name))
+        if self.config.disentangled and f"generator.{WORDS}" in lacking and WORDS not in lacking:
+            own, generators = (self.get_parameter(name) for name in (WORDS, f"generator.{WORDS}"))
+            generators.copy_(own)
+            own.zero_()
 
     def _add_generators_words(self, table: nn.Embedding, args: tuple, output: Tensor) -> Tensor:
         """Adds the generator's word embeddings, without gradient, to the discriminator's (disentangled sharing)."""
@@ -266,6 +295,25 @@ class WithGenerator(PretrainingMixin):
 
     def extra_exports(self) -> dict[str, PreTrainedModel]:
         return {"generator": self.export_generator()}
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """Resizes the tables of both models as in the stock class.
+
+        New rows of disentangled word embeddings are the generator's. Raises an `EffptError` if the configuration does
+        not allow the size.
+        """
+        before, step = self.config.vocab_size, pad_to_multiple_of or 1
+        size = -(-(new_num_tokens or before) // step) * step
+        type(self.config)(**{**settings_of(self.config), "vocab_size": size})
+        table = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        if self.config.disentangled and size > before:
+            with torch.no_grad():
+                table.weight[before:] = 0
+        self.generator.resize_token_embeddings(size, mean_resizing=mean_resizing)
+        self.tie_weights()
+        return table
 
     def cost_signature(self) -> str:
         generator, own = self.generator.config, self.config

@@ -6,7 +6,7 @@ B batch, L row length, M masked positions per row, N positions in all, K candida
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -35,6 +35,7 @@ BERT_NAMES = {
     "generator_lm_head.bias": "cls.predictions.bias",
     "generator.generator_lm_head.bias": "cls.predictions.decoder.bias",  # BERT has it twice
 }
+NEVER = -1e4  # bias of a token that is never predicted: its probability is 0, also in half precision
 SELECTION_WEIGHT = 0.4  # relative to replaced-token detection: 2 to 5 (`official/projects/teams` of tensorflow/models)
 
 
@@ -63,15 +64,44 @@ class McBertForPreTraining(WithGenerator, ElectraForMaskedLM):
     def complete(self, config: McBertConfig) -> None:
         super().complete(config)
         self._excluded: tuple[tuple, Tensor] | None = None
-        nn.init.normal_(self.generator_lm_head.bias, std=config.initializer_range)  # as a table of one column
+
+    def own_initializers(self) -> dict[str, Callable[[Tensor], Any]]:
+        as_table = partial(nn.init.normal_, std=self.config.initializer_range)  # of one column
+        own = {**super().own_initializers(), "generator_lm_head.bias": as_table}
         if self.selects:
-            nn.init.xavier_uniform_(self.discriminator_predictions.dense_prediction.weight)  # as ELECTRA's
+            own["discriminator_predictions.dense_prediction.weight"] = nn.init.xavier_uniform_  # as ELECTRA's
+        return own
 
     def _add_heads(self, config: McBertConfig) -> None:
         tied = {"generator.generator_lm_head.bias": "generator_lm_head.bias"}
         self._tied_weights_keys = {**self._tied_weights_keys, **tied}
         if self.selects:
             self.discriminator_predictions = ElectraDiscriminatorPredictions(config)
+
+    def _without_labels(self, output: Any) -> Any:
+        """Takes "none of the above" from the logits over the vocabulary, in place.
+
+        It is the answer to most tokens in training, and no token of the text.
+        """
+        if not self.selects:
+            none = self.config.nota_token_id
+            output[0][..., none] += NEVER - self.generator_lm_head.bias[none]
+        return output
+
+    def before_export(self) -> None:
+        super().before_export()
+        if not self.selects:
+            with torch.no_grad():
+                self.generator_lm_head.bias[self.config.nota_token_id] = NEVER
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Loads like the stock class; "none of the above", which an export never answers, may be answered again."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        with torch.no_grad():
+            model.generator_lm_head.bias.masked_fill_(model.generator_lm_head.bias <= NEVER, 0.0)
+        return loaded
 
     @property
     def selects(self) -> bool:

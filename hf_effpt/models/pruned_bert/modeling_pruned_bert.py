@@ -74,7 +74,10 @@ class PrunedBertHead:
     accepts_loss_kwargs = False  # the stock loss is a mean: the Trainer has to divide it by the accumulation
 
     def __init__(self, config):
+        checkpointing = getattr(config, "gradient_checkpointing", False)
         super().__init__(config)
+        if checkpointing:  # the encoder that is replaced has taken it out of the configuration
+            config.gradient_checkpointing = True
         self.bert = PrunedBertModel(config, add_pooling_layer=self.bert.pooler is not None)
         self.post_init()
 

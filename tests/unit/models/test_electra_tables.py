@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from transformers import ElectraConfig, ElectraForMaskedLM, ElectraForPreTraining
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.models import EffptElectraConfig, EffptElectraModel, ElectraForJointPreTraining
@@ -60,48 +59,6 @@ def test_published_sizes():
     whole = sum(p.numel() for p in model.parameters())
     own = sum(p.numel() for p in private(model).values())
     assert whole - own == pytest.approx(13.55e6, rel=0.005)
-
-
-# Joining published models.
-
-
-def test_parts_of_published_models_are_joined():
-    shape = {**tiny.SHAPE, "embedding_size": 16}
-    discriminator = ElectraForPreTraining(ElectraConfig(**shape)).eval()
-    generator = ElectraForMaskedLM(ElectraConfig(**{**shape, "hidden_size": 8, "num_attention_heads": 1}))
-    generator.electra.embeddings.load_state_dict(discriminator.electra.embeddings.state_dict())
-    joint = ElectraForJointPreTraining.from_parts(discriminator, generator.eval()).eval()
-    ids = torch.randint(5, tiny.VOCAB, (2, tiny.LENGTH))
-    assert torch.allclose(joint(ids).logits, discriminator(ids).logits, atol=1e-6)
-    assert torch.allclose(joint.generator(ids).logits, generator(ids).logits, atol=1e-6)
-    assert_tied(joint)
-
-
-def test_parts_of_other_kinds_are_refused():
-    shape = {**tiny.SHAPE, "embedding_size": 16}
-    discriminator, generator = (
-        ElectraForPreTraining(ElectraConfig(**shape)),
-        ElectraForMaskedLM(ElectraConfig(**shape)),
-    )
-    for parts in ((generator, discriminator), (discriminator.electra, generator)):
-        with pytest.raises(EffptError, match="takes an `ElectraForPreTraining` and an `ElectraForMaskedLM`"):
-            ElectraForJointPreTraining.from_parts(*parts)
-
-
-def test_a_generator_may_be_as_wide_as_its_discriminator():
-    assert tiny.joint(generator_size=1).generator.config.hidden_size == 32
-
-
-def test_parts_that_do_not_fit_are_refused():
-    discriminator = ElectraForPreTraining(ElectraConfig(**{**tiny.SHAPE, "embedding_size": 16}))
-    for changes, message in (
-        ({"embedding_size": 8}, "`embedding_size` is 8, but the main model's is 16"),
-        ({"vocab_size": 64}, "`vocab_size` is 64"),
-        ({"hidden_size": 64}, "The generator is 64 wide, more than the 32"),
-    ):
-        generator = ElectraForMaskedLM(ElectraConfig(**{**tiny.SHAPE, "embedding_size": 16, **changes}))
-        with pytest.raises(EffptError, match=message):
-            ElectraForJointPreTraining.from_parts(discriminator, generator)
 
 
 # Disentangled tables of words.

@@ -265,6 +265,24 @@ def test_a_narrow_model_can_be_trained_further(tmp_path):
     equal(outputs_of(back), outputs_of(model), atol=1e-6)
 
 
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("family", ["Effpt", "Pruned"])
+def test_layers_are_checkpointed_where_the_configuration_says_so(tmp_path, family, head):
+    """Whichever part takes the setting out of the configuration, as stock models do."""
+    exported = narrow(head).export()
+    exported.config.gradient_checkpointing = True
+    exported.save_pretrained(tmp_path)
+    module = hf_effpt.models.pruned_bert if family == "Pruned" else hf_effpt
+    loaded = getattr(module, f"{family}Bert{head}").from_pretrained(tmp_path).train()
+    assert [layer.gradient_checkpointing for layer in loaded.base_model.encoder.layer.children()] == [True] * 4
+    assert not hasattr(loaded.config, "gradient_checkpointing")
+    ran, layer = [], loaded.base_model.encoder.layer[1]
+    layer.intermediate.dense.register_forward_hook(lambda *_: ran.append(1))
+    outputs = loaded(**inputs())
+    (outputs.last_hidden_state if head == "Model" else outputs[0]).sum().backward()
+    assert len(ran) == 2  # and again in the backward pass
+
+
 def test_with_the_package_no_code_need_be_trusted(tmp_path):
     narrow().export().save_pretrained(tmp_path)
     assert type(AutoConfig.from_pretrained(tmp_path)) is PrunedBertConfig
