@@ -11,7 +11,8 @@ from torch import Tensor, nn
 class Snapshot(nn.Module):
     """Parameters and buffers of a model at the last call of [`take`], without modules whose `in_snapshot` is `False`.
 
-    It is the model's submodule `snapshot`: checkpoints hold it, exports do not. `model` must not hold one yet.
+    It is the model's submodule `snapshot`: checkpoints hold it, exports do not. Until it is taken it is zero. `model`
+    must not hold one yet.
     """
 
     in_snapshot = False
@@ -19,7 +20,8 @@ class Snapshot(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         for name, tensor in _tensors(model):
-            self.register_buffer(_key(name), torch.empty_like(tensor))
+            # Checkpoints may be saved before it is taken, and must not hold what memory held.
+            self.register_buffer(_key(name), torch.zeros_like(tensor))
 
     @torch.no_grad()
     def take(self, model: nn.Module) -> None:
@@ -43,12 +45,18 @@ def snapshot_of(model: Any) -> Snapshot:
     return model.snapshot
 
 
-def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def tied_to_others(model: Any) -> list[str]:
+    """Names of the buffers that a snapshot would have for tensors tied to others, which it holds once."""
+    return [_key(name) for name in getattr(model, "all_tied_weights_keys", None) or {}]
+
+
+def _tensors(model: Any) -> Iterator[tuple[str, Tensor]]:
     """Tensors that a snapshot holds: tied ones once, and none that a checkpoint lacks."""
     left_out = tuple(f"{name}." for name, part in model.named_modules() if not getattr(part, "in_snapshot", True))
     state = model.state_dict(keep_vars=True)
+    tied = getattr(model, "all_tied_weights_keys", None) or {}  # they are not tied yet in a model that is being loaded
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
-        if name in state and not name.startswith(left_out):
+        if name in state and name not in tied and not name.startswith(left_out):
             yield name, tensor
 
 

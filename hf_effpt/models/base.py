@@ -1,6 +1,7 @@
 """Mixins of the training models: methods on a stock class and export back to one; the forward on masked text."""
 
 import copy
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -14,11 +15,16 @@ from hf_effpt.core.head_inputs import HeadInputs
 from hf_effpt.core.method import Method
 from hf_effpt.core.padding import real_tokens
 from hf_effpt.core.registry import build_methods
-from hf_effpt.core.snapshot import Snapshot
+from hf_effpt.core.snapshot import Snapshot, tied_to_others
 from hf_effpt.core.width import resize, widen
 
 from .configuration_effpt import settings_of
 from .pruned_bert import PrunedBertConfig
+
+
+def _is_undefined(tensor: Tensor) -> bool:
+    """`True` for a tensor of a model that is being loaded whose values are not among the loaded weights."""
+    return not tensor.is_meta and not getattr(tensor, "_is_hf_initialized", False)
 
 
 class EffptMixin:
@@ -31,6 +37,7 @@ class EffptMixin:
     narrow_class: ClassVar[type[PreTrainedModel] | None] = None  # the class it exports to with narrower layers
     config: Any
     _keys_to_ignore_on_load_missing: Any
+    _keys_to_ignore_on_load_unexpected: Any
     pretrains: ClassVar[bool] = False  # `True` if it learns from masked text, `False` if from the labels of a task
     main_loss_name: ClassVar[str | None] = None  # the metric that judges a model whose loss has several parts
     training_only: ClassVar[tuple[str, ...]] = ()  # prefixes of parameters and buffers that are not exported
@@ -66,8 +73,15 @@ class EffptMixin:
         """Adds modules to the stock architecture, before methods are injected."""
 
     def initialize_weights(self) -> None:
-        """Initializes like the stock class; modules of methods reset their parameters that loaded weights lack."""
+        """Initializes like the stock class; modules of methods reset their parameters that loaded weights lack.
+
+        Buffers of methods that they lack and no module resets are zero: loading leaves them without values.
+        """
         super().initialize_weights()
+        for module in self.modules():
+            for name, buffer in module._buffers.items():
+                if buffer is not None and name not in module._non_persistent_buffers_set and _is_undefined(buffer):
+                    buffer.zero_()
         for module in self.modules():
             if (reset_missing_parameters := getattr(module, "reset_missing_parameters", None)) is not None:
                 reset_missing_parameters()
@@ -80,6 +94,9 @@ class EffptMixin:
             self.snapshot = Snapshot(self)
             # A new run takes its own snapshot, so weights without one are complete.
             self._keys_to_ignore_on_load_missing = {*(self._keys_to_ignore_on_load_missing or ()), r"^snapshot\."}
+            # Checkpoints of older versions may hold a tied tensor twice.
+            twice = {rf"^snapshot\.{re.escape(name)}$" for name in tied_to_others(self)}
+            self._keys_to_ignore_on_load_unexpected = {*(self._keys_to_ignore_on_load_unexpected or ()), *twice}
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
@@ -218,7 +235,8 @@ class PretrainingMixin(EffptMixin):
             labels (`Tensor` of shape `(batch_size, sequence_length)`): original ids at masked positions, -100
                 elsewhere.
             masked_positions (`Tensor` of shape `(batch_size, masked)`, *optional*): positions of the labels. They
-                keep shapes static and avoid a wait for the device; entries whose label is -100 are ignored.
+                keep shapes static and avoid a wait for the device; entries whose label is -100 are ignored, and with a
+                generator those that repeat another.
             document_ids (`Tensor` of shape `(batch_size, sequence_length)`, *optional*): the document of each token
                 within its row, from 1, and 0 for padding; a document attends to itself only, with positions from 0.
             num_items_in_batch (`Tensor` or `int`, *optional*): masked tokens of the whole optimizer step, by which

@@ -197,7 +197,12 @@ class WithGenerator(PretrainingMixin):
         masked_positions, items = given.get("masked_positions"), given.get("num_items_in_batch")
         if masked_positions is None:
             masked_positions = positions_of(labels)
-        labels_BM = labels.gather(1, masked_positions)
+        # An entry that repeats another one becomes a filler: each position is learned from, and drawn for, once.
+        repeated_BM = (masked_positions[:, :, None] == masked_positions[:, None]).tril(-1).any(dim=2)
+        free_BM = torch.zeros_like(labels).scatter(1, masked_positions, 1).argsort(dim=1, stable=True)
+        free_BM = free_BM.gather(1, (repeated_BM.cumsum(dim=1) - 1).clamp(min=0))
+        labels_BM = labels.gather(1, masked_positions).masked_fill(repeated_BM, -100)
+        masked_positions = torch.where(repeated_BM, free_BM, masked_positions)
         real_BL = real_tokens(labels, given.get("attention_mask"), given.get("document_ids"))
         masked, real = (labels_BM != -100).sum().clamp(min=1), real_BL.sum().clamp(min=1)
         if torch.is_tensor(items) and items.ndim == 1:

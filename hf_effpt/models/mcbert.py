@@ -188,7 +188,7 @@ class McBertForPreTraining(WithGenerator, ElectraForMaskedLM):
     def _draw_elsewhere(self, batch: Batch, hidden_BLD: Tensor, drawn_BMK: Tensor) -> Tensor:
         """K draws per position, of shape `(batch_size, sequence_length, K)`; those at masked positions are reused."""
         length = batch.masked_BL.shape[1]
-        # Static shapes: the masked positions of a row are distinct, as the collator makes them.
+        # Static shapes: the masked positions of a row are distinct.
         taken_BL = torch.zeros_like(batch.masked_BL).scatter(1, batch.positions_BM, 1)
         other_BO = taken_BL.argsort(dim=1, stable=True)[:, : length - batch.positions_BM.shape[1]]
         uniform_NK = uniforms(batch.keys_B, other_BO, self.config.candidates).flatten(0, 1)
@@ -200,7 +200,7 @@ class McBertForPreTraining(WithGenerator, ElectraForMaskedLM):
         drawn_BOK = torch.cat([drawn_BMK.new_empty(0, drawn_BMK.shape[2]), *drawn]).unflatten(0, other_BO.shape)
         positions_BL = torch.cat([batch.positions_BM, other_BO], dim=1)
         every_BLK = torch.cat([drawn_BMK, drawn_BOK], dim=1)
-        return torch.empty_like(every_BLK).scatter(1, positions_BL[:, :, None].expand_as(every_BLK), every_BLK)
+        return torch.zeros_like(every_BLK).scatter(1, positions_BL[:, :, None].expand_as(every_BLK), every_BLK)
 
     def _possible(self, logits_NV: Tensor) -> Tensor:
         """Sets the logits of tokens that are never sampled to -inf, in place."""

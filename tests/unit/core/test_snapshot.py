@@ -1,5 +1,6 @@
 """A snapshot gives a model back all that it held, bit for bit."""
 
+import pytest
 import torch
 
 from hf_effpt.core.snapshot import Snapshot
@@ -21,8 +22,9 @@ def test_what_was_taken_is_put_back():
         assert torch.equal(tensor, before[name]), name
 
 
-def test_it_shares_no_storage_and_holds_what_is_tied_once():
-    model = tiny.model()
+@pytest.mark.parametrize("objective", ["mlm", "electra", "mcbert"])
+def test_it_shares_no_storage_and_holds_what_is_tied_once(objective):
+    model = tiny.model() if objective == "mlm" else tiny.joint(objective)
     snapshot = Snapshot(model)
     snapshot.take(model)
     held = list(snapshot.buffers())
