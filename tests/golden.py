@@ -5,8 +5,8 @@ A change of the inside of the package must not move a bit of them. Hashes hold f
     python -m tests.golden --write golden.json    # before a change
     python -m tests.golden --check golden.json    # after it
 
-`tests/golden.json` was written before the package was rearranged; `tests/invariant/test_golden.py` checks it where it
-holds.
+`tests/golden.json` was written before the package was rearranged, and that of the compression again when its
+importance became a mean over rows; `tests/invariant/test_golden.py` checks it where it holds.
 """
 
 import argparse
