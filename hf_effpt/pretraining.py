@@ -113,8 +113,15 @@ class RunResult:
 
 
 def text_told(data: Mapping[str, Any]) -> list[str]:
-    """Lines that tell how the text was cut into documents, and what of it was held out."""
+    """Lines that tell how the text was drawn and cut into documents, and what of it was held out."""
     lines, aside = [], data.get("held_out")
+    if "sources" in data:
+        drawn = [
+            f"{one['documents']:,} from {one['dataset']}"
+            + (f" (share {one['weight']:.3g})" if "weight" in one else "")
+            for one in data["sources"]
+        ]
+        lines.append(f"Documents were drawn: {', '.join(drawn)}.")
     if "documents_by" in data:
         lines.append(f"Documents of .txt files were cut by `{data['documents_by']}` (data.documents).")
     if aside:

@@ -8,7 +8,7 @@ EXAMPLE = "effpt tokenizer corpus/ --vocab_size 30528 --out tok/"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("corpus", metavar="CORPUS", help="file or folder of .txt, .jsonl or .parquet, a Hub dataset, or builtin:pydoc")
+    add("corpus", metavar="CORPUS", help="file or folder of text, a Hub dataset, or builtin:pydoc")
     add("--out", required=True, metavar="DIR", help="folder to save the tokenizer in")
     add("--vocab_size", type=int, default=8192, help="a multiple of 64 (default: %(default)s)")
     add("--kind", choices=("wordpiece", "bpe"), default="wordpiece", help="its algorithm (default: %(default)s)")

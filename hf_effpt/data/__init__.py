@@ -2,8 +2,12 @@
 
 cache                 folder of prepared data; builds that arrive whole or not at all
 corpus                any source of text as documents, with a fingerprint
+  mixture             several corpora as one, maybe with weights
   text_files          files of a folder, by splits
-  file_readers        documents of .txt, .jsonl and .parquet files
+  file_readers        documents of files, by their endings
+    text_stream       lines of files, packed or not
+    json_readers      .jsonl and .json
+    table_readers     .csv and .parquet
   document_cuts       documents of a text file, and a guess of how it is cut
   datasets_sources    documents of saved `datasets` folders and the Hub
   pydoc, docstrings   `builtin:pydoc`, the documentation of the installed packages

@@ -16,6 +16,7 @@ from huggingface_hub.utils import WeakFileLock
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import create_once, is_disk_full, write_atomically
+from hf_effpt.data.text_stream import PACKED
 
 logger = logging.getLogger(__name__)
 # A file changed within this many seconds may change again without its time stamps showing it.
@@ -127,7 +128,7 @@ def content_hash(paths: Sequence[Path]) -> str:
     for path in paths:
         try:
             with path.open("rb") as file:
-                total.update(path.suffix.lower().encode() + hashlib.file_digest(file, "sha256").digest())
+                total.update(_ending(path).encode() + hashlib.file_digest(file, "sha256").digest())
         except OSError as error:
             raise _unreadable(path, error) from error
     check_unchanged(paths, stamps)
@@ -137,6 +138,12 @@ def content_hash(paths: Sequence[Path]) -> str:
             memo.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(memo, fingerprint)
     return fingerprint
+
+
+def _ending(path: Path) -> str:
+    """The kind of a file, with that of packing."""
+    endings = [ending.lower() for ending in path.suffixes]
+    return "".join(endings[-2:] if endings and endings[-1] in PACKED else endings[-1:])
 
 
 def check_unchanged(paths: Sequence[Path], stamps: Sequence[tuple[int, ...]]) -> None:

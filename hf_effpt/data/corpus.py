@@ -1,26 +1,23 @@
 """Corpora: any source of text as documents that can be read again and again."""
 
 import glob
-import hashlib
-import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.data.cache import check_unchanged, content_hash, stamp
-from hf_effpt.data.datasets_sources import open_hub, open_saved
+from hf_effpt.data.cache import check_unchanged, stamp
+from hf_effpt.data.datasets_sources import Loaded, open_hub, open_loaded, open_saved
 from hf_effpt.data.document_cuts import CUTS, DocumentCut
-from hf_effpt.data.file_readers import ENDINGS, READERS, Source, guess_cut, parquet_text_bytes, read_txt
+from hf_effpt.data.document_meter import hash_of_texts
+from hf_effpt.data.file_readers import SUPPORTED, cut_of, kind_of, open_files
 from hf_effpt.data.long_documents import Part, in_parts, joined
+from hf_effpt.data.mixture import mixed, parts_of_mixture
 from hf_effpt.data.pydoc import open_pydoc
-from hf_effpt.data.text_files import SUPPORTED, files_of_folder, files_of_pattern
-
-logger = logging.getLogger(__name__)
-SMALL_BYTES = 2**20  # files that are smaller on average may well be one document each
+from hf_effpt.data.text_files import files_of_folder, files_of_pattern
 
 
 class Corpus:
@@ -35,6 +32,7 @@ class Corpus:
         files (`Sequence[Path]`, *optional*): Files that are read.
         documents (`str`, *optional*): How `.txt` files are cut into documents, if there are some; see `open_corpus`.
         guessed (`bool`, *optional*, defaults to `False`): `True` if nobody has said so.
+        sources (`list[dict]`, *optional*): Of a mixture, what the last whole pass has drawn from each corpus.
     """
 
     def __init__(
@@ -47,9 +45,10 @@ class Corpus:
         files: Sequence[Path] = (),
         documents: DocumentCut | None = None,
         guessed: bool = False,
+        sources: list[dict[str, Any]] | None = None,
     ):
         self.name, self.num_bytes, self.text_column, self.files = name, num_bytes, text_column, tuple(files)
-        self.documents, self.guessed = documents, guessed
+        self.documents, self.guessed, self.sources = documents, guessed, sources
         self._stamps: list[tuple[int, ...]] = []
         self._read, self._fingerprint = read, fingerprint
 
@@ -106,11 +105,8 @@ def corpus_of(texts: Sequence[str], name: str = "texts in memory") -> Corpus:
     for number, text in enumerate(documents, start=1):
         check_text(text, f"{name}, document {number:,}")
 
-    def fingerprint() -> str:
-        hashes = b"".join(hashlib.sha256(text.encode()).digest() for text in documents)
-        return hashlib.sha256(hashes).hexdigest()[:32]
-
-    return Corpus(name, lambda: iter(documents), fingerprint, sum(len(text.encode()) for text in documents))
+    num_bytes = sum(len(text.encode()) for text in documents)
+    return Corpus(name, lambda: iter(documents), lambda: hash_of_texts(documents), num_bytes)
 
 
 def check_text(text: Any, where: str) -> None:
@@ -128,7 +124,7 @@ def check_text(text: Any, where: str) -> None:
 
 
 def open_corpus(
-    dataset: str,
+    dataset: Any,
     *,
     text_column: str = "text",
     split: str = "train",
@@ -139,15 +135,19 @@ def open_corpus(
 
     `dataset` may be
 
-    - a folder of `.txt`, `.jsonl` and `.parquet` files, sub-folders included, in sorted order; if folders or files
-      are named after splits (`validation/`, `train-00000.parquet`), only files of `split`;
+    - a folder of `.txt`, `.jsonl`, `.json` (an array of objects, or objects one after another), `.csv` and `.parquet`
+      files, all but the last maybe packed (`.txt.gz`, `.jsonl.zst`), sub-folders included, in sorted order; if folders
+      or files are named after splits (`validation/`, `train-00000.parquet`), only files of `split`;
     - one such file, or a pattern (`corpus/train-*.parquet`);
     - a folder written by `Dataset.save_to_disk` or `DatasetDict.save_to_disk`;
     - `builtin:pydoc`, the English documentation of the Python packages installed on this machine;
-    - a dataset on the Hub, `organisation/name`, or `organisation/name:configuration` if it has several.
+    - a dataset on the Hub, `organisation/name`, or `organisation/name:configuration` if it has several;
+    - a `Dataset`, `IterableDataset` or dictionary of them by split of `datasets`, or a `Corpus`, which is returned;
+    - a list of such sources, whose documents follow one another; or of mappings `{"path": source, "weight": number}`:
+      documents are drawn in proportion to the weights, in a fixed order, until one source has no more of them.
 
     Args:
-        dataset (`str`): The source.
+        dataset (`str`, `Dataset`, `Corpus` or `list`): The source.
         text_column (`str`, *optional*, defaults to `"text"`): Column that holds the text.
         split (`str`, *optional*, defaults to `"train"`): Split to read, if the source has splits.
         streaming (`bool`, *optional*, defaults to `False`): If `True`, reads a Hub dataset during the download and
@@ -160,9 +160,20 @@ def open_corpus(
     Raises:
         EffptError: the source does not exist, cannot be reached, or has no such column.
     """
-    dataset = str(dataset)
     if documents not in (None, *CUTS):
         raise EffptError(f"documents={documents!r} is no way to cut a file; choose one of {', '.join(CUTS)}.")
+    if isinstance(dataset, Corpus):
+        return dataset
+    if isinstance(dataset, Loaded):
+        return Corpus(*open_loaded(dataset, text_column, split), text_column)
+    if isinstance(dataset, Mapping | list | tuple):
+        sources, weights = parts_of_mixture([dataset] if isinstance(dataset, Mapping) else dataset)
+        corpora = [
+            open_corpus(one, text_column=text_column, split=split, streaming=streaming, documents=documents)
+            for one in sources
+        ]
+        return _mixture(corpora, weights, text_column, guessed=not documents)
+    dataset = str(dataset)
     if dataset == "builtin:pydoc":
         return Corpus(dataset, *open_pydoc())
     if dataset.startswith("builtin:"):
@@ -186,54 +197,25 @@ def open_corpus(
         source = open_hub(dataset, text_column, split, streaming)
     if not files:
         return Corpus(dataset, *source, text_column)
-    cut = _cut(files, documents)
-    return Corpus(dataset, *_open_files(files, text_column, cut), text_column, files, cut, guessed=not documents)
+    cut = cut_of(files, documents)
+    return Corpus(dataset, *open_files(files, text_column, cut), text_column, files, cut, guessed=not documents)
+
+
+def _mixture(corpora: list[Corpus], weights: list[float] | None, text_column: str, guessed: bool) -> Corpus:
+    *source, drawn = mixed(corpora, weights)
+    cuts = {corpus.documents for corpus in corpora} - {None}
+    return Corpus(
+        " + ".join(corpus.name for corpus in corpora),
+        *source,
+        text_column,
+        [path for corpus in corpora for path in corpus.files],
+        cuts.pop() if len(cuts) == 1 else None,
+        guessed,
+        drawn,
+    )
 
 
 def _looks_like_path(dataset: str) -> bool:
     """`True` unless `dataset` can be a Hub id: `name` or `organisation/name`, with an optional `:configuration`."""
     is_id = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(:[\w.-]+)?", dataset)
-    return not is_id or Path(dataset).suffix in ENDINGS
-
-
-def _cut(files: list[Path], asked: DocumentCut | None) -> DocumentCut | None:
-    """The cut of the `.txt` files, by default the likely one; `None` if there are none."""
-    texts = [path for path in files if path.suffix.lower() == ".txt"]
-    if asked or not texts:
-        return asked if texts else None
-    small = sum(path.stat().st_size for path in texts) < len(texts) * SMALL_BYTES
-    cut = "file" if small and len(texts) > 1 else guess_cut(texts[0])
-    logger.info("%s: documents are cut by `%s`, as it seems; data.documents says otherwise", texts[0], cut)
-    return cut
-
-
-def _open_files(files: list[Path], text_column: str, cut: DocumentCut | None) -> Source:
-    """Reader, fingerprint and size of a list of files; tables, and the first .jsonl file, are checked at once."""
-    for path in files:
-        if path.suffix.lower() not in ENDINGS:
-            kind = path.suffix or "file without an ending"
-            raise EffptError(f"{path} is a {kind}; the text must be in {SUPPORTED} files.")
-    readers = [
-        partial(read_txt, path, cut)
-        if path.suffix.lower() == ".txt"
-        else partial(READERS[path.suffix.lower()], path, text_column)
-        for path in files
-    ]
-    num_bytes = sum(
-        parquet_text_bytes(path, text_column) if path.suffix.lower() == ".parquet" else path.stat().st_size
-        for path in files
-    )
-    for path, reader in zip(files, readers, strict=True):
-        if path.suffix.lower() == ".jsonl":
-            next(reader(), None)
-            break
-
-    def read() -> Iterator[str]:
-        for reader in readers:
-            yield from reader()
-
-    def fingerprint() -> str:
-        rule = f"{content_hash(files)}-{text_column}-{cut}"
-        return hashlib.sha256(rule.encode()).hexdigest()[:32]
-
-    return read, fingerprint, num_bytes
+    return not is_id or kind_of(Path(dataset)) is not None

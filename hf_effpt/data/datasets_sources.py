@@ -5,11 +5,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import datasets
-from datasets import Dataset, DatasetDict, IterableDataset
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
 from hf_effpt.core.errors import EffptError, first_line
 from hf_effpt.data.cache import content_hash
-from hf_effpt.data.file_readers import CHUNK_BYTES, Reader, Source, check_text_column, missing_column
+from hf_effpt.data.document_meter import hash_of_texts
+from hf_effpt.data.file_readers import Reader, Source
+from hf_effpt.data.table_readers import check_text_column, missing_column
+from hf_effpt.data.text_stream import CHUNK_BYTES
+
+Loaded = Dataset | IterableDataset | DatasetDict | IterableDatasetDict
 
 
 def open_saved(path: Path, text_column: str, split: str) -> tuple[Reader, Callable[[], str], int | None, list[Path]]:
@@ -19,10 +24,7 @@ def open_saved(path: Path, text_column: str, split: str) -> tuple[Reader, Callab
     except (OSError, ValueError, KeyError) as error:
         message = f"{path} looks like a saved dataset, but cannot be loaded ({error}). Save it again."
         raise EffptError(message) from error
-    if isinstance(dataset, DatasetDict):
-        if split not in dataset:
-            raise EffptError(f"{path} has no split {split!r}, only {sorted(dataset)}. Set data.split.")
-        dataset = dataset[split]
+    dataset = _split_in(dataset, split, str(path))
     read, _, num_bytes = _source(dataset, str(path), text_column)
     files = [Path(table["filename"]) for table in dataset.cache_files]
     return (
@@ -31,6 +33,22 @@ def open_saved(path: Path, text_column: str, split: str) -> tuple[Reader, Callab
         num_bytes,
         files,
     )
+
+
+def open_loaded(dataset: Loaded, text_column: str, split: str) -> tuple[str, *Source]:
+    """Name, reader, fingerprint and size of a dataset in Python; its fingerprint takes a pass over the text."""
+    name = f"a {type(dataset).__name__}"
+    dataset = _split_in(dataset, split, name)
+    read, _, num_bytes = _source(dataset, name, text_column)
+    return name, read, lambda: hash_of_texts(read()), num_bytes
+
+
+def _split_in(dataset: Loaded, split: str, name: str) -> Dataset | IterableDataset:
+    if not isinstance(dataset, dict):
+        return dataset
+    if split not in dataset:
+        raise EffptError(f"{name} has no split {split!r}, only {sorted(dataset)}. Set data.split.")
+    return dataset[split]
 
 
 def open_hub(dataset: str, text_column: str, split: str, streaming: bool) -> Source:
@@ -47,7 +65,7 @@ def open_hub(dataset: str, text_column: str, split: str, streaming: bool) -> Sou
         raise EffptError(
             f"The dataset {dataset!r} is neither a file or folder here ({Path(dataset).absolute()}) nor can it be "
             f"had from the Hub ({type(error).__name__}: {first_line(error)}). Check the spelling and the network, or "
-            "use local text (.txt, .jsonl or .parquet files, a saved datasets folder, builtin:pydoc)."
+            "use local text (.txt, .jsonl or other files, a saved datasets folder, builtin:pydoc)."
         ) from error
     return _source(loaded, dataset, text_column, version=f"{dataset}-{split}-{builder.hash}")
 

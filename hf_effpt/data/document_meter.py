@@ -40,5 +40,13 @@ def document_sizes(texts: Iterable[str]) -> np.ndarray:
     return np.fromiter((found[0] for text in texts if (found := meter.add(text))), np.int64)
 
 
+def hash_of_texts(texts: Iterable[str]) -> str:
+    """Hash of documents and their order."""
+    total = hashlib.sha256()
+    for text in texts:
+        total.update(hashlib.sha256(text.encode()).digest())
+    return total.hexdigest()[:32]
+
+
 def _new_hash():
     return hashlib.blake2b(digest_size=8)

@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -18,7 +19,7 @@ from hf_effpt.data.packed_rows import add_facts, facts
 logger = logging.getLogger(__name__)
 
 
-def open_validation(validation: float | Corpus | str | None, corpus: Corpus) -> float | Corpus | None:
+def open_validation(validation: Any, corpus: Corpus) -> float | Corpus | None:
     """Checks what `pack` is given as `validation` beside a corpus, and opens it if it names a dataset.
 
     Raises an `EffptError` for an impossible share, a dataset that cannot be opened, and the training text itself.
@@ -30,10 +31,9 @@ def open_validation(validation: float | Corpus | str | None, corpus: Corpus) -> 
                 "dataset of its own, or None for no validation."
             )
         return validation
-    if isinstance(validation, str):
+    if validation is not None:
         documents = None if corpus.guessed else corpus.documents
         validation = open_corpus(validation, text_column=corpus.text_column, split="validation", documents=documents)
-    if validation is not None:
         _check_apart(validation, corpus)
     return validation
 

@@ -74,12 +74,18 @@ class PackedRows:
 
 
 def facts(dataset: Dataset) -> dict:
-    """Describes a packed dataset: `fingerprint`, `dataset` (name of the text), its number of `documents` and `bytes`,
-    `rows`, `tokens` (without padding), `sequence_length`, `isolated` and `fill` (share of rows that is not padding).
-    `documents_by` tells how `.txt` files were cut, if there were some. If text is held out, the facts of the training
-    rows tell what (`held_out`: its number of `documents`, `bytes` and `tokens`; and its `dataset`, or the share
-    `asked` for, its `share` of all tokens, and the number of documents that it is part `of`), and by `doubles` how
-    many of their documents equal held-out ones.
+    """Describes a packed dataset.
+
+    Returns:
+        `fingerprint`, `dataset` (name of the text), its number of `documents` and `bytes`, `rows`, `tokens` (without
+        padding), `sequence_length`, `isolated` and `fill` (share of rows that is not padding); `documents_by`, how
+        `.txt` files were cut, if there were some. Of training rows also
+
+        - `held_out`, if text is: its `documents`, `bytes` and `tokens`; and its `dataset`, or the share `asked` for,
+          its `share` of all tokens, and the number of documents that it is part `of`;
+        - `doubles`: how many of their documents equal held-out ones;
+        - `sources` of a mixture: the `documents` drawn from each `dataset`, and its share (`weight`);
+        - `select`: how documents were chosen.
 
     Raises an `EffptError` if it was not made by `pack`.
     """

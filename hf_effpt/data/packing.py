@@ -5,6 +5,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict, DatasetInfo, NamedSplit
@@ -29,12 +30,12 @@ FORMAT = 2
 
 
 def pack(
-    corpus: Corpus | str,
+    corpus: Any,
     tokenizer,
     *,
     sequence_length: int = 128,
     isolate_documents: bool = False,
-    validation: float | Corpus | str | None = 0.01,
+    validation: Any = 0.01,
     kept: Kept | None = None,
     cache_dir: str | os.PathLike | None = None,
     num_proc: int | None = None,
@@ -48,11 +49,12 @@ def pack(
     padding) tell them apart.
 
     Args:
-        corpus (`Corpus` or `str`): The text, or what `open_corpus` takes.
+        corpus (`Corpus`, `str`, `Dataset`, `list`): The text, or what `open_corpus` takes: a `datasets.Dataset` or
+            `IterableDataset`, several sources, or a mixture with weights.
         tokenizer (`PreTrainedTokenizerFast`): Has a pad, cls, sep and mask token.
         sequence_length (`int`, *optional*, defaults to 128): Tokens per row, at least 8.
         isolate_documents (`bool`, *optional*, defaults to `False`): If `True`, keeps documents apart in a row.
-        validation (`float`, `Corpus` or `str`, *optional*, defaults to 0.01): Share of the text held out, at most:
+        validation (`float` or as `corpus`, *optional*, defaults to 0.01): Share of the text held out, at most:
             whole documents that fit into it, in an order by `seed` and the document's number. If they make no whole
             row, the share is doubled until they do, up to half of the text. Or a corpus of its own (its validation
             split, if it has splits), or `None`.
@@ -75,7 +77,7 @@ def pack(
         raise EffptError(f"sequence_length={sequence_length} leaves no room for text; it must be at least 8.")
     if num_proc is not None and num_proc < 1:
         raise EffptError(f"num_proc={num_proc} must be at least 1, or None for every core.")
-    corpus = open_corpus(corpus) if isinstance(corpus, str) else corpus
+    corpus = open_corpus(corpus)
     validation = open_validation(validation, corpus)
     share = None if isinstance(validation, Corpus) else validation
     settings = _Settings(tokenizer, sequence_length, isolate_documents, cache_folder(cache_dir), num_proc)
@@ -166,6 +168,8 @@ class _Packing:
             }
             if self.corpus.documents is not None:
                 known["documents_by"] = self.corpus.documents
+            if split == "train" and self.corpus.sources:
+                known["sources"] = self.corpus.sources
             if split == "train" and self.share is not None:
                 aside = counted["validation"]
                 known["held_out"] = aside._asdict() | {

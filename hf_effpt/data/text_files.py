@@ -10,11 +10,10 @@ from pathlib import Path
 from datasets.data_files import FILES_TO_IGNORE, SPLIT_KEYWORDS
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.data.file_readers import ENDINGS
+from hf_effpt.data.file_readers import SUPPORTED, kind_of
 
 logger = logging.getLogger(__name__)
 
-SUPPORTED = ", ".join(ENDINGS)
 # Spellings of a split in names of folders and files, as `datasets` reads them.
 SPLITS = {word: str(split) for split, words in SPLIT_KEYWORDS.items() for word in words}
 LISTED = 5  # files that a warning names
@@ -39,14 +38,13 @@ def files_of_folder(folder: Path, split: str) -> list[Path]:
     Raises an `EffptError` if there is no such file.
     """
     found, links = _below(folder)
-    files = [path for path in found if path.suffix.lower() in ENDINGS]
-    left_out = [path for path in found if path.suffix.lower() not in ENDINGS]
+    files = [path for path in found if kind_of(path)]
+    left_out = [path for path in found if not kind_of(path)]
     if not files:
         kinds = Counter(path.suffix or path.name for path in found)
         listing = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5)) or "nothing"
         raise EffptError(
-            f"The folder {folder} has no readable text: it holds {listing}, needed is one of {SUPPORTED} (unpacked, "
-            "with this ending)."
+            f"The folder {folder} has no readable text: it holds {listing}, needed is one of {SUPPORTED}."
         )
     parts = {path: path.relative_to(folder).parts for path in files}
     splits = {path: _split_among(parts[path][:-1]) for path in files}
@@ -94,8 +92,8 @@ def _split_among(names: tuple[str, ...]) -> str | None:
 def _not_read(folder: Path, files: list[Path], links: list[Path]) -> str:
     """Warning of what is not read in a folder."""
     kinds = {
-        f"not of a kind read, {SUPPORTED}": [path for path in files if path.suffix.lower() not in ENDINGS],
-        "of no split, by folder or name": [path for path in files if path.suffix.lower() in ENDINGS],
+        f"not of a kind read, {SUPPORTED}": [path for path in files if not kind_of(path)],
+        "of no split, by folder or name": [path for path in files if kind_of(path)],
         "links to folders, to nothing or to files that are read already": links,
     }
     listings = []

@@ -15,7 +15,8 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import read_json
 from hf_effpt.core.objectives import OBJECTIVES, objective_in
 from hf_effpt.data.corpus import open_corpus
-from hf_effpt.data.file_readers import ENDINGS
+from hf_effpt.data.file_readers import kind_of
+from hf_effpt.data.mixture import parts_of_mixture
 from hf_effpt.data.packing import PackedRows, facts, pack
 
 from .held_out_loss import fixed_mask_batches, held_out_loss, unigram_floor
@@ -80,11 +81,12 @@ def held_out_text(folder: Path, tokenizer: PreTrainedTokenizerFast, text: str | 
             f"{folder} does not say what text its run held out (no recipe in run.json); name some by `--text`."
         )
     dataset, validation = settings["dataset"], _validation_in(settings)
-    for source in (dataset, validation):
+    for source in (*(parts_of_mixture(dataset)[0] if isinstance(dataset, list) else [dataset]), validation):
         if isinstance(source, str):
             _check_source(source, folder)
     reading = {key: settings[key] for key in ("text_column", "split", "streaming", "documents") if key in settings}
-    rows = pack(open_corpus(dataset, **reading), tokenizer, validation=validation, sequence_length=length, **packing)
+    corpus = open_corpus(dataset, **reading)
+    rows = pack(corpus, tokenizer, validation=validation, sequence_length=length, **packing)
     if "validation" not in rows:
         raise EffptError(f"The run of {folder} held out no text; name some by `--text`.")
     notes = []
@@ -93,11 +95,11 @@ def held_out_text(folder: Path, tokenizer: PreTrainedTokenizerFast, text: str | 
         notes.append("the run did not record which text it was trained on, so that none of this is in it is unchecked")
     elif before != now:
         raise EffptError(
-            f"{dataset!r} or the tokenizer in {folder} has changed since the run (fingerprint {before}, now {now}), "
-            "or another version of hf_effpt packed them: the model may have seen what is now held out. Restore it, or "
-            "name text that it has not seen by `--text`."
+            f"{corpus.name!r} or the tokenizer in {folder} has changed since the run (fingerprint {before}, "
+            f"now {now}), or another version of hf_effpt packed them: the model may have seen what is now held out. "
+            "Restore it, or name text that it has not seen by `--text`."
         )
-    return HeldOutText(dataset, rows["validation"], rows["train"], tuple(notes))
+    return HeldOutText(corpus.name, rows["validation"], rows["train"], tuple(notes))
 
 
 def evaluate_loss(text: HeldOutText, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
@@ -131,7 +133,7 @@ def _check_source(dataset: str, folder: Path) -> None:
     """Raises an `EffptError` if a run's text is not here, unless its name can be one on the Hub."""
     if dataset.startswith("builtin:") or glob.has_magic(dataset) or Path(dataset).expanduser().exists():
         return
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?", dataset) or Path(dataset).suffix in ENDINGS:
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?", dataset) or kind_of(Path(dataset)):
         raise EffptError(
             f"The run of {folder} was made on {dataset!r}, of which nothing is here ({Path(dataset).absolute()}). "
             "Evaluate from the folder that the run was started in, or name held-out text by `--text`."

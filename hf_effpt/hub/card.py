@@ -247,6 +247,12 @@ def _held_out(data: Mapping[str, Any]) -> str | None:
     return f"{aside.get('documents', 0):,} documents, {aside.get('tokens', 0):,} tokens: {source}"
 
 
+def _drawn(data: Mapping[str, Any]) -> str | None:
+    """Documents drawn from each source of a mixture; `None` if there is one source."""
+    drawn = [f"{one['documents']:,} documents of `{one['dataset']}`" for one in data.get("sources") or ()]
+    return ", ".join(drawn) or None
+
+
 def _data(data: Mapping[str, Any], tokenizer: Mapping[str, Any], untrained: int) -> Rows:
     size, isolated, accents = data.get("bytes"), data.get("isolated"), card_parts.accents_in(tokenizer)
     # Runs that do not tell of accents have counted tokens.
@@ -257,6 +263,7 @@ def _data(data: Mapping[str, Any], tokenizer: Mapping[str, Any], untrained: int)
             ("Fingerprint", data.get("fingerprint"), "`{}`"),
             ("Documents", data.get("documents"), "{:,}"),
             ("Chosen from", _chosen_from(data), "{}"),
+            ("Drawn from", _drawn(data), "{}"),
             ("Documents of .txt files", data.get("documents_by"), "`{}`"),
             ("Held out", _held_out(data), "{}"),
             ("Training documents that equal held-out ones", data.get("doubles"), "{:,}"),

@@ -50,6 +50,9 @@ def parse_section(name: str, kind: type[Section], values: Any) -> Section:
             continue
         if isinstance(value, list | tuple):
             require(bool(lists), f"{name}.{key}", list(value), "a single value")
+            if get_args(lists[0]) == (Any,):
+                ready[key] = list(value)
+                continue
             if not value or get_args(lists[0]) == (str,):  # the parser would take a word such as `--a` for a flag
                 ready[key] = [str(item) for item in value]
                 continue
@@ -58,7 +61,8 @@ def parse_section(name: str, kind: type[Section], values: Any) -> Section:
         else:
             argv.append(f"--{key}={value}")
             single = [one for one in types if one not in lists] or types
-            hint = hints[key] if str in types else single[0] | None  # the parser takes one type, or a union with `str`
+            # The parser takes one type, or a union with `str`.
+            hint = hints[key] if str in types and not lists else single[0] | None
         parsed.append((key, hint, field(default=None, metadata=declared[key].metadata)))
     narrowed: Any = make_dataclass(kind.__name__, parsed)
     parser = HfArgumentParser(narrowed, allow_abbrev=False, add_help=False, exit_on_error=False)

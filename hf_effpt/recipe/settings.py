@@ -6,6 +6,7 @@ from typing import Any, Literal
 from hf_effpt.core.objectives import OBJECTIVES
 from hf_effpt.data.document_cuts import CUTS
 from hf_effpt.data.document_selection import SelectSettings
+from hf_effpt.data.mixture import parts_of_mixture
 from hf_effpt.models.build import config_for
 from hf_effpt.training.arguments import EffptTrainingArguments
 
@@ -121,8 +122,11 @@ class DataSettings:
     """The training text, and how it becomes rows of tokens.
 
     Args:
-        dataset (`str`): a folder or file of `.txt`, `.jsonl` or `.parquet`, a dataset on the Hub, a folder of
-            `Dataset.save_to_disk`, or `builtin:pydoc`, the documentation strings of the installed Python packages.
+        dataset (`str` or `list`): a folder or file of `.txt`, `.jsonl`, `.json`, `.csv` (packed as `.gz` or `.zst`
+            too) or `.parquet`, a dataset on the Hub, a folder of `Dataset.save_to_disk`, or `builtin:pydoc`, the
+            documentation strings of the installed Python packages. Or a list of them; or a mixture,
+            `[{path: a/, weight: 3}, {path: b/, weight: 1}]`, whose documents are drawn in proportion to the weights
+            until one source has no more.
         text_column (`str`, *optional*, defaults to `"text"`): column that holds the text.
         split (`str`, *optional*, defaults to `"train"`): split to train on, of a source that has splits.
         streaming (`bool`, *optional*, defaults to `False`): if `True`, read the dataset once without storing its text.
@@ -152,7 +156,7 @@ class DataSettings:
         EffptError: for an impossible value.
     """
 
-    dataset: str
+    dataset: str | list[Any]
     text_column: str = "text"
     split: str = "train"
     streaming: bool = False
@@ -173,6 +177,8 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         require(bool(self.dataset), "data.dataset", self.dataset, "a file, folder, Hub dataset or builtin:pydoc")
+        if not isinstance(self.dataset, str):
+            parts_of_mixture(self.dataset)
         self.validation = str(self.validation)
         held_out = self.held_out
         if isinstance(held_out, float):

@@ -65,14 +65,14 @@ def test_pattern_without_match(tmp_path):
 
 
 def test_folder_without_text_lists_what_it_holds(tmp_path):
-    with pytest.raises(EffptError, match=r"holds nothing, needed is one of \.txt, \.jsonl, \.parquet"):
+    with pytest.raises(EffptError, match=r"holds nothing, needed is one of \.txt, \.jsonl, \.json, \.csv, \.parquet"):
         open_corpus(str(tmp_path))
-    for name in ("a.csv", "b.csv", "c.txt.gz"):
+    for name in ("a.pdf", "b.pdf", "c.txt.7z", "d.parquet.gz"):
         (tmp_path / name).write_text("x")
-    with pytest.raises(EffptError, match=r"it holds 2 \.csv, 1 \.gz"):
+    with pytest.raises(EffptError, match=r"it holds 2 \.pdf, 1 \.7z, 1 \.gz, needed is one of"):
         open_corpus(str(tmp_path))
-    with pytest.raises(EffptError, match=r"a\.csv is a \.csv"):
-        open_corpus(str(tmp_path / "a.csv"))
+    with pytest.raises(EffptError, match=r"a\.pdf is a \.pdf; the text must be in \.txt, .* packed, as \.txt\.gz or"):
+        open_corpus(str(tmp_path / "a.pdf"))
 
 
 @pytest.mark.parametrize("text", ["", " \n\n\t\n"])

@@ -4,7 +4,7 @@ import textwrap
 import pytest
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.data import corpus, open_corpus
+from hf_effpt.data import file_readers, open_corpus
 from hf_effpt.data.document_cuts import cut_documents, guessed_cut
 
 DRAW = random.Random(0)
@@ -68,7 +68,7 @@ def test_a_file_is_guessed_and_several_small_ones_are_documents(tmp_path, monkey
     (tmp_path / "train-2.txt").write_text("\n\n".join(SENTENCES))
     found = open_corpus(str(tmp_path))
     assert (found.documents, len(list(found.texts()))) == ("file", 2)
-    monkeypatch.setattr(corpus, "SMALL_BYTES", 1000)
+    monkeypatch.setattr(file_readers, "SMALL_BYTES", 1000)
     found = open_corpus(str(tmp_path))
     assert (found.documents, len(list(found.texts()))) == ("blank_lines", 201)
     found = open_corpus(str(tmp_path), documents="lines")

@@ -54,7 +54,7 @@ def test_corpus_reads_blank_parts_as_its_whole_documents():
 
 @pytest.mark.parametrize("chunk", [3, 1000])
 def test_text_files_are_read_in_parts(tmp_path, monkeypatch, chunk):
-    monkeypatch.setattr("hf_effpt.data.file_readers.CHUNK_BYTES", chunk)
+    monkeypatch.setattr("hf_effpt.data.text_stream.CHUNK_BYTES", chunk)
     long = "Änderung um Änderung, Wort für Wort " * 8
     (tmp_path / "a.txt").write_bytes(f"{long}\r\nund\r\n \r\n\r\n{long}".encode())
     documents = [f"{long}\nund", long.strip()]

@@ -1,15 +1,20 @@
+import gzip
+import json
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.data.document_cuts import CUTS
-from hf_effpt.data.file_readers import (
-    parquet_text_bytes,
-    read_jsonl,
-    read_parquet,
-    read_txt,
-)
+from hf_effpt.data import json_readers, open_corpus
+from hf_effpt.data.document_cuts import CUTS, cut_documents
+from hf_effpt.data.json_readers import read_json, read_jsonl
+from hf_effpt.data.table_readers import parquet_text_bytes, read_csv, read_parquet
+from hf_effpt.data.text_stream import strings_of
+
+
+def read_txt(path, cut):
+    return cut_documents(strings_of(path), cut)
 
 
 @pytest.fixture
@@ -22,6 +27,117 @@ def file(tmp_path):
         return path
 
     return write
+
+
+PACKERS = {"": lambda data: data, ".gz": gzip.compress, ".zst": lambda data: pa.compress(data, "zstd", asbytes=True)}
+
+
+@pytest.mark.parametrize("packing", PACKERS)
+def test_packed_files_are_read_as_unpacked_ones(file, packing):
+    text, packed = "".join(f"line {number}\n" for number in range(300_000)), PACKERS[packing]
+    assert "".join(strings_of(file(f"a.txt{packing}", packed(text.encode())))) == text
+    contents = {
+        "b.jsonl": '{"text": "one"}\n{"text": "two"}',
+        "b.json": '[{"text": "one"}, {"text": "two"}]',
+        "b.csv": "id,text\n1,one\n2,two",
+        "b.TXT": "one\n\ntwo",
+    }
+    for name, content in contents.items():
+        path = file(name + packing.upper(), packed(content.encode()))
+        corpus = open_corpus(str(path))
+        assert list(corpus.texts()) == ["one", "two"]
+        assert corpus.num_bytes == (None if packing else len(content))
+
+
+@pytest.mark.parametrize("packing", [".gz", ".zst"])
+def test_damaged_packed_files_are_named(file, packing):
+    packed = PACKERS[packing](str(list(range(10_000))).encode())
+    damaged = [packed[: len(packed) // 2], b"no such packing"]
+    if packing == ".gz":  # which holds a check sum
+        damaged.append(packed[:50] + bytes(50) + packed[100:])
+    for data in damaged:
+        with pytest.raises(EffptError, match=rf"bad\.txt{packing} cannot be read \(.+\)\. It may be damaged"):
+            list(strings_of(file(f"bad.txt{packing}", data)))
+
+
+JSON = {
+    "array": '[{"text": "one", "n": [1, {}]}, {"text": null},\n {"text": "a \\"b\\" [c], {d} \\ud800"}]\n',
+    "lines": '{"text": "one", "n": 1}\n\n{"text": null}\n{"text": "a \\"b\\" [c], {d} \\ud800"}',
+    "indented": json.dumps([{"text": "one"}, {"text": None}, {"text": 'a "b" [c], {d} \ud800'}], indent=2),
+}
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 2**20])
+@pytest.mark.parametrize("text", JSON.values(), ids=JSON)
+def test_json_is_an_array_or_objects_one_after_another(file, monkeypatch, text, chunk):
+    monkeypatch.setattr("hf_effpt.data.json_readers.CHUNK_BYTES", chunk)
+    monkeypatch.setattr("hf_effpt.data.text_stream.CHUNK_BYTES", chunk)
+    assert list(read_json(file("a.json", text.encode()), "text")) == ["one", "", 'a "b" [c], {d} \ufffd']
+
+
+def test_json_is_read_piece_by_piece(file, monkeypatch):
+    monkeypatch.setattr("hf_effpt.data.json_readers.CHUNK_BYTES", 1000)
+    monkeypatch.setattr("hf_effpt.data.text_stream.CHUNK_BYTES", 1000)
+    texts, sizes, real = [f"text {number} " * (number % 50) for number in range(3000)], [], json_readers._longer
+
+    def measured(*arguments):
+        longer = real(*arguments)
+        sizes.append(len(longer[0]))
+        return longer
+
+    monkeypatch.setattr(json_readers, "_longer", measured)
+    path = file("a.json", json.dumps([{"text": text} for text in texts]).encode())
+    assert list(read_json(path, "text")) == texts
+    assert max(sizes) < 5000
+
+
+@pytest.mark.parametrize("content", ["[]", " [ ] ", ""])
+def test_json_without_records_is_empty(file, content):
+    assert list(read_json(file("a.json", content.encode()), "text")) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('[{"text": "a"}, {"text": "b"}', r"a\.json, after record 2: not valid JSON \(the array is not closed"),
+        ('[{"text": "a"}, ', r"after record 1: not valid JSON \(the array is not closed"),
+        ('[{"text": "a"} {"text": "b"}]', r"after record 1: not valid JSON \('{' where it must go on or end"),
+        ('[{"text": "a"}] 1', r"after record 1: not valid JSON \('1' where it must"),
+        ('[{"text": "a"}, {"text": b}]', r"after record 1: not valid JSON \(Expecting value"),
+        ('{"text": "a"}\n{"text": "b', r"after record 1: not valid JSON \(Unterminated string"),
+        ('[{"text": "a"}, ["b"]]', r"record 2: this is a JSON list, but each record must be an object"),
+        ('{"data": [{"text": "a"}]}', r"record 1: there is no column 'text'; the columns are 'data'"),
+        ('[{"text": 5}]', r"record 1: the column 'text' holds int"),
+        ('[{"text": "a"}, ' + "[" * 100_000, r"after record 1: not valid JSON \(maximum recursion depth"),
+    ],
+)
+def test_bad_json_names_the_record(file, content, message):
+    with pytest.raises(EffptError, match=message):
+        list(read_json(file("a.json", content.encode()), "text"))
+
+
+def test_csv_reads_the_column(file):
+    long = "word, " * 50_000
+    path = file(
+        "a.csv", f'\ufeffid,text\r\n1,one\r\n2,"two ""quoted"",\r\nlines"\r\n\r\n3,\r\n4,"{long}"\r\n'.encode()
+    )
+    assert list(read_csv(path, "text")) == ["one", 'two "quoted",\nlines', "", long]
+    assert list(read_csv(path, "id")) == ["1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("body,id\na,1", r"a\.csv: there is no column 'text'; the columns are 'body', 'id'"),
+        ("text,text\na,b", r"a\.csv: there are several columns 'text'"),
+        ("id,text\n1,a\n2,b, c", r"a\.csv, line 3: this row has 3 columns, but the first row names 2.*quotes"),
+        ('id,text\n1,"a\n2,b', r"a\.csv, line 3: not valid CSV \(unexpected end of data"),
+        ("", r"a\.csv: there is no column 'text'; the columns are none"),
+    ],
+)
+def test_bad_csv_is_named(file, content, message):
+    with pytest.raises(EffptError, match=message):
+        list(read_csv(file("a.csv", content.encode()), "text"))
 
 
 def test_txt_is_one_document_without_mark_and_carriage_returns(file):

@@ -101,6 +101,19 @@ def test_carbon_by_codecarbon_is_said_to_be(record):
     assert emissions["geographical_location"] == "FRA"
 
 
+def test_the_text_and_what_is_held_out_of_it_are_told(record):
+    aside = {"documents": 1200, "tokens": 34567, "bytes": 9999, "asked": 0.01, "share": 0.0098, "of": 120_000}
+    sources = [{"dataset": "a/", "documents": 90_000, "weight": 0.75}, {"dataset": "b/", "documents": 30_000}]
+    record["data"] |= {"documents_by": "lines", "held_out": aside, "doubles": 3, "sources": sources}
+    text = model_card(record).text
+    assert "| Held out | 1,200 documents, 34,567 tokens: 0.98% of the text |" in text
+    assert "| Documents of .txt files | `lines` |" in text
+    assert "| Training documents that equal held-out ones | 3 |" in text
+    assert "| Drawn from | 90,000 documents of `a/`, 30,000 documents of `b/` |" in text
+    record["data"]["held_out"] = {"documents": 2, "tokens": 3, "bytes": 4, "dataset": "own/"}
+    assert "| Held out | 2 documents, 3 tokens: `own/` |" in model_card(record).text
+
+
 def test_an_older_record_keeps_its_joules_and_says_nothing_of_carbon(record):
     record["clock"]["joules"] = 1500.0
     card = model_card(record)
