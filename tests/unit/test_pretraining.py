@@ -53,7 +53,7 @@ def test_what_is_held_out_is_told():
     assert "Held out were 12 documents of own/, 3,456 tokens." in said
     assert "equal" not in said
     drawn = [{"dataset": "a", "documents": 3000, "weight": 0.75}, {"dataset": "b", "documents": 1000}]
-    said = RunResult("out", Clock("steps", 1), {}, {}, {"sources": drawn}).summary()
+    said = RunResult("out", Clock("steps", 1), {}, {}, {"data": {"sources": drawn}}).summary()
     assert "Documents were drawn: 3,000 from a (share 0.75), 1,000 from b." in said
 
 
