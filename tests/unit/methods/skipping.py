@@ -56,13 +56,13 @@ def ragged(rows=8, length=12):
 
 
 def ran(model, **inputs):
-    """Which layers a forward calls, and with how many rows."""
+    """Which layers a forward calls, and with how many rows; without labels, so that the last is called as a whole."""
     seen = []
     hooks = [
         layer.register_forward_hook(lambda _, args, __, index=int(index): seen.append((index, len(args[0]))))
         for index, layer in stack_of(model.backbone)._modules.items()
     ]
-    model(**inputs)
+    model(**{name: value for name, value in inputs.items() if name != "labels"})
     for hook in hooks:
         hook.remove()
     return seen
