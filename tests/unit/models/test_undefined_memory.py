@@ -88,7 +88,7 @@ def test_a_dictionary_without_notes_is_empty_and_refused(stock):
     model = EffptBertForMaskedLM.from_pretrained(stock, config=config)
     assert undefined(model) == []
     with pytest.raises(EffptError, match=r"`tnf\.entries` is 7, but the run itself writes it"):
-        model.methods[0].prepare(model.bert, RunContext(0, 0.0))
+        model.methods[0].prepare(model.bert, RunContext(0, 0.0, open_text=lambda: None))
 
 
 @pytest.mark.parametrize("place", ["all", "masked"])
