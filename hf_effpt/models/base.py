@@ -102,11 +102,14 @@ class EffptMixin:
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """Loads like the stock class; methods `adopt` weights that do not come from a training model."""
         loaded = super().from_pretrained(*args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        if model._without_ledger:
-            for method in model.methods:
-                method.adopt(model.backbone)
+        (loaded[0] if isinstance(loaded, tuple) else loaded).after_loading()
         return loaded
+
+    def after_loading(self) -> None:
+        """Adapts the model to weights that were loaded into it."""
+        if self._without_ledger:
+            for method in self.methods:
+                method.adopt(self.backbone)
 
     def add_method(self, name: str, **settings: Any) -> None:
         """Adds a method to an existing model.

@@ -75,9 +75,7 @@ def load_parts(joint: Any, discriminator: ElectraForPreTraining, generator: Elec
     if disentangled:
         with torch.no_grad():
             joint.get_parameter(WORDS).sub_(joint.generator.get_parameter(WORDS))
-    if joint._without_ledger:
-        for method in joint.methods:
-            method.adopt(joint.backbone)
+    joint.after_loading()
 
 
 def _equal(tensor: Tensor, other: Tensor) -> bool:

@@ -94,14 +94,11 @@ class McBertForPreTraining(WithGenerator, ElectraForMaskedLM):
             with torch.no_grad():
                 self.generator_lm_head.bias[self.config.nota_token_id] = NEVER
 
-    @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Loads like the stock class; "none of the above", which an export never answers, may be answered again."""
-        loaded = super().from_pretrained(*args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
+    def after_loading(self) -> None:
+        """Lets "none of the above", which an export never answers, be answered again."""
+        super().after_loading()
         with torch.no_grad():
-            model.generator_lm_head.bias.masked_fill_(model.generator_lm_head.bias <= NEVER, 0.0)
-        return loaded
+            self.generator_lm_head.bias.masked_fill_(self.generator_lm_head.bias <= NEVER, 0.0)
 
     @property
     def selects(self) -> bool:
