@@ -101,7 +101,7 @@ def _is_about(folder: Path, error: OSError) -> bool:
 
 
 def stamp(path: Path) -> tuple[int, ...]:
-    """What changes when a file is written or replaced: its size, its two times, and its number on its disk.
+    """Size, two times, inode and device of a file, some of which change when it is written or replaced.
 
     Raises an `EffptError` if there is no such file.
     """

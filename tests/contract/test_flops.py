@@ -1,4 +1,4 @@
-"""What a step is charged for is what it computes: for every method, with checkpointing and with label smoothing."""
+"""Charged FLOPs equal those of the real step: for every method, with checkpointing and with label smoothing."""
 
 import pytest
 

@@ -166,7 +166,7 @@ def assert_is_importance(found, heads, neurons):
 
 
 def test_importance_is_the_mean_over_rows_of_the_absolute_slope_of_each():
-    """Of rows of one to four labels, whose slopes have different signs, so that they would cancel in a mean."""
+    """Rows have one to four labels, and slopes of different signs, which would cancel in a mean."""
     model = wide().eval()
     batches = [padded(), padded(rows=3, length=7)]
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -144,7 +144,7 @@ def test_of_alike_documents_of_a_cluster_only_the_farthest_stays():
 
 
 def test_a_document_like_one_that_goes_goes_too():
-    """Of a chain in which each is like the next only the farthest stays, as in the published pseudo-code."""
+    """In a chain of documents, each like the next, only the farthest stays, as in the published pseudo-code."""
     angles = np.array([0.0, 0.15, 0.3, 0.45, 2.0])
     embeddings = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
     alike = np.triu(embeddings @ embeddings.T, 1).max(axis=0) > 0.985  # neighbours have 0.989, the next but one 0.955

@@ -102,7 +102,7 @@ def test_accents_are_a_choice_apart_from_case(tmp_path, lowercase, accents):
 
 
 def test_alphabet_follows_the_text():
-    """Of 1,500 Chinese characters, all once in each document, none is unknown or has a form that cannot occur."""
+    """No character is unknown or has a form that cannot occur, of 1,500 Chinese ones, each once in a document."""
     signs = [chr(code) for code in range(0x4E00, 0x4E00 + 1500)]
     texts = ["".join(signs[place::3]) + "。 word words" for place in (0, 1, 2)] * 4
     trained = train_tokenizer(corpus_of(texts), vocab_size=2048)

@@ -1,4 +1,4 @@
-"""Where words end, for every kind of tokenizer, against BERT's own pre-tokenizer."""
+"""Ends of words for every kind of tokenizer, against BERT's own pre-tokenizer."""
 
 import numpy as np
 import pytest

@@ -56,7 +56,7 @@ def ragged(rows=8, length=12):
 
 
 def ran(model, **inputs):
-    """Which layers a forward calls, and with how many rows; without labels, so that the last is called as a whole."""
+    """Layers that a forward calls, and numbers of rows; without labels, so that the last is called as a whole."""
     seen = []
     hooks = [
         layer.register_forward_hook(lambda _, args, __, index=int(index): seen.append((index, len(args[0]))))

@@ -63,7 +63,7 @@ def finished(folder, ledger, order=None):
 
 
 def left(model):
-    """What a model leaves behind, but for the order of its own layers."""
+    """Export, events and widths that a model leaves, which do not depend on the order in which its layers are stored."""
     events = [{key: event[key] for key in event if key != "teacher"} for event in model.config.events or []]
     widths = model.config.layer_widths and running_widths(model.bert)
     return (
@@ -125,7 +125,7 @@ def test_cuts_in_rounds_leave_every_other_layer_of_the_whole_model(tmp_path):
 
 
 def test_a_ticket_is_that_of_the_export(tmp_path):
-    """Of single weights, and of heads and neurons, after a growth that permutes the layers."""
+    """Tickets of single weights, and of heads and neurons, after a growth that permutes the layers."""
     trainer = finished(tmp_path / "single", {"stacking": GROWING, "lottery": {"sparsity": 0.6, "rounds": 1}})
     ticket = SparseTicket.load(SparseTicket.of(trainer.model).save(tmp_path / "t.safetensors"))
     for name, linear in prunable(trainer.model.export().bert).items():

@@ -143,7 +143,7 @@ def test_a_pair_in_two_precisions_is_a_pair():
 
 @pytest.mark.parametrize("told", [True, False])
 def test_an_untied_generator_is_refused(told):
-    """Whether its configuration says so, or its weights alone."""
+    """The configuration may say so, or the weights alone."""
     discriminator, generator = pair(tie_word_embeddings=not told)
     if not told:
         generator.generator_lm_head.weight = nn.Parameter(generator.generator_lm_head.weight + 0.1)

@@ -73,7 +73,7 @@ def test_a_snapshot_is_zero_until_it_is_taken(tmp_path, name, objective):
 
 
 def test_a_checkpoint_that_holds_a_tied_tensor_twice_is_read(tmp_path):
-    """As those that an older version saved from a loaded model."""
+    """Older versions saved such checkpoints from a loaded model."""
     model = tiny.model(LEDGERS["earlybert"])
     model.snapshot.register_buffer("cls/predictions/decoder/weight", torch.zeros(tiny.VOCAB, 32))
     model.save_pretrained(tmp_path)
