@@ -63,7 +63,7 @@ def finished(folder, ledger, order=None):
 
 
 def left(model):
-    """Export, events and widths that a model leaves, which do not depend on the order in which its layers are stored."""
+    """Export, events and widths that a model leaves, whatever the order in which its layers are stored."""
     events = [{key: event[key] for key in event if key != "teacher"} for event in model.config.events or []]
     widths = model.config.layer_widths and running_widths(model.bert)
     return (

@@ -365,7 +365,7 @@ def test_exports_to_electra_where_the_tables_are_narrower_and_the_controller_alw
 
 @pytest.mark.parametrize("changes", [{}, {"embedding_size": 16}, {"faithful": True}])
 def test_an_export_never_answers_none_of_the_above(tmp_path, changes):
-    """None of the above is the answer to most tokens in training; the other logits are those that were learned."""
+    """In training NOTA is the answer to most tokens; the other logits are those that were learned."""
     made, ids = model(**changes).eval(), batch()["input_ids"]
     with torch.no_grad():
         made.generator_lm_head.bias[NOTA] = 20.0
