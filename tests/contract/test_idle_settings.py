@@ -1,10 +1,14 @@
 """Settings that do nothing beside the others are refused, in all sections by one mechanism."""
 
 import pytest
+import yaml
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.registry import METHODS, build_methods
+from hf_effpt.core.registry import METHODS, build_methods, without_idle
 from hf_effpt.core.settings import GIVEN, In, Like, When, check_effects, idle_settings
+from hf_effpt.models import EffptBertConfig, EffptBertForMaskedLM, EffptElectraConfig
+from hf_effpt.pretraining import claim
+from hf_effpt.recipe.recipe import Recipe
 from hf_effpt.recipe.settings import DataSettings, ModelSettings
 from tests import tiny
 
@@ -135,3 +139,41 @@ def test_every_condition_names_settings_that_there_are():
         for whens in idle_settings(kind, every).values():
             assert all(set(when.needed) <= names for when in whens)
     check_effects(METHODS["compress"](), "compress")
+
+
+# What older versions took.
+
+OLD = {"layerskip": {"routing": "topk", "harden": 0.4}, "own": {"x": 1}}
+
+
+def test_a_checkpoint_with_a_setting_that_does_nothing_is_read(tmp_path, caplog):
+    assert without_idle(OLD) == {"layerskip": {"routing": "topk"}, "own": {"x": 1}}
+    tiny.model({"layerskip": {"routing": "topk"}}).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace('"routing": "topk"', '"routing": "topk", "harden": 0.4'))
+    with caplog.at_level("WARNING"):
+        model = EffptBertForMaskedLM.from_pretrained(tmp_path)
+    assert model.config.methods == {"layerskip": {"routing": "topk"}}
+    assert "`layerskip.harden`, 0.4, has done nothing" in caplog.text
+    config = EffptElectraConfig.from_dict({"methods": {"layerskip": OLD["layerskip"]}})
+    assert config.methods == {"layerskip": {"routing": "topk"}}
+    with pytest.raises(EffptError, match=r"`layerskip\.harden`"):  # said now
+        EffptBertForMaskedLM(EffptBertConfig(**tiny.SHAPE, methods={"layerskip": OLD["layerskip"]}))
+
+
+def test_a_run_with_a_setting_that_does_nothing_is_resumed_without_it(tmp_path):
+    sections = {
+        "model": {"num_hidden_layers": 4},
+        "methods": {"layerskip": {"routing": "topk"}},
+        "data": {"dataset": "builtin:pydoc"},
+        "training": {"output_dir": str(tmp_path)},
+    }
+    recipe = Recipe.load(sections)
+    old = recipe.resolved()
+    old["methods"]["layerskip"]["harden"], old["data"]["split"] = 0.4, "x"
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(old))
+    claim(tmp_path, recipe, resume=True)
+    old["methods"]["layerskip"]["target"] = 0.3
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(old))
+    with pytest.raises(EffptError, match=r"has `methods\.layerskip: .*'target': 0\.3"):
+        claim(tmp_path, recipe, resume=True)
