@@ -26,7 +26,8 @@ args = parser.parse_args()
 
 tokenizer = train_tokenizer(args.dataset, vocab_size=args.vocab_size)
 rows = pack(args.dataset, tokenizer, sequence_length=128)
-search = {"head_keep": args.head_keep, "ffn_keep": args.ffn_keep, "ticket": args.ticket, "max_search_steps": 0.2}
+search = {"head_keep": args.head_keep, "ffn_keep": args.ffn_keep, "max_search_steps": 0.2}
+search = {"ticket": args.ticket} if args.ticket.endswith(".json") else search | {"ticket": args.ticket}
 config = EarlyBertConfig(
     vocab_size=len(tokenizer), num_hidden_layers=4, hidden_size=128, num_attention_heads=4, intermediate_size=512,
     hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, methods={"earlybert": search},

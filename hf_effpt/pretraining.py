@@ -16,6 +16,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
 from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.objectives import floor_in, measured_as
+from hf_effpt.core.registry import build_methods, without_idle
+from hf_effpt.core.settings import idle_settings
 from hf_effpt.data.cache import build_once, cache_folder
 from hf_effpt.data.corpus import Corpus, open_corpus
 from hf_effpt.data.document_selection import Kept
@@ -217,11 +219,16 @@ def claim(out: Path, recipe: Recipe, resume: bool) -> None:
     if not (out / "recipe.yaml").is_file():
         raise EffptError(f"There is no run in {out} to resume (no recipe.yaml); start without `--resume`.")
     before = yaml.safe_load((out / "recipe.yaml").read_text(encoding="utf-8"))
-    for section in SECTIONS:
+    for section, kind in SECTIONS.items():
         old, new = before.get(section) or {}, recipe.resolved()[section]
         if section == "training":  # the order and masks of the rows depend on the seed
             old, new = ({"seed": values.get("seed")} for values in (old, new))
-        for key in sorted({*old, *new} - FREE):
+        # Settings that older versions took, though they do nothing, are refused now, so that they cannot be the same.
+        idle = {} if kind is None else idle_settings(kind, old)
+        if kind is None:
+            old, new = ({method.name: method.settings() for method in build_methods(without_idle(of))}
+                        for of in (old, new))  # fmt: skip
+        for key in sorted({*old, *new} - FREE - {*idle}):
             if old.get(key) != new.get(key):
                 raise EffptError(
                     f"The run in {out} has `{section}.{key}: {old.get(key)}`, but the recipe now says {new.get(key)}; "

@@ -37,7 +37,7 @@ from .depth import flatten
 from .errors import EffptError
 from .freezing import freeze
 from .paper import Paper
-from .settings import check_settings
+from .settings import check_settings, default_of
 
 
 @dataclass
@@ -150,11 +150,6 @@ class Method:
             for field in dataclasses.fields(self)
             if getattr(self, field.name) != default_of(field)
         }
-
-
-def default_of(field: dataclasses.Field) -> Any:
-    """The default of a dataclass field, made anew if it has a factory."""
-    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def start_after(method: Method, after: float | None, others: Mapping[str, Method]) -> float:

@@ -16,6 +16,7 @@ from typing import Any
 
 from .errors import EffptError
 from .method import Method
+from .settings import idle_settings
 
 logger = logging.getLogger(__name__)
 
@@ -140,6 +141,15 @@ def method_class(name: str) -> type[Method]:
             f"that registers it first: `--import MODULE` on the command line, or an entry point `{GROUP}`."
         )
     return METHODS[name]
+
+
+def without_idle(ledger: Mapping[str, Mapping[str, Any] | None] | None) -> dict[str, dict[str, Any]]:
+    """A saved ledger without settings that do nothing, which older versions took."""
+    kept = {name: dict(settings or {}) for name, settings in (ledger or {}).items()}
+    for name in kept.keys() & METHODS.keys():
+        for key in idle_settings(METHODS[name], kept[name]):
+            logger.warning("`%s.%s`, %r, has done nothing, and is left out", name, key, kept[name].pop(key))
+    return kept
 
 
 def build_methods(ledger: Mapping[str, Mapping[str, Any] | None] | None, config: Any = None) -> list[Method]:

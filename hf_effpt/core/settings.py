@@ -1,13 +1,17 @@
-"""Valid values of settings, declared as types of dataclass fields and checked in one place.
+"""Valid values of settings and what gives them an effect, declared at dataclass fields and checked in one place.
 
 `p: Annotated[float, In("[0, 1)")] | None = None` is left out or a number from 0 to below 1.
+`harden: Annotated[Share, When(routing="bernoulli")] = 0.5` has an effect only with that `routing`.
 """
 
+import dataclasses
 import os
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
-from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from .errors import EffptError
 
@@ -35,6 +39,39 @@ class In:
         return f"below {high}" if low == "-inf" else f"in {self.interval}"
 
 
+@dataclass(frozen=True)
+class Like:
+    """Texts that match a regular expression, in `words`; all other values that are given match, too."""
+
+    pattern: str
+    words: str
+
+    def __contains__(self, value: Any) -> bool:
+        return value is not None and (not isinstance(value, str) or bool(re.fullmatch(self.pattern, value)))
+
+    def __str__(self) -> str:
+        return self.words
+
+
+class When:
+    """What gives a setting its effect: values of other settings, for `Annotated[float, When(routing="bernoulli")]`.
+
+    A value is needed as it is, or is one of a tuple, or in an interval ([`In`]) or pattern ([`Like`]). All settings
+    named must have the value; of several `When`s of a field one is enough.
+    """
+
+    def __init__(self, **needed: Any) -> None:
+        self.needed = needed
+
+    def unmet(self, values: Mapping[str, Any]) -> list[str]:
+        """Names of the settings that have another value than is needed."""
+        return [key for key, needed in self.needed.items() if not _matches(values[key], needed)]
+
+    def __str__(self) -> str:
+        return " and ".join(f"`{key}` {_needed(needed)}" for key, needed in self.needed.items())
+
+
+GIVEN = Like(".*", "given")
 FINITE = In("(-inf, inf)")
 Share = Annotated[float, In("(0, 1]")]
 Fraction = Annotated[float, In("[0, 1)")]
@@ -46,10 +83,10 @@ CountOrZero = Annotated[int, In("[0, inf)")]
 
 
 def check_settings(settings: Any) -> None:
-    """Raises an `EffptError` for the first field of a dataclass with a `name` whose value does not fit its type.
+    """Raises an `EffptError` for the first field of a dataclass with a `name` whose value is wrong or does nothing.
 
-    Known types are `float`, `int`, `str` (or a path), `bool`, `Literal`, `list`, and unions of them. A bool is no
-    number; NaN and infinity are in no interval.
+    A value has to fit its type: `float`, `int`, `str` (or a path), `bool`, `Literal`, `list`, or a union of them. A
+    bool is no number; NaN and infinity are in no interval.
     """
     options = _options(type(settings))
     for field in fields(settings):
@@ -58,16 +95,83 @@ def check_settings(settings: Any) -> None:
             needed = " or ".join(_words(*kind) for kind in kinds if kind[0] is not NoneType)
             why = "".join(f": {interval.why}" for _, interval in kinds if interval.why)
             raise EffptError(f"`{settings.name}.{field.name}` must be {needed}, not {value!r}{why}.")
+    check_effects(settings, settings.name)
+
+
+def check_effects(settings: Any, name: str) -> None:
+    """Raises an `EffptError` for the first field of a dataclass, the section `name`, that does nothing as set."""
+    values = {field.name: getattr(settings, field.name) for field in fields(settings)}
+    for key, needed in idle_settings(type(settings), values).items():
+        here = {other: values[other] for when in needed for other in when.unmet(values) if other != key}
+        raise idle_error(name, key, values[key], " or with ".join(map(str, needed)), here)
+
+
+def idle_error(name: str, key: str, value: Any, needed: str, here: Mapping[str, Any] | None = None) -> EffptError:
+    """The error for a setting that does nothing: `needed` gives it an effect, and `here` are the values instead."""
+    found = {other: "left out" if own is None else repr(own) for other, own in (here or {}).items()}
+    instead = f", and here {', '.join(f'`{other}` is {own}' for other, own in found.items())}" if found else ""
+    return EffptError(
+        f"`{name}.{key}` is {value!r}, which has an effect only with {needed}{instead}; leave `{key}` out."
+    )
+
+
+def idle_settings(kind: type, values: Mapping[str, Any]) -> dict[str, list[When]]:
+    """Settings among `values` of the dataclass `kind` that do nothing, each with what would give it an effect.
+
+    Those left at their default are none of them.
+    """
+    defaults = {field.name: default_of(field) for field in fields(kind)}
+    every, conditions = defaults | dict(values), _conditions(kind)
+    given = [key for key in values if key in conditions and values[key] != defaults[key]]
+    return {key: conditions[key] for key in given if all(when.unmet(every) for when in conditions[key])}
+
+
+def default_of(field: dataclasses.Field) -> Any:
+    """The default of a dataclass field, made anew if it has a factory."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+@cache
+def _conditions(cls: type) -> dict[str, list[When]]:
+    """The conditions of fields that have some."""
+    found = {}
+    for key, hint in get_type_hints(cls, include_extras=True).items():
+        if get_origin(hint) is Annotated and (whens := [item for item in get_args(hint) if isinstance(item, When)]):
+            found[key] = whens
+    return found
 
 
 @cache
 def _options(cls: type) -> dict[str, list[tuple[Any, In]]]:
     """Types that each field may have, with the intervals of numbers."""
-    found = {}
-    for key, hint in get_type_hints(cls, include_extras=True).items():
-        kinds = (hint,) if get_origin(hint) in (None, Annotated, Literal, list) else get_args(hint)
-        found[key] = [get_args(kind) if get_origin(kind) is Annotated else (kind, FINITE) for kind in kinds]
-    return found
+    return {key: _kinds(hint) for key, hint in get_type_hints(cls, include_extras=True).items()}
+
+
+def _kinds(hint: Any, interval: In = FINITE) -> list[tuple[Any, In]]:
+    if get_origin(hint) is Annotated:
+        inner, *more = get_args(hint)
+        return _kinds(inner, next((item for item in more if isinstance(item, In)), interval))
+    if get_origin(hint) in (Union, UnionType):
+        return [kind for option in get_args(hint) for kind in _kinds(option)]
+    return [(hint, interval)]
+
+
+def _matches(value: Any, needed: Any) -> bool:
+    if isinstance(needed, tuple):
+        return any(_matches(value, one) for one in needed)
+    if isinstance(needed, In):
+        return isinstance(value, int | float) and value in needed
+    return value in needed if isinstance(needed, Like) else value == needed
+
+
+def _needed(needed: Any) -> str:
+    """Words for the values that a setting must have."""
+    if isinstance(needed, tuple):
+        *others, last = map(_needed, needed)
+        return f"{', '.join(others)} or {last}" if others else last
+    if isinstance(needed, In | Like):
+        return str(needed)
+    return "left out" if needed is None else f"`{needed}`" if isinstance(needed, str) else str(needed).lower()
 
 
 def _fits(value: Any, kind: Any, interval: In) -> bool:

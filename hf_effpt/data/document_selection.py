@@ -9,11 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import chain
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.settings import GIVEN, When, check_effects
 from hf_effpt.core.shares import part_of
 from hf_effpt.data.document_meter import content_keys
 
@@ -55,8 +56,8 @@ class SelectSettings:
     """
 
     deduplicate: Deduplicate | None = None
-    similarity: float | None = None
-    model: str | None = None
+    similarity: Annotated[float | None, When(deduplicate=("near", "semantic"))] = None
+    model: Annotated[str | None, When(deduplicate="semantic"), When(keep=GIVEN)] = None
     keep: float | None = None
     band: Band | None = None
 
@@ -72,8 +73,6 @@ class SelectSettings:
         judged = "`keep`" if share is not None else "`deduplicate: semantic`"
         needs = (
             ("deduplicate", self.deduplicate in (None, "exact", *USUAL_SIMILARITY), "exact, near or semantic"),
-            ("similarity", similarity is None or self.deduplicate in USUAL_SIMILARITY,
-             "left out: only `deduplicate: near` and `semantic` have it"),
             ("similarity", similarity is None or 0 < similarity <= 1, "above 0 and at most 1"),
             ("similarity", similarity != 1 or self.deduplicate == "near",
              "below 1 for `deduplicate: semantic`, since no cosine is above 1"),
@@ -84,12 +83,11 @@ class SelectSettings:
             ("band", self.band in (None, *BANDS), f"one of {bands}"),
             ("model", self.model is not None or not self.reads,
              f"the folder of a stock checkpoint, which {judged} judges the documents by"),
-            ("model", self.model is None or self.reads,
-             "left out, where neither `deduplicate: semantic` nor `keep` and `band` need it"),
         )  # fmt: skip
         for key, holds, needed in needs:
             if not holds:
                 raise EffptError(f"`data.select.{key}` is {getattr(self, key)!r}, but must be {needed}.")
+        check_effects(self, "data.select")
 
     @property
     def reads(self) -> bool:

@@ -5,6 +5,8 @@ from typing import Any, ClassVar
 from huggingface_hub.dataclasses import strict
 from transformers import BertConfig, PreTrainedConfig
 
+from hf_effpt.core.registry import without_idle
+
 from .pruned_bert import PrunedBertConfig
 
 LEDGER = ("methods", "layer_order", "events", "layer_widths")
@@ -16,8 +18,18 @@ def settings_of(config: PreTrainedConfig, *left_out: str) -> dict[str, Any]:
     return {key: value for key, value in config.to_dict().items() if key not in left_out}
 
 
+class WithLedger:
+    """Adds the ledger to a stock configuration class; placed before it in the bases."""
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Reads a saved configuration; settings of methods that do nothing, and are refused now, are left out."""
+        saved = {**config_dict, "methods": without_idle(config_dict.get("methods"))}
+        return super().from_dict(saved, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+
+
 @strict
-class EffptBertConfig(BertConfig):
+class EffptBertConfig(WithLedger, BertConfig):
     """Configuration of a BERT that trains with methods; `stock()` gives that of its export.
 
     Args:

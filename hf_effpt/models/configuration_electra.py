@@ -9,7 +9,7 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.registry import nearest
 from hf_effpt.core.shares import part_of
 
-from .configuration_effpt import LEDGER, settings_of
+from .configuration_effpt import LEDGER, WithLedger, settings_of
 
 # Sizes of the embeddings that generator and main model share.
 SHARED = ("vocab_size", "embedding_size", "max_position_embeddings", "type_vocab_size", "pad_token_id")
@@ -20,7 +20,7 @@ LOSS_WEIGHTS = {"electra": 50.0, "electra_15": 50.0, "replace_mlm": 1.0, "all_to
 
 
 @strict
-class EffptElectraConfig(ElectraConfig):
+class EffptElectraConfig(WithLedger, ElectraConfig):
     """Configuration of an ELECTRA that trains its generator and discriminator together, with methods.
 
     Sizes are the discriminator's; `stock()` gives the configuration of its export.

@@ -1,9 +1,10 @@
 """The `model` and `data` sections of a recipe, and the table of all sections."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from hf_effpt.core.objectives import OBJECTIVES
+from hf_effpt.core.settings import In, Like, When, check_effects
 from hf_effpt.data.document_cuts import CUTS
 from hf_effpt.data.document_selection import SelectSettings
 from hf_effpt.data.mixture import parts_of_mixture
@@ -26,6 +27,8 @@ SIZES: dict[str, tuple[int, int, int]] = {
 # Settings that only some objectives have.
 OF_GENERATORS = ("embedding_size", "generator_size", "generator_dropout", "embedding_sharing", "loss_weight")
 OF_MCBERT = ("candidates", "candidates_at", "faithful")
+GENERATED, CHOSEN = When(objective=tuple(OBJECTIVES)[1:]), When(objective="mcbert")
+OF_FILES = When(dataset=Like(r"(?!builtin:).*", "other than `builtin:pydoc`"))
 
 
 @dataclass
@@ -68,23 +71,19 @@ class ModelSettings:
     max_position_embeddings: int = 512
     dropout: float = 0.0
     attn_implementation: str = "sdpa"
-    embedding_size: int | None = None
-    generator_size: float | None = None
-    generator_dropout: bool | None = None
-    embedding_sharing: Literal["vanilla", "disentangled"] | None = None
-    loss_weight: float | None = None
-    candidates: int | None = None
-    candidates_at: Literal["all", "masked"] | None = None
-    faithful: bool | None = None
+    embedding_size: Annotated[int | None, GENERATED] = None
+    generator_size: Annotated[float | None, GENERATED] = None
+    generator_dropout: Annotated[bool | None, When(objective=tuple(OBJECTIVES)[1:], dropout=In("(0, 1)"))] = None
+    embedding_sharing: Annotated[Literal["vanilla", "disentangled"] | None, GENERATED] = None
+    loss_weight: Annotated[float | None, GENERATED] = None
+    candidates: Annotated[int | None, CHOSEN] = None
+    candidates_at: Annotated[Literal["all", "masked"] | None, CHOSEN] = None
+    faithful: Annotated[bool | None, CHOSEN] = None
 
     def __post_init__(self) -> None:
         require(self.size in SIZES, "model.size", self.size, f"one of {', '.join(SIZES)}")
         require(self.objective in OBJECTIVES, "model.objective", self.objective, f"one of {', '.join(OBJECTIVES)}")
-        for keys, objectives in ((OF_GENERATORS, tuple(OBJECTIVES)[1:]), (OF_MCBERT, ("mcbert",))):
-            needed = f"left out, since only {' and '.join(objectives)} have it: `model.objective` is {self.objective}"
-            for key in keys:
-                value = getattr(self, key)
-                require(value is None or self.objective in objectives, f"model.{key}", value, needed)
+        check_effects(self, "model")
         require(0.0 <= self.dropout < 1.0, "model.dropout", self.dropout, "at least 0 and below 1")
         shape = self.config_kwargs()
         for key, value in shape.items():
@@ -157,9 +156,9 @@ class DataSettings:
     """
 
     dataset: str | list[Any]
-    text_column: str = "text"
-    split: str = "train"
-    streaming: bool = False
+    text_column: Annotated[str, OF_FILES] = "text"
+    split: Annotated[str, OF_FILES] = "train"
+    streaming: Annotated[bool, OF_FILES] = False
     documents: Literal["blank_lines", "lines", "file"] | None = None
     validation: str = "0.01"
     sequence_length: int = 128
@@ -179,6 +178,7 @@ class DataSettings:
         require(bool(self.dataset), "data.dataset", self.dataset, "a file, folder, Hub dataset or builtin:pydoc")
         if not isinstance(self.dataset, str):
             parts_of_mixture(self.dataset)
+        check_effects(self, "data")
         self.validation = str(self.validation)
         held_out = self.held_out
         if isinstance(held_out, float):

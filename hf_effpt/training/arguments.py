@@ -1,18 +1,24 @@
 """Training arguments: the stock ones with a budget and defaults for pre-training."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from transformers import TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.settings import In, Like, When, check_effects
 
 from . import carbon
 from .energy import WORLD_AVERAGE, check_source, energy_source
 
 # Schedules by fraction of training, which can follow any clock.
 CLOCK_SCHEDULES = ("linear", "cosine", "cosine_with_min_lr", "polynomial", "constant", "constant_with_warmup")
+
+DECAYING = tuple(name for name in CLOCK_SCHEDULES if not name.startswith("constant"))
+BESIDE_A_DECAY = When(lr_scheduler_type=DECAYING, warmup_steps=In("(0, inf)"))
+IN_REFERENCE_TIME = When(budget=Like(r"(?i).*(_rst|reference_seconds)\s*", "in reference time, such as `10min_rst`"))
 
 # Values outside make training fail late, or give meaningless results.
 RANGES = {
@@ -89,12 +95,21 @@ class EffptTrainingArguments(TrainingArguments):
 
     budget: str | None = _field(None, "Limit: 40steps, 1e9tokens, 3e15flops, 90s, 10min, 2h, 50kJ, 10min_rst.")
     compile_layers: bool = _field(False, "Compile each transformer layer with torch.compile.")
-    reference_times: str | None = _field(None, "JSON file of reference times; by default this machine's own.")
+    reference_times: Annotated[str | None, IN_REFERENCE_TIME] = _field(
+        None, "JSON file of reference times; by default this machine's own."
+    )
     charge_methods: bool = _field(True, "Whether the clock pays for what methods do besides training.")
     bias_correction: bool = _field(True, "Adam's bias correction; the published ELECTRA and BERT have none.")
     decay_all: bool = _field(False, "Weight decay also of biases and norms, as in fairseq.")
-    multiply_warmup: bool = _field(False, "The warm-up multiplies the decay, as in ELECTRA, and does not precede it.")
+    multiply_warmup: Annotated[bool, BESIDE_A_DECAY] = _field(
+        False, "The warm-up multiplies the decay, as in ELECTRA, and does not precede it."
+    )
     carbon_intensity: float = _field(WORLD_AVERAGE, "Grams of CO2e a kWh; by default the world average.")
+
+    # Stock arguments that arguments of this class may take the place of.
+    num_train_epochs: Annotated[float, When(budget=None, max_steps=In("(-inf, 1)"))] = _field(3.0, "Data passes.")
+    optim: Annotated[OptimizerNames | str, When(bias_correction=True)] = field(default=TrainingArguments.optim)
+    optim_args: Annotated[str | None, When(bias_correction=True)] = _field(None, "Arguments of some optimizers.")
 
     output_dir: str = _field("out", "The run folder; the exported model lies in its root.")
     learning_rate: float = _field(1e-3, "The peak learning rate.")
@@ -165,17 +180,7 @@ class EffptTrainingArguments(TrainingArguments):
                 f"`training.lr_scheduler_type` {self.lr_scheduler_type!r} cannot follow a budget; use one of "
                 f"{', '.join(CLOCK_SCHEDULES)}."
             )
-        if self.multiply_warmup and schedule.startswith("constant"):
-            raise EffptError(
-                f"`training.multiply_warmup` needs a decay for the warm-up to multiply, which "
-                f"`training.lr_scheduler_type` {schedule!r} has not; use linear, or leave `multiply_warmup` out."
-            )
-        if not self.bias_correction and (self.optim != type(self).optim or self.optim_args):
-            given = "optim" if self.optim != type(self).optim else "optim_args"
-            raise EffptError(
-                f"`training.{given}` is {getattr(self, given)!r}, but `training.bias_correction: false` is an "
-                f"optimizer of its own, AdamW without the correction; leave `{given}` or `bias_correction` out."
-            )
+        check_effects(self, "training")
         if str(getattr(self.hub_strategy, "value", self.hub_strategy)) != "end":
             raise EffptError(f"`hub_strategy` {self.hub_strategy!r} would publish the training model; use `end`.")
         for name, reason in UNSUPPORTED.items():

@@ -16,7 +16,7 @@ from hf_effpt.core.gates import Scores, WidthGates, gate_scores, gate_sum, gates
 from hf_effpt.core.ledger import events_of, record
 from hf_effpt.core.method import Method, Paper, start_after
 from hf_effpt.core.random import CUTS, step_rng
-from hf_effpt.core.settings import Count, In, Inside, NotNegative, Share, check_settings
+from hf_effpt.core.settings import Count, In, Inside, NotNegative, Share, When, check_settings
 from hf_effpt.core.shares import part_of
 from hf_effpt.core.ticket import Ticket, draw, unit_of
 from hf_effpt.core.width import cut_state, cut_width
@@ -83,18 +83,20 @@ class Compress(Method):
     depth: Count | None = None
     head_keep: Share | None = None
     ffn_keep: Share | None = None
-    importance: Importance = "michel"
+    importance: Annotated[
+        Importance,
+        When(depth=None),  # then heads or neurons are cut
+        When(head_keep=In("(0, 1)")),
+        When(ffn_keep=In("(0, 1)")),
+        When(importance="random"),
+    ] = "michel"
     at: Annotated[float, In("(0, 1)", "the large model trains before, the small one after it")] = 0.7
     rounds: Count = 1
-    until: Inside | None = None
+    until: Annotated[Inside | None, When(rounds=In("[2, inf)"))] = None
     distill: NotNegative = 0.0
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if self.until is not None and self.rounds == 1:
-            raise EffptError(
-                "`compress.until` is when the last of several cuts is made; set `rounds`, or leave it out."
-            )
         if self.until is not None and self.until <= self.at:
             raise EffptError(f"`compress.until` must be after `compress.at`, {self.at}, not {self.until}.")
         if self.depth is None and self._shares == (1.0, 1.0):

@@ -16,7 +16,7 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.gates import WidthGates, gate_scores, gate_sum, gates_of, loss_importance, magnitude
 from hf_effpt.core.ledger import events_of, record
 from hf_effpt.core.method import Method, Paper, start_after
-from hf_effpt.core.settings import Count, Fraction, In, NotNegative, Positive, Share, check_settings
+from hf_effpt.core.settings import Count, Fraction, In, NotNegative, Positive, Share, When, check_settings
 from hf_effpt.core.shares import first_step
 from hf_effpt.core.snapshot import snapshot_of
 from hf_effpt.core.ticket import FILE, Ticket
@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 BY_GATES = ("earlybert", "random", "bad")  # tickets with the widths that a search by gates finds
 BY_SCORES = ("magnitude", "michel")
+GATED, DRAWN = When(ticket=BY_GATES), When(ticket=(*BY_GATES, *BY_SCORES))
 ORIGIN = "drawn_by"  # key in the event of a saved ticket: the record of the run that drew it
 
 
@@ -67,8 +68,9 @@ class EarlyBert(Method):
             start, or the time from which the depth no longer changes.
 
     Raises:
-        EffptError: if a value is outside its range, a layer would keep no heads or neurons, the search would last to
-            the end, the ticket is missing or of another shape, or the model is narrow already.
+        EffptError: if a value is outside its range or has no effect with this `ticket`, a layer would keep no heads or
+            neurons, the search would last to the end, the ticket is missing or of another shape, or the model is
+            narrow already.
     """
 
     name: ClassVar[str] = "earlybert"
@@ -83,17 +85,17 @@ class EarlyBert(Method):
         arxiv="2101.00063",
     )
 
-    head_keep: Share = 2 / 3
-    ffn_keep: Share = 0.6
-    max_search_steps: Positive = 0.05
-    epsilon: Annotated[float, In("[0, 1]")] = 0.1
-    window: Annotated[int, In("[2, inf)")] = 5
-    every: Count = 10
-    weights: Literal["rewind", "keep"] = "rewind"
-    l1: NotNegative = 1e-4
-    gate_learning_rate: Positive = 0.01
+    head_keep: Annotated[Share, DRAWN] = 2 / 3
+    ffn_keep: Annotated[Share, DRAWN] = 0.6
+    max_search_steps: Annotated[Positive, DRAWN] = 0.05
+    epsilon: Annotated[float, In("[0, 1]"), GATED] = 0.1
+    window: Annotated[int, In("[2, inf)"), GATED] = 5
+    every: Annotated[Count, GATED] = 10
+    weights: Annotated[Literal["rewind", "keep"], DRAWN] = "rewind"
+    l1: Annotated[NotNegative, GATED] = 1e-4
+    gate_learning_rate: Annotated[Positive, GATED] = 0.01
     ticket: str = "earlybert"
-    after: Fraction | None = None
+    after: Annotated[Fraction | None, DRAWN] = None
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -13,7 +13,7 @@ from hf_effpt.core.depth import stack_of
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.method import Method, Paper, start_after
 from hf_effpt.core.random import LAYERS, step_rng
-from hf_effpt.core.settings import Count, Fraction, In, check_settings
+from hf_effpt.core.settings import Count, Fraction, In, When, check_settings
 
 from .heads import remove_heads, set_heads
 from .scaling import Scales
@@ -21,6 +21,8 @@ from .schedules import DEPARTURES, SCHEDULES
 
 Rate = Literal["constant", "pld", "progressive"]
 Scaling = Literal["none", "training", "evaluation"]
+# With neither layers nor heads dropped the method is switched off, and its settings are kept for when it is on.
+OF_LAYERS = (When(p=(None, In("(0, 1)"))), When(heads=0.0))
 
 
 @dataclass
@@ -62,10 +64,10 @@ class LayerDrop(Method):
 
     p: Annotated[float, In("[0, 1)", "at 1 no layer would ever train")] | None = None
     after: Fraction | None = None
-    rate: Rate = "constant"
-    group: Count = 1
+    rate: Annotated[Rate, *OF_LAYERS] = "constant"
+    group: Annotated[Count, *OF_LAYERS] = 1
     heads: Annotated[float, In("[0, 1)", "at 1 no head would ever train")] = 0.0
-    scaling: Scaling = "none"
+    scaling: Annotated[Scaling, *OF_LAYERS] = "none"
 
     def __post_init__(self) -> None:
         check_settings(self)

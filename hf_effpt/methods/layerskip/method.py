@@ -11,7 +11,7 @@ from hf_effpt.core.depth import PRUNING, set_order, stack_of
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.method import Method, Paper, start_after
 from hf_effpt.core.objectives import objective_of
-from hf_effpt.core.settings import Fraction, In, NotNegative, Share, check_settings
+from hf_effpt.core.settings import Fraction, In, NotNegative, Share, When, check_settings
 
 from .gates import Evaluation, Gates
 
@@ -67,22 +67,20 @@ class LayerSkip(Method):
         arxiv="1910.13349",
     )
 
-    target: Share = 0.6
-    alpha: NotNegative | None = None
-    beta: Annotated[float, In("(0, inf)", "its sign follows the share that runs")] | None = None
+    target: Annotated[Share, When(routing="topk"), When(alpha=(None, In("(0, inf)")))] = 0.6
+    alpha: Annotated[NotNegative | None, When(routing="bernoulli", beta=None)] = None
+    beta: Annotated[
+        Annotated[float, In("(0, inf)", "its sign follows the share that runs")] | None,
+        When(routing="bernoulli", alpha=None),
+    ] = None
     estimator: Estimator | None = None
     routing: Routing = "bernoulli"
     after: Fraction | None = None
     evaluation: Evaluation = "all"
-    harden: Share = 0.5
+    harden: Annotated[Share, When(routing="bernoulli")] = 0.5
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if self.alpha is not None and self.beta is not None:
-            raise EffptError(
-                f"`layerskip.alpha` ({self.alpha}) and `layerskip.beta` ({self.beta}) weigh two penalties, of which "
-                "one is used; leave one of them out."
-            )
         self._start = FIRST if self.after is None else self.after
         if self.routing != "topk":
             return
@@ -91,9 +89,6 @@ class LayerSkip(Method):
                 f"`layerskip.routing` `topk` draws nothing, so there are no probabilities for the estimator "
                 f"`{self.estimator}` to go by; leave `estimator` out, or use `ste_executed` or `ste_full`."
             )
-        for key in ("alpha", "beta"):
-            if getattr(self, key) is not None:
-                raise EffptError(f"`layerskip.routing` `topk` runs `target` of the rows by itself; leave `{key}` out.")
         if self.evaluation != "all":
             raise EffptError(
                 f"`layerskip.routing` `topk` ranks the rows of a batch, so a row by itself says nothing of whether a "

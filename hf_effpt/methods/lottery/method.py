@@ -3,8 +3,8 @@
 import logging
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
 
 from torch import nn
 
@@ -13,7 +13,7 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.ledger import events_of, record
 from hf_effpt.core.method import Method, Paper, start_after
 from hf_effpt.core.metrics import accumulator_of
-from hf_effpt.core.settings import Count, CountOrZero, Inside, Positive, check_settings
+from hf_effpt.core.settings import Count, CountOrZero, Inside, Positive, When, check_settings
 from hf_effpt.core.shares import first_step, part_of
 from hf_effpt.core.snapshot import snapshot_of
 
@@ -26,6 +26,7 @@ from .supermask import Supermask
 logger = logging.getLogger(__name__)
 
 Learn = Literal["magnitude", "supermask"]
+PRUNES = When(learn="magnitude", ticket=None)
 
 
 @dataclass
@@ -74,33 +75,21 @@ class Lottery(Method):
         arxiv="2007.12223",
     )
 
-    sparsity: Inside = 0.7
-    rounds: Count = 7
-    rewind_to: CountOrZero = 0
-    criterion: Criterion = "large_final"
-    signs: Signs = "rewind"
-    learn: Learn = "magnitude"
-    rescale: bool = False
-    score_learning_rate: Positive = 0.1
+    sparsity: Annotated[Inside, PRUNES] = 0.7
+    rounds: Annotated[Count, PRUNES] = 7
+    rewind_to: Annotated[CountOrZero, PRUNES] = 0
+    criterion: Annotated[Criterion, PRUNES] = "large_final"
+    signs: Annotated[Signs, When(ticket=None)] = "rewind"
+    learn: Annotated[Learn, When(ticket=None)] = "magnitude"
+    rescale: Annotated[bool, When(learn="supermask")] = False
+    score_learning_rate: Annotated[Positive, When(learn="supermask")] = 0.1
     ticket: str | None = None
 
     def __post_init__(self) -> None:
         check_settings(self)
         if self.ticket is not None:
             self.ticket = os.fspath(self.ticket)
-            self._refuse({field.name for field in fields(self)} - {"ticket"}, "`lottery.ticket` is given: it is kept")
-        elif self.learn == "supermask":
-            unused = {"sparsity", "rounds", "rewind_to", "criterion"}
-            self._refuse(unused, "`lottery.learn` is `supermask`, which finds by itself how many weights it keeps")
-        else:
-            self._refuse({"rescale", "score_learning_rate"}, "`lottery.learn` is `magnitude`, which has no scores")
         self._start, self._config = 0.0, None
-
-    def _refuse(self, keys: set[str], because: str) -> None:
-        """Refuses settings without effect."""
-        idle = [f"`lottery.{key}`" for key in self.settings() if key in keys]
-        if idle:
-            raise EffptError(f"{because}; leave out {' and '.join(idle)}, which would do nothing.")
 
     @property
     def departures(self) -> str:

@@ -5,9 +5,10 @@ from typing import Any
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.registry import nearest
+from hf_effpt.core.settings import When, idle_error
 
 from .strategies import STRATEGIES
-from .strategy import ResolvedSettings, Scorer, Strategy
+from .strategy import OF_STALE, ResolvedSettings, Scorer, Strategy
 
 # Settings that only some strategies have.
 OWN = (
@@ -62,11 +63,11 @@ def _refuse_unknown(settings: Any, kind: type[Strategy]) -> None:
     for key in OWN:
         value = getattr(settings, key)
         if value is not None and key not in known:
-            variant = f" with `scorer: {scorer}`" if scorer else ""
-            variant += f" and `rule: {settings.rule}`" if settings.rule else ""
-            raise EffptError(
-                f"`selection.{key}` is {value!r}, a setting that `{name}`{variant} does not have; leave it out."
-            )
+            having = tuple(other for other, one in STRATEGIES.items() if key in one.settings)
+            whens = ([When(strategy=having)] if having else []) + ([When(scorer="stale")] if key in OF_STALE else [])
+            here = {"strategy": name, "scorer": scorer, "rule": settings.rule}
+            here = {other: found for other, found in here.items() if found}
+            raise idle_error(settings.name, key, value, " or with ".join(map(str, whens)), here)
     if "holdout" in known and settings.holdout is None:
         raise EffptError(
             f"`selection.strategy` `{name}` compares with a model trained on held-out text; give the folder of one, "

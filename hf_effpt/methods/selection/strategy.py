@@ -24,6 +24,7 @@ Scorer = Literal["full", "first_layer", "embedding", "stale", "generator"]
 Mode = Literal["topk", "rank_sample", "weighted"]
 Level = Literal["head", "full"]
 
+OF_STALE = ("table", "max_age")  # settings of the scorer `stale`
 BY_SCORE = ("explore", "outliers")  # settings of strategies that pick by score
 
 
@@ -75,7 +76,7 @@ class Strategy(KeepsPrecision):
     @classmethod
     def settings_with(cls, scorer: Scorer | None, rule: str | None) -> set[str]:
         """Names of its settings with this scorer and rule, beyond those of all strategies."""
-        return {*cls.settings, *(("table", "max_age") if scorer == "stale" else ())}
+        return {*cls.settings, *(OF_STALE if scorer == "stale" else ())}
 
     @torch.no_grad()
     def draw(self, seed: int) -> None:

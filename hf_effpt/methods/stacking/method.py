@@ -14,7 +14,7 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.ledger import record
 from hf_effpt.core.method import Method, Paper
 from hf_effpt.core.registry import METHODS
-from hf_effpt.core.settings import CountOrZero, In, Inside, check_settings
+from hf_effpt.core.settings import CountOrZero, In, Inside, When, check_settings
 
 from . import slope
 from .ligo import learn_growth
@@ -80,7 +80,7 @@ class Stacking(Method):
     optimizer_state: OptimizerState | None = None
     rewarmup: CountOrZero = 150
     slope: Annotated[float, In("(-inf, 0)", "it is the slope of a falling loss")] | None = None
-    joint_at: Inside | None = None
+    joint_at: Annotated[Inside | None, When(operator="append_top")] = None
     auxiliary: Literal["keep", "grow"] = "keep"
 
     def __post_init__(self) -> None:
@@ -92,11 +92,6 @@ class Stacking(Method):
                 "that no state fits any; leave it out, or set `reset`."
             )
         self._joint, self._settled = 0.7 if self.joint_at is None else self.joint_at, 0.0
-        if self.joint_at is not None and self.operator != "append_top":
-            raise EffptError(
-                f"`stacking.joint_at` is for `append_top`, where few layers learn before; with `{self.operator}` all "
-                "learn always, so leave it out."
-            )
         if self.operator == "append_top" and isinstance(self.at, list) and self.at[-1] >= self._joint:
             raise EffptError(
                 f"`stacking.at` ends at {self.at[-1]}, but from {self._joint} of the clock all layers learn; grow "

@@ -69,8 +69,8 @@ def test_none_of_the_above_takes_an_unused_token():
 @pytest.mark.parametrize(
     ("objective", "model", "message"),
     [
-        ("mlm", {"generator_size": 0.5}, r"`model.generator_size` is 0.5, but must be left out"),
-        ("electra", {"candidates": 5}, r"`model.candidates` is 5, but must be left out, since only mcbert"),
+        ("mlm", {"generator_size": 0.5}, r"`model.generator_size` is 0.5, .* only with `objective` `electra`"),
+        ("electra", {"candidates": 5}, r"`model.candidates` is 5, which has an effect only with `objective` `mcbert`"),
         ("electra", {"generator_size": 2.0}, "The generator is 64 wide, more than the 32"),
         ("mcbert", {"candidates": 1}, "`candidates` is 1"),
         ("mcbert", {"candidates_at": "some"}, "candidates_at"),
