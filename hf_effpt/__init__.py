@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from .models.bert import EffptBertForTokenClassification as EffptBertForTokenClassification
     from .models.bert import EffptBertModel as EffptBertModel
     from .models.configuration_effpt import EffptBertConfig as EffptBertConfig
+    from .models.configuration_effpt import EffptModernBertConfig as EffptModernBertConfig
     from .models.configuration_electra import EffptElectraConfig as EffptElectraConfig
     from .models.configuration_electra import McBertConfig as McBertConfig
     from .models.electra import EffptElectraForSequenceClassification as EffptElectraForSequenceClassification
@@ -56,6 +57,13 @@ if TYPE_CHECKING:
     from .models.families import *  # noqa: F403
     from .models.mcbert import McBertForPreTraining as McBertForPreTraining
     from .models.mcbert import McBertModel as McBertModel
+    from .models.modernbert import EffptModernBertForMaskedLM as EffptModernBertForMaskedLM
+    from .models.modernbert import EffptModernBertForQuestionAnswering as EffptModernBertForQuestionAnswering
+    from .models.modernbert import (
+        EffptModernBertForSequenceClassification as EffptModernBertForSequenceClassification,
+    )
+    from .models.modernbert import EffptModernBertForTokenClassification as EffptModernBertForTokenClassification
+    from .models.modernbert import EffptModernBertModel as EffptModernBertModel
     from .models.replaced_mlm import ElectraForReplacedMaskedLM as ElectraForReplacedMaskedLM
     from .pretraining import pretrain as pretrain
     from .recipe.recipe import Recipe as Recipe

@@ -221,6 +221,8 @@ def claim(out: Path, recipe: Recipe, resume: bool) -> None:
     before = yaml.safe_load((out / "recipe.yaml").read_text(encoding="utf-8"))
     for section, kind in SECTIONS.items():
         old, new = before.get(section) or {}, recipe.resolved()[section]
+        if section == "model":  # the only one that there was
+            old = {"backbone": "bert", **old}
         if section == "training":  # the order and masks of the rows depend on the seed
             old, new = ({"seed": values.get("seed")} for values in (old, new))
         # Settings that older versions took, though they do nothing, are refused now, so that they cannot be the same.
@@ -328,6 +330,9 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Any:
         unused = [token_id for token, token_id in tokenizer.get_vocab().items() if is_unused(token)]
         own["nota_token_id"] = min(unused, default=tokens)
         tokens = max(tokens, own["nota_token_id"] + 1)
+    if recipe.model.backbone == "modernbert":  # BERT's configuration has none of these
+        own |= {"cls_token_id": tokenizer.cls_token_id, "sep_token_id": tokenizer.sep_token_id}
+        own |= {"bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id}
     config = recipe.model.config(
         vocab_size=-(-tokens // 64) * 64, pad_token_id=tokenizer.pad_token_id, methods=recipe.methods, **own
     )

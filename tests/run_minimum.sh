@@ -12,7 +12,7 @@ setup_venv .venv-min "$constraints" dev
 # checkpoints of the Trainer, export and push; a run of every method and objective, resumed. What a method computes, and
 # the reading of data, recipes and results, do not depend on the release, and the full suite tests them with the newest.
 OMP_NUM_THREADS=1 .venv-min/bin/python -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder -m "not slow" \
-    tests/contract/test_runs.py::Test{WithoutDropout,OtherObjectives} \
+    tests/contract/test_runs.py::Test{WithoutDropout,ModernBert,OtherObjectives} \
     tests/unit/models/test_{pruned_bert,classes,electra,electra_tables,head_inputs}.py \
     tests/unit/training/test_{trainer,checkpoints,arguments,schedule,objectives}.py \
     tests/unit/hub/test_{stock_export,electra_export,push_to_hub}.py \

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast, TrainerCallback, set_seed
 
 from hf_effpt.core.objectives import OBJECTIVES
 from hf_effpt.data.masking import DataCollatorForMaskedLM
-from hf_effpt.models import EffptBertConfig, EffptBertForMaskedLM
+from hf_effpt.models import EffptBertConfig, EffptBertForMaskedLM, EffptModernBertConfig
 from hf_effpt.models.build import config_for, model_for
 from hf_effpt.training.arguments import EffptTrainingArguments
 from hf_effpt.training.trainer import EffptTrainer
@@ -26,6 +26,16 @@ SHAPE = {
     "intermediate_size": 64,
     "max_position_embeddings": 32,
 }
+# Of a ModernBERT, with windows narrower than a row in every second layer.
+MODERN = {
+    **SHAPE,
+    "pad_token_id": 0,
+    "layer_types": ["full_attention", "sliding_attention"] * 2,
+    "local_attention": 8,
+    **dict.fromkeys(("cls_token_id", "bos_token_id"), 2),
+    **dict.fromkeys(("sep_token_id", "eos_token_id"), 3),
+}
+BACKBONES = ("bert", "modernbert")
 
 
 @lru_cache
@@ -59,6 +69,23 @@ def config(methods: dict | None = None, **changes: Any) -> EffptBertConfig:
 
 def model(methods: dict | None = None, **changes: Any) -> EffptBertForMaskedLM:
     return EffptBertForMaskedLM(config(methods, **changes))
+
+
+def modern_config(methods: dict | None = None, **changes: Any) -> EffptModernBertConfig:
+    """The configuration of a ModernBERT; `dropout` is that of all its parts. All layers that grow attend alike."""
+    dropout = changes.pop("dropout", 0.0)
+    parts = dict.fromkeys(("embedding_dropout", "attention_dropout", "mlp_dropout"), dropout)
+    layers = changes.get("num_hidden_layers", 4)
+    types = ["sliding_attention"] if methods and "stacking" in methods else MODERN["layer_types"]
+    shape = {**MODERN, "layer_types": (types * layers)[:layers]}
+    return EffptModernBertConfig(**{**shape, **parts, "methods": methods, **changes})
+
+
+def masked_lm(backbone: str, methods: dict | None = None, dropout: float = 0.0, **changes: Any) -> Any:
+    """A masked language model of either backbone."""
+    if backbone == "modernbert":
+        return model_for(modern_config(methods, dropout=dropout, **changes))
+    return model(methods, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout, **changes)
 
 
 def joint(objective: str = "electra", methods: dict | None = None, **changes: Any) -> Any:
@@ -99,18 +126,19 @@ def trainer(
     dropout: float = 0.0,
     layers: int = 4,
     objective: str = "mlm",
+    backbone: str = "bert",
     **changes: Any,
 ) -> EffptTrainer:
     """A trainer of a freshly initialised model; equal arguments give equal weights."""
     args = arguments(out, **changes)
     set_seed(args.seed)
-    shape = {
-        "num_hidden_layers": layers,
-        "hidden_dropout_prob": dropout,
-        "attention_probs_dropout_prob": dropout,
-    }
+    if objective == "mlm":
+        built = masked_lm(backbone, methods, dropout, num_hidden_layers=layers)
+    else:
+        drops = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+        built = joint(objective, methods, num_hidden_layers=layers, **drops)
     return cls(
-        model=model(methods, **shape) if objective == "mlm" else joint(objective, methods, **shape),
+        model=built,
         args=args,
         train_dataset=rows(),
         eval_dataset=rows(12, seed=1),

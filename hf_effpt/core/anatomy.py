@@ -1,5 +1,6 @@
-"""Access to the parts of a BERT- or ELECTRA-shaped encoder; the one place that knows the module names."""
+"""Access to the parts of an encoder shaped like BERT or ModernBERT; the one place that knows the module names."""
 
+from collections.abc import Sequence
 from types import MethodType
 from typing import Any, NamedTuple
 
@@ -7,17 +8,23 @@ from torch import Tensor, nn
 
 from .errors import EffptError
 
-PRE_NORM = ("roberta-prelayernorm",)  # pre-LN architectures with an `encoder.layer` list
+# Architectures whose layers normalize their inputs (pre-LN).
+PRE_NORM = ("roberta-prelayernorm", "modernbert", "effpt_modernbert")
+# Settings of a configuration that are probabilities of dropout in the encoder.
+DROPOUTS = (
+    "hidden_dropout_prob", "attention_probs_dropout_prob", "embedding_dropout", "attention_dropout", "mlp_dropout",
+    "dropout",
+)  # fmt: skip
 
 
 def layers_of(backbone: nn.Module) -> nn.ModuleList:
     """Transformer layers of `backbone`."""
     encoder = getattr(backbone, "encoder", None)
-    layers = getattr(encoder, "layer", None)
+    layers = getattr(backbone, "layers", None) if encoder is None else getattr(encoder, "layer", None)
     if not isinstance(layers, nn.ModuleList):
         raise EffptError(
-            f"`{type(backbone).__name__}` has no `encoder.layer` list; methods act on BERT- or ELECTRA-shaped "
-            "encoders. Pass such a backbone (for example `EffptBertModel`)."
+            f"`{type(backbone).__name__}` has no `encoder.layer` or `layers` list; methods act on encoders shaped "
+            "like BERT, ELECTRA or ModernBERT. Pass such a backbone (for example `EffptBertModel`)."
         )
     return layers
 
@@ -25,7 +32,10 @@ def layers_of(backbone: nn.Module) -> nn.ModuleList:
 def replace_layers(backbone: Any, layers: nn.ModuleList) -> None:
     """Replaces the transformer layers of `backbone` by `layers`."""
     layers_of(backbone)
-    backbone.encoder.layer = layers
+    if getattr(backbone, "encoder", None) is None:
+        backbone.layers = layers
+    else:
+        backbone.encoder.layer = layers
 
 
 def generator_of(backbone: nn.Module) -> Any:
@@ -44,36 +54,86 @@ def embeddings_of(backbone: Any) -> list[nn.Module]:
     return [getattr(backbone, name) for name in names if hasattr(backbone, name)]
 
 
+def outside_layers(backbone: Any) -> list[nn.Module]:
+    """Modules of an encoder besides its layers and pooler: embeddings, and the norm and rotations of ModernBERT."""
+    names = ("final_norm", "rotary_emb")
+    return [*embeddings_of(backbone), *[getattr(backbone, name) for name in names if hasattr(backbone, name)]]
+
+
+def embedding_norm_of(backbone: Any) -> nn.Module:
+    """LayerNorm that reads the sum of the embeddings of a token."""
+    embeddings = backbone.embeddings
+    return embeddings.norm if hasattr(embeddings, "norm") else embeddings.LayerNorm
+
+
 def is_pre_norm(config: Any) -> bool:
     """`True` if layers of this architecture normalize their inputs (pre-LN); BERT and ELECTRA do not."""
     return getattr(config, "model_type", None) in PRE_NORM
 
 
-class Attention(NamedTuple):
-    """Projections of a layer's attention. Heads own rows of the first three and columns of `output`."""
+def dropouts_of(config: Any) -> dict[str, float]:
+    """Probabilities of dropout in an encoder of this configuration, by the names of their settings."""
+    return {name: getattr(config, name) for name in DROPOUTS if hasattr(config, name)}
 
-    query: nn.Linear
-    key: nn.Linear
-    value: nn.Linear
+
+def layer_types_of(config: Any) -> list[str] | None:
+    """Kind of attention of every allocated layer, `full_attention` or `sliding_attention`; `None` if all are alike."""
+    return getattr(config, "layer_types", None)
+
+
+class Attention(NamedTuple):
+    """Projections of a layer's attention. Heads own rows of the inner ones and columns of `output`.
+
+    `inner` are query, key and value: three modules, or one with the rows of all three, one after the other.
+    """
+
+    inner: tuple[nn.Linear, ...]
     output: nn.Linear
     head_size: int
 
+    @property
+    def heads(self) -> int:
+        """Number of heads."""
+        return self.output.in_features // self.head_size
+
+    @property
+    def blocks(self) -> int:
+        """Number of projections in each of the inner modules."""
+        return 3 // len(self.inner)
+
 
 class FeedForward(NamedTuple):
-    """Feed-forward block of a layer. Neurons own rows of `up` and columns of `down`."""
+    """Feed-forward block of a layer. Neurons own rows of `up` and columns of `down`.
+
+    In a gated one (GeGLU) `up` has the rows of the neurons' inputs, then those of their gates.
+    """
 
     up: nn.Linear
     down: nn.Linear
 
+    @property
+    def neurons(self) -> int:
+        """Number of neurons."""
+        return self.down.in_features
+
+    @property
+    def blocks(self) -> int:
+        """Number of rows of `up` that a neuron owns."""
+        return self.up.out_features // self.down.in_features
+
 
 def attention_of(layer: Any) -> Attention:
     """Projections of a layer's attention."""
+    if hasattr(layer, "attn"):
+        return Attention((layer.attn.Wqkv,), layer.attn.Wo, layer.attn.head_dim)
     own = layer.attention.self
-    return Attention(own.query, own.key, own.value, layer.attention.output.dense, own.attention_head_size)
+    return Attention((own.query, own.key, own.value), layer.attention.output.dense, own.attention_head_size)
 
 
 def feed_forward_of(layer: Any) -> FeedForward:
     """Projections of a layer's feed-forward block."""
+    if hasattr(layer, "mlp"):
+        return FeedForward(layer.mlp.Wi, layer.mlp.Wo)
     return FeedForward(layer.intermediate.dense, layer.output.dense)
 
 
@@ -84,11 +144,14 @@ def pooler_of(backbone: Any) -> nn.Linear | None:
 
 def tell_heads(layer: Any, heads: int) -> None:
     """Sets the number of heads of a layer's attention, after its projections were resized."""
-    own = layer.attention.self
-    own.num_attention_heads, own.all_head_size = heads, heads * own.attention_head_size
+    if hasattr(layer, "attn"):  # it derives the number from the shape of its projection
+        own, without = layer.attn, _project_nothing
+    else:
+        own, without = layer.attention.self, _attend_to_nothing
+        own.num_attention_heads, own.all_head_size = heads, heads * own.attention_head_size
     own.__dict__.pop("forward", None)
     if not heads:
-        own.forward = MethodType(_attend_to_nothing, own)
+        own.forward = MethodType(without, own)
 
 
 def _attend_to_nothing(self: Any, hidden_BLD: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
@@ -96,3 +159,32 @@ def _attend_to_nothing(self: Any, hidden_BLD: Tensor, *args: Any, **kwargs: Any)
     batch, length = hidden_BLD.shape[:2]
     eager = self.config._attn_implementation == "eager"
     return hidden_BLD.new_zeros(batch, length, 0), hidden_BLD.new_zeros(batch, 0, length, length) if eager else None
+
+
+def _project_nothing(self: Any, hidden_BLD: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    """As [`_attend_to_nothing`], with the output projection, which ModernBERT's attention has inside it."""
+    mixed, weights = _attend_to_nothing(self, hidden_BLD)
+    return self.out_drop(self.Wo(mixed)), weights
+
+
+def first_stays(layers: nn.ModuleList) -> bool:
+    """`True` if only the first of these layers, as they are stored, can be the first that runs."""
+    return _lacks_norm(layers._modules["0"])
+
+
+def check_first(layers: nn.ModuleList, order: Sequence[int]) -> None:
+    """Raises an `EffptError` if layers in this order make no stock model.
+
+    The first layer of a ModernBERT reads the embeddings, which are normalized, and has no norm of its own; every
+    other has one. So it stays the first.
+    """
+    bare = [index for index, layer in enumerate(layers._modules.values()) if _lacks_norm(layer)]
+    if bare and order and order[0] not in bare:
+        raise EffptError(
+            f"Layer {order[0]} cannot be the first of a ModernBERT: it normalizes its input, and the stock model's "
+            f"first layer does not. Keep layer {bare[0]} before it."
+        )
+
+
+def _lacks_norm(layer: Any) -> bool:
+    return isinstance(getattr(layer, "attn_norm", None), nn.Identity)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from .anatomy import layers_of, replace_layers
+from .anatomy import check_first, layer_types_of, layers_of, replace_layers
 from .errors import EffptError
 
 PRUNING = "pruning"  # attribute of a backbone: facts about layers that a method left out of an export
@@ -81,19 +81,30 @@ class LayerStack(nn.ModuleList):
 
     def __iter__(self) -> Iterator[Any]:
         layers: list[Any] = [
-            partial(_scaled, self.scales[index], self[index]) if index in self.scales else self[index]
+            in_place_of(self[index], _scaled, self.scales[index]) if index in self.scales else self[index]
             for index in self.active
         ]
         if self.last is not None and layers:
-            layers[-1] = partial(self.last, layers[-1])
+            layers[-1] = in_place_of(layers[-1], self.last)
         return iter(layers if self.router is None else self.router(layers))
 
     def copy_layer(self, source: int, target: int) -> None:
-        """Copies the weights and buffers of layer `source` into layer `target`, without sharing storage."""
-        self[target].load_state_dict(self[source].state_dict())
+        """Copies the weights and buffers of layer `source` into layer `target`, without sharing storage.
+
+        What `source` lacks, as the first layer of a ModernBERT does a norm, `target` keeps as it was initialized.
+        """
+        self[target].load_state_dict({**self[target].state_dict(), **self[source].state_dict()})
 
 
-def _scaled(scale: float, layer: nn.Module, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+def in_place_of(layer: Any, function: Callable[..., torch.Tensor], *args: Any) -> Any:
+    """A callable in place of `layer` in a forward pass: `function` of the layer, `args` and the layer's inputs."""
+    substitute = partial(function, layer, *args)
+    if (kind := getattr(layer, "attention_type", None)) is not None:
+        substitute.attention_type = kind  # by which the encoder chooses the inputs
+    return substitute
+
+
+def _scaled(layer: nn.Module, scale: float, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     return hidden + scale * (layer(hidden, *args, **kwargs) - hidden)
 
 
@@ -167,7 +178,10 @@ def flatten(backbone: Any) -> None:
     """Reduces the layers to those of the order, as a plain `nn.ModuleList` in that order."""
     layers = layers_of(backbone)
     if isinstance(layers, LayerStack):
+        check_first(layers, layers.order)
         replace_layers(backbone, nn.ModuleList(layers[index] for index in layers.order))
+        if types := layer_types_of(backbone.config):
+            backbone.config.layer_types = [types[index] for index in layers.order]
         if widths := getattr(backbone.config, "layer_widths", None):
             backbone.config.layer_widths = [widths[index] for index in layers.order]
         backbone.config.num_hidden_layers = len(layers.order)

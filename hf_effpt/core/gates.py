@@ -207,9 +207,15 @@ def magnitude(backbone: Any) -> Scores:
     heads, neurons = [], []
     for layer in running(backbone, training=False):
         attention, block = attention_of(layer), feed_forward_of(layer)
-        rows = [projection.weight.float() for projection in (attention.query, attention.key, attention.value)]
-        square = sum(row.square().sum(dim=1) for row in rows) + attention.output.weight.float().square().sum(dim=0)
+        rows = [_row_squares(projection, attention.blocks) for projection in attention.inner]
+        square = sum(rows) + attention.output.weight.float().square().sum(dim=0)
         heads.append(square.unflatten(0, (-1, attention.head_size)).sum(dim=1).sqrt())
-        square = block.up.weight.float().square().sum(dim=1) + block.down.weight.float().square().sum(dim=0)
+        square = _row_squares(block.up, block.blocks) + block.down.weight.float().square().sum(dim=0)
         neurons.append(square.sqrt())
     return heads, neurons
+
+
+def _row_squares(linear: nn.Linear, blocks: int) -> Tensor:
+    """Sums of the squares of the rows of a matrix, added over its blocks of equal size."""
+    squares = linear.weight.float().square().sum(dim=1)
+    return squares.reshape(blocks, len(squares) // blocks).sum(dim=0)

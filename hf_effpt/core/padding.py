@@ -1,12 +1,14 @@
 """The mask of tokens and padding of a batch."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 
 def real_tokens(
     like: Tensor,
-    attention_mask: Tensor | None = None,
+    attention_mask: Any = None,
     document_ids: Tensor | None = None,
     input_ids: Tensor | None = None,
     pad: int | None = None,
@@ -21,6 +23,6 @@ def real_tokens(
     real_BL = torch.ones(like.shape[:2], dtype=torch.bool, device=like.device)
     if input_ids is not None and pad is not None:
         real_BL = input_ids != pad
-    if attention_mask is not None and attention_mask.ndim == 2:
+    if getattr(attention_mask, "ndim", 0) == 2:  # a ModernBERT may be given a mask for each kind of layer
         real_BL = real_BL & (attention_mask == 1)
     return real_BL

@@ -29,12 +29,7 @@ class Cut(NamedTuple):
 
 def widths_of(backbone: Any) -> list[list[int]]:
     """Number of heads and of neurons of every allocated layer."""
-    widths = []
-    for layer in layers_of(backbone).children():
-        attention = attention_of(layer)
-        heads = attention.query.out_features // attention.head_size
-        widths.append([heads, feed_forward_of(layer).up.out_features])
-    return widths
+    return [[attention_of(layer).heads, feed_forward_of(layer).neurons] for layer in layers_of(backbone).children()]
 
 
 def running_widths(backbone: Any) -> list[list[int]]:
@@ -62,8 +57,8 @@ def _cut(
     for index, *wanted in zip(layers, heads, neurons, strict=True):
         layer = layers_of(backbone)[index]
         kept = (head_columns(wanted[0], attention_of(layer).head_size), torch.tensor(wanted[1], dtype=torch.long))
-        for linear, dim, kind in _sides(layer):
-            cuts += _keep(linear, dim, kept[kind])
+        for side in _sides(layer):
+            cuts += _keep(side, kept[side.kind])
         tell_heads(layer, len(wanted[0]))
     backbone.config.layer_widths = widths_of(backbone)
     return cuts
@@ -111,21 +106,35 @@ def widen(backbone: Any) -> None:
     config = backbone.config
     for layer in layers_of(backbone).children():
         whole = (config.num_attention_heads * attention_of(layer).head_size, config.intermediate_size)
-        for linear, dim, kind in _sides(layer):
-            _pad(linear, dim, whole[kind])
+        for side in _sides(layer):
+            _pad(side, whole[side.kind])
         tell_heads(layer, config.num_attention_heads)
     config.layer_widths = None
 
 
-def _sides(layer: nn.Module) -> list[tuple[nn.Linear, int, int]]:
-    """Modules of a layer of which heads (0) or neurons (1) own rows (0) or columns (1): module, dimension, kind."""
+class Side(NamedTuple):
+    """A module of a layer of which heads (`kind` 0) or neurons (1) own rows (`dim` 0) or columns (1).
+
+    Rows are in `blocks` of equal size, one after the other, of which each part of the layer owns some in every one.
+    """
+
+    linear: nn.Linear
+    dim: int
+    kind: int
+    blocks: int = 1
+
+
+def _sides(layer: nn.Module) -> list[Side]:
     attention, block = attention_of(layer), feed_forward_of(layer)
-    inner = [(projection, 0, 0) for projection in (attention.query, attention.key, attention.value)]
-    return [*inner, (attention.output, 1, 0), (block.up, 0, 1), (block.down, 1, 1)]
+    inner = [Side(projection, 0, 0, attention.blocks) for projection in attention.inner]
+    return [*inner, Side(attention.output, 1, 0), Side(block.up, 0, 1, block.blocks), Side(block.down, 1, 1)]
 
 
-def _keep(linear: nn.Linear, dim: int, index: Tensor) -> list[Cut]:
-    """Keeps the rows (`dim` 0) or columns (1) `index` of a module, in place."""
+def _keep(side: Side, index: Tensor) -> list[Cut]:
+    """Keeps the rows or columns `index` of each block of a module, in place."""
+    linear, dim = side.linear, side.dim
+    size = linear.weight.shape[dim] // side.blocks
+    index = torch.cat([index + block * size for block in range(side.blocks)])
     names = ["weight"] if dim or linear.bias is None else ["weight", "bias"]
     cuts = [_replace(linear, name, dim, index) for name in names]
     linear.out_features, linear.in_features = linear.weight.shape
@@ -140,10 +149,14 @@ def _replace(linear: nn.Linear, name: str, dim: int, index: Tensor) -> Cut:
     return Cut(old, new, dim, index)
 
 
-def _pad(linear: nn.Linear, dim: int, size: int) -> None:
-    """Adds rows (`dim` 0) or columns (1) of zeros to a module, in place, up to `size`."""
-    more = size - linear.weight.shape[dim]
-    linear.weight = nn.Parameter(nn.functional.pad(linear.weight, (0, 0, 0, more) if dim == 0 else (0, more)))
-    if dim == 0 and linear.bias is not None:
-        linear.bias = nn.Parameter(nn.functional.pad(linear.bias, (0, more)))
+def _pad(side: Side, size: int) -> None:
+    """Adds rows or columns of zeros to each block of a module, in place, up to `size`."""
+    linear, dim, blocks = side.linear, side.dim, side.blocks
+    for name in ["weight"] if dim or linear.bias is None else ["weight", "bias"]:
+        tensor: Tensor = getattr(linear, name)
+        parts = tensor.reshape(blocks, len(tensor) // blocks, -1) if dim == 0 else tensor[None]
+        more = (0, 0, 0, size - parts.shape[1]) if dim == 0 else (0, size - parts.shape[2])
+        padded = nn.functional.pad(parts, more)
+        shape = (blocks * padded.shape[1], *tensor.shape[1:]) if dim == 0 else padded.shape[1:]
+        setattr(linear, name, nn.Parameter(padded.reshape(shape)))
     linear.out_features, linear.in_features = linear.weight.shape

@@ -31,7 +31,7 @@ from hf_effpt.data.encoding import TextEncoder
 from hf_effpt.data.holding_out import held_out
 from hf_effpt.data.masking import DataCollatorForMaskedLM
 from hf_effpt.data.vocabulary import special_ids
-from hf_effpt.models.bert import token_loss
+from hf_effpt.models.masked_lm import token_loss
 
 from .held_out_text import run_of, unread_mask
 from .masked_logits import evaluation_mode, masked_logits

@@ -27,6 +27,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from hf_effpt.core.anatomy import dropouts_of
 from hf_effpt.core.errors import EffptError
 
 from .glue_metrics import score
@@ -34,8 +35,6 @@ from .lora import add_lora
 from .protocols import Settings
 from .stock_checkpoint import check_finetunable, load, readable_length
 from .tasks import Task
-
-DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 
 
 def make_accumulation_safe(model: PreTrainedModel) -> PreTrainedModel:
@@ -148,9 +147,9 @@ def _load(
     notes, dropouts = [], {}
     config = AutoConfig.from_pretrained(model_dir, local_files_only=True)
     if dropout is not None:
-        dropouts = {name: dropout for name in DROPOUTS if hasattr(config, name)}
-        if others := [name for name in DROPOUTS if name not in dropouts]:
-            notes.append(f"a `{config.model_type}` has no {', '.join(others)} to set to {dropout}: it keeps its own")
+        dropouts = dict.fromkeys(dropouts_of(config), dropout)
+        if not dropouts:
+            notes.append(f"a `{config.model_type}` has no dropout known here to set to {dropout}: it keeps its own")
     if task.label_names is None:
         head = {"num_labels": 1, "problem_type": "regression"}
     else:

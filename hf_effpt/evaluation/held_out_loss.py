@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import BertModel, ElectraModel, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import BertModel, ElectraModel, ModernBertModel, PreTrainedModel, PreTrainedTokenizerFast
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.data.masking import DataCollatorForMaskedLM
 from hf_effpt.data.packing import PackedRows
-from hf_effpt.models.base import EffptMixin, isolate_documents
-from hf_effpt.models.bert import label_count, token_loss
+from hf_effpt.models.base import EffptMixin
+from hf_effpt.models.encoder_inputs import encoder_inputs
+from hf_effpt.models.masked_lm import label_count, token_loss
 from hf_effpt.models.sparse_layer import positions_of
 
 from .masked_logits import evaluation_mode, masked_logits, predicts_masked_tokens
@@ -97,17 +98,12 @@ def stock_loss(model: PreTrainedModel, batch: dict[str, Tensor], num_items: int 
 
 def stock_inputs(model: PreTrainedModel, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """Inputs of a stock model, which keep the documents of a row apart if the batch has their ids."""
-    inputs = {k: v for k, v in batch.items() if k not in ("labels", "masked_positions", "document_ids")}
-    if "document_ids" in batch:
-        if not isinstance(model.base_model, (BertModel, ElectraModel)):
-            raise EffptError(
-                f"`{type(model).__name__}` cannot keep the documents of a row apart as BERT and ELECTRA can; evaluate "
-                "it on rows packed without `isolate_documents`."
-            )
-        inputs["attention_mask"], inputs["position_ids"] = isolate_documents(
-            batch["document_ids"], model.config._attn_implementation, model.dtype
+    if "document_ids" in batch and not isinstance(model.base_model, (BertModel, ElectraModel, ModernBertModel)):
+        raise EffptError(
+            f"`{type(model).__name__}` cannot keep the documents of a row apart as BERT, ELECTRA and ModernBERT can; "
+            "evaluate it on rows packed without `isolate_documents`."
         )
-    return inputs
+    return encoder_inputs(model, batch)
 
 
 def fixed_mask_batches(

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hf_effpt.core.anatomy import first_stays, layers_of
+from hf_effpt.core.depth import in_place_of
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.freezing import frozen
 from hf_effpt.core.padding import real_tokens
@@ -56,7 +58,7 @@ def search(
                 found = held_out_loss(model, batches)
                 loss = found.total / found.masked
                 measured[kept] = loss if math.isfinite(loss) else math.inf
-            return measured[kept]
+            return math.inf if kept[0] and first_stays(stack) else measured[kept]
 
         everything = tuple(range(len(stack)))
         before = loss(everything)
@@ -118,7 +120,10 @@ def learn_scores(
             if step % 20 == 0:
                 logger.info("data_driven: step %d of %d, loss %.4f", step, STEPS, loss.item())
         mean_N = torch.cat([scores(each) for each in activations]).exp().mean(dim=0).cpu().numpy()
-    kept = tuple(sorted(np.argsort(-mean_N, kind="stable")[:depth].tolist()))
+    ranked_N = mean_N.copy()
+    if first_stays(layers_of(model.base_model)):
+        ranked_N[0] = math.inf
+    kept = tuple(sorted(np.argsort(-ranked_N, kind="stable")[:depth].tolist()))
     return kept, {"scores": [round(float(score), 6) for score in mean_N], "steps": STEPS}
 
 
@@ -150,7 +155,7 @@ def rates_of(log_scores_BN: Tensor, depth: int) -> Tensor:
 def gated_loss(model: PreTrainedModel, batch: dict[str, Tensor], gates_BN: Tensor) -> Tensor:
     """Mean loss over masked tokens with each layer's change of the rows multiplied by its gate."""
     with stacked(model.base_model) as stack:
-        stack.router = _Wrapped(partial(_gated, batch["masked_positions"]), gates_BN.unbind(dim=1))
+        stack.router = _Wrapped(partial(_gated, positions_BM=batch["masked_positions"]), gates_BN.unbind(dim=1))
         return stock_loss(model, batch)
 
 
@@ -159,13 +164,13 @@ def activations_of(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
     seen: list[Tensor] = []
     real_BL = real_tokens(batch["input_ids"], batch.get("attention_mask"), batch.get("document_ids"))
     with stacked(model.base_model) as stack:
-        stack.router = _Wrapped(partial(_recorded, seen, real_BL[:, :, None]), [None] * len(stack))
+        stack.router = _Wrapped(partial(_recorded, seen=seen, real_BL1=real_BL[:, :, None]), [None] * len(stack))
         model.base_model(**stock_inputs(model, batch))
     return torch.stack(seen, dim=1)
 
 
 class _Wrapped:
-    """Router that runs all rows and calls each layer as `call(own, layer, ...)`, `own` its element of `each`."""
+    """Router that runs all rows and calls each layer as `call(layer, own, ...)`, `own` its element of `each`."""
 
     share, forced = 1.0, None
 
@@ -173,10 +178,10 @@ class _Wrapped:
         self._call, self._each = call, each
 
     def __call__(self, layers: list[Any]) -> list[Any]:
-        return [partial(self._call, own, layer) for own, layer in zip(self._each, layers, strict=True)]
+        return [in_place_of(layer, self._call, own) for own, layer in zip(self._each, layers, strict=True)]
 
 
-def _gated(positions_BM: Tensor, gate_B: Tensor, layer: Any, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def _gated(layer: Any, gate_B: Tensor, hidden: Tensor, *args: Any, positions_BM: Tensor, **kwargs: Any) -> Tensor:
     changed = layer(hidden, *args, **kwargs)
     if changed.shape != hidden.shape:  # the last layer, at masked positions only
         hidden = gather_rows(hidden, positions_BM)
@@ -184,7 +189,7 @@ def _gated(positions_BM: Tensor, gate_B: Tensor, layer: Any, hidden: Tensor, *ar
 
 
 def _recorded(
-    seen: list[Tensor], real_BL1: Tensor, _: None, layer: Any, hidden: Tensor, *args: Any, **kwargs: Any
+    layer: Any, _: None, hidden: Tensor, *args: Any, seen: list[Tensor], real_BL1: Tensor, **kwargs: Any
 ) -> Tensor:
     output = layer(hidden, *args, **kwargs)
     seen.append((output * real_BL1).sum(dim=1) / real_BL1.sum(dim=1).clamp(min=1))

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import BertModel, ElectraModel, PreTrainedModel, RobertaModel
+from transformers import BertModel, ElectraModel, ModernBertModel, PreTrainedModel, RobertaModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from hf_effpt.core.anatomy import layers_of, replace_layers
@@ -61,7 +61,7 @@ def _outputs_at(backbone: PreTrainedModel, positions_BM: Tensor) -> Iterator[Non
 
         def begin(*_: Any) -> None:
             # Here, since a training model clears `last` before it calls its encoder.
-            stack.last = partial(layer_at, positions_BM)
+            stack.last = partial(layer_at, positions_BM=positions_BM)
 
         def end(module: nn.Module, args: Any, output: Any) -> BaseModelOutput:
             hidden = output[0] if stack.active else gather_rows(output[0], positions_BM)
@@ -78,8 +78,8 @@ def _outputs_at(backbone: PreTrainedModel, positions_BM: Tensor) -> Iterator[Non
 
 def _may_skip(backbone: PreTrainedModel) -> bool:
     """`True` if `layer_at` can compute the last layer: it draws no dropout, and nothing else reads its output."""
-    if backbone.training or not isinstance(backbone, (BertModel, ElectraModel, RobertaModel)):
+    if backbone.training or not isinstance(backbone, (BertModel, ElectraModel, RobertaModel, ModernBertModel)):
         return False
     config = backbone.config
-    read = config.output_hidden_states or config.output_attentions or config.is_decoder
+    read = config.output_hidden_states or config.output_attentions or getattr(config, "is_decoder", False)
     return not read and config._attn_implementation in ("eager", "sdpa")

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 import hf_effpt.models
-from hf_effpt.core.anatomy import layers_of, replace_layers
+from hf_effpt.core.anatomy import check_first, layers_of, replace_layers
 from hf_effpt.core.depth import every_other
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.objectives import OBJECTIVES, objective_in, objective_of
@@ -45,6 +45,7 @@ class Pruning:
         """Copy of a stock model with these layers only."""
         pruned = copy.deepcopy(model)
         layers = layers_of(pruned.base_model)
+        check_first(layers, self.kept)
         replace_layers(pruned.base_model, nn.ModuleList(layers[index] for index in self.kept))
         for index, layer in enumerate(layers_of(pruned.base_model)):
             for module in layer.modules():
@@ -52,8 +53,9 @@ class Pruning:
                     module.layer_idx = index
         for config in (pruned.config, pruned.base_model.config):  # maybe the same object
             config.num_hidden_layers = len(self.kept)
-            if widths := getattr(model.config, "layer_widths", None):
-                config.layer_widths = [widths[index] for index in self.kept]
+            for name in ("layer_widths", "layer_types"):
+                if values := getattr(model.config, name, None):
+                    setattr(config, name, [values[index] for index in self.kept])
         return pruned
 
     def record(self) -> dict[str, Any]:

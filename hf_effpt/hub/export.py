@@ -18,7 +18,7 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import read_json, replacing_folder_contents, write_json
 from hf_effpt.core.ledger import ledger_of
 from hf_effpt.core.objectives import objective_of
-from hf_effpt.models import pruned_bert
+from hf_effpt.models import pruned_bert, pruned_modernbert
 from hf_effpt.models.base import EffptMixin, dense_of, exports_of, facts_of, fill, pooling_of, pruning_of
 from hf_effpt.models.configuration_electra import bert_settings
 
@@ -32,6 +32,8 @@ MISFITS = ("missing_keys", "unexpected_keys", "mismatched_keys")
 OF_ALL_LAYERS = ("evaluation", "scores")
 
 Prune = Callable[[PreTrainedModel], tuple[PreTrainedModel, dict[str, Any]]]
+
+HOMES = (transformers, pruned_bert, pruned_modernbert)  # of the classes of exported models
 
 
 def export(
@@ -111,7 +113,7 @@ def _copy_run(root: Path, architecture: str, folder: Path, changes: _Changes) ->
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(root / name, folder / name)
     run = read_json(root / "run.json") | {"exported_from": root.resolve().name}
-    exported_class = getattr(transformers, architecture, None) or getattr(pruned_bert, architecture)
+    exported_class = next(getattr(home, architecture) for home in HOMES if hasattr(home, architecture))
     stock = exported_class.from_pretrained(root)
     if changes.prune is not None:
         for name in run.pop("artifacts", ()):  # such as a ticket, which names the parts of all layers of the run

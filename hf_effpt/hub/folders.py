@@ -8,7 +8,10 @@ from safetensors import SafetensorError, safe_open
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import read_json
 
-CODE_FILES = ("configuration_pruned_bert.py", "modeling_pruned_bert.py")  # of models that bring their own code
+CODE_FILES = (  # of models that bring their own code
+    "configuration_pruned_bert.py", "modeling_pruned_bert.py",
+    "configuration_pruned_modernbert.py", "modeling_pruned_modernbert.py",
+)  # fmt: skip
 MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", *CODE_FILES)
 TOKENIZER_FILES = (
     "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.txt vocab.json merges.txt"

@@ -1,9 +1,12 @@
 """Training models: stock architectures with methods; each exports to its stock class.
 
 base                      mixins of training models: methods, export, the forward on masked text
-configuration_effpt       BERT configuration with the ledger of methods
-bert                      BERT, with a head that runs at masked positions only
+configuration_effpt       configurations of BERT and ModernBERT with the ledger of methods
+encoder_inputs            inputs of the encoder, which keep the documents of a row apart
+masked_lm                 masked language modelling, with a head that runs at masked positions only
   sparse_layer            layer with outputs at some positions only
+bert                      BERT
+modernbert                ModernBERT
   families                BERT classes with one method switched on
 configuration_electra     configurations of models with a generator
 generator                 generator that replaces tokens
@@ -15,7 +18,7 @@ mcbert                    MC-BERT, choice among candidates
   candidates              logits of candidates in bounded memory
 build                     classes of each objective
 auto                      registration with the Auto classes
-pruned_bert               export of BERT with narrower layers, with its code
+pruned_bert, pruned_modernbert  exports with narrower layers, with their code
 """
 
 from . import auto as auto
@@ -25,6 +28,7 @@ from .bert import EffptBertForSequenceClassification as EffptBertForSequenceClas
 from .bert import EffptBertForTokenClassification as EffptBertForTokenClassification
 from .bert import EffptBertModel as EffptBertModel
 from .configuration_effpt import EffptBertConfig as EffptBertConfig
+from .configuration_effpt import EffptModernBertConfig as EffptModernBertConfig
 from .configuration_electra import EffptElectraConfig as EffptElectraConfig
 from .configuration_electra import McBertConfig as McBertConfig
 from .electra import EffptElectraForSequenceClassification as EffptElectraForSequenceClassification
@@ -33,4 +37,9 @@ from .electra import ElectraForJointPreTraining as ElectraForJointPreTraining
 from .families import *  # noqa: F403
 from .mcbert import McBertForPreTraining as McBertForPreTraining
 from .mcbert import McBertModel as McBertModel
+from .modernbert import EffptModernBertForMaskedLM as EffptModernBertForMaskedLM
+from .modernbert import EffptModernBertForQuestionAnswering as EffptModernBertForQuestionAnswering
+from .modernbert import EffptModernBertForSequenceClassification as EffptModernBertForSequenceClassification
+from .modernbert import EffptModernBertForTokenClassification as EffptModernBertForTokenClassification
+from .modernbert import EffptModernBertModel as EffptModernBertModel
 from .replaced_mlm import ElectraForReplacedMaskedLM as ElectraForReplacedMaskedLM

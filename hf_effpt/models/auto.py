@@ -3,7 +3,7 @@
 import transformers
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForPreTraining
 
-from . import bert, electra, families, mcbert, pruned_bert, replaced_mlm
+from . import bert, electra, families, mcbert, modernbert, pruned_bert, pruned_modernbert, replaced_mlm
 from .pruned_bert.configuration_pruned_bert import HEADS
 
 
@@ -14,7 +14,9 @@ def register_auto() -> None:
         *((families, prefix) for prefix in families.FAMILIES),
         (electra, "EffptElectra"),
         (mcbert, "McBert"),
+        (modernbert, "EffptModernBert"),
         (pruned_bert, "PrunedBert"),
+        (pruned_modernbert, "PrunedModernBert"),
     ):
         config_class = getattr(module, f"{prefix}Model").config_class
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)

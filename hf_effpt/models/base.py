@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel, PreTrainedModel
+from transformers import BertModel, PreTrainedModel
 
 from hf_effpt.core.depth import PRUNING, first_layers, flatten, stack_of
 from hf_effpt.core.errors import EffptError
@@ -19,7 +19,9 @@ from hf_effpt.core.snapshot import Snapshot, tied_to_others
 from hf_effpt.core.width import resize, widen
 
 from .configuration_effpt import settings_of
+from .encoder_inputs import encoder_inputs
 from .pruned_bert import PrunedBertConfig
+from .pruned_modernbert import PrunedModernBertConfig
 
 
 def _is_undefined(tensor: Tensor) -> bool:
@@ -68,6 +70,11 @@ class EffptMixin:
                 part.disable_input_require_grads()
         kind = "activation" if hasattr(self, "activation_checkpointing_enable") else "gradient"  # its older name
         getattr(self, f"{kind}_checkpointing_enable")()
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """`False`: parameters are initialized as in the stock class, also where a module initializes its children."""
+        return False
 
     def complete(self, config: Any) -> None:
         """Adds modules to the stock architecture, before methods are injected."""
@@ -141,9 +148,9 @@ class EffptMixin:
     def export(self, dense: bool = False) -> PreTrainedModel:
         """A model without methods, with the same outputs in evaluation mode, at the present depth.
 
-        It is a stock model. Only a model with narrower layers becomes one of [`PrunedBertConfig`], with code of its
-        own. If `dense`, or if there is no such class, it is a stock model of the full width with zeros in the place
-        of removed weights.
+        It is a stock model. Only a model with narrower layers becomes one of [`PrunedBertConfig`] or
+        [`PrunedModernBertConfig`], with code of its own. If `dense`, or if there is no such class, it is a stock model
+        of the full width with zeros in the place of removed weights.
         """
         plain = copy.deepcopy(self)
         plain.snapshot = None
@@ -306,12 +313,12 @@ def pruning_of(stock: PreTrainedModel) -> dict[str, Any]:
 
 def dense_of(exported: PreTrainedModel) -> PreTrainedModel:
     """An exported model as a stock one of the full width, with zeros for removed weights."""
-    if not isinstance(exported.config, PrunedBertConfig):
+    if not isinstance(exported.config, PrunedBertConfig | PrunedModernBertConfig):
         return exported
     plain = copy.deepcopy(exported)
     widen(plain.base_model)
-    config = BertConfig(**settings_of(plain.config, "layer_widths", "auto_map"))
-    stock_class = next(cls for cls in type(exported).__mro__ if cls.__module__ == BertModel.__module__)
+    stock_class: Any = next(cls for cls in type(exported).__mro__ if cls.__module__.startswith("transformers.models."))
+    config = stock_class.config_class(**settings_of(plain.config, "layer_widths", "auto_map"))
     with torch.device("meta"):
         stock = stock_class(config, **pooling_of(plain))
     fill(stock, plain)
@@ -350,34 +357,3 @@ def fill(stock: PreTrainedModel, source: nn.Module, name_of: Callable[[str], str
             setattr(stock.get_submodule(owner), leaf, buffer)
     stock.generation_config = None
     stock.eval()
-
-
-# Batch keys that are not encoder inputs.
-NOT_ENCODED = ("labels", "masked_positions", "num_items_in_batch", "loss_weight_inputs", "return_dict")
-
-
-def encoder_inputs(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Encoder inputs of a masked batch; an attention mask and positions replace `document_ids`."""
-    inputs = {name: value for name, value in batch.items() if name not in NOT_ENCODED}
-    document_ids = inputs.pop("document_ids", None)
-    if document_ids is not None:
-        attention = model.config._attn_implementation
-        inputs["attention_mask"], inputs["position_ids"] = isolate_documents(document_ids, attention, model.dtype)
-    return inputs
-
-
-def isolate_documents(document_ids_BL: Tensor, attention: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Attention mask and position ids that separate documents packed in one row, as if each had a row of its own.
-
-    `document_ids_BL`, of shape `(batch_size, sequence_length)`, are numbers within the row, from 1, in order; 0 for
-    padding, which attends to padding only. With `eager` attention the mask is an additive one of `dtype`, else a
-    boolean one, of shape `(batch_size, 1, sequence_length, sequence_length)`. Positions begin at 0 in each document.
-    """
-    mask_B1LL = document_ids_BL[:, None, :, None] == document_ids_BL[:, None, None, :]
-    if attention == "eager":
-        mask_B1LL = torch.zeros_like(mask_B1LL, dtype=dtype).masked_fill_(~mask_B1LL, torch.finfo(dtype).min)
-    index_L = torch.arange(document_ids_BL.shape[1], device=document_ids_BL.device)
-    starts_BL = torch.ones_like(document_ids_BL, dtype=torch.bool)
-    starts_BL[:, 1:] = document_ids_BL[:, 1:] != document_ids_BL[:, :-1]
-    first_BL = torch.where(starts_BL, index_L, 0).cummax(dim=1).values
-    return mask_B1LL, index_L - first_BL

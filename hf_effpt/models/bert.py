@@ -1,10 +1,6 @@
 """BERT for efficient pre-training: the stock modules, and a head that runs at masked positions only."""
 
-from collections.abc import Mapping
-from functools import partial
-from typing import Any
-
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     BertForMaskedLM,
     BertForQuestionAnswering,
@@ -12,15 +8,10 @@ from transformers import (
     BertForTokenClassification,
     BertModel,
 )
-from transformers.modeling_outputs import MaskedLMOutput
 
-from hf_effpt.core.depth import first_layers, stack_of
-from hf_effpt.core.errors import EffptError
-from hf_effpt.core.head_inputs import HeadInputs
-from hf_effpt.core.token_losses import Reduction, observed_loss
-
-from .base import EffptMixin, PretrainingMixin, encoder_inputs
+from .base import EffptMixin
 from .configuration_effpt import EffptBertConfig
+from .masked_lm import MaskedLMMixin
 from .pruned_bert import (
     PrunedBertForMaskedLM,
     PrunedBertForQuestionAnswering,
@@ -28,7 +19,6 @@ from .pruned_bert import (
     PrunedBertForTokenClassification,
     PrunedBertModel,
 )
-from .sparse_layer import encode_at, positions_of
 
 
 class EffptBertModel(EffptMixin, BertModel):
@@ -39,73 +29,16 @@ class EffptBertModel(EffptMixin, BertModel):
     narrow_class = PrunedBertModel
 
 
-class EffptBertForMaskedLM(PretrainingMixin, BertForMaskedLM):
-    """BERT with a masked-language-modelling head that computes logits at masked positions only.
-
-    B batch, L row length, D hidden size, M masked positions per row, N masked positions in all.
-    """
+class EffptBertForMaskedLM(MaskedLMMixin, BertForMaskedLM):
+    """BERT with a masked-language-modelling head that computes logits at masked positions only."""
 
     config_class = EffptBertConfig
     stock_class = BertForMaskedLM
     narrow_class = PrunedBertForMaskedLM
-    label_smoothing = 0.0  # of the loss in training: the weight of the mean over all tokens, as in the stock Trainer
-
-    def __init__(self, config: EffptBertConfig) -> None:
-        super().__init__(config)
-        stack_of(self.bert)
-
-    def _learn(self, batch: Mapping[str, Any]) -> MaskedLMOutput:
-        labels_BL, positions_BM, items = batch["labels"], batch["masked_positions"], batch["num_items_in_batch"]
-        if positions_BM is None:
-            positions_BM = positions_of(labels_BL)
-        outputs, hidden_BMD = encode_at(self.bert, positions_BM, **encoder_inputs(self, batch))
-        labels_BM = labels_BL.gather(1, positions_BM)
-        hidden_ND, labels_N = hidden_BMD.flatten(0, 1), labels_BM.flatten()
-        smoothing = self.label_smoothing if self.training else 0.0
-        loss_of = partial(token_loss, self.cls(hidden_ND), labels_N, label_smoothing=smoothing)
-        total = observed_loss(self.bert, loss_of, labels_BM != -100, batch["loss_weight_inputs"])
-        loss = total / (label_count(labels_N) if items is None else items)
-        return MaskedLMOutput(loss=loss, hidden_states=outputs.hidden_states, attentions=outputs.attentions)
-
-    def head_inputs(
-        self, batch: Mapping[str, Tensor], layers: int | None = None, of_generator: bool = False
-    ) -> HeadInputs:
-        if of_generator:
-            raise EffptError(
-                f"`{type(self).__name__}` has no generator to answer in its place; use a model with one, such as "
-                "`model.objective: electra`, or let it answer itself (`scorer: full`)."
-            )
-        labels, positions = batch["labels"], batch.get("masked_positions")
-        if positions is None:
-            positions = positions_of(labels)
-        with first_layers(self.bert, layers):
-            _, hidden_BMD = encode_at(self.bert, positions, **encoder_inputs(self, batch))
-        return HeadInputs(hidden_BMD, labels.gather(1, positions), self._answer)
-
-    def cost_signature(self) -> str:
-        return "smoothed" if self.label_smoothing else ""
 
     def _answer(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """The input of the decoder, and its logits."""
         features = self.cls.predictions.transform(hidden)
         return features, self.cls.predictions.decoder(features)
-
-
-def token_loss(
-    logits_NV: Tensor, labels_N: Tensor, reduction: Reduction = "sum", label_smoothing: float = 0.0
-) -> Tensor:
-    """Cross-entropy in fp32, summed or per token; zero where the label is -100.
-
-    With `label_smoothing` e it is (1 - e) times that of the label plus e times the mean over all tokens.
-    """
-    return nn.functional.cross_entropy(
-        logits_NV.float(), labels_N, reduction=reduction, ignore_index=-100, label_smoothing=label_smoothing
-    )
-
-
-def label_count(labels_N: Tensor) -> Tensor:
-    """The number of labels other than -100, at least 1."""
-    return (labels_N != -100).sum().clamp(min=1)
 
 
 class EffptBertForSequenceClassification(EffptMixin, BertForSequenceClassification):

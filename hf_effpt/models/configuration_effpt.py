@@ -1,14 +1,18 @@
-"""Configuration of the BERT training models: the stock one, plus the ledger of the methods."""
+"""Configurations of the training models without a generator: the stock ones, plus the ledger of the methods."""
 
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
-from transformers import BertConfig, PreTrainedConfig
+from transformers import BertConfig, ModernBertConfig, PreTrainedConfig
 
+from hf_effpt.core.anatomy import layer_types_of
+from hf_effpt.core.errors import EffptError
 from hf_effpt.core.registry import without_idle
 
 from .pruned_bert import PrunedBertConfig
+from .pruned_modernbert import PrunedModernBertConfig
 
+ATTENTIONS = ("full_attention", "sliding_attention")
 LEDGER = ("methods", "layer_order", "events", "layer_widths")
 
 
@@ -21,11 +25,32 @@ def settings_of(config: PreTrainedConfig, *left_out: str) -> dict[str, Any]:
 class WithLedger:
     """Adds the ledger to a stock configuration class; placed before it in the bases."""
 
+    default_methods: ClassVar[dict[str, dict]] = {}
+    methods: Any
+    layer_order: Any
+    layer_widths: Any
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        self.methods = {**self.default_methods, **(self.methods or {})}
+        self.__dict__.pop("auto_map", None)  # left by a narrower model trained further; there is no code to save
+
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Reads a saved configuration; settings of methods that do nothing, and are refused now, are left out."""
         saved = {**config_dict, "methods": without_idle(config_dict.get("methods"))}
         return super().from_dict(saved, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def at_present_depth(self) -> dict[str, Any]:
+        """Settings of the stock configuration of the layers that run, with `layer_widths` if they are narrower."""
+        settings: dict[str, Any] = settings_of(self, *LEDGER)  # pyright: ignore[reportArgumentType]
+        if self.layer_order is not None:
+            settings["num_hidden_layers"] = len(self.layer_order)
+        for name, values in (("layer_types", layer_types_of(self)), ("layer_widths", self.layer_widths)):
+            if values is not None:
+                order = range(len(values)) if self.layer_order is None else self.layer_order
+                settings[name] = [values[index] for index in order]
+        return settings
 
 
 @strict
@@ -42,24 +67,57 @@ class EffptBertConfig(WithLedger, BertConfig):
     """
 
     model_type = "effpt_bert"
-    default_methods: ClassVar[dict[str, dict]] = {}
 
     methods: dict | None = None
     layer_order: list | None = None
     events: list | None = None
     layer_widths: list | None = None
 
-    def __post_init__(self, **kwargs):
-        super().__post_init__(**kwargs)
-        self.methods = {**self.default_methods, **(self.methods or {})}
-        self.__dict__.pop("auto_map", None)  # left by a narrower model trained further; there is no code to save
-
     def stock(self) -> BertConfig:
         """Configuration of the export, at the present depth: a [`PrunedBertConfig`] if layers are narrower."""
-        settings = settings_of(self, *LEDGER)
-        if self.layer_order is not None:
-            settings["num_hidden_layers"] = len(self.layer_order)
-        if self.layer_widths is None:
-            return BertConfig(**settings)
-        order = range(len(self.layer_widths)) if self.layer_order is None else self.layer_order
-        return PrunedBertConfig(**settings, layer_widths=[self.layer_widths[index] for index in order])
+        settings = self.at_present_depth()
+        return BertConfig(**settings) if self.layer_widths is None else PrunedBertConfig(**settings)
+
+
+@strict
+class EffptModernBertConfig(WithLedger, ModernBertConfig):
+    """Configuration of a ModernBERT that trains with methods; `stock()` gives that of its export.
+
+    Args:
+        methods, layer_order, events, layer_widths: as in [`EffptBertConfig`].
+
+    Raises:
+        EffptError: for a kind of attention that there is not, other than one a layer, a window narrower than one
+            neighbour on either side, or a padding token beyond the vocabulary.
+    """
+
+    model_type = "effpt_modernbert"
+
+    methods: dict | None = None
+    layer_order: list | None = None
+    events: list | None = None
+    layer_widths: list | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        types = self.layer_types or []
+        if len(types) != self.num_hidden_layers or not {*types} <= {*ATTENTIONS}:
+            raise EffptError(
+                f"`layer_types` is {types}, but must name {' or '.join(ATTENTIONS)} for each of "
+                f"{self.num_hidden_layers} layers, first to last."
+            )
+        if self.local_attention < 2:
+            raise EffptError(
+                f"`local_attention` is {self.local_attention}, but a window has at least 2 neighbours, one on either "
+                "side; 8 are four on either side."
+            )
+        if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
+            raise EffptError(
+                f"`pad_token_id` is {self.pad_token_id}, but the vocabulary has rows 0 to {self.vocab_size - 1}; give "
+                "that of the tokenizer that the text is packed with."
+            )
+
+    def stock(self) -> ModernBertConfig:
+        """Configuration of the export, at the present depth: [`PrunedModernBertConfig`] if layers are narrower."""
+        settings = self.at_present_depth()
+        return ModernBertConfig(**settings) if self.layer_widths is None else PrunedModernBertConfig(**settings)

@@ -26,9 +26,10 @@ from hf_effpt.core.padding import real_tokens
 from hf_effpt.core.random import row_keys
 from hf_effpt.core.token_losses import Reduction, observed_loss
 
-from .base import PretrainingMixin, encoder_inputs, fill
-from .bert import token_loss
+from .base import PretrainingMixin, fill
 from .configuration_effpt import settings_of
+from .encoder_inputs import encoder_inputs
+from .masked_lm import token_loss
 from .sampling import sample, uniforms
 from .sparse_layer import drops, encode_at, gather_rows, positions_of
 

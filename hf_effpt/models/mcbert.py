@@ -19,11 +19,11 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.head_inputs import HeadInputs
 
 from .base import EffptMixin
-from .bert import token_loss
 from .candidates import candidate_logits, chunks
 from .configuration_electra import McBertConfig
 from .electra import prior_entropy, replaced_loss
 from .generator import Batch, JointOutput, WithGenerator
+from .masked_lm import token_loss
 from .sampling import sample, sample_distinct, uniforms
 from .sparse_layer import gather_rows
 

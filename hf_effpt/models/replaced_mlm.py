@@ -14,11 +14,11 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.head_inputs import HeadInputs
 from hf_effpt.core.token_losses import Reduction
 
-from .bert import token_loss
 from .candidates import log_probabilities
 from .configuration_electra import EffptElectraConfig
 from .electra import prior_entropy
 from .generator import Batch, JointOutput, WithGenerator, predict_words
+from .masked_lm import token_loss
 from .sparse_layer import encode_at
 
 OBJECTIVES = ("replace_mlm", "all_tokens_mlm")

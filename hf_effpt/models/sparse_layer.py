@@ -10,8 +10,11 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.bert.modeling_bert import eager_attention_forward
+from transformers.models.bert.modeling_bert import eager_attention_forward as bert_attention
+from transformers.models.modernbert.modeling_modernbert import eager_attention_forward as modernbert_attention
+from transformers.models.modernbert.modeling_modernbert import rotate_half
 
+from hf_effpt.core.anatomy import dropouts_of
 from hf_effpt.core.depth import stack_of
 
 
@@ -33,7 +36,7 @@ def most_labels(labels_BL: Tensor) -> int:
 
 def drops(config: Any) -> bool:
     """`True` if a model of this configuration draws dropout in training."""
-    return max(config.hidden_dropout_prob, config.attention_probs_dropout_prob) > 0
+    return max(dropouts_of(config).values(), default=0.0) > 0
 
 
 def encode_at(encoder: Any, positions_BM: Tensor, *args: Any, **inputs: Any) -> tuple[Any, Tensor]:
@@ -47,7 +50,7 @@ def encode_at(encoder: Any, positions_BM: Tensor, *args: Any, **inputs: Any) -> 
     read = read or inputs.get("output_attentions", config.output_attentions)
     read = read or (encoder.training and (stack.read_whole or drops(config)))
     sparse = not read and bool(stack.active) and config._attn_implementation in ("eager", "sdpa")
-    stack.last = partial(layer_at, positions_BM) if sparse else None
+    stack.last = partial(layer_at, positions_BM=positions_BM) if sparse else None
     try:
         outputs = encoder(*args, return_dict=True, **inputs)
     finally:
@@ -56,39 +59,99 @@ def encode_at(encoder: Any, positions_BM: Tensor, *args: Any, **inputs: Any) -> 
     return outputs, hidden if sparse else gather_rows(hidden, positions_BM)
 
 
-def layer_at(
+def layer_at(layer: nn.Module, hidden_BLD: Tensor, *args: Any, positions_BM: Tensor, **kwargs: Any) -> Tensor:
+    """Outputs of a stock layer at some positions of each row, of shape `(batch_size, positions, hidden_size)`."""
+    return (_modern_at if hasattr(layer, "attn") else _bert_at)(positions_BM, layer, hidden_BLD, *args, **kwargs)
+
+
+def _bert_at(
     positions_BM: Tensor,
-    layer: nn.Module,
+    layer: Any,
     hidden_BLD: Tensor,
     attention_mask: Tensor | None,
     *args: Any,
     **kwargs: Any,
 ) -> Tensor:
-    """Outputs of a stock BERT layer at some positions of each row, of shape `(batch_size, positions, hidden_size)`.
-
-    `attention_mask`, if there is one, is of shape `(batch_size, 1, sequence_length or 1, sequence_length)`.
-    """
     attention = layer.attention.self
     wanted_BMD = gather_rows(hidden_BLD, positions_BM)
-
-    def heads(projected: Tensor) -> Tensor:
-        return projected.unflatten(-1, (-1, attention.attention_head_size)).transpose(1, 2)
-
-    if attention_mask is not None and attention_mask.shape[2] > 1:
-        rows = positions_BM[:, None, :, None].expand(-1, -1, -1, attention_mask.shape[3])
-        attention_mask = attention_mask.expand(len(positions_BM), -1, -1, -1).gather(2, rows)
-    attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager_attention_forward)
+    size = attention.attention_head_size
     if attention.num_attention_heads:
-        mixed_BMHK, _ = attend(
+        mixed_BMHK, _ = _interface(attention, bert_attention)(
             attention,
-            heads(attention.query(wanted_BMD)),
-            heads(attention.key(hidden_BLD)),
-            heads(attention.value(hidden_BLD)),
-            attention_mask,
+            _heads(attention.query(wanted_BMD), size),
+            _heads(attention.key(hidden_BLD), size),
+            _heads(attention.value(hidden_BLD), size),
+            _mask_rows(attention_mask, positions_BM),
             dropout=attention.dropout.p if attention.training else 0.0,
             scaling=attention.scaling,
         )
     else:
-        mixed_BMHK = wanted_BMD.new_zeros(*wanted_BMD.shape[:2], 0, attention.attention_head_size)
+        mixed_BMHK = wanted_BMD.new_zeros(*wanted_BMD.shape[:2], 0, size)
     attended_BMD = layer.attention.output(mixed_BMHK.flatten(2), wanted_BMD)
     return layer.feed_forward_chunk(attended_BMD)
+
+
+def _modern_at(
+    positions_BM: Tensor,
+    layer: Any,
+    hidden_BLD: Tensor,
+    attention_mask: Tensor | None = None,
+    position_embeddings: tuple[Tensor, Tensor] | None = None,
+    **kwargs: Any,
+) -> Tensor:
+    attention = layer.attn
+    wanted_BMD = gather_rows(hidden_BLD, positions_BM)
+    if attention.Wo.in_features:
+        assert position_embeddings is not None
+        query_BMX, pair_BLX = _project(attention.Wqkv, layer.attn_norm(hidden_BLD), positions_BM)
+        keys_BLX, values_BLX = pair_BLX.chunk(2, dim=-1)
+        everywhere = [turn.expand(len(hidden_BLD), -1, -1) for turn in position_embeddings]
+        mixed_BMHK, _ = _interface(attention, modernbert_attention)(
+            attention,
+            _rotated(_heads(query_BMX, attention.head_dim), *[gather_rows(turn, positions_BM) for turn in everywhere]),
+            _rotated(_heads(keys_BLX, attention.head_dim), *everywhere),
+            _heads(values_BLX, attention.head_dim),
+            _mask_rows(attention_mask, positions_BM),
+            dropout=attention.attention_dropout if attention.training else 0.0,
+            scaling=attention.head_dim**-0.5,
+        )
+    else:
+        mixed_BMHK = wanted_BMD.new_zeros(*wanted_BMD.shape[:2], 0, attention.head_dim)
+    attended_BMD = wanted_BMD + attention.out_drop(attention.Wo(mixed_BMHK.flatten(2)))
+    return attended_BMD + layer.mlp(layer.mlp_norm(attended_BMD))
+
+
+def _project(fused: nn.Linear, normed_BLD: Tensor, positions_BM: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries at some positions, and keys and values, side by side, at all, of a projection that has all three."""
+    size = fused.out_features // 3
+    if type(fused) is not nn.Linear:  # one with masks or adapters, which is known as a whole only
+        query_BLX, pair_BLX = fused(normed_BLD).split([size, 2 * size], dim=-1)
+        return gather_rows(query_BLX, positions_BM), pair_BLX
+    (queries, pairs), (of_queries, of_pairs) = (
+        (None, None) if of is None else (of[:size], of[size:]) for of in (fused.weight, fused.bias)
+    )
+    linear = nn.functional.linear
+    return linear(gather_rows(normed_BLD, positions_BM), queries, of_queries), linear(normed_BLD, pairs, of_pairs)
+
+
+def _rotated(states_BHLK: Tensor, cos_BLK: Tensor, sin_BLK: Tensor) -> Tensor:
+    """Queries or keys turned by their positions (rotary embeddings), in fp32 as in the stock layer."""
+    exact = states_BHLK.float()
+    return (exact * cos_BLK[:, None] + rotate_half(exact) * sin_BLK[:, None]).to(states_BHLK.dtype)
+
+
+def _heads(projected_BLX: Tensor, size: int) -> Tensor:
+    """Splits projections into heads, of shape `(batch_size, heads, length, size)`."""
+    return projected_BLX.unflatten(-1, (-1, size)).transpose(1, 2)
+
+
+def _mask_rows(attention_mask: Tensor | None, positions_BM: Tensor) -> Tensor | None:
+    """Rows of a mask of shape `(batch_size, 1, sequence_length or 1, sequence_length)` for some positions."""
+    if attention_mask is None or attention_mask.shape[2] == 1:
+        return attention_mask
+    rows = positions_BM[:, None, :, None].expand(-1, -1, -1, attention_mask.shape[3])
+    return attention_mask.expand(len(positions_BM), -1, -1, -1).gather(2, rows)
+
+
+def _interface(attention: Any, eager: Any) -> Any:
+    return ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager)

@@ -62,6 +62,9 @@ class Recipe:
         length, longest = self.data.sequence_length, self.model.max_position_embeddings
         needed = f"at most `model.max_position_embeddings`, {longest}"
         require(length <= longest, "data.sequence_length", length, needed)
+        window = self.model.local_attention
+        needed = f"at most `data.sequence_length`, {length}: no token of a row has neighbours that far away"
+        require(window is None or window <= length, "model.local_attention", window, needed)
 
     @classmethod
     def load(cls, source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:

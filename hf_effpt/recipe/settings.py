@@ -14,6 +14,7 @@ from hf_effpt.training.arguments import EffptTrainingArguments
 from .sections import parse_section, require
 
 SHAPE = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
+COUNTS = (*SHAPE, "max_position_embeddings")
 # name -> the first three of them; the BERT miniatures of Turc et al. (2019), and BERT itself
 SIZES: dict[str, tuple[int, int, int]] = {
     "tiny": (2, 128, 2),
@@ -27,6 +28,9 @@ SIZES: dict[str, tuple[int, int, int]] = {
 # Settings that only some objectives have.
 OF_GENERATORS = ("embedding_size", "generator_size", "generator_dropout", "embedding_sharing", "loss_weight")
 OF_MCBERT = ("candidates", "candidates_at", "faithful")
+# Settings that only ModernBERT has.
+OF_MODERNBERT = ("layer_types", "local_attention", "rotary_base")
+MODERN = When(backbone="modernbert")
 GENERATED, CHOSEN = When(objective=tuple(OBJECTIVES)[1:]), When(objective="mcbert")
 OF_FILES = When(dataset=Like(r"(?!builtin:).*", "other than `builtin:pydoc`"))
 
@@ -38,15 +42,24 @@ class ModelSettings:
     Args:
         size (`str`, *optional*, defaults to `"small"`): BERT shape: `tiny` (2 layers of 128), `mini` (4 of 256),
             `small` (4 of 512), `medium` (8 of 512), `base` (12 of 768) or `large` (24 of 1024).
+        backbone (`str`, *optional*, defaults to `"bert"`): architecture: `bert`, or `modernbert` (Warner et al.,
+            2024), with rotary positions, norms before its layers, gated neurons and no biases.
         objective (`str`, *optional*, defaults to `"mlm"`): pre-training objective: `mlm`, `electra`, `electra_15`,
             `replace_mlm`, `all_tokens_mlm` or `mcbert`.
         num_hidden_layers, hidden_size, num_attention_heads (`int`, *optional*): each overrides that of `size`.
-        intermediate_size (`int`, *optional*): width of the feed-forward layers; by default 4 times the hidden size.
+        intermediate_size (`int`, *optional*): width of the feed-forward layers; by default 4 times the hidden size,
+            and in a ModernBERT, whose neurons have gates, the multiple of 64 with about as many parameters.
         max_position_embeddings (`int`, *optional*, defaults to 512): longest sequence that the model can read.
         dropout (`float`, *optional*, defaults to 0.0): dropout of hidden states and attention in pre-training. BERT
             has 0.1; with a small budget each token is seen about once, and none is better (Geiping and Goldstein,
             2022).
         attn_implementation (`str`, *optional*, defaults to `"sdpa"`): attention kernel of `transformers`.
+        layer_types (`list[str]`, *optional*): attention of each layer of a ModernBERT, `full_attention` or
+            `sliding_attention`; by default every third is full, from the first on.
+        local_attention (`int`, *optional*): window of sliding attention, half of it on either side of a token; by
+            default 128.
+        rotary_base (`float`, *optional*): base of the rotary positions of full attention; by default 160,000. Sliding
+            attention has 10,000.
         embedding_size (`int`, *optional*): width of the embeddings; by default the hidden size. Not for `mlm`.
         generator_size (`float`, *optional*): width of the generator as a share of the model's, by default 1/4; for
             MC-BERT that of the meta controller, by default 1/3.
@@ -62,6 +75,7 @@ class ModelSettings:
         EffptError: for an impossible shape, or a setting that the objective does not have.
     """
 
+    backbone: Literal["bert", "modernbert"] = "bert"
     size: Literal["tiny", "mini", "small", "medium", "base", "large"] = "small"
     objective: Literal["mlm", "electra", "electra_15", "replace_mlm", "all_tokens_mlm", "mcbert"] = "mlm"
     num_hidden_layers: int | None = None
@@ -71,6 +85,9 @@ class ModelSettings:
     max_position_embeddings: int = 512
     dropout: float = 0.0
     attn_implementation: str = "sdpa"
+    layer_types: Annotated[list[str] | None, MODERN] = None
+    local_attention: Annotated[int | None, MODERN] = None
+    rotary_base: Annotated[float | None, MODERN] = None
     embedding_size: Annotated[int | None, GENERATED] = None
     generator_size: Annotated[float | None, GENERATED] = None
     generator_dropout: Annotated[bool | None, When(objective=tuple(OBJECTIVES)[1:], dropout=In("(0, 1)"))] = None
@@ -84,10 +101,12 @@ class ModelSettings:
         require(self.size in SIZES, "model.size", self.size, f"one of {', '.join(SIZES)}")
         require(self.objective in OBJECTIVES, "model.objective", self.objective, f"one of {', '.join(OBJECTIVES)}")
         check_effects(self, "model")
+        needed = f"mlm with `model.backbone` {self.backbone}: the other objectives train models of BERT's shape"
+        require(self.backbone == "bert" or self.objective == "mlm", "model.objective", self.objective, needed)
         require(0.0 <= self.dropout < 1.0, "model.dropout", self.dropout, "at least 0 and below 1")
         shape = self.config_kwargs()
         for key, value in shape.items():
-            require("dropout" in key or value >= 1, f"model.{key}", value, "at least 1")
+            require(key not in COUNTS or value >= 1, f"model.{key}", value, "at least 1")
         hidden, heads = shape["hidden_size"], shape["num_attention_heads"]
         multiple = f"a multiple of `model.num_attention_heads`, {heads}"
         require(hidden % heads == 0, "model.hidden_size", hidden, multiple)
@@ -99,21 +118,26 @@ class ModelSettings:
         `more` are settings from the tokenizer and the methods, such as `vocab_size`.
         """
         own = {key: getattr(self, key) for key in (*OF_GENERATORS, *OF_MCBERT) if getattr(self, key) is not None}
-        config = config_for(self.objective, **self.config_kwargs(), **own, **more)
+        config = config_for(self.objective, self.backbone, **self.config_kwargs(), **own, **more)
         config._attn_implementation = self.attn_implementation
         return config
 
     def config_kwargs(self) -> dict[str, Any]:
-        """Returns the shape and dropout as keyword arguments of a `BertConfig`."""
+        """Returns the shape and dropout as keyword arguments of a `BertConfig` or `ModernBertConfig`."""
         own = {key: getattr(self, key) for key in SHAPE if getattr(self, key) is not None}
         shape = dict(zip(SHAPE, SIZES[self.size], strict=False)) | own
-        shape.setdefault("intermediate_size", 4 * shape["hidden_size"])
-        return {
-            **shape,
-            "max_position_embeddings": self.max_position_embeddings,
-            "hidden_dropout_prob": self.dropout,
-            "attention_probs_dropout_prob": self.dropout,
-        }
+        shape["max_position_embeddings"] = self.max_position_embeddings
+        hidden = shape["hidden_size"]
+        if self.backbone == "bert":
+            shape.setdefault("intermediate_size", 4 * hidden)
+            return {**shape, "hidden_dropout_prob": self.dropout, "attention_probs_dropout_prob": self.dropout}
+        shape.setdefault("intermediate_size", max(64, round(8 * hidden / 3 / 64) * 64))
+        windows = {key: getattr(self, key) for key in ("layer_types", "local_attention") if getattr(self, key)}
+        if self.rotary_base is not None:
+            full = {"rope_type": "default", "rope_theta": float(self.rotary_base)}
+            windows["rope_parameters"] = {"full_attention": full, "sliding_attention": None}
+        dropouts = dict.fromkeys(("embedding_dropout", "attention_dropout", "mlp_dropout"), self.dropout)
+        return {**shape, **windows, **dropouts, "pad_token_id": 0}
 
 
 @dataclass

@@ -10,8 +10,7 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import read_json
 from hf_effpt.data.packed_rows import PackedRows
 from hf_effpt.data.packing import facts
-from hf_effpt.models.bert import EffptBertForMaskedLM
-from hf_effpt.models.configuration_effpt import EffptBertConfig
+from hf_effpt.models.build import trainable_from
 
 UNITS = ("seconds", "flops", "tokens", "joules", "reference_seconds")  # units of a clock
 LEFT_OUT = ("model_type", "architectures", "transformers_version")  # class-specific keys of a configuration
@@ -31,9 +30,10 @@ def load_reference(folder: str, vocab_size: int, tokenizer: Any, dataset: Any) -
     model = None
     try:
         stock = AutoConfig.from_pretrained(folder)
-        if "BertForMaskedLM" in (kinds := stock.architectures or []):
+        kinds = stock.architectures or []
+        if (found := next(filter(None, map(trainable_from, kinds)), None)) is not None:
             own = {key: value for key, value in stock.to_dict().items() if key not in LEFT_OUT}
-            model = EffptBertForMaskedLM.from_pretrained(folder, config=EffptBertConfig(**own))
+            model = found.from_pretrained(folder, config=found.config_class(**own))
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise EffptError(
             f"The model to compare with cannot be loaded from {folder!r} ({str(error).splitlines()[0]}); give the "
@@ -42,7 +42,7 @@ def load_reference(folder: str, vocab_size: int, tokenizer: Any, dataset: Any) -
     if model is None:
         raise EffptError(
             f"The model to compare with in {folder!r} is a {', '.join(kinds) or 'model without a head'}, and needed "
-            "is a `BertForMaskedLM`, as `effpt pretrain` leaves with `model.objective: mlm`."
+            "is a `BertForMaskedLM` or `ModernBertForMaskedLM`, as `effpt pretrain` with `objective: mlm` leaves it."
         )
     known = None
     if (Path(folder) / "tokenizer.json").is_file():

@@ -8,10 +8,12 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from hf_effpt.core.anatomy import attention_of, feed_forward_of, layers_of
+from hf_effpt.core.anatomy import attention_of, dropouts_of, feed_forward_of, layers_of
 from hf_effpt.core.depth import running
 from hf_effpt.core.token_losses import observers_of
 from hf_effpt.models.base import recomputes
+
+SAID = {"hidden_dropout_prob": "dropout", "attention_probs_dropout_prob": "attention dropout"}  # in older tables
 
 
 def described(model: Any, scores: bool = False) -> str:
@@ -25,7 +27,8 @@ def described(model: Any, scores: bool = False) -> str:
     sizes = [str(_numel(layer)) for layer in layers]
     shapes = _runs([_layer(layer, scores) for layer in layers], " with ", ", ")
     said = [
-        type(model).__name__, f"hidden {config.hidden_size} vocabulary {config.vocab_size}", config.hidden_act,
+        type(model).__name__, f"hidden {config.hidden_size} vocabulary {config.vocab_size}",
+        getattr(config, "hidden_act", None) or config.hidden_activation,
         config._attn_implementation, *_switches(model, scores), model.cost_signature(),
         *[method.cost_signature(backbone) for method in model.methods],
     ]  # fmt: skip
@@ -47,8 +50,9 @@ def _runs(texts: Sequence[str], times: str, then: str, always: bool = False) -> 
 def _layer(layer: Any, scores: bool) -> str:
     """Shape of a layer, and how it runs."""
     attention = attention_of(layer)
-    heads = attention.query.out_features // attention.head_size
-    said = f"{heads} heads {attention.head_size} wide and {feed_forward_of(layer).up.out_features} neurons"
+    said = f"{attention.heads} heads {attention.head_size} wide and {feed_forward_of(layer).neurons} neurons"
+    if getattr(layer, "attention_type", "full_attention") != "full_attention":
+        said += f" within {layer.config.sliding_window}"
     if layer._compiled_call_impl is not None:
         said += " compiled"
     if scores:
@@ -69,8 +73,7 @@ def _switches(model: Any, scores: bool) -> list[str]:
     inside = {id(parameter) for layer in layers.children() for parameter in layer.parameters()}
     outside = [p for p in model.parameters() if id(p) not in inside and (p.requires_grad or scores)]
     switches = {
-        "dropout": not scores and config.hidden_dropout_prob,
-        "attention dropout": not scores and config.attention_probs_dropout_prob,
+        **{SAID.get(name, name): not scores and share for name, share in dropouts_of(config).items()},
         f"chunks of {config.chunk_size_feed_forward}": config.chunk_size_feed_forward,
         "hidden states": config.output_hidden_states,
         "attention weights": config.output_attentions,

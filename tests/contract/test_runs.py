@@ -6,7 +6,7 @@ which a process without the package loads. A class shares its straight runs.
 
 import pytest
 import torch
-from transformers import BertForMaskedLM
+from transformers import AutoConfig
 
 from hf_effpt.core.anatomy import layers_of
 from hf_effpt.core.objectives import OBJECTIVES
@@ -29,8 +29,8 @@ with_one_off = pytest.mark.parametrize(
 
 
 @pytest.fixture(scope="class")
-def runs(tmp_path_factory):
-    return contract.Runs(tmp_path_factory.mktemp("runs"))
+def runs(request, tmp_path_factory):
+    return contract.Runs(tmp_path_factory.mktemp("runs"), getattr(request.cls, "backbone", "bert"))
 
 
 @pytest.fixture(scope="class")
@@ -56,13 +56,10 @@ class Objective:
         assert alone.config.layer_order == pair.model.config.layer_order
 
 
-class TestMaskedLanguageModel(Objective):
-    objective = "mlm"
+class MaskedLanguageModel(Objective):
+    """Guarantees of a masked language model of either backbone."""
 
-    @at_each
-    @each
-    def test_resumed_run_equals_the_straight_one(self, runs, ledger, at):
-        contract.check_resumption(runs, "mlm", ledger, at)
+    objective, backbone = "mlm", "bert"
 
     @methods
     def test_run_that_saves_no_activations_equals_the_straight_one(self, runs, name):
@@ -75,15 +72,15 @@ class TestMaskedLanguageModel(Objective):
 
     def test_export_is_stock_and_equal(self, exports):
         for folder, model in exports:
-            stock = BertForMaskedLM.from_pretrained(folder)
+            stock = type(model).stock_class.from_pretrained(folder)
             probe = torch.load(folder / "probe.pt")
             assert torch.allclose(stock(probe["ids"]).logits, probe["logits"][""], atol=1e-6)
             assert stock.config.num_hidden_layers == len(model.config.layer_order or range(4))
-            assert stock.cls.predictions.decoder.weight is stock.bert.embeddings.word_embeddings.weight
+            assert stock.get_output_embeddings().weight is stock.get_input_embeddings().weight
             assert "methods" not in stock.config.to_dict()
 
     def test_some_export_is_shallower_than_its_target(self, exports):
-        assert {BertForMaskedLM.from_pretrained(folder).config.num_hidden_layers for folder, _ in exports} == {2, 4}
+        assert {AutoConfig.from_pretrained(folder).num_hidden_layers for folder, _ in exports} == {2, 4}
 
     def test_exports_load_in_a_clean_process(self, exports):
         contract.load_in_a_clean_process([folder for folder, _ in exports])
@@ -93,6 +90,25 @@ class TestMaskedLanguageModel(Objective):
         trainer = runs("mlm", {"stacking": SETTINGS["stacking"]})
         assert [event["step"] for event in trainer.model.config.events] == [3, 6]
         assert len(layers_of(trainer.model.backbone).order) == 4
+
+
+class TestBert(MaskedLanguageModel):
+    @at_each
+    @each
+    def test_resumed_run_equals_the_straight_one(self, runs, ledger, at):
+        contract.check_resumption(runs, "mlm", ledger, at)
+
+
+class TestModernBert(MaskedLanguageModel):
+    backbone = "modernbert"
+
+    @each
+    def test_resumed_run_equals_the_straight_one(self, runs, ledger):
+        contract.check_resumption(runs, "mlm", ledger, at=4)
+
+    @pytest.mark.parametrize("variant", [name for name in VARIANTS if not name.startswith("selection")])
+    def test_resumed_variant_equals_the_straight_one(self, runs, variant):
+        contract.check_resumption(runs, "mlm", VARIANTS[variant], at=4, dropout=0.0)
 
 
 class TestWithoutDropout:

@@ -10,14 +10,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from hf_effpt.core.anatomy import embeddings_of, layers_of, pooler_of
+from hf_effpt.core.anatomy import layer_types_of, layers_of, outside_layers, pooler_of
 from hf_effpt.core.depth import stack_of
 from hf_effpt.core.gates import GatedLinear
 from hf_effpt.core.ledger import archive_events
 from hf_effpt.core.padding import real_tokens
-from hf_effpt.core.width import resize, widths_of
+from hf_effpt.core.width import resize, running_widths, widths_of
 
 NAME = "teacher"  # attribute of the backbone, and key in its event: the widths of the teacher's layers
+TYPES = "teacher_types"  # key in its event: the kinds of attention of the teacher's layers
 FOR_USERS = ("output_hidden_states", "output_attentions")  # further outputs that a caller may ask of the backbone
 
 
@@ -25,15 +26,16 @@ class Teacher(nn.Module):
     """Frozen earlier state of a backbone, whose last hidden states the backbone's are compared with in training.
 
     It is part of the backbone, so that checkpoints hold it, and its weights are buffers. It always runs in evaluation
-    mode, without notes or dropped layers. `widths` are the heads and neurons of each of its layers.
+    mode, without notes or dropped layers. `widths` are the heads and neurons of each of its layers, and `types` their
+    kinds of attention if there are several.
     """
 
     is_work: ClassVar[bool] = True  # its hook is no onlooker: FLOPs are counted with it
 
-    def __init__(self, backbone: Any, widths: Sequence[Sequence[int]]) -> None:
+    def __init__(self, backbone: Any, widths: Sequence[Sequence[int]], types: Sequence[str] | None = None) -> None:
         super().__init__()
-        self.widths = [list(layer) for layer in widths]
-        self.encoder: Any = _stock_encoder(backbone, widths).eval()
+        self.widths, self.types = [list(layer) for layer in widths], types
+        self.encoder: Any = _stock_encoder(backbone, widths, types).eval()
         self.term: Tensor | None = None  # of the last forward pass, until it is taken
 
     def __getstate__(self) -> dict[str, Any]:
@@ -56,9 +58,9 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def take_weights(self, backbone: Any) -> None:
         """Copies the weights of the layers of `backbone` that run, with gates folded in."""
-        own = [*embeddings_of(self.encoder), *layers_of(self.encoder).children()]
+        own = [*outside_layers(self.encoder), *layers_of(self.encoder).children()]
         layers = stack_of(backbone)
-        for part, theirs in zip(own, [*embeddings_of(backbone), *(layers[i] for i in layers.order)], strict=True):
+        for part, theirs in zip(own, [*outside_layers(backbone), *(layers[i] for i in layers.order)], strict=True):
             _copy_tensors(part, theirs)
 
     def compare(self, backbone: Any, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
@@ -85,21 +87,23 @@ def distance(hidden_BLD: Tensor, wanted_BLD: Tensor, real_BL: Tensor) -> Tensor:
     return (squared_BL * real_BL).sum() / real_BL.sum().clamp(min=1)
 
 
-def teach(backbone: Any) -> list[list[int]]:
-    """Makes the present state of `backbone` its teacher; returns the teacher's widths, by which it is built again."""
-    every = widths_of(backbone)
-    widths = [every[index] for index in stack_of(backbone).order]
-    teacher = Teacher(backbone, widths)
+def teach(backbone: Any) -> dict[str, Any]:
+    """Makes the present state of `backbone` its teacher; returns the facts by which it is built again."""
+    order, types = stack_of(backbone).order, layer_types_of(backbone.config)
+    facts: dict[str, Any] = {NAME: running_widths(backbone)}
+    if types:
+        facts[TYPES] = [types[index] for index in order]
+    teacher = Teacher(backbone, facts[NAME], facts.get(TYPES))
     teacher.take_weights(backbone)
     teacher.attach(backbone)
-    return widths
+    return facts
 
 
 def teach_again(backbone: Any) -> None:
     """Builds the teacher named in the configuration of `backbone`; its weights are still to be loaded."""
     for event in reversed(backbone.config.events or []):
         if NAME in event:
-            Teacher(backbone, event[NAME]).attach(backbone)
+            Teacher(backbone, event[NAME], event.get(TYPES)).attach(backbone)
             return
 
 
@@ -112,13 +116,15 @@ def dismiss(backbone: Any) -> None:
     """Removes the teacher from `backbone` and from its configuration."""
     if (teacher := teacher_of(backbone)) is not None:
         teacher.detach(backbone)
-        archive_events(backbone.config, (NAME,))
+        archive_events(backbone.config, (NAME, TYPES))
 
 
-def _stock_encoder(backbone: Any, widths: Sequence[Sequence[int]]) -> nn.Module:
+def _stock_encoder(backbone: Any, widths: Sequence[Sequence[int]], types: Sequence[str] | None) -> nn.Module:
     """Stock encoder with layers of these widths, whose tensors are buffers: constants, or zeros to be loaded."""
     config = copy.deepcopy(backbone.config)
     config.num_hidden_layers, config.layer_order, config.layer_widths = len(widths), None, None
+    if types is not None:
+        config.layer_types = list(types)
     # A backbone is a stock encoder with other layers, or of a class that names the stock class it stands for.
     stock_class = getattr(type(backbone), "stock_class", type(backbone))
     with torch.device("meta"):
@@ -132,7 +138,7 @@ def _stock_encoder(backbone: Any, widths: Sequence[Sequence[int]]) -> nn.Module:
         for name, parameter in [*module.named_parameters(recurse=False)]:
             delattr(module, name)
             module.register_buffer(name, torch.zeros(parameter.shape, dtype=like.dtype, device=like.device))
-    for part, theirs in zip(embeddings_of(encoder), embeddings_of(backbone), strict=True):
+    for part, theirs in zip(outside_layers(encoder), outside_layers(backbone), strict=True):
         _copy_tensors(part, theirs, constants=True)
     return encoder
 

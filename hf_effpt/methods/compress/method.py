@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hf_effpt.core.anatomy import first_stays
 from hf_effpt.core.context import RunContext
 from hf_effpt.core.depth import depth_of, set_order, stack_of
 from hf_effpt.core.errors import EffptError
@@ -21,7 +22,6 @@ from hf_effpt.core.shares import part_of
 from hf_effpt.core.ticket import Ticket, draw, unit_of
 from hf_effpt.core.width import cut_state, cut_width
 
-from .distill import NAME as TEACHER
 from .distill import dismiss, teach, teach_again, teacher_of
 from .plan import Size, at_random, cut_at, size_after, thinned
 
@@ -248,7 +248,7 @@ class Compress(Method):
 
     def _cut(self, backbone: Any, number: int, context: RunContext) -> bool:
         """Makes one of the cuts; returns `True` if layers became narrower."""
-        facts = {TEACHER: teach(backbone)} if self.distill and teacher_of(backbone) is None else {}
+        facts = teach(backbone) if self.distill and teacher_of(backbone) is None else {}
         stack, config = stack_of(backbone), backbone.config
         layers, left = self._left_of(config) or (len(stack.order), list(range(len(stack.order))))
         whole, wanted = self.sizes(config, layers)
@@ -257,7 +257,9 @@ class Compress(Method):
         shallower = size.depth < len(left)
         if shallower:
             if self.importance == "random":
-                stay = [left[place] for place in np.sort(lot.permutation(len(left))[: size.depth])]
+                fixed = int(first_stays(stack))
+                drawn = np.sort(lot.permutation(len(left) - fixed)[: size.depth - fixed])
+                stay = left[:fixed] + [left[fixed + place] for place in drawn]
             else:
                 stay = thinned(left, layers, wanted.depth, size.depth)
             set_order(backbone, [stack.order[left.index(place)] for place in stay])

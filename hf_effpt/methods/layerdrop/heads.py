@@ -3,12 +3,11 @@
 B batch, L row length or the number of wanted positions, D width of all heads together.
 """
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hf_effpt.core.anatomy import attention_of
 from hf_effpt.core.depth import LayerStack
 from hf_effpt.core.random import HEADS, step_rng
 
@@ -27,11 +26,9 @@ def set_heads(stack: LayerStack, p: float, step: int, seed: int) -> None:
     The masks are made at the first call: a model that is built without storage and then loaded would have no values
     for buffers that no checkpoint holds.
     """
-    attentions: list[Any] = [stack[index].attention for index in stack.order]
-    outputs = [attention.output.dense for attention in attentions]
-    sizes = [attention.self.attention_head_size for attention in attentions]
-    heads = [output.in_features // size for output, size in zip(outputs, sizes, strict=True)]
-    for output, size, kept in zip(outputs, sizes, draw_heads(p, heads, step, seed), strict=True):
+    attentions = [attention_of(stack[index]) for index in stack.order]
+    drawn = draw_heads(p, [attention.heads for attention in attentions], step, seed)
+    for (_, output, size), kept in zip(attentions, drawn, strict=True):
         if not hasattr(output, MASK):
             output.register_forward_pre_hook(_mask)
         if len(getattr(output, MASK, ())) != output.in_features:  # no mask, or heads were cut since
@@ -41,8 +38,7 @@ def set_heads(stack: LayerStack, p: float, step: int, seed: int) -> None:
 
 def remove_heads(stack: LayerStack) -> None:
     """Removes the masks."""
-    layers: list[Any] = list(stack.children())
-    for output in [layer.attention.output.dense for layer in layers]:
+    for output in [attention_of(layer).output for layer in stack.children()]:
         if hasattr(output, MASK):
             delattr(output, MASK)
             hooks = output._forward_pre_hooks

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from hf_effpt.core.depth import stack_of
+from hf_effpt.core.depth import in_place_of, stack_of
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.metrics import accumulator_of
 from hf_effpt.core.precision import KeepsPrecision, without_autocast
@@ -132,7 +132,7 @@ class Gates(KeepsPrecision):
                 "`inputs_embeds`."
             )
         pad = backbone.config.pad_token_id
-        if mask is not None and mask.ndim == 2:
+        if getattr(mask, "ndim", 0) == 2:
             real_BL = mask.bool()
         else:
             real_BL = torch.ones_like(ids_BL, dtype=torch.bool) if pad is None else ids_BL != pad
@@ -147,7 +147,7 @@ class Gates(KeepsPrecision):
         if last < 2 or not self.is_routing():
             return layers
         passing = Pass(self, last - 1)
-        inner = (partial(passing.run, position, layers[position]) for position in range(1, last))
+        inner = (in_place_of(layers[at], passing.run, at) for at in range(1, last))
         return [layers[0], *inner, layers[last]]
 
     def kept(self, layers: int) -> list[int]:

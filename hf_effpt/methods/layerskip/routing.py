@@ -30,7 +30,7 @@ class Pass:
         self.open: list[Tensor] = []  # 1.0 where its gate is open
         self.ran = self.rows = 0  # rows that ran, summed over gated layers, and rows of the batch
 
-    def run(self, position: int, layer: Layer, hidden_BLD: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def run(self, layer: Layer, position: int, hidden_BLD: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Output at `position` of the layer order; `layer` runs on the rows whose gate is open."""
         logits_B, self.state = self.gates.decide(hidden_BLD, self.state)
         open_B, index_K = self._choose(position, logits_B)
@@ -91,6 +91,8 @@ def gathered(index_K: Tensor, rows: int, args: tuple, kwargs: dict[str, Any]) ->
     """Further arguments of a layer for some rows of a batch: tensors with a value for each row are gathered."""
 
     def some(value: Any) -> Any:
+        if isinstance(value, tuple):  # sine and cosine of the positions
+            return tuple(map(some, value))
         has_rows = torch.is_tensor(value) and value.ndim and len(value) == rows
         return value.index_select(0, index_K) if has_rows else value
 

@@ -24,8 +24,9 @@ def prunable(backbone: Any) -> dict[str, nn.Linear]:
     found: dict[str, nn.Linear] = {}
     for index, layer in enumerate(layers_of(backbone).children()):
         attention, block = attention_of(layer), feed_forward_of(layer)
-        matrices = (attention.query, attention.key, attention.value, attention.output, block.up, block.down)
-        parts = zip(("query", "key", "value", "output", "up", "down"), matrices, strict=True)
+        inner = ("query", "key", "value") if len(attention.inner) > 1 else ("qkv",)
+        matrices = (*attention.inner, attention.output, block.up, block.down)
+        parts = zip((*inner, "output", "up", "down"), matrices, strict=True)
         found |= {f"layer.{index}.{part}": matrix for part, matrix in parts}
     pooler = pooler_of(backbone)
     return found if pooler is None else found | {"pooler": pooler}

@@ -53,14 +53,15 @@ def learn_growth(
     model = context.model
     assert context.draw_batches is not None
     assert context.charged is not None
-    kinds = [name for name, _ in stack[old_order[0]].named_parameters()]
-    trained = [[stack[index].get_parameter(kind).detach() for index in old_order] for kind in kinds]
-    grown = [[stack[index].get_parameter(kind) for index in order] for kind in kinds]
+    every = [dict(stack[index].named_parameters()) for index in order]
+    kinds = list(max(every, key=len))
+    trained = [[_parameter(stack[index], kind, every).detach() for index in old_order] for kind in kinds]
+    grown = [[layer.get(kind) for layer in every] for kind in kinds]
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    inside = [[f"model.{names[id(parameter)]}" for parameter in each] for each in grown]
+    inside = [[each is not None and f"model.{names[id(each)]}" for each in layers] for layers in grown]
     spared = {f"model.{name}": buffer.clone() for name, buffer in model.named_buffers()}  # forwards write to some
     mixing_KLJ = _near_copies(len(kinds), sources, len(old_order), noise, context.seed + context.step)
-    mixing_KLJ = mixing_KLJ.to(grown[0][0].device).requires_grad_()
+    mixing_KLJ = mixing_KLJ.to(next(backbone.parameters()).device).requires_grad_()
     optimizer = torch.optim.SGD([mixing_KLJ], learning_rate)
     slopes = _Slopes(model, mixing_KLJ)
     with aside(backbone), uncompiled(backbone), _alone(stack, order):
@@ -68,7 +69,7 @@ def learn_growth(
             weights = {}
             with context.charged(batch):
                 for named, mixed in zip(inside, _mixtures(mixing_KLJ, trained), strict=True):
-                    weights |= dict(zip(named, mixed, strict=True))
+                    weights |= {name: tensor for name, tensor in zip(named, mixed, strict=True) if name}
                 slope_KLJ = functional_call(slopes, {**weights, **spared}, (batch,))
             slope_KLJ = add_up(slope_KLJ) / world()
             mixing_KLJ.grad = slope_KLJ
@@ -77,7 +78,14 @@ def learn_growth(
     with torch.no_grad():
         for parameters, mixed in zip(grown, _mixtures(mixing_KLJ, trained), strict=True):
             for parameter, tensor in zip(parameters, mixed, strict=True):
-                parameter.copy_(tensor)
+                if parameter is not None:
+                    parameter.copy_(tensor)
+
+
+def _parameter(layer: nn.Module, kind: str, every: Sequence[dict[str, nn.Parameter]]) -> Tensor:
+    """A parameter of a layer; ones for the norm that the first layer of a ModernBERT lacks."""
+    own = dict(layer.named_parameters()).get(kind)
+    return torch.ones_like(next(other[kind] for other in every if kind in other)) if own is None else own
 
 
 class _Slopes(nn.Module):

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from torch import nn
 
-from hf_effpt.core.anatomy import embeddings_of, generator_of, is_pre_norm
+from hf_effpt.core.anatomy import embeddings_of, generator_of, is_pre_norm, layer_types_of
 from hf_effpt.core.context import RunContext
 from hf_effpt.core.depth import LayerStack, set_order, stack_of
 from hf_effpt.core.errors import EffptError
@@ -18,7 +18,7 @@ from hf_effpt.core.settings import CountOrZero, In, Inside, When, check_settings
 
 from . import slope
 from .ligo import learn_growth
-from .operators import OPERATORS, copy_state, grow
+from .operators import OPERATORS, check_types, copy_state, grow
 from .plan import depths_for, fractions_for, read_at, read_depth
 
 logger = logging.getLogger(__name__)
@@ -115,6 +115,7 @@ class Stacking(Method):
         target = config.num_hidden_layers
         last = max(self.fractions(target))  # raises an error for impossible depths
         self._settled = self._joint if self.operator == "append_top" else last
+        check_types(self.operator, self.depths(target), layer_types_of(config))
         if self.operator == "identity" and not is_pre_norm(config):
             raise EffptError(
                 f"`stacking.operator` `identity` adds layers that change nothing, which only a pre-LN model can: in a "

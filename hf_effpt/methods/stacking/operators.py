@@ -4,12 +4,13 @@ A position is a place in the order in which layers run, from 0. An operator retu
 model, the position in the shallow one that its weights come from; every trained layer is used at least once.
 """
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
+from hf_effpt.core.anatomy import attention_of, feed_forward_of
 from hf_effpt.core.depth import LayerStack
 from hf_effpt.core.errors import EffptError
 
@@ -79,6 +80,24 @@ def arrange(order: tuple[int, ...], sources: list[int]) -> tuple[list[int], list
     return grown, copies
 
 
+def check_types(operator: str, stages: Sequence[int], types: Sequence[str] | None) -> None:
+    """Raises an `EffptError` if a copy in a growth would attend in another way than its original.
+
+    `types` are the kinds of attention of the allocated layers; `None` if there is one kind.
+    """
+    order = tuple(range(stages[0]))
+    for before, after in pairwise(stages if types else ()):
+        grown, copies = arrange(order, OPERATORS[operator](before, after, stages[0]))
+        for trained, copy in copies:
+            if types[trained] != types[copy]:
+                raise EffptError(
+                    f"`stacking.operator` `{operator}` would copy layer {trained}, of {types[trained]}, to layer "
+                    f"{copy}, of {types[copy]}, when {before} layers become {after}; choose `stacking.depth` and "
+                    "`layer_types` such that both are alike, for example with depths that are multiples of 3."
+                )
+        order = tuple(grown)
+
+
 @torch.no_grad()
 def grow(stack: LayerStack, sources: list[int], silent: bool) -> list[tuple[nn.Module, nn.Module]]:
     """Copies trained layers into new ones and sets the order; returns pairs of original and copy.
@@ -88,10 +107,9 @@ def grow(stack: LayerStack, sources: list[int], silent: bool) -> list[tuple[nn.M
     order, copies = arrange(stack.order, sources)
     for trained, copy in copies:
         stack.copy_layer(trained, copy)
-        layer: Any = stack[copy]
-        for dense in (layer.attention.output.dense, layer.output.dense) if silent else ():
-            dense.weight.zero_()
-            dense.bias.zero_()
+        for dense in (attention_of(stack[copy]).output, feed_forward_of(stack[copy]).down) if silent else ():
+            for parameter in dense.parameters():
+                parameter.zero_()
     stack.order = order
     return [(stack[trained], stack[copy]) for trained, copy in copies]
 
@@ -103,9 +121,10 @@ def copy_state(optimizer: torch.optim.Optimizer, pairs: Iterable[tuple[nn.Module
     the learning rate.
     """
     for trained, copy in pairs:
-        for source, target in zip(trained.parameters(), copy.parameters(), strict=True):
+        targets = dict(copy.named_parameters())
+        for name, source in trained.named_parameters():
             if source in optimizer.state:
-                optimizer.state[target] = {
+                optimizer.state[targets[name]] = {
                     name: value.clone() if isinstance(value, Tensor) else value
                     for name, value in optimizer.state[source].items()
                 }

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_effpt.core.anatomy import generator_of
+from hf_effpt.core.anatomy import embedding_norm_of, generator_of
 from hf_effpt.core.depth import stack_of
 from hf_effpt.core.metrics import accumulator_of
 from hf_effpt.core.precision import KeepsPrecision
@@ -71,7 +71,7 @@ class NoteDictionary(KeepsPrecision):
         if hasattr(backbone, "embeddings_project"):  # the sum of the embeddings is narrower than a note
             blend = backbone.embeddings_project.register_forward_hook(self.blend_projection)
         else:
-            blend = backbone.embeddings.LayerNorm.register_forward_pre_hook(self.blend_sum)
+            blend = embedding_norm_of(backbone).register_forward_pre_hook(self.blend_sum)
         self._handles = [
             blend,
             backbone.register_forward_pre_hook(self.begin, with_kwargs=True),

@@ -3,6 +3,7 @@
 B batch, L row length, V vocabulary, M entries, C places for occurrences.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -85,13 +86,15 @@ def _spans(opens_BL: Tensor, place_L: Tensor) -> tuple[Tensor, Tensor]:
     return first_BL, next_BL.flip(1).cummin(dim=1).values.flip(1)
 
 
-def documents_in(attention_mask: Tensor | None) -> Tensor | None:
+def documents_in(attention_mask: Tensor | Mapping[str, Tensor] | None) -> Tensor | None:
     """Number of the document of each token, 0 for padding, from what an encoder lets it attend to; `None` if to all.
 
     A mask of shape `(batch_size, sequence_length)` tells tokens from padding. In one of shape `(batch_size, 1,
     sequence_length or 1, sequence_length)`, boolean or additive, a document begins where a token does not attend to
     the one before it.
     """
+    if isinstance(attention_mask, Mapping):  # of a ModernBERT, for each kind of layer
+        attention_mask = attention_mask["full_attention"]
     if attention_mask is None:
         return None
     if attention_mask.ndim == 2:

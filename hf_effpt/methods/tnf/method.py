@@ -136,7 +136,7 @@ class TNF(Method):
         backbone.notes.keys.copy_(rare)
         backbone.notes.kinds.copy_(kinds)
         backbone.notes.draw(seed)
-        backbone.notes.to(backbone.embeddings.word_embeddings.weight.device)
+        backbone.notes.to(backbone.get_input_embeddings().weight.device)
 
     def inject(self, backbone: Any) -> None:
         if self.entries is not None:
