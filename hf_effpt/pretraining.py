@@ -31,6 +31,7 @@ from hf_effpt.evaluation.document_scores import select_documents
 from hf_effpt.hub.card_parts import accents_in, untrained_positions
 from hf_effpt.hub.folders import CODE_FILES, checkpoints_in
 from hf_effpt.models.build import model_for
+from hf_effpt.models.start import set_unigram_bias
 from hf_effpt.recipe.recipe import Recipe
 from hf_effpt.recipe.sections import require
 from hf_effpt.recipe.settings import SECTIONS
@@ -190,8 +191,11 @@ def build_trainer(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, rows: Data
     collator = DataCollatorForMaskedLM(tokenizer, data.mlm_probability, data.whole_word, seed=seed)
     try:
         set_seed(seed)
+        model = build_model(recipe, tokenizer)
+        if (recipe.model.start or {}).get("bias") == "unigram":
+            set_unigram_bias(model, rows["train"], tokenizer)
         return EffptTrainer(
-            model=build_model(recipe, tokenizer),
+            model=model,
             args=recipe.training,
             train_dataset=rows["train"],
             eval_dataset=rows.get("validation"),

@@ -17,6 +17,7 @@ document_selection    removal of duplicate documents, choice by loss
 tokenizer_training    `train_tokenizer`
 tokenizer_report      fertility and other statistics of a tokenizer
 vocabulary            special tokens
+token_frequencies     shares of tokens in packed rows
 words                 tokens that continue or close words
 encoding              tokenisation of many documents at once
 holding_out           text that is held out, and training documents that equal it

@@ -13,6 +13,7 @@ from transformers import BertModel, ElectraModel, ModernBertModel, PreTrainedMod
 from hf_effpt.core.errors import EffptError
 from hf_effpt.data.masking import DataCollatorForMaskedLM
 from hf_effpt.data.packing import PackedRows
+from hf_effpt.data.token_frequencies import token_frequencies
 from hf_effpt.models.base import EffptMixin
 from hf_effpt.models.encoder_inputs import encoder_inputs
 from hf_effpt.models.masked_lm import label_count, token_loss
@@ -125,17 +126,11 @@ def fixed_mask_batches(
     )
 
 
-def unigram_floor(
-    train: PackedRows, label_counts: np.ndarray, special_ids: Sequence[int], sample: int = 8192
-) -> float:
-    """Loss, in nats per token, of predicting held-out masked tokens from token frequencies alone.
+def unigram_floor(train: PackedRows, label_counts: np.ndarray, special_ids: Sequence[int]) -> float:
+    """Loss, in nats per token, of predicting held-out masked tokens by the [`token_frequencies`] of training rows.
 
-    Frequencies are those of up to `sample` packed training rows, evenly spaced, plus one each. `label_counts`, of
-    shape `(vocab_size,)`, is the number of times each token is to be predicted; `special_ids` never are, so they have
-    no share of the probability.
+    `label_counts`, of shape `(vocab_size,)`, is the number of times each token is to be predicted; `special_ids` never
+    are.
     """
-    rows = np.linspace(0, len(train) - 1, min(sample, len(train))).astype(np.int64)
-    seen = 1.0 + np.bincount(train.rows(rows)["input_ids"].ravel(), minlength=len(label_counts))
-    seen[list(special_ids)] = 0.0
-    predicted = label_counts > 0
-    return float(label_counts[predicted] @ -np.log(seen[predicted] / seen.sum()) / label_counts.sum())
+    shares, predicted = token_frequencies(train, len(label_counts), special_ids), label_counts > 0
+    return float(label_counts[predicted] @ -np.log(shares[predicted]) / label_counts.sum())

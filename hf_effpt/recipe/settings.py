@@ -1,6 +1,6 @@
 """The `model` and `data` sections of a recipe, and the table of all sections."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
 from hf_effpt.core.objectives import OBJECTIVES
@@ -33,6 +33,18 @@ OF_MODERNBERT = ("layer_types", "local_attention", "rotary_base")
 MODERN = When(backbone="modernbert")
 GENERATED, CHOSEN = When(objective=tuple(OBJECTIVES)[1:]), When(objective="mcbert")
 OF_FILES = When(dataset=Like(r"(?!builtin:).*", "other than `builtin:pydoc`"))
+
+
+@dataclass
+class StartSettings:
+    """Values that parameters of a new model begin with, other than the stock ones.
+
+    Args:
+        bias (`str`, *optional*): `unigram`: the bias of the head over the vocabulary is the log frequency of each
+            token in the training rows, as [`set_unigram_bias`] sets it; by default zero.
+    """
+
+    bias: Literal["unigram"] | None = None
 
 
 @dataclass
@@ -70,6 +82,8 @@ class ModelSettings:
         candidates (`int`, *optional*): candidates per position of MC-BERT; by default 10.
         candidates_at (`str`, *optional*): positions where MC-BERT has candidates: `all`, the default, or `masked`.
         faithful (`bool`, *optional*): if `True`, MC-BERT reproduces the defects of the released code.
+        start (`dict`, *optional*): values that parameters begin with, by the settings of [`StartSettings`]:
+            `{"bias": "unigram"}`.
 
     Raises:
         EffptError: for an impossible shape, or a setting that the objective does not have.
@@ -96,6 +110,7 @@ class ModelSettings:
     candidates: Annotated[int | None, CHOSEN] = None
     candidates_at: Annotated[Literal["all", "masked"] | None, CHOSEN] = None
     faithful: Annotated[bool | None, CHOSEN] = None
+    start: dict[str, Any] | str | None = None  # `str` only so that the section itself refuses a word, by name
 
     def __post_init__(self) -> None:
         require(self.size in SIZES, "model.size", self.size, f"one of {', '.join(SIZES)}")
@@ -104,6 +119,8 @@ class ModelSettings:
         needed = f"mlm with `model.backbone` {self.backbone}: the other objectives train models of BERT's shape"
         require(self.backbone == "bert" or self.objective == "mlm", "model.objective", self.objective, needed)
         require(0.0 <= self.dropout < 1.0, "model.dropout", self.dropout, "at least 0 and below 1")
+        if self.start is not None:
+            self.start = asdict(parse_section("model.start", StartSettings, self.start))
         shape = self.config_kwargs()
         for key, value in shape.items():
             require(key not in COUNTS or value >= 1, f"model.{key}", value, "at least 1")
