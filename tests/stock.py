@@ -3,15 +3,13 @@
 from typing import Any
 
 import torch
-from transformers import BertConfig, BertForMaskedLM
 
 from hf_effpt.core.context import RunContext
-from hf_effpt.models import EffptBertConfig, EffptBertForMaskedLM
 from tests import tiny
 
 
 def assert_learns_as_stock(
-    methods: dict[str, Any] | None, own: str | None = None, until: float = 0.3
+    methods: dict[str, Any] | None, own: str | None = None, until: float = 0.3, backbone: str = "bert"
 ) -> tuple[Any, Any]:
     """The stock model and ours after three equal steps with dropout.
 
@@ -19,9 +17,12 @@ def assert_learns_as_stock(
         methods (`dict`, *optional*): the ledger of ours.
         own (`str`, *optional*): what the names of parameters have that the stock model does not.
         until (`float`): the fraction of the clock at the end of the steps.
+        backbone (`str`): `bert` or `modernbert`.
     """
-    stock, expected, generator = _three_steps(BertForMaskedLM(_seeded(BertConfig(**tiny.SHAPE))), own, until)
-    ours = EffptBertForMaskedLM(_seeded(EffptBertConfig(**tiny.SHAPE, methods=methods)))
+    built = tiny.masked_lm(backbone, methods, 0.1)
+    stock_class, config = type(built).stock_class, tiny.masked_lm(backbone, None, 0.1).config.stock()
+    stock, expected, generator = _three_steps(stock_class(_seeded(config)), own, until)
+    ours = type(built)(_seeded(built.config))
     ours, seen, our_generator = _three_steps(ours, own, until)
     assert all(torch.equal(left, right) for left, right in zip(expected, seen, strict=True))
     assert torch.equal(generator, our_generator)

@@ -151,12 +151,11 @@ def _replace(linear: nn.Linear, name: str, dim: int, index: Tensor) -> Cut:
 
 def _pad(side: Side, size: int) -> None:
     """Adds rows or columns of zeros to each block of a module, in place, up to `size`."""
-    linear, dim, blocks = side.linear, side.dim, side.blocks
+    linear, dim = side.linear, side.dim
     for name in ["weight"] if dim or linear.bias is None else ["weight", "bias"]:
-        tensor: Tensor = getattr(linear, name)
-        parts = tensor.reshape(blocks, len(tensor) // blocks, -1) if dim == 0 else tensor[None]
-        more = (0, 0, 0, size - parts.shape[1]) if dim == 0 else (0, size - parts.shape[2])
-        padded = nn.functional.pad(parts, more)
-        shape = (blocks * padded.shape[1], *tensor.shape[1:]) if dim == 0 else padded.shape[1:]
-        setattr(linear, name, nn.Parameter(padded.reshape(shape)))
+        parts = getattr(linear, name).chunk(side.blocks, dim) if side.blocks > 1 else [getattr(linear, name)]
+        padded = [
+            nn.functional.pad(part, (*[0, 0] * (part.ndim - 1 - dim), 0, size - part.shape[dim])) for part in parts
+        ]
+        setattr(linear, name, nn.Parameter(torch.cat(padded, dim)))
     linear.out_features, linear.in_features = linear.weight.shape

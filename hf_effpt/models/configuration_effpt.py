@@ -99,13 +99,13 @@ class EffptModernBertConfig(WithLedger, ModernBertConfig):
     layer_widths: list | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        super().__post_init__(**kwargs)
-        types = self.layer_types or []
-        if len(types) != self.num_hidden_layers or not {*types} <= {*ATTENTIONS}:
+        types = self.layer_types
+        if types is not None and (len(types) != self.num_hidden_layers or not {*types} <= {*ATTENTIONS}):
             raise EffptError(
                 f"`layer_types` is {types}, but must name {' or '.join(ATTENTIONS)} for each of "
                 f"{self.num_hidden_layers} layers, first to last."
             )
+        super().__post_init__(**kwargs)
         if self.local_attention < 2:
             raise EffptError(
                 f"`local_attention` is {self.local_attention}, but a window has at least 2 neighbours, one on either "

@@ -152,7 +152,10 @@ class ModelSettings:
         windows = {key: getattr(self, key) for key in ("layer_types", "local_attention") if getattr(self, key)}
         if self.rotary_base is not None:
             full = {"rope_type": "default", "rope_theta": float(self.rotary_base)}
-            windows["rope_parameters"] = {"full_attention": full, "sliding_attention": None}
+            windows["rope_parameters"] = {
+                "full_attention": full,
+                "sliding_attention": {**full, "rope_theta": 10_000.0},
+            }
         dropouts = dict.fromkeys(("embedding_dropout", "attention_dropout", "mlp_dropout"), self.dropout)
         return {**shape, **windows, **dropouts, "pad_token_id": 0}
 

@@ -36,19 +36,21 @@ class Count(NamedTuple):
 def ledgers(objective: str) -> dict[str, dict[str, dict]]:
     """Ledgers to count by name: none, each method, and with the masked-language objective further settings."""
     alone = {name: {name: settings} for name, settings in SETTINGS.items() if allowed({name: settings})}
-    others = {name: VARIANTS[name] for name in OTHERS if objective == "mlm"}
+    others = {name: VARIANTS[name] for name in OTHERS if objective in ("mlm", "modernbert")}
     return {"none": {}, **alone, "append_top": VARIANTS["append_top"], **others}
 
 
 def count_run(folder: Path, objective: str, ledger: dict[str, dict], counter: FlopCounter) -> list[Count]:
-    """Counts of a run of eight steps, each of a micro-batch of every variant.
+    """Counts of a run of eight steps, each of a micro-batch of every variant; `modernbert` is `mlm` on that backbone.
 
     Micro-batches of a variant that are charged alike are measured once, since measuring takes longer than a step.
     """
-    variants = VARIED if objective == "mlm" else VARIED[:2]
-    smoothing = {"label_smoothing_factor": 0.1} if objective == "mlm" else {}
+    smooths = objective in ("mlm", "modernbert")
+    variants = VARIED if smooths else VARIED[:2]
+    smoothing = {"label_smoothing_factor": 0.1} if smooths else {}
+    backbone, objective = ("modernbert", "mlm") if objective == "modernbert" else ("bert", objective)
     trainer: Any = tiny.trainer(
-        folder, ledger, objective=objective, per_device_train_batch_size=2,
+        folder, ledger, objective=objective, backbone=backbone, per_device_train_batch_size=2,
         gradient_accumulation_steps=len(variants), **smoothing,
     )  # fmt: skip
     trainer.cost.counter = counter
@@ -85,7 +87,7 @@ def count_run(folder: Path, objective: str, ledger: dict[str, dict], counter: Fl
 def main() -> None:
     torch.set_num_threads(1)
     print("| objective | methods | variant | charged | measured | measured / charged |\n|---|---|---|---:|---:|---:|")
-    for objective in ("mlm", "electra", "mcbert"):
+    for objective in ("mlm", "modernbert", "electra", "mcbert"):
         counter = FlopCounter()
         for name, ledger in ledgers(objective).items():
             with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM
 
 from hf_effpt.data.masking import DataCollatorForMaskedLM
 from tests import tiny
@@ -13,11 +12,15 @@ def batch():
     return DataCollatorForMaskedLM(tiny.tokenizer())([{"input_ids": ids} for ids in rows["input_ids"]])
 
 
+@pytest.mark.parametrize("backbone", tiny.BACKBONES)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("positions", [True, False])
-def test_loss_and_gradients_equal_those_of_all_positions(positions):
+def test_loss_and_gradients_equal_those_of_all_positions(positions, attention, backbone):
     torch.manual_seed(3)
-    stock = BertForMaskedLM(BertConfig(**tiny.SHAPE)).eval()
-    ours = tiny.model().eval()
+    ours = tiny.masked_lm(backbone).eval()
+    stock = type(ours).stock_class(ours.config.stock()).eval()
+    for model in (stock, ours):
+        model.set_attn_implementation(attention)
     ours.load_state_dict(stock.state_dict())
     inputs = batch()
     given = inputs.pop("masked_positions")
@@ -31,11 +34,12 @@ def test_loss_and_gradients_equal_those_of_all_positions(positions):
     assert torch.equal(full.logits, ours(input_ids=inputs["input_ids"]).logits)
 
 
-def test_no_logits_of_all_positions_are_made():
+@pytest.mark.parametrize("backbone", tiny.BACKBONES)
+def test_no_logits_of_all_positions_are_made(backbone):
     """The decoder sees the masked positions only."""
-    model = tiny.model()
+    model = tiny.masked_lm(backbone)
     seen = []
-    model.cls.predictions.decoder.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
+    model.get_output_embeddings().register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
     inputs = batch()
     model(**inputs)
     assert seen == [torch.Size([inputs["masked_positions"].numel(), tiny.VOCAB])]

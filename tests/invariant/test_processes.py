@@ -18,7 +18,14 @@ CASES = {
     "lottery, supermask": ("mlm", {"lottery": {"learn": "supermask", "rescale": True}}),
     "electra with notes": ("electra", {"tnf": {"k": 2, "min_count": 5, "max_count": 7}}),
     "mcbert": ("mcbert", {}),
-}
+    "ModernBERT": ("modernbert", {}),
+    "ModernBERT, layerdrop and notes": (
+        "modernbert", {"layerdrop": {"p": 0.4}, "tnf": {"k": 2, "min_count": 5, "max_count": 7}}
+    ),
+    "ModernBERT, stacking": ("modernbert", {"stacking": {"depth": 1, "at": [0.3, 0.7]}}),
+    "ModernBERT, layerskip": ("modernbert", {"layerskip": {"target": 0.4, "estimator": "ste_reweighted"}}),
+    "ModernBERT, supermask": ("modernbert", {"lottery": {"learn": "supermask", "rescale": True}}),
+}  # fmt: skip
 
 SCRIPT = """
 import json
@@ -34,9 +41,10 @@ for name, (objective, methods) in json.loads(sys.argv[2]).items():
 
 def trained(out, objective, methods, rows):
     """What a run of so many rows a micro-batch comes to; nothing where another process says it."""
+    backbone, objective = ("modernbert", "mlm") if objective == "modernbert" else ("bert", objective)
     trainer = tiny.trainer(
-        out, methods, objective=objective, per_device_train_batch_size=rows, gradient_accumulation_steps=2,
-        save_strategy="steps", save_steps=5, optim="sgd", learning_rate=0.3,
+        out, methods, objective=objective, backbone=backbone, per_device_train_batch_size=rows,
+        gradient_accumulation_steps=2, save_strategy="steps", save_steps=5, optim="sgd", learning_rate=0.3,
     )  # fmt: skip
     trainer.train()
     metrics = trainer.evaluate()

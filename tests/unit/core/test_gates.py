@@ -228,9 +228,9 @@ def test_magnitude_is_the_norm_of_all_weights_of_a_head_or_neuron():
     layer = layers_of(model.bert)[1]
     attention, block = attention_of(layer), feed_forward_of(layer)
     with torch.no_grad():
-        for linear in (attention.query, attention.key, attention.value, attention.output, block.up, block.down):
+        for linear in (*attention.inner, attention.output, block.up, block.down):
             linear.weight.zero_()
-        attention.query.weight[8:16, 0] = 1.0  # of the second head
+        attention.inner[0].weight[8:16, 0] = 1.0  # of the second head
         attention.output.weight[0, 24] = -3.0  # of the fourth
         block.up.weight[2, 1], block.down.weight[4, 2] = 3.0, -4.0
     heads, neurons = magnitude(model.bert)

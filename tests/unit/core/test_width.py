@@ -49,7 +49,7 @@ def test_it_has_as_many_parameters_as_it_says():
     heads, neurons = 16 - sum(map(len, HEADS)), 64 - sum(map(len, NEURONS))
     assert model.num_parameters() == before - heads * (4 * hidden * head + 3 * head) - neurons * (2 * hidden + 1)
     for layer, (heads, neurons) in zip(layers_of(model.bert).children(), TICKET.widths, strict=True):
-        assert attention_of(layer).query.out_features == attention_of(layer).output.in_features == heads * head
+        assert attention_of(layer).inner[0].out_features == attention_of(layer).output.in_features == heads * head
         assert feed_forward_of(layer).up.out_features == feed_forward_of(layer).down.in_features == neurons
         assert (layer.attention.self.num_attention_heads, layer.attention.self.all_head_size) == (heads, heads * head)
 

@@ -14,6 +14,8 @@ from transformers import (
     DistilBertForSequenceClassification,
     ElectraConfig,
     ElectraForPreTraining,
+    GPT2Config,
+    GPT2LMHeadModel,
     RobertaConfig,
     RobertaForMaskedLM,
     Trainer,
@@ -123,9 +125,15 @@ def test_dropout_is_the_protocols_where_it_has_one_and_else_the_checkpoints_own(
         assert notes == []
     shape = {"vocab_size": tiny.VOCAB, "dim": 32, "n_layers": 1, "n_heads": 2, "hidden_dim": 64, "dropout": 0.0}
     path = checkpoint(tmp_path / "distil", DistilBertForMaskedLM(DistilBertConfig(**shape)))
-    _, model, notes = module._load(path, task, 0.1)
-    assert model.config.dropout == 0.0
-    assert "has no hidden_dropout_prob, attention_probs_dropout_prob" in notes[0]
+    _, model, notes = module._load(path, task, 0.2)
+    assert (model.config.dropout, model.config.attention_dropout, notes) == (0.2, 0.2, [])
+    path = checkpoint(tmp_path / "modern", tiny.masked_lm("modernbert").export())
+    _, model, notes = module._load(path, task, 0.2)
+    assert (model.config.mlp_dropout, model.config.attention_dropout, notes) == (0.2, 0.2, [])
+    shape = {"vocab_size": tiny.VOCAB, "n_embd": 32, "n_layer": 1, "n_head": 2, "pad_token_id": 0}
+    path = checkpoint(tmp_path / "gpt2", GPT2LMHeadModel(GPT2Config(**shape)))
+    _, _, notes = module._load(path, task, 0.2)
+    assert "a `gpt2` has no dropout known here to set to 0.2" in notes[0]
 
 
 def test_a_protocol_by_size_is_that_of_the_model(folder, data):

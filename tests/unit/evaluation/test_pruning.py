@@ -223,15 +223,21 @@ def test_models_without_predictions_have_no_loss_to_choose_by(cls):
 
 
 def test_models_of_another_shape_are_refused():
-    from transformers import ModernBertConfig, ModernBertModel
+    from transformers import GPT2Config, GPT2Model
 
-    shape = {
-        **tiny.SHAPE,
-        "pad_token_id": 0,
-        "bos_token_id": 2,
-        "eos_token_id": 3,
-        "cls_token_id": 2,
-        "sep_token_id": 3,
-    }
-    with pytest.raises(EffptError, match=r"has no `encoder\.layer` list"):
-        prune_layers(ModernBertModel(ModernBertConfig(**shape)), 2)
+    with pytest.raises(EffptError, match=r"has no `encoder\.layer` or `layers` list"):
+        prune_layers(GPT2Model(GPT2Config(vocab_size=tiny.VOCAB, n_embd=32, n_layer=2, n_head=2)), 2)
+
+
+@pytest.mark.parametrize("strategy", ["every_other", "search", "data_driven"])
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_a_modernbert_keeps_its_first_layer(strategy, depth):
+    """It alone has no norm; the kinds of the others go along with them."""
+    model = tiny.masked_lm("modernbert").export()
+    pruned = prune_layers(model, depth, strategy, rows=tiny.rows(), tokenizer=tiny.tokenizer())
+    kept = [next(at for at, old in enumerate(model.model.layers) if torch.equal(old.mlp.Wi.weight, layer.mlp.Wi.weight))
+            for layer in pruned.model.layers]  # fmt: skip
+    assert kept[0] == 0
+    assert kept == sorted({*kept})
+    assert pruned.config.layer_types == [model.config.layer_types[at] for at in kept]
+    assert pruned.config.num_hidden_layers == len(kept) == depth

@@ -122,7 +122,7 @@ def test_mean_of_the_estimator_over_draws(estimator, p, expected):
         reading=SimpleNamespace(keys_B=torch.arange(rows)),
         **{"estimator": estimator, "routing": "bernoulli", "training": True, "forced": None, "seed": 1, "step": 2},
     )
-    y = Pass(gates, 1).run(1, lambda hidden: torch.full_like(hidden, out), torch.full((rows, 1, 1), x))
+    y = Pass(gates, 1).run(lambda hidden: torch.full_like(hidden, out), 1, torch.full((rows, 1, 1), x))
     (w * y).sum().backward()
     of_p = logits.grad / (p * (1 - p))
     assert of_p.mean() == pytest.approx(expected * w * (out - x), rel=0.06)

@@ -21,7 +21,7 @@ from hf_effpt.methods.tnf.lookup import (
     occurrences_of,
     words_of,
 )
-from hf_effpt.models.base import isolate_documents
+from hf_effpt.models.encoder_inputs import isolate_documents, mask_for
 from tests import tiny
 
 from . import notes
@@ -167,8 +167,10 @@ def test_no_word_of_an_example_is_cut():
 def test_documents_are_read_from_the_attention_mask(additive):
     """The numbers are those of `isolate_documents`, up to a name."""
     given = torch.tensor([[1, 1, 2, 3, 3, 3, 0, 0], [1] * 8])
-    mask, _ = isolate_documents(given, "eager" if additive else "sdpa", torch.float32)
+    config = tiny.config(attn_implementation="eager" if additive else "sdpa")
+    mask = mask_for(isolate_documents(given)[0], config, torch.float32)
     found = documents_in(mask)
+    assert torch.equal(documents_in({"full_attention": mask, "sliding_attention": None}), found)
     assert torch.equal(found.diff(dim=1) != 0, given.diff(dim=1) != 0)
     padding = (given != 0).long()
     assert torch.equal(documents_in(padding), padding)

@@ -34,6 +34,7 @@ PAIRS = [
         "SelectionBert",
         "StackableBert",
         "TNFBert",
+        "EffptModernBert",
         "EffptElectra",
         "McBert",
     )
@@ -44,7 +45,8 @@ PAIRS = [
 
 @pytest.mark.parametrize(("family", "part"), PAIRS)
 def test_auto_classes_find_what_was_saved(tmp_path, family, part):
-    model = getattr(hf_effpt, family + part)(getattr(hf_effpt, family + "Config")(**tiny.SHAPE)).eval()
+    shape = tiny.MODERN if family == "EffptModernBert" else tiny.SHAPE
+    model = getattr(hf_effpt, family + part)(getattr(hf_effpt, family + "Config")(**shape)).eval()
     model.save_pretrained(tmp_path)
     again = AUTO[part].from_pretrained(tmp_path).eval()
     assert type(again) is type(model)
