@@ -65,11 +65,11 @@ if TYPE_CHECKING:
     from .models.modernbert import EffptModernBertForTokenClassification as EffptModernBertForTokenClassification
     from .models.modernbert import EffptModernBertModel as EffptModernBertModel
     from .models.replaced_mlm import ElectraForReplacedMaskedLM as ElectraForReplacedMaskedLM
-    from .models.start import set_unigram_bias as set_unigram_bias
     from .pretraining import pretrain as pretrain
     from .recipe.recipe import Recipe as Recipe
     from .training.arguments import EffptTrainingArguments as EffptTrainingArguments
     from .training.named import *  # noqa: F403
+    from .training.start import set_unigram_bias as set_unigram_bias
     from .training.ticket_search import EarlyBertTrainer as EarlyBertTrainer
     from .training.trainer import EffptTrainer as EffptTrainer
 else:

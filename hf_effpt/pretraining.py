@@ -31,12 +31,12 @@ from hf_effpt.evaluation.document_scores import select_documents
 from hf_effpt.hub.card_parts import accents_in, untrained_positions
 from hf_effpt.hub.folders import CODE_FILES, checkpoints_in
 from hf_effpt.models.build import model_for
-from hf_effpt.models.start import set_unigram_bias
 from hf_effpt.recipe.recipe import Recipe
 from hf_effpt.recipe.sections import require
 from hf_effpt.recipe.settings import SECTIONS
 from hf_effpt.training.checks import exclude_specials, is_unused
 from hf_effpt.training.record import cost_reports
+from hf_effpt.training.start import set_unigram_bias
 from hf_effpt.training.trainer import EffptTrainer
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,6 @@ electra                   ELECTRA, detection of replaced tokens
 replaced_mlm              prediction of replaced tokens
 mcbert                    MC-BERT, choice among candidates
   candidates              logits of candidates in bounded memory
-start                     values that parameters of a new model begin with
 build                     classes of each backbone and objective
 auto                      registration with the Auto classes
 pruned_bert, pruned_modernbert  exports with narrower layers, with their code

@@ -132,7 +132,7 @@ class Gates(KeepsPrecision):
                 "`inputs_embeds`."
             )
         pad = backbone.config.pad_token_id
-        if getattr(mask, "ndim", 0) == 2:
+        if mask is not None and getattr(mask, "ndim", 0) == 2:
             real_BL = mask.bool()
         else:
             real_BL = torch.ones_like(ids_BL, dtype=torch.bool) if pad is None else ids_BL != pad

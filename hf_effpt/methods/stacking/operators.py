@@ -85,8 +85,10 @@ def check_types(operator: str, stages: Sequence[int], types: Sequence[str] | Non
 
     `types` are the kinds of attention of the allocated layers; `None` if there is one kind.
     """
+    if types is None:
+        return
     order = tuple(range(stages[0]))
-    for before, after in pairwise(stages if types else ()):
+    for before, after in pairwise(stages):
         grown, copies = arrange(order, OPERATORS[operator](before, after, stages[0]))
         for trained, copy in copies:
             if types[trained] != types[copy]:

@@ -235,8 +235,8 @@ def test_a_modernbert_keeps_its_first_layer(strategy, depth):
     """It alone has no norm; the kinds of the others go along with them."""
     model = tiny.masked_lm("modernbert").export()
     pruned = prune_layers(model, depth, strategy, rows=tiny.rows(), tokenizer=tiny.tokenizer())
-    kept = [next(at for at, old in enumerate(model.model.layers) if torch.equal(old.mlp.Wi.weight, layer.mlp.Wi.weight))
-            for layer in pruned.model.layers]  # fmt: skip
+    before, after = ([layer.mlp.Wi.weight for layer in of.model.layers] for of in (model, pruned))
+    kept = [next(at for at, old in enumerate(before) if torch.equal(old, new)) for new in after]
     assert kept[0] == 0
     assert kept == sorted({*kept})
     assert pruned.config.layer_types == [model.config.layer_types[at] for at in kept]

@@ -29,7 +29,8 @@ def set_unigram_bias(model: Any, rows: Dataset, tokenizer: Any) -> None:
     """
     shares = token_frequencies(PackedRows(rows), model.config.vocab_size, tokenizer.all_special_ids)
     logs = np.log(np.maximum(shares, shares[shares > 0].min()))
-    biases = [bias for part in (model, getattr(model, "generator", None)) if (bias := _bias_of(part)) is not None]
+    parts = [part for part in (model, getattr(model, "generator", None)) if part is not None]
+    biases = [bias for bias in map(_bias_of, parts) if bias is not None]
     if not biases:
         raise EffptError(
             f"`{type(model).__name__}` has no head with a bias for each token of the vocabulary; leave "
@@ -39,8 +40,7 @@ def set_unigram_bias(model: Any, rows: Dataset, tokenizer: Any) -> None:
         bias.copy_(torch.from_numpy(logs))
 
 
-def _bias_of(part: Any) -> torch.nn.Parameter | None:
+def _bias_of(part: Any) -> Any:
     """Bias of a model's head over the vocabulary, or `None`."""
-    head = None if part is None else part.get_output_embeddings()
-    bias = getattr(head, "bias", None)
+    bias = getattr(part.get_output_embeddings(), "bias", None)
     return bias if bias is not None and len(bias) == part.config.vocab_size else None
