@@ -5,7 +5,8 @@ trainer                 `EffptTrainer`: the stock Trainer with a clock and metho
   named, ticket_search  its subclasses for single methods and objectives
   checks                errors before training
   losses                arguments that change the loss
-  preparing             what methods compute from the text before the first step
+  start                   values that parameters of a new model begin with
+preparing             what methods compute from the text before the first step
   callbacks             methods, clock and progress bar at each step
 stream                  order of the rows, resumed by position
 row_selection           rows chosen by methods for each step
