@@ -55,6 +55,8 @@ if TYPE_CHECKING:
     from .models.electra import EffptElectraModel as EffptElectraModel
     from .models.electra import ElectraForJointPreTraining as ElectraForJointPreTraining
     from .models.families import *  # noqa: F403
+    from .models.from_checkpoint import continue_from as continue_from
+    from .models.kin import *  # noqa: F403
     from .models.mcbert import McBertForPreTraining as McBertForPreTraining
     from .models.mcbert import McBertModel as McBertModel
     from .models.modernbert import EffptModernBertForMaskedLM as EffptModernBertForMaskedLM

@@ -1,4 +1,4 @@
-"""Access to the parts of an encoder shaped like BERT or ModernBERT; the one place that knows the module names."""
+"""Access to the parts of an encoder shaped like BERT, DistilBERT or ModernBERT; only here are modules named."""
 
 from collections.abc import Sequence
 from types import MethodType
@@ -10,6 +10,7 @@ from .errors import EffptError
 
 # Architectures whose layers normalize their inputs (pre-LN).
 PRE_NORM = ("roberta-prelayernorm", "modernbert", "effpt_modernbert")
+ROBERTAS = ("roberta", "xlm-roberta", "camembert")
 # Settings of a configuration that are probabilities of dropout in the encoder.
 DROPOUTS = (
     "hidden_dropout_prob", "attention_probs_dropout_prob", "embedding_dropout", "attention_dropout", "mlp_dropout",
@@ -17,10 +18,15 @@ DROPOUTS = (
 )  # fmt: skip
 
 
+def _holder(backbone: Any) -> Any:
+    """Module whose `layer` are the layers of `backbone`; `None` for a ModernBERT, which holds its `layers` itself."""
+    return getattr(backbone, "encoder", None) or getattr(backbone, "transformer", None)
+
+
 def layers_of(backbone: nn.Module) -> nn.ModuleList:
     """Transformer layers of `backbone`."""
-    encoder = getattr(backbone, "encoder", None)
-    layers = getattr(backbone, "layers", None) if encoder is None else getattr(encoder, "layer", None)
+    holder = _holder(backbone)
+    layers = getattr(backbone, "layers", None) if holder is None else getattr(holder, "layer", None)
     if not isinstance(layers, nn.ModuleList):
         raise EffptError(
             f"`{type(backbone).__name__}` has no `encoder.layer` or `layers` list; methods act on encoders shaped "
@@ -32,10 +38,11 @@ def layers_of(backbone: nn.Module) -> nn.ModuleList:
 def replace_layers(backbone: Any, layers: nn.ModuleList) -> None:
     """Replaces the transformer layers of `backbone` by `layers`."""
     layers_of(backbone)
-    if getattr(backbone, "encoder", None) is None:
+    holder = _holder(backbone)
+    if holder is None:
         backbone.layers = layers
     else:
-        backbone.encoder.layer = layers
+        holder.layer = layers
 
 
 def generator_of(backbone: nn.Module) -> Any:
@@ -60,6 +67,11 @@ def outside_layers(backbone: Any) -> list[nn.Module]:
     return [*embeddings_of(backbone), *[getattr(backbone, name) for name in names if hasattr(backbone, name)]]
 
 
+def position_table_of(backbone: Any) -> nn.Embedding | None:
+    """Table of learned positions; `None` for an encoder with rotary ones."""
+    return getattr(backbone.embeddings, "position_embeddings", None)
+
+
 def embedding_norm_of(backbone: Any) -> nn.Module:
     """LayerNorm that reads the sum of the embeddings of a token."""
     embeddings = backbone.embeddings
@@ -74,6 +86,11 @@ def is_pre_norm(config: Any) -> bool:
 def dropouts_of(config: Any) -> dict[str, float]:
     """Probabilities of dropout in an encoder of this configuration, by the names of their settings."""
     return {name: getattr(config, name) for name in DROPOUTS if hasattr(config, name)}
+
+
+def first_position(config: Any) -> int:
+    """Position of the first token of a row; in RoBERTa and its kin the table begins with rows for padding."""
+    return config.pad_token_id + 1 if getattr(config, "model_type", "").removeprefix("effpt_") in ROBERTAS else 0
 
 
 def layer_types_of(config: Any) -> list[str] | None:
@@ -126,6 +143,9 @@ def attention_of(layer: Any) -> Attention:
     """Projections of a layer's attention."""
     if hasattr(layer, "attn"):
         return Attention((layer.attn.Wqkv,), layer.attn.Wo, layer.attn.head_dim)
+    if hasattr(layer, "ffn"):
+        own = layer.attention
+        return Attention((own.q_lin, own.k_lin, own.v_lin), own.out_lin, own.attention_head_size)
     own = layer.attention.self
     return Attention((own.query, own.key, own.value), layer.attention.output.dense, own.attention_head_size)
 
@@ -134,6 +154,8 @@ def feed_forward_of(layer: Any) -> FeedForward:
     """Projections of a layer's feed-forward block."""
     if hasattr(layer, "mlp"):
         return FeedForward(layer.mlp.Wi, layer.mlp.Wo)
+    if hasattr(layer, "ffn"):
+        return FeedForward(layer.ffn.lin1, layer.ffn.lin2)
     return FeedForward(layer.intermediate.dense, layer.output.dense)
 
 
@@ -146,6 +168,8 @@ def tell_heads(layer: Any, heads: int) -> None:
     """Sets the number of heads of a layer's attention, after its projections were resized."""
     if hasattr(layer, "attn"):  # it derives the number from the shape of its projection
         own, without = layer.attn, _project_nothing
+    elif hasattr(layer, "ffn"):  # so does DistilBERT's
+        own, without = layer.attention, _project_nothing
     else:
         own, without = layer.attention.self, _attend_to_nothing
         own.num_attention_heads, own.all_head_size = heads, heads * own.attention_head_size
@@ -162,9 +186,9 @@ def _attend_to_nothing(self: Any, hidden_BLD: Tensor, *args: Any, **kwargs: Any)
 
 
 def _project_nothing(self: Any, hidden_BLD: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-    """As [`_attend_to_nothing`], with the output projection, which ModernBERT's attention has inside it."""
+    """As [`_attend_to_nothing`], where attention has the output projection inside it."""
     mixed, weights = _attend_to_nothing(self, hidden_BLD)
-    return self.out_drop(self.Wo(mixed)), weights
+    return self.out_drop(self.Wo(mixed)) if hasattr(self, "Wo") else self.out_lin(mixed), weights
 
 
 def first_stays(layers: nn.ModuleList) -> bool:

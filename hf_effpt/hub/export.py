@@ -21,6 +21,7 @@ from hf_effpt.core.objectives import objective_of
 from hf_effpt.models import pruned_bert, pruned_modernbert
 from hf_effpt.models.base import EffptMixin, dense_of, exports_of, facts_of, fill, pooling_of, pruning_of
 from hf_effpt.models.configuration_electra import bert_settings
+from hf_effpt.models.kept_heads import EXTRA, save_stock
 
 from .card import model_card
 from .folders import CODE_FILES, TOKENIZER_FILES, check_free, check_whole, files_of
@@ -146,7 +147,7 @@ def _export_checkpoint(checkpoint: Path, training_class: type[EffptMixin], folde
     # the run's root has the tokenizer when the checkpoint was saved without one
     source = checkpoint if (checkpoint / "tokenizer.json").is_file() else checkpoint.parent
     for place, exported in exports.items():
-        exported.save_pretrained(folder / place)
+        save_stock(exported, folder / place)
         for name in TOKENIZER_FILES:
             if (source / name).is_file():
                 shutil.copyfile(source / name, folder / place / name)
@@ -208,7 +209,8 @@ def verify(folder: str | os.PathLike, model: PreTrainedModel) -> None:
     Raises `EffptError` if a parameter is missing, unexpected or different, or the tokenizer exceeds the vocabulary.
     """
     loaded, report = type(model).from_pretrained(folder, output_loading_info=True, **pooling_of(model))
-    faults = [f"{kind} {sorted(report[kind])}" for kind in MISFITS if report[kind]]
+    misfits = {kind: {*report[kind]} - {*model.__dict__.get(EXTRA, {})} for kind in MISFITS}
+    faults = [f"{kind} {sorted(names)}" for kind, names in misfits.items() if names]
     written = loaded.state_dict()
     faults += [
         f"different {name}"

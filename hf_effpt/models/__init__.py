@@ -7,6 +7,9 @@ masked_lm                 masked language modelling, with a head that runs at ma
   sparse_layer            layer with outputs at some positions only
 bert                      BERT
 modernbert                ModernBERT
+kin                       RoBERTa, XLM-RoBERTa, CamemBERT and DistilBERT
+from_checkpoint           training models that go on from a published checkpoint
+  kept_heads              its pooler and heads, kept for the export
   families                BERT classes with one method switched on
 configuration_electra     configurations of models with a generator
 generator                 generator that replaces tokens
@@ -35,6 +38,7 @@ from .electra import EffptElectraForSequenceClassification as EffptElectraForSeq
 from .electra import EffptElectraModel as EffptElectraModel
 from .electra import ElectraForJointPreTraining as ElectraForJointPreTraining
 from .families import *  # noqa: F403
+from .kin import *  # noqa: F403
 from .mcbert import McBertForPreTraining as McBertForPreTraining
 from .mcbert import McBertModel as McBertModel
 from .modernbert import EffptModernBertForMaskedLM as EffptModernBertForMaskedLM

@@ -3,7 +3,7 @@
 import transformers
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForPreTraining
 
-from . import bert, electra, families, mcbert, modernbert, pruned_bert, pruned_modernbert, replaced_mlm
+from . import bert, electra, families, kin, mcbert, modernbert, pruned_bert, pruned_modernbert, replaced_mlm
 from .pruned_bert.configuration_pruned_bert import HEADS
 
 
@@ -15,6 +15,7 @@ def register_auto() -> None:
         (electra, "EffptElectra"),
         (mcbert, "McBert"),
         (modernbert, "EffptModernBert"),
+        *((kin, f"Effpt{name}") for name in kin.NAMES),
         (pruned_bert, "PrunedBert"),
         (pruned_modernbert, "PrunedModernBert"),
     ):

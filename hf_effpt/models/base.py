@@ -20,6 +20,8 @@ from hf_effpt.core.width import resize, widen
 
 from .configuration_effpt import settings_of
 from .encoder_inputs import encoder_inputs
+from .kept_heads import EXTRA, KeptHeads, keep_heads
+from .kept_heads import NAME as KEPT
 from .pruned_bert import PrunedBertConfig
 from .pruned_modernbert import PrunedModernBertConfig
 
@@ -55,6 +57,8 @@ class EffptMixin:
             resize(self.backbone, config.layer_widths)
         if not self._without_ledger:
             stack_of(self.backbone)  # layers run in the order of the configuration, with methods or without
+        if getattr(config, "kept_heads", None):
+            self.kept_heads = KeptHeads(config.kept_heads)
         self.methods: list[Method] = methods
         for method in methods:
             method.inject(self.backbone)
@@ -107,10 +111,17 @@ class EffptMixin:
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Loads like the stock class; methods `adopt` weights that do not come from a training model."""
-        loaded = super().from_pretrained(*args, **kwargs)
-        (loaded[0] if isinstance(loaded, tuple) else loaded).after_loading()
-        return loaded
+        """Loads like the stock class; methods `adopt` weights that do not come from a training model.
+
+        Heads of a published checkpoint that have no place in the model are kept for its export.
+        """
+        told = kwargs.pop("output_loading_info", False)
+        model, report = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        published = model.config.__dict__.pop("published", False)
+        if cls.pretrains and published and (names := sorted(report["unexpected_keys"])):
+            keep_heads(model, args[0], names)
+        model.after_loading()
+        return (model, report) if told else model
 
     def after_loading(self) -> None:
         """Adapts the model to weights that were loaded into it."""
@@ -164,6 +175,8 @@ class EffptMixin:
             stock = self.stock_class_of(plain.config)(plain.config.stock())
         fill(stock, plain, self.stock_name)
         stock.__dict__[PRUNING] = plain.backbone.__dict__.get(PRUNING)
+        if (kept := getattr(plain, KEPT, None)) is not None:
+            stock.__dict__[EXTRA] = kept.tensors()
         return stock
 
     @classmethod
@@ -173,7 +186,7 @@ class EffptMixin:
 
     def stock_name(self, name: str) -> str | None:
         """The name of a parameter or buffer in the exported model; `None` if it is not exported."""
-        return None if name.startswith(self.training_only) else name
+        return None if name.startswith((*self.training_only, f"{KEPT}.")) else name
 
     def before_export(self) -> None:
         """Turns the parameters of a copy into those of the stock model; called before they are exported."""

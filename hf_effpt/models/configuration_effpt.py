@@ -3,7 +3,7 @@
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
-from transformers import BertConfig, ModernBertConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, BertConfig, ModernBertConfig, PreTrainedConfig
 
 from hf_effpt.core.anatomy import layer_types_of
 from hf_effpt.core.errors import EffptError
@@ -13,7 +13,7 @@ from .pruned_bert import PrunedBertConfig
 from .pruned_modernbert import PrunedModernBertConfig
 
 ATTENTIONS = ("full_attention", "sliding_attention")
-LEDGER = ("methods", "layer_order", "events", "layer_widths")
+LEDGER = ("methods", "layer_order", "events", "layer_widths", "kept_heads")
 
 
 def settings_of(config: PreTrainedConfig, *left_out: str) -> dict[str, Any]:
@@ -26,6 +26,7 @@ class WithLedger:
     """Adds the ledger to a stock configuration class; placed before it in the bases."""
 
     default_methods: ClassVar[dict[str, dict]] = {}
+    model_type: ClassVar[str]
     methods: Any
     layer_order: Any
     layer_widths: Any
@@ -34,6 +35,28 @@ class WithLedger:
         super().__post_init__(**kwargs)  # pyright: ignore[reportAttributeAccessIssue]
         self.methods = {**self.default_methods, **(self.methods or {})}
         self.__dict__.pop("auto_map", None)  # left by a narrower model trained further; there is no code to save
+
+    @classmethod
+    def get_config_dict(cls, source: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Reads a configuration of this class, or of the stock class of the same architecture.
+
+        Raises an `EffptError` if `source` is of another architecture.
+        """
+        found, kwargs = super().get_config_dict(source, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        kind = found.get("model_type")
+        if kind is not None and kind != cls.model_type:
+            if not _is_alike(cls, kind):
+                raise EffptError(
+                    f"{source} is of the architecture `{kind}`, and `{cls.__name__}` is one of "
+                    f"`{cls.stock_type()}`; load it with the class of its architecture, or name another checkpoint."
+                )
+            found = {**found, "model_type": cls.model_type, "published": kind == cls.stock_type()}
+        return found, kwargs
+
+    @classmethod
+    def stock_type(cls) -> str:
+        """The `model_type` of the stock class of the same architecture."""
+        return next(base.model_type for base in cls.__mro__ if base.__module__.startswith("transformers.models."))
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -53,6 +76,15 @@ class WithLedger:
         return settings
 
 
+def _is_alike(cls: Any, kind: str) -> bool:
+    """`True` if configurations of this `model_type` are stock ones, or ours, of the same architecture as `cls`."""
+    if kind == cls.stock_type():
+        return True
+    known = CONFIG_MAPPING[kind] if kind in CONFIG_MAPPING else None
+    stock = next(base for base in cls.__mro__ if base.__module__.startswith("transformers.models."))
+    return known is not None and issubclass(known, stock) and not known.__module__.startswith("transformers.")
+
+
 @strict
 class EffptBertConfig(WithLedger, BertConfig):
     """Configuration of a BERT that trains with methods; `stock()` gives that of its export.
@@ -64,6 +96,8 @@ class EffptBertConfig(WithLedger, BertConfig):
         events (`list[dict]`, *optional*): changes that methods have made to the model, each with its step.
         layer_widths (`list[list[int]]`, *optional*): number of attention heads and of feed-forward neurons of every
             allocated layer; by default those of the stock model.
+        kept_heads (`dict[str, list[int]]`, *optional*): shapes, by name, of tensors of the checkpoint that the model
+            went on from which only its export has, such as a pooler.
     """
 
     model_type = "effpt_bert"
@@ -72,6 +106,7 @@ class EffptBertConfig(WithLedger, BertConfig):
     layer_order: list | None = None
     events: list | None = None
     layer_widths: list | None = None
+    kept_heads: dict | None = None
 
     def stock(self) -> BertConfig:
         """Configuration of the export, at the present depth: a [`PrunedBertConfig`] if layers are narrower."""
@@ -84,7 +119,7 @@ class EffptModernBertConfig(WithLedger, ModernBertConfig):
     """Configuration of a ModernBERT that trains with methods; `stock()` gives that of its export.
 
     Args:
-        methods, layer_order, events, layer_widths: as in [`EffptBertConfig`].
+        methods, layer_order, events, layer_widths, kept_heads: as in [`EffptBertConfig`].
 
     Raises:
         EffptError: for a kind of attention that there is not, other than one a layer, a window narrower than one
@@ -97,6 +132,7 @@ class EffptModernBertConfig(WithLedger, ModernBertConfig):
     layer_order: list | None = None
     events: list | None = None
     layer_widths: list | None = None
+    kept_heads: dict | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         types = self.layer_types

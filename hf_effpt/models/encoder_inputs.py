@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_effpt.core.anatomy import layer_types_of
+from hf_effpt.core.anatomy import first_position, layer_types_of
 
 # Batch keys that are not encoder inputs.
 NOT_ENCODED = ("labels", "masked_positions", "num_items_in_batch", "loss_weight_inputs", "return_dict")
@@ -26,7 +26,8 @@ def encoder_inputs(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
         inputs.pop("token_type_ids", None)
     document_ids = inputs.pop("document_ids", None)
     if document_ids is not None:
-        mask_B1LL, inputs["position_ids"] = isolate_documents(document_ids)
+        mask_B1LL, positions_BL = isolate_documents(document_ids)
+        inputs["position_ids"] = positions_BL + first if (first := first_position(config)) else positions_BL
         if layer_types_of(config) is None:
             inputs["attention_mask"] = mask_for(mask_B1LL, config, model.dtype)
         else:

@@ -50,6 +50,7 @@ def encode_at(encoder: Any, positions_BM: Tensor, *args: Any, **inputs: Any) -> 
     read = read or inputs.get("output_attentions", config.output_attentions)
     read = read or (encoder.training and (stack.read_whole or drops(config)))
     sparse = not read and bool(stack.active) and config._attn_implementation in ("eager", "sdpa")
+    sparse = sparse and not hasattr(stack[0], "ffn")  # there is no such code for DistilBERT
     stack.last = partial(layer_at, positions_BM=positions_BM) if sparse else None
     try:
         outputs = encoder(*args, return_dict=True, **inputs)

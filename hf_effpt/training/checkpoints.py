@@ -17,6 +17,7 @@ from hf_effpt.data.packing import facts
 from hf_effpt.hub.card import model_card
 from hf_effpt.hub.folders import checkpoints_in
 from hf_effpt.models.base import exports_of
+from hf_effpt.models.kept_heads import save_stock
 
 from .arguments import OPTIMIZER_SETTINGS, EffptTrainingArguments
 from .record import run_record
@@ -185,7 +186,7 @@ class Saver:
             exports = exports_of(trainer.accelerator.unwrap_model(trainer.model))
             record = run_record(trainer, exports[""])
             for name, exported in exports.items():
-                exported.save_pretrained(folder / name)
+                save_stock(exported, folder / name)
                 if trainer.processing_class is not None:
                     trainer.processing_class.save_pretrained(folder / name)
             saved = set(folder.iterdir())

@@ -1,0 +1,196 @@
+"""Training models that go on from a published checkpoint: continued pre-training."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, ElectraForMaskedLM, ElectraForPreTraining
+
+from hf_effpt.core.anatomy import dropouts_of, first_position, position_table_of
+from hf_effpt.core.errors import EffptError
+from hf_effpt.core.registry import build_methods
+
+from . import kin
+from .build import MASKED_LMS
+from .electra import ElectraForJointPreTraining
+from .kin import NAMES
+
+# Training class of each architecture with a head over the vocabulary, by the `model_type` of its checkpoints.
+TRAINABLE: dict[str, Any] = {
+    **{cls.config_class.stock_type(): cls for cls in MASKED_LMS.values()},
+    "pruned_bert": MASKED_LMS["bert"],
+    "pruned_modernbert": MASKED_LMS["modernbert"],
+    **{getattr(kin, f"Effpt{name}Config").stock_type(): getattr(kin, f"Effpt{name}ForMaskedLM") for name in NAMES},
+}
+
+
+def published_config(source: str) -> Any:
+    """The configuration of a checkpoint, a folder or an id on the Hub.
+
+    Raises an `EffptError` if there is none, it cannot be reached, or it is no architecture that can be trained here.
+    """
+    if (os.sep in source.rstrip(os.sep) and source.startswith((os.sep, ".", "~"))) and not Path(source).is_dir():
+        raise EffptError(f"`model.from` is {source!r}, and there is no such folder; name one, or an id on the Hub.")
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError, KeyError) as error:
+        raise EffptError(
+            f"`model.from` {source!r} cannot be read ({str(error).strip().splitlines()[0]}); give the folder of a "
+            "stock checkpoint, or an id on the Hub that can be reached from here."
+        ) from error
+    kind = config.model_type
+    if kind.startswith("effpt_") or hasattr(config, "layer_order"):
+        raise EffptError(
+            f"`model.from` {source!r} is a training checkpoint; go on with its run (`--resume`), or export it first "
+            f"(`effpt export {source} --out folder/`) and name that."
+        )
+    if kind not in (*TRAINABLE, "electra"):
+        raise EffptError(
+            f"`model.from` {source!r} is of the architecture `{kind}`; those that can be trained further are "
+            f"{', '.join([*TRAINABLE, 'electra'])}."
+        )
+    return config
+
+
+def continue_from(
+    source: str,
+    objective: str = "mlm",
+    *,
+    methods: dict[str, dict] | None = None,
+    dropout: float = 0.0,
+    layers: int | None = None,
+    positions: int | None = None,
+    **settings: Any,
+) -> Any:
+    """A training model with the weights of a published checkpoint.
+
+    Its pooler and heads that pre-training does not use are kept, unchanged, for the export.
+
+    Args:
+        source (`str`): folder or Hub id of a stock checkpoint with its pre-training head; for ELECTRA that of the
+            discriminator, whose generator is in its subfolder `generator`, or has the same id with `generator`.
+        objective (`str`, *optional*, defaults to `"mlm"`): `mlm`, or `electra` for a pair.
+        methods (`dict[str, dict]`, *optional*): settings of the methods by name.
+        dropout (`float`, *optional*, defaults to 0.0): of hidden states and attention.
+        layers (`int`, *optional*): number of layers, if `stacking` grows the model from the checkpoint's number.
+        positions (`int`, *optional*): longest row, if the table of positions is to be extended.
+        **settings: further settings of the configuration, such as `attn_implementation`.
+
+    Raises:
+        EffptError: for an architecture or head that cannot be trained with the objective, weights that the
+            checkpoint lacks, or settings that do not suit it.
+    """
+    config = published_config(source)
+    if (config.model_type == "electra") != (objective == "electra"):
+        raise EffptError(
+            f"`model.from` {source!r} is a `{config.model_type}`, which cannot go on with the objective "
+            f"`{objective}`; use {'electra' if config.model_type == 'electra' else 'mlm'}."
+        )
+    own = dict.fromkeys(dropouts_of(config), dropout)
+    if config.model_type == "electra":
+        model = _pair(source, methods=methods, **own, **settings)
+    else:
+        model = _masked_lm(source, config, methods or {}, layers, own | settings)
+    if positions is not None:
+        extend_positions(model, positions)
+    return model
+
+
+def _pair(source: str, attn_implementation: str = "sdpa", **settings: Any) -> Any:
+    beside = Path(source) / "generator"
+    other = str(beside) if Path(source).is_dir() else re.sub("discriminator", "generator", source)
+    if other == source or (Path(source).is_dir() and not beside.is_dir()):
+        raise EffptError(
+            f"`model.from` {source!r} has no generator; ELECTRA goes on from a pair: a folder with the discriminator "
+            "and a subfolder `generator`, or a Hub id with `discriminator` in its name."
+        )
+    parts = []
+    for name, kind in ((source, ElectraForPreTraining), (other, ElectraForMaskedLM)):
+        part, report = kind.from_pretrained(name, output_loading_info=True)
+        _check_complete(name, report["missing_keys"])
+        parts.append(part)
+    model = ElectraForJointPreTraining.from_parts(*parts, **settings)
+    model.set_attn_implementation(attn_implementation)
+    return model
+
+
+def _masked_lm(source: str, config: Any, methods: dict, layers: int | None, settings: dict[str, Any]) -> Any:
+    training_class, own = TRAINABLE[config.model_type], config.num_hidden_layers
+    if layers is not None and layers != own:
+        settings = settings | _grown(training_class, config, methods, layers)
+    model, report = training_class.from_pretrained(source, methods=methods, output_loading_info=True, **settings)
+    allocated = layers or own
+    grown = tuple(f".{index}." for index in range(own, allocated))
+    with torch.device("meta"):
+        known = training_class.stock_class(model.config.stock()).state_dict().keys()
+    missing = [name for name in report["missing_keys"] if name in known and not any(each in name for each in grown)]
+    _check_complete(source, missing)
+    return model
+
+
+def _grown(training_class: Any, config: Any, methods: dict, layers: int) -> dict[str, Any]:
+    """Settings of a model that begins with the layers of a shallower checkpoint and grows."""
+    own = config.num_hidden_layers
+    types = getattr(config, "layer_types", None)
+    more = {"layer_types": [types[index % own] for index in range(layers)]} if types else {}
+    found = {method.name: method for method in build_methods(methods)}
+    begins = found["stacking"].depths(layers)[0] if "stacking" in found and layers > own else None
+    if begins != own:
+        raise EffptError(
+            f"`model.num_hidden_layers` is {layers}, and the checkpoint has {own}; leave it out, or grow the model "
+            f"from it with `stacking: {{depth: {own}}}`"
+            + (f", not {begins}." if begins else "; fewer layers are had by `compress: {depth: …}`.")
+        )
+    return {"num_hidden_layers": layers, "layer_order": list(range(own)), **more}
+
+
+def _check_complete(source: str, missing: Any) -> None:
+    if missing:
+        raise EffptError(
+            f"`model.from` {source!r} lacks {len(missing)} weights ({', '.join(sorted(missing)[:3])}), which would be "
+            "random; take a checkpoint that was saved with its pre-training head."
+        )
+
+
+@torch.no_grad()
+def extend_positions(model: Any, positions: int) -> None:
+    """Lengthens the table of positions to `positions`, in place, by repeating it (Beltagy et al., 2020, Longformer).
+
+    Rotary positions need no table, so that only the configuration changes. Raises an `EffptError` for fewer positions
+    than there are.
+    """
+    config, encoder = model.config, model.backbone
+    first = first_position(config)
+    now = config.max_position_embeddings - first
+    if positions < now:
+        raise EffptError(
+            f"`model.max_position_embeddings` is {positions}, fewer than the {now} of the checkpoint; leave it out, "
+            "and set `data.sequence_length` to train on shorter rows."
+        )
+    if positions == now:
+        return
+    config.max_position_embeddings = positions + first
+    table = position_table_of(encoder)
+    if table is None:
+        return
+    old = table.weight
+    repeats = -(-positions // now)
+    grown = torch.cat([old[:first], old[first:].repeat(repeats, 1)[:positions]])
+    table.weight, table.num_embeddings = nn.Parameter(grown), len(grown)
+    embeddings = encoder.embeddings
+    for name, fill in (
+        ("position_ids", torch.arange(len(grown))[None]),
+        ("token_type_ids", torch.zeros(1, len(grown))),
+    ):
+        if (buffer := embeddings._buffers.get(name)) is not None:
+            embeddings.register_buffer(name, fill.to(buffer), persistent=False)
+    generator = getattr(model, "generator", None)
+    if generator is not None:
+        generator.config.max_position_embeddings = positions + first
+        for name in ("position_ids", "token_type_ids"):
+            if name in embeddings._buffers:
+                generator.base_model.embeddings.register_buffer(name, embeddings._buffers[name], persistent=False)
+        model.tie_weights()

@@ -1,0 +1,75 @@
+"""Pooler and heads of a published checkpoint that pre-training does not use: kept, unchanged, for the export."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import cached_file
+
+NAME = "kept_heads"  # submodule of the training model, and key of its configuration: shapes of the tensors by name
+EXTRA = "extra_tensors"  # attribute of an exported model
+
+
+class KeptHeads(nn.Module):
+    """Buffers of given shapes, by the names that they have in the checkpoint."""
+
+    in_snapshot = False
+
+    def __init__(self, shapes: Mapping[str, Sequence[int]]) -> None:
+        super().__init__()
+        self.names = [*shapes]
+        for name, shape in shapes.items():
+            self.register_buffer(_key(name), torch.zeros(tuple(shape)))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by their names."""
+        return {name: self.get_buffer(_key(name)) for name in self.names}
+
+
+def keep_heads(model: Any, source: str | Path, names: Sequence[str]) -> None:
+    """Adds the tensors `names` of a checkpoint, which `model` has no parameters for, to it and its configuration."""
+    found = _read(source, names)
+    setattr(model.config, NAME, {name: list(tensor.shape) for name, tensor in found.items()} or None)
+    if not found:
+        return
+    kept = KeptHeads(getattr(model.config, NAME))
+    for name, tensor in found.items():
+        kept.get_buffer(_key(name)).copy_(tensor)
+    setattr(model, NAME, kept.to(next(model.parameters()).device))
+
+
+def save_stock(stock: PreTrainedModel, folder: Path) -> None:
+    """Saves an exported model, with the heads that were kept for it."""
+    extra = stock.__dict__.get(EXTRA)
+    stock.save_pretrained(folder, **({"state_dict": stock.state_dict() | extra} if extra else {}))
+
+
+def _read(source: str | Path, names: Sequence[str]) -> dict[str, Tensor]:
+    """Tensors of a checkpoint by name, as far as they are found."""
+    index = cached_file(source, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
+    if index is not None:
+        places = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+        files = {places[name] for name in names if name in places}
+    else:
+        files = {"model.safetensors"}
+    found: dict[str, Tensor] = {}
+    for file in sorted(files):
+        path = cached_file(source, file, _raise_exceptions_for_missing_entries=False)
+        if path is not None:
+            with safe_open(path, framework="pt") as tensors:
+                found |= {name: tensors.get_tensor(name) for name in names if name in tensors.keys()}
+    old = None if found else cached_file(source, "pytorch_model.bin", _raise_exceptions_for_missing_entries=False)
+    if old is not None:
+        tensors = torch.load(old, map_location="cpu", weights_only=True)
+        found = {name: tensors[name] for name in names if name in tensors}
+    return found
+
+
+def _key(name: str) -> str:
+    """Name of a buffer, which must not have dots."""
+    return name.replace(".", "/")

@@ -1,0 +1,76 @@
+"""BERT's kin: RoBERTa, XLM-RoBERTa, CamemBERT and DistilBERT as training models, to go on from their checkpoints.
+
+Each has the classes `Effpt…Config`, `Effpt…Model`, `Effpt…ForMaskedLM` and `Effpt…ForSequenceClassification`;
+`kin.pyi` has their types.
+"""
+
+from typing import Any
+
+import transformers
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+
+from .base import EffptMixin
+from .configuration_effpt import WithLedger
+from .masked_lm import MaskedLMMixin
+
+NAMES = ("Roberta", "XLMRoberta", "Camembert", "DistilBert")
+LEDGER = {"methods": dict, "layer_order": list, "events": list, "layer_widths": list, "kept_heads": dict}
+
+
+def _roberta_answer(self: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    head = self.lm_head
+    features = head.layer_norm(nn.functional.gelu(head.dense(hidden)))
+    return features, head.decoder(features)
+
+
+def _distilbert_answer(self: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    features = self.vocab_layer_norm(self.activation(self.vocab_transform(hidden)))
+    return features, self.vocab_projector(features)
+
+
+def _stock(self: Any) -> Any:
+    """Configuration of the export, at the present depth and full width."""
+    settings = self.at_present_depth()
+    settings.pop("layer_widths", None)
+    return type(self).stock_config(**settings)
+
+
+def _add(name: str, bases: tuple[type, ...], doc: str, **attributes: Any) -> Any:
+    """A class, added to this module, where pickle and Auto classes find it."""
+    globals()[name] = type(name, bases, {"__module__": __name__, "__doc__": doc, **attributes})
+    return globals()[name]
+
+
+def _add_family(name: str) -> None:
+    stock = {part: getattr(transformers, name + part) for part in ("Config", *PARTS)}
+    fields = {"__annotations__": {key: kind | None for key, kind in LEDGER.items()}, **dict.fromkeys(LEDGER)}
+    own = {"intermediate_size": property(lambda self: self.hidden_dim)} if name == "DistilBert" else {}
+    config = strict(
+        _add(
+            f"Effpt{name}Config",
+            (WithLedger, stock["Config"]),
+            f"Configuration of a {name} that trains with methods, as [`EffptBertConfig`].",
+            model_type=f"effpt_{stock['Config'].model_type}",
+            stock_config=stock["Config"],
+            stock=_stock,
+            **fields,
+            **own,
+        )
+    )
+    answer = _distilbert_answer if name == "DistilBert" else _roberta_answer
+    for part, (mixin, what) in PARTS.items():
+        masked = {"_answer": answer} if part == "ForMaskedLM" else {}
+        doc = f"{name} {what}, which trains with methods."
+        _add(f"Effpt{name}{part}", (mixin, stock[part]), doc, config_class=config, stock_class=stock[part], **masked)
+
+
+PARTS: dict[str, tuple[type, str]] = {
+    "Model": (EffptMixin, "encoder"),
+    "ForMaskedLM": (MaskedLMMixin, "with a masked-language-modelling head"),
+    "ForSequenceClassification": (EffptMixin, "with a sequence classification head"),
+}
+for _name in NAMES:
+    _add_family(_name)
+
+__all__ = [f"Effpt{name}{part}" for name in NAMES for part in ("Config", *PARTS)]
