@@ -18,6 +18,7 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.objectives import floor_in, measured_as
 from hf_effpt.core.registry import build_methods, without_idle
 from hf_effpt.core.settings import idle_settings
+from hf_effpt.data.added_tokens import pieces_of_added, with_words, words_to_add
 from hf_effpt.data.cache import build_once, cache_folder
 from hf_effpt.data.corpus import Corpus, open_corpus
 from hf_effpt.data.document_selection import Kept
@@ -31,6 +32,7 @@ from hf_effpt.evaluation.document_scores import select_documents
 from hf_effpt.hub.card_parts import accents_in, untrained_positions
 from hf_effpt.hub.folders import CODE_FILES, checkpoints_in
 from hf_effpt.models.build import model_for
+from hf_effpt.models.from_checkpoint import add_rows, published_config
 from hf_effpt.recipe.recipe import Recipe
 from hf_effpt.recipe.sections import require
 from hf_effpt.recipe.settings import SECTIONS
@@ -82,6 +84,12 @@ class RunResult:
         if loss is not None and floor is not None:
             kind = measured_as(found.get("objective", "mlm"), found)
             lines.append(f"Held-out loss {loss:.4f} nats a {kind.per}, the {kind.floor} is {_against(loss, floor)}.")
+        if loss is not None and (before := self.facts.get("before")):
+            gained = before["held_out_loss"] - loss
+            lines.append(
+                f"Before the first step, as {before['from']} has it, it was {before['held_out_loss']:.4f}, "
+                f"{abs(gained):.4f} {'more' if gained >= 0 else 'less'}."
+            )
         lines += text_told(self.facts.get("data") or {})
         prefix = "held_out_loss_"
         others = [f"{found[name]:.4f} by `{name.removeprefix(prefix)}`" for name in found if name.startswith(prefix)]
@@ -174,6 +182,10 @@ def pretrain(recipe: Recipe, *, resume: bool | str = False) -> RunResult:
         logger.info("data: %s", line)
     methods = ", ".join(method.name for method in trainer.methods) or "none"
     logger.info("model: %s parameters; methods: %s", f"{trainer.model.num_parameters():,}", methods)
+    if recipe.model.from_ is not None and trainer.eval_dataset is not None:
+        trainer.evaluate()
+        known["before"] = {"from": recipe.model.from_, "held_out_loss": (trainer.evaluation or {})["held_out_loss"]}
+        logger.info("held-out loss before the first step: %.4f", known["before"]["held_out_loss"])
     trainer.train(resume_from_checkpoint=resume or None)
     evaluation: dict[str, Any] = {}
     if trainer.eval_dataset is not None:
@@ -282,15 +294,23 @@ def prepare_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase
 
 
 def _load_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase:
-    data = recipe.data
-    if data.tokenizer is not None:
+    data, source = recipe.data, recipe.model.from_
+    if (given := data.tokenizer or source) is not None:
+        key = "data.tokenizer" if data.tokenizer else "model.from"
         try:
-            return AutoTokenizer.from_pretrained(data.tokenizer)
+            loaded = AutoTokenizer.from_pretrained(given)
         except (OSError, ValueError) as error:
             raise EffptError(
-                f"`data.tokenizer` {data.tokenizer!r} cannot be loaded ({str(error).splitlines()[0]}); give a folder "
-                "made by `effpt tokenizer`, or leave it out to train one."
+                f"The tokenizer of `{key}` {given!r} cannot be loaded ({str(error).splitlines()[0]}); give a folder "
+                "made by `effpt tokenizer` in `data.tokenizer`, or leave it out to train one."
             ) from error
+        if source is not None:
+            check_fits(loaded, given, published_config(source), source)
+        if data.add_tokens is None:
+            return loaded
+        words = words_to_add(loaded, data.add_tokens, corpus.in_parts().texts())
+        logger.info("data.add_tokens: %s words, such as %s", f"{len(words):,}", ", ".join(words[:5]))
+        return with_words(loaded, words)
     settings: dict[str, Any] = {
         "vocab_size": data.vocab_size,
         "kind": data.tokenizer_kind,
@@ -304,6 +324,22 @@ def _load_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase:
         corpus.check_unchanged()
 
     return AutoTokenizer.from_pretrained(build_once(cache_folder(data.cache_dir) / f"tokenizer-{key}", train))
+
+
+def check_fits(tokenizer: Any, name: str, config: Any, source: str) -> None:
+    """Raises an `EffptError` if the vocabulary of a tokenizer cannot be that of the checkpoint `source`."""
+    most, pad = config.vocab_size, getattr(config, "pad_token_id", None)
+    own = AutoTokenizer.from_pretrained(source).get_vocab() if name != source else None
+    if len(tokenizer) > most or (pad is not None and tokenizer.pad_token_id != pad):
+        raise EffptError(
+            f"The tokenizer of {name!r} has {len(tokenizer):,} tokens and pads with {tokenizer.pad_token_id}, but the "
+            f"checkpoint {source!r} has {most:,} rows and pads with {pad}; use the tokenizer that it was trained with."
+        )
+    if own is not None and own != tokenizer.get_vocab():
+        raise EffptError(
+            f"`data.tokenizer` {name!r} has other tokens than that of the checkpoint {source!r}, whose embeddings "
+            "would be of other words; leave it out, or add words with `data.add_tokens`."
+        )
 
 
 def prepare_rows(
@@ -328,8 +364,17 @@ def prepare_rows(
 
 
 def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Any:
-    """Builds a new training model of the recipe's shape; its vocabulary size is a multiple of 64."""
+    """Builds the recipe's training model: a new one, or that of a checkpoint.
+
+    The vocabulary of a new model, and of one to which tokens are added, is a multiple of 64.
+    """
     tokens, own = len(tokenizer), {}
+    if recipe.model.from_ is not None:
+        model = recipe.model.load(recipe.methods)
+        if tokens > model.config.vocab_size or recipe.data.add_tokens is not None:
+            before = AutoTokenizer.from_pretrained(recipe.data.tokenizer or recipe.model.from_)
+            add_rows(model, pieces_of_added(before, tokenizer), -(-tokens // 64) * 64)
+        return model
     if recipe.model.objective == "mcbert":
         unused = [token_id for token, token_id in tokenizer.get_vocab().items() if is_unused(token)]
         own["nota_token_id"] = min(unused, default=tokens)

@@ -68,7 +68,7 @@ class When:
         return [key for key, needed in self.needed.items() if not _matches(values[key], needed)]
 
     def __str__(self) -> str:
-        return " and ".join(f"`{key}` {_needed(needed)}" for key, needed in self.needed.items())
+        return " and ".join(f"`{key.rstrip('_')}` {_needed(needed)}" for key, needed in self.needed.items())
 
 
 GIVEN = Like(".*", "given")
@@ -108,7 +108,7 @@ def check_effects(settings: Any, name: str) -> None:
 
 def idle_error(name: str, key: str, value: Any, needed: str, here: Mapping[str, Any] | None = None) -> EffptError:
     """The error for a setting that does nothing: `needed` gives it an effect, and `here` are the values instead."""
-    found = {other: "left out" if own is None else repr(own) for other, own in (here or {}).items()}
+    found = {other.rstrip("_"): "left out" if own is None else repr(own) for other, own in (here or {}).items()}
     instead = f", and here {', '.join(f'`{other}` is {own}' for other, own in found.items())}" if found else ""
     return EffptError(
         f"`{name}.{key}` is {value!r}, which has an effect only with {needed}{instead}; leave `{key}` out."

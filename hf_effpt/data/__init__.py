@@ -15,6 +15,7 @@ long_documents        parts of long documents
 document_meter        sizes of documents, and keys that equal ones share
 document_selection    removal of duplicate documents, choice by loss
 tokenizer_training    `train_tokenizer`
+added_tokens          words of a domain, added to a vocabulary
 tokenizer_report      fertility and other statistics of a tokenizer
 vocabulary            special tokens
 token_frequencies     shares of tokens in packed rows

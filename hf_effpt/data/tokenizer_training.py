@@ -5,6 +5,7 @@ import os
 import unicodedata
 from collections.abc import Iterable, Iterator
 from itertools import chain
+from typing import Any
 
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -30,7 +31,7 @@ SAMPLE_SEED = 0x746F6B
 
 
 def train_tokenizer(
-    corpus: Corpus | str,
+    corpus: Any,
     *,
     vocab_size: int = 8192,
     kind: str = "wordpiece",
@@ -47,7 +48,7 @@ def train_tokenizer(
     of it. Room that a corpus of few different words leaves is filled with its rarer characters, then `[unusedN]`.
 
     Args:
-        corpus (`Corpus` or `str`): The text, or what `open_corpus` takes.
+        corpus (`str`, `Dataset`, `Corpus` or `list`): The text, as [`open_corpus`] takes it.
         vocab_size (`int`, *optional*, defaults to 8192): Number of tokens, special ones included; a multiple of 64,
             for which matrix kernels are fast.
         kind (`str`, *optional*, defaults to `"wordpiece"`): `"wordpiece"` or `"bpe"`.
@@ -71,8 +72,8 @@ def train_tokenizer(
             f"vocab_size={vocab_size} must be a multiple of 64 and at least {MIN_VOCAB_SIZE[kind]} for a {kind} "
             f"tokenizer. The nearest that fits is {fit}."
         )
-    corpus = open_corpus(corpus) if isinstance(corpus, str) else corpus
-    texts = list(_sample(corpus, max_bytes))
+    # Long documents come in parts, so that memory does not depend on how the text is cut.
+    texts = list(_sample(open_corpus(corpus).in_parts(), max_bytes))
     train = _train_wordpiece if kind == "wordpiece" else _train_bpe
     tokenizer = train(texts, vocab_size, lowercase, strip_accents, model_max_length)
     if out is not None:

@@ -61,7 +61,9 @@ class WithLedger:
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Reads a saved configuration; settings of methods that do nothing, and are refused now, are left out."""
-        saved = {**config_dict, "methods": without_idle(config_dict.get("methods"))}
+        asked = kwargs.pop("methods", None)  # the stock class would set them after all others, without the defaults
+        methods = without_idle(config_dict.get("methods")) if asked is None else asked
+        saved = {**config_dict, "methods": methods}
         return super().from_dict(saved, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 
     def at_present_depth(self) -> dict[str, Any]:

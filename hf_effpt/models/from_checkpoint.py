@@ -1,7 +1,10 @@
 """Training models that go on from a published checkpoint: continued pre-training."""
 
+import copy
 import os
 import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +12,13 @@ import torch
 from torch import nn
 from transformers import AutoConfig, ElectraForMaskedLM, ElectraForPreTraining
 
-from hf_effpt.core.anatomy import dropouts_of, first_position, position_table_of
+from hf_effpt.core.anatomy import dropouts_of, first_position, layer_types_of, position_table_of
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.registry import build_methods
 
 from . import kin
 from .build import MASKED_LMS
+from .configuration_effpt import settings_of
 from .electra import ElectraForJointPreTraining
 from .kin import NAMES
 
@@ -27,6 +31,11 @@ TRAINABLE: dict[str, Any] = {
 }
 
 
+@lru_cache  # a recipe is checked several times, and a Hub may be slow
+def _read_config(source: str) -> Any:
+    return AutoConfig.from_pretrained(source)
+
+
 def published_config(source: str) -> Any:
     """The configuration of a checkpoint, a folder or an id on the Hub.
 
@@ -35,7 +44,7 @@ def published_config(source: str) -> Any:
     if (os.sep in source.rstrip(os.sep) and source.startswith((os.sep, ".", "~"))) and not Path(source).is_dir():
         raise EffptError(f"`model.from` is {source!r}, and there is no such folder; name one, or an id on the Hub.")
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = _read_config(source)
     except (OSError, ValueError, KeyError) as error:
         raise EffptError(
             f"`model.from` {source!r} cannot be read ({str(error).strip().splitlines()[0]}); give the folder of a "
@@ -52,7 +61,7 @@ def published_config(source: str) -> Any:
             f"`model.from` {source!r} is of the architecture `{kind}`; those that can be trained further are "
             f"{', '.join([*TRAINABLE, 'electra'])}."
         )
-    return config
+    return copy.deepcopy(config)
 
 
 def continue_from(
@@ -83,12 +92,7 @@ def continue_from(
         EffptError: for an architecture or head that cannot be trained with the objective, weights that the
             checkpoint lacks, or settings that do not suit it.
     """
-    config = published_config(source)
-    if (config.model_type == "electra") != (objective == "electra"):
-        raise EffptError(
-            f"`model.from` {source!r} is a `{config.model_type}`, which cannot go on with the objective "
-            f"`{objective}`; use {'electra' if config.model_type == 'electra' else 'mlm'}."
-        )
+    config = _checked(source, objective)
     own = dict.fromkeys(dropouts_of(config), dropout)
     if config.model_type == "electra":
         model = _pair(source, methods=methods, **own, **settings)
@@ -97,6 +101,38 @@ def continue_from(
     if positions is not None:
         extend_positions(model, positions)
     return model
+
+
+def config_from(
+    source: str,
+    objective: str = "mlm",
+    *,
+    dropout: float = 0.0,
+    layers: int | None = None,
+    positions: int | None = None,
+    **settings: Any,
+) -> Any:
+    """The configuration of what [`continue_from`] loads, whose arguments these are, before any weights are loaded."""
+    stock = _checked(source, objective)
+    own = settings_of(stock) | dict.fromkeys(dropouts_of(stock), dropout)
+    if positions is not None:
+        own["max_position_embeddings"] = positions + first_position(stock)
+    if layers is not None and layers != stock.num_hidden_layers:
+        own |= _grown(stock, settings.get("methods") or {}, layers)
+        own["layer_order"] = None
+    kind = ElectraForJointPreTraining if stock.model_type == "electra" else TRAINABLE[stock.model_type]
+    return kind.config_class(**{**own, **settings})
+
+
+def _checked(source: str, objective: str) -> Any:
+    """The configuration of a checkpoint that can go on with this objective."""
+    config = published_config(source)
+    if (config.model_type == "electra") != (objective == "electra"):
+        raise EffptError(
+            f"`model.from` {source!r} is a `{config.model_type}`, which cannot go on with the objective "
+            f"`{objective}`; use {'electra' if config.model_type == 'electra' else 'mlm'}."
+        )
+    return config
 
 
 def _pair(source: str, attn_implementation: str = "sdpa", **settings: Any) -> Any:
@@ -120,7 +156,7 @@ def _pair(source: str, attn_implementation: str = "sdpa", **settings: Any) -> An
 def _masked_lm(source: str, config: Any, methods: dict, layers: int | None, settings: dict[str, Any]) -> Any:
     training_class, own = TRAINABLE[config.model_type], config.num_hidden_layers
     if layers is not None and layers != own:
-        settings = settings | _grown(training_class, config, methods, layers)
+        settings = settings | _grown(config, methods, layers)
     model, report = training_class.from_pretrained(source, methods=methods, output_loading_info=True, **settings)
     allocated = layers or own
     grown = tuple(f".{index}." for index in range(own, allocated))
@@ -131,10 +167,10 @@ def _masked_lm(source: str, config: Any, methods: dict, layers: int | None, sett
     return model
 
 
-def _grown(training_class: Any, config: Any, methods: dict, layers: int) -> dict[str, Any]:
+def _grown(config: Any, methods: dict, layers: int) -> dict[str, Any]:
     """Settings of a model that begins with the layers of a shallower checkpoint and grows."""
     own = config.num_hidden_layers
-    types = getattr(config, "layer_types", None)
+    types = layer_types_of(config)
     more = {"layer_types": [types[index % own] for index in range(layers)]} if types else {}
     found = {method.name: method for method in build_methods(methods)}
     begins = found["stacking"].depths(layers)[0] if "stacking" in found and layers > own else None
@@ -194,3 +230,25 @@ def extend_positions(model: Any, positions: int) -> None:
             if name in embeddings._buffers:
                 generator.base_model.embeddings.register_buffer(name, embeddings._buffers[name], persistent=False)
         model.tie_weights()
+
+
+@torch.no_grad()
+def add_rows(model: Any, pieces: Mapping[int, Sequence[int]], size: int) -> None:
+    """Enlarges the vocabulary of a training model to `size`; new tokens begin as the mean of their pieces.
+
+    Their biases are the least of those of the pieces. `pieces` are the ids, in the old vocabulary, that the text of
+    each new token was cut into.
+    """
+    known = model.config.vocab_size
+    model.resize_token_embeddings(size, mean_resizing=False)
+    parts = [part for part in (model, getattr(model, "generator", None)) if part is not None]
+    heads = [head for part in parts if (head := part.get_output_embeddings()) is not None]
+    tables = [part.get_input_embeddings().weight for part in parts] + [head.weight for head in heads]
+    for table in {id(table): table for table in tables}.values():
+        table[known:] = 0.0  # rows that no token has
+        for index, old in pieces.items():
+            table[index] = table[list(old)].mean(dim=0)
+    for bias in [head.bias for head in heads if head.bias is not None]:
+        bias[known:] = bias[:known].min()
+        for index, old in pieces.items():
+            bias[index] = bias[list(old)].min()  # a word is rarer than each of its pieces

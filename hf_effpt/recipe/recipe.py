@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from hf_effpt.core.anatomy import first_position
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import write_atomically
 from hf_effpt.core.registry import build_methods, method_class, nearest
@@ -21,7 +22,7 @@ from hf_effpt.training.arguments import EffptTrainingArguments
 
 from .file import read_recipe_file
 from .overrides import apply_overrides
-from .sections import parse_section, require
+from .sections import key_of, parse_section, require
 from .settings import SECTIONS, DataSettings, ModelSettings
 
 # Training arguments that readers look for first: written even if they have their default.
@@ -58,13 +59,20 @@ class Recipe:
             name: parse_section(f"methods.{name}", method_class(str(name)), values).settings()
             for name, values in self.methods.items()
         }
-        build_methods(self.methods, self.model.config())
-        length, longest = self.data.sequence_length, self.model.max_position_embeddings
-        needed = f"at most `model.max_position_embeddings`, {longest}"
+        config = self.model.config(methods=self.methods)
+        build_methods(self.methods, config)
+        length, longest = self.data.sequence_length, config.max_position_embeddings - first_position(config)
+        needed = f"at most {longest}, the positions of the model (`model.max_position_embeddings`)"
         require(length <= longest, "data.sequence_length", length, needed)
         window = self.model.local_attention
         needed = f"at most `data.sequence_length`, {length}: no token of a row has neighbours that far away"
         require(window is None or window <= length, "model.local_attention", window, needed)
+
+        if self.data.add_tokens is not None and self.model.from_ is None:
+            raise EffptError(
+                f"`data.add_tokens` is {self.data.add_tokens!r}, which adds to the vocabulary of a checkpoint; name "
+                "one in `model.from`, or set `data.vocab_size` of the tokenizer that is trained."
+            )
 
     @classmethod
     def load(cls, source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
@@ -127,7 +135,7 @@ def _changed(arguments: EffptTrainingArguments) -> dict[str, Any]:
 
 
 def _set(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: _plain(value) for key, value in values.items() if value is not None}
+    return {key_of(key): _plain(value) for key, value in values.items() if value is not None}
 
 
 def _plain(value: Any) -> Any:

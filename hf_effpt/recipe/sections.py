@@ -20,6 +20,11 @@ def require(condition: bool, key: str, value: Any, needed: str) -> None:
         raise EffptError(f"`{key}` is {value!r}, but must be {needed}.")
 
 
+def key_of(field_name: str) -> str:
+    """Key of a field in recipes: its name, without the underscore of one that would be a word of Python's."""
+    return field_name.rstrip("_")
+
+
 def parse_section(name: str, kind: type[Section], values: Any) -> Section:
     """Builds the dataclass `kind` from a section's plain values.
 
@@ -84,11 +89,11 @@ def _checked_keys(name: str, kind: type, values: Any) -> dict[str, Any]:
     values = values or {}
     require(isinstance(values, Mapping), name, values, f"a mapping, such as `{name}: {{key: value}}`")
     settable = [one for one in fields(kind) if one.init]  # pyright: ignore[reportArgumentType]
-    valid = [one.name for one in settable]
+    valid = {key_of(one.name): one.name for one in settable}
     for key in values:
         if key not in valid:
-            raise EffptError(f"Section `{name}` has no key `{key}`: {nearest(str(key), valid)}")
-    given = {key: value for key, value in values.items() if value is not None}
+            raise EffptError(f"Section `{name}` has no key `{key}`: {nearest(str(key), list(valid))}")
+    given = {valid[key]: value for key, value in values.items() if value is not None}
     for one in settable:
         if one.default is MISSING and one.default_factory is MISSING and one.name not in given:
             raise EffptError(f"Section `{name}` needs `{one.name}`; set it in the recipe or by `--{name}.{one.name}`.")

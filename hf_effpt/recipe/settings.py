@@ -9,6 +9,7 @@ from hf_effpt.data.document_cuts import CUTS
 from hf_effpt.data.document_selection import SelectSettings
 from hf_effpt.data.mixture import parts_of_mixture
 from hf_effpt.models.build import config_for
+from hf_effpt.models.from_checkpoint import config_from, continue_from
 from hf_effpt.training.arguments import EffptTrainingArguments
 
 from .sections import parse_section, require
@@ -30,8 +31,9 @@ OF_GENERATORS = ("embedding_size", "generator_size", "generator_dropout", "embed
 OF_MCBERT = ("candidates", "candidates_at", "faithful")
 # Settings that only ModernBERT has.
 OF_MODERNBERT = ("layer_types", "local_attention", "rotary_base")
-MODERN = When(backbone="modernbert")
-GENERATED, CHOSEN = When(objective=tuple(OBJECTIVES)[1:]), When(objective="mcbert")
+NEW = When(from_=None)  # a checkpoint has its own
+MODERN = When(backbone="modernbert", from_=None)
+GENERATED, CHOSEN = When(objective=tuple(OBJECTIVES)[1:], from_=None), When(objective="mcbert")
 OF_FILES = When(dataset=Like(r"(?!builtin:).*", "other than `builtin:pydoc`"))
 
 
@@ -58,10 +60,12 @@ class ModelSettings:
             2024), with rotary positions, norms before its layers, gated neurons and no biases.
         objective (`str`, *optional*, defaults to `"mlm"`): pre-training objective: `mlm`, `electra`, `electra_15`,
             `replace_mlm`, `all_tokens_mlm` or `mcbert`.
-        num_hidden_layers, hidden_size, num_attention_heads (`int`, *optional*): each overrides that of `size`.
+        num_hidden_layers, hidden_size, num_attention_heads (`int`, *optional*): each overrides that of `size`. With
+            `from`, the number of layers that `stacking` grows a shallower checkpoint to.
         intermediate_size (`int`, *optional*): width of the feed-forward layers; by default 4 times the hidden size,
             and in a ModernBERT, whose neurons have gates, the multiple of 64 with about as many parameters.
-        max_position_embeddings (`int`, *optional*, defaults to 512): longest sequence that the model can read.
+        max_position_embeddings (`int`, *optional*): longest sequence that the model can read; by default 512, or that
+            of the checkpoint, whose table is repeated for more.
         dropout (`float`, *optional*, defaults to 0.0): dropout of hidden states and attention in pre-training. BERT
             has 0.1; with a small budget each token is seen about once, and none is better (Geiping and Goldstein,
             2022).
@@ -82,6 +86,9 @@ class ModelSettings:
         candidates (`int`, *optional*): candidates per position of MC-BERT; by default 10.
         candidates_at (`str`, *optional*): positions where MC-BERT has candidates: `all`, the default, or `masked`.
         faithful (`bool`, *optional*): if `True`, MC-BERT reproduces the defects of the released code.
+        from (`str`, *optional*): folder or Hub id of a stock checkpoint to go on from, whose architecture, shape and
+            tokenizer are taken: a BERT, ModernBERT, RoBERTa, XLM-RoBERTa, CamemBERT or DistilBERT with its masked-
+            language-modelling head, or an ELECTRA with its generator, as [`continue_from`] says.
         start (`dict`, *optional*): values that parameters begin with, by the settings of [`StartSettings`]:
             `{"bias": "unigram"}`.
 
@@ -89,14 +96,14 @@ class ModelSettings:
         EffptError: for an impossible shape, or a setting that the objective does not have.
     """
 
-    backbone: Literal["bert", "modernbert"] = "bert"
-    size: Literal["tiny", "mini", "small", "medium", "base", "large"] = "small"
+    backbone: Annotated[Literal["bert", "modernbert"], NEW] = "bert"
+    size: Annotated[Literal["tiny", "mini", "small", "medium", "base", "large"], NEW] = "small"
     objective: Literal["mlm", "electra", "electra_15", "replace_mlm", "all_tokens_mlm", "mcbert"] = "mlm"
     num_hidden_layers: int | None = None
-    hidden_size: int | None = None
-    num_attention_heads: int | None = None
-    intermediate_size: int | None = None
-    max_position_embeddings: int = 512
+    hidden_size: Annotated[int | None, NEW] = None
+    num_attention_heads: Annotated[int | None, NEW] = None
+    intermediate_size: Annotated[int | None, NEW] = None
+    max_position_embeddings: int | None = None
     dropout: float = 0.0
     attn_implementation: str = "sdpa"
     layer_types: Annotated[list[str] | None, MODERN] = None
@@ -110,12 +117,21 @@ class ModelSettings:
     candidates: Annotated[int | None, CHOSEN] = None
     candidates_at: Annotated[Literal["all", "masked"] | None, CHOSEN] = None
     faithful: Annotated[bool | None, CHOSEN] = None
-    start: dict[str, Any] | str | None = None  # `str` only so that the section itself refuses a word, by name
+    from_: str | None = None
+    start: Annotated[dict[str, Any] | str | None, NEW] = (
+        None  # `str` only so that the section itself refuses a word, by name
+    )
 
     def __post_init__(self) -> None:
         require(self.size in SIZES, "model.size", self.size, f"one of {', '.join(SIZES)}")
         require(self.objective in OBJECTIVES, "model.objective", self.objective, f"one of {', '.join(OBJECTIVES)}")
         check_effects(self, "model")
+        if self.from_ is not None:
+            require(0.0 <= self.dropout < 1.0, "model.dropout", self.dropout, "at least 0 and below 1")
+            config_from(self.from_, self.objective, **self._wanted())  # that of more layers depends on the methods
+            return
+        if self.max_position_embeddings is None:
+            self.max_position_embeddings = 512
         needed = f"mlm with `model.backbone` {self.backbone}: the other objectives train models of BERT's shape"
         require(self.backbone == "bert" or self.objective == "mlm", "model.objective", self.objective, needed)
         require(0.0 <= self.dropout < 1.0, "model.dropout", self.dropout, "at least 0 and below 1")
@@ -134,10 +150,23 @@ class ModelSettings:
 
         `more` are settings from the tokenizer and the methods, such as `vocab_size`.
         """
+        if self.from_ is not None:
+            return config_from(self.from_, self.objective, layers=self.num_hidden_layers, **self._wanted(), **more)
         own = {key: getattr(self, key) for key in (*OF_GENERATORS, *OF_MCBERT) if getattr(self, key) is not None}
         config = config_for(self.objective, self.backbone, **self.config_kwargs(), **own, **more)
         config._attn_implementation = self.attn_implementation
         return config
+
+    def load(self, methods: dict[str, dict]) -> Any:
+        """The training model with the weights of the checkpoint `from`."""
+        assert self.from_ is not None
+        return continue_from(
+            self.from_, self.objective, methods=methods, layers=self.num_hidden_layers,
+            attn_implementation=self.attn_implementation, **self._wanted(),
+        )  # fmt: skip
+
+    def _wanted(self) -> dict[str, Any]:
+        return {"dropout": self.dropout, "positions": self.max_position_embeddings}
 
     def config_kwargs(self) -> dict[str, Any]:
         """Returns the shape and dropout as keyword arguments of a `BertConfig` or `ModernBertConfig`."""
@@ -182,7 +211,10 @@ class DataSettings:
             attend to each other.
         mlm_probability (`float`, *optional*, defaults to 0.15): share of a row's tokens to predict.
         whole_word (`bool`, *optional*, defaults to `False`): if `True`, mask whole words rather than single tokens.
-        tokenizer (`str`, *optional*): a folder or Hub id; by default a tokenizer is trained on the dataset.
+        tokenizer (`str`, *optional*): a folder or Hub id; by default that of `model.from`, or else one is trained on
+            the dataset.
+        add_tokens (`str` or `int`, *optional*): words that a checkpoint's vocabulary is to have, too: a file with one
+            a line, or the number of them to learn from the text. They begin as the mean of their pieces.
         vocab_size (`int`, *optional*, defaults to 8192): size of a trained tokenizer, a multiple of 64.
         tokenizer_kind (`str`, *optional*, defaults to `"wordpiece"`): kind of a trained tokenizer, `wordpiece` or
             `bpe`.
@@ -210,6 +242,7 @@ class DataSettings:
     mlm_probability: float = 0.15
     whole_word: bool = False
     tokenizer: str | None = None
+    add_tokens: str | int | None = None
     vocab_size: int = 8192
     tokenizer_kind: Literal["wordpiece", "bpe"] = "wordpiece"
     lowercase: bool = True
@@ -223,6 +256,10 @@ class DataSettings:
         if not isinstance(self.dataset, str):
             parts_of_mixture(self.dataset)
         check_effects(self, "data")
+        if isinstance(self.add_tokens, str) and self.add_tokens.isdigit():
+            self.add_tokens = int(self.add_tokens)
+        if isinstance(self.add_tokens, int):
+            require(self.add_tokens >= 1, "data.add_tokens", self.add_tokens, "a file, or at least 1")
         self.validation = str(self.validation)
         held_out = self.held_out
         if isinstance(held_out, float):
