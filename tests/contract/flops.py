@@ -49,9 +49,8 @@ def count_run(folder: Path, objective: str, ledger: dict[str, dict], counter: Fl
     smoothing = {"label_smoothing_factor": 0.1} if objective == "mlm" else {}
     trainer: Any = tiny.trainer(
         folder, ledger, objective=objective, per_device_train_batch_size=2,
-        gradient_accumulation_steps=len(variants), **smoothing,
+        gradient_accumulation_steps=len(variants), counter=counter, **smoothing,
     )  # fmt: skip
-    trainer.cost.counter = counter
     trainer.model.set_attn_implementation("eager")  # all of its products are counted
     measured: dict[tuple, int] = {}
     counts: list[Count] = []
