@@ -148,7 +148,7 @@ def test_step_benchmark(corpus, tmp_path):
         (tmp_path / "text" / file.name).write_text(file.read_text())
     (tmp_path / "text" / "rare.txt").write_text(text)
     shape = "4x128, vocabulary 2,048"
-    words = ["--dataset", "text", "--shapes", shape, "--rounds", "3", "--out", "r.json"]
+    words = ["--dataset", "text", "--shapes", shape, "--rounds", "2", "--out", "r.json"]
     done = run("benchmark_steps.py", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "r.json").read_text())["results"][shape]["dropout 0.0"]
@@ -163,7 +163,9 @@ def test_step_benchmark(corpus, tmp_path):
 @pytest.mark.slow
 def test_selection_benchmark(tmp_path):
     arms = ["random", "selective_backprop full", "selective_backprop stale", "core_set first_layer", "reweighting"]
-    done = run("benchmark_selection.py", "--rounds", "3", "--arms", *arms, "--out", "r.json", cwd=tmp_path)
+    done = run(
+        "benchmark_selection.py", "--models", "4x64", "--rounds", "2", "--arms", *arms, "--out", "r.json", cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     (found,) = json.loads((tmp_path / "r.json").read_text())["results"].values()
     assert set(found) == set(arms)
