@@ -94,7 +94,7 @@ def test_training_examples(corpus, tmp_path, here, script):
 
 def test_from_text_to_a_measured_model(corpus, tmp_path, here):
     """The first examples, one after another, of which two are run as users run them."""
-    done = run("01_pretrain.py", corpus, "--budget", "8steps", "--vocab_size", "256", "--out", "run", cwd=tmp_path)
+    done = run("01_pretrain.py", corpus, "--budget", "4steps", "--vocab_size", "256", "--out", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Held-out loss" in done.stdout
     assert (tmp_path / "run" / "model.safetensors").is_file()
@@ -127,7 +127,7 @@ def test_lottery_example(corpus, tmp_path, here):
     ],
 )
 def test_objective_examples(corpus, tmp_path, here, script, settings):
-    printed = here(script, corpus, "--budget", "12steps", "--vocab_size", "256", "--out", "run", *settings)
+    printed = here(script, corpus, "--budget", "4steps", "--vocab_size", "256", "--out", "run", *settings)
     assert "Held-out loss" in printed
     assert (tmp_path / "run" / "model.safetensors").is_file()
     assert (tmp_path / "run" / "generator" / "model.safetensors").is_file() == (script != "08_tnf.py")
