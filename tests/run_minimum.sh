@@ -9,9 +9,11 @@ trap 'rm -f "$constraints"' EXIT
 cat tests/constraints-minimum.txt <(grep -vE '^(transformers|huggingface_hub)==' constraints.txt) > "$constraints"
 setup_venv .venv-min "$constraints" dev
 # What calls transformers or the hub client: classes that are loaded, saved and found by Auto classes, arguments and
-# checkpoints of the Trainer, export and push; a run of every method and objective, resumed. What a method computes, and
-# the reading of data, recipes and results, do not depend on the release, and the full suite tests them with the newest.
+# checkpoints of the Trainer, export and push; a run of every method and objective, resumed. What a method computes, what
+# pairs of methods do to each other, what a failing disk leaves, and the reading of data, recipes and results, do not
+# depend on the release, and the full suite tests them with the newest.
 OMP_NUM_THREADS=1 .venv-min/bin/python -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder -m "not slow" \
+    -k "not of_a_pair and not a_pair_with and not previous_checkpoint_whole and not charged" \
     tests/contract/test_runs.py::Test{WithoutDropout,ModernBert,OtherObjectives} \
     tests/unit/models/test_{pruned_bert,classes,electra,electra_tables,head_inputs}.py \
     tests/unit/training/test_{trainer,checkpoints,arguments,schedule,objectives}.py \

@@ -15,6 +15,7 @@ from hf_effpt.data.masking import DataCollatorForMaskedLM
 from hf_effpt.models import EffptBertConfig, EffptBertForMaskedLM, EffptModernBertConfig
 from hf_effpt.models.build import config_for, model_for
 from hf_effpt.training.arguments import EffptTrainingArguments
+from hf_effpt.training.flops import FlopCounter
 from hf_effpt.training.trainer import EffptTrainer
 
 VOCAB, LENGTH = 128, 16
@@ -127,9 +128,13 @@ def trainer(
     layers: int = 4,
     objective: str = "mlm",
     backbone: str = "bert",
+    counter: FlopCounter | None = None,
     **changes: Any,
 ) -> EffptTrainer:
-    """A trainer of a freshly initialised model; equal arguments give equal weights."""
+    """A trainer of a freshly initialised model; equal arguments give equal weights.
+
+    Without a `counter` of its own it has that of all trainers of such models.
+    """
     args = arguments(out, **changes)
     set_seed(args.seed)
     if objective == "mlm":
@@ -137,13 +142,32 @@ def trainer(
     else:
         drops = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
         built = joint(objective, methods, num_hidden_layers=layers, **drops)
-    return cls(
+    made = cls(
         model=built,
         args=args,
         train_dataset=rows(),
         eval_dataset=rows(12, seed=1),
         processing_class=tokenizer(),
     )
+    made.cost.counter = counter or shared_counter(built)
+    return made
+
+
+COUNTERS: dict[str, FlopCounter] = {}
+# Methods whose signatures tell steps of unequal cost apart, as the tests of counting show.
+TOLD_APART = ("compress", "earlybert", "layerdrop", "layerskip", "lottery", "stacking", "tnf")
+
+
+def shared_counter(of: Any) -> FlopCounter:
+    """The counter of all models with equal configurations but for the methods that a counter tells apart.
+
+    Counting a shape takes longer than a run of eight steps.
+    """
+    settings = of.config.to_dict()
+    settings["methods"] = {
+        name: value for name, value in (settings["methods"] or {}).items() if name not in TOLD_APART
+    }
+    return COUNTERS.setdefault(f"{type(of).__name__} {settings}", FlopCounter())
 
 
 def checkpointing(model: Any, settings: dict | None = None, on: bool = True, **options: Any) -> Any:

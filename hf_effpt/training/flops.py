@@ -10,12 +10,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from hf_effpt.core.anatomy import embeddings_of, generator_of
 from hf_effpt.core.depth import router_of, running
 from hf_effpt.models.sparse_layer import most_labels
+
+from .matrix_products import MatrixProducts
 
 
 def ghost_of(model: PreTrainedModel) -> PreTrainedModel:
@@ -131,12 +132,12 @@ class FlopCounter:
         # The attention mask is only added, not multiplied.
         batch = {name: tensor.to("meta") for name, tensor in batch.items() if name != "attention_mask"}
         apart = torch.random.fork_rng(devices=[])  # the copy must not draw from the run's generators
-        with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(work is None), apart:
+        with MatrixProducts() as counter, torch.set_grad_enabled(work is None), apart:
             if work is not None:
                 work(ghost.eval(), batch)
             elif (loss := loss_of(ghost, batch)).requires_grad:
                 loss.backward()
-        return counter.get_total_flops()
+        return counter.flops
 
 
 def positioned(model: Any, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

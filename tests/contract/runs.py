@@ -44,15 +44,11 @@ class SaveAt(tiny.TrainerCallback):
 
 
 class Runs:
-    """Finished straight runs with their checkpoints; each is trained when a test first asks for it.
-
-    Runs of one objective share a `FlopCounter`: counting a shape takes longer than a run.
-    """
+    """Finished straight runs with their checkpoints; each is trained when a test first asks for it."""
 
     def __init__(self, folder: Path, backbone: str = "bert") -> None:
         self.folder, self.backbone = folder, backbone
         self._done: dict[str, tiny.EffptTrainer] = {}
-        self._counters: dict[str, FlopCounter] = {}
 
     def __call__(self, objective: str, ledger: dict, dropout: float = 0.1) -> tiny.EffptTrainer:
         key = f"{objective} {ledger} {dropout}"
@@ -64,10 +60,8 @@ class Runs:
         return self._done[key]
 
     def trainer_of(self, folder: Path, objective: str, *args: Any, **changes: Any) -> tiny.EffptTrainer:
-        """A trainer with the counter of its objective; the arguments are those of [`trainer_of`]."""
-        trainer = trainer_of(folder, objective, *args, backbone=self.backbone, **changes)
-        trainer.cost.counter = self._counters.setdefault(objective, trainer.cost.counter)
-        return trainer
+        """A trainer of the backbone; the arguments are those of [`trainer_of`]."""
+        return trainer_of(folder, objective, *args, backbone=self.backbone, **changes)
 
 
 def trainer_of(folder: Path, objective: str, ledger: dict, dropout: float = 0.1, **changes: Any) -> tiny.EffptTrainer:

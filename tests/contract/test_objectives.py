@@ -53,13 +53,13 @@ def test_micro_batches_and_processes_do_not_change_a_step(tmp_path, objective):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", ["electra", "mcbert"])
+@pytest.mark.parametrize(("objective", "steps", "rate"), [("electra", 160, 7e-3), ("mcbert", 220, 5e-3)])
 @pytest.mark.parametrize("auxiliary", ["keep", "grow"])
-def test_growth_keeps_what_is_shared_and_what_is_learned(tmp_path, objective, auxiliary):
+def test_growth_keeps_what_is_shared_and_what_is_learned(tmp_path, objective, steps, rate, auxiliary):
     """On a toy, the loss is below its floor before and after each growth."""
     ledger = {"stacking": {"depth": 1, "at": [0.4, 0.7], "auxiliary": auxiliary}}
     trainer = tiny.trainer(
-        tmp_path, ledger, objective=objective, budget="300steps", learning_rate=4e-3, logging_steps=10,
+        tmp_path, ledger, objective=objective, budget=f"{steps}steps", learning_rate=rate, logging_steps=5,
         per_device_train_batch_size=16,
     )  # fmt: skip
     depths = []

@@ -2,6 +2,10 @@
 
 Six: eight steps equal some and a resumption, bit for bit. Seven: a run leaves a stock model with the same function,
 which a process without the package loads. A class shares its straight runs.
+
+Each method alone meets every objective and backbone, and with the masked-language objective of BERT every place to
+resume at. Each pair is resumed at one of the places, in rotation; of the pairs one half meets ELECTRA and ModernBERT,
+the other MC-BERT.
 """
 
 import pytest
@@ -17,15 +21,23 @@ from . import runs as contract
 from .settings import SETTINGS, VARIANTS, allowed, ledgers, name_of
 
 at_each = pytest.mark.parametrize("at", contract.RESUMED_AT)
-each = pytest.mark.parametrize("ledger", [{}, *ledgers()], ids=name_of)
+SINGLES = [{}, *[ledger for ledger in ledgers() if len(ledger) == 1]]
+PAIRS = [ledger for ledger in ledgers() if len(ledger) == 2]
 methods = pytest.mark.parametrize("name", list(METHODS))
 tracing = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch looks at it while it traces
 # One member of a pair off, as its settings have it: then the run is that of the other alone, bit for bit.
 OFF = {"layerdrop": {"p": 0.0}, "tnf": {**SETTINGS["tnf"], "weight": 0.0}}
-with_one_off = pytest.mark.parametrize(
-    ("off", "on"),
-    [(off, on) for off in OFF for on in SETTINGS if on != off and allowed({on: SETTINGS[on], off: OFF[off]})],
-)
+WITH_ONE_OFF = [
+    (off, on) for off in OFF for on in SETTINGS if on != off and allowed({on: SETTINGS[on], off: OFF[off]})
+]
+
+
+def with_one_off(chosen):
+    return pytest.mark.parametrize(("off", "on"), chosen)
+
+
+def each(chosen):
+    return pytest.mark.parametrize("ledger", chosen, ids=name_of)
 
 
 @pytest.fixture(scope="class")
@@ -34,32 +46,26 @@ def runs(request, tmp_path_factory):
 
 
 @pytest.fixture(scope="class")
-def exports(runs):
-    """A finished run of each ledger, and one in the middle of its growths, with its training model."""
-    return [
-        contract.exported(runs, "mlm", ledger, finished) for ledger in [{}, *ledgers()] for finished in (True, False)
-    ]
+def exports(request, runs):
+    """A finished run of each ledger, and one in the middle of its growths, with its training model; of a pair one."""
+    alone = [(ledger, finished) for ledger in SINGLES for finished in (True, False)]
+    pairs = [(ledger, place % 2 == 0) for place, ledger in enumerate(request.cls.pairs)]
+    return [contract.exported(runs, "mlm", ledger, finished) for ledger, finished in alone + pairs]
 
 
-class Objective:
-    """Guarantees of a run, for every objective."""
-
-    objective: str
-
-    @with_one_off
-    def test_a_pair_with_one_off_is_the_other_alone(self, runs, tmp_path, off, on):
-        """With dropout, so that the last layer is computed everywhere, whoever reads it."""
-        alone = runs(self.objective, {on: SETTINGS[on]}).model
-        pair = runs.trainer_of(tmp_path, self.objective, {on: SETTINGS[on], off: OFF[off]})
-        pair.train()
-        tiny.assert_same_weights(alone, pair.model)
-        assert alone.config.layer_order == pair.model.config.layer_order
+def check_one_off(runs, folder, objective, off, on):
+    """With dropout, so that the last layer is computed everywhere, whoever reads it."""
+    alone = runs(objective, {on: SETTINGS[on]}).model
+    pair = runs.trainer_of(folder, objective, {on: SETTINGS[on], off: OFF[off]})
+    pair.train()
+    tiny.assert_same_weights(alone, pair.model)
+    assert alone.config.layer_order == pair.model.config.layer_order
 
 
-class MaskedLanguageModel(Objective):
+class MaskedLanguageModel:
     """Guarantees of a masked language model of either backbone."""
 
-    objective, backbone = "mlm", "bert"
+    backbone, pairs = "bert", PAIRS
 
     @methods
     def test_run_that_saves_no_activations_equals_the_straight_one(self, runs, name):
@@ -94,17 +100,33 @@ class MaskedLanguageModel(Objective):
 
 class TestBert(MaskedLanguageModel):
     @at_each
-    @each
+    @each(SINGLES)
     def test_resumed_run_equals_the_straight_one(self, runs, ledger, at):
         contract.check_resumption(runs, "mlm", ledger, at)
 
+    @pytest.mark.parametrize("place", range(len(PAIRS)), ids=[name_of(ledger) for ledger in PAIRS])
+    def test_resumed_run_of_a_pair_equals_the_straight_one(self, runs, place):
+        contract.check_resumption(runs, "mlm", PAIRS[place], contract.RESUMED_AT[place % 3])
+
+    @with_one_off(WITH_ONE_OFF)
+    def test_a_pair_with_one_off_is_the_other_alone(self, runs, tmp_path, off, on):
+        check_one_off(runs, tmp_path, "mlm", off, on)
+
 
 class TestModernBert(MaskedLanguageModel):
-    backbone = "modernbert"
+    backbone, pairs = "modernbert", PAIRS[::2]
 
-    @each
+    @each(SINGLES)
     def test_resumed_run_equals_the_straight_one(self, runs, ledger):
         contract.check_resumption(runs, "mlm", ledger, at=4)
+
+    @each(PAIRS[::2])
+    def test_resumed_run_of_a_pair_equals_the_straight_one(self, runs, ledger):
+        contract.check_resumption(runs, "mlm", ledger, at=4)
+
+    @with_one_off(WITH_ONE_OFF[::3])
+    def test_a_pair_with_one_off_is_the_other_alone(self, runs, tmp_path, off, on):
+        check_one_off(runs, tmp_path, "mlm", off, on)
 
     @pytest.mark.parametrize("variant", [name for name in VARIANTS if not name.startswith("selection")])
     def test_resumed_variant_equals_the_straight_one(self, runs, variant):
@@ -139,26 +161,41 @@ class TestVariants:
         contract.check_compilation(runs, VARIANTS[variant], counter)
 
 
-class WithGenerator(Objective):
-    @each
-    def test_resumed_run_equals_the_straight_one(self, runs, ledger):
-        contract.check_resumption(runs, self.objective, ledger, at=4)
+class WithGenerator:
+    objective: str
+    pairs: list[dict]
 
     def test_exports_load_in_a_clean_process(self, runs):
         """Every second run is exported from the middle."""
         exports = [
             contract.exported(runs, self.objective, ledger, finished=place % 2 == 0)
-            for place, ledger in enumerate([{}, *ledgers()])
+            for place, ledger in enumerate(SINGLES + self.pairs)
         ]
         contract.load_in_a_clean_process([folder for folder, _ in exports])
 
 
 class TestElectra(WithGenerator):
-    objective = "electra"
+    objective, pairs = "electra", PAIRS[::2]
+
+    @each(SINGLES + PAIRS[::2])
+    def test_resumed_run_equals_the_straight_one(self, runs, ledger):
+        contract.check_resumption(runs, "electra", ledger, at=4)
+
+    @with_one_off(WITH_ONE_OFF[1::3])
+    def test_a_pair_with_one_off_is_the_other_alone(self, runs, tmp_path, off, on):
+        check_one_off(runs, tmp_path, "electra", off, on)
 
 
 class TestMcBert(WithGenerator):
-    objective = "mcbert"
+    objective, pairs = "mcbert", PAIRS[1::2]
+
+    @each(SINGLES + PAIRS[1::2])
+    def test_resumed_run_equals_the_straight_one(self, runs, ledger):
+        contract.check_resumption(runs, "mcbert", ledger, at=4)
+
+    @with_one_off(WITH_ONE_OFF[2::3])
+    def test_a_pair_with_one_off_is_the_other_alone(self, runs, tmp_path, off, on):
+        check_one_off(runs, tmp_path, "mcbert", off, on)
 
 
 OTHERS = sorted(set(OBJECTIVES) - {"mlm", "electra", "mcbert"})

@@ -1,6 +1,7 @@
 """A method outside the package: the one that CONTRIBUTING.md shows, and what makes it known."""
 
 import importlib
+import json
 import os
 import re
 import subprocess
@@ -21,6 +22,22 @@ from hf_effpt.hub.push import push
 from tests import tiny
 
 TEXT = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+# Starts a process for each line of code, folder and environment, with what takes longest imported already.
+STARTER = """
+import json, os, sys
+from transformers import BertForMaskedLM, Trainer
+for line in sys.stdin:
+    code, folder, environment = json.loads(line)
+    if (child := os.fork()) == 0:
+        os.chdir(folder)
+        os.environ.clear()
+        os.environ.update(environment)
+        exec(code)
+        sys.stdout.flush()
+        os._exit(0)
+    os.waitpid(child, 0)
+    print("that was all", flush=True)
+"""
 CODE = re.search(r"```python\n(# resting.py\n.*?)```", TEXT, re.DOTALL)[1]
 
 
@@ -34,6 +51,21 @@ def _module(tmp_path, monkeypatch):
     yield
     METHODS.pop("resting", None)
     sys.modules.pop("resting", None)
+
+
+@pytest.fixture(scope="module")
+def printed():
+    """Returns what some code prints in a new process, in a folder and with the environment of the test."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen([sys.executable, "-c", STARTER], **pipes) as starter:
+
+        def printed_by(code, folder):
+            starter.stdin.write(json.dumps([code, str(folder), dict(os.environ)]) + "\n")
+            starter.stdin.flush()
+            return "".join(iter(starter.stdout.readline, "that was all\n"))
+
+        yield printed_by
+        starter.stdin.close()
 
 
 def test_it_is_short():
@@ -78,12 +110,11 @@ def test_commands_know_it_by_import(capsys):
 
 
 @pytest.mark.usefixtures("_module")
-def test_processes_that_are_started_know_it(tmp_path):
+def test_processes_that_are_started_know_it(tmp_path, printed):
     """Workers of a comparison are such processes; they find the module by the environment."""
     import_methods(["resting"])
     code = "from hf_effpt.core.registry import METHODS; print(METHODS['resting'].name)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=os.environ)
-    assert done.stdout == "resting\n", done.stderr
+    assert printed(code, tmp_path) == "resting\n"
 
 
 @pytest.mark.usefixtures("_module")
@@ -107,10 +138,9 @@ def test_a_broken_package_is_warned_of_and_takes_nothing_else_along(monkeypatch,
 
 @pytest.mark.parametrize("first", ["METHODS", "LayerDrop"])
 @pytest.mark.usefixtures("_module")
-def test_it_acts_after_the_packages_own_methods_whatever_is_imported_first(tmp_path, first):
+def test_it_acts_after_the_packages_own_methods_whatever_is_imported_first(tmp_path, printed, first):
     code = f"import resting; from hf_effpt import {first}, METHODS; print(list(METHODS)[0], list(METHODS)[-1])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
-    assert done.stdout == "layerdrop resting\n", done.stderr
+    assert printed(code, tmp_path) == "layerdrop resting\n"
 
 
 @pytest.mark.usefixtures("_module")

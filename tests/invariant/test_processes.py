@@ -7,6 +7,7 @@ import torch
 
 from tests import tiny
 from tests.together import together
+from tests.unit.methods import notes
 
 CASES = {
     "mlm": ("mlm", {}),
@@ -31,11 +32,14 @@ SCRIPT = """
 import json
 from pathlib import Path
 from tests.invariant.test_processes import trained
+from tests.unit.methods import notes
 
 for name, (objective, methods) in json.loads(sys.argv[2]).items():
     found = trained(Path(sys.argv[1]) / name, objective, methods, rows=2)
     if found:
         torch.save(found, f"{sys.argv[1]}/{name}.pt")
+rank = torch.distributed.get_rank()
+torch.save(notes.written(rank, 2), f"{sys.argv[1]}/notes-{rank}.pt")
 """
 
 
@@ -61,7 +65,7 @@ def trained(out, objective, methods, rows):
 
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path, subtests):
-    """Not even what generators sample depends on how many processes there are."""
+    """Not even what generators sample depends on how many processes there are, nor the notes that each writes."""
     together(tmp_path / "two", SCRIPT, json.dumps(CASES), launched=True)
     for name, (objective, methods) in CASES.items():
         with subtests.test(name):
@@ -76,3 +80,9 @@ def test_two_processes_equal_one(tmp_path, subtests):
             for weight_name, weight in one["weights"].items():
                 assert torch.allclose(weight, two["weights"][weight_name], atol=5e-6), weight_name
             assert (tmp_path / "two" / name / "checkpoint-5" / "rng_state_1.pth").is_file()
+    with subtests.test("notes"):
+        one = notes.written(0, 1)
+        first, second = (torch.load(tmp_path / "two" / f"notes-{rank}.pt") for rank in range(2))
+        assert torch.equal(first, second)
+        assert torch.allclose(first, one, atol=1e-6)
+        assert not torch.allclose(one, notes.model().bert.notes.vectors, atol=1e-2)

@@ -77,3 +77,13 @@ def looked_up(notes, ids):
 
 def batch(*rows_of_words):
     return torch.tensor([row(*words) for words in rows_of_words])
+
+
+def written(rank, world):
+    """The notes that a process has after three steps of its share of the rows."""
+    learning = model(config={"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}).train()
+    every = torch.tensor(rows())
+    for step in range(3):
+        batch = every[4 * step : 4 * step + 4]
+        learning(batch[rank * 4 // world : (rank + 1) * 4 // world])
+    return learning.bert.notes.vectors

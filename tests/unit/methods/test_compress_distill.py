@@ -10,7 +10,7 @@ from hf_effpt.core.context import RunContext
 from hf_effpt.core.depth import stack_of
 from hf_effpt.core.width import widths_of
 from hf_effpt.methods.compress.distill import NAME, distance, real_tokens, teacher_of
-from hf_effpt.training import reference_time_meter
+from hf_effpt.training import meters, reference_time_meter
 from hf_effpt.training.flops import FlopCounter
 from tests import tiny
 
@@ -282,6 +282,7 @@ def test_of_a_model_with_a_generator_the_term_has_the_weight_of_its_loss():
 
 def test_reference_time_and_mixed_precision_have_the_teacher_in_them(tmp_path, monkeypatch):
     monkeypatch.setattr(reference_time_meter, "time_of", lambda block, device: block() or 0.25)
+    monkeypatch.setattr(meters, "peak_flops", lambda *_: 1e9)  # which many processors take a minute for
     table = str(tmp_path / "times.json")
     settings = {"compress": {**BOTH, "importance": "magnitude", "distill": 1.0}}
     trainer = tiny.trainer(tmp_path, settings, budget="4s_rst", reference_times=table, bf16=True)

@@ -6,6 +6,7 @@ import torch
 from hf_effpt.core.context import RunContext
 from hf_effpt.core.depth import stack_of
 from hf_effpt.methods import LayerDrop
+from hf_effpt.training.flops import FlopCounter
 from tests import tiny
 
 
@@ -84,7 +85,7 @@ class Grads(tiny.TrainerCallback):
 
 
 def test_flops_fall_with_the_layers(tmp_path):
-    trainer = tiny.trainer(tmp_path, {"layerdrop": {"p": 0.5}})
+    trainer = tiny.trainer(tmp_path, {"layerdrop": {"p": 0.5}}, counter=FlopCounter())
     batch = {"input_ids": torch.randint(5, tiny.VOCAB, (2, 8)), "labels": torch.full((2, 8), 7)}
     batch["labels"][:, 2:] = -100
     stack = stack_of(trainer.model.train().bert)

@@ -91,7 +91,9 @@ def test_a_share_is_counted_once(monkeypatch):
 
 def test_a_run_is_charged_what_ran(tmp_path):
     """With the gates shut the clock is charged the two layers that ran, and the log says so."""
-    trainer = half_open(tmp_path, {"after": 0.0}, layers=6, budget="2steps", gradient_accumulation_steps=2)
+    trainer = half_open(
+        tmp_path, {"after": 0.0}, layers=6, budget="2steps", gradient_accumulation_steps=2, counter=FlopCounter()
+    )
     shares = []
     trainer.cost.counter.count = lambda model, batch: shares.append(model.bert.gates.share) or 100 * shares[-1]
     trainer.train()

@@ -19,7 +19,6 @@ from hf_effpt.methods.tnf import DataCollatorForNotes
 from hf_effpt.models import EffptBertForMaskedLM, EffptBertForSequenceClassification
 from hf_effpt.training.flops import FlopCounter
 from tests import tiny
-from tests.together import together
 
 from . import notes
 from .notes import RARE
@@ -238,35 +237,6 @@ def test_isolated_documents_in_a_row_write_the_notes_of_documents_in_rows_of_the
     found = collated({"input_ids": ids, "document_ids": document_ids})["note_ids"]
     assert (found >= 0).sum() == sum(len(RARE[place]) for place in (0, 1, 3))
     assert (collated({"input_ids": ids})["note_ids"] >= 0).sum() == sum(len(RARE[place]) for place in (0, 1))
-
-
-PROCESSES = """
-from torch import distributed
-from tests.unit.methods.test_tnf_composition import written
-
-distributed.init_process_group("gloo")
-rank = distributed.get_rank()
-torch.save(written(rank, 2), f"{sys.argv[1]}/{rank}.pt")
-"""
-
-
-def written(rank, world):
-    """The notes that a process has after three steps of its share of the rows."""
-    model = notes.model(config=NO_DROPOUT).train()
-    rows = torch.tensor(notes.rows())
-    for step in range(3):
-        batch = rows[4 * step : 4 * step + 4]
-        model(batch[rank * 4 // world : (rank + 1) * 4 // world])
-    return model.bert.notes.vectors
-
-
-@pytest.mark.slow
-def test_two_processes_write_the_notes_of_one(tmp_path):
-    together(tmp_path, PROCESSES)
-    one, first, second = written(0, 1), *(torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
-    assert torch.equal(first, second)
-    assert torch.allclose(first, one, atol=1e-6)
-    assert not torch.allclose(one, notes.model().bert.notes.vectors, atol=1e-2)
 
 
 def test_the_text_needs_no_more_than_it_says():

@@ -245,15 +245,14 @@ CHANGING = {
 
 @pytest.mark.parametrize("name", list(CHANGING))
 def test_a_run_is_charged_for_what_its_methods_change(tmp_path, name):
-    trainer = tiny.trainer(tmp_path, CHANGING[name], per_device_train_batch_size=2)
-    trainer.cost.counter = Checked()
+    trainer = tiny.trainer(tmp_path, CHANGING[name], per_device_train_batch_size=2, counter=Checked())
     trainer.train()
     assert len(trainer.cost.counter.counts) == 8
     assert len(trainer.cost.counter.asked) > 1
 
 
 def test_a_module_that_was_replaced_is_seen_when_the_optimizer_follows(tmp_path):
-    trainer = tiny.trainer(tmp_path)
+    trainer = tiny.trainer(tmp_path, counter=FlopCounter())
     counter, model = trainer.cost.counter, trainer.model.train()
     trainer.create_optimizer()
     before = counter.count(model, batch())
