@@ -58,7 +58,7 @@ class MatrixProducts(TorchDispatchMode):
         if func.has_kernel_for_dispatch_key(COMPOSITE):
             with self:
                 return func.decompose(*args, **kwargs)
-        run = EMPTY.get(func, func) if isinstance(args[0] if args else None, Tensor) and args[0].is_meta else func
+        run: Any = EMPTY.get(func, func) if isinstance(args[0] if args else None, Tensor) and args[0].is_meta else func
         output = run(*args, **kwargs)
         if (count := flop_registry.get(func._overloadpacket)) is not None:
             self.flops += count(*args, **kwargs, out_val=output)

@@ -50,7 +50,7 @@ def count_run(folder: Path, objective: str, ledger: dict[str, dict], counter: Fl
     smoothing = {"label_smoothing_factor": 0.1} if smooths else {}
     backbone, objective = ("modernbert", "mlm") if objective == "modernbert" else ("bert", objective)
     trainer: Any = tiny.trainer(
-        folder, ledger, objective=objective, per_device_train_batch_size=2,
+        folder, ledger, objective=objective, backbone=backbone, per_device_train_batch_size=2,
         gradient_accumulation_steps=len(variants), counter=counter, **smoothing,
     )  # fmt: skip
     trainer.model.set_attn_implementation("eager")  # all of its products are counted
