@@ -306,9 +306,9 @@ def _load_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase:
             ) from error
         if source is not None:
             check_fits(loaded, given, published_config(source), source)
-        if data.add_tokens is None:
+        if data.words_to_add is None:
             return loaded
-        words = words_to_add(loaded, data.add_tokens, corpus.in_parts().texts())
+        words = words_to_add(loaded, data.words_to_add, corpus.in_parts().texts())
         logger.info("data.add_tokens: %s words, such as %s", f"{len(words):,}", ", ".join(words[:5]))
         return with_words(loaded, words)
     settings: dict[str, Any] = {

@@ -153,7 +153,7 @@ class ModelSettings:
         if self.from_ is not None:
             return config_from(self.from_, self.objective, layers=self.num_hidden_layers, **self._wanted(), **more)
         own = {key: getattr(self, key) for key in (*OF_GENERATORS, *OF_MCBERT) if getattr(self, key) is not None}
-        config = config_for(self.objective, self.backbone, **self.config_kwargs(), **own, **more)
+        config = config_for(self.objective, self.backbone, **{**self.config_kwargs(), **own, **more})
         config._attn_implementation = self.attn_implementation
         return config
 
@@ -213,7 +213,7 @@ class DataSettings:
         whole_word (`bool`, *optional*, defaults to `False`): if `True`, mask whole words rather than single tokens.
         tokenizer (`str`, *optional*): a folder or Hub id; by default that of `model.from`, or else one is trained on
             the dataset.
-        add_tokens (`str` or `int`, *optional*): words that a checkpoint's vocabulary is to have, too: a file with one
+        add_tokens (`str`, *optional*): words that a checkpoint's vocabulary is to have, too: a file with one
             a line, or the number of them to learn from the text. They begin as the mean of their pieces.
         vocab_size (`int`, *optional*, defaults to 8192): size of a trained tokenizer, a multiple of 64.
         tokenizer_kind (`str`, *optional*, defaults to `"wordpiece"`): kind of a trained tokenizer, `wordpiece` or
@@ -242,7 +242,7 @@ class DataSettings:
     mlm_probability: float = 0.15
     whole_word: bool = False
     tokenizer: str | None = None
-    add_tokens: str | int | None = None
+    add_tokens: str | None = None
     vocab_size: int = 8192
     tokenizer_kind: Literal["wordpiece", "bpe"] = "wordpiece"
     lowercase: bool = True
@@ -256,10 +256,8 @@ class DataSettings:
         if not isinstance(self.dataset, str):
             parts_of_mixture(self.dataset)
         check_effects(self, "data")
-        if isinstance(self.add_tokens, str) and self.add_tokens.isdigit():
-            self.add_tokens = int(self.add_tokens)
-        if isinstance(self.add_tokens, int):
-            require(self.add_tokens >= 1, "data.add_tokens", self.add_tokens, "a file, or at least 1")
+        self.add_tokens = None if self.add_tokens is None else str(self.add_tokens)
+        require(self.words_to_add != 0, "data.add_tokens", self.add_tokens, "a file, or at least 1")
         self.validation = str(self.validation)
         held_out = self.held_out
         if isinstance(held_out, float):
@@ -283,6 +281,11 @@ class DataSettings:
     def selection(self) -> SelectSettings | None:
         """The typed settings of `select`."""
         return None if self.select is None else parse_section("data.select", SelectSettings, self.select)
+
+    @property
+    def words_to_add(self) -> str | int | None:
+        """The parsed `add_tokens`: a file, a number of words, or `None`."""
+        return int(self.add_tokens) if self.add_tokens is not None and self.add_tokens.isdigit() else self.add_tokens
 
     @property
     def held_out(self) -> float | str | None:

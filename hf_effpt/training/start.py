@@ -10,14 +10,16 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.data.packed_rows import PackedRows
 from hf_effpt.data.token_frequencies import token_frequencies
 
+NEVER = 1e-3  # share of a special token, relative to that of the rarest other one
+
 
 @torch.no_grad()
 def set_unigram_bias(model: Any, rows: Dataset, tokenizer: Any) -> None:
     """Sets the bias of every head over the vocabulary to the log frequencies of the tokens in `rows`, in place.
 
     A new model then begins near the loss of token frequencies alone, which hundreds of steps go into otherwise.
-    Special tokens, which are never predicted, get the bias of the rarest. Heads are those of the model and of its
-    generator.
+    Special tokens, which are never predicted, get a bias far below that of the rarest. Heads are those of the model
+    and of its generator.
 
     Args:
         model ([`EffptBertForMaskedLM`] or another model that learns from masked text): the model to set.
@@ -28,7 +30,7 @@ def set_unigram_bias(model: Any, rows: Dataset, tokenizer: Any) -> None:
         EffptError: for rows that are not packed, or a model whose heads have no bias for each token.
     """
     shares = token_frequencies(PackedRows(rows), model.config.vocab_size, tokenizer.all_special_ids)
-    logs = np.log(np.maximum(shares, shares[shares > 0].min()))
+    logs = np.log(np.maximum(shares, NEVER * shares[shares > 0].min()))
     parts = [part for part in (model, getattr(model, "generator", None)) if part is not None]
     biases = [bias for bias in map(_bias_of, parts) if bias is not None]
     if not biases:

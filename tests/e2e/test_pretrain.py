@@ -6,13 +6,14 @@ import shutil
 
 import pytest
 import torch
-from transformers import AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoModelForMaskedLM, AutoTokenizer, ModernBertForMaskedLM
 
-from hf_effpt import METHODS, Recipe, pretrain
+from hf_effpt import METHODS, EffptError, Recipe, pretrain, train_tokenizer
 from hf_effpt.cli.main import main
 from hf_effpt.core.clock import Clock
 from hf_effpt.pretraining import RunResult, prepare_data
 from hf_effpt.training.checkpoints import checkpoints_in
+from tests import tiny
 
 WORDS = (
     "a the small large model layer token mask learns reads skips grows stacks drops from to of and with text".split()
@@ -61,6 +62,65 @@ def test_text_becomes_a_stock_checkpoint(corpus, tmp_path):
     assert f"{result.held_out_loss:.4f}" in card
     assert METHODS["stacking"].paper.title in card
     assert f"from_pretrained('{out}')" in result.summary()
+
+
+def test_a_modernbert_begins_at_the_token_frequencies_and_is_trained_further(corpus, tmp_path):
+    """On documents kept apart; then from what came of it, with words of its own and another method."""
+    model = {"backbone": "modernbert", "local_attention": 8, "start": {"bias": "unigram"}}
+    first = pretrain(
+        Recipe.load(recipe(corpus, tmp_path / "first", model=model, data={"isolate_documents": True},
+                           methods={"layerdrop": {"p": 0.2}}))
+    )  # fmt: skip
+    assert first.held_out_loss < first.floor + 0.1
+    stock = AutoModelForMaskedLM.from_pretrained(tmp_path / "first")
+    assert type(stock) is ModernBertForMaskedLM
+    assert stock.config.layer_types == ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "first")
+    assert [stock.config.cls_token_id, stock.config.sep_token_id] == [tokenizer.cls_token_id, tokenizer.sep_token_id]
+
+    (tmp_path / "words.txt").write_text("modelmodel\n")
+    changes = {"model": {"from": str(tmp_path / "first")}, "data": {"add_tokens": str(tmp_path / "words.txt")}}
+    settings = recipe(corpus, tmp_path / "second") | {"model": changes["model"]}
+    settings["data"] |= changes["data"]
+    settings["methods"] = {"compress": {"depth": 3, "ffn_keep": 0.5}}
+    second = pretrain(Recipe.load(settings))
+    run = json.loads((tmp_path / "second" / "run.json").read_text())
+    assert run["before"]["held_out_loss"] == pytest.approx(first.held_out_loss, abs=0.2)
+    assert "Before the first step, as " in second.summary()
+    assert run["recipe"]["model"]["from"] == str(tmp_path / "first")
+    assert run["model"]["stock_class"] == "PrunedModernBertForMaskedLM"
+    assert "modelmodel" in AutoTokenizer.from_pretrained(tmp_path / "second").get_vocab()
+    assert main(["export", str(tmp_path / "second"), "--dense", "--out", str(tmp_path / "dense")]) == 0
+    assert type(AutoModelForMaskedLM.from_pretrained(tmp_path / "dense")) is ModernBertForMaskedLM
+
+
+def test_a_run_from_a_checkpoint_is_resumed(corpus, tmp_path):
+    pretrain(Recipe.load(recipe(corpus, tmp_path / "first")))
+    for name in ("straight", "out"):
+        settings = recipe(corpus, tmp_path / name) | {"model": {"from": str(tmp_path / "first")}}
+        pretrain(Recipe.load(settings))
+    for name in ("config.json", "model.safetensors", "run.json", "checkpoint-6"):
+        (tmp_path / "out" / name).rename(tmp_path / f"gone-{name}")
+    pretrain(Recipe.load(settings), resume=True)
+    runs = [json.loads((tmp_path / name / "run.json").read_text()) for name in ("straight", "out")]
+    assert runs[0]["before"] == runs[1]["before"]
+    straight, resumed = (AutoModelForMaskedLM.from_pretrained(tmp_path / name) for name in ("straight", "out"))
+    tiny.assert_same_weights(straight, resumed)
+
+
+def test_a_tokenizer_that_does_not_fit_a_checkpoint_is_refused(corpus, tmp_path, capsys):
+    pretrain(Recipe.load(recipe(corpus, tmp_path / "first")))
+    for size, said in (
+        (320, "has 320 tokens and pads with 0, but the checkpoint"),
+        (256, "has other tokens than that"),
+    ):
+        folder = tmp_path / str(size)
+        train_tokenizer("builtin:pydoc", vocab_size=size, out=folder)
+        settings = recipe(corpus, tmp_path / "out", data={"tokenizer": str(folder)})
+        with pytest.raises(EffptError, match=said):
+            pretrain(Recipe.load(settings | {"model": {"from": str(tmp_path / "first")}}))
+    with pytest.raises(EffptError, match=r"`data\.add_tokens` is 5, which adds to the vocabulary of a checkpoint"):
+        Recipe.load(recipe(corpus, tmp_path / "out", data={"add_tokens": 5}))
 
 
 @pytest.mark.parametrize("data", [{"isolate_documents": True}, {"whole_word": True}, {"tokenizer_kind": "bpe",
