@@ -1,6 +1,7 @@
 """Measures the speed and memory of masked-LM pre-training against the stock `run_mlm.py`.
 
     python examples/benchmark.py --suite cpu --out model_cards/results/benchmark_cpu.json
+    python examples/benchmark.py --suite modernbert --out model_cards/results/benchmark_modernbert.json
     python examples/benchmark.py --suite data --out model_cards/results/benchmark_data.json
 
 Both sides get the same weights, rows, batch and precision. Every measurement is a process of its own, and the sides
@@ -31,30 +32,43 @@ SUITES = {
         "12x768 (base), vocabulary 30,522": (12, 768, 12, 30522, 128, 40, "bf16"),
     },
 }
+SUITES["modernbert"] = SUITES["cpu"]
 LENGTH, WARM_UP = 128, 4
 DROPOUT = {"equal dropout (0.1)": (0.1, 0.1), "own defaults (0.1 against 0)": (0.1, 0.0)}
+# Neither side of ModernBERT has dropout; only ours keeps the documents of a row apart.
+KINDS = {"documents of a row attend to each other": "modernbert", "ours keeps them apart": "modernbert apart"}
 
 
-def measure(side: str, shape: tuple, dropout: float, dataset: str) -> dict:
+def measure(side: str, shape: tuple, dropout: float, dataset: str, kind: str = "bert") -> dict:
     """Trains one side for some steps; returns tokens per second after the warm-up steps, and peak memory."""
     import torch
     from transformers import (
         BertConfig,
         BertForMaskedLM,
         DataCollatorForLanguageModeling,
+        ModernBertConfig,
+        ModernBertForMaskedLM,
         Trainer,
         TrainerCallback,
         TrainingArguments,
         set_seed,
     )
 
-    from hf_effpt import EffptBertConfig, EffptBertForMaskedLM, EffptTrainer, EffptTrainingArguments
+    from hf_effpt import (
+        EffptBertConfig,
+        EffptBertForMaskedLM,
+        EffptModernBertConfig,
+        EffptModernBertForMaskedLM,
+        EffptTrainer,
+        EffptTrainingArguments,
+    )
     from hf_effpt.data.corpus import open_corpus
     from hf_effpt.pretraining import prepare_rows, prepare_tokenizer
     from hf_effpt.recipe.recipe import Recipe
 
     layers, hidden, heads, vocabulary, batch, steps, precision = shape
-    recipe = Recipe.load({"data": {"dataset": dataset, "sequence_length": LENGTH}})
+    apart = kind == "modernbert apart" and side != "stock"
+    recipe = Recipe.load({"data": {"dataset": dataset, "sequence_length": LENGTH, "isolate_documents": apart}})
     corpus = open_corpus(dataset)
     tokenizer = prepare_tokenizer(recipe, corpus)
     rows = prepare_rows(recipe, corpus, tokenizer, recipe.data.held_out)["train"].select(range(batch * (steps + 1)))
@@ -64,9 +78,14 @@ def measure(side: str, shape: tuple, dropout: float, dataset: str) -> dict:
         "hidden_size": hidden,
         "num_attention_heads": heads,
         "intermediate_size": 4 * hidden,
-        "hidden_dropout_prob": dropout,
-        "attention_probs_dropout_prob": dropout,
     }
+    if kind == "bert":
+        sizes |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+        stock, ours = (BertForMaskedLM, BertConfig), (EffptBertForMaskedLM, EffptBertConfig)
+    else:
+        sizes |= {"intermediate_size": round(8 * hidden / 3 / 64) * 64, "pad_token_id": tokenizer.pad_token_id}
+        stock = (ModernBertForMaskedLM, ModernBertConfig)
+        ours = (EffptModernBertForMaskedLM, EffptModernBertConfig)
     common = {
         "max_steps": steps,
         "per_device_train_batch_size": batch,
@@ -101,14 +120,14 @@ def measure(side: str, shape: tuple, dropout: float, dataset: str) -> dict:
                 for ids in rows["input_ids"]
             ]
             trainer = Trainer(
-                BertForMaskedLM(BertConfig(**sizes)),
+                stock[0](stock[1](**sizes)),
                 TrainingArguments(folder, **common),
                 train_dataset=type(rows).from_list(columns),
                 data_collator=DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15),
             )
         else:
             trainer = EffptTrainer(
-                EffptBertForMaskedLM(EffptBertConfig(**sizes)),
+                ours[0](ours[1](**sizes)),
                 EffptTrainingArguments(folder, **common),
                 train_dataset=rows,
                 processing_class=tokenizer,
@@ -128,12 +147,12 @@ def measure(side: str, shape: tuple, dropout: float, dataset: str) -> dict:
     }
 
 
-def compare(shape: tuple, dropouts: tuple[float, float], dataset: str, rounds: int) -> dict:
+def compare(shape: tuple, dropouts: tuple[float, float], dataset: str, rounds: int, kind: str = "bert") -> dict:
     """Runs the sides in turns and compares them round by round."""
     found = {"stock": [], "hf_effpt": []}
     for _ in range(rounds):
         for side, dropout in zip(found, dropouts, strict=True):
-            command = [sys.executable, __file__, "--measure", json.dumps([side, shape, dropout, dataset])]
+            command = [sys.executable, __file__, "--measure", json.dumps([side, shape, dropout, dataset, kind])]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode != 0:
                 sys.exit(done.stderr)
@@ -184,8 +203,8 @@ def main() -> None:
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
-        side, shape, dropout, dataset = json.loads(args.measure)
-        print(json.dumps(measure(side, tuple(shape), dropout, dataset)))
+        side, shape, *rest = json.loads(args.measure)
+        print(json.dumps(measure(side, tuple(shape), *rest)))
         return
     if args.suite == "data":
         results = measure_data(args.dataset)
@@ -202,12 +221,15 @@ def main() -> None:
 
 
 def compare_all(suite: str, dataset: str, rounds: int) -> dict:
-    """Measures all models of a suite at both settings of dropout and prints a row each."""
+    """Measures all models of a suite at both settings and prints a row each."""
     results = {}
     print(f"{'':32} {'stock':>12} {'hf_effpt':>12}   {'ratio (lowest-highest)':24} peak memory, MB")
     for model, shape in SUITES[suite].items():
-        for name, dropouts in DROPOUT.items():
-            found = results.setdefault(model, {})[name] = compare(shape, dropouts, dataset, rounds)
+        variants = {name: ((0.0, 0.0), kind) for name, kind in KINDS.items()}
+        if suite != "modernbert":
+            variants = {name: (dropouts, "bert") for name, dropouts in DROPOUT.items()}
+        for name, (dropouts, kind) in variants.items():
+            found = results.setdefault(model, {})[name] = compare(shape, dropouts, dataset, rounds, kind)
             speed, ratio, memory = found["tokens_per_second"], found["ratio"], found["peak_memory_mb"]
             spread = f"{ratio['median']:.2f}x ({ratio['lowest']:.2f}-{ratio['highest']:.2f})"
             print(
