@@ -20,7 +20,7 @@ from hf_effpt.core.width import resize, widen
 
 from .configuration_effpt import settings_of
 from .encoder_inputs import encoder_inputs
-from .kept_heads import EXTRA, KeptHeads, keep_heads
+from .kept_heads import EXTRA, FROM_HUB, KeptHeads, keep_heads
 from .kept_heads import NAME as KEPT
 from .pruned_bert import PrunedBertConfig
 from .pruned_modernbert import PrunedModernBertConfig
@@ -117,9 +117,8 @@ class EffptMixin:
         """
         told = kwargs.pop("output_loading_info", False)
         model, report = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        published = model.config.__dict__.pop("published", False)
-        if cls.pretrains and published and (names := sorted(report["unexpected_keys"])):
-            keep_heads(model, args[0], names)
+        if cls.pretrains and (names := sorted(report["unexpected_keys"])):
+            keep_heads(model, args[0], names, **{key: kwargs[key] for key in FROM_HUB if key in kwargs})
         model.after_loading()
         return (model, report) if told else model
 

@@ -50,7 +50,7 @@ class WithLedger:
                     f"{source} is of the architecture `{kind}`, and `{cls.__name__}` is one of "
                     f"`{cls.stock_type()}`; load it with the class of its architecture, or name another checkpoint."
                 )
-            found = {**found, "model_type": cls.model_type, "published": kind == cls.stock_type()}
+            found = {**found, "model_type": cls.model_type}
         return found, kwargs
 
     @classmethod

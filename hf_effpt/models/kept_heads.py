@@ -2,16 +2,19 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
 NAME = "kept_heads"  # submodule of the training model, and key of its configuration: shapes of the tensors by name
+# Arguments of `from_pretrained` that say where a checkpoint lies.
+FROM_HUB = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 EXTRA = "extra_tensors"  # attribute of an exported model
 
 
@@ -31,9 +34,15 @@ class KeptHeads(nn.Module):
         return {name: self.get_buffer(_key(name)) for name in self.names}
 
 
-def keep_heads(model: Any, source: str | Path, names: Sequence[str]) -> None:
-    """Adds the tensors `names` of a checkpoint, which `model` has no parameters for, to it and its configuration."""
-    found = _read(source, names)
+def keep_heads(model: Any, source: str | Path, names: Sequence[str], **hub: Any) -> None:
+    """Adds the tensors `names` of a stock checkpoint, which `model` has no parameters for, to it.
+
+    Those of a training checkpoint are left out. `hub` are arguments of `from_pretrained` that say where it lies.
+    """
+    saved, _ = PreTrainedConfig.get_config_dict(source, **hub)
+    if saved.get("model_type") != type(model.config).stock_type():
+        return
+    found = _read(source, names, hub)
     setattr(model.config, NAME, {name: list(tensor.shape) for name, tensor in found.items()} or None)
     if not found:
         return
@@ -49,9 +58,10 @@ def save_stock(stock: PreTrainedModel, folder: Path) -> None:
     stock.save_pretrained(folder, **({"state_dict": stock.state_dict() | extra} if extra else {}))
 
 
-def _read(source: str | Path, names: Sequence[str]) -> dict[str, Tensor]:
+def _read(source: str | Path, names: Sequence[str], hub: Mapping[str, Any]) -> dict[str, Tensor]:
     """Tensors of a checkpoint by name, as far as they are found."""
-    index = cached_file(source, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
+    find = partial(cached_file, source, _raise_exceptions_for_missing_entries=False, **hub)
+    index = find("model.safetensors.index.json")
     if index is not None:
         places = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
         files = {places[name] for name in names if name in places}
@@ -59,11 +69,11 @@ def _read(source: str | Path, names: Sequence[str]) -> dict[str, Tensor]:
         files = {"model.safetensors"}
     found: dict[str, Tensor] = {}
     for file in sorted(files):
-        path = cached_file(source, file, _raise_exceptions_for_missing_entries=False)
+        path = find(file)
         if path is not None:
             with safe_open(path, framework="pt") as tensors:
                 found |= {name: tensors.get_tensor(name) for name in names if name in tensors.keys()}
-    old = None if found else cached_file(source, "pytorch_model.bin", _raise_exceptions_for_missing_entries=False)
+    old = None if found else find("pytorch_model.bin")
     if old is not None:
         tensors = torch.load(old, map_location="cpu", weights_only=True)
         found = {name: tensors[name] for name in names if name in tensors}
