@@ -64,7 +64,7 @@ def model_card(run: Mapping[str, Any], repo_id: str | None = None) -> ModelCard:
         title=name,
         intro=_intro(run, stock_class),
         widths=widths,
-        code="modeling_pruned_modernbert.py" if "ModernBert" in stock_class else "modeling_pruned_bert.py",
+        code="modeling_pruned_modernbert.py" if "ModernBert" in str(stock_class) else "modeling_pruned_bert.py",
         trust=", trust_remote_code=True" if widths else "",
         objective=f"Objective: `{objective}`. {OBJECTIVES[objective].summary}",
         heads=card_parts.head_notes(objective, stock_class, address),
