@@ -18,15 +18,11 @@ DROPOUTS = (
 )  # fmt: skip
 
 
-def _holder(backbone: Any) -> Any:
-    """Module whose `layer` are the layers of `backbone`; `None` for a ModernBERT, which holds its `layers` itself."""
-    return getattr(backbone, "encoder", None) or getattr(backbone, "transformer", None)
-
-
 def layers_of(backbone: nn.Module) -> nn.ModuleList:
     """Transformer layers of `backbone`."""
-    holder = _holder(backbone)
-    layers = getattr(backbone, "layers", None) if holder is None else getattr(holder, "layer", None)
+    modules = backbone._modules  # reading an attribute of a module is a call of Python's
+    holder = modules.get("encoder") or modules.get("transformer")
+    layers = modules.get("layers") if holder is None else holder._modules.get("layer")
     if not isinstance(layers, nn.ModuleList):
         raise EffptError(
             f"`{type(backbone).__name__}` has no `encoder.layer` or `layers` list; methods act on encoders shaped "
@@ -38,11 +34,8 @@ def layers_of(backbone: nn.Module) -> nn.ModuleList:
 def replace_layers(backbone: Any, layers: nn.ModuleList) -> None:
     """Replaces the transformer layers of `backbone` by `layers`."""
     layers_of(backbone)
-    holder = _holder(backbone)
-    if holder is None:
-        backbone.layers = layers
-    else:
-        holder.layer = layers
+    holder = backbone._modules.get("encoder") or backbone._modules.get("transformer")
+    setattr(holder or backbone, "layers" if holder is None else "layer", layers)
 
 
 def generator_of(backbone: nn.Module) -> Any:

@@ -99,7 +99,7 @@ class LayerStack(nn.ModuleList):
 def in_place_of(layer: Any, function: Callable[..., torch.Tensor], *args: Any) -> Any:
     """A callable in place of `layer` in a forward pass: `function` of the layer, `args` and the layer's inputs."""
     substitute: Any = partial(function, layer, *args)
-    if (kind := getattr(layer, "attention_type", None)) is not None:
+    if (kind := vars(layer).get("attention_type")) is not None:
         substitute.attention_type = kind  # by which the encoder chooses the inputs
     return substitute
 

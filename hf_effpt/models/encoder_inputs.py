@@ -22,7 +22,7 @@ def encoder_inputs(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
     """
     inputs = {name: value for name, value in batch.items() if name not in NOT_ENCODED}
     config = model.config
-    if not hasattr(config, "type_vocab_size"):
+    if inputs.get("token_type_ids") is None or not hasattr(config, "type_vocab_size"):
         inputs.pop("token_type_ids", None)
     document_ids = inputs.pop("document_ids", None)
     if document_ids is not None:

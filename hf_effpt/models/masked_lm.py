@@ -33,12 +33,13 @@ class MaskedLMMixin(PretrainingMixin):
         labels_BL, positions_BM, items = batch["labels"], batch["masked_positions"], batch["num_items_in_batch"]
         if positions_BM is None:
             positions_BM = positions_of(labels_BL)
-        outputs, hidden_BMD = encode_at(self.backbone, positions_BM, **encoder_inputs(self, batch))
+        encoder = self.backbone
+        outputs, hidden_BMD = encode_at(encoder, positions_BM, **encoder_inputs(self, batch))
         labels_BM = labels_BL.gather(1, positions_BM)
         hidden_ND, labels_N = hidden_BMD.flatten(0, 1), labels_BM.flatten()
         smoothing = self.label_smoothing if self.training else 0.0
         loss_of = partial(token_loss, self._answer(hidden_ND)[1], labels_N, label_smoothing=smoothing)
-        total = observed_loss(self.backbone, loss_of, labels_BM != -100, batch["loss_weight_inputs"])
+        total = observed_loss(encoder, loss_of, labels_BM != -100, batch["loss_weight_inputs"])
         loss = total / (label_count(labels_N) if items is None else items)
         return MaskedLMOutput(loss=loss, hidden_states=outputs.hidden_states, attentions=outputs.attentions)
 

@@ -14,7 +14,7 @@ from transformers.models.bert.modeling_bert import eager_attention_forward as be
 from transformers.models.modernbert.modeling_modernbert import eager_attention_forward as modernbert_attention
 from transformers.models.modernbert.modeling_modernbert import rotate_half
 
-from hf_effpt.core.anatomy import dropouts_of
+from hf_effpt.core.anatomy import DROPOUTS
 from hf_effpt.core.depth import stack_of
 
 
@@ -36,7 +36,11 @@ def most_labels(labels_BL: Tensor) -> int:
 
 def drops(config: Any) -> bool:
     """`True` if a model of this configuration draws dropout in training."""
-    return max(dropouts_of(config).values(), default=0.0) > 0
+    settings = vars(config)  # reading an attribute of a configuration is a call of Python's
+    for name in DROPOUTS:
+        if settings.get(name, 0.0) > 0:
+            return True
+    return False
 
 
 def encode_at(encoder: Any, positions_BM: Tensor, *args: Any, **inputs: Any) -> tuple[Any, Tensor]:
@@ -50,7 +54,6 @@ def encode_at(encoder: Any, positions_BM: Tensor, *args: Any, **inputs: Any) -> 
     read = read or inputs.get("output_attentions", config.output_attentions)
     read = read or (encoder.training and (stack.read_whole or drops(config)))
     sparse = not read and bool(stack.active) and config._attn_implementation in ("eager", "sdpa")
-    sparse = sparse and not hasattr(stack[0], "ffn")  # there is no such code for DistilBERT
     stack.last = partial(layer_at, positions_BM=positions_BM) if sparse else None
     try:
         outputs = encoder(*args, return_dict=True, **inputs)
@@ -60,29 +63,31 @@ def encode_at(encoder: Any, positions_BM: Tensor, *args: Any, **inputs: Any) -> 
     return outputs, hidden if sparse else gather_rows(hidden, positions_BM)
 
 
-def layer_at(layer: nn.Module, hidden_BLD: Tensor, *args: Any, positions_BM: Tensor, **kwargs: Any) -> Tensor:
-    """Outputs of a stock layer at some positions of each row, of shape `(batch_size, positions, hidden_size)`."""
-    return (_modern_at if hasattr(layer, "attn") else _bert_at)(positions_BM, layer, hidden_BLD, *args, **kwargs)
-
-
-def _bert_at(
-    positions_BM: Tensor,
+def layer_at(
     layer: Any,
     hidden_BLD: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Tensor | None = None,
     *args: Any,
+    positions_BM: Tensor,
     **kwargs: Any,
 ) -> Tensor:
+    """Outputs of a stock layer at some positions of each row, of shape `(batch_size, positions, hidden_size)`."""
+    parts = layer._modules
+    if "attn" in parts:
+        return _modern_at(positions_BM, layer, hidden_BLD, attention_mask, *args, **kwargs)
+    if "ffn" in parts:  # DistilBERT's is computed whole
+        return gather_rows(layer(hidden_BLD, attention_mask, *args, **kwargs), positions_BM)
     attention = layer.attention.self
     wanted_BMD = gather_rows(hidden_BLD, positions_BM)
     size = attention.attention_head_size
     if attention.num_attention_heads:
-        mixed_BMHK, _ = _interface(attention, bert_attention)(
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, bert_attention)
+        mixed_BMHK, _ = attend(
             attention,
             _heads(attention.query(wanted_BMD), size),
             _heads(attention.key(hidden_BLD), size),
             _heads(attention.value(hidden_BLD), size),
-            _mask_rows(attention_mask, positions_BM),
+            None if attention_mask is None else _mask_rows(attention_mask, positions_BM),
             dropout=attention.dropout.p if attention.training else 0.0,
             scaling=attention.scaling,
         )
@@ -107,12 +112,13 @@ def _modern_at(
         query_BMX, pair_BLX = _project(attention.Wqkv, layer.attn_norm(hidden_BLD), positions_BM)
         keys_BLX, values_BLX = pair_BLX.chunk(2, dim=-1)
         everywhere = [turn.expand(len(hidden_BLD), -1, -1) for turn in position_embeddings]
-        mixed_BMHK, _ = _interface(attention, modernbert_attention)(
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, modernbert_attention)
+        mixed_BMHK, _ = attend(
             attention,
             _rotated(_heads(query_BMX, attention.head_dim), *[gather_rows(turn, positions_BM) for turn in everywhere]),
             _rotated(_heads(keys_BLX, attention.head_dim), *everywhere),
             _heads(values_BLX, attention.head_dim),
-            _mask_rows(attention_mask, positions_BM),
+            None if attention_mask is None else _mask_rows(attention_mask, positions_BM),
             dropout=attention.attention_dropout if attention.training else 0.0,
             scaling=attention.head_dim**-0.5,
         )
@@ -146,13 +152,9 @@ def _heads(projected_BLX: Tensor, size: int) -> Tensor:
     return projected_BLX.unflatten(-1, (-1, size)).transpose(1, 2)
 
 
-def _mask_rows(attention_mask: Tensor | None, positions_BM: Tensor) -> Tensor | None:
+def _mask_rows(attention_mask: Tensor, positions_BM: Tensor) -> Tensor:
     """Rows of a mask of shape `(batch_size, 1, sequence_length or 1, sequence_length)` for some positions."""
-    if attention_mask is None or attention_mask.shape[2] == 1:
+    if attention_mask.shape[2] == 1:
         return attention_mask
     rows = positions_BM[:, None, :, None].expand(-1, -1, -1, attention_mask.shape[3])
     return attention_mask.expand(len(positions_BM), -1, -1, -1).gather(2, rows)
-
-
-def _interface(attention: Any, eager: Any) -> Any:
-    return ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager)

@@ -30,7 +30,7 @@ def changes(model):
     """By index, what each layer that runs adds to its input: its own change, and the one that is passed on."""
     stack, seen = stack_of(model), []
     for layer in stack:
-        index = list(stack.children()).index(layer.args[1] if hasattr(layer, "args") else layer)
+        index = list(stack.children()).index(layer.args[0] if hasattr(layer, "args") else layer)
         hidden = torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(index))
         seen.append((index, stack[index](hidden, None) - hidden, layer(hidden, None) - hidden))
     return seen
