@@ -329,6 +329,11 @@ def _load_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase:
 def check_fits(tokenizer: Any, name: str, config: Any, source: str) -> None:
     """Raises an `EffptError` if the vocabulary of a tokenizer cannot be that of the checkpoint `source`."""
     most, pad = config.vocab_size, getattr(config, "pad_token_id", None)
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        raise EffptError(
+            f"{name!r} has no tokenizer files: what is loaded has {len(tokenizer)} tokens, all special; put the "
+            "checkpoint's tokenizer beside it, or name its folder in `data.tokenizer`."
+        )
     own = AutoTokenizer.from_pretrained(source).get_vocab() if name != source else None
     if len(tokenizer) > most or (pad is not None and tokenizer.pad_token_id != pad):
         raise EffptError(
@@ -373,7 +378,8 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Any:
         model = recipe.model.load(recipe.methods)
         if tokens > model.config.vocab_size or recipe.data.add_tokens is not None:
             before = AutoTokenizer.from_pretrained(recipe.data.tokenizer or recipe.model.from_)
-            add_rows(model, pieces_of_added(before, tokenizer), -(-tokens // 64) * 64)
+            size = max(model.config.vocab_size, -(-tokens // 64) * 64)
+            add_rows(model, pieces_of_added(before, tokenizer), size)
         return model
     if recipe.model.objective == "mcbert":
         unused = [token_id for token, token_id in tokenizer.get_vocab().items() if is_unused(token)]

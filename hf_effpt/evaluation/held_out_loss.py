@@ -8,7 +8,17 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import BertModel, ElectraModel, ModernBertModel, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    BertModel,
+    CamembertModel,
+    DistilBertModel,
+    ElectraModel,
+    ModernBertModel,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    RobertaModel,
+    XLMRobertaModel,
+)
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.data.masking import DataCollatorForMaskedLM
@@ -20,6 +30,11 @@ from hf_effpt.models.masked_lm import label_count, token_loss
 from hf_effpt.models.sparse_layer import positions_of
 
 from .masked_logits import evaluation_mode, masked_logits, predicts_masked_tokens
+
+# Encoders that take a mask and positions which keep the documents of a row apart.
+APART = (
+    BertModel, CamembertModel, DistilBertModel, ElectraModel, ModernBertModel, RobertaModel, XLMRobertaModel,
+)  # fmt: skip
 
 
 @dataclass
@@ -99,9 +114,9 @@ def stock_loss(model: PreTrainedModel, batch: dict[str, Tensor], num_items: int 
 
 def stock_inputs(model: PreTrainedModel, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """Inputs of a stock model, which keep the documents of a row apart if the batch has their ids."""
-    if "document_ids" in batch and not isinstance(model.base_model, (BertModel, ElectraModel, ModernBertModel)):
+    if "document_ids" in batch and not isinstance(model.base_model, APART):
         raise EffptError(
-            f"`{type(model).__name__}` cannot keep the documents of a row apart as BERT, ELECTRA and ModernBERT can; "
+            f"`{type(model).__name__}` cannot keep the documents of a row apart as BERT, its kin and ModernBERT can; "
             "evaluate it on rows packed without `isolate_documents`."
         )
     return encoder_inputs(model, batch)

@@ -43,7 +43,7 @@ class Pruning:
 
     def apply(self, model: PreTrainedModel) -> PreTrainedModel:
         """Copy of a stock model with these layers only."""
-        pruned = copy.deepcopy(model)
+        pruned = copy.deepcopy(model)  # with the heads that were kept for its export
         layers = layers_of(pruned.base_model)
         check_first(layers, self.kept)
         replace_layers(pruned.base_model, nn.ModuleList(layers[index] for index in self.kept))

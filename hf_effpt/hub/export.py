@@ -21,7 +21,7 @@ from hf_effpt.core.objectives import objective_of
 from hf_effpt.models import pruned_bert, pruned_modernbert
 from hf_effpt.models.base import EffptMixin, dense_of, exports_of, facts_of, fill, pooling_of, pruning_of
 from hf_effpt.models.configuration_electra import bert_settings
-from hf_effpt.models.kept_heads import EXTRA, save_stock
+from hf_effpt.models.kept_heads import EXTRA, read_tensors, save_stock
 
 from .card import model_card
 from .folders import CODE_FILES, TOKENIZER_FILES, check_free, check_whole, files_of
@@ -115,7 +115,9 @@ def _copy_run(root: Path, architecture: str, folder: Path, changes: _Changes) ->
         shutil.copyfile(root / name, folder / name)
     run = read_json(root / "run.json") | {"exported_from": root.resolve().name}
     exported_class = next(getattr(home, architecture) for home in HOMES if hasattr(home, architecture))
-    stock = exported_class.from_pretrained(root)
+    stock, report = exported_class.from_pretrained(root, output_loading_info=True)
+    if heads := sorted(report["unexpected_keys"]):  # which the run kept of the checkpoint that it went on from
+        stock.__dict__[EXTRA] = read_tensors(root, heads)
     if changes.prune is not None:
         for name in run.pop("artifacts", ()):  # such as a ticket, which names the parts of all layers of the run
             (folder / Path(name).name).unlink(missing_ok=True)
@@ -123,7 +125,7 @@ def _copy_run(root: Path, architecture: str, folder: Path, changes: _Changes) ->
         stock, run = changes.apply(stock, run)
         for name in CODE_FILES:  # saving the changed model writes those that it needs
             (folder / name).unlink(missing_ok=True)
-        stock.save_pretrained(folder)
+        save_stock(stock, folder)
         kept = {key: value for key, value in run.get("model", {}).items() if key != "layer_widths"}
         run["model"] = kept | facts_of(stock)
         model_card(run).save(folder / "README.md")

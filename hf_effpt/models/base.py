@@ -118,7 +118,8 @@ class EffptMixin:
         told = kwargs.pop("output_loading_info", False)
         model, report = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         if cls.pretrains and (names := sorted(report["unexpected_keys"])):
-            keep_heads(model, args[0], names, **{key: kwargs[key] for key in FROM_HUB if key in kwargs})
+            source = args[0] if args else kwargs["pretrained_model_name_or_path"]
+            keep_heads(model, source, names, **{key: kwargs[key] for key in FROM_HUB if key in kwargs})
         model.after_loading()
         return (model, report) if told else model
 
@@ -334,6 +335,8 @@ def dense_of(exported: PreTrainedModel) -> PreTrainedModel:
     with torch.device("meta"):
         stock = stock_class(config, **pooling_of(plain))
     fill(stock, plain)
+    if EXTRA in exported.__dict__:
+        stock.__dict__[EXTRA] = exported.__dict__[EXTRA]
     return stock
 
 

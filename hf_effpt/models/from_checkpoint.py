@@ -32,8 +32,8 @@ TRAINABLE: dict[str, Any] = {
 
 
 @lru_cache  # a recipe is checked several times, and a Hub may be slow
-def _read_config(source: str) -> Any:
-    return AutoConfig.from_pretrained(source)
+def _on_hub(name: str) -> Any:
+    return AutoConfig.from_pretrained(name)
 
 
 def published_config(source: str) -> Any:
@@ -44,7 +44,7 @@ def published_config(source: str) -> Any:
     if (os.sep in source.rstrip(os.sep) and source.startswith((os.sep, ".", "~"))) and not Path(source).is_dir():
         raise EffptError(f"`model.from` is {source!r}, and there is no such folder; name one, or an id on the Hub.")
     try:
-        config = _read_config(source)
+        config = AutoConfig.from_pretrained(source) if Path(source).is_dir() else _on_hub(source)
     except (OSError, ValueError, KeyError) as error:
         raise EffptError(
             f"`model.from` {source!r} cannot be read ({str(error).strip().splitlines()[0]}); give the folder of a "
@@ -92,7 +92,8 @@ def continue_from(
         EffptError: for an architecture or head that cannot be trained with the objective, weights that the
             checkpoint lacks, or settings that do not suit it.
     """
-    config = _checked(source, objective)
+    source = str(Path(source).expanduser()) if source.startswith("~") else source
+    config = _checked(source, objective, layers)
     own = dict.fromkeys(dropouts_of(config), dropout)
     if config.model_type == "electra":
         model = _pair(source, methods=methods, **own, **settings)
@@ -113,9 +114,11 @@ def config_from(
     **settings: Any,
 ) -> Any:
     """The configuration of what [`continue_from`] loads, whose arguments these are, before any weights are loaded."""
-    stock = _checked(source, objective)
+    source = str(Path(source).expanduser()) if source.startswith("~") else source
+    stock = _checked(source, objective, layers)
     own = settings_of(stock) | dict.fromkeys(dropouts_of(stock), dropout)
     if positions is not None:
+        check_positions(stock, positions)
         own["max_position_embeddings"] = positions + first_position(stock)
     if layers is not None and layers != stock.num_hidden_layers:
         own |= _grown(stock, settings.get("methods") or {}, layers)
@@ -124,7 +127,7 @@ def config_from(
     return kind.config_class(**{**own, **settings})
 
 
-def _checked(source: str, objective: str) -> Any:
+def _checked(source: str, objective: str, layers: int | None) -> Any:
     """The configuration of a checkpoint that can go on with this objective."""
     config = published_config(source)
     if (config.model_type == "electra") != (objective == "electra"):
@@ -132,7 +135,23 @@ def _checked(source: str, objective: str) -> Any:
             f"`model.from` {source!r} is a `{config.model_type}`, which cannot go on with the objective "
             f"`{objective}`; use {'electra' if config.model_type == 'electra' else 'mlm'}."
         )
+    if config.model_type == "electra" and layers not in (None, config.num_hidden_layers):
+        raise EffptError(
+            f"`model.num_hidden_layers` is {layers}, and the pair {source!r} has {config.num_hidden_layers}: an "
+            "ELECTRA goes on at its depth; leave it out."
+        )
     return config
+
+
+def check_positions(config: Any, positions: int) -> int:
+    """The number of positions of a configuration; raises an `EffptError` if `positions` are fewer."""
+    now = config.max_position_embeddings - first_position(config)
+    if positions < now:
+        raise EffptError(
+            f"`model.max_position_embeddings` is {positions}, fewer than the {now} of the checkpoint; leave it out, "
+            "and set `data.sequence_length` to train on shorter rows."
+        )
+    return now
 
 
 def _pair(source: str, attn_implementation: str = "sdpa", **settings: Any) -> Any:
@@ -145,7 +164,7 @@ def _pair(source: str, attn_implementation: str = "sdpa", **settings: Any) -> An
         )
     parts = []
     for name, kind in ((source, ElectraForPreTraining), (other, ElectraForMaskedLM)):
-        part, report = kind.from_pretrained(name, output_loading_info=True)
+        part, report = kind.from_pretrained(name, output_loading_info=True, dtype=torch.float32)
         _check_complete(name, report["missing_keys"])
         parts.append(part)
     model = ElectraForJointPreTraining.from_parts(*parts, **settings)
@@ -157,7 +176,9 @@ def _masked_lm(source: str, config: Any, methods: dict, layers: int | None, sett
     training_class, own = TRAINABLE[config.model_type], config.num_hidden_layers
     if layers is not None and layers != own:
         settings = settings | _grown(config, methods, layers)
-    model, report = training_class.from_pretrained(source, methods=methods, output_loading_info=True, **settings)
+    model, report = training_class.from_pretrained(
+        source, methods=methods, output_loading_info=True, dtype=torch.float32, **settings
+    )
     allocated = layers or own
     grown = tuple(f".{index}." for index in range(own, allocated))
     with torch.device("meta"):
@@ -178,7 +199,7 @@ def _grown(config: Any, methods: dict, layers: int) -> dict[str, Any]:
         raise EffptError(
             f"`model.num_hidden_layers` is {layers}, and the checkpoint has {own}; leave it out, or grow the model "
             f"from it with `stacking: {{depth: {own}}}`"
-            + (f", not {begins}." if begins else "; fewer layers are had by `compress: {depth: …}`.")
+            + (f", not {begins}." if begins and layers > own else "; fewer layers are had by `compress`.")
         )
     return {"num_hidden_layers": layers, "layer_order": list(range(own)), **more}
 
@@ -200,12 +221,7 @@ def extend_positions(model: Any, positions: int) -> None:
     """
     config, encoder = model.config, model.backbone
     first = first_position(config)
-    now = config.max_position_embeddings - first
-    if positions < now:
-        raise EffptError(
-            f"`model.max_position_embeddings` is {positions}, fewer than the {now} of the checkpoint; leave it out, "
-            "and set `data.sequence_length` to train on shorter rows."
-        )
+    now = check_positions(config, positions)
     if positions == now:
         return
     config.max_position_embeddings = positions + first
@@ -215,7 +231,7 @@ def extend_positions(model: Any, positions: int) -> None:
     old = table.weight
     repeats = -(-positions // now)
     grown = torch.cat([old[:first], old[first:].repeat(repeats, 1)[:positions]])
-    table.weight, table.num_embeddings = nn.Parameter(grown), len(grown)
+    table.weight, table.num_embeddings = nn.Parameter(grown, old.requires_grad), len(grown)
     embeddings = encoder.embeddings
     for name, fill in (
         ("position_ids", torch.arange(len(grown))[None]),

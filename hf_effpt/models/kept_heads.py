@@ -1,6 +1,7 @@
 """Pooler and heads of a published checkpoint that pre-training does not use: kept, unchanged, for the export."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
+
+logger = logging.getLogger(__name__)
 
 NAME = "kept_heads"  # submodule of the training model, and key of its configuration: shapes of the tensors by name
 # Arguments of `from_pretrained` that say where a checkpoint lies.
@@ -40,9 +43,11 @@ def keep_heads(model: Any, source: str | Path, names: Sequence[str], **hub: Any)
     Those of a training checkpoint are left out. `hub` are arguments of `from_pretrained` that say where it lies.
     """
     saved, _ = PreTrainedConfig.get_config_dict(source, **hub)
-    if saved.get("model_type") != type(model.config).stock_type():
+    if "methods" in saved:
         return
-    found = _read(source, names, hub)
+    found = read_tensors(source, names, **hub)
+    if lost := sorted({*names} - {*found}):
+        logger.warning("%s: %s are not kept for the export, since their file cannot be read apart", source, lost)
     setattr(model.config, NAME, {name: list(tensor.shape) for name, tensor in found.items()} or None)
     if not found:
         return
@@ -58,7 +63,7 @@ def save_stock(stock: PreTrainedModel, folder: Path) -> None:
     stock.save_pretrained(folder, **({"state_dict": stock.state_dict() | extra} if extra else {}))
 
 
-def _read(source: str | Path, names: Sequence[str], hub: Mapping[str, Any]) -> dict[str, Tensor]:
+def read_tensors(source: str | Path, names: Sequence[str], **hub: Any) -> dict[str, Tensor]:
     """Tensors of a checkpoint by name, as far as they are found."""
     find = partial(cached_file, source, _raise_exceptions_for_missing_entries=False, **hub)
     index = find("model.safetensors.index.json")

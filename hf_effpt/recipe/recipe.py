@@ -105,7 +105,7 @@ class Recipe:
         Training arguments that have their default are left out, except for `ALWAYS_WRITTEN`, and so are access tokens.
         """
         return {
-            "model": _set(asdict(self.model)),
+            "model": _set({key: value for key, value in asdict(self.model).items() if key not in _taken(self.model)}),
             "methods": {method.name: _set(asdict(method)) for method in build_methods(self.methods)},
             "data": _set(asdict(self.data)),
             "training": _changed(self.training),
@@ -132,6 +132,11 @@ def _changed(arguments: EffptTrainingArguments) -> dict[str, Any]:
         if (value := getattr(arguments, field.name)) is not None
         if field.name in ALWAYS_WRITTEN or value != getattr(default, field.name)
     }
+
+
+def _taken(model: ModelSettings) -> tuple[str, ...]:
+    """Settings that have a default and are those of a checkpoint instead."""
+    return ("backbone", "size") if model.from_ is not None else ()
 
 
 def _set(values: dict[str, Any]) -> dict[str, Any]:

@@ -111,7 +111,9 @@ class ModelSettings:
     rotary_base: Annotated[float | None, MODERN] = None
     embedding_size: Annotated[int | None, GENERATED] = None
     generator_size: Annotated[float | None, GENERATED] = None
-    generator_dropout: Annotated[bool | None, When(objective=tuple(OBJECTIVES)[1:], dropout=In("(0, 1)"))] = None
+    generator_dropout: Annotated[
+        bool | None, When(objective=tuple(OBJECTIVES)[1:], dropout=In("(0, 1)"), from_=None)
+    ] = None
     embedding_sharing: Annotated[Literal["vanilla", "disentangled"] | None, GENERATED] = None
     loss_weight: Annotated[float | None, GENERATED] = None
     candidates: Annotated[int | None, CHOSEN] = None
@@ -178,8 +180,11 @@ class ModelSettings:
             shape.setdefault("intermediate_size", 4 * hidden)
             return {**shape, "hidden_dropout_prob": self.dropout, "attention_probs_dropout_prob": self.dropout}
         shape.setdefault("intermediate_size", max(64, round(8 * hidden / 3 / 64) * 64))
-        windows = {key: getattr(self, key) for key in ("layer_types", "local_attention") if getattr(self, key)}
+        keys = ("layer_types", "local_attention")
+        windows: dict[str, Any] = {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
         if self.rotary_base is not None:
+            possible = 0 < self.rotary_base < float("inf")
+            require(possible, "model.rotary_base", self.rotary_base, "above 0 and finite")
             full = {"rope_type": "default", "rope_theta": float(self.rotary_base)}
             windows["rope_parameters"] = {
                 "full_attention": full,

@@ -15,6 +15,8 @@ from hf_effpt.models.base import recomputes
 
 SAID = {"hidden_dropout_prob": "dropout", "attention_probs_dropout_prob": "attention dropout"}  # in older tables
 
+ACTIVATIONS = ("hidden_act", "hidden_activation", "activation")
+
 
 def described(model: Any, scores: bool = False) -> str:
     """Text that is equal for models whose steps take the same time.
@@ -28,7 +30,7 @@ def described(model: Any, scores: bool = False) -> str:
     shapes = _runs([_layer(layer, scores) for layer in layers], " with ", ", ")
     said = [
         type(model).__name__, f"hidden {config.hidden_size} vocabulary {config.vocab_size}",
-        getattr(config, "hidden_act", None) or config.hidden_activation,
+        next(getattr(config, name) for name in ACTIVATIONS if hasattr(config, name)),
         config._attn_implementation, *_switches(model, scores), model.cost_signature(),
         *[method.cost_signature(backbone) for method in model.methods],
     ]  # fmt: skip

@@ -1,5 +1,7 @@
 """Words of a domain in the vocabulary of a tokenizer."""
 
+import copy
+
 import pytest
 from datasets import Dataset
 
@@ -12,9 +14,9 @@ TEXTS = Dataset.from_dict(
 )
 
 
-@pytest.fixture(scope="module", params=["wordpiece", "bpe"])
-def tokenizer(request):
-    return train_tokenizer(TEXTS, vocab_size=320, kind=request.param)
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(TEXTS, vocab_size=320)
 
 
 def test_words_that_save_most_tokens_are_learned(tokenizer):
@@ -51,7 +53,27 @@ def test_they_are_one_token_and_all_others_stay(tokenizer, tmp_path):
     assert again("a dicumarol").input_ids == grown("a dicumarol").input_ids
 
 
-def test_longer_words_begin_with_them_in_a_wordpiece():
-    tokenizer = train_tokenizer(TEXTS, vocab_size=320)
+def test_longer_words_begin_with_them(tokenizer):
     grown = with_words(tokenizer, ["hepatitis"])
     assert pieces_of(grown, "hepatitis") == pieces_of(grown, "hepatitisa")[:1]
+
+
+def test_lines_are_normalized_and_must_be_one_word(tokenizer, tmp_path):
+    (tmp_path / "words.txt").write_text("Hepatitis\nCAFÉ\n")
+    assert words_to_add(tokenizer, str(tmp_path / "words.txt"), []) == ["hepatitis", "cafe"]
+    for text, said in (("heart attack", "'heart attack'"), ("covid-19", "'covid-19'"), ("\u0301x\n\u0301", "lines")):
+        (tmp_path / "words.txt").write_text(text)
+        with pytest.raises(EffptError, match=said):
+            words_to_add(tokenizer, str(tmp_path / "words.txt"), [])
+    (tmp_path / "words.txt").write_bytes("café".encode("latin-1"))
+    with pytest.raises(EffptError, match="is not text in UTF-8"):
+        words_to_add(tokenizer, str(tmp_path / "words.txt"), [])
+
+
+def test_vocabularies_that_cannot_be_added_to_are_refused(tokenizer):
+    with pytest.raises(EffptError, match="is a BPE; leave it out"):
+        words_to_add(train_tokenizer(TEXTS, vocab_size=320, kind="bpe"), 1, [])
+    later = copy.deepcopy(tokenizer)
+    later.add_tokens(["zzz"])
+    with pytest.raises(EffptError, match="without holes or tokens added later"):
+        words_to_add(later, 1, [])

@@ -21,6 +21,7 @@ from transformers import (
 import hf_effpt
 from hf_effpt.core.anatomy import position_table_of
 from hf_effpt.core.errors import EffptError
+from hf_effpt.evaluation.pruning import pruner_of
 from hf_effpt.hub.export import verify
 from hf_effpt.models.from_checkpoint import add_rows, config_from, continue_from, extend_positions
 from hf_effpt.models.kept_heads import save_stock
@@ -167,6 +168,31 @@ def test_a_pair_of_electra(tmp_path):
     ElectraForPreTraining(joint.config.stock()).save_pretrained(tmp_path / "alone")
     with pytest.raises(EffptError, match="has no generator; ELECTRA goes on from a pair"):
         continue_from(str(tmp_path / "alone"), "electra")
+
+
+def test_weights_are_trained_in_full_precision(tmp_path):
+    stock_of("bert").half().save_pretrained(tmp_path / "half")
+    ours = continue_from(str(tmp_path / "half"))
+    assert {parameter.dtype for parameter in ours.parameters()} == {torch.float32}
+
+
+def test_heads_stay_through_further_exports(tmp_path):
+    """From the root of the run, also with fewer layers, and of full width."""
+    stock, source = saved(tmp_path, "bert")
+    trainer = tiny.EffptTrainer(
+        continue_from(source, methods={"compress": {"ffn_keep": 0.5, "at": 0.4}}),
+        tiny.arguments(tmp_path / "run"), train_dataset=tiny.rows(), processing_class=tiny.tokenizer(),
+    )  # fmt: skip
+    trainer.train()
+    trainer.save_model()
+
+    def shallower(folder):
+        return pruner_of(folder, 2)
+
+    for name, changes in {"copy": {}, "dense": {"dense": True}, "shallow": {"pruner_of": shallower}}.items():
+        hf_effpt.export(tmp_path / "run", tmp_path / name, **changes)
+        again = AutoModel.from_pretrained(tmp_path / name)
+        assert torch.equal(again.pooler.dense.weight, stock.bert.pooler.dense.weight), name
 
 
 # Longer rows.
