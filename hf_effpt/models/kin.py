@@ -36,6 +36,10 @@ def _stock(self: Any) -> Any:
     return type(self).stock_config(**settings)
 
 
+def _set_width(self: Any, value: int) -> None:
+    self.hidden_dim = value
+
+
 def _add(name: str, bases: tuple[type, ...], doc: str, **attributes: Any) -> Any:
     """A class, added to this module, where pickle and Auto classes find it."""
     globals()[name] = type(name, bases, {"__module__": __name__, "__doc__": doc, **attributes})
@@ -45,7 +49,7 @@ def _add(name: str, bases: tuple[type, ...], doc: str, **attributes: Any) -> Any
 def _add_family(name: str) -> None:
     stock = {part: getattr(transformers, name + part) for part in ("Config", *PARTS)}
     fields = {"__annotations__": {key: kind | None for key, kind in LEDGER.items()}, **dict.fromkeys(LEDGER)}
-    own = {"intermediate_size": property(lambda self: self.hidden_dim)} if name == "DistilBert" else {}
+    own = {"intermediate_size": property(lambda self: self.hidden_dim, _set_width)} if name == "DistilBert" else {}
     config = strict(
         _add(
             f"Effpt{name}Config",
