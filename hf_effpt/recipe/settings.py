@@ -218,7 +218,7 @@ class DataSettings:
         whole_word (`bool`, *optional*, defaults to `False`): if `True`, mask whole words rather than single tokens.
         tokenizer (`str`, *optional*): a folder or Hub id; by default that of `model.from`, or else one is trained on
             the dataset.
-        add_tokens (`str`, *optional*): words that a checkpoint's vocabulary is to have, too: a file with one
+        add_tokens (`str`, *optional*): words that a checkpoint's WordPiece vocabulary is to have, too: a file with one
             a line, or the number of them to learn from the text. They begin as the mean of their pieces.
         vocab_size (`int`, *optional*, defaults to 8192): size of a trained tokenizer, a multiple of 64.
         tokenizer_kind (`str`, *optional*, defaults to `"wordpiece"`): kind of a trained tokenizer, `wordpiece` or
