@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import hf_effpt
-from hf_effpt.models import families
+from hf_effpt.models import families, kin
 from hf_effpt.training import named
 
 ROOT = Path(hf_effpt.__file__).parents[1]
@@ -56,7 +56,7 @@ def test_a_type_checker_accepts_right_code_and_reports_misspelt_names(tmp_path):
         assert any(message in error for error in found.get(f"wrong_{number}", [])), code
 
 
-@pytest.mark.parametrize("module", [families, named])
+@pytest.mark.parametrize("module", [families, kin, named])
 def test_a_stub_lists_the_classes_that_are_made(module):
     made = {
         name: cls.__base__.__name__
