@@ -237,7 +237,7 @@ def claim(out: Path, recipe: Recipe, resume: bool) -> None:
     before = yaml.safe_load((out / "recipe.yaml").read_text(encoding="utf-8"))
     for section, kind in SECTIONS.items():
         old, new = before.get(section) or {}, recipe.resolved()[section]
-        if section == "model":  # the only one that there was
+        if section == "model" and "from" not in new:  # older runs have the only backbone that there was
             old = {"backbone": "bert", **old}
         if section == "training":  # the order and masks of the rows depend on the seed
             old, new = ({"seed": values.get("seed")} for values in (old, new))
