@@ -70,7 +70,7 @@ class Recipe:
 
         if self.data.add_tokens is not None and self.model.from_ is None:
             raise EffptError(
-                f"`data.add_tokens` is {self.data.add_tokens!r}, which adds to the vocabulary of a checkpoint; name "
+                f"`data.add_tokens` is {self.data.words_to_add!r}, which adds to the vocabulary of a checkpoint; name "
                 "one in `model.from`, or set `data.vocab_size` of the tokenizer that is trained."
             )
 
