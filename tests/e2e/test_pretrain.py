@@ -11,6 +11,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, ModernBertForMaske
 from hf_effpt import METHODS, EffptError, Recipe, pretrain, train_tokenizer
 from hf_effpt.cli.main import main
 from hf_effpt.core.clock import Clock
+from hf_effpt.data.corpus import corpus_of
 from hf_effpt.pretraining import RunResult, prepare_data
 from hf_effpt.training.checkpoints import checkpoints_in
 from tests import tiny
@@ -115,7 +116,7 @@ def test_a_tokenizer_that_does_not_fit_a_checkpoint_is_refused(corpus, tmp_path,
         (256, "has other tokens than that"),
     ):
         folder = tmp_path / str(size)
-        train_tokenizer("builtin:pydoc", vocab_size=size, out=folder)
+        train_tokenizer(corpus_of(["zebras yodel while quails jump vexed foxes"] * 50), vocab_size=size, out=folder)
         settings = recipe(corpus, tmp_path / "out", data={"tokenizer": str(folder)})
         with pytest.raises(EffptError, match=said):
             pretrain(Recipe.load(settings | {"model": {"from": str(tmp_path / "first")}}))
