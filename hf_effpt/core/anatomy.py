@@ -179,7 +179,7 @@ def _attend_to_nothing(self: Any, hidden_BLD: Tensor, *args: Any, **kwargs: Any)
 
 
 def _project_nothing(self: Any, hidden_BLD: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-    """As [`_attend_to_nothing`], where attention has the output projection inside it."""
+    """Outputs of attention without heads that has the output projection inside it, of shape (B, L, D), and weights."""
     mixed, weights = _attend_to_nothing(self, hidden_BLD)
     return self.out_drop(self.Wo(mixed)) if hasattr(self, "Wo") else self.out_lin(mixed), weights
 

@@ -1,4 +1,4 @@
-"""How frequent each token is in packed rows."""
+"""Frequencies of tokens in packed rows."""
 
 from collections.abc import Sequence
 

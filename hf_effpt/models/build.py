@@ -40,3 +40,9 @@ def model_for(config: Any) -> Any:
 def trainable_from(stock_class: str) -> Any:
     """The training class of a masked language model by the name of its stock class; `None` if there is none."""
     return next((cls for cls in MASKED_LMS.values() if cls.stock_class.__name__ == stock_class), None)
+
+
+def word_predictors(model: Any) -> list[Any]:
+    """A training model and, if there is one, its generator: the parts that may have a head over the vocabulary."""
+    generator = getattr(model, "generator", None)
+    return [model] if generator is None else [model, generator]

@@ -48,7 +48,6 @@ class EffptElectraConfig(WithLedger, ElectraConfig):
     """
 
     model_type = "effpt_electra"
-    default_methods: ClassVar[dict[str, dict]] = {}
     # Settings that no stock configuration has.
     own: ClassVar[tuple[str, ...]] = (
         "objective", "generator_size", "generator", "generator_dropout", "embedding_sharing", "loss_weight", *LEDGER,
@@ -68,7 +67,6 @@ class EffptElectraConfig(WithLedger, ElectraConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        self.methods = {**self.default_methods, **(self.methods or {})}
         if self.objective not in self.objectives:
             raise EffptError(f"`objective` must be one of {', '.join(self.objectives)}, not {self.objective!r}.")
         if self.embedding_sharing not in ("vanilla", "disentangled"):

@@ -17,7 +17,7 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.registry import build_methods
 
 from . import kin
-from .build import MASKED_LMS
+from .build import MASKED_LMS, word_predictors
 from .configuration_effpt import settings_of
 from .electra import ElectraForJointPreTraining
 from .kin import NAMES
@@ -92,7 +92,7 @@ def continue_from(
         EffptError: for an architecture or head that cannot be trained with the objective, weights that the
             checkpoint lacks, or settings that do not suit it.
     """
-    source = str(Path(source).expanduser()) if source.startswith("~") else source
+    source = _expanded(source)
     config = _checked(source, objective, layers)
     own = dict.fromkeys(dropouts_of(config), dropout)
     if config.model_type == "electra":
@@ -114,7 +114,7 @@ def config_from(
     **settings: Any,
 ) -> Any:
     """The configuration of what [`continue_from`] loads, whose arguments these are, before any weights are loaded."""
-    source = str(Path(source).expanduser()) if source.startswith("~") else source
+    source = _expanded(source)
     stock = _checked(source, objective, layers)
     own = settings_of(stock) | dict.fromkeys(dropouts_of(stock), dropout)
     if positions is not None:
@@ -125,6 +125,11 @@ def config_from(
         own["layer_order"] = None
     kind = ElectraForJointPreTraining if stock.model_type == "electra" else TRAINABLE[stock.model_type]
     return kind.config_class(**{**own, **settings})
+
+
+def _expanded(source: str) -> str:
+    """The name of a checkpoint with `~` as the user's folder."""
+    return str(Path(source).expanduser()) if source.startswith("~") else source
 
 
 def _checked(source: str, objective: str, layers: int | None) -> Any:
@@ -257,7 +262,7 @@ def add_rows(model: Any, pieces: Mapping[int, Sequence[int]], size: int) -> None
     """
     known = model.config.vocab_size
     model.resize_token_embeddings(size, mean_resizing=False)
-    parts = [part for part in (model, getattr(model, "generator", None)) if part is not None]
+    parts = word_predictors(model)
     heads = [head for part in parts if (head := part.get_output_embeddings()) is not None]
     tables = [part.get_input_embeddings().weight for part in parts] + [head.weight for head in heads]
     for table in {id(table): table for table in tables}.values():

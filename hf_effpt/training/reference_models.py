@@ -13,7 +13,6 @@ from hf_effpt.data.packing import facts
 from hf_effpt.models.build import trainable_from
 
 UNITS = ("seconds", "flops", "tokens", "joules", "reference_seconds")  # units of a clock
-LEFT_OUT = ("model_type", "architectures", "transformers_version")  # class-specific keys of a configuration
 
 
 def load_reference(folder: str, vocab_size: int, tokenizer: Any, dataset: Any) -> Any:
@@ -29,11 +28,9 @@ def load_reference(folder: str, vocab_size: int, tokenizer: Any, dataset: Any) -
         )
     model = None
     try:
-        stock = AutoConfig.from_pretrained(folder)
-        kinds = stock.architectures or []
+        kinds = AutoConfig.from_pretrained(folder).architectures or []
         if (found := next(filter(None, map(trainable_from, kinds)), None)) is not None:
-            own = {key: value for key, value in stock.to_dict().items() if key not in LEFT_OUT}
-            model = found.from_pretrained(folder, config=found.config_class(**own))
+            model = found.from_pretrained(folder)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise EffptError(
             f"The model to compare with cannot be loaded from {folder!r} ({str(error).splitlines()[0]}); give the "

@@ -9,6 +9,7 @@ from datasets import Dataset
 from hf_effpt.core.errors import EffptError
 from hf_effpt.data.packed_rows import PackedRows
 from hf_effpt.data.token_frequencies import token_frequencies
+from hf_effpt.models.build import word_predictors
 
 NEVER = 1e-3  # share of a special token, relative to that of the rarest other one
 
@@ -31,8 +32,7 @@ def set_unigram_bias(model: Any, rows: Dataset, tokenizer: Any) -> None:
     """
     shares = token_frequencies(PackedRows(rows), model.config.vocab_size, tokenizer.all_special_ids)
     logs = np.log(np.maximum(shares, NEVER * shares[shares > 0].min()))
-    parts = [part for part in (model, getattr(model, "generator", None)) if part is not None]
-    biases = [bias for bias in map(_bias_of, parts) if bias is not None]
+    biases = [bias for bias in map(_bias_of, word_predictors(model)) if bias is not None]
     if not biases:
         raise EffptError(
             f"`{type(model).__name__}` has no head with a bias for each token of the vocabulary; leave "

@@ -1,4 +1,4 @@
-"""What is ModernBERT's own: layers of two kinds, a first layer without a norm, fused projections."""
+"""ModernBERT's own parts: layers of two kinds, a first layer without a norm, fused projections."""
 
 import pytest
 import torch
@@ -221,7 +221,7 @@ def test_impossible_configurations_are_refused(changes, said):
 
 @pytest.mark.parametrize("size", list(SIZES))
 def test_sizes_have_about_as_many_parameters_as_those_of_bert(size):
-    """In the layers: a ModernBERT has no table of positions, and no biases."""
+    """Parameters of the layers are compared: a ModernBERT has no table of positions, and no biases."""
     numbers = []
     for backbone in tiny.BACKBONES:
         config = ModelSettings(backbone=backbone, size=size, num_hidden_layers=1).config(vocab_size=64)
