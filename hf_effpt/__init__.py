@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from .models.configuration_effpt import EffptModernBertConfig as EffptModernBertConfig
     from .models.configuration_electra import EffptElectraConfig as EffptElectraConfig
     from .models.configuration_electra import McBertConfig as McBertConfig
+    from .models.configuration_electra import ModernElectraConfig as ModernElectraConfig
+    from .models.configuration_electra import ModernMcBertConfig as ModernMcBertConfig
     from .models.electra import EffptElectraForSequenceClassification as EffptElectraForSequenceClassification
     from .models.electra import EffptElectraModel as EffptElectraModel
     from .models.electra import ElectraForJointPreTraining as ElectraForJointPreTraining
@@ -59,6 +61,14 @@ if TYPE_CHECKING:
     from .models.kin import *  # noqa: F403
     from .models.mcbert import McBertForPreTraining as McBertForPreTraining
     from .models.mcbert import McBertModel as McBertModel
+    from .models.modern_electra import ModernElectraForJointPreTraining as ModernElectraForJointPreTraining
+    from .models.modern_electra import ModernElectraForReplacedMaskedLM as ModernElectraForReplacedMaskedLM
+    from .models.modern_electra import (
+        ModernElectraForSequenceClassification as ModernElectraForSequenceClassification,
+    )
+    from .models.modern_electra import ModernElectraModel as ModernElectraModel
+    from .models.modern_electra import ModernMcBertForPreTraining as ModernMcBertForPreTraining
+    from .models.modern_electra import ModernMcBertModel as ModernMcBertModel
     from .models.modernbert import EffptModernBertForMaskedLM as EffptModernBertForMaskedLM
     from .models.modernbert import EffptModernBertForQuestionAnswering as EffptModernBertForQuestionAnswering
     from .models.modernbert import (

@@ -37,6 +37,14 @@ MODERN = {
     **dict.fromkeys(("sep_token_id", "eos_token_id"), 3),
 }
 BACKBONES = ("bert", "modernbert")
+# The embeddings that the two models of an ELECTRA share, by name; the first are those of words.
+SHARED = [
+    f"electra.embeddings.{name}"
+    for name in (
+        "word_embeddings.weight", "position_embeddings.weight", "token_type_embeddings.weight",
+        "LayerNorm.weight", "LayerNorm.bias",
+    )
+]  # fmt: skip
 
 
 @lru_cache
@@ -72,14 +80,17 @@ def model(methods: dict | None = None, **changes: Any) -> EffptBertForMaskedLM:
     return EffptBertForMaskedLM(config(methods, **changes))
 
 
-def modern_config(methods: dict | None = None, **changes: Any) -> EffptModernBertConfig:
-    """The configuration of a ModernBERT; `dropout` is that of all its parts. All layers that grow attend alike."""
-    dropout = changes.pop("dropout", 0.0)
-    parts = dict.fromkeys(("embedding_dropout", "attention_dropout", "mlp_dropout"), dropout)
-    layers = changes.get("num_hidden_layers", 4)
+def modern_settings(methods: dict | None = None, dropout: float = 0.0, layers: int = 4) -> dict[str, Any]:
+    """Shape and dropout of a ModernBERT. All layers that grow attend alike."""
     types = ["sliding_attention"] if methods and "stacking" in methods else MODERN["layer_types"]
-    shape = {**MODERN, "layer_types": (types * layers)[:layers]}
-    return EffptModernBertConfig(**{**shape, **parts, "methods": methods, **changes})
+    parts = dict.fromkeys(("embedding_dropout", "attention_dropout", "mlp_dropout"), dropout)
+    return {**MODERN, "layer_types": (types * layers)[:layers], **parts}
+
+
+def modern_config(methods: dict | None = None, dropout: float = 0.0, **changes: Any) -> EffptModernBertConfig:
+    """The configuration of a ModernBERT; `dropout` is that of all its parts."""
+    settings = modern_settings(methods, dropout, changes.get("num_hidden_layers", 4))
+    return EffptModernBertConfig(**{**settings, "methods": methods, **changes})
 
 
 def masked_lm(backbone: str, methods: dict | None = None, dropout: float = 0.0, **changes: Any) -> Any:
@@ -89,13 +100,18 @@ def masked_lm(backbone: str, methods: dict | None = None, dropout: float = 0.0, 
     return model(methods, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout, **changes)
 
 
-def joint(objective: str = "electra", methods: dict | None = None, **changes: Any) -> Any:
-    """A model with a generator of half its width, without dropout."""
-    settings = {**SHAPE, "generator_size": 0.5, "methods": methods}
-    settings |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+def joint(
+    objective: str = "electra", methods: dict | None = None, backbone: str = "bert", dropout: float = 0.0, **changes: Any
+) -> Any:
+    """A model with a generator of half its width, or half its depth in a ModernBERT."""
+    if backbone == "bert":
+        settings = {**SHAPE, **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), dropout)}
+    else:
+        settings = modern_settings(methods, dropout, changes.get("num_hidden_layers", 4))
+    settings |= {"generator_size": 0.5, "methods": methods}
     if objective == "mcbert":
         settings |= {"vocab_size": VOCAB + 64, "candidates": 5}  # with rows that no token has
-    return model_for(config_for(objective, **{**settings, **changes}))
+    return model_for(config_for(objective, backbone, **{**settings, **changes}))
 
 
 def batch(number: int = 8, seed: int = 0, objective: str = "electra") -> dict[str, Any]:
@@ -140,8 +156,7 @@ def trainer(
     if objective == "mlm":
         built = masked_lm(backbone, methods, dropout, num_hidden_layers=layers)
     else:
-        drops = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-        built = joint(objective, methods, num_hidden_layers=layers, **drops)
+        built = joint(objective, methods, backbone, dropout, num_hidden_layers=layers)
     made = cls(
         model=built,
         args=args,

@@ -5,7 +5,7 @@ from statistics import fmean
 from typing import Any
 
 from hf_effpt.core.objectives import Objective, floor_in, measured_as
-from hf_effpt.models.configuration_electra import CANDIDATES
+from hf_effpt.models.generator_settings import CANDIDATES
 
 Entries = Sequence[Mapping[str, Any]]
 LOSS = "held_out_loss"  # name of the loss among the measures of an arm

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from .errors import EffptError
 
 # Architectures whose layers normalize their inputs (pre-LN).
-PRE_NORM = ("roberta-prelayernorm", "modernbert", "effpt_modernbert")
+PRE_NORM = ("roberta-prelayernorm", "modernbert", "effpt_modernbert", "modern_electra", "modern_mcbert")
 ROBERTAS = ("roberta", "xlm-roberta", "camembert")
+# Setting of a configuration that names the activation function of the feed-forward layers.
+ACTIVATIONS = ("hidden_act", "hidden_activation", "activation")
 # Settings of a configuration that are probabilities of dropout in the encoder.
 DROPOUTS = (
     "hidden_dropout_prob", "attention_probs_dropout_prob", "embedding_dropout", "attention_dropout", "mlp_dropout",
@@ -69,6 +71,25 @@ def embedding_norm_of(backbone: Any) -> nn.Module:
     """LayerNorm that reads the sum of the embeddings of a token."""
     embeddings = backbone.embeddings
     return embeddings.norm if hasattr(embeddings, "norm") else embeddings.LayerNorm
+
+
+def word_table_of(backbone: Any) -> nn.Embedding:
+    """Table of word embeddings."""
+    embeddings = backbone.embeddings
+    return embeddings.tok_embeddings if hasattr(embeddings, "tok_embeddings") else embeddings.word_embeddings
+
+
+def word_head_of(model: nn.Module) -> tuple[Any, Any]:
+    """Head over the vocabulary of an ELECTRA or ModernBERT: the map from hidden states to features, and the decoder."""
+    parts = model._modules
+    if "generator_lm_head" in parts:
+        return parts["generator_predictions"], parts["generator_lm_head"]
+    return parts["head"], parts["decoder"]
+
+
+def activation_of(config: Any) -> str:
+    """Name of the activation function of the feed-forward layers."""
+    return next(getattr(config, name) for name in ACTIVATIONS if hasattr(config, name))
 
 
 def is_pre_norm(config: Any) -> bool:

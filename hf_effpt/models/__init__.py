@@ -12,6 +12,7 @@ from_checkpoint           training models that go on from a published checkpoint
   kept_heads              its pooler and heads, kept for the export
   families                BERT classes with one method switched on
 configuration_electra     configurations of models with a generator
+  generator_settings      their settings that all of them have
 generator                 generator that replaces tokens
   sampling                exact sampling from a softmax
 electra                   ELECTRA, detection of replaced tokens
@@ -19,6 +20,7 @@ electra                   ELECTRA, detection of replaced tokens
 replaced_mlm              prediction of replaced tokens
 mcbert                    MC-BERT, choice among candidates
   candidates              logits of candidates in bounded memory
+modern_electra            ModernBERT with a generator, for all of these objectives
 build                     classes of each backbone and objective
 auto                      registration with the Auto classes
 pruned_bert, pruned_modernbert  exports with narrower layers, with their code
@@ -34,6 +36,8 @@ from .configuration_effpt import EffptBertConfig as EffptBertConfig
 from .configuration_effpt import EffptModernBertConfig as EffptModernBertConfig
 from .configuration_electra import EffptElectraConfig as EffptElectraConfig
 from .configuration_electra import McBertConfig as McBertConfig
+from .configuration_electra import ModernElectraConfig as ModernElectraConfig
+from .configuration_electra import ModernMcBertConfig as ModernMcBertConfig
 from .electra import EffptElectraForSequenceClassification as EffptElectraForSequenceClassification
 from .electra import EffptElectraModel as EffptElectraModel
 from .electra import ElectraForJointPreTraining as ElectraForJointPreTraining
@@ -41,6 +45,12 @@ from .families import *  # noqa: F403
 from .kin import *  # noqa: F403
 from .mcbert import McBertForPreTraining as McBertForPreTraining
 from .mcbert import McBertModel as McBertModel
+from .modern_electra import ModernElectraForJointPreTraining as ModernElectraForJointPreTraining
+from .modern_electra import ModernElectraForReplacedMaskedLM as ModernElectraForReplacedMaskedLM
+from .modern_electra import ModernElectraForSequenceClassification as ModernElectraForSequenceClassification
+from .modern_electra import ModernElectraModel as ModernElectraModel
+from .modern_electra import ModernMcBertForPreTraining as ModernMcBertForPreTraining
+from .modern_electra import ModernMcBertModel as ModernMcBertModel
 from .modernbert import EffptModernBertForMaskedLM as EffptModernBertForMaskedLM
 from .modernbert import EffptModernBertForQuestionAnswering as EffptModernBertForQuestionAnswering
 from .modernbert import EffptModernBertForSequenceClassification as EffptModernBertForSequenceClassification

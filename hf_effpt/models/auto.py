@@ -3,7 +3,7 @@
 import transformers
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForPreTraining
 
-from . import bert, electra, families, kin, mcbert, modernbert, pruned_bert, pruned_modernbert, replaced_mlm
+from . import bert, electra, families, kin, mcbert, modern_electra, modernbert, pruned_bert, pruned_modernbert, replaced_mlm
 from .pruned_bert.configuration_pruned_bert import HEADS
 
 
@@ -15,6 +15,8 @@ def register_auto() -> None:
         (electra, "EffptElectra"),
         (mcbert, "McBert"),
         (modernbert, "EffptModernBert"),
+        (modern_electra, "ModernElectra"),
+        (modern_electra, "ModernMcBert"),
         *((kin, f"Effpt{name}") for name in kin.NAMES),
         (pruned_bert, "PrunedBert"),
         (pruned_modernbert, "PrunedModernBert"),
@@ -25,9 +27,12 @@ def register_auto() -> None:
             model_class = getattr(module, f"{prefix}{head}", None)
             if model_class is not None:
                 getattr(transformers, auto_class).register(config_class, model_class, exist_ok=True)
-    for model_class in (electra.ElectraForJointPreTraining, mcbert.McBertForPreTraining):
+    joint = electra.ElectraForJointPreTraining, modern_electra.ModernElectraForJointPreTraining
+    predicting = replaced_mlm.ElectraForReplacedMaskedLM, modern_electra.ModernElectraForReplacedMaskedLM
+    choosing = mcbert.McBertForPreTraining, modern_electra.ModernMcBertForPreTraining
+    for model_class in (*joint, *choosing):
         AutoModelForPreTraining.register(model_class.config_class, model_class, exist_ok=True)
-    for model_class in (replaced_mlm.ElectraForReplacedMaskedLM, mcbert.McBertForPreTraining):
+    for model_class in (*predicting, *choosing):
         AutoModelForMaskedLM.register(model_class.config_class, model_class, exist_ok=True)
 
 

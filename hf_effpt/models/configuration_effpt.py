@@ -26,6 +26,7 @@ class WithLedger:
     """Adds the ledger to a stock configuration class; placed before it in the bases."""
 
     default_methods: ClassVar[dict[str, dict]] = {}
+    own: ClassVar[tuple[str, ...]] = LEDGER  # settings that no stock configuration has
     model_type: ClassVar[str]
     methods: Any
     layer_order: Any
@@ -68,7 +69,7 @@ class WithLedger:
 
     def at_present_depth(self) -> dict[str, Any]:
         """Settings of the stock configuration of the layers that run, with `layer_widths` if they are narrower."""
-        settings: dict[str, Any] = settings_of(self, *LEDGER)  # pyright: ignore[reportArgumentType]
+        settings: dict[str, Any] = settings_of(self, *self.own)  # pyright: ignore[reportArgumentType]
         if self.layer_order is not None:
             settings["num_hidden_layers"] = len(self.layer_order)
         for name, values in (("layer_types", layer_types_of(self)), ("layer_widths", self.layer_widths)):

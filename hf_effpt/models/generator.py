@@ -1,7 +1,7 @@
 """The generator: a small masked language model whose samples replace tokens in the input of the main model.
 
-It is ELECTRA's generator and MC-BERT's meta controller. It trains along with the main model and shares its word,
-position and token-type embeddings and their LayerNorm (google-research/electra, `modeling`).
+It is ELECTRA's generator and MC-BERT's meta controller. It trains along with the main model and shares its embeddings
+and their LayerNorm (google-research/electra, `modeling`).
 B batch, L row length, M masked positions per row, N positions in all, D hidden size, V vocabulary.
 """
 
@@ -15,10 +15,10 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import ElectraForMaskedLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from hf_effpt.core.anatomy import set_generator
+from hf_effpt.core.anatomy import activation_of, layer_types_of, set_generator, word_head_of, word_table_of
 from hf_effpt.core.depth import first_layers, flatten, stack_of
 from hf_effpt.core.head_inputs import HeadInputs
 from hf_effpt.core.metrics import accumulator_of
@@ -32,15 +32,6 @@ from .encoder_inputs import encoder_inputs
 from .masked_lm import token_loss
 from .sampling import sample, uniforms
 from .sparse_layer import drops, encode_at, gather_rows, positions_of
-
-WORDS = "electra.embeddings.word_embeddings.weight"
-TIED = {
-    f"generator.electra.embeddings.{name}": f"electra.embeddings.{name}"
-    for name in (
-        "word_embeddings.weight", "position_embeddings.weight", "token_type_embeddings.weight",
-        "LayerNorm.weight", "LayerNorm.bias",
-    )
-}  # fmt: skip
 
 
 @dataclass
@@ -89,23 +80,33 @@ class Batch:
 
 
 class WithGenerator(PretrainingMixin):
-    """Adds a generator and methods to a stock ELECTRA class; placed before it in the bases."""
+    """Adds a generator and methods to a stock ELECTRA or ModernBERT class; placed before it in the bases.
+
+    Attributes:
+        words (`str`): name of the main model's table of word embeddings.
+        shared (`dict[str, str]`): names of the main model's embeddings, which are the generator's, by their names there.
+    """
 
     training_only: ClassVar[tuple[str, ...]] = ("generator.",)
+    generator_class: ClassVar[Any]  # stock masked language model with the encoder of the main model
 
     def complete(self, config: Any) -> None:
-        self.generator = ElectraForMaskedLM(config.generator_config())
-        for encoder in (self.electra, self.generator.electra):
+        self.generator = self.generator_class(config.generator_config())
+        for encoder in (self.backbone, self.generator.base_model):
             stack_of(encoder)
-        set_generator(self.electra, self.generator.electra)
+        set_generator(self.backbone, self.generator.base_model)
+        table, embeddings = word_table_of(self.backbone), f"{self.base_model_prefix}.embeddings"
+        self.words = f"{next(name for name, module in self.named_modules() if module is table)}.weight"
+        own = [f"{embeddings}.{name}" for name, _ in self.backbone.embeddings.named_parameters()]
+        self.shared = {f"generator.{name}": name for name in own}
         self._add_heads(config)
         # Set on the object: the constructor of the stock class ties weights before there is a generator.
-        self._tied_weights_keys = {**(self._tied_weights_keys or {}), **TIED}
+        self._tied_weights_keys = {**(self._tied_weights_keys or {}), **self.shared}
         if config.disentangled:
-            del self._tied_weights_keys[f"generator.{WORDS}"]
+            del self._tied_weights_keys[f"generator.{self.words}"]
         self.post_init()
         if config.disentangled:
-            self.electra.embeddings.word_embeddings.register_forward_hook(self._add_generators_words)
+            table.register_forward_hook(self._add_generators_words)
         self.generator.set_attn_implementation(config._attn_implementation)
         with torch.no_grad():
             for name, initialize in self.own_initializers().items():
@@ -114,8 +115,8 @@ class WithGenerator(PretrainingMixin):
 
     def own_initializers(self) -> dict[str, Callable[[Tensor], Any]]:
         """Functions that initialize, in place, parameters that do not begin as in the stock class, by name."""
-        own: dict[str, Callable[[Tensor], Any]] = {WORDS: nn.init.zeros_} if self.config.disentangled else {}
-        for name in ("electra", "generator.electra"):
+        own: dict[str, Callable[[Tensor], Any]] = {self.words: nn.init.zeros_} if self.config.disentangled else {}
+        for name in (prefix := self.base_model_prefix, f"generator.{prefix}"):
             if hasattr(self.get_submodule(name), "embeddings_project"):
                 own[f"{name}.embeddings_project.weight"] = nn.init.xavier_uniform_  # TensorFlow's default
         return own
@@ -135,21 +136,21 @@ class WithGenerator(PretrainingMixin):
         for name, initialize in self.own_initializers().items():
             if name in lacking:
                 initialize(self.get_parameter(name))
-        if self.config.disentangled and f"generator.{WORDS}" in lacking and WORDS not in lacking:
-            own, generators = (self.get_parameter(name) for name in (WORDS, f"generator.{WORDS}"))
+        if self.config.disentangled and f"generator.{self.words}" in lacking and self.words not in lacking:
+            own, generators = (self.get_parameter(name) for name in (self.words, f"generator.{self.words}"))
             generators.copy_(own)
             own.zero_()
 
     def _add_generators_words(self, table: nn.Embedding, args: tuple, output: Tensor) -> Tensor:
         """Adds the generator's word embeddings, without gradient, to the discriminator's (disentangled sharing)."""
-        words = self.generator.electra.embeddings.word_embeddings
+        words = word_table_of(self.generator.base_model)
         return output + nn.functional.embedding(args[0], words.weight.detach())
 
     def before_export(self) -> None:
         if self.config.disentangled:
-            table = self.electra.embeddings.word_embeddings
+            table = word_table_of(self.backbone)
             with torch.no_grad():
-                table.weight += self.generator.electra.embeddings.word_embeddings.weight
+                table.weight += word_table_of(self.generator.base_model).weight
             table._forward_hooks.clear()
 
     def _add_heads(self, config: Any) -> None:
@@ -169,7 +170,7 @@ class WithGenerator(PretrainingMixin):
         return self._generator_inputs(masked, layers) if of_generator else self._main_inputs(masked, layers)
 
     def _generator_inputs(self, batch: Batch, layers: int | None = None) -> HeadInputs:
-        encoder = self.generator.electra
+        encoder = self.generator.base_model
         with first_layers(encoder, layers):
             _, hidden_BMD = encode_at(encoder, batch.positions_BM, batch.masked_BL, **batch.inputs)
         return HeadInputs(hidden_BMD, batch.labels_BM, partial(predict_words, self.generator))
@@ -220,7 +221,7 @@ class WithGenerator(PretrainingMixin):
 
         Outputs are those of every position if `everywhere` is `True`.
         """
-        encoder = self.generator.electra
+        encoder = self.generator.base_model
         if everywhere:
             hidden = encoder(batch.masked_BL, return_dict=True, **batch.inputs).last_hidden_state
             hidden_BMD = gather_rows(hidden, batch.positions_BM)
@@ -236,7 +237,7 @@ class WithGenerator(PretrainingMixin):
 
     def _main_loss(self, batch: Batch, loss: Callable[[Reduction], Tensor], labelled_BP: Tensor) -> Tensor:
         """The summed loss of the main model, which methods observe and may weight."""
-        return observed_loss(self.electra, loss, labelled_BP, batch.weight_inputs)
+        return observed_loss(self.backbone, loss, labelled_BP, batch.weight_inputs)
 
     def _insert(self, batch: Batch, samples_BM: Tensor) -> tuple[Tensor, Tensor]:
         """The original ids with samples at masked positions, and a mask of ids that differ from the originals."""
@@ -259,7 +260,7 @@ class WithGenerator(PretrainingMixin):
         generator, main = generator / batch.items[0], main / per
         output["sums"] = {name: value.detach() for name, value in output["sums"].items()}
         if self.training:
-            accumulator_of(self.electra).add(**output["sums"])
+            accumulator_of(self.backbone).add(**output["sums"])
         loss = generator + self.config.main_weight * main
         return JointOutput(loss=loss, generator_loss=generator, main_loss=main, **output)
 
@@ -289,13 +290,16 @@ class WithGenerator(PretrainingMixin):
         finally:
             random.set_state(state)
 
-    def export_generator(self) -> ElectraForMaskedLM:
+    def export_generator(self) -> PreTrainedModel:
         """The generator as a stock model, with its own copy of shared embeddings."""
         plain, config = copy.deepcopy(self.generator), self.config.generator_config()
-        config.num_hidden_layers = len(stack_of(plain.electra).order)
-        flatten(plain.electra)
+        order = stack_of(plain.base_model).order
+        config.num_hidden_layers = len(order)
+        if (types := layer_types_of(config)) is not None:
+            config.layer_types = [types[index] for index in order]
+        flatten(plain.base_model)
         with torch.device("meta"):
-            stock = ElectraForMaskedLM(config)
+            stock = self.generator_class(config)
         fill(stock, plain)
         return stock
 
@@ -323,13 +327,18 @@ class WithGenerator(PretrainingMixin):
 
     def cost_signature(self) -> str:
         generator, own = self.generator.config, self.config
-        sizes = f"{len(stack_of(self.generator.electra).order)}x{generator.hidden_size}x{generator.intermediate_size}"
-        heads = f"{generator.num_attention_heads} heads {generator.hidden_act}{' dropout' if drops(generator) else ''}"
-        sharing = " disentangled" if own.disentangled else ""
-        return f"{own.objective} embedding {own.embedding_size}{sharing} generator {sizes} {heads}"
+        order = stack_of(self.generator.base_model).order
+        sizes = f"{len(order)}x{generator.hidden_size}x{generator.intermediate_size}"
+        types = layer_types_of(generator)
+        near = 0 if types is None else sum(types[layer] == "sliding_attention" for layer in order)
+        heads = f"{generator.num_attention_heads} heads {activation_of(generator)}"
+        heads += f"{' dropout' if drops(generator) else ''}{f' {near} sliding' if near else ''}"
+        width = f"{getattr(own, 'embedding_size', own.hidden_size)}{' disentangled' if own.disentangled else ''}"
+        return f"{own.objective} embedding {width} generator {sizes} {heads}"
 
 
 def predict_words(model: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """Input of the output embedding of an `ElectraForMaskedLM`, and its logits."""
-    features = model.generator_predictions(hidden)
-    return features, model.generator_lm_head(features)
+    """Input of the decoder of an ELECTRA or ModernBERT with a head over the vocabulary, and its logits."""
+    transform, decoder = word_head_of(model)
+    features = transform(hidden)
+    return features, decoder(features)

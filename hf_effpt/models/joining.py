@@ -10,13 +10,13 @@ from transformers import ElectraForMaskedLM, ElectraForPreTraining
 from hf_effpt.core.errors import EffptError
 
 from .configuration_effpt import settings_of
-from .configuration_electra import DROPOUT, SHARED, EffptElectraConfig
-from .generator import TIED, WORDS
+from .configuration_electra import SHARED, EffptElectraConfig
 
 # Settings of a generator that decide what it computes; those besides its size are kept where they differ.
 SIZES = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act", "layer_norm_eps",
 )  # fmt: skip
+DROPOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 OTHERS = (*DROPOUT, "chunk_size_feed_forward", "is_decoder")
 
 
@@ -53,16 +53,16 @@ def load_parts(joint: Any, discriminator: ElectraForPreTraining, generator: Elec
     Raises an `EffptError` that names a tensor if the two do not share it, or the joint model has no place for it.
     """
     main, own = discriminator.state_dict(), generator.state_dict()
-    disentangled = joint.config.disentangled
-    shared = {name for name in TIED.values() if not (disentangled and name == WORDS)}
+    disentangled, words = joint.config.disentangled, joint.words
+    shared = {name for name in joint.shared.values() if not (disentangled and name == words)}
     for name in sorted(shared):
         if not _equal(main[name], own[name]):
             raise EffptError(
                 f"The generator's `{name}` is not the discriminator's, but they train as one, which would change what "
                 "one of the two computes; take the pair that was trained together"
-                + (', or keep two tables with `embedding_sharing="disentangled"`.' if name == WORDS else ".")
+                + (', or keep two tables with `embedding_sharing="disentangled"`.' if name == words else ".")
             )
-    if not _equal(own[WORDS], own["generator_lm_head.weight"]):
+    if not _equal(own[words], own["generator_lm_head.weight"]):
         raise EffptError(
             "The generator's `generator_lm_head.weight` is not its table of word embeddings, as it would become in "
             "training; take a generator whose two are one."
@@ -74,7 +74,7 @@ def load_parts(joint: Any, discriminator: ElectraForPreTraining, generator: Elec
     _refuse_unknown("generator", joint.generator.load_state_dict(own, strict=False).unexpected_keys)
     if disentangled:
         with torch.no_grad():
-            joint.get_parameter(WORDS).sub_(joint.generator.get_parameter(WORDS))
+            joint.get_parameter(words).sub_(joint.generator.get_parameter(words))
     joint.after_loading()
 
 

@@ -8,20 +8,20 @@ B batch, L row length, M masked positions per row, N positions in all, K candida
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers import BertForMaskedLM, BertModel, ElectraForMaskedLM, ElectraModel, PreTrainedModel
-from transformers.models.electra.modeling_electra import ElectraDiscriminatorPredictions
 
+from hf_effpt.core.anatomy import word_head_of
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.head_inputs import HeadInputs
 
 from .base import EffptMixin
 from .candidates import candidate_logits, chunks
 from .configuration_electra import McBertConfig
-from .electra import prior_entropy, replaced_loss
+from .electra import detector, prior_entropy, replaced_loss
 from .generator import Batch, JointOutput, WithGenerator
 from .masked_lm import token_loss
 from .sampling import sample, sample_distinct, uniforms
@@ -50,33 +50,36 @@ class McBertModel(EffptMixin, ElectraModel):
         return partial(BertModel, add_pooling_layer=False) if config.is_bert else ElectraModel
 
 
-class McBertForPreTraining(WithGenerator, ElectraForMaskedLM):
-    """MC-BERT with its meta controller, `generator`; exports to a `BertForMaskedLM`.
-
-    The head learns to choose among candidates, so its probabilities over the whole vocabulary are not calibrated.
+class McBertMixin(WithGenerator):
+    """A [`WithGenerator`] that chooses among candidates of its meta controller, `generator`, by a head over the
+    vocabulary, whose probabilities over all tokens are therefore not calibrated.
     """
 
-    config_class = McBertConfig
-    stock_class = ElectraForMaskedLM
     main_loss_name = "candidate_loss"
     training_only = ("generator.", "discriminator_predictions.")
+    decoder_name: ClassVar[str]
 
-    def complete(self, config: McBertConfig) -> None:
+    def complete(self, config: Any) -> None:
         super().complete(config)
         self._excluded: tuple[tuple, Tensor] | None = None
 
     def own_initializers(self) -> dict[str, Callable[[Tensor], Any]]:
         as_table = partial(nn.init.normal_, std=self.config.initializer_range)  # of one column
-        own = {**super().own_initializers(), "generator_lm_head.bias": as_table}
+        own = {**super().own_initializers(), f"{self.decoder_name}.bias": as_table}
         if self.selects:
             own["discriminator_predictions.dense_prediction.weight"] = nn.init.xavier_uniform_  # as ELECTRA's
         return own
 
-    def _add_heads(self, config: McBertConfig) -> None:
-        tied = {"generator.generator_lm_head.bias": "generator_lm_head.bias"}
-        self._tied_weights_keys = {**self._tied_weights_keys, **tied}
+    def _add_heads(self, config: Any) -> None:
+        bias = f"{self.decoder_name}.bias"
+        self._tied_weights_keys = {**self._tied_weights_keys, f"generator.{bias}": bias}
         if self.selects:
-            self.discriminator_predictions = ElectraDiscriminatorPredictions(config)
+            self.discriminator_predictions = detector(config)
+
+    @property
+    def _bias(self) -> Tensor:
+        """Bias of each token of the vocabulary, also in the controller."""
+        return word_head_of(self)[1].bias
 
     def _without_labels(self, output: Any) -> Any:
         """Takes "none of the above" from the logits over the vocabulary, in place.
@@ -85,34 +88,25 @@ class McBertForPreTraining(WithGenerator, ElectraForMaskedLM):
         """
         if not self.selects:
             none = self.config.nota_token_id
-            output[0][..., none] += NEVER - self.generator_lm_head.bias[none]
+            output[0][..., none] += NEVER - self._bias[none]
         return output
 
     def before_export(self) -> None:
         super().before_export()
         if not self.selects:
             with torch.no_grad():
-                self.generator_lm_head.bias[self.config.nota_token_id] = NEVER
+                self._bias[self.config.nota_token_id] = NEVER
 
     def after_loading(self) -> None:
         """Lets "none of the above", which an export never answers, be answered again."""
         super().after_loading()
         with torch.no_grad():
-            self.generator_lm_head.bias.masked_fill_(self.generator_lm_head.bias <= NEVER, 0.0)
+            self._bias.masked_fill_(self._bias <= NEVER, 0.0)
 
     @property
     def selects(self) -> bool:
         """`True` if only masked positions have candidates, and replaced tokens are detected everywhere."""
         return self.config.candidates_at == "masked"
-
-    @classmethod
-    def stock_class_of(cls, config: McBertConfig) -> type[PreTrainedModel]:
-        return BertForMaskedLM if config.is_bert else ElectraForMaskedLM
-
-    def stock_name(self, name: str) -> str | None:
-        if not self.config.is_bert:
-            return super().stock_name(name)
-        return next((new + name[len(old) :] for old, new in BERT_NAMES.items() if name.startswith(old)), None)
 
     def _learn_jointly(self, batch: Batch) -> JointOutput:
         hidden, logits_NV, generator_loss = self._generate(batch, everywhere=not self.selects)
@@ -133,7 +127,7 @@ class McBertForPreTraining(WithGenerator, ElectraForMaskedLM):
         candidates_BLK = self._draw_elsewhere(batch, hidden_BLD, drawn_BMK)
         candidates_BLK, repeated_BLK = self._candidates(batch, candidates_BLK, replaced_BL)
         with self.own_stream():
-            outputs_BLD = self.electra(corrupted_BL, return_dict=True, **batch.inputs).last_hidden_state
+            outputs_BLD = self.backbone(corrupted_BL, return_dict=True, **batch.inputs).last_hidden_state
             logits_BLK = self._candidate_logits(outputs_BLD, candidates_BLK).masked_fill(repeated_BLK, -torch.inf)
         answer_BL = torch.where(batch.real_BL, replaced_BL.long(), -100)
         loss_of = partial(token_loss, logits_BLK.flatten(0, 1), answer_BL.flatten())
@@ -150,7 +144,7 @@ class McBertForPreTraining(WithGenerator, ElectraForMaskedLM):
         truth_BM1 = batch.original_BL.gather(1, batch.positions_BM)[:, :, None]
         candidates_BMK = torch.cat([truth_BM1, drawn_BMK[:, :, 1:]], dim=2)
         with self.own_stream():
-            outputs_BLD = self.electra(corrupted_BL, return_dict=True, **batch.inputs).last_hidden_state
+            outputs_BLD = self.backbone(corrupted_BL, return_dict=True, **batch.inputs).last_hidden_state
             logits_BL = self.discriminator_predictions(outputs_BLD)
             logits_BMK = self._candidate_logits(gather_rows(outputs_BLD, batch.positions_BM), candidates_BMK)
         detection = replaced_loss(logits_BL, replaced_BL, batch.real_BL)
@@ -219,8 +213,9 @@ class McBertForPreTraining(WithGenerator, ElectraForMaskedLM):
         return candidates_BLK, repeated_BLK & (not self.config.faithful)
 
     def _candidate_logits(self, outputs_BLD: Tensor, candidates_BLK: Tensor) -> Tensor:
-        head, hidden_BLD = self.generator_lm_head, self.generator_predictions(outputs_BLD)
-        logits_NK = candidate_logits(hidden_BLD.flatten(0, 1), head.weight, head.bias, candidates_BLK.flatten(0, 1))
+        transform, decoder = word_head_of(self)
+        features_ND, candidates_NK = transform(outputs_BLD).flatten(0, 1), candidates_BLK.flatten(0, 1)
+        logits_NK = candidate_logits(features_ND, decoder.weight, decoder.bias, candidates_NK)
         return logits_NK.view(candidates_BLK.shape)
 
     def cost_signature(self) -> str:
@@ -237,3 +232,21 @@ class McBertForPreTraining(WithGenerator, ElectraForMaskedLM):
         # The loss of a model that knows only the share of replaced tokens.
         floor = prior_entropy(replaced) + replaced * math.log(self.config.candidates - 1)
         return metrics | {"candidate_loss": sums["main_loss"] / tokens, "floor": floor}
+
+
+class McBertForPreTraining(McBertMixin, ElectraForMaskedLM):
+    """MC-BERT with its meta controller, `generator`; exports to a `BertForMaskedLM`."""
+
+    config_class = McBertConfig
+    stock_class = ElectraForMaskedLM
+    generator_class = ElectraForMaskedLM
+    decoder_name = "generator_lm_head"
+
+    @classmethod
+    def stock_class_of(cls, config: McBertConfig) -> type[PreTrainedModel]:
+        return BertForMaskedLM if config.is_bert else ElectraForMaskedLM
+
+    def stock_name(self, name: str) -> str | None:
+        if not self.config.is_bert:
+            return super().stock_name(name)
+        return next((new + name[len(old) :] for old, new in BERT_NAMES.items() if name.startswith(old)), None)

@@ -5,10 +5,12 @@ B batch, L row length, M masked positions per row, N positions in all, D hidden 
 
 from collections.abc import Mapping
 from functools import partial
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from transformers import ElectraForMaskedLM
 
+from hf_effpt.core.anatomy import word_head_of
 from hf_effpt.core.depth import first_layers
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.head_inputs import HeadInputs
@@ -24,27 +26,26 @@ from .sparse_layer import encode_at
 OBJECTIVES = ("replace_mlm", "all_tokens_mlm")
 
 
-class ElectraForReplacedMaskedLM(WithGenerator, ElectraForMaskedLM):
-    """Predicts original tokens from a generator's output: at masked positions (`replace_mlm`) or at all of them
-    (`all_tokens_mlm`), by the configuration's `objective`.
+class ReplacedMaskedLMMixin(WithGenerator):
+    """A [`WithGenerator`] that predicts original tokens from a generator's output, for stock masked language models.
 
-    The main model's parameters have their stock names; those of the generator begin with `generator.`.
+    It predicts at masked positions (`replace_mlm`) or at all of them (`all_tokens_mlm`), by the configuration's
+    `objective`.
     """
 
-    config_class = EffptElectraConfig
-    stock_class = ElectraForMaskedLM
     main_loss_name = "prediction_loss"
     training_only = ("generator.", "copy_head.")
+    detecting: ClassVar[str]  # the class for objectives with a discriminator
 
-    def __init__(self, config: EffptElectraConfig) -> None:
+    def __init__(self, config: Any) -> None:
         if config.objective not in OBJECTIVES:
             raise EffptError(
                 f"`{type(self).__name__}` predicts tokens, which the objective `{config.objective}` does not; use "
-                f"`ElectraForJointPreTraining`, or one of {', '.join(OBJECTIVES)}."
+                f"`{self.detecting}`, or one of {', '.join(OBJECTIVES)}."
             )
         super().__init__(config)
 
-    def _add_heads(self, config: EffptElectraConfig) -> None:
+    def _add_heads(self, config: Any) -> None:
         if config.objective == "all_tokens_mlm":
             self.copy_head = nn.Linear(config.hidden_size, 1)
 
@@ -62,16 +63,16 @@ class ElectraForReplacedMaskedLM(WithGenerator, ElectraForMaskedLM):
 
     def _predict(self, batch: Batch, corrupted_BL: Tensor) -> Tensor:
         """The summed loss at masked positions; if possible, the last layer computes no other outputs."""
-        _, hidden_BMD = encode_at(self.electra, batch.positions_BM, corrupted_BL, **batch.inputs)
+        _, hidden_BMD = encode_at(self.backbone, batch.positions_BM, corrupted_BL, **batch.inputs)
         _, logits_NV = predict_words(self, hidden_BMD.flatten(0, 1))
         return self._main_loss(batch, partial(token_loss, logits_NV, batch.labels_BM.flatten()), batch.chosen_BM)
 
     def _copy_or_predict(self, batch: Batch, corrupted_BL: Tensor) -> Tensor:
         """The summed loss at every token: a learned probability copies the input, else the token is predicted."""
-        hidden_BLD = self.electra(corrupted_BL, return_dict=True, **batch.inputs).last_hidden_state
-        head, output_BLD = self.generator_lm_head, self.generator_predictions(hidden_BLD)
-        wanted_N = batch.original_BL.flatten()
-        predicted_N = log_probabilities(output_BLD.flatten(0, 1), head.weight, head.bias, wanted_N)
+        hidden_BLD = self.backbone(corrupted_BL, return_dict=True, **batch.inputs).last_hidden_state
+        transform, decoder = word_head_of(self)
+        wanted_N, output_ND = batch.original_BL.flatten(), transform(hidden_BLD).flatten(0, 1)
+        predicted_N = log_probabilities(output_ND, decoder.weight, decoder.bias, wanted_N)
         copy_N = self.copy_head(hidden_BLD).float().flatten()
         logsigmoid = nn.functional.logsigmoid
         predicted_N = logsigmoid(-copy_N) + predicted_N
@@ -87,8 +88,8 @@ class ElectraForReplacedMaskedLM(WithGenerator, ElectraForMaskedLM):
     def _main_inputs(self, batch: Batch, layers: int | None) -> HeadInputs:
         """The main model at masked positions, and its head over the vocabulary, without the probability of a copy."""
         corrupted_BL, _ = self._corrupted(batch)
-        with first_layers(self.electra, layers):
-            _, hidden_BMD = encode_at(self.electra, batch.positions_BM, corrupted_BL, **batch.inputs)
+        with first_layers(self.backbone, layers):
+            _, hidden_BMD = encode_at(self.backbone, batch.positions_BM, corrupted_BL, **batch.inputs)
         return HeadInputs(hidden_BMD, batch.labels_BM, partial(predict_words, self))
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
@@ -104,3 +105,15 @@ class ElectraForReplacedMaskedLM(WithGenerator, ElectraForMaskedLM):
             return unigram_floor
         replaced = metrics["replaced_rate"]
         return prior_entropy(replaced) + replaced * unigram_floor
+
+
+class ElectraForReplacedMaskedLM(ReplacedMaskedLMMixin, ElectraForMaskedLM):
+    """ELECTRA's two models, of which the main one predicts tokens: `replace_mlm` or `all_tokens_mlm`.
+
+    The main model's parameters have their stock names; those of the generator begin with `generator.`.
+    """
+
+    config_class = EffptElectraConfig
+    stock_class = ElectraForMaskedLM
+    generator_class = ElectraForMaskedLM
+    detecting = "ElectraForJointPreTraining"

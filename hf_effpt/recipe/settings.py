@@ -78,7 +78,8 @@ class ModelSettings:
             attention has 10,000.
         embedding_size (`int`, *optional*): width of the embeddings; by default the hidden size. Not for `mlm`.
         generator_size (`float`, *optional*): width of the generator as a share of the model's, by default 1/4; for
-            MC-BERT that of the meta controller, by default 1/3.
+            MC-BERT that of the meta controller, by default 1/3. In a ModernBERT it is a share of the layers, by
+            default 1/3, since both are as wide as their common table.
         generator_dropout (`bool`, *optional*): `True`, the default, if the generator has the model's dropout.
         embedding_sharing (`str`, *optional*): embeddings shared by ELECTRA's two models: `vanilla`, as published, or
             `disentangled` (DeBERTaV3).
@@ -109,7 +110,9 @@ class ModelSettings:
     layer_types: Annotated[list[str] | None, MODERN] = None
     local_attention: Annotated[int | None, MODERN] = None
     rotary_base: Annotated[float | None, MODERN] = None
-    embedding_size: Annotated[int | None, GENERATED] = None
+    embedding_size: Annotated[
+        int | None, When(backbone="bert", objective=tuple(OBJECTIVES)[1:], from_=None)
+    ] = None
     generator_size: Annotated[float | None, GENERATED] = None
     generator_dropout: Annotated[
         bool | None, When(objective=tuple(OBJECTIVES)[1:], dropout=In("(0, 1)"), from_=None)
@@ -134,8 +137,6 @@ class ModelSettings:
             return
         if self.max_position_embeddings is None:
             self.max_position_embeddings = 512
-        needed = f"mlm with `model.backbone` {self.backbone}: the other objectives train models of BERT's shape"
-        require(self.backbone == "bert" or self.objective == "mlm", "model.objective", self.objective, needed)
         require(0.0 <= self.dropout < 1.0, "model.dropout", self.dropout, "at least 0 and below 1")
         if self.start is not None:
             self.start = asdict(parse_section("model.start", StartSettings, self.start))

@@ -8,14 +8,12 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from hf_effpt.core.anatomy import attention_of, dropouts_of, feed_forward_of, layers_of
+from hf_effpt.core.anatomy import activation_of, attention_of, dropouts_of, feed_forward_of, layers_of
 from hf_effpt.core.depth import running
 from hf_effpt.core.token_losses import observers_of
 from hf_effpt.models.base import recomputes
 
 SAID = {"hidden_dropout_prob": "dropout", "attention_probs_dropout_prob": "attention dropout"}  # in older tables
-
-ACTIVATIONS = ("hidden_act", "hidden_activation", "activation")
 
 
 def described(model: Any, scores: bool = False) -> str:
@@ -30,8 +28,7 @@ def described(model: Any, scores: bool = False) -> str:
     shapes = _runs([_layer(layer, scores) for layer in layers], " with ", ", ")
     said = [
         type(model).__name__, f"hidden {config.hidden_size} vocabulary {config.vocab_size}",
-        next(getattr(config, name) for name in ACTIVATIONS if hasattr(config, name)),
-        config._attn_implementation, *_switches(model, scores), model.cost_signature(),
+        activation_of(config), config._attn_implementation, *_switches(model, scores), model.cost_signature(),
         *[method.cost_signature(backbone) for method in model.methods],
     ]  # fmt: skip
     return f"layers {_runs(sizes, 'x', '+', always=True)}|{shapes}|{' '.join(part for part in said if part)}"

@@ -228,3 +228,19 @@ def test_exporting_leaves_the_training_model_as_it_is():
     assert not {p.data_ptr() for p in exported.parameters()} & {p.data_ptr() for p in model.parameters()}
     for name, weight in tiny.weights(model).items():
         assert torch.equal(weight, before[name])
+
+
+class TestModernElectra(WithGenerator):
+    objective, backbone, pairs = "electra", "modernbert", PAIRS[::5]
+
+    @each(SINGLES + PAIRS[::5])
+    def test_resumed_run_equals_the_straight_one(self, runs, ledger):
+        contract.check_resumption(runs, "electra", ledger, at=4)
+
+
+class TestModernMcBert(WithGenerator):
+    objective, backbone, pairs = "mcbert", "modernbert", []
+
+    @each(SINGLES)
+    def test_resumed_run_equals_the_straight_one(self, runs, ledger):
+        contract.check_resumption(runs, "mcbert", ledger, at=4)

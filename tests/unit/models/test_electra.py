@@ -8,11 +8,10 @@ from torch import nn
 from transformers import ElectraForPreTraining
 
 from hf_effpt.models.electra import prior_entropy
-from hf_effpt.models.generator import TIED
 from tests import tiny
 
 DROPS = ("hidden_dropout", "attention_probs_dropout")
-SHARED = [name.removeprefix("generator.") for name in TIED]
+SHARED = tiny.SHARED
 
 
 def sampled(model, ids):

@@ -5,10 +5,9 @@ import torch
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.models import EffptElectraConfig, EffptElectraModel, ElectraForJointPreTraining
-from hf_effpt.models.generator import TIED
 from tests import tiny
 
-SHARED = [name.removeprefix("generator.") for name in TIED]
+SHARED = tiny.SHARED
 
 
 def private(model):
