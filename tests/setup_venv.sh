@@ -8,6 +8,7 @@ setup_venv() {
         return
     fi
     [[ -x $venv/bin/python ]] || python3 -m venv "$venv"
-    "$venv/bin/python" -m pip install -qq --constraint "$constraints" --editable ".[$extras]"
+    # most of what is installed is never imported, and compiling all of it takes longer than the rest
+    "$venv/bin/python" -m pip install -qq --no-compile --constraint "$constraints" --editable ".[$extras]"
     echo "$wanted" > "$stamp"
 }

@@ -1,5 +1,6 @@
 """The small world of the tests: a text, its tokenizer and rows, a model, and a run of a few steps."""
 
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from datasets import Dataset, Features, Sequence, Value
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, TrainerCallback, set_seed
 
+from hf_effpt.core.anatomy import generator_of
+from hf_effpt.core.depth import running
 from hf_effpt.core.objectives import OBJECTIVES
 from hf_effpt.data.masking import DataCollatorForMaskedLM
 from hf_effpt.models import EffptBertConfig, EffptBertForMaskedLM, EffptModernBertConfig
@@ -149,7 +152,7 @@ def trainer(
 ) -> EffptTrainer:
     """A trainer of a freshly initialised model; equal arguments give equal weights.
 
-    Without a `counter` of its own it has that of all trainers of such models.
+    Its FLOPs are those of a [`RoughCounter`] unless it is given a counter.
     """
     args = arguments(out, **changes)
     set_seed(args.seed)
@@ -164,25 +167,26 @@ def trainer(
         eval_dataset=rows(12, seed=1),
         processing_class=tokenizer(),
     )
-    made.cost.counter = counter or shared_counter(built)
+    made.cost.counter = counter or RoughCounter()
     return made
 
 
-COUNTERS: dict[str, FlopCounter] = {}
-# Methods whose signatures tell steps of unequal cost apart, as the tests of counting show.
-TOLD_APART = ("compress", "earlybert", "layerdrop", "layerskip", "lottery", "stacking", "tnf")
+class RoughCounter(FlopCounter):
+    """Counts two FLOPs a token and parameter forward, and four backward; told apart is what a real counter does.
 
-
-def shared_counter(of: Any) -> FlopCounter:
-    """The counter of all models with equal configurations but for the methods that a counter tells apart.
-
-    Counting a shape takes longer than a run of eight steps.
+    Counting the products of a shape takes as long as a run of eight steps, and only tests of counting need them.
     """
-    settings = of.config.to_dict()
-    settings["methods"] = {
-        name: value for name, value in (settings["methods"] or {}).items() if name not in TOLD_APART
-    }
-    return COUNTERS.setdefault(f"{type(of).__name__} {settings}", FlopCounter())
+
+    @staticmethod
+    def _measure(model: Any, batch: Mapping[str, torch.Tensor], share: float | None, work: Any = None) -> int:
+        encoders = filter(None, (model.backbone, generator_of(model.backbone)))
+        layers = [layer for encoder in encoders for layer in running(encoder, None if work is None else False)]
+        sizes = [(parameter.numel(), parameter.requires_grad) for layer in layers for parameter in layer.parameters()]
+        every = sum(size for size, _ in sizes)
+        learning = 0 if work else sum(size for size, learns in sizes if learns)
+        outside = model.config.hidden_size * model.config.vocab_size
+        of_layers = (1.0 if share is None else share) * (every + 2 * learning)
+        return round(2 * batch["input_ids"].numel() * (of_layers + outside))
 
 
 def checkpointing(model: Any, settings: dict | None = None, on: bool = True, **options: Any) -> Any:
