@@ -10,6 +10,7 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import write_json
 from hf_effpt.core.registry import build_methods, environment_of
 from hf_effpt.evaluation.protocols import find_protocol, listed_seeds
+from hf_effpt.evaluation.suite import BLIMP
 from hf_effpt.evaluation.suite import LOSS as LOSS_TASK
 from hf_effpt.evaluation.suite import check_tasks
 from hf_effpt.pretraining import prepare_data
@@ -97,6 +98,7 @@ def compare(
     firsts = {arm.name: next(run.recipe for run in runs if run.arm == arm.name) for arm in arms}
     check_comparable(arms, firsts, different_data)
     objectives = {name: recipe.model.objective for name, recipe in firsts.items()}
+    check_heads(firsts, tasks)
     protocol = _common_protocol(protocol, firsts)
     measure = find_primary(primary, objectives, tasks, data, protocol, pairs_per_paradigm)
     options = {"data": data and str(data), "protocol": protocol, "pairs_per_paradigm": pairs_per_paradigm}
@@ -114,6 +116,16 @@ def compare(
     found = report(arms, runs, clock, failed=failed, **known)
     write_report(found, out)
     return found
+
+
+def check_heads(recipes: Mapping[str, Recipe], tasks: Sequence[str]) -> None:
+    """Raises an `EffptError` if an arm exports no head that a task needs; `recipes` are by arm name."""
+    for name, recipe in recipes.items():
+        if BLIMP in tasks and recipe.model.backbone == "modernbert" and recipe.model.objective in DISCRIMINATORS:
+            raise EffptError(
+                f"Arm `{name}` trains a discriminator of ModernBERT's shape, whose head has no stock class, so BLiMP "
+                "cannot score it; leave `blimp` out of the tasks, and compare by fine-tuning."
+            )
 
 
 def find_primary(

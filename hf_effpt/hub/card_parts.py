@@ -126,7 +126,9 @@ def head_notes(objective: str, stock_class: str, address: str) -> list[str]:
             "With its head, `ElectraForPreTraining`, it scores each token of a text for having been replaced; it "
             "cannot fill masks."
         )
-    elif stock_class.endswith("ForMaskedLM"):
+    elif not stock_class.endswith("ForMaskedLM"):
+        said.append("The head that it was pre-trained with has no stock class, so this is the encoder, to be fine-tuned.")
+    else:
         reads = "This model has never read the mask token, so what it predicts at a masked position means little"
         if objective == "mcbert":
             reads += (
@@ -135,8 +137,9 @@ def head_notes(objective: str, stock_class: str, address: str) -> list[str]:
             )
         said.append(f"{reads}. Fine-tune it, or use its hidden states.")
     generator = "meta controller" if objective == "mcbert" else "generator"
+    kind = "ModernBertForMaskedLM" if "ModernBert" in stock_class else "ElectraForMaskedLM"
     said.append(
-        f"`generator/` in this folder holds the {generator} as a stock `ElectraForMaskedLM`, which does fill masks: "
+        f"`generator/` in this folder holds the {generator} as a stock `{kind}`, which does fill masks: "
         f'`AutoModelForMaskedLM.from_pretrained("{address}", subfolder="generator")`.'
     )
     return said
