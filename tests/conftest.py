@@ -4,6 +4,9 @@ import os
 import pytest
 import torch
 
+from hf_effpt.training.flops import FlopCounter
+from tests import tiny
+
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
@@ -13,6 +16,12 @@ def _one_thread_and_no_leftovers(monkeypatch, tmp_path):
     torch.set_num_threads(1)
     torch.manual_seed(0)
     monkeypatch.setenv("HF_EFFPT_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Has all trainers of the test count the products of their steps."""
+    monkeypatch.setattr(tiny, "default_counter", FlopCounter)
 
 
 def pytest_collection_modifyitems(items):

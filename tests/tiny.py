@@ -167,7 +167,7 @@ def trainer(
         eval_dataset=rows(12, seed=1),
         processing_class=tokenizer(),
     )
-    made.cost.counter = counter or RoughCounter()
+    made.cost.counter = counter or default_counter()
     return made
 
 
@@ -187,6 +187,9 @@ class RoughCounter(FlopCounter):
         outside = model.config.hidden_size * model.config.vocab_size
         of_layers = (1.0 if share is None else share) * (every + 2 * learning)
         return round(2 * batch["input_ids"].numel() * (of_layers + outside))
+
+
+default_counter: type[FlopCounter] = RoughCounter
 
 
 def checkpointing(model: Any, settings: dict | None = None, on: bool = True, **options: Any) -> Any:

@@ -194,6 +194,7 @@ def losses(trainer):
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
+@pytest.mark.usefixtures("counted")
 def test_a_run_is_the_same_up_to_the_cut_and_has_the_term_from_then_on(tmp_path):
     free = run(tmp_path, 0.0, dropout=0.1)
     drawn = torch.get_rng_state()

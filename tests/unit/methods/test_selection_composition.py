@@ -128,6 +128,7 @@ def test_other_objectives_are_selected_for_and_resumed(tmp_path, objective, sett
     assert_same_run(straight, resumed)
 
 
+@pytest.mark.usefixtures("counted")
 def test_scoring_by_the_generator_is_cheaper(tmp_path):
     spent = {}
     for scorer in ("full", "generator"):

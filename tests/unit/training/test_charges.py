@@ -69,6 +69,7 @@ def test_the_record_says_how_far_the_learning_rate_has_decayed(tmp_path):
     assert rate == {"peak": 1e-3, "final": pytest.approx(0, abs=1e-12), "clock": 1.0}
 
 
+@pytest.mark.usefixtures("counted")
 def test_what_choosing_computes_is_charged_in_flops(tmp_path):
     register(Scoring)
     try:

@@ -89,6 +89,7 @@ def with_function(folder, function, methods=None, **changes):
     )  # fmt: skip
 
 
+@pytest.mark.usefixtures("counted")
 def test_a_loss_function_of_the_users_is_charged_with_logits_everywhere(tmp_path):
     trainer = with_function(tmp_path / "own", focal, gradient_accumulation_steps=2, budget="2steps")
     trainer.train()

@@ -124,6 +124,7 @@ def eager_flops(trainer, rows, work):
         ({"strategy": "selective_backprop"}, lambda m, b: m(**b)),
     ],
 )  # fmt: skip
+@pytest.mark.usefixtures("counted")
 def test_spec_9_judging_is_charged_what_it_costs(tmp_path, settings, work):
     trainer = run(tmp_path, selection(**settings), gradient_accumulation_steps=2)
     assert trainer.model.bert.selector.counts.tolist() == [16 * 8, 16 * 8, 8 * 8]
@@ -139,6 +140,7 @@ def test_spec_9_a_row_that_is_not_picked_costs_no_training(tmp_path):
     assert picked.clock.tokens == 4 * plain.clock.tokens
 
 
+@pytest.mark.usefixtures("counted")
 def test_spec_9_what_a_strategy_computes_itself_is_charged_too(tmp_path):
     """Distances from the queue and from one another, by products of matrices."""
     trainer = run(tmp_path, selection("core_set", queue=32))
@@ -206,6 +208,7 @@ def test_spec_9_reference_time_pays_for_judging(tmp_path, monkeypatch, charged):
         ("mcbert", {"strategy": "least_confidence", "scorer": "generator"}),
     ],
 )
+@pytest.mark.usefixtures("counted")
 def test_at_fewer_positions_judging_costs_less(tmp_path, objective, settings):
     spent = []
     for number in (None, 1):
@@ -215,6 +218,7 @@ def test_at_fewer_positions_judging_costs_less(tmp_path, objective, settings):
     assert 0 < spent[1] < spent[0]
 
 
+@pytest.mark.usefixtures("counted")
 def test_an_account_is_given_of_what_it_cost(tmp_path):
     trainer = run(tmp_path, selection("least_confidence"), gradient_accumulation_steps=2)
     trainer.save_model()
