@@ -104,7 +104,11 @@ def masked_lm(backbone: str, methods: dict | None = None, dropout: float = 0.0, 
 
 
 def joint(
-    objective: str = "electra", methods: dict | None = None, backbone: str = "bert", dropout: float = 0.0, **changes: Any
+    objective: str = "electra",
+    methods: dict | None = None,
+    backbone: str = "bert",
+    dropout: float = 0.0,
+    **changes: Any,
 ) -> Any:
     """A model with a generator of half its width, or half its depth in a ModernBERT."""
     if backbone == "bert":

@@ -80,7 +80,7 @@ def word_table_of(backbone: Any) -> nn.Embedding:
 
 
 def word_head_of(model: nn.Module) -> tuple[Any, Any]:
-    """Head over the vocabulary of an ELECTRA or ModernBERT: the map from hidden states to features, and the decoder."""
+    """Head over the vocabulary of an ELECTRA or ModernBERT: the map to the decoder's inputs, and the decoder."""
     parts = model._modules
     if "generator_lm_head" in parts:
         return parts["generator_predictions"], parts["generator_lm_head"]

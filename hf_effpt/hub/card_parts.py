@@ -127,7 +127,9 @@ def head_notes(objective: str, stock_class: str, address: str) -> list[str]:
             "cannot fill masks."
         )
     elif not stock_class.endswith("ForMaskedLM"):
-        said.append("The head that it was pre-trained with has no stock class, so this is the encoder, to be fine-tuned.")
+        said.append(
+            "The head that it was pre-trained with has no stock class, so this is the encoder, to be fine-tuned."
+        )
     else:
         reads = "This model has never read the mask token, so what it predicts at a masked position means little"
         if objective == "mcbert":

@@ -3,7 +3,18 @@
 import transformers
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForPreTraining
 
-from . import bert, electra, families, kin, mcbert, modern_electra, modernbert, pruned_bert, pruned_modernbert, replaced_mlm
+from . import (
+    bert,
+    electra,
+    families,
+    kin,
+    mcbert,
+    modern_electra,
+    modernbert,
+    pruned_bert,
+    pruned_modernbert,
+    replaced_mlm,
+)
 from .pruned_bert.configuration_pruned_bert import HEADS
 
 

@@ -20,9 +20,7 @@ BACKBONES = ("bert", "modernbert")
 CLASSES: dict[str, tuple[Any, Any]] = {
     "mlm": (EffptBertForMaskedLM, EffptModernBertForMaskedLM),
     **dict.fromkeys(("electra", "electra_15"), (ElectraForJointPreTraining, ModernElectraForJointPreTraining)),
-    **dict.fromkeys(
-        ("replace_mlm", "all_tokens_mlm"), (ElectraForReplacedMaskedLM, ModernElectraForReplacedMaskedLM)
-    ),
+    **dict.fromkeys(("replace_mlm", "all_tokens_mlm"), (ElectraForReplacedMaskedLM, ModernElectraForReplacedMaskedLM)),
     "mcbert": (McBertForPreTraining, ModernMcBertForPreTraining),
 }
 MASKED_LMS: dict[str, Any] = dict(zip(BACKBONES, CLASSES["mlm"], strict=True))

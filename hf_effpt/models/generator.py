@@ -84,7 +84,7 @@ class WithGenerator(PretrainingMixin):
 
     Attributes:
         words (`str`): name of the main model's table of word embeddings.
-        shared (`dict[str, str]`): names of the main model's embeddings, which are the generator's, by their names there.
+        shared (`dict[str, str]`): names of the embeddings that both models have, by their names in the generator.
     """
 
     training_only: ClassVar[tuple[str, ...]] = ("generator.",)

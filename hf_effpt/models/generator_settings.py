@@ -105,8 +105,8 @@ class WithGeneratorSettings:
         for name in self.shared:
             if given.get(name, plain[name]) != plain[name]:
                 raise EffptError(
-                    f"The generator's `{name}` is {given[name]}, but the main model's is {plain[name]}, and they share "
-                    "their embeddings; make them equal."
+                    f"The generator's `{name}` is {given[name]}, but the main model's is {plain[name]}, and they "
+                    "share their embeddings; make them equal."
                 )
         dropout = {} if self.generator_dropout else dict.fromkeys(dropouts_of(self), 0.0)
         config = self.stock_config(**{**plain, **self._generator_sizes(given), **dropout, **given})

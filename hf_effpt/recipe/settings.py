@@ -110,9 +110,7 @@ class ModelSettings:
     layer_types: Annotated[list[str] | None, MODERN] = None
     local_attention: Annotated[int | None, MODERN] = None
     rotary_base: Annotated[float | None, MODERN] = None
-    embedding_size: Annotated[
-        int | None, When(backbone="bert", objective=tuple(OBJECTIVES)[1:], from_=None)
-    ] = None
+    embedding_size: Annotated[int | None, When(backbone="bert", objective=tuple(OBJECTIVES)[1:], from_=None)] = None
     generator_size: Annotated[float | None, GENERATED] = None
     generator_dropout: Annotated[
         bool | None, When(objective=tuple(OBJECTIVES)[1:], dropout=In("(0, 1)"), from_=None)

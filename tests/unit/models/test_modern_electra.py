@@ -213,7 +213,7 @@ def test_an_embedding_size_is_refused_in_a_recipe():
     model = {"backbone": "modernbert", "objective": "electra", "size": "tiny"}
     settings = {"model": model, "data": {"dataset": "a/"}, "training": {"output_dir": "out", "budget": "1steps"}}
     assert Recipe.load(settings).model.config(vocab_size=128).generator_config().num_hidden_layers == 1
-    with pytest.raises(EffptError, match="model.embedding_size"):
+    with pytest.raises(EffptError, match=r"model\.embedding_size"):
         Recipe.load({**settings, "model": {**model, "embedding_size": 64}})
 
 
