@@ -37,6 +37,8 @@ PAIRS = [
         "EffptModernBert",
         "EffptElectra",
         "McBert",
+        "ModernElectra",
+        "ModernMcBert",
     )
     for part in AUTO
     if hasattr(hf_effpt, family + part)
@@ -45,7 +47,7 @@ PAIRS = [
 
 @pytest.mark.parametrize(("family", "part"), PAIRS)
 def test_auto_classes_find_what_was_saved(tmp_path, family, part):
-    shape = tiny.MODERN if family == "EffptModernBert" else tiny.SHAPE
+    shape = tiny.MODERN if "Modern" in family else tiny.SHAPE
     model = getattr(hf_effpt, family + part)(getattr(hf_effpt, family + "Config")(**shape)).eval()
     model.save_pretrained(tmp_path)
     again = AUTO[part].from_pretrained(tmp_path).eval()
