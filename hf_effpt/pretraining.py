@@ -37,7 +37,7 @@ from hf_effpt.recipe.recipe import Recipe
 from hf_effpt.recipe.sections import require
 from hf_effpt.recipe.settings import SECTIONS
 from hf_effpt.training.checks import exclude_specials, is_unused
-from hf_effpt.training.record import cost_reports
+from hf_effpt.training.record import attention_record, cost_reports
 from hf_effpt.training.start import set_unigram_bias
 from hf_effpt.training.trainer import EffptTrainer
 
@@ -91,6 +91,8 @@ class RunResult:
                 f"{abs(gained):.4f} {'more' if gained >= 0 else 'less'}."
             )
         lines += text_told(self.facts.get("data") or {})
+        if way := (self.facts.get("attention") or {}).get("documents"):
+            lines.append(f"Documents of a row were kept apart by {way}.")
         prefix = "held_out_loss_"
         others = [f"{found[name]:.4f} by `{name.removeprefix(prefix)}`" for name in found if name.startswith(prefix)]
         if others:
@@ -194,6 +196,7 @@ def pretrain(recipe: Recipe, *, resume: bool | str = False) -> RunResult:
     trainer.save_model()
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
+    known["attention"] = attention_record(trainer)
     return RunResult(out, trainer.clock, evaluation, cost_reports(trainer), known)
 
 

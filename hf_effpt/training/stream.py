@@ -1,6 +1,6 @@
 """Order of the data: an endless stream, computed from (seed, position), so that it resumes anywhere."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache
 from itertools import count, islice
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from hf_effpt.data.document_layout import DocumentLayout
 from hf_effpt.data.packing import PackedRows
 
 KEYS = ("example_id", "epoch")  # identify rows; not inputs of the model
@@ -137,11 +138,11 @@ class TrainingStream:
         for batch in self.loader_of(self.dataset, self.collator, batches, workers=0):
             yield on_device(batch, self.args.device)
 
-    def take(self, batches: Iterator[dict[str, Tensor]], number: int, device: torch.device) -> list[dict[str, Tensor]]:
-        """Returns the next `number` micro-batches, on the device."""
+    def take(self, batches: Iterator[dict[str, Tensor]], number: int, device: torch.device) -> list[dict[str, Any]]:
+        """Returns the next `number` micro-batches, on the device, with the `documents` of isolated rows."""
         self.step_rows = number * self.args.train_batch_size
         return [
-            {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+            {name: value.to(device, non_blocking=True) for name, value in batch.items()} | documents_of(batch)
             for batch in islice(batches, number)
         ]
 
@@ -168,6 +169,12 @@ class TrainingStream:
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
             generator=torch.Generator(),  # the loader must not draw from dropout's generator
         )
+
+
+def documents_of(batch: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The entry `documents` of a batch on the CPU with `document_ids`: their layout, which stays there."""
+    ids_BL = batch.get("document_ids")
+    return {} if ids_BL is None else {"documents": DocumentLayout.of(ids_BL)}
 
 
 def on_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
