@@ -57,7 +57,7 @@ def run_record(trainer: Any, exported: Any) -> dict[str, Any]:
 
 def attention_record(trainer: Any) -> dict[str, str]:
     """The attention `implementation`, and with isolated rows how they keep their `documents` apart."""
-    found, rows = {"implementation": trainer.model.config._attn_implementation}, trainer.train_dataset
+    found, rows = {"implementation": trainer.model.config._attn_implementation}, trainer.stream.phases[-1].rows
     if PackedRows.fits(rows) and "document_ids" in rows.column_names:
         with trainer.cost.autocast():
             found["documents"] = way_apart(trainer.model, PackedRows(rows).sequence_length)
