@@ -14,7 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from hf_effpt.data.document_layout import BLOCK, DocumentLayout
 
-LEAST = 4 * BLOCK  # row length from which blocks pay; the dense mask of a shorter row is small
+LEAST = 8 * BLOCK  # row length from which fewer products outweigh the copies that blocks take
 BAND = 64  # queries of a block in a layer with a window, besides which its keys are those within the window
 
 

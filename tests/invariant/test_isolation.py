@@ -19,21 +19,21 @@ from tests import tiny
 from tests.unit.models.test_document_blocks import kernel
 
 KINDS = (*tiny.BACKBONES, *kin.NAMES)
-SHORT, LONG = [5, 3, 6], [150, 40, 3, 200, 100]  # tokens of the documents of a row
+SHORT, LONG = [5, 3, 6], [300, 40, 3, 500, 150]  # tokens of the documents of a row
 WINDOW = 4  # narrower than most of them
 
 
 def model_of(kind, **changes):
-    """A masked language model without dropout that reads rows of 512 tokens."""
+    """A masked language model without dropout that reads rows of 1,024 tokens."""
     torch.manual_seed(1)
     if kind in tiny.BACKBONES:
         own = {"local_attention": WINDOW} if kind == "modernbert" else {}
-        return tiny.masked_lm(kind, max_position_embeddings=514, **own, **changes)
-    shape = {**tiny.SHAPE, "max_position_embeddings": 514, "pad_token_id": 0}
+        return tiny.masked_lm(kind, max_position_embeddings=1026, **own, **changes)
+    shape = {**tiny.SHAPE, "max_position_embeddings": 1026, "pad_token_id": 0}
     drops = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     if kind == "DistilBert":
         shape = {"vocab_size": tiny.VOCAB, "dim": 32, "n_layers": 4, "n_heads": 2, "hidden_dim": 64}
-        shape["max_position_embeddings"], drops = 514, {"dropout": 0.0, "attention_dropout": 0.0}
+        shape["max_position_embeddings"], drops = 1026, {"dropout": 0.0, "attention_dropout": 0.0}
     config = getattr(kin, f"Effpt{kind}Config")(**shape, **drops, **changes)
     return getattr(kin, f"Effpt{kind}ForMaskedLM")(config)
 
@@ -80,7 +80,7 @@ def test_packed_equals_unpacked(attention, kind, lengths):
     """Short rows have a mask, and long ones of SDPA blocks."""
     model = model_of(kind)
     model.set_attn_implementation(attention)
-    batch, documents = packed(lengths, 2 if lengths == SHORT else 19)
+    batch, documents = packed(lengths, 2 if lengths == SHORT else 31)
     assert way_apart(model, batch["input_ids"].shape[1]) == (
         BLOCKS if attention == "sdpa" and lengths == LONG else MASK
     )
@@ -99,8 +99,8 @@ def test_documents_that_see_each_other_differ(kind):
 @pytest.mark.parametrize("objective", ["electra", "mcbert"])
 def test_models_with_a_generator_keep_documents_apart_by_blocks(objective):
     """The numbers are those of a mask; the generator's own are of rows, so that documents cannot be fed alone."""
-    model = tiny.joint(objective, max_position_embeddings=514)
-    batch, _ = packed(LONG, 19)
+    model = tiny.joint(objective, max_position_embeddings=1026)
+    batch, _ = packed(LONG, 31)
     found = {}
     for attention in ("sdpa", "eager"):
         model.set_attn_implementation(attention)
@@ -113,7 +113,7 @@ def test_models_with_a_generator_keep_documents_apart_by_blocks(objective):
 @pytest.mark.parametrize("kind", tiny.BACKBONES)
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_blocks_with_recomputed_activations(kind, reentrant):
-    model, (batch, _) = model_of(kind).train(), packed(LONG, 19)
+    model, (batch, _) = model_of(kind).train(), packed(LONG, 31)
     plain = gradients(model, model(**batch).loss)
     tiny.checkpointing(model, {"use_reentrant": reentrant})
     for name, gradient in gradients(model, model(**batch).loss).items():
@@ -125,7 +125,7 @@ def test_blocks_with_recomputed_activations(kind, reentrant):
 def test_blocks_within_compiled_layers(kind):
     """Batches whose documents lie differently need no further graphs."""
     model, frames = model_of(kind).train(), []
-    batches = [packed(lengths, padding)[0] for lengths, padding in ((LONG, 19), ([512], 0), ([70] * 7, 22))]
+    batches = [packed(lengths, padding)[0] for lengths, padding in ((LONG, 31), ([1024], 0), ([140] * 7, 44))]
     plain = [gradients(model, model(**batch).loss) for batch in batches]
 
     def backend(graph, inputs):
@@ -144,7 +144,7 @@ def test_blocks_within_compiled_layers(kind):
 
 def test_the_layout_is_taken_from_the_batch_where_it_is_known(monkeypatch):
     """As the Trainer passes it, so that nothing waits for the device."""
-    model, (batch, _) = model_of("bert"), packed(LONG, 19)
+    model, (batch, _) = model_of("bert"), packed(LONG, 31)
     known = {**batch, "documents": DocumentLayout.of(batch["document_ids"])}
     expected = model(**batch).loss
     monkeypatch.setattr(DocumentLayout, "of", None)
@@ -153,13 +153,13 @@ def test_the_layout_is_taken_from_the_batch_where_it_is_known(monkeypatch):
 
 def test_rows_that_are_routed_have_a_mask():
     model = model_of("bert", methods={"layerskip": {"evaluation": "threshold"}})
-    assert way_apart(model, 512) == MASK
-    assert way_apart(model_of("bert"), 512) == BLOCKS
+    assert way_apart(model, 1024) == MASK
+    assert way_apart(model_of("bert"), 1024) == BLOCKS
 
 
 def test_the_way_is_said_once(caplog):
     encoder_inputs._say.cache_clear()
-    model, (batch, _) = model_of("bert"), packed(LONG, 19)
+    model, (batch, _) = model_of("bert"), packed(LONG, 31)
     with caplog.at_level("INFO", logger="hf_effpt"):
         model(**batch)
         model(**batch)
@@ -195,11 +195,11 @@ def test_by_flash_attention(monkeypatch, kind):
     told = partial(flash._process_flash_attention_kwargs, supports_mapping=dict.fromkeys(names.split(), True))
     functions = ((None, varlen, None, None, None), (told, None))
     monkeypatch.setattr(flash, "lazy_import_flash_attention", lambda *args, **kwargs: functions)
-    model, (batch, documents) = model_of(kind), packed(LONG, 19)
+    model, (batch, documents) = model_of(kind), packed(LONG, 31)
     for part in model.modules():
         if hasattr(part, "config"):
             part.config._attn_implementation = "flash_attention_2"
-    assert way_apart(model, 512) == FLASH
+    assert way_apart(model, 1024) == FLASH
     assert_apart(model, batch, documents, "sdpa")
 
 
@@ -210,18 +210,18 @@ def test_by_flex_attention(monkeypatch, kind):
     monkeypatch.setattr(
         flex, "compile_friendly_flex_attention", lambda *args, training, **kwargs: flex_attention(*args, **kwargs)
     )
-    model, (batch, documents) = model_of(kind).eval().requires_grad_(False), packed(LONG, 19)
+    model, (batch, documents) = model_of(kind).eval().requires_grad_(False), packed(LONG, 31)
     expected = torch.cat([model(document[None]).logits[0] for document in documents])
     model.set_attn_implementation("flex_attention")
-    assert way_apart(model, 512) == FLEX
+    assert way_apart(model, 1024) == FLEX
     logits = model(input_ids=batch["input_ids"], document_ids=batch["document_ids"]).logits[0]
     assert torch.allclose(logits[: len(expected)], expected, atol=1e-5)
 
 
 def test_only_sdpa_is_given_a_mask_that_is_not_written_out():
     for attention, written in (("sdpa", False), ("eager", True)):
-        model, (batch, _) = model_of("bert"), packed(LONG, 19)
+        model, (batch, _) = model_of("bert"), packed(LONG, 31)
         model.set_attn_implementation(attention)
         mask = encoder_inputs.encoder_inputs(model, batch)["attention_mask"]
         assert isinstance(mask, DocumentMask) != written
-        assert mask.shape == ((1, 1, 512, 512) if written else (1, 1, 1, 512))
+        assert mask.shape == ((1, 1, 1024, 1024) if written else (1, 1, 1, 1024))

@@ -159,18 +159,18 @@ def real_work(model, work, inputs):
 
 
 def isolated(lengths, rows=2):
-    """A batch of rows of 600 tokens with these documents, then one of the rest, and 40 masked tokens a row."""
-    numbers = np.repeat(np.arange(len(lengths) + 1) + 1, [*lengths, 600 - sum(lengths)])
-    return {**batch(rows, 600, 40), "document_ids": torch.from_numpy(np.stack([numbers] * rows))}
+    """A batch of rows of 1,024 tokens with these documents, then one of the rest, and 40 masked tokens a row."""
+    numbers = np.repeat(np.arange(len(lengths) + 1) + 1, [*lengths, 1024 - sum(lengths)])
+    return {**batch(rows, 1024, 40), "document_ids": torch.from_numpy(np.stack([numbers] * rows))}
 
 
-LAYOUTS = ([600], [300], [20, 30, 200, 7], [100] * 5)
+LAYOUTS = ([1024], [500], [20, 30, 300, 7], [100] * 9)
 
 
 @pytest.mark.parametrize("kind", ["bert", "modernbert", "electra", "checkpointing"])
 def test_documents_apart_in_blocks_cost_what_blocks_do(monkeypatch, kind):
     """Counted equals measured however documents lie, from counts of two ways to lie."""
-    changes = {"max_position_embeddings": 600}
+    changes = {"max_position_embeddings": 1024}
     if kind == "electra":
         model = tiny.joint(**changes).train()
     else:
@@ -190,12 +190,12 @@ def test_documents_apart_in_blocks_cost_what_blocks_do(monkeypatch, kind):
     assert len(runs) == 2
     assert counts[0] > counts[1] > counts[3]
     model.set_attn_implementation("eager")
-    assert {counter.count(model, isolated(lengths)) for lengths in LAYOUTS} == {real_step(model, isolated([600]))}
+    assert {counter.count(model, isolated(lengths)) for lengths in LAYOUTS} == {real_step(model, isolated([1024]))}
 
 
 @pytest.mark.parametrize("name", ["whole", "first layer"])
 def test_scoring_rows_with_documents_apart_costs_what_blocks_do(name):
-    model, counter = tiny.model(max_position_embeddings=600), FlopCounter()
+    model, counter = tiny.model(max_position_embeddings=1024), FlopCounter()
     for lengths in LAYOUTS:
         inputs = isolated(lengths)
         counted = counter.count_work(model, inputs, WORKS[name], name)
@@ -205,12 +205,14 @@ def test_scoring_rows_with_documents_apart_costs_what_blocks_do(name):
 
 
 def test_a_key_of_the_table_tells_batches_with_other_documents_apart():
-    model = tiny.model(max_position_embeddings=600)
-    keys = [step_operation("train", model, isolated(lengths), torch.float32) for lengths in ([600], [599], [100] * 5)]
+    model = tiny.model(max_position_embeddings=1024)
+    keys = [
+        step_operation("train", model, isolated(lengths), torch.float32) for lengths in ([1024], [1023], [100] * 9)
+    ]
     assert keys[0] == keys[1] != keys[2]
     assert "1.000 of the pairs of tokens" in keys[0]
-    known = {"documents": DocumentLayout.of(isolated([600])["document_ids"])}
-    assert step_operation("train", model, isolated([600]) | known, torch.float32) == keys[0]
+    known = {"documents": DocumentLayout.of(isolated([1024])["document_ids"])}
+    assert step_operation("train", model, isolated([1024]) | known, torch.float32) == keys[0]
 
 
 REFUSED = [("generator", "mlm"), ("whole", "mcbert"), ("first layer", "mcbert")]

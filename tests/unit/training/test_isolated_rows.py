@@ -13,10 +13,10 @@ from hf_effpt.pretraining import RunResult
 from hf_effpt.training.trainer import EffptTrainer
 from tests import tiny
 
-LENGTH = 512
+LENGTH = 1024
 
 
-def isolated_rows(number=16):
+def isolated_rows(number=8):
     """Rows of documents of 3 to 300 tokens, with some padding."""
     random = np.random.default_rng(3)
     ids, numbers = np.zeros((2, number, LENGTH), np.uint16)
