@@ -50,14 +50,12 @@ def plan_of(layout: DocumentLayout, window: int | None, device: torch.device) ->
     groups, place_T, done = [], np.empty(tokens, np.int64), 0
     for size in np.unique(layout.segments[:, 2]):
         begins, ends, _ = layout.segments[layout.segments[:, 2] == size].T
-        firsts = np.minimum(begins, tokens - size)
-        own = np.repeat(np.arange(done, done + len(firsts) * size, size) - firsts, ends - begins)
-        covered = np.repeat(begins - np.cumsum(ends - begins) + (ends - begins), ends - begins)
-        covered += np.arange(len(covered))
-        place_T[covered] = own + covered
-        index_NQ = _on(firsts[:, None] + np.arange(size), device)
-        groups.append(Group(index_NQ, index_NQ))
-        done += len(firsts) * int(size)
+        firsts = np.minimum(begins, tokens - size)  # a block reads on into others, which it does not see
+        index_NQ = firsts[:, None] + np.arange(size)
+        own_NQ = (index_NQ >= begins[:, None]) & (index_NQ < ends[:, None])
+        place_T[index_NQ[own_NQ]] = done + np.flatnonzero(own_NQ)
+        groups.append(Group(*[_on(index_NQ, device)] * 2))
+        done += index_NQ.size
     return Plan(groups, _on(place_T, device))
 
 

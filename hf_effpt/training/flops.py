@@ -82,7 +82,8 @@ class FlopCounter:
         With a router, interpolates linearly between no rows and all rows at the share of the last step. With documents
         that are kept apart without a mask, linearly, too, by the pairs of tokens that attention compares.
         """
-        batch, documents = positioned(model, batch), documents_apart(model, batch)
+        batch = positioned(model, batch)
+        documents = documents_apart(model, batch) if "document_ids" in batch else None
         router = router_of(model.backbone)
         key = (_shapes(batch), model.training, router is not None, documents is not None, self._parts(model))
         if key not in self._counted:
@@ -104,7 +105,8 @@ class FlopCounter:
 
         Runs a copy of `model` on the meta device; only the shapes of `batch` count. Equal `key`s stand for equal work.
         """
-        batch, documents = positioned(model, batch), documents_apart(model, batch)
+        batch = positioned(model, batch)
+        documents = documents_apart(model, batch) if "document_ids" in batch else None
         known = ("work", key, _shapes(batch), documents is not None, self._parts(model, training=False))
         if known not in self._counted:
             some = [None] if documents is None else documents.known
@@ -192,8 +194,8 @@ def documents_apart(model: Any, batch: Mapping[str, Any]) -> DocumentsApart | No
 
     Waits for the device unless `documents` are given.
     """
-    ids_BL = batch.get("document_ids")
-    if ids_BL is None or ids_BL.shape[1] < LEAST or (way := way_apart(model, ids_BL.shape[1])) == MASK:
+    ids_BL = batch["document_ids"]
+    if ids_BL.shape[1] < LEAST or (way := way_apart(model, ids_BL.shape[1])) == MASK:
         return None
     documents = batch.get("documents") or DocumentLayout.of(ids_BL)
     rows, length = ids_BL.shape

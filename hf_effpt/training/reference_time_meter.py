@@ -88,7 +88,7 @@ def step_operation(kind: str, model: Any, batch: Mapping[str, Tensor], dtype: to
     """
     named = sorted(positioned(model, batch).items())
     shapes = ", ".join(f"{name} {'x'.join(map(str, tensor.shape))}" for name, tensor in named if name != "documents")
-    share, apart = routed_share(model), documents_apart(model, batch)
+    share, apart = routed_share(model), documents_apart(model, batch) if "document_ids" in batch else None
     routed = "" if share is None else f" {share:.3f} of the rows"
     routed += "" if apart is None else f" {round(8 * apart.share) / 8:.3f} of the pairs of tokens"
     return f"{kind}|{shapes}|{described(model, kind.startswith('score'))}{routed}|{str(dtype).removeprefix('torch.')}"

@@ -1,6 +1,6 @@
 """Order of the data: an endless stream, computed from (seed, position), so that it resumes anywhere."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache
 from itertools import count, islice
@@ -104,6 +104,8 @@ class TrainingStream:
     def begin(self, rows_seen: int, phase: int = 0) -> None:
         """Moves to a position of a phase, in rows of all processes, `rows_seen` from its start."""
         self.phase, self.dataset = phase, self.phases[phase].rows
+        # Rows of a micro-batch of one process, in all phases of as many tokens.
+        self.batch_rows = self.rows_like(self.args.train_batch_size, self.dataset)
         self.rows_seen, self.step_rows = rows_seen, 0
         self._carried: dict[str, Tensor] | None = None  # rows loaded but not yet used by a step
 
@@ -113,17 +115,12 @@ class TrainingStream:
             self.dataset = dataset
         self.collator = collator
 
-    def enter(self, fraction: float, backbone: Any) -> None:
+    def enter(self, fraction: float, model: Any) -> None:
         """Begins the phase of this fraction of the clock, unless it runs already."""
-        if (phase := phase_at(self.phases, fraction)) != self.phase:
+        if len(self.phases) > 1 and (phase := phase_at(self.phases, fraction)) != self.phase:
             self.begin(0, phase)
-        apply_phase(self.phases[phase], backbone)
-
-    @property
-    def batch_rows(self) -> int:
-        """Rows of a micro-batch of one process, in all phases of as many tokens."""
-        size = self.args.train_batch_size
-        return size if self.phase == 0 else self.rows_like(size, self.dataset)
+        if self.phases[self.phase].rotary_base is not None:
+            apply_phase(self.phases[self.phase], model.backbone)
 
     def rows_like(self, size: int, dataset: Any) -> int:
         """Number of rows of `dataset` with as many tokens as `size` of the first phase, at least 1."""
@@ -170,10 +167,11 @@ class TrainingStream:
             yield on_device(batch, self.args.device)
 
     def take(self, batches: Iterator[dict[str, Tensor]], number: int, device: torch.device) -> list[dict[str, Any]]:
-        """Returns the next `number` micro-batches, on the device, with the `documents` of isolated rows."""
+        """Returns the next `number` micro-batches, on the device; `documents` of isolated rows stay on the host."""
         self.step_rows = number * self.batch_rows
         return [
-            {name: value.to(device, non_blocking=True) for name, value in batch.items()} | documents_of(batch)
+            {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+            | ({"documents": DocumentLayout.of(batch["document_ids"])} if "document_ids" in batch else {})
             for batch in islice(batches, number)
         ]
 
@@ -213,12 +211,6 @@ class PhasedLoader:
             phase, batches = self.stream.phase, iter(self.stream.loader_of_phase())
             while self.stream.phase == phase:
                 yield next(batches)
-
-
-def documents_of(batch: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The entry `documents` of a batch on the CPU with `document_ids`: their layout, which stays there."""
-    ids_BL = batch.get("document_ids")
-    return {} if ids_BL is None else {"documents": DocumentLayout.of(ids_BL)}
 
 
 def on_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:

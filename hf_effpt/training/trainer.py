@@ -284,8 +284,8 @@ class EffptTrainer(Trainer):
 
         Methods are scheduled first, since rows are selected by what runs in the step.
         """
-        self.stream.enter(self.clock.fraction, self.model.backbone)
         run = schedule_methods(self)
+        self.stream.enter(run.fraction, self.model)
         with self.cost.meter.measure("data"):
             self.step_loss = 0.0
             if selecting := self.row_methods:

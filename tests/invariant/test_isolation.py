@@ -28,7 +28,7 @@ def model_of(kind, **changes):
     torch.manual_seed(1)
     if kind in tiny.BACKBONES:
         own = {"local_attention": WINDOW} if kind == "modernbert" else {}
-        return tiny.masked_lm(kind, max_position_embeddings=1026, **own, **changes)
+        return tiny.masked_lm(kind, **{"max_position_embeddings": 1026, **own, **changes})
     shape = {**tiny.SHAPE, "max_position_embeddings": 1026, "pad_token_id": 0}
     drops = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     if kind == "DistilBert":
@@ -84,6 +84,14 @@ def test_packed_equals_unpacked(attention, kind, lengths):
     assert way_apart(model, batch["input_ids"].shape[1]) == (
         BLOCKS if attention == "sdpa" and lengths == LONG else MASK
     )
+    assert_apart(model, batch, documents)
+
+
+def test_rows_of_8192_tokens():
+    model = model_of("modernbert", max_position_embeddings=8192, local_attention=128, num_hidden_layers=2)
+    batch, documents = packed([3000, 2500, 2000, 500, 100], 92)
+    assert batch["input_ids"].shape == (1, 8192)
+    assert way_apart(model, 8192) == BLOCKS
     assert_apart(model, batch, documents)
 
 

@@ -47,7 +47,10 @@ class Rows:
 def trainer_on(folder, phases, backbone="bert", methods=None, dropout=0.1, masks=True, layers=2, **changes):
     args = tiny.arguments(folder, **{"max_steps": -1, **changes})
     set_seed(args.seed)
-    model = tiny.masked_lm(backbone, methods, dropout=dropout, num_hidden_layers=layers)
+    if backbone == "electra":
+        model = tiny.joint(methods=methods, num_hidden_layers=layers)
+    else:
+        model = tiny.masked_lm(backbone, methods, dropout=dropout, num_hidden_layers=layers)
     return EffptTrainer(
         model, args, train_dataset=phases, eval_dataset=rows_of(SHORT, seed=3),
         processing_class=tiny.tokenizer() if masks else None,
@@ -67,7 +70,7 @@ def test_steps_have_as_many_tokens_in_longer_rows(tmp_path):
     assert passes[:4] != passes[12:16]
 
 
-@pytest.mark.parametrize("backbone", tiny.BACKBONES)
+@pytest.mark.parametrize("backbone", [*tiny.BACKBONES, "electra"])
 @pytest.mark.parametrize("at", [2, 4, 7])
 def test_a_resumed_run_is_the_straight_one(tmp_path, backbone, at):
     """Before the change, at the step at which the first phase ends, and after it."""
