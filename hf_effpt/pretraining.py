@@ -24,20 +24,22 @@ from hf_effpt.data.corpus import Corpus, open_corpus
 from hf_effpt.data.document_selection import Kept
 from hf_effpt.data.holding_out import open_validation
 from hf_effpt.data.masking import DataCollatorForMaskedLM
-from hf_effpt.data.packing import facts, pack
+from hf_effpt.data.packing import facts, pack_lengths
 from hf_effpt.data.tokenizer_report import tokenizer_report
 from hf_effpt.data.tokenizer_training import FORMAT as TOKENIZERS
 from hf_effpt.data.tokenizer_training import train_tokenizer
 from hf_effpt.evaluation.document_scores import select_documents
-from hf_effpt.hub.card_parts import accents_in, untrained_positions
+from hf_effpt.hub.card_parts import accents_in, longest_rows, untrained_positions
 from hf_effpt.hub.folders import CODE_FILES, checkpoints_in
 from hf_effpt.models.build import model_for
-from hf_effpt.models.from_checkpoint import add_rows, published_config
+from hf_effpt.models.from_checkpoint import add_rows, check_fits, published_config
 from hf_effpt.recipe.recipe import Recipe
 from hf_effpt.recipe.sections import require
 from hf_effpt.recipe.settings import SECTIONS
 from hf_effpt.training.checks import exclude_specials, is_unused
-from hf_effpt.training.record import cost_reports
+from hf_effpt.training.evaluation_loop import evaluate_rows
+from hf_effpt.training.phases import Phase, facts_of_phases, phases_in
+from hf_effpt.training.record import attention_record, cost_reports
 from hf_effpt.training.start import set_unigram_bias
 from hf_effpt.training.trainer import EffptTrainer
 
@@ -90,7 +92,11 @@ class RunResult:
                 f"Before the first step, as {before['from']} has it, it was {before['held_out_loss']:.4f}, "
                 f"{abs(gained):.4f} {'more' if gained >= 0 else 'less'}."
             )
+        if long := self.facts.get("long_rows"):
+            lines.append(f"In rows of {long['sequence_length']:,} tokens it is {long['held_out_loss']:.4f}.")
         lines += text_told(self.facts.get("data") or {})
+        if way := (self.facts.get("attention") or {}).get("documents"):
+            lines.append(f"Documents of a row were kept apart by {way}.")
         prefix = "held_out_loss_"
         others = [f"{found[name]:.4f} by `{name.removeprefix(prefix)}`" for name in found if name.startswith(prefix)]
         if others:
@@ -109,7 +115,7 @@ class RunResult:
             )
         if untrained := untrained_positions(self.facts):
             lines.append(
-                f"Its rows were of {self.facts['data']['sequence_length']} tokens, so that its further {untrained} "
+                f"Its rows were of {longest_rows(self.facts)} tokens, so that its further {untrained} "
                 "positions are untrained."
             )
         # A model that brings its own code loads only with `trust_remote_code`.
@@ -166,9 +172,9 @@ def pretrain(recipe: Recipe, *, resume: bool | str = False) -> RunResult:
     out = Path(recipe.training.output_dir)
     claim(out, recipe, bool(resume))
     corpus, tokenizer, rows = prepare_data(recipe)
-    trainer = build_trainer(recipe, tokenizer, rows)
+    trainer, phases = build_trainer(recipe, tokenizer, rows), phases_of_recipe(recipe, rows)
     report = tokenizer_report(tokenizer, corpus.in_parts().texts(), max_bytes=2**20)
-    known = {"recipe": recipe.resolved(), "data": facts(rows["train"]), "tokenizer": asdict(report)}
+    known = {"recipe": recipe.resolved(), "data": facts_of_phases(phases), "tokenizer": asdict(report)}
     trainer.facts = known
     if trainer.is_world_process_zero():
         out.mkdir(parents=True, exist_ok=True)
@@ -177,7 +183,8 @@ def pretrain(recipe: Recipe, *, resume: bool | str = False) -> RunResult:
         "tokenizer: %s tokens, %.3f %% of the characters unknown, accents %s, %.2f tokens a word",
         f"{report.vocab_size:,}", 100 * report.unknown_rate, accents_in(known["tokenizer"]), report.fertility,
     )  # fmt: skip
-    logger.info("data: %s rows of %d tokens", f"{len(rows['train']):,}", recipe.data.sequence_length)
+    for one in phases:
+        logger.info("data: %s rows of %d tokens, from %g of the clock", f"{len(one.rows):,}", one.length, one.since)
     for line in text_told(facts(rows["train"])):
         logger.info("data: %s", line)
     methods = ", ".join(method.name for method in trainer.methods) or "none"
@@ -191,9 +198,15 @@ def pretrain(recipe: Recipe, *, resume: bool | str = False) -> RunResult:
     if trainer.eval_dataset is not None:
         trainer.evaluate()
         evaluation = trainer.evaluation or {}
+        if len(phases) > 1:
+            known["long_rows"] = {"sequence_length": phases[-1].length}
+            with trainer.cost.timekeeper.paused():
+                found = evaluate_rows(trainer, rows[f"validation_{phases[-1].length}"])
+            known["long_rows"]["held_out_loss"] = found["held_out_loss"]
     trainer.save_model()
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
+    known["attention"] = attention_record(trainer)
     return RunResult(out, trainer.clock, evaluation, cost_reports(trainer), known)
 
 
@@ -209,7 +222,7 @@ def build_trainer(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, rows: Data
         return EffptTrainer(
             model=model,
             args=recipe.training,
-            train_dataset=rows["train"],
+            train_dataset=phases_of_recipe(recipe, rows),
             eval_dataset=rows.get("validation"),
             processing_class=tokenizer,
             data_collator=collator,
@@ -286,10 +299,10 @@ def prepare_data(recipe: Recipe) -> tuple[Corpus, PreTrainedTokenizerBase, Datas
 def prepare_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase:
     """Loads the recipe's tokenizer, or trains one on the corpus, once for equal text and settings.
 
-    The length that it announces is that of the training rows, since the model's further positions stay untrained.
+    The length that it announces is that of the longest training rows, since further positions stay untrained.
     """
     tokenizer = _load_tokenizer(recipe, corpus)
-    tokenizer.model_max_length = recipe.data.sequence_length
+    tokenizer.model_max_length = max(recipe.data.lengths.values())
     return tokenizer
 
 
@@ -326,27 +339,6 @@ def _load_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(build_once(cache_folder(data.cache_dir) / f"tokenizer-{key}", train))
 
 
-def check_fits(tokenizer: Any, name: str, config: Any, source: str) -> None:
-    """Raises an `EffptError` if the vocabulary of a tokenizer cannot be that of the checkpoint `source`."""
-    most, pad = config.vocab_size, getattr(config, "pad_token_id", None)
-    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
-        raise EffptError(
-            f"{name!r} has no tokenizer files: what is loaded has {len(tokenizer)} tokens, all special; put the "
-            "checkpoint's tokenizer beside it, or name its folder in `data.tokenizer`."
-        )
-    own = AutoTokenizer.from_pretrained(source).get_vocab() if name != source else None
-    if len(tokenizer) > most or (pad is not None and tokenizer.pad_token_id != pad):
-        raise EffptError(
-            f"The tokenizer of {name!r} has {len(tokenizer):,} tokens and pads with {tokenizer.pad_token_id}, but the "
-            f"checkpoint {source!r} has {most:,} rows and pads with {pad}; use the tokenizer that it was trained with."
-        )
-    if own is not None and own != tokenizer.get_vocab():
-        raise EffptError(
-            f"`data.tokenizer` {name!r} has other tokens than that of the checkpoint {source!r}, whose embeddings "
-            "would be of other words; leave it out, or add words with `data.add_tokens`."
-        )
-
-
 def prepare_rows(
     recipe: Recipe,
     corpus: Corpus,
@@ -356,16 +348,21 @@ def prepare_rows(
 ) -> DatasetDict:
     """Packs the training rows, from the documents in `kept`, and the held-out rows; `validation` as for `pack`."""
     data = recipe.data
-    return pack(
+    return pack_lengths(
         corpus,
         tokenizer,
-        sequence_length=data.sequence_length,
+        list(data.lengths.values()),
         isolate_documents=data.isolate_documents,
         validation=validation,
         kept=kept,
         cache_dir=data.cache_dir,
         num_proc=data.num_proc,
     )
+
+
+def phases_of_recipe(recipe: Recipe, rows: DatasetDict) -> list[Phase]:
+    """Phases of the run of a recipe on its `rows`."""
+    return phases_in(rows, recipe.data.lengths, recipe.model.rotary_bases)
 
 
 def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Any:

@@ -67,6 +67,21 @@ def position_table_of(backbone: Any) -> nn.Embedding | None:
     return getattr(backbone.embeddings, "position_embeddings", None)
 
 
+def rotary_base_of(config: Any) -> float | None:
+    """Base of the rotary positions of full attention; `None` without such layers or positions."""
+    own = (getattr(config, "rope_parameters", None) or {}).get("full_attention")
+    return own["rope_theta"] if own and "full_attention" in (layer_types_of(config) or ()) else None
+
+
+def set_rotary_base(backbone: Any, base: float) -> None:
+    """Sets the base of the rotary positions of full attention, also in the configuration."""
+    config, rotary, kind = backbone.config, backbone.rotary_emb, "full_attention"
+    config.rope_parameters = {**config.rope_parameters, kind: {**config.rope_parameters[kind], "rope_theta": base}}
+    frequencies, _ = rotary.compute_default_rope_parameters(config, layer_type=kind)
+    for name in ("inv_freq", "original_inv_freq"):
+        getattr(rotary, f"{kind}_{name}").copy_(frequencies)
+
+
 def embedding_norm_of(backbone: Any) -> nn.Module:
     """LayerNorm that reads the sum of the embeddings of a token."""
     embeddings = backbone.embeddings

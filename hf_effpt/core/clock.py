@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 from .errors import EffptError
@@ -119,3 +121,25 @@ class Clock:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def scheduled(value: Any, key: str) -> dict[float, Any]:
+    """Values of a setting by the fraction of the clock, in [0, 1), from which each holds, from 0 on and rising.
+
+    A plain value holds throughout; a mapping, `{0: 128, 0.9: 1024}`, is a schedule.
+
+    Raises:
+        EffptError: naming the setting `key`, unless fractions are numbers below 1 in rising order, the first 0.
+    """
+    if not isinstance(value, Mapping):
+        return {0.0: value}
+    try:
+        fractions = [float(fraction) for fraction in value]
+    except (TypeError, ValueError):
+        fractions = []
+    if not fractions or fractions[0] != 0 or not all(a < b for a, b in pairwise([*fractions, 1.0])):
+        raise EffptError(
+            f"`{key}` is {dict(value)!r}, but a schedule has values by rising fractions of the clock, from 0 to below "
+            "1, such as {0: 128, 0.9: 1024}."
+        )
+    return dict(zip(fractions, value.values(), strict=True))

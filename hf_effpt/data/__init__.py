@@ -27,6 +27,7 @@ packing               `pack`: a corpus as fixed-length rows on disk
   row_builders        rows from documents
   row_writer          rows to an Arrow file
 packed_rows           batched reading of those rows
+document_layout       where documents lie in a batch, and blocks of them for attention
 masking               `DataCollatorForMaskedLM`
 training_text         training rows as methods see them
 """

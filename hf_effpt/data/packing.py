@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,31 @@ def pack(
         report_held_out(packed["train"])
         report_doubles(packed["train"], training.keys("train"), held_out_keys, settings.cache)
     return packed
+
+
+def pack_lengths(corpus: Any, tokenizer, lengths: Sequence[int], **settings: Any) -> DatasetDict:
+    """Packs a corpus into rows of several lengths, each as [`pack`] does; the same documents are held out of all.
+
+    Args:
+        corpus, tokenizer, **settings: As for `pack`.
+        lengths (`Sequence[int]`): Tokens per row. The splits of the first are named as those of `pack`, and those of
+            each other `train_{length}` and `validation_{length}`.
+
+    Raises:
+        EffptError: as `pack`, or too little text is held out for a row of some length.
+    """
+    corpus = open_corpus(corpus)
+    every = pack(corpus, tokenizer, sequence_length=lengths[0], **settings)
+    documents = facts(every["train"])["documents"]
+    for length in lengths[1:]:
+        longer = pack(corpus, tokenizer, sequence_length=length, **settings)
+        if facts(longer["train"])["documents"] != documents:
+            raise EffptError(
+                f"What is held out of the dataset {corpus.name!r} makes no row of {length} tokens, so that other "
+                "documents would be held out of long rows than of short ones; raise data.validation or name a dataset."
+            )
+        every.update({f"{split}_{length}": rows for split, rows in longer.items()})
+    return every
 
 
 class _Settings:

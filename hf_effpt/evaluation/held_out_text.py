@@ -11,6 +11,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from hf_effpt.core.clock import scheduled
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import read_json
 from hf_effpt.core.objectives import OBJECTIVES, objective_in
@@ -62,15 +63,15 @@ def held_out_text(folder: Path, tokenizer: PreTrainedTokenizerFast, text: str | 
     """Opens the text that the loss of a model is measured on.
 
     Without `text`, it is what the run held out, whose `run.json` is in the model's `folder` or its parent. `text`, as
-    `data.dataset` takes it, gives its validation split, if it has splits, in rows as long as the run's, or 128 tokens,
-    but at most `readable`, the longest text in tokens that the model can read.
+    `data.dataset` takes it, gives its validation split, if it has splits, in rows as long as the run's first, or 128
+    tokens, but at most `readable`, the longest text in tokens that the model can read.
 
     Raises an `EffptError` if there is no such text, or it has changed since the run.
     """
     run = run_of(folder)
     settings = (run.get("recipe") or {}).get("data") or {}
     packing = {key: settings[key] for key in ("isolate_documents", "cache_dir", "num_proc") if key in settings}
-    length = settings.get("sequence_length", 128)
+    length = int(scheduled(settings.get("sequence_length", 128), "data.sequence_length")[0.0])
     if text is not None:
         same = {key: settings[key] for key in ("text_column", "documents") if key in settings}
         corpus = open_corpus(text, split="validation", **same)

@@ -270,7 +270,7 @@ def _data(data: Mapping[str, Any], tokenizer: Mapping[str, Any], untrained: int)
             ("Training documents that equal held-out ones", data.get("doubles"), "{:,}"),
             ("Raw text", None if size is None else size / 1e6, "{:,.2f} MB"),
             ("Tokens, packed", data.get("tokens"), "{:,}"),
-            ("Sequence length", data.get("sequence_length"), "{}"),
+            ("Sequence length", _lengths(data), "{}"),
             ("Untrained positions beyond it", untrained or None, "{}"),
             ("Documents isolated", None if isolated is None else ("yes" if isolated else "no"), "{}"),
             ("Tokenizer", tokenizer.get("kind"), "{}"),
@@ -280,6 +280,13 @@ def _data(data: Mapping[str, Any], tokenizer: Mapping[str, Any], untrained: int)
             ("Tokens per word", tokenizer.get("fertility"), "{:.2f}"),
         ]
     )
+
+
+def _lengths(data: Mapping[str, Any]) -> str | None:
+    """Tokens per row, and those of later phases with the fraction of the clock at which they began."""
+    later = [f"{phase['sequence_length']} from {phase['since']:g} of the clock on" for phase in data.get("phases", [])]
+    first = data.get("sequence_length")
+    return None if first is None else ", ".join([str(first), *later])
 
 
 def duration(seconds: float) -> str:

@@ -30,10 +30,16 @@ def accents_in(tokenizer: Mapping[str, Any]) -> str | None:
     return {True: "stripped", False: "kept"}.get(tokenizer.get("strip_accents"))
 
 
+def longest_rows(record: Mapping[str, Any]) -> int | None:
+    """Tokens of the longest training rows, by the record of a run; `None` if it does not say."""
+    data = part(record, "data")
+    return data["phases"][-1]["sequence_length"] if data.get("phases") else data.get("sequence_length")
+
+
 def untrained_positions(record: Mapping[str, Any]) -> int:
     """Number of positions of a recipe's model beyond its training rows, by the record of its run."""
     positions = part(part(record, "recipe"), "model").get("max_position_embeddings")
-    length = part(record, "data").get("sequence_length")
+    length = longest_rows(record)
     return 0 if positions is None or length is None else max(0, positions - length)
 
 

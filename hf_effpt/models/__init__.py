@@ -3,6 +3,7 @@
 base                      mixins of training models: methods, export, the forward on masked text
 configuration_effpt       configurations of BERT and ModernBERT with the ledger of methods
 encoder_inputs            inputs of the encoder, which keep the documents of a row apart
+  document_blocks         attention within documents, block by block
 masked_lm                 masked language modelling, with a head that runs at masked positions only
   sparse_layer            layer with outputs at some positions only
 bert                      BERT

@@ -1,22 +1,39 @@
-"""Inputs of the encoder from those of a model that learns from masked text.
+"""Inputs of the encoder from those of a model that learns from masked text, and how it keeps documents apart.
 
 B batch, L row length.
 """
 
+import inspect
+import logging
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask
+from torch.nn.attention.varlen import varlen_attn
 
-from hf_effpt.core.anatomy import first_position, layer_types_of
+from hf_effpt.core.anatomy import attention_of, dropouts_of, first_position, layer_types_of, layers_of
+from hf_effpt.core.depth import router_of
+from hf_effpt.data.document_layout import DocumentLayout
+
+from .document_blocks import LEAST, DocumentMask, bounds_on
+
+logger = logging.getLogger(__name__)
 
 # Batch keys that are not encoder inputs.
 NOT_ENCODED = ("labels", "masked_positions", "num_items_in_batch", "loss_weight_inputs", "return_dict")
+# Ways to keep the documents of a row apart.
+MASK = "a mask over the whole row"
+BLOCKS = "SDPA within blocks"
+KERNEL = "torch's kernel for documents of varying length"
+FLASH = "flash attention for documents of varying length"
+FLEX = "a block mask of flex attention"
 
 
 def encoder_inputs(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Encoder inputs of a masked batch; an attention mask and positions replace `document_ids`.
+    """Encoder inputs of a masked batch; what keeps documents apart, and positions, replace `document_ids`.
 
     An encoder with several kinds of layers gets a mask for each kind. One without token types gets none.
     """
@@ -24,34 +41,105 @@ def encoder_inputs(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
     config = model.config
     if inputs.get("token_type_ids") is None or not hasattr(config, "type_vocab_size"):
         inputs.pop("token_type_ids", None)
-    document_ids = inputs.pop("document_ids", None)
+    document_ids, documents = inputs.pop("document_ids", None), inputs.pop("documents", None)
     if document_ids is not None:
-        mask_B1LL, positions_BL = isolate_documents(document_ids)
+        positions_BL = positions_within(document_ids)
         inputs["position_ids"] = positions_BL + first if (first := first_position(config)) else positions_BL
-        if layer_types_of(config) is None:
-            inputs["attention_mask"] = mask_for(mask_B1LL, config, model.dtype)
-        else:
-            near_B1LL = mask_B1LL & within(config.sliding_window, document_ids)
-            inputs["attention_mask"] = {
-                "full_attention": mask_for(mask_B1LL, config, model.dtype),
-                "sliding_attention": mask_for(near_B1LL, config, model.dtype),
-            }
+        inputs |= _apart(model, document_ids, documents)
     return inputs
 
 
-def isolate_documents(document_ids_BL: Tensor) -> tuple[Tensor, Tensor]:
-    """Tokens that each may attend to, and positions, that separate documents packed in one row.
+def way_apart(model: Any, length: int) -> str:
+    """The way in which `model` keeps the documents of rows of `length` tokens apart: the best that is available.
+
+    It follows from `attn_implementation`, and of `sdpa` from the device. There a row below `LEAST` tokens, or one that
+    runs through some layers only, has a mask.
+    """
+    kind = model.config._attn_implementation
+    if "flash" in kind:
+        return FLASH
+    if "flex" in kind:
+        return FLEX
+    if kind != "sdpa" or length < LEAST or router_of(getattr(model, "backbone", model.base_model)) is not None:
+        return MASK
+    return KERNEL if _has_kernel(model) else BLOCKS
+
+
+def _has_kernel(model: Any) -> bool:
+    """`True` if torch's kernel can run the model as it is: on recent CUDA, in half precision, without dropout."""
+    device = model.device
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else model.dtype
+    dropout = any("att" in name and share for name, share in dropouts_of(model.config).items())
+    layers = layers_of(getattr(model, "backbone", model.base_model))
+    whole = all(attention_of(layer).head_size % 8 == 0 for layer in layers.children())
+    windows = "window_size" in inspect.signature(varlen_attn).parameters
+    repeatable = not torch.are_deterministic_algorithms_enabled()
+    return dtype in (torch.float16, torch.bfloat16) and not dropout and whole and windows and repeatable
+
+
+@cache
+def _say(way: str) -> None:
+    logger.info("documents of a row are kept apart by %s", way)
+
+
+def _apart(model: Any, document_ids_BL: Tensor, documents: DocumentLayout | None) -> dict[str, Any]:
+    """Encoder inputs that keep documents apart; `documents` is their layout, if it is known already."""
+    config, way = model.config, way_apart(model, document_ids_BL.shape[1])
+    _say(way)
+    if way in (BLOCKS, KERNEL, FLASH) and documents is None:
+        documents = DocumentLayout.of(document_ids_BL)
+    if way == FLASH:
+        assert documents is not None
+        bounds, longest = bounds_on(documents, document_ids_BL.device), documents.longest
+        inputs: dict[str, Any] = {"attention_mask": None, "max_length_q": longest, "max_length_k": longest}
+        return inputs | {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds}
+
+    def mask(window: int | None) -> Any:
+        if way in (BLOCKS, KERNEL):
+            assert documents is not None
+            return DocumentMask.make(document_ids_BL, documents, window, has_kernel=way == KERNEL)
+        if way == FLEX:
+            return flex_mask(document_ids_BL, window)
+        mask_B1LL = isolate_documents(document_ids_BL)
+        return mask_for(
+            mask_B1LL if window is None else mask_B1LL & within(window, document_ids_BL), config, model.dtype
+        )
+
+    if layer_types_of(config) is None:
+        return {"attention_mask": mask(None)}
+    return {"attention_mask": {"full_attention": mask(None), "sliding_attention": mask(config.sliding_window)}}
+
+
+def isolate_documents(document_ids_BL: Tensor) -> Tensor:
+    """Mask of tokens that each may attend to, that separates documents packed in one row.
 
     `document_ids_BL`, of shape `(batch_size, sequence_length)`, are numbers within the row, from 1, in order; 0 for
     padding, which attends to padding only. The boolean mask is of shape `(batch_size, 1, sequence_length,
-    sequence_length)`. Positions begin at 0 in each document, as if it had a row of its own.
+    sequence_length)`.
     """
-    mask_B1LL = document_ids_BL[:, None, :, None] == document_ids_BL[:, None, None, :]
+    return document_ids_BL[:, None, :, None] == document_ids_BL[:, None, None, :]
+
+
+def positions_within(document_ids_BL: Tensor) -> Tensor:
+    """Positions that begin at 0 in each document, as if it had a row of its own; of shape (B, L)."""
     index_L = torch.arange(document_ids_BL.shape[1], device=document_ids_BL.device)
     starts_BL = torch.ones_like(document_ids_BL, dtype=torch.bool)
     starts_BL[:, 1:] = document_ids_BL[:, 1:] != document_ids_BL[:, :-1]
-    first_BL = torch.where(starts_BL, index_L, 0).cummax(dim=1).values
-    return mask_B1LL, index_L - first_BL
+    return index_L - torch.where(starts_BL, index_L, 0).cummax(dim=1).values
+
+
+def flex_mask(document_ids_BL: Tensor, window: int | None) -> Any:
+    """Block mask of flex attention for documents, within which tokens attend to those at most `window` apart."""
+
+    def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        same = document_ids_BL[row, query] == document_ids_BL[row, key]
+        return same if window is None else same & ((query - key).abs() <= window)
+
+    rows, length = document_ids_BL.shape
+    on_gpu = document_ids_BL.device.type == "cuda"  # elsewhere compiling takes longer than it saves
+    return create_block_mask(sees, rows, None, length, length, device=document_ids_BL.device, _compile=on_gpu)
 
 
 def within(window: int, like_BL: Tensor) -> Tensor:

@@ -17,6 +17,8 @@ from transformers.models.modernbert.modeling_modernbert import rotate_half
 from hf_effpt.core.anatomy import DROPOUTS
 from hf_effpt.core.depth import stack_of
 
+from .document_blocks import DocumentMask
+
 
 def gather_rows(hidden_BLD: Tensor, positions_BM: Tensor) -> Tensor:
     """Hidden states at some positions of every row, of shape `(batch_size, positions, hidden_size)`."""
@@ -154,6 +156,8 @@ def _heads(projected_BLX: Tensor, size: int) -> Tensor:
 
 def _mask_rows(attention_mask: Tensor, positions_BM: Tensor) -> Tensor:
     """Rows of a mask of shape `(batch_size, 1, sequence_length or 1, sequence_length)` for some positions."""
+    if isinstance(attention_mask, DocumentMask):
+        return attention_mask.at(positions_BM)
     if attention_mask.shape[2] == 1:
         return attention_mask
     rows = positions_BM[:, None, :, None].expand(-1, -1, -1, attention_mask.shape[3])

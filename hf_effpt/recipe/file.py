@@ -19,7 +19,8 @@ class _Loader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
-            fault = "is not a name" if not isinstance(key, str) else "is given twice" if key in seen else None
+            named = isinstance(key, str | int | float) and not isinstance(key, bool)  # numbers are those of schedules
+            fault = "is not a name" if not named else "is given twice" if key in seen else None
             if fault:
                 raise yaml.MarkedYAMLError(problem=f"the key {key!r} {fault}", problem_mark=key_node.start_mark)
             seen.add(key)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from enum import Enum
 from functools import lru_cache
+from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -61,18 +62,29 @@ class Recipe:
         }
         config = self.model.config(methods=self.methods)
         build_methods(self.methods, config)
-        length, longest = self.data.sequence_length, config.max_position_embeddings - first_position(config)
-        needed = f"at most {longest}, the positions of the model (`model.max_position_embeddings`)"
-        require(length <= longest, "data.sequence_length", length, needed)
-        window = self.model.local_attention
-        needed = f"at most `data.sequence_length`, {length}: no token of a row has neighbours that far away"
-        require(window is None or window <= length, "model.local_attention", window, needed)
-
+        self._check_lengths(config)
         if self.data.add_tokens is not None and self.model.from_ is None:
             raise EffptError(
                 f"`data.add_tokens` is {self.data.words_to_add!r}, which adds to the vocabulary of a checkpoint; name "
                 "one in `model.from`, or set `data.vocab_size` of the tokenizer that is trained."
             )
+
+    def _check_lengths(self, config: Any) -> None:
+        """Raises `EffptError` if a model of this configuration, or the batch, does not suit the lengths of rows."""
+        lengths, size = list(self.data.lengths.values()), self.training.per_device_train_batch_size
+        positions = config.max_position_embeddings - first_position(config)
+        needed = f"at most {positions}, the positions of the model (`model.max_position_embeddings`)"
+        require(lengths[-1] <= positions, "data.sequence_length", lengths[-1], needed)
+        window = self.model.local_attention
+        needed = f"at most `data.sequence_length`, {lengths[-1]}: no token of a row has neighbours that far away"
+        require(window is None or window <= lengths[-1], "model.local_attention", window, needed)
+        for length in lengths[1:]:
+            rows = length // gcd(length, lengths[0])
+            needed = f"a multiple of {rows}, for as many tokens in rows of {length} as in those of {lengths[0]}"
+            require(size % rows == 0, "training.per_device_train_batch_size", size, needed)
+        begin = "of fractions of the clock at which `data.sequence_length` changes"
+        known = {*self.model.rotary_bases} <= {*self.data.lengths}
+        require(known, "model.rotary_base", self.model.rotary_base, begin)
 
     @classmethod
     def load(cls, source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:

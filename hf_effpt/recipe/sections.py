@@ -8,16 +8,30 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from transformers import HfArgumentParser
 
+from hf_effpt.core.clock import scheduled
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.registry import nearest
 
 Section = TypeVar("Section")
+Number = TypeVar("Number", int, float)
 
 
 def require(condition: bool, key: str, value: Any, needed: str) -> None:
     """Raises an `EffptError` that names the recipe key, its value and what is needed, unless `condition` holds."""
     if not condition:
         raise EffptError(f"`{key}` is {value!r}, but must be {needed}.")
+
+
+def scheduled_numbers(value: Any, key: str, kind: type[Number]) -> dict[float, Number]:
+    """Numbers of the setting `key` by the fraction of the clock from which each holds, as [`scheduled`] reads them."""
+    found = scheduled(value, key)
+    try:
+        numbers = {fraction: kind(number) for fraction, number in found.items()}
+    except (TypeError, ValueError):
+        numbers = {}
+    whole = all(not isinstance(found[one], bool) and float(found[one]) == number for one, number in numbers.items())
+    require(bool(numbers) and whole, key, value, f"{'whole ' if kind is int else ''}numbers")
+    return numbers
 
 
 def key_of(field_name: str) -> str:

@@ -1,6 +1,7 @@
 """The `model` and `data` sections of a recipe, and the table of all sections."""
 
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from hf_effpt.core.objectives import OBJECTIVES
@@ -12,7 +13,7 @@ from hf_effpt.models.build import config_for
 from hf_effpt.models.from_checkpoint import config_from, continue_from
 from hf_effpt.training.arguments import EffptTrainingArguments
 
-from .sections import parse_section, require
+from .sections import parse_section, require, scheduled_numbers
 
 SHAPE = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
 COUNTS = (*SHAPE, "max_position_embeddings")
@@ -74,8 +75,9 @@ class ModelSettings:
             `sliding_attention`; by default every third is full, from the first on.
         local_attention (`int`, *optional*): window of sliding attention, half of it on either side of a token; by
             default 128.
-        rotary_base (`float`, *optional*): base of the rotary positions of full attention; by default 160,000. Sliding
-            attention has 10,000.
+        rotary_base (`float` or `dict`, *optional*): base of the rotary positions of full attention; by default
+            160,000. Sliding attention has 10,000. ModernBERT begins with 10,000 and raises it with the length of its
+            rows: `{0: 10000, 0.9: 160000}`, by fractions of the clock that are those of `data.sequence_length`.
         embedding_size (`int`, *optional*): width of the embeddings; by default the hidden size. Not for `mlm`.
         generator_size (`float`, *optional*): width of the generator as a share of the model's, by default 1/4; for
             MC-BERT that of the meta controller, by default 1/3. In a ModernBERT it is a share of the layers, by
@@ -109,7 +111,7 @@ class ModelSettings:
     attn_implementation: str = "sdpa"
     layer_types: Annotated[list[str] | None, MODERN] = None
     local_attention: Annotated[int | None, MODERN] = None
-    rotary_base: Annotated[float | None, MODERN] = None
+    rotary_base: Annotated[float | dict[Any, Any] | None, MODERN] = None
     embedding_size: Annotated[int | None, When(backbone="bert", objective=tuple(OBJECTIVES)[1:], from_=None)] = None
     generator_size: Annotated[float | None, GENERATED] = None
     generator_dropout: Annotated[
@@ -158,6 +160,13 @@ class ModelSettings:
         config._attn_implementation = self.attn_implementation
         return config
 
+    @property
+    def rotary_bases(self) -> dict[float, float]:
+        """Bases of the rotary positions by the fraction of the clock from which each holds; none by default."""
+        if self.rotary_base is None:
+            return {}
+        return scheduled_numbers(self.rotary_base, "model.rotary_base", float)
+
     def load(self, methods: dict[str, dict]) -> Any:
         """The training model with the weights of the checkpoint `from`."""
         assert self.from_ is not None
@@ -181,10 +190,11 @@ class ModelSettings:
         shape.setdefault("intermediate_size", max(64, round(8 * hidden / 3 / 64) * 64))
         keys = ("layer_types", "local_attention")
         windows: dict[str, Any] = {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
-        if self.rotary_base is not None:
-            possible = 0 < self.rotary_base < float("inf")
-            require(possible, "model.rotary_base", self.rotary_base, "above 0 and finite")
-            full = {"rope_type": "default", "rope_theta": float(self.rotary_base)}
+        if bases := self.rotary_bases:
+            for base in bases.values():
+                require(0 < base < float("inf"), "model.rotary_base", base, "above 0 and finite")
+            self.rotary_base = bases if len(bases) > 1 else bases[0.0]
+            full = {"rope_type": "default", "rope_theta": bases[0.0]}
             windows["rope_parameters"] = {
                 "full_attention": full,
                 "sliding_attention": {**full, "rope_theta": 10_000.0},
@@ -210,7 +220,9 @@ class DataSettings:
             the whole `file`; by default guessed, as [`open_corpus`] says.
         validation (`str`, *optional*, defaults to `"0.01"`): share of the text to hold out, in whole documents, from
             0 to below 1; or a separate dataset, given like `dataset`.
-        sequence_length (`int`, *optional*, defaults to 128): tokens per row.
+        sequence_length (`int` or `dict`, *optional*, defaults to 128): tokens per row; or a schedule, with longer rows
+            of the same text from a fraction of the clock on, `{0: 128, 0.9: 1024}`. Steps have as many tokens
+            throughout, so fewer rows.
         isolate_documents (`bool`, *optional*, defaults to `False`): if `True`, documents packed in one row do not
             attend to each other.
         mlm_probability (`float`, *optional*, defaults to 0.15): share of a row's tokens to predict.
@@ -241,7 +253,7 @@ class DataSettings:
     streaming: Annotated[bool, OF_FILES] = False
     documents: Literal["blank_lines", "lines", "file"] | None = None
     validation: str = "0.01"
-    sequence_length: int = 128
+    sequence_length: int | dict[Any, Any] = 128
     isolate_documents: bool = False
     mlm_probability: float = 0.15
     whole_word: bool = False
@@ -269,7 +281,11 @@ class DataSettings:
         require(
             self.documents in (None, *CUTS), "data.documents", self.documents, f"one of {', '.join(CUTS)}, or left out"
         )
-        require(self.sequence_length >= 8, "data.sequence_length", self.sequence_length, "at least 8")
+        lengths = list(self.lengths.values())
+        require(min(lengths) >= 8, "data.sequence_length", self.sequence_length, "at least 8")
+        rising = all(a < b for a, b in pairwise(lengths))
+        require(rising, "data.sequence_length", self.sequence_length, "longer in each phase than before")
+        self.sequence_length = self.lengths if len(lengths) > 1 else lengths[0]
         require(0.0 < self.mlm_probability < 1.0, "data.mlm_probability", self.mlm_probability, "between 0 and 1")
         require(
             self.tokenizer_kind in ("wordpiece", "bpe"), "data.tokenizer_kind", self.tokenizer_kind, "wordpiece or bpe"
@@ -280,6 +296,11 @@ class DataSettings:
         if self.select is not None:
             self.select = parse_section("data.select", SelectSettings, self.select).settings()
             require(not self.streaming, "data.streaming", True, "false with `data.select`, which reads the text again")
+
+    @property
+    def lengths(self) -> dict[float, int]:
+        """Tokens per row by the fraction of the clock from which rows have them, from 0 on."""
+        return scheduled_numbers(self.sequence_length, "data.sequence_length", int)
 
     @property
     def selection(self) -> SelectSettings | None:

@@ -14,8 +14,8 @@ from hf_effpt.core.freezing import freeze
 from hf_effpt.core.row_method import RowMethod
 
 from .arguments import OPTIMIZER_SETTINGS
-from .checkpoints import identity_of
 from .optimization import renew
+from .phases import identity_of_run
 
 
 class ClockCallback(TrainerCallback, ExportableState):
@@ -29,7 +29,8 @@ class ClockCallback(TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         trainer = self.trainer
-        own = {"rows": trainer.stream.rows_seen, "data": identity_of(trainer.train_dataset)}
+        stream = trainer.stream
+        own = {"rows": stream.rows_seen, "phase": stream.phase, "data": identity_of_run(trainer)}
         own |= {name: getattr(trainer.args, name) for name in OPTIMIZER_SETTINGS}
         return {"args": {}, "attributes": trainer.cost.totals() | own}
 
@@ -47,7 +48,7 @@ class ClockCallback(TrainerCallback, ExportableState):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer, stream = self.trainer, self.trainer.stream
-        rows = len(trainer.train_dataset)
+        rows = len(stream.dataset)
         state.epoch = stream.rows_seen / rows
         passes, before = stream.rows_seen // rows, (stream.rows_seen - stream.step_rows_seen) // rows
         if passes > before and not trainer.clock.finished:  # the stock Trainer sees one endless epoch

@@ -73,8 +73,8 @@ def choose(wanted: str | Path | Literal[True], run: Path) -> Path:
     return checkpoint
 
 
-def totals(checkpoint: Path, dataset: Any, args: EffptTrainingArguments) -> dict[str, Any]:
-    """Totals of clock and rows in a checkpoint.
+def totals(checkpoint: Path, now: str | None, args: EffptTrainingArguments) -> dict[str, Any]:
+    """Totals of clock and rows in a checkpoint; `now` identifies the rows of the run.
 
     Raises `EffptError` if another Trainer saved it, or its run had other rows or another of `OPTIMIZER_SETTINGS`.
     """
@@ -85,7 +85,7 @@ def totals(checkpoint: Path, dataset: Any, args: EffptTrainingArguments) -> dict
             "with `from_pretrained` and start a new run."
         )
     found = callbacks["ClockCallback"]["attributes"]
-    before, now = found.get("data"), identity_of(dataset)
+    before = found.get("data")
     if before is not None and now is not None and before != now:
         raise EffptError(
             f"The text or the tokenizer has changed since {checkpoint} was saved (fingerprint {before}, now {now})"

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -14,6 +14,9 @@ from transformers import PreTrainedModel
 
 from hf_effpt.core.anatomy import embeddings_of, generator_of
 from hf_effpt.core.depth import router_of, running
+from hf_effpt.data.document_layout import DocumentLayout
+from hf_effpt.models.document_blocks import LEAST
+from hf_effpt.models.encoder_inputs import BLOCKS, MASK, way_apart
 from hf_effpt.models.sparse_layer import most_labels
 
 from .matrix_products import MatrixProducts
@@ -76,15 +79,23 @@ class FlopCounter:
     def count(self, model: Any, batch: Mapping[str, Tensor]) -> float:
         """FLOPs of forward and backward of `model` on `batch`, with the layers that run now.
 
-        With a router, interpolates linearly between no rows and all rows at the share of the last step.
+        With a router, interpolates linearly between no rows and all rows at the share of the last step. With documents
+        that are kept apart without a mask, linearly, too, by the pairs of tokens that attention compares.
         """
         batch = positioned(model, batch)
+        documents = documents_apart(model, batch) if "document_ids" in batch else None
         router = router_of(model.backbone)
-        key = (_shapes(batch), model.training, router is not None, self._parts(model))
+        key = (_shapes(batch), model.training, router is not None, documents is not None, self._parts(model))
         if key not in self._counted:
             shares = [None] if router is None else [0.0, 1.0]
-            self._counted[key] = [self._measure(model, batch, share) for share in shares]
+            self._counted[key] = (
+                [self._measure(model, batch, share) for share in shares]
+                if documents is None
+                else [self._measure(model, batch, documents=some) for some in documents.known]
+            )
         none, *every = self._counted[key]
+        if documents is not None:
+            return documents.interpolated(none, *every)
         return none if router is None else none + router.share * (every[0] - none)
 
     def count_work(
@@ -95,10 +106,13 @@ class FlopCounter:
         Runs a copy of `model` on the meta device; only the shapes of `batch` count. Equal `key`s stand for equal work.
         """
         batch = positioned(model, batch)
-        known = ("work", key, _shapes(batch), self._parts(model, training=False))
+        documents = documents_apart(model, batch) if "document_ids" in batch else None
+        known = ("work", key, _shapes(batch), documents is not None, self._parts(model, training=False))
         if known not in self._counted:
-            self._counted[known] = [self._measure(model, batch, 1.0, work)]
-        return self._counted[known][0]
+            some = [None] if documents is None else documents.known
+            self._counted[known] = [self._measure(model, batch, 1.0, work, one) for one in some]
+        counted = self._counted[known]
+        return counted[0] if documents is None else documents.interpolated(*counted)
 
     def _parts(self, model: Any, training: bool | None = None) -> tuple:
         """All that decides the cost but the batch: sizes of what runs, and signatures of methods."""
@@ -124,13 +138,19 @@ class FlopCounter:
 
     @staticmethod
     def _measure(
-        model: Any, batch: Mapping[str, Tensor], share: float | None, work: Callable[[Any, dict], Any] | None = None
-    ) -> int:
+        model: Any, batch: Mapping[str, Any], share: float | None = None,
+        work: Callable[[Any, dict], Any] | None = None, documents: DocumentLayout | None = None,
+    ) -> int:  # fmt: skip
         ghost: Any = ghost_of(model)
+        if documents is not None:
+            ghost.set_attn_implementation("sdpa")  # which blocks are for; a meta device decomposes it into products
         if (router := router_of(ghost.backbone)) is not None:
             router.forced = share
         # The attention mask is only added, not multiplied.
-        batch = {name: tensor.to("meta") for name, tensor in batch.items() if name != "attention_mask"}
+        batch = {
+            name: tensor.to("meta") for name, tensor in batch.items() if name not in ("attention_mask", "documents")
+        }
+        batch |= {} if documents is None else {"documents": documents}
         apart = torch.random.fork_rng(devices=[])  # the copy must not draw from the run's generators
         with MatrixProducts() as counter, torch.set_grad_enabled(work is None), apart:
             if work is not None:
@@ -149,5 +169,39 @@ def positioned(model: Any, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     return {**batch, "masked_positions": places}
 
 
-def _shapes(batch: Mapping[str, Tensor]) -> tuple:
-    return tuple(sorted([(name, tensor.shape) for name, tensor in batch.items()]))
+class DocumentsApart(NamedTuple):
+    """Pairs of tokens that attention compares in a batch whose documents are kept apart without a mask.
+
+    `known` are two layouts of the same shape, with other numbers of `products`, between which work is linear.
+    """
+
+    pairs: int
+    known: tuple[DocumentLayout, DocumentLayout]
+
+    @property
+    def share(self) -> float:
+        """`pairs` as a share of those that a mask would compare."""
+        return self.pairs / self.known[0].products
+
+    def interpolated(self, whole: int, halves: int) -> int:
+        """Work with `pairs`, from that with each layout."""
+        more, fewer = (layout.products for layout in self.known)
+        return halves + (whole - halves) * (self.pairs - fewer) // (more - fewer)
+
+
+def documents_apart(model: Any, batch: Mapping[str, Any]) -> DocumentsApart | None:
+    """What tells the work of a batch with `document_ids`; `None` if it follows from the shapes.
+
+    Waits for the device unless `documents` are given.
+    """
+    ids_BL = batch["document_ids"]
+    if ids_BL.shape[1] < LEAST or (way := way_apart(model, ids_BL.shape[1])) == MASK:
+        return None
+    documents = batch.get("documents") or DocumentLayout.of(ids_BL)
+    rows, length = ids_BL.shape
+    known = DocumentLayout.pieces(rows, length, 1), DocumentLayout.pieces(rows, length, 2)
+    return DocumentsApart(documents.products if way == BLOCKS else documents.pairs, known)
+
+
+def _shapes(batch: Mapping[str, Any]) -> tuple:
+    return tuple(sorted([(name, tensor.shape) for name, tensor in batch.items() if name != "documents"]))

@@ -13,7 +13,9 @@ import transformers
 
 from hf_effpt.core.ledger import ledger_of
 from hf_effpt.core.objectives import objective_of
+from hf_effpt.data.packed_rows import PackedRows
 from hf_effpt.models.base import facts_of, pruning_of
+from hf_effpt.models.encoder_inputs import way_apart
 
 from .energy import energy_entry
 from .meters import PARTS
@@ -27,6 +29,7 @@ def run_record(trainer: Any, exported: Any) -> dict[str, Any]:
     record = {
         "ledger": ledger_of(model.config),
         "clock": trainer.clock.as_dict(),
+        "attention": attention_record(trainer),
         "model": own | facts_of(exported),
         "throughput": throughput(history),
         "costs": trainer.cost.method_seconds,
@@ -50,6 +53,15 @@ def run_record(trainer: Any, exported: Any) -> dict[str, Any]:
     if trainer.evaluation is not None:
         record["evaluation"] = trainer.evaluation
     return record | pruning_of(exported) | trainer.facts
+
+
+def attention_record(trainer: Any) -> dict[str, str]:
+    """The attention `implementation`, and with isolated rows how they keep their `documents` apart."""
+    found, rows = {"implementation": trainer.model.config._attn_implementation}, trainer.stream.phases[-1].rows
+    if PackedRows.fits(rows) and "document_ids" in rows.column_names:
+        with trainer.cost.autocast():
+            found["documents"] = way_apart(trainer.model, PackedRows(rows).sequence_length)
+    return found
 
 
 def cost_reports(trainer: Any) -> dict[str, dict[str, Any]]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from hf_effpt.core.anatomy import layers_of
 from hf_effpt.core.depth import router_of, running
 
-from .flops import loss_of, positioned, unwrap
+from .flops import documents_apart, loss_of, positioned, unwrap
 from .meters import synchronize
 from .reference_time_keys import described
 from .reference_time_table import ReferenceTimes
@@ -87,9 +87,10 @@ def step_operation(kind: str, model: Any, batch: Mapping[str, Tensor], dtype: to
     `kind` is `"train"` (forward and backward), or `"score"` and the name of the work, done in evaluation mode.
     """
     named = sorted(positioned(model, batch).items())
-    shapes = ", ".join(f"{name} {'x'.join(map(str, tensor.shape))}" for name, tensor in named)
-    share = routed_share(model)
+    shapes = ", ".join(f"{name} {'x'.join(map(str, tensor.shape))}" for name, tensor in named if name != "documents")
+    share, apart = routed_share(model), documents_apart(model, batch) if "document_ids" in batch else None
     routed = "" if share is None else f" {share:.3f} of the rows"
+    routed += "" if apart is None else f" {round(8 * apart.share) / 8:.3f} of the pairs of tokens"
     return f"{kind}|{shapes}|{described(model, kind.startswith('score'))}{routed}|{str(dtype).removeprefix('torch.')}"
 
 

@@ -1,6 +1,6 @@
 """Order of the data: an endless stream, computed from (seed, position), so that it resumes anywhere."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache
 from itertools import count, islice
@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from hf_effpt.data.document_layout import DocumentLayout
 from hf_effpt.data.packing import PackedRows
+
+from .phases import Phase, apply_phase, phase_at
 
 KEYS = ("example_id", "epoch")  # identify rows; not inputs of the model
 
@@ -91,17 +94,39 @@ class KeyedRows(Dataset):
 class TrainingStream:
     """Rows of a run, by seed and position, and the loaders that yield them, in batches made by `collator`.
 
-    `keyed` is `True` if the collator takes `example_id` and `epoch`.
+    `phases` are the run's ([`Phase`]); `keyed` is `True` if the collator takes `example_id` and `epoch`.
     """
 
-    def __init__(self, args: Any, dataset: Any, collator: Any, keyed: bool) -> None:
-        self.args, self.dataset, self.collator, self.keyed = args, dataset, collator, keyed
+    def __init__(self, args: Any, phases: Sequence[Phase], collator: Any, keyed: bool) -> None:
+        self.args, self.phases, self.collator, self.keyed = args, phases, collator, keyed
         self.begin(0)
 
-    def begin(self, rows_seen: int) -> None:
-        """Moves to a position, in rows of all processes."""
+    def begin(self, rows_seen: int, phase: int = 0) -> None:
+        """Moves to a position of a phase, in rows of all processes, `rows_seen` from its start."""
+        self.phase, self.dataset = phase, self.phases[phase].rows
+        # Rows of a micro-batch of one process, in all phases of as many tokens.
+        self.batch_rows = self.rows_like(self.args.train_batch_size, self.dataset)
         self.rows_seen, self.step_rows = rows_seen, 0
         self._carried: dict[str, Tensor] | None = None  # rows loaded but not yet used by a step
+
+    def replace(self, dataset: Any, collator: Any) -> None:
+        """Has a run of one phase take its rows from `dataset`, and all runs make batches by `collator`."""
+        if len(self.phases) == 1:
+            self.dataset = dataset
+        self.collator = collator
+
+    def enter(self, fraction: float, model: Any) -> None:
+        """Begins the phase of this fraction of the clock, unless it runs already."""
+        if len(self.phases) > 1 and (phase := phase_at(self.phases, fraction)) != self.phase:
+            self.begin(0, phase)
+        if self.phases[self.phase].rotary_base is not None:
+            apply_phase(self.phases[self.phase], model.backbone)
+
+    def rows_like(self, size: int, dataset: Any) -> int:
+        """Number of rows of `dataset` with as many tokens as `size` of the first phase, at least 1."""
+        if len(self.phases) == 1 or not PackedRows.fits(dataset):
+            return size
+        return max(1, size * self.phases[0].length // PackedRows(dataset).sequence_length)
 
     @property
     def step_rows_seen(self) -> int:
@@ -113,11 +138,15 @@ class TrainingStream:
         """Seed of the order of the rows."""
         return self.args.seed if self.args.data_seed is None else self.args.data_seed
 
-    def loader(self, may_carry: bool) -> DataLoader:
+    def loader(self, may_carry: bool) -> "DataLoader | PhasedLoader":
         """Returns an endless loader of micro-batches from the current row.
 
         `may_carry` is `True` if steps may end within a micro-batch, as with row selection.
         """
+        return self.loader_of_phase(may_carry) if len(self.phases) == 1 else PhasedLoader(self)
+
+    def loader_of_phase(self, may_carry: bool = False) -> DataLoader:
+        """Returns an endless loader of micro-batches of this phase from the current row."""
         self._carried = None
         # Each process may then be within a micro-batch.
         apart = may_carry and self.args.world_size > 1
@@ -127,7 +156,7 @@ class TrainingStream:
 
     def _batches(self, seed: int, start: int, skip: int = 0) -> BatchStream:
         return BatchStream(
-            len(self.dataset), self.args.train_batch_size, seed,
+            len(self.dataset), self.batch_rows, seed,
             start=start, skip=skip, rank=self.args.process_index, world=self.args.world_size,
         )  # fmt: skip
 
@@ -137,11 +166,12 @@ class TrainingStream:
         for batch in self.loader_of(self.dataset, self.collator, batches, workers=0):
             yield on_device(batch, self.args.device)
 
-    def take(self, batches: Iterator[dict[str, Tensor]], number: int, device: torch.device) -> list[dict[str, Tensor]]:
-        """Returns the next `number` micro-batches, on the device."""
-        self.step_rows = number * self.args.train_batch_size
+    def take(self, batches: Iterator[dict[str, Tensor]], number: int, device: torch.device) -> list[dict[str, Any]]:
+        """Returns the next `number` micro-batches, on the device; `documents` of isolated rows stay on the host."""
+        self.step_rows = number * self.batch_rows
         return [
             {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+            | ({"documents": DocumentLayout.of(batch["document_ids"])} if "document_ids" in batch else {})
             for batch in islice(batches, number)
         ]
 
@@ -168,6 +198,19 @@ class TrainingStream:
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
             generator=torch.Generator(),  # the loader must not draw from dropout's generator
         )
+
+
+class PhasedLoader:
+    """Endless loader of the micro-batches of a [`TrainingStream`], of whichever phase it is in."""
+
+    def __init__(self, stream: TrainingStream) -> None:
+        self.stream = stream
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        while True:
+            phase, batches = self.stream.phase, iter(self.stream.loader_of_phase())
+            while self.stream.phase == phase:
+                yield next(batches)
 
 
 def on_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:

@@ -26,6 +26,7 @@ from .callbacks import ClockCallback, ClockProgress, schedule_methods
 from .cost import CostMeter
 from .evaluation_loop import evaluate_rows, logged_metrics
 from .optimization import UncorrectedAdamW, clock_schedule, set_paces
+from .phases import check_rows, identity_of_run, phases_of, position_in
 from .preparing import agreed, prepare_methods
 from .row_selection import RowSelection
 from .stream import TrainingStream
@@ -44,7 +45,7 @@ class EffptTrainer(Trainer):
         model ([`PreTrainedModel`]): training model, such as `EffptBertForMaskedLM`; its configuration holds the
             methods.
         args ([`EffptTrainingArguments`]): arguments with the budget.
-        train_dataset: rows from [`pack`], or any map-style dataset of examples.
+        train_dataset: rows from [`pack`], a list of [`Phase`]s with such rows, or any map-style dataset of examples.
         data_collator (*optional*): defaults to [`DataCollatorForMaskedLM`] for a pre-training model with a tokenizer,
             else to the stock Trainer's.
 
@@ -75,6 +76,8 @@ class EffptTrainer(Trainer):
         processing_class: Any = None,
         **kwargs: Any,
     ) -> None:
+        phases = phases_of(train_dataset)
+        train_dataset = phases[0].rows
         given = [dataset for dataset in (train_dataset, eval_dataset) if dataset is not None]
         checks.check_parts(model, args, given, processing_class, kwargs, type(self))
         if self.method is not None and self.method not in model.config.methods:
@@ -104,14 +107,13 @@ class EffptTrainer(Trainer):
                 **kwargs,
             )
         losses.smooth_in_model(self)
-        if train_dataset is not None:
-            checks.check_size(train_dataset, self.args, self.methods)
+        check_rows(phases, model, self.args, self.masking is not None)
         self.facts: dict[str, Any] = {}  # further entries of `run.json`
         self.evaluation: dict[str, Any] | None = None  # last held-out evaluation
         self.step_loss: Any = 0.0  # of the current step, summed over micro-batches
         self.cost = CostMeter(self.args, self.accelerator.autocast)
         self.cost.prepare_seconds = agreed(prepare_seconds, self.accelerator)
-        self.stream = TrainingStream(self.args, train_dataset, self.data_collator, keyed=self.masking is not None)
+        self.stream = TrainingStream(self.args, phases, self.data_collator, keyed=self.masking is not None)
         self.selection = RowSelection(self.stream, self.cost, self.masking, processing_class)
         self.saver = checkpoints.Saver(self)
         self.selection.check(self.model, self.row_methods)
@@ -120,8 +122,6 @@ class EffptTrainer(Trainer):
         self.callback_handler.callbacks.insert(0, ClockCallback(self))
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(ClockProgress(self))
-
-    # Run.
 
     @property
     def methods(self) -> list[Method]:
@@ -148,7 +148,7 @@ class EffptTrainer(Trainer):
         """
         if resume_from_checkpoint:
             checkpoint = checkpoints.choose(resume_from_checkpoint, Path(self.args.output_dir))
-            self.begin(checkpoints.totals(checkpoint, self.train_dataset, self.args))
+            self.begin(checkpoints.totals(checkpoint, identity_of_run(self), self.args))
             self.model = checkpoints.load_training_model(self.model, checkpoint).to(self.args.device)
             self.model_wrapped = self.model
             self.optimizer = None
@@ -178,7 +178,7 @@ class EffptTrainer(Trainer):
         if clock is None:
             rows = 0 if self.train_dataset is None else len(self.train_dataset)
             clock = Clock("steps", max(1, math.ceil(self.args.num_train_epochs * rows / self.step_rows)))
-        self.stream.begin(0 if totals is None else totals["rows"])
+        self.stream.begin(**position_in(totals))
         self.cost.begin(clock, totals)
 
     @property
@@ -201,8 +201,6 @@ class EffptTrainer(Trainer):
         steps = int(self.clock.budget) if self.clock.unit == "steps" else ENDLESS
         micro_batches = steps * args.gradient_accumulation_steps
         return 1, steps, len(self.train_dataset), steps * self.step_rows, self.step_rows, micro_batches, steps
-
-    # Optimizer and schedule.
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Creates the stock schedule as a function of the fraction of the budget spent."""
@@ -260,14 +258,12 @@ class EffptTrainer(Trainer):
         for gone in [parameter for parameter in live.state if parameter not in present]:
             del live.state[gone]
 
-    # Step.
-
     def get_train_dataloader(self) -> Any:
         """Returns an endless loader of micro-batches from the current row."""
         strip = self.masking is None and hasattr(self.train_dataset, "column_names")
         # The user may have replaced both.
-        self.stream.dataset = self._remove_unused_columns(self.train_dataset) if strip else self.train_dataset
-        self.stream.collator = self.data_collator
+        rows = self._remove_unused_columns(self.train_dataset) if strip else self.train_dataset
+        self.stream.replace(rows, self.data_collator)
         return self.stream.loader(may_carry=bool(self.row_methods))
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
@@ -276,7 +272,7 @@ class EffptTrainer(Trainer):
         if self.masking is None:
             return super().get_eval_dataloader(eval_dataset)
         rows = [(0, row) for row in range(self.args.process_index, len(eval_dataset), self.args.world_size)]
-        size = self.args.per_device_eval_batch_size
+        size = self.stream.rows_like(self.args.per_device_eval_batch_size, eval_dataset)
         batches = [rows[first : first + size] for first in range(0, len(rows), size)]
         shares = OBJECTIVES[objective_of(self.model.config)].corruption
         return self.stream.loader_of(
@@ -289,6 +285,7 @@ class EffptTrainer(Trainer):
         Methods are scheduled first, since rows are selected by what runs in the step.
         """
         run = schedule_methods(self)
+        self.stream.enter(run.fraction, self.model)
         with self.cost.meter.measure("data"):
             self.step_loss = 0.0
             if selecting := self.row_methods:
@@ -296,7 +293,7 @@ class EffptTrainer(Trainer):
             else:
                 batches = self.stream.take(epoch_iterator, num_batches, device)
             tokens = sum(batch["input_ids"].numel() for batch in batches)
-            seen = self.stream.step_rows / (num_batches * self.args.train_batch_size)
+            seen = self.stream.step_rows / (num_batches * self.stream.batch_rows)
             self.cost.step_tokens += round(tokens * seen) * self.args.world_size
             self.cost.learned_tokens = tokens * self.args.world_size
             return batches, self._get_num_items_in_batch(batches, device)
@@ -341,8 +338,6 @@ class EffptTrainer(Trainer):
         self.cost.charge_step(self.model, self.optimizer)
         self.stream.rows_seen += self.stream.step_rows_seen
 
-    # Metrics.
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the clock to loss entries; to training entries also speed, utilisation and parts of a step."""
         if "loss" in logs:
@@ -371,8 +366,6 @@ class EffptTrainer(Trainer):
             self.log(metrics)
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-    # Saving.
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.saver.staging or super()._get_output_dir(trial))

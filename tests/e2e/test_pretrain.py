@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer, ModernBertForMaskedLM
 
-from hf_effpt import METHODS, EffptError, Recipe, pretrain, train_tokenizer
+from hf_effpt import METHODS, EffptError, Recipe, evaluate, pretrain, train_tokenizer
 from hf_effpt.cli.main import main
 from hf_effpt.core.clock import Clock
 from hf_effpt.data.corpus import corpus_of
@@ -141,6 +141,46 @@ def test_a_resumed_run_ends_like_the_straight_one(corpus, tmp_path):
     straight, resumed = (AutoModelForMaskedLM.from_pretrained(tmp_path / name) for name in ("straight", "out"))
     for (name, left), (_, right) in zip(straight.named_parameters(), resumed.named_parameters(), strict=True):
         assert torch.equal(left, right), name
+
+
+def test_rows_grow_longer_with_the_clock(corpus, tmp_path, caplog):
+    """Straight and resumed at the step before the change; both lengths are told of, and later found again."""
+    model = {"backbone": "modernbert", "rotary_base": {0: 10_000, 0.6: 160_000}, "local_attention": 8}
+    changes = {"model": model, "data": {"sequence_length": {0: 32, 0.6: 128}}, "methods": {"layerdrop": {"p": 0.2}}}
+    with caplog.at_level("INFO", logger="hf_effpt"):
+        result = pretrain(Recipe.load(recipe(corpus, tmp_path / "straight", **changes)))
+    assert [part for record in caplog.records if "rows of" in (part := record.message)] == [
+        f"data: {number:,} rows of {length} tokens, from {since} of the clock"
+        for number, length, since in (
+            (result.facts["data"]["rows"], 32, 0),
+            (result.facts["data"]["phases"][0]["rows"], 128, 0.6),
+        )
+    ]
+    pretrain(Recipe.load(recipe(corpus, tmp_path / "out", **changes)))
+    for name in ("config.json", "model.safetensors", "run.json", "checkpoint-6"):
+        (tmp_path / "out" / name).rename(tmp_path / f"gone-{name}")
+    pretrain(Recipe.load(recipe(corpus, tmp_path / "out", **changes)), resume=True)
+    straight, resumed = (AutoModelForMaskedLM.from_pretrained(tmp_path / name) for name in ("straight", "out"))
+    tiny.assert_same_weights(straight, resumed)
+    assert straight.config.rope_parameters["full_attention"]["rope_theta"] == 160_000
+    runs = [json.loads((tmp_path / name / "run.json").read_text()) for name in ("straight", "out")]
+    run = runs[0]
+    assert run["data"]["sequence_length"] == 32
+    assert [run["data"]["phases"][0][name] for name in ("since", "sequence_length")] == [0.6, 128]
+    assert run["clock"]["tokens"] == 6 * 8 * 32
+    assert run["long_rows"] == runs[1]["long_rows"]
+    assert 0 < run["long_rows"]["held_out_loss"] < 8
+    assert f"In rows of 128 tokens it is {run['long_rows']['held_out_loss']:.4f}." in result.summary()
+    assert "Its rows were of 128 tokens, so that its further 384 positions are untrained." in result.summary()
+    assert "| Sequence length | 32, 128 from 0.6 of the clock on |" in (tmp_path / "straight/README.md").read_text()
+    assert AutoTokenizer.from_pretrained(tmp_path / "straight").model_max_length == 128
+    found = evaluate(tmp_path / "straight", "loss")
+    assert found["loss"]["held_out_loss"] == pytest.approx(result.held_out_loss, abs=1e-5)
+
+    changes["data"] = {"sequence_length": {0: 32, 0.6: 64}}
+    (tmp_path / "out" / "checkpoint-6").rename(tmp_path / "gone")
+    with pytest.raises(EffptError, match=r"`data\.sequence_length: .*128.*`, but the recipe now says .*64"):
+        pretrain(Recipe.load(recipe(corpus, tmp_path / "out", **changes)), resume=True)
 
 
 def command(corpus, out, *flags):

@@ -10,7 +10,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from hf_effpt.core.anatomy import layer_types_of, layers_of, outside_layers, pooler_of
+from hf_effpt.core.anatomy import (
+    layer_types_of,
+    layers_of,
+    outside_layers,
+    pooler_of,
+    rotary_base_of,
+    set_rotary_base,
+)
 from hf_effpt.core.depth import stack_of
 from hf_effpt.core.gates import GatedLinear
 from hf_effpt.core.ledger import archive_events
@@ -19,6 +26,7 @@ from hf_effpt.core.width import resize, running_widths, widths_of
 
 NAME = "teacher"  # attribute of the backbone, and key in its event: the widths of the teacher's layers
 TYPES = "teacher_types"  # key in its event: the kinds of attention of the teacher's layers
+BASE = "teacher_rotary_base"  # key in its event: the base of the teacher's rotary positions, if it has them
 FOR_USERS = ("output_hidden_states", "output_attentions")  # further outputs that a caller may ask of the backbone
 
 
@@ -93,6 +101,8 @@ def teach(backbone: Any) -> dict[str, Any]:
     facts: dict[str, Any] = {NAME: running_widths(backbone)}
     if types:
         facts[TYPES] = [types[index] for index in order]
+    if (base := rotary_base_of(backbone.config)) is not None:
+        facts[BASE] = base
     teacher = Teacher(backbone, facts[NAME], facts.get(TYPES))
     teacher.take_weights(backbone)
     teacher.attach(backbone)
@@ -103,7 +113,10 @@ def teach_again(backbone: Any) -> None:
     """Builds the teacher named in the configuration of `backbone`; its weights are still to be loaded."""
     for event in reversed(backbone.config.events or []):
         if NAME in event:
-            Teacher(backbone, event[NAME], event.get(TYPES)).attach(backbone)
+            teacher = Teacher(backbone, event[NAME], event.get(TYPES))
+            if BASE in event and event[BASE] != rotary_base_of(backbone.config):  # the backbone's has changed since
+                set_rotary_base(teacher.encoder, event[BASE])
+            teacher.attach(backbone)
             return
 
 
@@ -116,7 +129,7 @@ def dismiss(backbone: Any) -> None:
     """Removes the teacher from `backbone` and from its configuration."""
     if (teacher := teacher_of(backbone)) is not None:
         teacher.detach(backbone)
-        archive_events(backbone.config, (NAME, TYPES))
+        archive_events(backbone.config, (NAME, TYPES, BASE))
 
 
 def _stock_encoder(backbone: Any, widths: Sequence[Sequence[int]], types: Sequence[str] | None) -> nn.Module:

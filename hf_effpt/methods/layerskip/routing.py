@@ -104,7 +104,8 @@ def check_inputs(config: Any, kwargs: dict[str, Any]) -> None:
     if any(name.startswith("cu_seq") and value is not None for name, value in kwargs.items()):
         raise EffptError(
             "`layerskip` runs layers on some rows of a batch, and `cu_seq_lens…` says that the batch is one long row; "
-            "pass rows with `attention_mask` or `document_ids` instead."
+            "pass rows with `attention_mask`, or with `document_ids` to a model whose `attn_implementation` is `sdpa` "
+            "or `eager`."
         )
     if "flex" in config._attn_implementation:
         raise EffptError(

@@ -94,7 +94,8 @@ class NoteDictionary(KeepsPrecision):
             note_ids = None  # found in the masked ids, and the backbone reads what the generator made of them
         ids_BL = args[0] if args else kwargs.get("input_ids")
         if ids_BL is not None and (backbone.training or self.reads_always):
-            documents_BL = documents_in(args[1] if len(args) > 1 else kwargs.get("attention_mask"))
+            mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
+            documents_BL = documents_in(mask, kwargs.get("position_ids"))
             words = words_of(ids_BL, self.kinds, documents_BL, self.packed)
             entry_BL = entries_of(ids_BL, words, self.keys) if note_ids is None else note_ids
             found, hits = occurrences_of(entry_BL, words)

@@ -86,21 +86,26 @@ def _spans(opens_BL: Tensor, place_L: Tensor) -> tuple[Tensor, Tensor]:
     return first_BL, next_BL.flip(1).cummin(dim=1).values.flip(1)
 
 
-def documents_in(attention_mask: Tensor | Mapping[str, Tensor] | None) -> Tensor | None:
+def documents_in(attention_mask: Any = None, position_ids: Tensor | None = None) -> Tensor | None:
     """Number of the document of each token, 0 for padding, from what an encoder lets it attend to; `None` if to all.
 
     A mask of shape `(batch_size, sequence_length)` tells tokens from padding. In one of shape `(batch_size, 1,
     sequence_length or 1, sequence_length)`, boolean or additive, a document begins where a token does not attend to
-    the one before it.
+    the one before it; an integer one holds the numbers. Without a tensor, one begins where positions do not rise.
     """
     if isinstance(attention_mask, Mapping):  # of a ModernBERT, for each kind of layer
         attention_mask = attention_mask["full_attention"]
-    if attention_mask is None:
-        return None
-    if attention_mask.ndim == 2:
+    if not isinstance(attention_mask, Tensor):
+        if position_ids is None:
+            return None
+        before_BL = position_ids.diff(dim=1) > 0
+    elif attention_mask.ndim == 2:
         return (attention_mask != 0).long()
-    sees_BLL = attention_mask[:, 0] if attention_mask.dtype == torch.bool else attention_mask[:, 0] == 0
-    before_BL = sees_BLL.expand(-1, sees_BLL.shape[2], -1).diagonal(-1, dim1=1, dim2=2)
+    elif attention_mask.dtype == torch.long:
+        return attention_mask[:, 0, 0]
+    else:
+        sees_BLL = attention_mask[:, 0] if attention_mask.dtype == torch.bool else attention_mask[:, 0] == 0
+        before_BL = sees_BLL.expand(-1, sees_BLL.shape[2], -1).diagonal(-1, dim1=1, dim2=2)
     return nn.functional.pad(~before_BL, (1, 0), value=True).long().cumsum(dim=1)
 
 

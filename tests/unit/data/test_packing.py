@@ -15,6 +15,7 @@ from hf_effpt.data import Corpus, PackedRows, corpus_of, facts, long_documents, 
 from hf_effpt.data.corpus import open_corpus
 from hf_effpt.data.encoding import TextEncoder
 from hf_effpt.data.long_documents import in_parts
+from hf_effpt.data.packing import pack_lengths
 
 
 def reference_ids(tokenizer, text: str) -> list[int]:
@@ -333,3 +334,21 @@ def test_text_that_changes_while_it_is_packed_leaves_no_cache(tokenizer, documen
     path.unlink()
     with pytest.raises(EffptError, match=r"text\.txt cannot be read"):
         pack(corpus, tokenizer, cache_dir=tmp_path / "cache")
+
+
+def test_several_lengths_hold_out_the_same_documents(byte_tokenizer, documents):
+    corpus = corpus_of(documents)
+    rows = pack_lengths(corpus, byte_tokenizer, [16, 64], validation=0.3)
+    assert set(rows) == {"train", "validation", "train_64", "validation_64"}
+    for length, suffix in ((16, ""), (64, "_64")):
+        alone = pack(corpus, byte_tokenizer, sequence_length=length, validation=0.3)
+        for split in ("train", "validation"):
+            assert rows[f"{split}{suffix}"]["input_ids"] == alone[split]["input_ids"]
+    assert facts(rows["train"])["held_out"] == facts(rows["train_64"])["held_out"]
+    assert set(pack_lengths(corpus, byte_tokenizer, [16], validation=None)) == {"train"}
+
+
+def test_a_length_of_which_too_little_is_held_out_is_refused(byte_tokenizer):
+    corpus = corpus_of(["word " * 20] * 60)
+    with pytest.raises(EffptError, match="makes no row of 512 tokens"):
+        pack_lengths(corpus, byte_tokenizer, [16, 512], validation=0.02)

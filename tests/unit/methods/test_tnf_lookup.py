@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from hf_effpt.core.errors import EffptError
+from hf_effpt.data.document_layout import DocumentLayout
 from hf_effpt.methods import TNF
 from hf_effpt.methods.tnf import counting, lookup
 from hf_effpt.methods.tnf.counting import bounds_for, choose_words, count_words
@@ -21,7 +22,8 @@ from hf_effpt.methods.tnf.lookup import (
     occurrences_of,
     words_of,
 )
-from hf_effpt.models.encoder_inputs import isolate_documents, mask_for
+from hf_effpt.models.document_blocks import DocumentMask
+from hf_effpt.models.encoder_inputs import isolate_documents, mask_for, positions_within
 from tests import tiny
 
 from . import notes
@@ -168,13 +170,16 @@ def test_documents_are_read_from_the_attention_mask(additive):
     """The numbers are those of `isolate_documents`, up to a name."""
     given = torch.tensor([[1, 1, 2, 3, 3, 3, 0, 0], [1] * 8])
     config = tiny.config(attn_implementation="eager" if additive else "sdpa")
-    mask = mask_for(isolate_documents(given)[0], config, torch.float32)
+    mask = mask_for(isolate_documents(given), config, torch.float32)
     found = documents_in(mask)
     assert torch.equal(documents_in({"full_attention": mask, "sliding_attention": None}), found)
     assert torch.equal(found.diff(dim=1) != 0, given.diff(dim=1) != 0)
     padding = (given != 0).long()
     assert torch.equal(documents_in(padding), padding)
     assert documents_in(None) is None
+    unwritten = DocumentMask.make(given, DocumentLayout.of(given))
+    assert torch.equal(documents_in(unwritten), given)
+    assert torch.equal(documents_in(None, positions_within(given)), found)  # flash attention has no mask
 
 
 def test_a_closed_word_does_not_go_on():

@@ -32,7 +32,7 @@ def test_plain_values(text, value):
     [
         ("model: {size: tiny\ndata: x\n", "here, line 2, column 5: "),
         ("model: {}\ndata:\n  split: a\n  split: b\n", "here, line 4, column 3: the key 'split' is given twice"),
-        ("model: {}\n1: {}\n", "here, line 2, column 1: the key 1 is not a name"),
+        ("model: {}\ntrue: {}\n", "here, line 2, column 1: the key True is not a name"),
         ("model: 2026-13-01", "here: month must be in"),
         ("model: \x00", "here: .*special characters"),
         ("model: !!python/object:os.system {}", "here, line 1, column 8: could not determine a constructor"),

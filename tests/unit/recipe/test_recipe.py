@@ -176,9 +176,10 @@ def test_conflicting_methods_are_refused():
         ("methods", {"layerdrop": {"p": 2}}, "`layerdrop.p` must be in"),
         ("methods", {"stacking": {"depth": 4}}, "`stacking` cannot grow from 4 to 4 layers"),
         ("methods", ["layerdrop"], "`methods` is .* must be a mapping"),
+        (1, {}, "A recipe has no section `1`"),
         ("trainig", {}, "A recipe has no section `trainig`: did you mean `training`"),
     ],
 )
 def test_error_names_section_and_key(section, values, message):
     with pytest.raises(EffptError, match=message):
-        Recipe.load(sections(**{section: values}))
+        Recipe.load({**sections(), section: values})

@@ -1,14 +1,18 @@
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertModel
 
 from hf_effpt.core.anatomy import layers_of
 from hf_effpt.core.depth import stack_of
 from hf_effpt.core.width import resize
+from hf_effpt.data.document_layout import DocumentLayout
 from hf_effpt.training.flops import FlopCounter, ghost_of
+from hf_effpt.training.reference_time_meter import step_operation
 from tests import tiny
 from tests.contract.settings import VARIANTS
 
@@ -152,6 +156,63 @@ def real_work(model, work, inputs):
     with FlopCounterMode(display=False) as real, torch.no_grad():
         work(model.eval(), inputs)
     return real.get_total_flops()
+
+
+def isolated(lengths, rows=2):
+    """A batch of rows of 1,024 tokens with these documents, then one of the rest, and 40 masked tokens a row."""
+    numbers = np.repeat(np.arange(len(lengths) + 1) + 1, [*lengths, 1024 - sum(lengths)])
+    return {**batch(rows, 1024, 40), "document_ids": torch.from_numpy(np.stack([numbers] * rows))}
+
+
+LAYOUTS = ([1024], [500], [20, 30, 300, 7], [100] * 9)
+
+
+@pytest.mark.parametrize("kind", ["bert", "modernbert", "electra", "checkpointing"])
+def test_documents_apart_in_blocks_cost_what_blocks_do(monkeypatch, kind):
+    """Counted equals measured however documents lie, from counts of two ways to lie."""
+    changes = {"max_position_embeddings": 1024}
+    if kind == "electra":
+        model = tiny.joint(**changes).train()
+    else:
+        model = tiny.masked_lm("modernbert" if kind == "modernbert" else "bert", **changes).train()
+    if kind == "checkpointing":
+        tiny.checkpointing(model)
+    counter, runs, counts = FlopCounter(), [], []
+    measure = FlopCounter._measure
+    monkeypatch.setattr(FlopCounter, "_measure", staticmethod(lambda *a, **k: runs.append(1) or measure(*a, **k)))
+    for lengths in LAYOUTS:
+        inputs = isolated(lengths)
+        counts.append(counter.count(model, inputs))
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as real:
+            model(**inputs).loss.backward()
+        assert counts[-1] == real.get_total_flops()
+        assert counter.count(model, {**inputs, "documents": DocumentLayout.of(inputs["document_ids"])}) == counts[-1]
+    assert len(runs) == 2
+    assert counts[0] > counts[1] > counts[3]
+    model.set_attn_implementation("eager")
+    assert {counter.count(model, isolated(lengths)) for lengths in LAYOUTS} == {real_step(model, isolated([1024]))}
+
+
+@pytest.mark.parametrize("name", ["whole", "first layer"])
+def test_scoring_rows_with_documents_apart_costs_what_blocks_do(name):
+    model, counter = tiny.model(max_position_embeddings=1024), FlopCounter()
+    for lengths in LAYOUTS:
+        inputs = isolated(lengths)
+        counted = counter.count_work(model, inputs, WORKS[name], name)
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as real, torch.no_grad():
+            WORKS[name](model.eval(), inputs)
+        assert counted == real.get_total_flops()
+
+
+def test_a_key_of_the_table_tells_batches_with_other_documents_apart():
+    model = tiny.model(max_position_embeddings=1024)
+    keys = [
+        step_operation("train", model, isolated(lengths), torch.float32) for lengths in ([1024], [1023], [100] * 9)
+    ]
+    assert keys[0] == keys[1] != keys[2]
+    assert "1.000 of the pairs of tokens" in keys[0]
+    known = {"documents": DocumentLayout.of(isolated([1024])["document_ids"])}
+    assert step_operation("train", model, isolated([1024]) | known, torch.float32) == keys[0]
 
 
 REFUSED = [("generator", "mlm"), ("whole", "mcbert"), ("first layer", "mcbert")]

@@ -1,0 +1,150 @@
+"""Phases of a run: rows of rising lengths, each from a fraction of the clock on."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import gcd
+from typing import Any
+
+from hf_effpt.core.anatomy import first_position, rotary_base_of, set_rotary_base
+from hf_effpt.core.errors import EffptError
+from hf_effpt.core.row_method import row_methods
+from hf_effpt.data.packed_rows import PackedRows, facts
+
+from .checkpoints import identity_of
+from .checks import check_size
+
+
+@dataclass(frozen=True, eq=False)
+class Phase:
+    """Part of a run that trains on rows of one length.
+
+    Micro-batches of all phases have equally many tokens, so that those of longer rows have fewer rows.
+
+    Args:
+        since (`float`): fraction of the clock, in [0, 1), from which it runs; 0 for the first.
+        rows (`Dataset`): its rows, from [`pack`], of the same text as in the other phases.
+        rotary_base (`float`, *optional*): base of the rotary positions of full attention from then on, as ModernBERT
+            raises it for its long rows; by default it stays.
+    """
+
+    since: float
+    rows: Any
+    rotary_base: float | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens per row."""
+        return PackedRows(self.rows).sequence_length
+
+
+def phases_of(train_dataset: Any) -> list[Phase]:
+    """Phases of a run on `train_dataset`: those that it lists, or one."""
+    if isinstance(train_dataset, Sequence) and train_dataset and isinstance(train_dataset[0], Phase):
+        return list(train_dataset)
+    return [Phase(0.0, train_dataset)]
+
+
+def phases_in(splits: Any, lengths: Mapping[float, int], bases: Mapping[float, float]) -> list[Phase]:
+    """Phases of the `splits` of [`pack_lengths`], by the fractions of the clock from which they have these lengths.
+
+    `bases` are rotary bases by some of these fractions.
+    """
+    first, *later = lengths.items()
+    rows = [splits["train"], *(splits[f"train_{length}"] for _, length in later)]
+    since = [first[0], *(fraction for fraction, _ in later)]
+    return [Phase(at, own, bases.get(at)) for at, own in zip(since, rows, strict=True)]
+
+
+def facts_of_phases(phases: Sequence[Phase]) -> dict[str, Any]:
+    """Facts of the rows of a run: those of the first, and in `phases` some of each later."""
+    told = ("sequence_length", "rows", "tokens", "fingerprint")
+    later = [{"since": one.since} | {name: facts(one.rows)[name] for name in told} for one in phases[1:]]
+    return facts(phases[0].rows) | ({"phases": later} if later else {})
+
+
+def phase_at(phases: Sequence[Phase], fraction: float) -> int:
+    """Number of the phase, from 0, that runs at a fraction of the clock."""
+    return max(number for number, phase in enumerate(phases) if phase.since <= fraction or not number)
+
+
+def apply_phase(phase: Phase, backbone: Any) -> None:
+    """Gives the model what the phase changes in it."""
+    if phase.rotary_base is not None and phase.rotary_base != rotary_base_of(backbone.config):
+        set_rotary_base(backbone, phase.rotary_base)
+
+
+def position_in(totals: Mapping[str, Any] | None) -> dict[str, int]:
+    """Where the rows of a run go on, by the totals in a checkpoint: arguments of `TrainingStream.begin`."""
+    return {"rows_seen": 0} if totals is None else {"rows_seen": totals["rows"], "phase": totals.get("phase", 0)}
+
+
+def identity_of_run(trainer: Any) -> str | None:
+    """Fingerprint and number of the rows of all phases of an [`EffptTrainer`]; `None` if not packed."""
+    phases = trainer.stream.phases
+    if len(phases) == 1:
+        return identity_of(trainer.train_dataset)
+    return "; ".join(f"from {phase.since:g}: {identity_of(phase.rows)}" for phase in phases)
+
+
+def check_rows(phases: Sequence[Phase], model: Any, args: Any, masks: bool) -> None:
+    """Raises `EffptError` if the rows of a run do not fill a step, or its phases do not suit its model or each other.
+
+    `args` are the [`EffptTrainingArguments`]; `masks` is `True` if a collator of packed rows makes the batches.
+    """
+    if phases[0].rows is None:
+        return
+    check_size(phases[0].rows, args, model.methods)
+    for phase in phases:
+        if phase.rotary_base is not None:
+            _check_base(phase.rotary_base, model)
+    if len(phases) > 1:
+        _check_order(phases, masks)
+        _check_lengths(phases, model, args.train_batch_size)
+    since, clock = phases[-1].since, args.clock
+    if clock is not None and clock.unit == "steps" and since * clock.budget > clock.budget - 1:
+        raise EffptError(f"Of {clock.budget:g} steps none begins at {since:g} of the clock or later; give more.")
+
+
+def _check_order(phases: Sequence[Phase], masks: bool) -> None:
+    if not masks or not all(PackedRows.fits(phase.rows) for phase in phases):
+        raise EffptError("Phases with rows of rising lengths need rows from `pack(…)`, and a tokenizer to mask them.")
+    since, lengths = [phase.since for phase in phases], [phase.length for phase in phases]
+    if since[0] != 0 or not all(a < b for a, b in pairwise([*since, 1.0])):
+        raise EffptError(f"Phases begin at {since} of the clock, but must from 0 on, each later than the one before.")
+    if not all(a < b for a, b in pairwise(lengths)):
+        raise EffptError(f"The rows of the phases have {lengths} tokens, but each phase must have longer ones.")
+    if len({PackedRows(phase.rows).columns for phase in phases}) > 1:
+        raise EffptError("Only some phases have rows with `document_ids`; pack all with the same `isolate_documents`.")
+
+
+def _check_lengths(phases: Sequence[Phase], model: Any, size: int) -> None:
+    """Raises `EffptError` unless the model reads the longest rows and `size` first ones are whole others."""
+    lengths = [phase.length for phase in phases]
+    positions = model.config.max_position_embeddings - first_position(model.config)
+    if lengths[-1] > positions:
+        raise EffptError(
+            f"Rows of {lengths[-1]} tokens do not fit a model of {positions} positions; raise "
+            "`max_position_embeddings`, or pack shorter rows."
+        )
+    if methods := row_methods(model.methods):
+        raise EffptError(
+            f"`{methods[0].name}` remembers rows by their number, and longer rows have others; leave it out, or train "
+            "on rows of one length."
+        )
+    for length in lengths[1:]:
+        if size * lengths[0] % length:
+            raise EffptError(
+                f"A micro-batch has {size} rows of {lengths[0]} tokens, as many as no number of rows of {length}; "
+                f"make `per_device_train_batch_size` a multiple of {length // gcd(length, lengths[0])}."
+            )
+
+
+def _check_base(base: float, model: Any) -> None:
+    if not 0 < base < float("inf"):
+        raise EffptError(f"The rotary base {base} must be above 0 and finite.")
+    if rotary_base_of(model.config) is None:
+        raise EffptError(
+            f"`{type(model).__name__}` has no rotary positions of full attention, whose base could become {base:g}; "
+            "leave `rotary_base` out."
+        )

@@ -1,0 +1,103 @@
+"""Lengths of rows and rotary bases that follow the clock."""
+
+import pytest
+
+from hf_effpt.core.clock import scheduled
+from hf_effpt.core.errors import EffptError
+from hf_effpt.recipe.recipe import Recipe
+
+MODERN = {"backbone": "modernbert", "size": "tiny", "max_position_embeddings": 1024}
+
+
+def recipe(lengths, model=None, overrides=(), **training):
+    training = {"output_dir": "out", "budget": "90s", **training}
+    data = {"dataset": "corpus/", "sequence_length": lengths}
+    return Recipe.load({"model": model or MODERN, "data": data, "training": training}, overrides)
+
+
+def test_a_length_is_one_from_the_beginning():
+    for lengths in (128, "128", {0: 128}, {"0.0": "128"}):
+        found = recipe(lengths)
+        assert found.data.lengths == {0.0: 128}
+        assert found.resolved()["data"]["sequence_length"] == 128
+
+
+@pytest.mark.parametrize("lengths", [{0: 128, 0.9: 1024}, {"0": "128", "0.9": 1024.0}])
+def test_a_schedule_survives_a_file(tmp_path, lengths):
+    model = {**MODERN, "rotary_base": {0: 1e4, 0.9: "16e4"}, "local_attention": 256}
+    found = recipe(lengths, model)
+    assert found.data.lengths == {0.0: 128, 0.9: 1024}
+    assert found.model.rotary_bases == {0.0: 10_000.0, 0.9: 160_000.0}
+    assert found.model.config().rope_parameters["full_attention"]["rope_theta"] == 10_000.0
+    found.save(tmp_path / "recipe.yaml")
+    again = Recipe.load(tmp_path / "recipe.yaml")
+    assert again == found == Recipe.load(found.resolved())
+    assert again.resolved() == found.resolved()
+
+
+def test_a_file_has_a_schedule_as_it_is_written(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(
+        "data: {dataset: corpus/, sequence_length: {0: 128, 0.9: 512}}\ntraining: {}\n"
+    )
+    assert Recipe.load(tmp_path / "recipe.yaml").data.lengths == {0.0: 128, 0.9: 512}
+    (tmp_path / "recipe.yaml").write_text(
+        "data: {dataset: corpus/, sequence_length: {0: 128, 0: 512}}\ntraining: {}\n"
+    )
+    with pytest.raises(EffptError, match="the key 0 is given twice"):
+        Recipe.load(tmp_path / "recipe.yaml")
+
+
+def test_a_flag_makes_a_schedule():
+    found = recipe(128, overrides=["--data.sequence_length", "{0: 128, 0.5: 256, 0.9: 1024}"])
+    assert list(found.data.lengths.values()) == [128, 256, 1024]
+    assert recipe({0: 128, 0.9: 1024}, overrides=["--data.sequence_length", "64"]).data.lengths == {0.0: 64}
+
+
+def test_a_rotary_base_of_the_whole_run_is_that_of_its_beginning():
+    assert recipe({0: 128, 0.9: 1024}, {**MODERN, "rotary_base": 500}).model.rotary_bases == {0.0: 500.0}
+    assert recipe({0: 128, 0.9: 1024}).model.rotary_bases == {}
+
+
+@pytest.mark.parametrize("fractions", [[], [0.1], [0, 1], [0, 0.5, 0.4], ["a"], [None], [0, "nan"]])
+def test_a_schedule_has_rising_fractions_from_0_on(fractions):
+    with pytest.raises(EffptError, match=r"`data\.x` is .* by rising fractions of the clock, from 0 to below 1"):
+        scheduled(dict.fromkeys(fractions, 1), "data.x")
+
+
+REFUSED = [
+    ({0: 128, 0.9: 128}, {}, r"`data.sequence_length` is .* must be longer in each phase than before"),
+    ({0: 1024, 0.9: 128}, {}, "must be longer in each phase than before"),
+    ({0: 4, 0.9: 128}, {}, "must be at least 8"),
+    ({0.5: 128}, {}, "has values by rising fractions"),
+    ({0: 128, 0.9: 2048}, {}, "is 2048, but must be at most 1024, the positions of the model"),
+    ({0: 128, 0.9: 128.5}, {}, "must be whole numbers"),
+    ({0: 128, 0.9: "long"}, {}, "must be whole numbers"),
+    ({0: 128, 0.9: True}, {}, "must be whole numbers"),
+    ([128, 1024], {}, "must be a single value"),
+    (
+        {0: 128, 0.9: 1024},
+        {"rotary_base": {0: 1e4, 0.8: 2e4}},
+        "fractions of the clock at which `data.sequence_length`",
+    ),
+    (128, {"rotary_base": {0: 1e4, 0.9: 2e4}}, "fractions of the clock at which `data.sequence_length` changes"),
+    ({0: 128, 0.9: 1024}, {"rotary_base": {0: 1e4, 0.9: -1}}, "`model.rotary_base` is -1.0, but must be above 0"),
+    ({0: 128, 0.9: 1024}, {"rotary_base": {0: 1e4, 0.9: "high"}}, "`model.rotary_base` is .* must be numbers"),
+    ({0: 128, 0.9: 256}, {"local_attention": 512}, "`model.local_attention` is 512, but must be at most .* 256"),
+    (
+        {0: 128, 0.9: 1024},
+        {"backbone": "bert", "rotary_base": {0: 1e4, 0.9: 2e4}},
+        "`model.rotary_base` is .* has an effect only with `backbone` `modernbert`",
+    ),
+]
+
+
+@pytest.mark.parametrize(("lengths", "model", "message"), REFUSED)
+def test_impossible_schedules_are_refused(lengths, model, message):
+    with pytest.raises(EffptError, match=message):
+        recipe(lengths, {**MODERN, **model})
+
+
+def test_a_batch_that_has_not_as_many_tokens_in_longer_rows_is_refused():
+    with pytest.raises(EffptError, match="_train_batch_size` is 12, but must be a multiple of 8, for as many"):
+        recipe({0: 128, 0.9: 1024}, per_device_train_batch_size=12)
+    recipe({0: 96, 0.9: 256}, per_device_train_batch_size=8)
