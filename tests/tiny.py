@@ -182,7 +182,9 @@ class RoughCounter(FlopCounter):
     """
 
     @staticmethod
-    def _measure(model: Any, batch: Mapping[str, torch.Tensor], share: float | None, work: Any = None) -> int:
+    def _measure(
+        model: Any, batch: Mapping[str, Any], share: float | None = None, work: Any = None, documents: Any = None
+    ) -> int:
         encoders = filter(None, (model.backbone, generator_of(model.backbone)))
         layers = [layer for encoder in encoders for layer in running(encoder, None if work is None else False)]
         sizes = [(parameter.numel(), parameter.requires_grad) for layer in layers for parameter in layer.parameters()]

@@ -6,7 +6,7 @@ from itertools import pairwise
 from math import gcd
 from typing import Any
 
-from hf_effpt.core.anatomy import first_position, rotary_base_of, set_rotary_base
+from hf_effpt.core.anatomy import first_position, generator_of, rotary_base_of, set_rotary_base
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.row_method import row_methods
 from hf_effpt.data.packed_rows import PackedRows, facts
@@ -69,9 +69,10 @@ def phase_at(phases: Sequence[Phase], fraction: float) -> int:
 
 
 def apply_phase(phase: Phase, backbone: Any) -> None:
-    """Gives the model what the phase changes in it."""
-    if phase.rotary_base is not None and phase.rotary_base != rotary_base_of(backbone.config):
-        set_rotary_base(backbone, phase.rotary_base)
+    """Gives the model, and its generator if there is one, what the phase changes in it."""
+    for encoder in filter(None, (backbone, generator_of(backbone))):
+        if phase.rotary_base is not None and phase.rotary_base != rotary_base_of(encoder.config):
+            set_rotary_base(encoder, phase.rotary_base)
 
 
 def position_in(totals: Mapping[str, Any] | None) -> dict[str, int]:

@@ -47,14 +47,24 @@ class Rows:
 def trainer_on(folder, phases, backbone="bert", methods=None, dropout=0.1, masks=True, layers=2, **changes):
     args = tiny.arguments(folder, **{"max_steps": -1, **changes})
     set_seed(args.seed)
-    if backbone == "electra":
-        model = tiny.joint(methods=methods, num_hidden_layers=layers)
+    if backbone.endswith("electra"):
+        kind = "modernbert" if backbone.startswith("modern") else "bert"
+        model = tiny.joint(methods=methods, backbone=kind, num_hidden_layers=layers)
     else:
         model = tiny.masked_lm(backbone, methods, dropout=dropout, num_hidden_layers=layers)
     return EffptTrainer(
         model, args, train_dataset=phases, eval_dataset=rows_of(SHORT, seed=3),
         processing_class=tiny.tokenizer() if masks else None,
     )  # fmt: skip
+
+
+def test_the_base_of_a_generator_rises_too(tmp_path):
+    trainer = trainer_on(tmp_path, two(bases=(10_000.0, 160_000.0)), "modern_electra")
+    trainer.train()
+    model, ids = trainer.model.eval(), torch.arange(5, 5 + LONG)[None]
+    assert rotary_base_of(model.config) == rotary_base_of(model.generator.config) == 160_000.0
+    assert torch.allclose(model.export_generator()(ids).logits, model.generator(ids).logits, atol=1e-6)
+    assert torch.allclose(model.export()(ids)[0], model.backbone(ids)[0], atol=1e-6)
 
 
 def test_steps_have_as_many_tokens_in_longer_rows(tmp_path):
