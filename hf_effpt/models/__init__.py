@@ -1,6 +1,7 @@
 """Training models: stock architectures with methods; each exports to its stock class.
 
 base                      mixins of training models: methods, export, the forward on masked text
+  resizing                what methods hold of tables that change their size
 configuration_effpt       configurations of BERT and ModernBERT with the ledger of methods
 encoder_inputs            inputs of the encoder, which keep the documents of a row apart
 masked_lm                 masked language modelling, with a head that runs at masked positions only

@@ -24,6 +24,7 @@ from .kept_heads import EXTRA, FROM_HUB, KeptHeads, keep_heads
 from .kept_heads import NAME as KEPT
 from .pruned_bert import PrunedBertConfig
 from .pruned_modernbert import PrunedModernBertConfig
+from .resizing import refuse_snapshot, resize_parts
 
 
 def _is_undefined(tensor: Tensor) -> bool:
@@ -108,6 +109,20 @@ class EffptMixin:
             # Checkpoints of older versions may hold a tied tensor twice.
             twice = {rf"^snapshot\.{re.escape(name)}$" for name in tied_to_others(self)}
             self._keys_to_ignore_on_load_unexpected = {*(self._keys_to_ignore_on_load_unexpected or ()), *twice}
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """Resizes the tables as in the stock class, and those of modules of methods that `resize_vocabulary`.
+
+        Raises an `EffptError` if methods may rewind the weights to a snapshot that is taken.
+        """
+        known, step = self.config.vocab_size, pad_to_multiple_of or 1
+        if -(-(new_num_tokens or known) // step) * step != known:
+            refuse_snapshot(self, "the vocabulary")
+        table = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        resize_parts(self)
+        return table
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:

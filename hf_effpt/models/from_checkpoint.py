@@ -21,6 +21,7 @@ from .build import MASKED_LMS, word_predictors
 from .configuration_effpt import settings_of
 from .electra import ElectraForJointPreTraining
 from .kin import NAMES
+from .resizing import refuse_snapshot, resize_parts
 
 # Training class of each architecture with a head over the vocabulary, by the `model_type` of its checkpoints.
 TRAINABLE: dict[str, Any] = {
@@ -229,8 +230,10 @@ def extend_positions(model: Any, positions: int) -> None:
     now = check_positions(config, positions)
     if positions == now:
         return
-    config.max_position_embeddings = positions + first
     table = position_table_of(encoder)
+    if table is not None:
+        refuse_snapshot(model, "the number of positions")
+    config.max_position_embeddings = positions + first
     if table is None:
         return
     old = table.weight
@@ -251,6 +254,7 @@ def extend_positions(model: Any, positions: int) -> None:
             if name in embeddings._buffers:
                 generator.base_model.embeddings.register_buffer(name, embeddings._buffers[name], persistent=False)
         model.tie_weights()
+    resize_parts(model)
 
 
 @torch.no_grad()

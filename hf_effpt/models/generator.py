@@ -30,6 +30,7 @@ from .base import PretrainingMixin, fill
 from .configuration_effpt import settings_of
 from .encoder_inputs import encoder_inputs
 from .masked_lm import token_loss
+from .resizing import resize_parts
 from .sampling import sample, uniforms
 from .sparse_layer import drops, encode_at, gather_rows, positions_of
 
@@ -319,6 +320,7 @@ class WithGenerator(PretrainingMixin):
                 table.weight[before:] = 0
         self.generator.resize_token_embeddings(size, mean_resizing=mean_resizing)
         self.tie_weights()
+        resize_parts(self)
         return table
 
     def cost_signature(self) -> str:

@@ -62,6 +62,10 @@ class NoteDictionary(KeepsPrecision):
         generator = torch.Generator().manual_seed(seed)
         self.vectors.copy_(torch.empty(self.vectors.shape).normal_(0.0, INIT_STD, generator=generator))
 
+    def resize_vocabulary(self, size: int) -> None:
+        """Makes tokens of a longer vocabulary no text: no word that was counted has one."""
+        self.kinds = nn.functional.pad(self.kinds, (0, size - len(self.kinds)), value=SPECIAL)
+
     def attach(self, backbone: Any) -> None:
         """Registers the dictionary as the submodule `notes` of `backbone`, and its hooks.
 
