@@ -79,26 +79,27 @@ class McBertForPreTraining(WithGenerator, ElectraForMaskedLM):
             self.discriminator_predictions = ElectraDiscriminatorPredictions(config)
 
     def _without_labels(self, output: Any) -> Any:
-        """Takes "none of the above" from the logits over the vocabulary, in place.
-
-        It is the answer to most tokens in training, and no token of the text.
-        """
-        if not self.selects:
-            none = self.config.nota_token_id
-            output[0][..., none] += NEVER - self.generator_lm_head.bias[none]
+        """Takes rows that are no answer from the logits over the vocabulary, in place."""
+        output[0][..., self._no_answers] += NEVER - self.generator_lm_head.bias[self._no_answers]
         return output
+
+    @property
+    def _no_answers(self) -> list[int]:
+        """Rows that no text has behind a mask: "none of the above", the answer to most tokens in training, and tokens
+        that are never sampled, which are no candidates, so that nothing is learned against them.
+        """
+        return sorted({self.config.nota_token_id, *self.config.never_sampled})
 
     def before_export(self) -> None:
         super().before_export()
-        if not self.selects:
-            with torch.no_grad():
-                self.generator_lm_head.bias[self.config.nota_token_id] = NEVER
+        with torch.no_grad():
+            self.generator_lm_head.bias[self._no_answers] = NEVER
 
     def after_loading(self) -> None:
-        """Lets "none of the above", which an export never answers, be answered again."""
+        """Lets rows that an export never answers be answered again; half precision rounds their bias."""
         super().after_loading()
         with torch.no_grad():
-            self.generator_lm_head.bias.masked_fill_(self.generator_lm_head.bias <= NEVER, 0.0)
+            self.generator_lm_head.bias.masked_fill_(self.generator_lm_head.bias <= NEVER / 2, 0.0)
 
     @property
     def selects(self) -> bool:
