@@ -23,7 +23,7 @@ from hf_effpt.core.depth import first_layers, flatten, stack_of
 from hf_effpt.core.head_inputs import HeadInputs
 from hf_effpt.core.metrics import accumulator_of
 from hf_effpt.core.padding import real_tokens
-from hf_effpt.core.random import row_keys
+from hf_effpt.core.random import places_in_rows, row_keys
 from hf_effpt.core.token_losses import Reduction, observed_loss
 
 from .base import PretrainingMixin, fill
@@ -87,6 +87,10 @@ class Batch:
     def keys_B(self) -> Tensor:
         """A key for the random numbers of each row."""
         return row_keys(self.masked_BL, self.real_BL)
+
+    def uniforms(self, positions_BM: Tensor, draws: int) -> Tensor:
+        """Numbers in [0, 1) to draw by at these positions, which padding on either side leaves as they are."""
+        return uniforms(self.keys_B, places_in_rows(self.real_BL).gather(1, positions_BM), draws)
 
 
 class WithGenerator(PretrainingMixin):
@@ -247,7 +251,7 @@ class WithGenerator(PretrainingMixin):
 
     def _sample(self, batch: Batch, logits_NV: Tensor) -> Tensor:
         """One sample per masked position, of shape `(batch_size, positions)`."""
-        uniform_BM1 = uniforms(batch.keys_B, batch.positions_BM, 1)
+        uniform_BM1 = batch.uniforms(batch.positions_BM, 1)
         return sample(logits_NV, uniform_BM1.flatten(0, 1)).view_as(batch.positions_BM)
 
     def _generator_sums(self, batch: Batch, logits_NV: Tensor, loss: Tensor, replaced_BL: Tensor) -> dict[str, Tensor]:

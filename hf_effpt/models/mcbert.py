@@ -24,7 +24,7 @@ from .configuration_electra import McBertConfig
 from .electra import prior_entropy, replaced_loss
 from .generator import Batch, JointOutput, WithGenerator
 from .masked_lm import token_loss
-from .sampling import sample, sample_distinct, uniforms
+from .sampling import sample, sample_distinct
 from .sparse_layer import gather_rows
 
 # The head of an ELECTRA that is as wide as its tables is that of a BERT under other names.
@@ -169,7 +169,7 @@ class McBertForPreTraining(WithGenerator, ElectraForMaskedLM):
 
     def _draw(self, batch: Batch, logits_NV: Tensor) -> Tensor:
         """K draws per masked position, of shape `(batch_size, positions, K)`; the first replaces the token."""
-        uniform_NK = uniforms(batch.keys_B, batch.positions_BM, self.config.candidates).flatten(0, 1)
+        uniform_NK = batch.uniforms(batch.positions_BM, self.config.candidates).flatten(0, 1)
         truth_N1 = batch.original_BL.gather(1, batch.positions_BM).flatten()[:, None]
         drawn_NK = torch.empty_like(uniform_NK, dtype=torch.long)
         for part in chunks(*logits_NV.shape):
@@ -189,7 +189,7 @@ class McBertForPreTraining(WithGenerator, ElectraForMaskedLM):
         # Static shapes: the masked positions of a row are distinct.
         taken_BL = torch.zeros_like(batch.masked_BL).scatter(1, batch.positions_BM, 1)
         other_BO = taken_BL.argsort(dim=1, stable=True)[:, : length - batch.positions_BM.shape[1]]
-        uniform_NK = uniforms(batch.keys_B, other_BO, self.config.candidates).flatten(0, 1)
+        uniform_NK = batch.uniforms(other_BO, self.config.candidates).flatten(0, 1)
         hidden_ND = gather_rows(hidden_BLD, other_BO).flatten(0, 1)
         drawn = [
             sample(self._possible(self.generator_logits(hidden_ND[part])), uniform_NK[part])

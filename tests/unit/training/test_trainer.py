@@ -3,7 +3,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, Features, Sequence, Value
 from torch.utils.data import IterableDataset
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForMaskedLM, TrainingArguments
 
@@ -162,6 +162,17 @@ def test_workers_do_not_change_a_run(tmp_path, workers):
     other = tiny.trainer(tmp_path, dropout=0.1, dataloader_num_workers=workers)
     other.train()
     assert entries(plain) == entries(other)
+
+
+def test_rows_with_padding_are_held_out_alike_whatever_their_column(tmp_path):
+    """Padding in a column of fixed length is told by its token, as that of lists."""
+    padded = [[2, *range(7 + row, 15 + row), 3, *[0] * 6] for row in range(5)]
+    fixed = Features({"input_ids": Sequence(Value("int32"), length=tiny.LENGTH)})
+    datasets = [Dataset.from_dict({"input_ids": padded}, features=features) for features in (fixed, None)]
+    for objective in ("mlm", "electra"):
+        trainer = tiny.trainer(tmp_path, objective=objective, per_device_eval_batch_size=2)
+        losses = [trainer.evaluate(rows)["eval_loss"] for rows in datasets]
+        assert losses[0] == losses[1]
 
 
 def test_bf16(tmp_path):
