@@ -61,7 +61,7 @@ def test_counts_are_those_of_a_python_dictionary(seed, monkeypatch):
     monkeypatch.setattr(counting, "CHUNK", 50)  # so that counts are merged several times
     rows = random_rows(seed, masks=False)
     kinds = kinds_of(notes.text(rows), tiny.VOCAB)
-    keys, counts = count_words(np.array_split(rows, 7), kinds)
+    keys, counts = count_words(notes.batches(rows, 7), kinds)
     expected = Counter(word for row in rows.tolist() for _, _, word in words_in(row))
     assert (np.diff(keys) > 0).all()
     assert sorted(counts) == sorted(expected.values())
@@ -76,7 +76,8 @@ def test_look_up_is_that_of_a_python_dictionary(seed):
     """Masks anywhere in a word, cut words at both ends, padding, unknown words: no hit but on whole words."""
     rows = random_rows(seed)
     kinds = kinds_of(notes.text(rows), tiny.VOCAB)
-    keys, counts = count_words([random_rows(seed, masks=False), random_rows(seed + 50, masks=False)], kinds)
+    both = [{"input_ids": random_rows(seed + more, masks=False)} for more in (0, 50)]
+    keys, counts = count_words(both, kinds)
     chosen = torch.from_numpy(keys[counts <= np.median(counts)])
     ids = torch.from_numpy(rows)
     words = words_of(ids, kinds)
@@ -188,6 +189,24 @@ def test_a_closed_word_does_not_go_on():
     assert spans == {(0, 1), (1, 3), (3, 4), (4, 7), (7, 8), (8, 9), (9, 10), (10, 11), (11, 12), (12, 13)}
     starts = [place for place in range(13) if words.whole_BL[0, place] and words.first_BL[0, place] == place]
     assert starts == [1, 3, 4, 7, 8, 10]
+
+
+@pytest.mark.parametrize("starts", [1, 3])
+def test_words_are_counted_within_the_documents_that_they_are_looked_up_in(starts):
+    """Full rows of short documents, whose last word is not cut off; one begins with a continuation."""
+    documents = [[notes.CLS, 20, 100, notes.SEP], [notes.CLS, 30, 31, notes.SEP], [notes.CLS, 101, 40, notes.SEP]]
+    rows = np.array([[*documents[row % starts], *documents[2], *documents[1]] for row in range(6)])
+    numbers = np.repeat([[1, 2, 3]], 4, axis=1).repeat(6, axis=0)
+    kinds = kinds_of(notes.text(rows), tiny.VOCAB)
+    keys, counts = count_words(notes.batches(rows, 2, numbers), kinds)
+    ids, isolated = torch.from_numpy(rows), torch.from_numpy(numbers)
+    words = words_of(ids, kinds, isolated)
+    seen = hashes_of(ids, words)[words.whole_BL & (words.first_BL == torch.arange(12))]
+    assert np.array_equal(np.repeat(keys, counts), np.sort(seen.numpy()))
+    # Of the last document of a row, too, which packed text without documents would cut off.
+    alone = torch.tensor([[notes.CLS, 31, notes.SEP, 0]])
+    key = hashes_of(alone, words_of(alone, kinds))[0, 1].item()
+    assert counts[keys.tolist().index(key)] == 6 + 6 // starts * (starts > 1)
 
 
 def test_kinds_of_older_checkpoints_keep_their_numbers():
