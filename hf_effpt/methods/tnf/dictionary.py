@@ -38,14 +38,14 @@ class NoteDictionary(KeepsPrecision):
 
     vectors: Tensor  # notes, fp32 of shape `(entries, hidden_size)`
     keys: Tensor  # rising int64 hashes of the words
-    kinds: Tensor  # uint8 kind of each token, of shape `(vocab_size,)`
+    kinds: Tensor  # kind and spelling of each token, of shape `(vocab_size,)`; uint8 of older versions, else int64
 
     def __init__(self, settings: Any, hidden_size: int, vocab_size: int) -> None:
         super().__init__()
         entries = settings.entries or 0
         self.register_buffer("vectors", torch.zeros(entries, hidden_size, dtype=torch.float32))
         self.register_buffer("keys", torch.zeros(entries, dtype=torch.int64))
-        self.register_buffer("kinds", torch.full((vocab_size,), SPECIAL, dtype=torch.uint8))
+        self.register_buffer("kinds", torch.full((vocab_size,), SPECIAL))
         self.k, self.gamma, self.weight = settings.k, settings.gamma, settings.weight
         self.matches = settings.scale == "match"
         self.packed = settings.use == "pretraining"  # else its rows are examples of a task

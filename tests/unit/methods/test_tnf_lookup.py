@@ -1,12 +1,14 @@
 """Which words TNF counts and finds, against plain Python."""
 
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from hf_effpt.core.errors import EffptError
+from hf_effpt.data.words import word_edges
 from hf_effpt.methods import TNF
 from hf_effpt.methods.tnf import counting, lookup
 from hf_effpt.methods.tnf.counting import bounds_for, choose_words, count_words
@@ -23,6 +25,7 @@ from hf_effpt.methods.tnf.lookup import (
 )
 from hf_effpt.models.encoder_inputs import isolate_documents, mask_for
 from tests import tiny
+from tests.unit.data.test_words import bytes_only
 
 from . import notes
 from .notes import CLS, CONTINUATIONS, MASK, PAD, SEP, STARTS, UNK
@@ -209,8 +212,36 @@ def test_words_are_counted_within_the_documents_that_they_are_looked_up_in(start
     assert counts[keys.tolist().index(key)] == 6 + 6 // starts * (starts > 1)
 
 
-def test_kinds_of_older_checkpoints_keep_their_numbers():
+def test_words_are_those_of_the_tokenizer_where_bytes_spell_them():
+    tokenizer = bytes_only(("Ģ", "Ķ"))
+    edges = word_edges(tokenizer)
+    text = SimpleNamespace(words=edges, specials=range(5), mask=MASK, pad=PAD)
+    kinds = kinds_of(text, len(tokenizer) + 3)
+    ids = torch.tensor([tokenizer(" one\u2014two\u4e2d\u6587\u00e9 \u2026x")["input_ids"]])
+    words = words_of(ids, kinds, packed=False)
+    assert torch.equal(words.first_BL[0].diff() == 0, torch.from_numpy(edges.joined(ids.numpy()))[0, 1:])
+    assert words.whole_BL.all()
+    # A dash of which a part is masked is no dash.
+    ids[0, ids[0].tolist().index(tokenizer.convert_tokens_to_ids("ĢĶ"))] = MASK
+    assert words_of(ids, kinds, packed=False).first_BL[0, :9].tolist() == [0] * 9
+
+
+def test_kinds_of_older_checkpoints_keep_their_numbers(tmp_path):
     assert (START, CONTINUATION, lookup.MASK, SPECIAL, lookup.PAD) == tuple(range(5))
+    model = notes.model().eval()
+    plain = torch.tensor(notes.rows())
+    found = notes.looked_up(model.bert.notes, plain)
+    state = model.state_dict()
+    model.save_pretrained(
+        tmp_path, state_dict={**state, "bert.notes.kinds": state["bert.notes.kinds"].to(torch.uint8)}
+    )
+    loaded = type(model).from_pretrained(tmp_path)
+    assert torch.equal(notes.looked_up(loaded.bert.notes, plain), found)
+    assert (found >= 0).any()
+    loaded.save_pretrained(tmp_path / "again")
+    again = type(model).from_pretrained(tmp_path / "again")
+    again.load_state_dict(state)
+    assert again.bert.notes.kinds.tolist() == model.bert.notes.kinds.tolist()
 
 
 def test_hashes_of_many_words_differ():
