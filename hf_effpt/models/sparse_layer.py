@@ -17,6 +17,8 @@ from transformers.models.modernbert.modeling_modernbert import rotate_half
 from hf_effpt.core.anatomy import DROPOUTS
 from hf_effpt.core.depth import stack_of
 
+SPARSE = ("eager", "sdpa")  # kinds of attention that take any queries
+
 
 def gather_rows(hidden_BLD: Tensor, positions_BM: Tensor) -> Tensor:
     """Hidden states at some positions of every row, of shape `(batch_size, positions, hidden_size)`."""
@@ -53,7 +55,8 @@ def encode_at(encoder: Any, positions_BM: Tensor, *args: Any, **inputs: Any) -> 
     read = inputs.get("output_hidden_states", config.output_hidden_states)
     read = read or inputs.get("output_attentions", config.output_attentions)
     read = read or (encoder.training and (stack.read_whole or drops(config)))
-    sparse = not read and bool(stack.active) and config._attn_implementation in ("eager", "sdpa")
+    able = config._attn_implementation in SPARSE and not stack.computes_whole
+    sparse = able and not read and bool(stack.active)
     stack.last = partial(layer_at, positions_BM=positions_BM) if sparse else None
     try:
         outputs = encoder(*args, return_dict=True, **inputs)

@@ -142,7 +142,7 @@ def rows_of(batch):
 
 
 def importance_of(model, batches):
-    return importance(model.backbone, iter(batches), lambda batch: model(**batch).loss, lambda _: nullcontext())
+    return importance(model.backbone, iter(batches), lambda batch: model(**batch).loss, lambda *_: nullcontext())
 
 
 def row_by_row(model, batches):
