@@ -90,13 +90,15 @@ def observed_loss(
     loss: Callable[[Reduction], Tensor],
     labelled_BP: Tensor,
     weight_inputs: Tensor | None = None,
+    is_main: bool = True,
 ) -> Tensor:
     """Sum of the token losses, weighted by the product of what observers of `backbone` return, if they do.
 
     `loss` takes the reduction: `"sum"`, or `"none"` for per-token losses, row after row. `labelled_BP`, of shape
-    `(batch_size, positions)`, is `True` at labels; `weight_inputs` are the batch's `loss_weight_inputs`.
+    `(batch_size, positions)`, is `True` at labels; `weight_inputs` are the batch's `loss_weight_inputs`. Another loss
+    than the main one (`is_main`) is for the observer of a block only, before the main one.
     """
-    if not has_loss_observers(backbone):
+    if not has_loss_observers(backbone) or not (is_main or backbone.__dict__.get("loss_recorder")):
         return loss("sum")
     with torch.no_grad():
         losses_N = loss("none").detach().flatten()

@@ -239,9 +239,11 @@ class WithGenerator(PretrainingMixin):
         """The generator's logits for some of its outputs, of shape `(positions, vocab_size)`."""
         return predict_words(self.generator, hidden_ND)[1]
 
-    def _main_loss(self, batch: Batch, loss: Callable[[Reduction], Tensor], labelled_BP: Tensor) -> Tensor:
+    def _main_loss(
+        self, batch: Batch, loss: Callable[[Reduction], Tensor], labelled_BP: Tensor, is_main: bool = True
+    ) -> Tensor:
         """The summed loss of the main model, which methods observe and may weight."""
-        return observed_loss(self.electra, loss, labelled_BP, batch.weight_inputs)
+        return observed_loss(self.electra, loss, labelled_BP, batch.weight_inputs, is_main)
 
     def _insert(self, batch: Batch, samples_BM: Tensor) -> tuple[Tensor, Tensor]:
         """The original ids with samples at masked positions, and a mask of ids that differ from the originals."""

@@ -146,7 +146,7 @@ class McBertForPreTraining(WithGenerator, ElectraForMaskedLM):
     ) -> tuple[Tensor, int, Tensor, dict[str, Tensor]]:
         """The loss of selection and detection, already averaged, and the rest as in [`_learn_to_choose`].
 
-        Methods observe and weight the loss of selection only.
+        Methods observe and weight the loss of selection only, but for their own look at the losses of all parts.
         """
         truth_BM1 = batch.original_BL.gather(1, batch.positions_BM)[:, :, None]
         candidates_BMK = torch.cat([truth_BM1, drawn_BMK[:, :, 1:]], dim=2)
@@ -154,7 +154,8 @@ class McBertForPreTraining(WithGenerator, ElectraForMaskedLM):
             outputs_BLD = self.electra(corrupted_BL, return_dict=True, **batch.inputs).last_hidden_state
             logits_BL = self.discriminator_predictions(outputs_BLD)
             logits_BMK = self._candidate_logits(gather_rows(outputs_BLD, batch.positions_BM), candidates_BMK)
-        detection = replaced_loss(logits_BL, replaced_BL, batch.real_BL)
+        detecting = partial(replaced_loss, logits_BL, replaced_BL, batch.real_BL)
+        detection = self._main_loss(batch, detecting, batch.real_BL, is_main=False)
         answer_BM = torch.where(batch.chosen_BM, 0, -100)
         loss_of = partial(token_loss, logits_BMK.flatten(0, 1), answer_BM.flatten())
         selection = self._main_loss(batch, loss_of, batch.chosen_BM)
