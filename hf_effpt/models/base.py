@@ -273,8 +273,8 @@ class PretrainingMixin(EffptMixin):
             labels (`Tensor` of shape `(batch_size, sequence_length)`): original ids at masked positions, -100
                 elsewhere.
             masked_positions (`Tensor` of shape `(batch_size, masked)`, *optional*): positions of the labels. They
-                keep shapes static and avoid a wait for the device; entries whose label is -100 are ignored, and with a
-                generator those that repeat another.
+                keep shapes static and avoid a wait for the device; entries whose label is -100 are ignored, and those
+                that repeat another.
             document_ids (`Tensor` of shape `(batch_size, sequence_length)`, *optional*): the document of each token
                 within its row, from 1, and 0 for padding; a document attends to itself only, with positions from 0.
             num_items_in_batch (`Tensor` or `int`, *optional*): masked tokens of the whole optimizer step, by which

@@ -31,6 +31,12 @@ def positions_of(labels_BL: Tensor) -> Tensor:
     return chosen_BL.int().argsort(dim=1, descending=True, stable=True)[:, : most_labels(labels_BL)]
 
 
+def labels_at(labels_BL: Tensor, positions_BM: Tensor) -> Tensor:
+    """Labels at some positions of every row; -100 where a position repeats one before, so that it counts once."""
+    repeated_BM = (positions_BM[:, :, None] == positions_BM[:, None]).tril(-1).any(dim=2)
+    return labels_BL.gather(1, positions_BM).masked_fill(repeated_BM, -100)
+
+
 def most_labels(labels_BL: Tensor) -> int:
     """Largest number of labels in a row, at least 1; waits for the device."""
     return max(1, int((labels_BL != -100).sum(dim=1).max()))
