@@ -19,6 +19,7 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import write_atomically
 from hf_effpt.core.registry import build_methods, method_class, nearest
 from hf_effpt.training.arguments import EffptTrainingArguments
+from hf_effpt.training.losses import check_changes
 
 from .file import read_recipe_file
 from .overrides import apply_overrides
@@ -61,6 +62,8 @@ class Recipe:
         }
         config = self.model.config(methods=self.methods)
         build_methods(self.methods, config)
+        smoothing = {"training.label_smoothing_factor": self.training.label_smoothing_factor}
+        check_changes(self.model.objective, smoothing)
         length, longest = self.data.sequence_length, config.max_position_embeddings - first_position(config)
         needed = f"at most {longest}, the positions of the model (`model.max_position_embeddings`)"
         require(length <= longest, "data.sequence_length", length, needed)

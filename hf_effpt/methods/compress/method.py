@@ -138,6 +138,10 @@ class Compress(Method):
         return self.fractions[-1]
 
     @property
+    def measures_loss(self) -> bool:
+        return self.importance in ("michel", "random") and self._shares != (1.0, 1.0)
+
+    @property
     def changes_parameters(self) -> bool:
         return self._left > 0 and self._shares != (1.0, 1.0)
 

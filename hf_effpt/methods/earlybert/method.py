@@ -132,6 +132,10 @@ class EarlyBert(Method):
         return not self._is_saved and not self._is_drawn
 
     @property
+    def measures_loss(self) -> bool:
+        return self.ticket == "michel"
+
+    @property
     def needs_snapshot(self) -> bool:
         return self.changes_parameters and self.weights == "rewind"
 
