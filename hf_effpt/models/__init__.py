@@ -10,6 +10,7 @@ bert                      BERT
 modernbert                ModernBERT
 kin                       RoBERTa, XLM-RoBERTa, CamemBERT and DistilBERT
 from_checkpoint           training models that go on from a published checkpoint
+  checkpoint_weights      its weights, before and while they are loaded
   kept_heads              its pooler and heads, kept for the export
   families                BERT classes with one method switched on
 configuration_electra     configurations of models with a generator
