@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import EffptError
 
@@ -32,8 +32,9 @@ class RunContext:
         flops (`float`, *optional*, defaults to 0.0): FLOPs spent so far.
         draw_batches (`Callable[[int], Iterator]`, *optional*): yields that number of batches of training rows, on the
             device, outside the run's own order. Each process gets its own. Their tokens are charged.
-        charged (`Callable`, *optional*): takes a batch and returns the context in which a method computes a loss and
-            gradients of its own: in the run's precision, with its FLOPs charged. Equal shapes must cost the same.
+        charged (`Callable`, *optional*): takes a batch and parameters, and returns the context in which a method
+            computes the model's loss on it and gradients by them: in the run's precision, with its FLOPs charged.
+            Equal shapes must cost the same.
         warming_up (`bool`, *optional*, defaults to `False`): `True` while the learning rate still rises.
         open_text (`Callable`, *optional*): opens the training text; read it as `text`.
     """
@@ -46,7 +47,7 @@ class RunContext:
     loss: Callable[[], Tensor] | None = None
     flops: float = 0.0
     draw_batches: Callable[[int], Iterator[dict[str, Tensor]]] | None = None
-    charged: Callable[[Batch], AbstractContextManager] | None = None
+    charged: Callable[[Batch, Sequence[nn.Parameter]], AbstractContextManager] | None = None
     warming_up: bool = False
     open_text: Callable[[], Any] | None = None
 

@@ -47,6 +47,7 @@ class LayerStack(nn.ModuleList):
         self.last: Callable[..., torch.Tensor] | None = None
         # `True` if something besides the head reads the outputs of every position in training.
         self.read_whole = False
+        self.computes_whole = False  # `True` if the last layer never computes fewer positions than the others
         # By index of a layer, the factor of its change of the hidden states; 1 for all others.
         self.scales: Mapping[int, float] = {}
         self.router: Router | None = None

@@ -5,7 +5,7 @@ Gates multiply columns of the output projections W_o and W_2, which is equivalen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
@@ -148,13 +148,13 @@ def importance(
     backbone: Any,
     batches: Iterator[Mapping[str, Tensor]],
     loss_of: Callable[[Mapping[str, Tensor]], Tensor],
-    learning: Callable[[Mapping[str, Tensor]], AbstractContextManager],
+    learning: Callable[[Mapping[str, Tensor], Sequence[nn.Parameter]], AbstractContextManager],
 ) -> Scores:
     """Importance of each head and neuron: |dL/dgate| of each row's loss, averaged over rows (Michel et al., 2019).
 
     Scores of heads are divided by their L2 norm in each layer. One backward pass gives the gradients of all rows of a
     batch, and of nothing else. `loss_of` computes the mean loss of a batch, in the context that `learning` returns for
-    it; each row of it counts alike.
+    it and the gates; each row of it counts alike.
     """
     sums, number = [], 0
     for batch in batches:
@@ -162,7 +162,7 @@ def importance(
         number += rows
         with opened(backbone, rows), uncompiled(backbone), observing_losses(backbone, _mean_of_rows):
             heads, neurons = running_gates(backbone)
-            with learning(batch):
+            with learning(batch, [*heads, *neurons]):
                 found = torch.autograd.grad(loss_of(batch), [*heads, *neurons], materialize_grads=True)
         ours = [rows * gradient.abs().sum(dim=0) for gradient in found]  # the loss is the mean over rows
         sums = [total + own for total, own in zip(sums, ours, strict=True)] if sums else ours

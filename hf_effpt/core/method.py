@@ -86,6 +86,11 @@ class Method:
         return False
 
     @property
+    def measures_loss(self) -> bool:
+        """`True` if decisions depend on the loss that the model computes itself, beside that of a step."""
+        return False
+
+    @property
     def settles_at(self) -> float:
         """Fraction of the clock from which the architecture no longer changes; infinite if it counts steps."""
         return 0.0

@@ -39,11 +39,16 @@ def uniform(keys: Tensor) -> Tensor:
 def row_keys(ids_BL: Tensor, real_BL: Tensor | None = None) -> Tensor:
     """An int64 key for each row, of shape `(batch_size,)`, from its token ids (masks included).
 
-    Padding, where `real_BL` is `False`, does not affect the key.
+    Padding, where `real_BL` is `False`, does not affect the key, on whichever side it is.
     """
-    positions_L = torch.arange(ids_BL.shape[1], device=ids_BL.device)
-    hashes_BL = mix(ids_BL + positions_L * _ROW)
-    return mix((hashes_BL if real_BL is None else hashes_BL * real_BL).sum(dim=1))
+    if real_BL is None:
+        return mix(mix(ids_BL + torch.arange(ids_BL.shape[1], device=ids_BL.device) * _ROW).sum(dim=1))
+    return mix((mix(ids_BL + places_in_rows(real_BL) * _ROW) * real_BL).sum(dim=1))
+
+
+def places_in_rows(real_BL: Tensor) -> Tensor:
+    """Place of each token among those of its row, from 0; without meaning at padding, where `real_BL` is `False`."""
+    return real_BL.cumsum(dim=1) - 1
 
 
 def salted(keys: Tensor, *salts: int) -> Tensor:

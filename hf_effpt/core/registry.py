@@ -9,14 +9,14 @@ import logging
 import os
 import sys
 from collections import UserDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 from .errors import EffptError
 from .method import Method
-from .settings import idle_settings
+from .settings import idle_error, idle_settings, lonely_settings
 
 logger = logging.getLogger(__name__)
 
@@ -147,9 +147,17 @@ def without_idle(ledger: Mapping[str, Mapping[str, Any] | None] | None) -> dict[
     """A saved ledger without settings that do nothing, which older versions took."""
     kept = {name: dict(settings or {}) for name, settings in (ledger or {}).items()}
     for name in kept.keys() & METHODS.keys():
-        for key in idle_settings(METHODS[name], kept[name]):
+        idle = [*idle_settings(METHODS[name], kept[name]), *_lonely(name, kept[name], kept)]
+        for key in idle:
             logger.warning("`%s.%s`, %r, has done nothing, and is left out", name, key, kept[name].pop(key))
     return kept
+
+
+def _lonely(name: str, values: Mapping[str, Any], ledger: Collection[str]) -> dict[str, Any]:
+    """Settings of a method that do nothing beside the others of a ledger, each with what would give it an effect."""
+    others = [other for other in ledger if other != name]
+    changing = any(other in METHODS and METHODS[other].order < 9 for other in others)
+    return {} if changing else lonely_settings(METHODS[name], values, others)
 
 
 def build_methods(ledger: Mapping[str, Mapping[str, Any] | None] | None, config: Any = None) -> list[Method]:
@@ -178,6 +186,8 @@ def build_methods(ledger: Mapping[str, Mapping[str, Any] | None] | None, config:
     # In the order in which they act: a method waits for earlier ones, whose end may depend on the model.
     for name, method in sorted(methods.items(), key=lambda item: item[1].order):
         others = {other: methods[other] for other in methods if other != name}
+        for key, needed in _lonely(name, given := vars(method), methods).items():
+            raise idle_error(name, key, given[key], str(needed[0]))
         for other, that in others.items():
             if other in method.conflicts or name in that.conflicts:
                 raise EffptError(f"`{name}` and `{other}` cannot run together; remove one of them from `methods`.")

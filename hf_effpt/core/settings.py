@@ -7,7 +7,7 @@
 import dataclasses
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from types import NoneType, UnionType
@@ -71,6 +71,20 @@ class When:
         return " and ".join(f"`{key.rstrip('_')}` {_needed(needed)}" for key, needed in self.needed.items())
 
 
+class Beside:
+    """Methods one of which a setting needs for its effect, for `Annotated[str, Beside("stacking")]`.
+
+    Any other method will do that changes the architecture (`Method.order`).
+    """
+
+    def __init__(self, *methods: str) -> None:
+        self.methods = methods
+
+    def __str__(self) -> str:
+        *others, last = [f"`{name}`" for name in self.methods]
+        return f"{', '.join(others)} or {last}" if others else last
+
+
 GIVEN = Like(".*", "given")
 FINITE = In("(-inf, inf)")
 Share = Annotated[float, In("(0, 1]")]
@@ -120,10 +134,21 @@ def idle_settings(kind: type, values: Mapping[str, Any]) -> dict[str, list[When]
 
     Those left at their default are none of them.
     """
-    defaults = {field.name: default_of(field) for field in fields(kind)}
-    every, conditions = defaults | dict(values), _conditions(kind)
-    given = [key for key in values if key in conditions and values[key] != defaults[key]]
-    return {key: conditions[key] for key in given if all(when.unmet(every) for when in conditions[key])}
+    every = {field.name: default_of(field) for field in fields(kind)} | dict(values)
+    conditions = _given(kind, values, When)
+    return {key: whens for key, whens in conditions.items() if all(when.unmet(every) for when in whens)}
+
+
+def lonely_settings(kind: type, values: Mapping[str, Any], others: Collection[str]) -> dict[str, list[Beside]]:
+    """Settings among `values` of the method `kind` that do nothing beside these `others`, and what they need."""
+    found = _given(kind, values, Beside)
+    return {key: needed for key, needed in found.items() if not {*needed[0].methods} & {*others}}
+
+
+def _given(kind: type, values: Mapping[str, Any], mark: type) -> dict[str, list[Any]]:
+    """Marks of the settings among `values` that are not left at their default."""
+    defaults, marks = {field.name: default_of(field) for field in fields(kind)}, _marks(kind, mark)
+    return {key: marks[key] for key in values if key in marks and values[key] != defaults[key]}
 
 
 def default_of(field: dataclasses.Field) -> Any:
@@ -132,12 +157,12 @@ def default_of(field: dataclasses.Field) -> Any:
 
 
 @cache
-def _conditions(cls: type) -> dict[str, list[When]]:
-    """The conditions of fields that have some."""
+def _marks(cls: type, mark: type) -> dict[str, list[Any]]:
+    """The conditions of this kind of fields that have some."""
     found = {}
     for key, hint in get_type_hints(cls, include_extras=True).items():
-        if get_origin(hint) is Annotated and (whens := [item for item in get_args(hint) if isinstance(item, When)]):
-            found[key] = whens
+        if get_origin(hint) is Annotated and (marks := [item for item in get_args(hint) if isinstance(item, mark)]):
+            found[key] = marks
     return found
 
 

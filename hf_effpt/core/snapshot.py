@@ -33,6 +33,11 @@ class Snapshot(nn.Module):
             else:
                 self.register_buffer(_key(name), tensor.detach().clone())
 
+    @property
+    def is_taken(self) -> bool:
+        """`True` if it holds weights."""
+        return any(held.any() for held in self.buffers())
+
     @torch.no_grad()
     def put_back(self, model: nn.Module) -> None:
         """Restores the tensors of `model`, whose shapes must not have changed."""

@@ -52,12 +52,6 @@ def observers_of(backbone: Any) -> list[str]:
     return list(backbone.__dict__.get("loss_observers") or ())
 
 
-def has_loss_observers(backbone: Any) -> bool:
-    """`True` if the next forward pass has to compute per-token losses."""
-    receivers = backbone.__dict__.get("loss_observers")
-    return bool(backbone.__dict__.get("loss_recorder") or (receivers and backbone.training))
-
-
 @contextmanager
 def observing_losses(backbone: Any, observer: LossObserver) -> Iterator[None]:
     """Calls `observer` in every forward pass in the block, in any mode, instead of the registered observers."""
@@ -90,20 +84,21 @@ def observed_loss(
     loss: Callable[[Reduction], Tensor],
     labelled_BP: Tensor,
     weight_inputs: Tensor | None = None,
+    is_main: bool = True,
 ) -> Tensor:
     """Sum of the token losses, weighted by the product of what observers of `backbone` return, if they do.
 
     `loss` takes the reduction: `"sum"`, or `"none"` for per-token losses, row after row. `labelled_BP`, of shape
-    `(batch_size, positions)`, is `True` at labels; `weight_inputs` are the batch's `loss_weight_inputs`.
+    `(batch_size, positions)`, is `True` at labels; `weight_inputs` are the batch's `loss_weight_inputs`. Another loss
+    than the main one (`is_main`) is for the observer of a block only, before the main one.
     """
-    if not has_loss_observers(backbone):
+    recorder, receivers = backbone.__dict__.get("loss_recorder"), backbone.__dict__.get("loss_observers")
+    if not recorder and not (receivers and backbone.training and is_main):  # written out, since every forward asks
         return loss("sum")
     with torch.no_grad():
         losses_N = loss("none").detach().flatten()
     row_N = torch.arange(len(labelled_BP), device=labelled_BP.device).repeat_interleave(labelled_BP.shape[1])
     losses = TokenLosses(losses_N, labelled_BP.flatten(), row_N, len(labelled_BP), weight_inputs)
-    recorder = backbone.__dict__.get("loss_recorder")
-    receivers = backbone.__dict__["loss_observers"].values() if recorder is None else [recorder]
-    given = [receiver(losses) for receiver in receivers]
+    given = [receiver(losses) for receiver in ([recorder] if recorder else receivers.values())]
     weights = [weights_N for weights_N in given if weights_N is not None]
     return (torch.stack(weights).prod(dim=0) * loss("none").flatten()).sum() if weights else loss("sum")

@@ -95,12 +95,13 @@ class DataCollatorForMaskedLM:
             int64 tensors: `input_ids` with masks and `labels` (-100 where nothing is predicted) of shape
             `(batch_size, sequence_length)`; `masked_positions` of shape `(batch_size, masked_count)`, ascending in
             each row: all positions with a label, filled up with others; the other columns of one number per token, if
-            given; `attention_mask` if a list has padding; `example_id` and `epoch` of shape `(batch_size,)` if `keyed`
-            is `True`.
+            given; `attention_mask` if there is padding that no column tells, or in a list; `example_id` and `epoch`
+            of shape `(batch_size,)` if `keyed` is `True`.
 
         Raises:
-            EffptError: there is no token, or a token id is not in the tokenizer's vocabulary; a column is missing in
-                some examples, or not of one number per token; a rate is missing or not above 0.
+            EffptError: there is no token that can be masked, unless `example_id` names rows of a run, of whose batches
+                one may be without; a token id is not in the tokenizer's vocabulary; a column is missing in some
+                examples, or not of one number per token; a rate is missing or not above 0.
         """
         rates = self._checked(token_rates)
         batch = _arrays(examples) if isinstance(examples, Mapping) else self._padded(examples)
@@ -138,6 +139,11 @@ class DataCollatorForMaskedLM:
         epoch = np.broadcast_to(batch.get("epoch", 0), size)
         noise = fold(fold(self.seed, epoch, example)[:, None], place)
         maskable = real & ~self._special[original]
+        if not maskable.any() and "example_id" not in batch:  # one of many batches of a run may be without text
+            raise EffptError(
+                f"None of the {real.sum()} tokens of the batch can be masked, since all are special, so that there is "
+                "nothing to learn. Leave out examples without text."
+            )
         joined = None if self._words is None else self._joined(original, maskable, real, batch.get("document_ids"))
         order = _order(noise, original, maskable, joined, rates)
 
@@ -160,6 +166,8 @@ class DataCollatorForMaskedLM:
         corrupted = original.copy()
         np.put_along_axis(corrupted, chosen, np.where(labelled, replaced, tokens), axis=1)
         masked = {"input_ids": corrupted, "labels": labels, "masked_positions": chosen}
+        if not given and not real.all():  # the model does not know padding by its token
+            masked["attention_mask"] = real.astype(np.int64)
         keys = {"example_id": example.astype(np.int64), "epoch": epoch.astype(np.int64)}
         return masked | keys if self.keyed else masked
 

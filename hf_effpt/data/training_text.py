@@ -37,7 +37,7 @@ class TrainingText:
         """Number, length and hash of the rows."""
         return identity_of_rows(self.rows)
 
-    def batches(self) -> Iterator[np.ndarray]:
-        """Token ids of all rows, as int64 arrays of shape `(rows, sequence_length)`."""
+    def batches(self) -> Iterator[dict[str, np.ndarray]]:
+        """All rows: `input_ids`, and `document_ids` if they have them, int64 of shape `(rows, sequence_length)`."""
         for first in range(0, len(self.rows), ROWS):
-            yield self.rows.rows(np.arange(first, min(first + ROWS, len(self.rows))))["input_ids"]
+            yield self.rows.rows(np.arange(first, min(first + ROWS, len(self.rows))))

@@ -27,7 +27,7 @@ from hf_effpt.data.token_frequencies import token_frequencies
 from hf_effpt.models.base import EffptMixin
 from hf_effpt.models.encoder_inputs import encoder_inputs
 from hf_effpt.models.masked_lm import label_count, token_loss
-from hf_effpt.models.sparse_layer import positions_of
+from hf_effpt.models.sparse_layer import labels_at, positions_of
 
 from .masked_logits import evaluation_mode, masked_logits, predicts_masked_tokens
 
@@ -108,7 +108,7 @@ def stock_loss(model: PreTrainedModel, batch: dict[str, Tensor], num_items: int 
     if positions_BM is None:
         positions_BM = positions_of(labels)
     logits_BMV = masked_logits(model, positions_BM, **stock_inputs(model, batch))
-    labels_N = labels.gather(1, positions_BM).flatten()
+    labels_N = labels_at(labels, positions_BM).flatten()
     return token_loss(logits_BMV.flatten(0, 1), labels_N) / (num_items or label_count(labels_N))
 
 

@@ -1,6 +1,7 @@
 """Training models: stock architectures with methods; each exports to its stock class.
 
 base                      mixins of training models: methods, export, the forward on masked text
+  resizing                what methods hold of tables that change their size
 configuration_effpt       configurations of BERT and ModernBERT with the ledger of methods
 encoder_inputs            inputs of the encoder, which keep the documents of a row apart
   document_blocks         attention within documents, block by block
@@ -10,6 +11,7 @@ bert                      BERT
 modernbert                ModernBERT
 kin                       RoBERTa, XLM-RoBERTa, CamemBERT and DistilBERT
 from_checkpoint           training models that go on from a published checkpoint
+  checkpoint_weights      its weights, before and while they are loaded
   kept_heads              its pooler and heads, kept for the export
   families                BERT classes with one method switched on
 configuration_electra     configurations of models with a generator

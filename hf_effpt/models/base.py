@@ -24,6 +24,7 @@ from .kept_heads import EXTRA, FROM_HUB, KeptHeads, keep_heads
 from .kept_heads import NAME as KEPT
 from .pruned_bert import PrunedBertConfig
 from .pruned_modernbert import PrunedModernBertConfig
+from .resizing import refuse_snapshot, resize_parts
 
 
 def _is_undefined(tensor: Tensor) -> bool:
@@ -108,6 +109,20 @@ class EffptMixin:
             # Checkpoints of older versions may hold a tied tensor twice.
             twice = {rf"^snapshot\.{re.escape(name)}$" for name in tied_to_others(self)}
             self._keys_to_ignore_on_load_unexpected = {*(self._keys_to_ignore_on_load_unexpected or ()), *twice}
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """Resizes the tables as in the stock class, and those of modules of methods that `resize_vocabulary`.
+
+        Raises an `EffptError` if methods may rewind the weights to a snapshot that is taken.
+        """
+        known, step = self.config.vocab_size, pad_to_multiple_of or 1
+        if -(-(new_num_tokens or known) // step) * step != known:
+            refuse_snapshot(self, "the vocabulary")
+        table = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        resize_parts(self)
+        return table
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
@@ -258,8 +273,8 @@ class PretrainingMixin(EffptMixin):
             labels (`Tensor` of shape `(batch_size, sequence_length)`): original ids at masked positions, -100
                 elsewhere.
             masked_positions (`Tensor` of shape `(batch_size, masked)`, *optional*): positions of the labels. They
-                keep shapes static and avoid a wait for the device; entries whose label is -100 are ignored, and with a
-                generator those that repeat another.
+                keep shapes static and avoid a wait for the device; entries whose label is -100 are ignored, and those
+                that repeat another.
             document_ids (`Tensor` of shape `(batch_size, sequence_length)`, *optional*): the document of each token
                 within its row, from 1, and 0 for padding; a document attends to itself only, with positions from 0.
             num_items_in_batch (`Tensor` or `int`, *optional*): masked tokens of the whole optimizer step, by which

@@ -18,9 +18,11 @@ from hf_effpt.core.registry import build_methods
 
 from . import kin
 from .build import MASKED_LMS, word_predictors
+from .checkpoint_weights import check_complete, check_head, reading
 from .configuration_effpt import settings_of
 from .electra import ElectraForJointPreTraining
 from .kin import NAMES
+from .resizing import refuse_snapshot, resize_parts
 
 # Training class of each architecture with a head over the vocabulary, by the `model_type` of its checkpoints.
 TRAINABLE: dict[str, Any] = {
@@ -60,6 +62,12 @@ def published_config(source: str) -> Any:
         raise EffptError(
             f"`model.from` {source!r} is of the architecture `{kind}`; those that can be trained further are "
             f"{', '.join([*TRAINABLE, 'electra'])}."
+        )
+    positions = getattr(config, "position_embedding_type", None) or "absolute"
+    if positions != "absolute":
+        raise EffptError(
+            f"`model.from` {source!r} has `position_embedding_type` `{positions}`, which `transformers` computes no "
+            "longer: its weights would be read as those of absolute positions; take a checkpoint with those."
         )
     return copy.deepcopy(config)
 
@@ -116,6 +124,8 @@ def config_from(
     """The configuration of what [`continue_from`] loads, whose arguments these are, before any weights are loaded."""
     source = _expanded(source)
     stock = _checked(source, objective, layers)
+    is_pair = stock.model_type == "electra"
+    check_head(source, ElectraForPreTraining if is_pair else _stock_class_of(stock), stock)
     own = settings_of(stock) | dict.fromkeys(dropouts_of(stock), dropout)
     if positions is not None:
         check_positions(stock, positions)
@@ -123,8 +133,14 @@ def config_from(
     if layers is not None and layers != stock.num_hidden_layers:
         own |= _grown(stock, settings.get("methods") or {}, layers)
         own["layer_order"] = None
-    kind = ElectraForJointPreTraining if stock.model_type == "electra" else TRAINABLE[stock.model_type]
+    kind = ElectraForJointPreTraining if is_pair else TRAINABLE[stock.model_type]
     return kind.config_class(**{**own, **settings})
+
+
+def _stock_class_of(config: Any) -> Any:
+    """The class of a checkpoint with a head over the vocabulary."""
+    kind = TRAINABLE[config.model_type]
+    return kind.narrow_class if getattr(config, "layer_widths", None) is not None else kind.stock_class
 
 
 def _expanded(source: str) -> str:
@@ -169,8 +185,9 @@ def _pair(source: str, attn_implementation: str = "sdpa", **settings: Any) -> An
         )
     parts = []
     for name, kind in ((source, ElectraForPreTraining), (other, ElectraForMaskedLM)):
-        part, report = kind.from_pretrained(name, output_loading_info=True, dtype=torch.float32)
-        _check_complete(name, report["missing_keys"])
+        with reading(name):
+            part, report = kind.from_pretrained(name, output_loading_info=True, dtype=torch.float32)
+        check_complete(name, report["missing_keys"])
         parts.append(part)
     model = ElectraForJointPreTraining.from_parts(*parts, **settings)
     model.set_attn_implementation(attn_implementation)
@@ -181,21 +198,28 @@ def _masked_lm(source: str, config: Any, methods: dict, layers: int | None, sett
     training_class, own = TRAINABLE[config.model_type], config.num_hidden_layers
     if layers is not None and layers != own:
         settings = settings | _grown(config, methods, layers)
-    model, report = training_class.from_pretrained(
-        source, methods=methods, output_loading_info=True, dtype=torch.float32, **settings
-    )
+    with reading(source):
+        model, report = training_class.from_pretrained(
+            source, methods=methods, output_loading_info=True, dtype=torch.float32, **settings
+        )
     allocated = layers or own
     grown = tuple(f".{index}." for index in range(own, allocated))
     with torch.device("meta"):
         known = training_class.stock_class(model.config.stock()).state_dict().keys()
     missing = [name for name in report["missing_keys"] if name in known and not any(each in name for each in grown)]
-    _check_complete(source, missing)
+    check_complete(source, missing)
     return model
 
 
 def _grown(config: Any, methods: dict, layers: int) -> dict[str, Any]:
     """Settings of a model that begins with the layers of a shallower checkpoint and grows."""
     own = config.num_hidden_layers
+    if getattr(config, "layer_widths", None) is not None:
+        raise EffptError(
+            f"`model.num_hidden_layers` is {layers}, and the {own} layers of the checkpoint are cut to widths of "
+            "their own (`layer_widths`), of which a growth would make copies in other places; leave it out, or grow "
+            "the stock model of the full width (`effpt export RUN --dense`)."
+        )
     types = layer_types_of(config)
     more = {"layer_types": [types[index % own] for index in range(layers)]} if types else {}
     found = {method.name: method for method in build_methods(methods)}
@@ -207,14 +231,6 @@ def _grown(config: Any, methods: dict, layers: int) -> dict[str, Any]:
             + (f", not {begins}." if begins and layers > own else "; fewer layers are had by `compress`.")
         )
     return {"num_hidden_layers": layers, "layer_order": list(range(own)), **more}
-
-
-def _check_complete(source: str, missing: Any) -> None:
-    if missing:
-        raise EffptError(
-            f"`model.from` {source!r} lacks {len(missing)} weights ({', '.join(sorted(missing)[:3])}), which would be "
-            "random; take a checkpoint that was saved with its pre-training head."
-        )
 
 
 @torch.no_grad()
@@ -229,8 +245,10 @@ def extend_positions(model: Any, positions: int) -> None:
     now = check_positions(config, positions)
     if positions == now:
         return
-    config.max_position_embeddings = positions + first
     table = position_table_of(encoder)
+    if table is not None:
+        refuse_snapshot(model, "the number of positions")
+    config.max_position_embeddings = positions + first
     if table is None:
         return
     old = table.weight
@@ -251,6 +269,7 @@ def extend_positions(model: Any, positions: int) -> None:
             if name in embeddings._buffers:
                 generator.base_model.embeddings.register_buffer(name, embeddings._buffers[name], persistent=False)
         model.tie_weights()
+    resize_parts(model)
 
 
 @torch.no_grad()

@@ -23,13 +23,14 @@ from hf_effpt.core.depth import first_layers, flatten, stack_of
 from hf_effpt.core.head_inputs import HeadInputs
 from hf_effpt.core.metrics import accumulator_of
 from hf_effpt.core.padding import real_tokens
-from hf_effpt.core.random import row_keys
+from hf_effpt.core.random import places_in_rows, row_keys
 from hf_effpt.core.token_losses import Reduction, observed_loss
 
 from .base import PretrainingMixin, fill
 from .configuration_effpt import settings_of
 from .encoder_inputs import encoder_inputs
 from .masked_lm import token_loss
+from .resizing import resize_parts
 from .sampling import sample, uniforms
 from .sparse_layer import drops, encode_at, gather_rows, positions_of
 
@@ -77,6 +78,10 @@ class Batch:
     def keys_B(self) -> Tensor:
         """A key for the random numbers of each row."""
         return row_keys(self.masked_BL, self.real_BL)
+
+    def uniforms(self, positions_BM: Tensor, draws: int) -> Tensor:
+        """Numbers in [0, 1) to draw by at these positions, which padding on either side leaves as they are."""
+        return uniforms(self.keys_B, places_in_rows(self.real_BL).gather(1, positions_BM), draws)
 
 
 class WithGenerator(PretrainingMixin):
@@ -235,9 +240,11 @@ class WithGenerator(PretrainingMixin):
         """The generator's logits for some of its outputs, of shape `(positions, vocab_size)`."""
         return predict_words(self.generator, hidden_ND)[1]
 
-    def _main_loss(self, batch: Batch, loss: Callable[[Reduction], Tensor], labelled_BP: Tensor) -> Tensor:
+    def _main_loss(
+        self, batch: Batch, loss: Callable[[Reduction], Tensor], labelled_BP: Tensor, is_main: bool = True
+    ) -> Tensor:
         """The summed loss of the main model, which methods observe and may weight."""
-        return observed_loss(self.backbone, loss, labelled_BP, batch.weight_inputs)
+        return observed_loss(self.backbone, loss, labelled_BP, batch.weight_inputs, is_main)
 
     def _insert(self, batch: Batch, samples_BM: Tensor) -> tuple[Tensor, Tensor]:
         """The original ids with samples at masked positions, and a mask of ids that differ from the originals."""
@@ -247,7 +254,7 @@ class WithGenerator(PretrainingMixin):
 
     def _sample(self, batch: Batch, logits_NV: Tensor) -> Tensor:
         """One sample per masked position, of shape `(batch_size, positions)`."""
-        uniform_BM1 = uniforms(batch.keys_B, batch.positions_BM, 1)
+        uniform_BM1 = batch.uniforms(batch.positions_BM, 1)
         return sample(logits_NV, uniform_BM1.flatten(0, 1)).view_as(batch.positions_BM)
 
     def _generator_sums(self, batch: Batch, logits_NV: Tensor, loss: Tensor, replaced_BL: Tensor) -> dict[str, Tensor]:
@@ -323,6 +330,7 @@ class WithGenerator(PretrainingMixin):
                 table.weight[before:] = 0
         self.generator.resize_token_embeddings(size, mean_resizing=mean_resizing)
         self.tie_weights()
+        resize_parts(self)
         return table
 
     def cost_signature(self) -> str:

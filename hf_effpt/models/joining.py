@@ -41,7 +41,7 @@ def joint_config(
     main = settings_of(discriminator.config, "dtype", "tie_word_embeddings")
     own = {name: getattr(generator.config, name) for name in (*SHARED, *SIZES)}
     for name in OTHERS:
-        asked = name in DROPOUT and settings.get("generator_dropout") is False
+        asked = name in settings or (name in DROPOUT and settings.get("generator_dropout") is False)
         if not asked and (value := getattr(generator.config, name)) != getattr(discriminator.config, name):
             own[name] = value
     return EffptElectraConfig(**{**main, "generator": own, **settings})

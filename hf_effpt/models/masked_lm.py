@@ -17,7 +17,7 @@ from hf_effpt.core.token_losses import Reduction, observed_loss
 
 from .base import PretrainingMixin
 from .encoder_inputs import encoder_inputs
-from .sparse_layer import encode_at, positions_of
+from .sparse_layer import encode_at, labels_at, positions_of
 
 
 class MaskedLMMixin(PretrainingMixin):
@@ -35,7 +35,7 @@ class MaskedLMMixin(PretrainingMixin):
             positions_BM = positions_of(labels_BL)
         encoder = self.backbone
         outputs, hidden_BMD = encode_at(encoder, positions_BM, **encoder_inputs(self, batch))
-        labels_BM = labels_BL.gather(1, positions_BM)
+        labels_BM = labels_at(labels_BL, positions_BM)
         hidden_ND, labels_N = hidden_BMD.flatten(0, 1), labels_BM.flatten()
         smoothing = self.label_smoothing if self.training else 0.0
         loss_of = partial(token_loss, self._answer(hidden_ND)[1], labels_N, label_smoothing=smoothing)
@@ -56,7 +56,7 @@ class MaskedLMMixin(PretrainingMixin):
             positions = positions_of(labels)
         with first_layers(self.backbone, layers):
             _, hidden_BMD = encode_at(self.backbone, positions, **encoder_inputs(self, batch))
-        return HeadInputs(hidden_BMD, labels.gather(1, positions), self._answer)
+        return HeadInputs(hidden_BMD, labels_at(labels, positions), self._answer)
 
     def cost_signature(self) -> str:
         return "smoothed" if self.label_smoothing else ""

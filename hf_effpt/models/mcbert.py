@@ -24,7 +24,7 @@ from .configuration_electra import McBertConfig
 from .electra import detector, prior_entropy, replaced_loss
 from .generator import Batch, JointOutput, WithGenerator
 from .masked_lm import token_loss
-from .sampling import sample, sample_distinct, uniforms
+from .sampling import sample, sample_distinct
 from .sparse_layer import gather_rows
 
 # The head of an ELECTRA that is as wide as its tables is that of a BERT under other names.
@@ -82,26 +82,27 @@ class McBertMixin(WithGenerator):
         return word_head_of(self)[1].bias
 
     def _without_labels(self, output: Any) -> Any:
-        """Takes "none of the above" from the logits over the vocabulary, in place.
-
-        It is the answer to most tokens in training, and no token of the text.
-        """
-        if not self.selects:
-            none = self.config.nota_token_id
-            output[0][..., none] += NEVER - self._bias[none]
+        """Takes rows that are no answer from the logits over the vocabulary, in place."""
+        output[0][..., self._no_answers] += NEVER - self._bias[self._no_answers]
         return output
+
+    @property
+    def _no_answers(self) -> list[int]:
+        """Rows that no text has behind a mask: "none of the above", the answer to most tokens in training, and tokens
+        that are never sampled, which are no candidates, so that nothing is learned against them.
+        """
+        return sorted({self.config.nota_token_id, *self.config.never_sampled})
 
     def before_export(self) -> None:
         super().before_export()
-        if not self.selects:
-            with torch.no_grad():
-                self._bias[self.config.nota_token_id] = NEVER
+        with torch.no_grad():
+            self._bias[self._no_answers] = NEVER
 
     def after_loading(self) -> None:
-        """Lets "none of the above", which an export never answers, be answered again."""
+        """Lets rows that an export never answers be answered again; half precision rounds their bias."""
         super().after_loading()
         with torch.no_grad():
-            self._bias.masked_fill_(self._bias <= NEVER, 0.0)
+            self._bias.masked_fill_(self._bias <= NEVER / 2, 0.0)
 
     @property
     def selects(self) -> bool:
@@ -139,7 +140,7 @@ class McBertMixin(WithGenerator):
     ) -> tuple[Tensor, int, Tensor, dict[str, Tensor]]:
         """The loss of selection and detection, already averaged, and the rest as in [`_learn_to_choose`].
 
-        Methods observe and weight the loss of selection only.
+        Methods observe and weight the loss of selection only, but for their own look at the losses of all parts.
         """
         truth_BM1 = batch.original_BL.gather(1, batch.positions_BM)[:, :, None]
         candidates_BMK = torch.cat([truth_BM1, drawn_BMK[:, :, 1:]], dim=2)
@@ -147,7 +148,8 @@ class McBertMixin(WithGenerator):
             outputs_BLD = self.backbone(corrupted_BL, return_dict=True, **batch.inputs).last_hidden_state
             logits_BL = self.discriminator_predictions(outputs_BLD)
             logits_BMK = self._candidate_logits(gather_rows(outputs_BLD, batch.positions_BM), candidates_BMK)
-        detection = replaced_loss(logits_BL, replaced_BL, batch.real_BL)
+        detecting = partial(replaced_loss, logits_BL, replaced_BL, batch.real_BL)
+        detection = self._main_loss(batch, detecting, batch.real_BL, is_main=False)
         answer_BM = torch.where(batch.chosen_BM, 0, -100)
         loss_of = partial(token_loss, logits_BMK.flatten(0, 1), answer_BM.flatten())
         selection = self._main_loss(batch, loss_of, batch.chosen_BM)
@@ -162,7 +164,7 @@ class McBertMixin(WithGenerator):
 
     def _draw(self, batch: Batch, logits_NV: Tensor) -> Tensor:
         """K draws per masked position, of shape `(batch_size, positions, K)`; the first replaces the token."""
-        uniform_NK = uniforms(batch.keys_B, batch.positions_BM, self.config.candidates).flatten(0, 1)
+        uniform_NK = batch.uniforms(batch.positions_BM, self.config.candidates).flatten(0, 1)
         truth_N1 = batch.original_BL.gather(1, batch.positions_BM).flatten()[:, None]
         drawn_NK = torch.empty_like(uniform_NK, dtype=torch.long)
         for part in chunks(*logits_NV.shape):
@@ -182,7 +184,7 @@ class McBertMixin(WithGenerator):
         # Static shapes: the masked positions of a row are distinct.
         taken_BL = torch.zeros_like(batch.masked_BL).scatter(1, batch.positions_BM, 1)
         other_BO = taken_BL.argsort(dim=1, stable=True)[:, : length - batch.positions_BM.shape[1]]
-        uniform_NK = uniforms(batch.keys_B, other_BO, self.config.candidates).flatten(0, 1)
+        uniform_NK = batch.uniforms(other_BO, self.config.candidates).flatten(0, 1)
         hidden_ND = gather_rows(hidden_BLD, other_BO).flatten(0, 1)
         drawn = [
             sample(self._possible(self.generator_logits(hidden_ND[part])), uniform_NK[part])

@@ -1,7 +1,7 @@
 """Exact sampling from a softmax, in float32 whatever the precision of the logits.
 
-A uniform number per draw is looked up in the cumulative distribution. It depends only on row, position and draw, so a
-row gets the same draws in every batch, process and resumed run, and no random number generator advances.
+A uniform number per draw is looked up in the cumulative distribution. It depends only on row, place and draw, so a row
+gets the same draws in every batch, process and resumed run, and no random number generator advances.
 B batch, M positions per row, N positions in all, K draws, V vocabulary.
 """
 
@@ -10,13 +10,16 @@ from torch import Tensor
 
 from hf_effpt.core.random import uniform
 
-_POSITION, _DRAW = 0x1F83D9ABFB41BD6B, 0x5BE0CD19137E2179
+_PLACE, _DRAW = 0x1F83D9ABFB41BD6B, 0x5BE0CD19137E2179
 
 
-def uniforms(keys_B: Tensor, positions_BM: Tensor, draws: int) -> Tensor:
-    """Numbers in [0, 1) that depend on row, position and draw only, of shape `(batch_size, positions, draws)`."""
+def uniforms(keys_B: Tensor, places_BM: Tensor, draws: int) -> Tensor:
+    """Numbers in [0, 1) that depend on row, place and draw only, of shape `(batch_size, positions, draws)`.
+
+    Places are those among the tokens of a row, without padding.
+    """
     draws_K = torch.arange(draws, device=keys_B.device)
-    return uniform(keys_B[:, None, None] + positions_BM[:, :, None] * _POSITION + draws_K * _DRAW)
+    return uniform(keys_B[:, None, None] + places_BM[:, :, None] * _PLACE + draws_K * _DRAW)
 
 
 def sample(logits_NV: Tensor, uniform_NK: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ from hf_effpt.core.depth import stack_of
 
 from .document_blocks import DocumentMask
 
+SPARSE = ("eager", "sdpa")  # kinds of attention that take any queries
+
 
 def gather_rows(hidden_BLD: Tensor, positions_BM: Tensor) -> Tensor:
     """Hidden states at some positions of every row, of shape `(batch_size, positions, hidden_size)`."""
@@ -29,6 +31,12 @@ def positions_of(labels_BL: Tensor) -> Tensor:
     """Positions of the labels, padded with other positions to the largest number in a row; waits for the device."""
     chosen_BL = labels_BL != -100
     return chosen_BL.int().argsort(dim=1, descending=True, stable=True)[:, : most_labels(labels_BL)]
+
+
+def labels_at(labels_BL: Tensor, positions_BM: Tensor) -> Tensor:
+    """Labels at some positions of every row; -100 where a position repeats one before, so that it counts once."""
+    repeated_BM = (positions_BM[:, :, None] == positions_BM[:, None]).tril(-1).any(dim=2)
+    return labels_BL.gather(1, positions_BM).masked_fill(repeated_BM, -100)
 
 
 def most_labels(labels_BL: Tensor) -> int:
@@ -55,7 +63,8 @@ def encode_at(encoder: Any, positions_BM: Tensor, *args: Any, **inputs: Any) -> 
     read = inputs.get("output_hidden_states", config.output_hidden_states)
     read = read or inputs.get("output_attentions", config.output_attentions)
     read = read or (encoder.training and (stack.read_whole or drops(config)))
-    sparse = not read and bool(stack.active) and config._attn_implementation in ("eager", "sdpa")
+    able = config._attn_implementation in SPARSE and not stack.computes_whole
+    sparse = able and not read and bool(stack.active)
     stack.last = partial(layer_at, positions_BM=positions_BM) if sparse else None
     try:
         outputs = encoder(*args, return_dict=True, **inputs)

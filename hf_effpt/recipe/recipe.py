@@ -20,6 +20,7 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import write_atomically
 from hf_effpt.core.registry import build_methods, method_class, nearest
 from hf_effpt.training.arguments import EffptTrainingArguments
+from hf_effpt.training.losses import check_changes
 
 from .file import read_recipe_file
 from .overrides import apply_overrides
@@ -62,6 +63,8 @@ class Recipe:
         }
         config = self.model.config(methods=self.methods)
         build_methods(self.methods, config)
+        smoothing = {"training.label_smoothing_factor": self.training.label_smoothing_factor}
+        check_changes(self.model.objective, smoothing)
         self._check_lengths(config)
         if self.data.add_tokens is not None and self.model.from_ is None:
             raise EffptError(

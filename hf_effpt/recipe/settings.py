@@ -4,8 +4,9 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
+from hf_effpt.core.anatomy import layer_types_of
 from hf_effpt.core.objectives import OBJECTIVES
-from hf_effpt.core.settings import In, Like, When, check_effects
+from hf_effpt.core.settings import In, Like, When, check_effects, idle_error
 from hf_effpt.data.document_cuts import CUTS
 from hf_effpt.data.document_selection import SelectSettings
 from hf_effpt.data.mixture import parts_of_mixture
@@ -146,7 +147,13 @@ class ModelSettings:
         hidden, heads = shape["hidden_size"], shape["num_attention_heads"]
         multiple = f"a multiple of `model.num_attention_heads`, {heads}"
         require(hidden % heads == 0, "model.hidden_size", hidden, multiple)
-        self.config()
+        self._check_attention(layer_types_of(self.config()))
+
+    def _check_attention(self, types: list[str] | None) -> None:
+        """Raises an `EffptError` if a setting is of a kind of attention that no layer has."""
+        for key, kind in (("local_attention", "sliding_attention"), ("rotary_base", "full_attention")):
+            if getattr(self, key) is not None and kind not in (types or ()):
+                raise idle_error("model", key, getattr(self, key), f"`{kind}` in one of the `layer_types`")
 
     def config(self, **more: Any) -> Any:
         """Builds the configuration of the training model; raises `EffptError` for an impossible setting.

@@ -56,6 +56,7 @@ UNSUPPORTED = {
         ("metric_for_best_model", "restore_callback_states_from_checkpoint", "save_only_model"),
         "checkpoints are written under a temporary name, whole, and kept by age; leave it out",
     ),
+    "dataloader_drop_last": "rows come in a stream without end, whose batches are all whole; leave it out",
     "auto_find_batch_size": "it does not go with a data stream that is entered by position; leave it out",
 }
 
@@ -186,6 +187,11 @@ class EffptTrainingArguments(TrainingArguments):
         for name, reason in UNSUPPORTED.items():
             if getattr(self, name) not in (None, False):
                 raise EffptError(f"`training.{name}` is not supported: {reason}.")
+        if getattr(self, "train_sampling_strategy", "random") != "random":
+            raise EffptError(
+                f"`training.train_sampling_strategy` is {self.train_sampling_strategy!r}, but rows come in a stream "
+                "whose order is that of `seed` or `data_seed`; leave it out."
+            )
         if not self.ignore_data_skip:
             raise EffptError(
                 "`ignore_data_skip=False` does not go with a data stream that is entered by position; leave it out."

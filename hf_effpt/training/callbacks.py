@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -159,6 +160,6 @@ def live_context(trainer: Any) -> RunContext:
         loss=mean_loss,
         flops=trainer.clock.flops,
         draw_batches=draw_batches,
-        charged=trainer.cost.charged,
+        charged=partial(trainer.cost.charged, trainer.model),
         warming_up=trainer.is_warming_up,
     )

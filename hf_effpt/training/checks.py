@@ -5,6 +5,7 @@ from typing import Any
 
 from torch.utils.data import IterableDataset
 
+from hf_effpt.core.anatomy import first_position
 from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.method import Method
@@ -74,11 +75,11 @@ def check_parts(
                 f"`{type(dataset).__name__}` has no length, so a run on it could not be resumed exactly; pack the "
                 "text first with `pack(…)`, which streams it to disk."
             )
-        if PackedRows.fits(dataset) and PackedRows(dataset).sequence_length > model.config.max_position_embeddings:
+        longest = model.config.max_position_embeddings - first_position(model.config)
+        if PackedRows.fits(dataset) and PackedRows(dataset).sequence_length > longest:
             raise EffptError(
-                f"Rows of {PackedRows(dataset).sequence_length} tokens do not fit a model of "
-                f"{model.config.max_position_embeddings} positions; raise `max_position_embeddings`, or pack shorter "
-                "rows."
+                f"Rows of {PackedRows(dataset).sequence_length} tokens do not fit a model of {longest} positions; "
+                "raise `max_position_embeddings`, or pack shorter rows."
             )
 
 

@@ -1,12 +1,12 @@
 """Cost of a run: the work of its steps and methods, and the part charged to the clock."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_effpt.core.clock import Clock
@@ -164,15 +164,17 @@ class CostMeter:
         self._counted = {}
 
     @contextmanager
-    def charged(self, batch: Mapping[str, Tensor]) -> Iterator[None]:
-        """Context in which a method computes a loss and gradients of its own; charges their FLOPs."""
-        shapes = tuple((name, tuple(tensor.shape)) for name, tensor in batch.items())
-        # Counting is slow, so equal shapes are counted once.
-        counter = FlopCounterMode(display=False) if shapes not in self._counted else None
-        with self.autocast(), counter or nullcontext():
+    def charged(self, model: Any, batch: Mapping[str, Tensor], parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+        """Context in which a method computes the model's loss and gradients by `parameters`; charges their FLOPs."""
+        documents = batch.get("documents")
+        shapes = tuple((name, tuple(tensor.shape)) for name, tensor in batch.items() if name != "documents")
+        shapes += () if documents is None else (documents.products, documents.pairs)
+        if shapes not in self._counted:  # counting is slow
+            began = time.perf_counter()
+            self._counted[shapes] = self.counter.count_gradients(model, batch, parameters)
+            self._unpaid += time.perf_counter() - began
+        with self.autocast():
             yield
-        if counter is not None:
-            self._counted[shapes] = counter.get_total_flops()
         if self.args.charge_methods:
             self.step_flops += self._counted[shapes] * self.args.world_size
 

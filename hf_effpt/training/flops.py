@@ -1,7 +1,7 @@
 """FLOPs of a step's matrix products, counted by running a copy of the model on the meta device."""
 
 import copy
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
@@ -13,17 +13,20 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from hf_effpt.core.anatomy import embeddings_of, generator_of
-from hf_effpt.core.depth import router_of, running
+from hf_effpt.core.depth import router_of, running, stack_of
 from hf_effpt.data.document_layout import DocumentLayout
 from hf_effpt.models.document_blocks import LEAST
 from hf_effpt.models.encoder_inputs import BLOCKS, MASK, way_apart
-from hf_effpt.models.sparse_layer import most_labels
+from hf_effpt.models.sparse_layer import SPARSE, most_labels
 
 from .matrix_products import MatrixProducts
 
 
 def ghost_of(model: PreTrainedModel) -> PreTrainedModel:
-    """Copies `model` onto the meta device, with eager attention, whose products are all counted."""
+    """Copies `model` onto the meta device, with eager attention, whose products are all counted.
+
+    Its last layers compute all positions if those of `model` do, whose attention may not take fewer.
+    """
     memo: dict[int, Any] = {}
     for tensor in chain(model.parameters(), model.buffers()):
         empty = torch.empty_like(tensor, device="meta")
@@ -43,8 +46,17 @@ def ghost_of(model: PreTrainedModel) -> PreTrainedModel:
                 # Observers of the model must not see the copy run, unlike objects that compute a part of the step.
                 if key not in kept and not getattr(getattr(hook, "__self__", None), "is_work", False):
                     del hooks[key]
+    for encoder in encoders_of(ghost):
+        stack_of(encoder).computes_whole |= encoder.config._attn_implementation not in SPARSE
     ghost.set_attn_implementation("eager")
     return ghost
+
+
+def encoders_of(model: Any) -> list[Any]:
+    """The backbone of a model, and the encoder of its generator if it has one."""
+    backbone = getattr(model, "backbone", model.base_model)
+    auxiliary = generator_of(backbone)
+    return [backbone] if auxiliary is None else [backbone, auxiliary]
 
 
 def unwrap(model: nn.Module) -> None:
@@ -119,10 +131,12 @@ class FlopCounter:
         backbone = model.backbone
         auxiliary = generator_of(backbone)
         encoders = [backbone] if auxiliary is None else [backbone, auxiliary]
+        kinds = backbone.config._attn_implementation, (auxiliary or backbone).config._attn_implementation
+        sparse = kinds[0] in SPARSE, kinds[1] in SPARSE
         modules = [embeddings_of(backbone), *[running(encoder, training) for encoder in encoders]]
         # In running order: the last layer costs less than an equal one below it.
         sizes = tuple([tuple([self._sizes(module) for module in group]) for group in modules])
-        return sizes, tuple([method.cost_signature(backbone) for method in model.methods])
+        return sizes, sparse, tuple([method.cost_signature(backbone) for method in model.methods])
 
     def _sizes(self, module: nn.Module) -> tuple[int, int, bool]:
         """Number of parameters of `module`, and of those that are trained; `True` if its forward runs twice."""
@@ -137,27 +151,61 @@ class FlopCounter:
         return every, learning, module.__dict__.get("gradient_checkpointing", False)
 
     @staticmethod
+    def count_gradients(model: Any, batch: Mapping[str, Tensor], parameters: Sequence[nn.Parameter]) -> int:
+        """FLOPs of the loss of `model` on `batch` and of its gradients by some parameters, with all rows routed.
+
+        Counted anew at each call, as the model is: in training or evaluation mode, with the gates that it has.
+        """
+        batch, wanted = positioned(model, batch), {id(parameter) for parameter in parameters}
+
+        def measure(some: DocumentLayout | None) -> int:
+            ghost, inputs = _ghost_with(model, some), _on_meta(batch, some)
+            for own, copied in zip(model.parameters(), ghost.parameters(), strict=True):
+                copied.requires_grad_(id(own) in wanted)
+            return _products_of(ghost, 1.0, lambda: ghost(**inputs).loss.backward())
+
+        documents = documents_apart(model, batch) if "document_ids" in batch else None
+        return measure(None) if documents is None else documents.interpolated(*map(measure, documents.known))
+
+    @staticmethod
     def _measure(
         model: Any, batch: Mapping[str, Any], share: float | None = None,
         work: Callable[[Any, dict], Any] | None = None, documents: DocumentLayout | None = None,
     ) -> int:  # fmt: skip
-        ghost: Any = ghost_of(model)
-        if documents is not None:
-            ghost.set_attn_implementation("sdpa")  # which blocks are for; a meta device decomposes it into products
-        if (router := router_of(ghost.backbone)) is not None:
-            router.forced = share
-        # The attention mask is only added, not multiplied.
-        batch = {
-            name: tensor.to("meta") for name, tensor in batch.items() if name not in ("attention_mask", "documents")
-        }
-        batch |= {} if documents is None else {"documents": documents}
-        apart = torch.random.fork_rng(devices=[])  # the copy must not draw from the run's generators
-        with MatrixProducts() as counter, torch.set_grad_enabled(work is None), apart:
-            if work is not None:
-                work(ghost.eval(), batch)
-            elif (loss := loss_of(ghost, batch)).requires_grad:
-                loss.backward()
-        return counter.flops
+        ghost, inputs = _ghost_with(model, documents), _on_meta(batch, documents)
+        if work is None:
+            return _products_of(ghost, share, lambda: _backward(loss_of(ghost, inputs)))
+        with torch.no_grad():
+            return _products_of(ghost.eval(), share, lambda: work(ghost, inputs))
+
+
+def _ghost_with(model: Any, documents: DocumentLayout | None) -> Any:
+    """A copy of `model`; with `documents` it attends within blocks, which a meta device splits into products."""
+    ghost: Any = ghost_of(model)
+    if documents is not None:
+        ghost.set_attn_implementation("sdpa")
+    return ghost
+
+
+def _products_of(ghost: Any, share: float | None, work: Callable[[], Any]) -> int:
+    """FLOPs of work of a copied model; `share` of the rows is routed, if there is a router."""
+    if (router := router_of(ghost.backbone)) is not None:
+        router.forced = share
+    # The copy must not draw from the run's generators.
+    with MatrixProducts() as counter, torch.random.fork_rng(devices=[]):
+        work()
+    return counter.flops
+
+
+def _backward(loss: Tensor) -> None:
+    if loss.requires_grad:
+        loss.backward()
+
+
+def _on_meta(batch: Mapping[str, Any], documents: DocumentLayout | None) -> dict[str, Any]:
+    """Shapes of a batch, without the attention mask, which is only added, not multiplied, and with these documents."""
+    shapes = {name: tensor.to("meta") for name, tensor in batch.items() if name not in ("attention_mask", "documents")}
+    return shapes if documents is None else {**shapes, "documents": documents}
 
 
 def positioned(model: Any, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

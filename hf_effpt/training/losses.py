@@ -17,13 +17,9 @@ def check_losses(model: Any, args: Any, given: Mapping[str, Any]) -> None:
     """
     if not model.pretrains:
         return
-    objective, function = objective_of(model.config), given.get("compute_loss_func")
-    for name, value in (("label_smoothing_factor", args.label_smoothing_factor), ("compute_loss_func", function)):
-        if value and objective != "mlm":
-            raise EffptError(
-                f"`{name}` changes the loss of a model that has one, over its labels, but with the objective "
-                f"`{objective}` a generator and the model it trains have a loss each; leave it out, or use `mlm`."
-            )
+    function = given.get("compute_loss_func")
+    changes = {"label_smoothing_factor": args.label_smoothing_factor, "compute_loss_func": function}
+    check_changes(objective_of(model.config), changes)
     if function is not None:
         _check_function(model, args)
     for name in ("compute_metrics", "preprocess_logits_for_metrics"):
@@ -39,6 +35,16 @@ def check_losses(model: Any, args: Any, given: Mapping[str, Any]) -> None:
         )
 
 
+def check_changes(objective: str, changes: Mapping[str, Any]) -> None:
+    """Raises `EffptError` if arguments that are set change the one loss of a model whose objective has two."""
+    for name, value in changes.items():
+        if value and objective != "mlm":
+            raise EffptError(
+                f"`{name}` changes the loss of a model that has one, over its labels, but with the objective "
+                f"`{objective}` a generator and the model it trains have a loss each; leave it out, or use `mlm`."
+            )
+
+
 def _check_function(model: Any, args: Any) -> None:
     """Raises `EffptError` if something needs the model's own loss, which `compute_loss_func` replaces."""
     if args.label_smoothing_factor:
@@ -50,6 +56,11 @@ def _check_function(model: Any, args: Any) -> None:
         raise EffptError(
             f"`{observing[0]}` reads the model's loss token by token, and `compute_loss_func` replaces that loss; "
             "leave one of them out."
+        )
+    if measuring := [method.name for method in model.methods if method.measures_loss]:
+        raise EffptError(
+            f"`{measuring[0]}`, as set, decides by the loss that the model computes itself, and `compute_loss_func` "
+            "replaces that loss; leave one of them out, or have it decide by something else."
         )
     if args.clock is not None and args.clock.unit == "reference_seconds":
         raise EffptError(

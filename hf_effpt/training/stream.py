@@ -219,6 +219,8 @@ def on_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tenso
 
 
 def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    if any("attention_mask" in part for part in parts):  # a batch without padding has none
+        parts = [{"attention_mask": torch.ones_like(part["input_ids"]), **part} for part in parts]
     rows = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     pinned = any(values.is_pinned() for values in parts[0].values())  # `cat` loses pinning
     return {name: values.pin_memory() for name, values in rows.items()} if pinned else rows

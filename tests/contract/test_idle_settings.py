@@ -57,6 +57,7 @@ IDLE = [
     ),
     ("selection", {"num_score_positions": 2}, {"strategy": "expected_gradient_length", "rule": "observed"}),
     ("stacking", {"joint_at": 0.5}, {}),
+    ("tnf", {"scale": "match"}, {"weight": 0.0}),
     *(("model", {key: value}, {}) for key, value in (("loss_weight", 2.0), ("candidates", 5), ("faithful", True))),
     ("model", {"candidates_at": "masked"}, {"objective": "electra"}),
     ("model", {"generator_dropout": False}, {"objective": "electra"}),
@@ -68,6 +69,8 @@ IDLE = [
     ("training", {"num_train_epochs": 2.0}, {"budget": "8steps"}),
     *(("training", {key: "adafactor"}, {"bias_correction": False}) for key in ("optim", "optim_args")),
 ]  # fmt: skip
+# Beside these methods alone.
+LONELY = [{}, {"layerdrop": {"p": 0.1}}, {"layerskip": {}}]
 SECTIONS = {"model": ModelSettings, "data": DataSettings, "training": lambda **given: tiny.arguments("out", **given)}
 # Next to one that is refused, and with an effect; or switched off as a whole.
 SOUND = [
@@ -82,6 +85,7 @@ SOUND = [
     {"layerskip": {"routing": "topk", "harden": 0.5, "target": 0.4}},
     {"layerskip": {"target": 0.4, "beta": 0.1}},
     {"selection": {"strategy": "highest_loss", "scorer": "stale", "max_age": 5}},
+    *({"tnf": {"at_growth": "reset"}, name: METHODS[name].example} for name in ("stacking", "compress", "earlybert")),
 ]
 
 
@@ -103,6 +107,55 @@ def test_a_setting_that_does_nothing_is_refused_by_name(name, idle, others):
 @pytest.mark.parametrize("ledger", SOUND, ids=name_of)
 def test_a_setting_with_an_effect_is_taken(ledger):
     assert len(build_methods(ledger, tiny.config())) == len(ledger)
+
+
+@pytest.mark.parametrize("others", LONELY, ids=name_of)
+def test_a_setting_that_needs_another_method_is_refused_and_left_out_of_older_checkpoints(others, caplog):
+    ledger = {"tnf": {"at_growth": "fast", "k": 3}, **others}
+    with pytest.raises(EffptError) as error:
+        build_methods(ledger, tiny.config())
+    assert str(error.value) == (
+        "`tnf.at_growth` is 'fast', which has an effect only with `stacking`, `compress`, `earlybert` or `lottery`; "
+        "leave `at_growth` out."
+    )
+    with caplog.at_level("WARNING"):
+        assert without_idle(ledger) == {**ledger, "tnf": {"k": 3}}
+    assert "`tnf.at_growth`, 'fast', has done nothing" in caplog.text
+    kept = {**ledger, "stacking": {"depth": 1, "at": [0.4]}}
+    assert without_idle(kept) == kept
+
+
+FULL, SLIDING = ["full_attention"] * 4, ["sliding_attention"] * 4
+
+
+@pytest.mark.parametrize(
+    ("idle", "types", "needed"),
+    [
+        ({"local_attention": 16}, FULL, "sliding_attention"),
+        ({"rotary_base": 9e4}, SLIDING, "full_attention"),
+        ({"local_attention": 16}, None, "sliding_attention"),  # of one layer, which is full
+    ],
+)
+def test_a_setting_of_a_kind_of_attention_that_no_layer_has_is_refused(idle, types, needed):
+    ((key, value),) = idle.items()
+    shape = {"backbone": "modernbert", "size": "tiny", "num_hidden_layers": len(types or "x")}
+    with pytest.raises(
+        EffptError, match=rf"`model\.{key}` is {value!r}.*only with `{needed}` in one of the `layer_types`"
+    ):
+        ModelSettings(**shape, layer_types=types, **idle)
+    mixed = {**shape, "num_hidden_layers": 4, "layer_types": [*FULL[:2], *SLIDING[:2]]}
+    assert ModelSettings(**mixed, local_attention=16, rotary_base=9e4).local_attention == 16
+
+
+@pytest.mark.parametrize("idle", [{"train_sampling_strategy": "group_by_length"}, {"dataloader_drop_last": True}])
+def test_arguments_of_a_loader_that_the_stream_replaces_are_refused(tmp_path, idle):
+    if (
+        "train_sampling_strategy" in idle
+        and "train_sampling_strategy" not in tiny.EffptTrainingArguments.__dataclass_fields__
+    ):
+        pytest.skip("needs newer transformers")
+    with pytest.raises(EffptError, match=rf"`training\.{next(iter(idle))}` .*stream.*leave it out"):
+        tiny.arguments(tmp_path, **idle)
 
 
 def test_the_reason_names_what_is_needed_and_what_is_there():

@@ -64,6 +64,15 @@ class Teacher(nn.Module):
         delattr(backbone, NAME)
 
     @torch.no_grad()
+    def resize_vocabulary(self, size: int) -> None:
+        """Gives further tokens of a longer vocabulary, unknown to the teacher, the mean of its word embeddings."""
+        table = self.encoder.get_input_embeddings()
+        known_VD = table.weight[:size]
+        more = known_VD.float().mean(dim=0).to(known_VD.dtype).expand(size - len(known_VD), -1)
+        table.weight, table.num_embeddings = torch.cat([known_VD, more]), size
+        self.encoder.config.vocab_size = size
+
+    @torch.no_grad()
     def take_weights(self, backbone: Any) -> None:
         """Copies the weights of the layers of `backbone` that run, with gates folded in."""
         own = [*outside_layers(self.encoder), *layers_of(self.encoder).children()]

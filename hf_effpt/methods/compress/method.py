@@ -64,8 +64,9 @@ class Compress(Method):
             model as it was before the first cut. The choice of this term is ours. 0 has no teacher.
 
     Raises:
-        EffptError: if a value is outside its range, nothing would be cut, a layer would keep no head or too few
-            neurons, the model has too few layers or is narrow already, or another method still grows it at `at`.
+        EffptError: if a value is outside its range, a cut or a share would cut nothing, a layer would keep no head or
+            too few neurons, the model has too few layers or is narrow already, or another method still grows it at
+            `at`.
     """
 
     name: ClassVar[str] = "compress"
@@ -138,6 +139,10 @@ class Compress(Method):
         return self.fractions[-1]
 
     @property
+    def measures_loss(self) -> bool:
+        return self.importance in ("michel", "random") and self._shares != (1.0, 1.0)
+
+    @property
     def changes_parameters(self) -> bool:
         return self._left > 0 and self._shares != (1.0, 1.0)
 
@@ -182,6 +187,8 @@ class Compress(Method):
                 f"`compress` has nothing to cut of {whole.depth} layers with {whole.heads} heads and {whole.neurons} "
                 "neurons; set `depth`, `head_keep` or `ffn_keep` lower, or remove `compress`."
             )
+        if not before:  # what an older version has begun goes on
+            self._check_cuts(whole, wanted)
         if "layerskip" in others and wanted.depth < 3:
             raise EffptError(
                 f"`layerskip` always runs the first and the last layer, and `compress.depth` leaves {wanted.depth}; "
@@ -193,6 +200,28 @@ class Compress(Method):
             raise EffptError(
                 "The model's layers have been cut already (`layer_widths`), and `compress` takes its shares of whole "
                 "ones; start from a model of the full width, set only `compress.depth`, or remove `compress`."
+            )
+
+    def _check_cuts(self, whole: Size, wanted: Size) -> None:
+        """Raises an `EffptError` for a share that is rounded to all, or more cuts than there are parts to cut away."""
+        unit, depth = unit_of(whole.neurons), wanted.depth
+        neurons = round(wanted.neurons * depth / unit) * unit  # of all layers, as a ticket has them
+        for key, share, size, keeps_all, step in (
+            ("head_keep", self.head_keep, whole.heads, wanted.heads == whole.heads, 1 / whole.heads),
+            ("ffn_keep", self.ffn_keep, whole.neurons, neurons == whole.neurons * depth, unit / whole.neurons / depth),
+        ):
+            if share not in (None, 1.0) and keeps_all:
+                raise EffptError(
+                    f"`compress.{key}` is {share}, which keeps all of the {size} in each of {depth} layers; set it to "
+                    f"at most {1 - step:.3g}, or leave it out."
+                )
+        gone = whole.neurons - wanted.neurons
+        most = max(whole.depth - depth, whole.heads - wanted.heads, min(gone, gone * depth // unit))
+        if self.rounds > most:
+            raise EffptError(
+                f"`compress.rounds` is {self.rounds}, but {most} cuts at most each remove a part: from {whole.depth} "
+                f"layers of {whole.heads} heads and {whole.neurons} neurons to {wanted.depth} of {wanted.heads} and "
+                f"{wanted.neurons}; set fewer rounds."
             )
 
     def _check_order(self, config: Any) -> None:
@@ -252,7 +281,7 @@ class Compress(Method):
         stack, config = stack_of(backbone), backbone.config
         layers, left = self._left_of(config) or (len(stack.order), list(range(len(stack.order))))
         whole, wanted = self.sizes(config, layers)
-        size = size_after(number, self.rounds, whole, wanted)
+        size, last = (size_after(done, self.rounds, whole, wanted) for done in (number, number - 1))
         lot = step_rng(context.seed, context.step, CUTS)
         shallower = size.depth < len(left)
         if shallower:
@@ -264,7 +293,8 @@ class Compress(Method):
                 stay = thinned(left, layers, wanted.depth, size.depth)
             set_order(backbone, [stack.order[left.index(place)] for place in stay])
             left = stay
-        what = f"cut to {len(left)} layers of {size.heads} heads and {size.neurons} neurons{self._chosen(shallower)}"
+        what = f"cut to {len(left)} layers of {size.heads} heads and {size.neurons} neurons"
+        what += self._chosen(shallower, last, size)
         what += f", {number} of {self.rounds}" if self.rounds > 1 else ""
         ticket = None
         if self._shares != (1.0, 1.0):
@@ -285,9 +315,9 @@ class Compress(Method):
         layers = config.num_hidden_layers
         return layers, list(range(layers) if config.layer_order is None else config.layer_order)
 
-    def _chosen(self, shallower: bool) -> str:
-        """Words for the choice of the parts that are left."""
-        parts = [part for part, share in zip(("heads", "neurons"), self._shares, strict=True) if share < 1.0]
+    def _chosen(self, shallower: bool, before: Size, after: Size) -> str:
+        """Words for the choice of the parts of which a cut leaves fewer."""
+        parts = [part for part in ("heads", "neurons") if getattr(after, part) < getattr(before, part)]
         said = [f"{' and '.join(parts)} by {self.importance}"] if parts else []
         if shallower:
             said = [f"layers {'at random' if self.importance == 'random' else 'at equal distances'}", *said]

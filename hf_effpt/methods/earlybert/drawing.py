@@ -24,6 +24,17 @@ def check_shares(head_keep: float, ffn_keep: float, heads: int, neurons: int) ->
         )
 
 
+def check_cuts(head_keep: float, ffn_keep: float, layers: int, heads: int, neurons: int) -> None:
+    """Raises an `EffptError` if a ticket from layers of this width would be all of them."""
+    unit, every = unit_of(neurons), layers * neurons
+    if part_of(head_keep, heads) == heads and round(part_of(ffn_keep, every) / unit) * unit == every:
+        raise EffptError(
+            f"`earlybert` has nothing to search: `head_keep` {head_keep:g} keeps all of the {heads} heads, and "
+            f"`ffn_keep` {ffn_keep:g} all of the {neurons} neurons, in each of {layers} layers; set one of them to at "
+            f"most {1 - 1 / heads:.3g} or {1 - unit / every:.3g}, or remove `earlybert`."
+        )
+
+
 def best(scores: Scores, head_keep: float, ffn_keep: float) -> Ticket:
     """Ticket of the highest scores; heads are ranked within each layer, neurons over all layers that run."""
     heads, neurons = scores

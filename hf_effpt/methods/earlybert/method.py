@@ -22,7 +22,7 @@ from hf_effpt.core.snapshot import snapshot_of
 from hf_effpt.core.ticket import FILE, Ticket
 from hf_effpt.core.width import cut_state, cut_width
 
-from .drawing import any_like, best, check_shares, worst
+from .drawing import any_like, best, check_cuts, check_shares, worst
 from .search import NAME, Search
 
 logger = logging.getLogger(__name__)
@@ -105,6 +105,11 @@ class EarlyBert(Method):
                 f"{self.max_search_steps}."
             )
         self.ticket = str(self.ticket)
+        if self.head_keep == self.ffn_keep == 1.0:
+            raise EffptError(
+                "`earlybert` has nothing to search: `head_keep` and `ffn_keep` are 1; lower one of them, or remove "
+                "`earlybert`."
+            )
         self._start, self._config = self.after or 0.0, None
 
     @property
@@ -130,6 +135,10 @@ class EarlyBert(Method):
     @property
     def changes_parameters(self) -> bool:
         return not self._is_saved and not self._is_drawn
+
+    @property
+    def measures_loss(self) -> bool:
+        return self.ticket == "michel"
 
     @property
     def needs_snapshot(self) -> bool:
@@ -186,6 +195,7 @@ class EarlyBert(Method):
             saved.check([shape] * depth_of(config))
         else:
             check_shares(self.head_keep, self.ffn_keep, *shape)
+            check_cuts(self.head_keep, self.ffn_keep, config.num_hidden_layers, *shape)
 
     def inject(self, backbone: Any) -> None:
         config = backbone.config

@@ -124,6 +124,10 @@ class Selection(RowMethod):
         return STRATEGIES[self.strategy]
 
     @property
+    def measures_loss(self) -> bool:
+        return self.kind.input_kind == "losses"
+
+    @property
     def references(self) -> tuple[str, ...]:
         return () if self.holdout is None or self.resolved.keep == 1.0 else (self.holdout,)
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_effpt.core.metrics import accumulator_of
 from hf_effpt.core.padding import real_tokens
@@ -74,6 +74,10 @@ class Selector(KeepsPrecision):
         """Removes the selector from `backbone`."""
         observe_losses(backbone, "selection", None)
         del backbone.selector
+
+    def resize_vocabulary(self, size: int) -> None:
+        """Counts further tokens of a longer vocabulary from 0."""
+        self.frequencies = nn.functional.pad(self.frequencies, (0, size - len(self.frequencies)))
 
     def reset_missing_parameters(self) -> None:
         """Resets buffers that the loaded weights lack."""

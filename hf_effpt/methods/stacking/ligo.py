@@ -58,6 +58,7 @@ def learn_growth(
     trained = [[_parameter(stack[index], kind, every).detach() for index in old_order] for kind in kinds]
     grown = [[layer.get(kind) for layer in every] for kind in kinds]
     names = {id(parameter): name for name, parameter in model.named_parameters()}
+    mixed_in = [parameter for layers in grown for parameter in layers if parameter is not None]
     inside = [[each is not None and f"model.{names[id(each)]}" for each in layers] for layers in grown]
     spared = {f"model.{name}": buffer.clone() for name, buffer in model.named_buffers()}  # forwards write to some
     mixing_KLJ = _near_copies(len(kinds), sources, len(old_order), noise, context.seed + context.step)
@@ -67,7 +68,7 @@ def learn_growth(
     with aside(backbone), uncompiled(backbone), _alone(stack, order):
         for batch in context.draw_batches(steps):
             weights = {}
-            with context.charged(batch):
+            with context.charged(batch, mixed_in):
                 for named, mixed in zip(inside, _mixtures(mixing_KLJ, trained), strict=True):
                     weights |= {name: tensor for name, tensor in zip(named, mixed, strict=True) if name}
                 slope_KLJ = functional_call(slopes, {**weights, **spared}, (batch,))

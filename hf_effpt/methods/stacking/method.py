@@ -106,6 +106,10 @@ class Stacking(Method):
         return f"the model is post-norm; one schedule decays over the whole run, theirs anew in each stage{kept}."
 
     @property
+    def measures_loss(self) -> bool:
+        return self.operator == "ligo_depth"
+
+    @property
     def settles_at(self) -> float:
         return self._settled
 

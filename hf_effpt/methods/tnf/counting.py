@@ -1,6 +1,6 @@
 """Counts all words of the training rows by hash, and chooses the rare ones."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,16 +15,18 @@ from .lookup import hashes_of, words_of
 CHUNK = 1 << 22  # words to gather between counts; at least twice the different words, so that sorting stays linear
 
 
-def count_words(batches: Iterable[Any], kinds_V: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Counts the whole words of arrays of token ids of shape `(rows, sequence_length)`.
+def count_words(batches: Iterable[Mapping[str, Any]], kinds_V: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Counts the whole words of rows, within one document where they have `document_ids`, as they are looked up.
 
-    Returns the hashes of the different words, rising, and their counts; both int64.
+    Batches hold arrays of shape `(rows, sequence_length)`. Returns the hashes of the different words, rising, and
+    their counts; both int64.
     """
     keys, counts = np.empty(0, np.int64), np.empty(0, np.int64)
     waiting, number = [], 0
     for batch in batches:
-        ids_BL = torch.from_numpy(np.asarray(batch, dtype=np.int64))
-        words = words_of(ids_BL, kinds_V)
+        found = {name: torch.from_numpy(np.asarray(values, dtype=np.int64)) for name, values in batch.items()}
+        ids_BL = found["input_ids"]
+        words = words_of(ids_BL, kinds_V, found.get("document_ids"))
         wanted_BL = words.whole_BL & (words.first_BL == torch.arange(ids_BL.shape[1]))
         waiting.append(hashes_of(ids_BL, words)[wanted_BL].numpy())
         number += len(waiting[-1])

@@ -38,14 +38,14 @@ class NoteDictionary(KeepsPrecision):
 
     vectors: Tensor  # notes, fp32 of shape `(entries, hidden_size)`
     keys: Tensor  # rising int64 hashes of the words
-    kinds: Tensor  # uint8 kind of each token, of shape `(vocab_size,)`
+    kinds: Tensor  # kind and spelling of each token, of shape `(vocab_size,)`; uint8 of older versions, else int64
 
     def __init__(self, settings: Any, hidden_size: int, vocab_size: int) -> None:
         super().__init__()
         entries = settings.entries or 0
         self.register_buffer("vectors", torch.zeros(entries, hidden_size, dtype=torch.float32))
         self.register_buffer("keys", torch.zeros(entries, dtype=torch.int64))
-        self.register_buffer("kinds", torch.full((vocab_size,), SPECIAL, dtype=torch.uint8))
+        self.register_buffer("kinds", torch.full((vocab_size,), SPECIAL))
         self.k, self.gamma, self.weight = settings.k, settings.gamma, settings.weight
         self.matches = settings.scale == "match"
         self.packed = settings.use == "pretraining"  # else its rows are examples of a task
@@ -61,6 +61,10 @@ class NoteDictionary(KeepsPrecision):
         """Initialises all vectors, with an own generator."""
         generator = torch.Generator().manual_seed(seed)
         self.vectors.copy_(torch.empty(self.vectors.shape).normal_(0.0, INIT_STD, generator=generator))
+
+    def resize_vocabulary(self, size: int) -> None:
+        """Makes tokens of a longer vocabulary no text: no word that was counted has one."""
+        self.kinds = nn.functional.pad(self.kinds, (0, size - len(self.kinds)), value=SPECIAL)
 
     def attach(self, backbone: Any) -> None:
         """Registers the dictionary as the submodule `notes` of `backbone`, and its hooks.

@@ -10,22 +10,27 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hf_effpt.core.characters import spelled
 from hf_effpt.core.random import mix
 
 # Kinds of tokens; they are in checkpoints. The mask token continues the word before it, of which it may hide a part.
 # `SPECIAL` and `PAD` are no text. `LONE` starts and `ENDING` continues a word and closes it, as punctuation does.
 START, CONTINUATION, MASK, SPECIAL, PAD, LONE, ENDING = range(7)
+BITS = 3  # of a kind; above them is the spelling of the token, which checkpoints of older versions do not have
 
 
 def kinds_of(text: Any, vocabulary: int) -> Tensor:
-    """Kinds of all tokens of the vocabulary, uint8 of shape `(vocabulary,)`, from the run's training text.
+    """Kinds of all tokens of the vocabulary, int64 of shape `(vocabulary,)`, from the run's training text.
 
-    Ids beyond the tokenizer's, which never occur, are special.
+    Ids beyond the tokenizer's, which never occur, are special. The bits above the kind are those of
+    `core.characters.spelling_of`.
     """
-    kinds_V = torch.full((vocabulary,), SPECIAL, dtype=torch.uint8)
+    kinds_V = torch.full((vocabulary,), SPECIAL)
     continues, closes = (torch.from_numpy(np.array(of, bool)) for of in (text.words.continues, text.words.closes))
     opened, ended = torch.where(continues, CONTINUATION, START), torch.where(continues, ENDING, LONE)
-    kinds_V[: len(continues)] = torch.where(closes, ended, opened).to(torch.uint8)
+    kinds_V[: len(continues)] = torch.where(closes, ended, opened)
+    if text.words.spellings is not None:
+        kinds_V[: len(continues)] |= torch.from_numpy(text.words.spellings) << BITS
     kinds_V[list(text.specials)] = SPECIAL
     kinds_V[text.mask] = MASK
     kinds_V[text.pad] = PAD
@@ -54,7 +59,9 @@ def words_of(ids_BL: Tensor, kinds_V: Tensor, documents_BL: Tensor | None = None
             without regard to words, so a word may go on after it; if `False`, text is an example on its own.
     """
     length = ids_BL.shape[1]
-    kind_BL = kinds_V[ids_BL]
+    found_BL = kinds_V[ids_BL].long()
+    kind_BL = found_BL & (1 << BITS) - 1
+    inside_BL, begins_BL, ends_BL = spelled(found_BL >> BITS)
     place_L = torch.arange(length, device=ids_BL.device)
     real_BL = kind_BL != PAD
     if documents_BL is not None:
@@ -62,14 +69,14 @@ def words_of(ids_BL: Tensor, kinds_V: Tensor, documents_BL: Tensor | None = None
     borders_BL = real_BL.diff(dim=1) if documents_BL is None else (real_BL * documents_BL).diff(dim=1) != 0
     borders_BL = nn.functional.pad(borders_BL, (1, 0), value=True)
 
-    closes_BL = (kind_BL == LONE) | (kind_BL == ENDING)
+    closes_BL = (kind_BL == LONE) | (kind_BL == ENDING) | ends_BL
     after_closed_BL = nn.functional.pad(closes_BL[:, :-1], (1, 0)) & ~borders_BL
     continues_BL = (kind_BL == CONTINUATION) | (kind_BL == ENDING)
-    goes_on_BL = (continues_BL | (kind_BL == MASK)) & ~after_closed_BL & ~borders_BL
+    goes_on_BL = ((continues_BL & ~begins_BL | (kind_BL == MASK)) & ~after_closed_BL | inside_BL) & ~borders_BL
     first_BL, end_BL = _spans(~goes_on_BL, place_L)
     text_first_BL, text_end_BL = _spans(borders_BL, place_L)
 
-    starts_BL = (kind_BL == START) | (kind_BL == LONE) | (continues_BL & after_closed_BL)
+    starts_BL = (kind_BL == START) | (kind_BL == LONE) | (continues_BL & (after_closed_BL | begins_BL))
     whole_BL = starts_BL.gather(1, first_BL)
     if packed:
         limit_B1 = length - ((kind_BL[:, -1:] == SPECIAL) | (kind_BL[:, -1:] == PAD)).long()

@@ -10,7 +10,7 @@ from torch import nn
 from hf_effpt.core.context import RunContext
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.method import Method, Paper
-from hf_effpt.core.settings import Count, CountOrZero, In, check_settings
+from hf_effpt.core.settings import Beside, Count, CountOrZero, In, When, check_settings
 
 from .counting import bounds_for, choose_words, count_words
 from .dictionary import NoteDictionary
@@ -70,8 +70,8 @@ class TNF(Method):
     min_count: Count | None = None
     max_count: Count | None = None
     max_entries: Count = 200_000
-    scale: Scale = "none"
-    at_growth: AtGrowth = "keep"
+    scale: Annotated[Scale, When(weight=In("(0, 1)"))] = "none"
+    at_growth: Annotated[AtGrowth, Beside("stacking", "compress", "earlybert", "lottery")] = "keep"
     use: Use = "pretraining"
     entries: Count | None = None
 

@@ -142,7 +142,7 @@ def rows_of(batch):
 
 
 def importance_of(model, batches):
-    return importance(model.backbone, iter(batches), lambda batch: model(**batch).loss, lambda _: nullcontext())
+    return importance(model.backbone, iter(batches), lambda batch: model(**batch).loss, lambda *_: nullcontext())
 
 
 def row_by_row(model, batches):
@@ -191,10 +191,16 @@ def test_importance_of_one_gate_by_differences():
     assert importance_of(model, [padded()])[1][2][5].item() == pytest.approx(slope.item(), rel=0.02)
 
 
-@pytest.mark.parametrize("objective", ["electra", "electra_15", "replace_mlm", "all_tokens_mlm", "mcbert"])
-def test_importance_is_that_of_the_main_model_of_every_objective(objective):
+@pytest.mark.parametrize(
+    ("objective", "settings"),
+    [
+        *((name, {}) for name in ("electra", "electra_15", "replace_mlm", "all_tokens_mlm", "mcbert")),
+        ("mcbert", {"candidates_at": "masked"}),
+    ],
+)
+def test_importance_is_that_of_the_main_model_of_every_objective(objective, settings):
     torch.manual_seed(3)
-    model = tiny.joint(objective).eval()
+    model = tiny.joint(objective, **settings).eval()
     batch = tiny.batch(4, objective=objective)
     batch["attention_mask"] = (torch.arange(tiny.LENGTH) < torch.tensor([16, 12, 8, 16])[:, None]).long()
     batch["labels"] = batch["labels"].masked_fill(batch["attention_mask"] == 0, -100)

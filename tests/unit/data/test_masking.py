@@ -42,6 +42,7 @@ def make_batch(size: int, length: int, seed: int, epoch: int = 0) -> dict[str, n
     input_ids = draw.integers(5, VOCAB, (size, length))
     # From none to nearly all of a row is special.
     input_ids[draw.random((size, length)) < draw.choice([0, 0.05, 0.9], (size, 1))] = draw.integers(0, 5)
+    input_ids[0, -1] = 9  # there is something to mask
     return {"input_ids": input_ids, "example_id": draw.integers(0, 10**6, size), "epoch": np.full(size, epoch)}
 
 
@@ -51,6 +52,14 @@ def packed_batch(size: int, length: int = 128) -> dict[str, np.ndarray]:
     input_ids = draw.integers(5, VOCAB, (size, length))
     input_ids[:, 0], input_ids[:, -1] = 2, 3
     return {"input_ids": input_ids, "example_id": np.arange(size), "epoch": np.zeros(size, int)}
+
+
+def row_of(batch: dict, row: int) -> dict:
+    """One row of a batch, without an attention mask if it has no padding."""
+    own = {name: tensor[row : row + 1] for name, tensor in batch.items()}
+    if own.get("attention_mask", torch.zeros(1)).all():
+        del own["attention_mask"]
+    return own
 
 
 def assert_equal(first: dict, second: dict) -> None:
@@ -96,7 +105,7 @@ def test_masks_depend_on_the_example_alone(collator, shape, epoch):
     assert_equal({name: tensor[order] for name, tensor in whole.items()}, shuffled)
     for row in range(len(order)):
         alone = worker({name: values[row : row + 1] for name, values in batch.items()})
-        assert_equal({name: tensor[row : row + 1] for name, tensor in whole.items()}, alone)
+        assert_equal(row_of(whole, row), alone)
 
 
 def test_masks_change_with_seed_epoch_and_id():
@@ -189,7 +198,7 @@ def masked_alone(collator, text, **columns):
 @settings(deadline=None, max_examples=25)
 @given(
     COLLATORS,
-    st.lists(st.lists(st.integers(1, VOCAB - 1), min_size=1, max_size=30), min_size=2, max_size=4),
+    st.lists(st.lists(st.integers(1, VOCAB - 1), max_size=29).map(lambda text: [*text, 9]), min_size=2, max_size=4),
     st.integers(0, 9),
     st.booleans(),
     st.booleans(),
@@ -212,6 +221,9 @@ def test_masks_do_not_depend_on_who_pads_where(collator, texts, more, named, by_
                 labels, corrupted = masked_alone(collator, text, **keys[row])
                 assert torch.equal(out["labels"][row, spans[row]], labels)
                 assert torch.equal(out["input_ids"][row, spans[row]], corrupted)
+                if width > min(map(len, texts)):
+                    told = out["document_ids" if mark in marks and by_documents else "attention_mask"][row]
+                    assert told.nonzero().flatten().tolist() == list(range(width))[spans[row]]
                 assert torch.equal(listed["labels"][row, : len(text)], labels)
                 assert (out["labels"][row] != -100).sum() == (labels != -100).sum()
                 assert (labels != -100).sum() == min(
@@ -338,8 +350,30 @@ def test_example_without_id_is_known_by_its_tokens():
     assert not torch.equal(positions[0], positions[2])
 
 
-def test_row_without_text_is_left_alone():
-    out = DataCollatorForMaskedLM(TOKENIZER)({"input_ids": np.full((1, 16), 3)})
+@pytest.mark.parametrize(
+    "examples", [{"input_ids": np.full((2, 9), 3)}, [{"input_ids": [2, 1, 3]}, {"input_ids": [0]}]]
+)
+def test_a_batch_without_text_says_so(examples):
+    with pytest.raises(
+        EffptError, match=r"None of the (18|3) tokens of the batch can be masked, since all are special"
+    ):
+        DataCollatorForMaskedLM(TOKENIZER)(examples)
+
+
+def test_padding_that_no_column_tells_is_told_to_the_model():
+    """A batch in arrays is read as that of a list, and as one without its padding."""
+    collator = DataCollatorForMaskedLM(TOKENIZER)
+    text, short = [2, *range(20, 40), 3], [2, *range(45, 57), 3]
+    padded = [*short, *[0] * (len(text) - len(short))]
+    arrays = collator({"input_ids": np.array([text, padded])})
+    assert arrays["attention_mask"].sum(dim=1).tolist() == [22, 14]
+    assert_equal(arrays, collator([{"input_ids": text}, {"input_ids": padded}]))
+    assert_equal(arrays, collator([{"input_ids": text}, {"input_ids": short}]))
+    assert "attention_mask" not in collator({"input_ids": np.array([text])})
+
+
+def test_row_of_a_run_without_text_is_left_alone():
+    out = DataCollatorForMaskedLM(TOKENIZER)({"input_ids": np.full((1, 16), 3), "example_id": np.array([4])})
     assert (out["labels"] == -100).all()
     assert (out["input_ids"] == 3).all()
     assert out["masked_positions"].shape == (1, 2)
@@ -389,7 +423,7 @@ def test_rates_change_neither_counts_nor_what_masks_depend_on(collator, shape):
     assert_equal(out, collator(batch, token_rates=2 * rates))
     for row in range(shape[0]):
         alone = collator({name: values[row : row + 1] for name, values in batch.items()}, token_rates=rates)
-        assert_equal({name: tensor[row : row + 1] for name, tensor in out.items()}, alone)
+        assert_equal(row_of(out, row), alone)
 
 
 def test_tokens_are_drawn_without_replacement_in_the_proportions_of_their_rates():

@@ -81,14 +81,90 @@ def test_words_of_sentencepiece_end_at_line_breaks_and_punctuation(metaspace, te
     assert {"quick", "fox"} <= set(words_of(metaspace, TEXTS[0]))
 
 
-def test_bytes_without_a_piece_are_judged_as_what_they_spell():
-    vocab = {**SPECIAL, "▁a": 5, "b": 6, "<0x0A>": 7, "<0x2C>": 8, "<0xE4>": 9, "<0x61>": 10}
-    backend = Tokenizer(models.BPE(vocab, merges=[], byte_fallback=True, unk_token="[UNK]"))
-    edges = word_edges(PreTrainedTokenizerFast(tokenizer_object=backend, **ROLES))
-    assert edges.continues[5:].tolist() == [False, True, False, False, True, True]
-    assert edges.closes[5:].tolist() == [False, False, True, True, False, False]
-    assert not edges.continues[:5].any()
-    assert not edges.closes[:5].any()
+def fallback(*pieces):
+    """A SentencePiece-like tokenizer of these pieces, a space, and all bytes."""
+    vocab = [*SPECIAL, "▁", *pieces, *(f"<0x{byte:02X}>" for byte in range(256))]
+    backend = Tokenizer(models.Unigram([(piece, -1.0) for piece in vocab], unk_id=1, byte_fallback=True))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **ROLES)
+
+
+def divided(tokenizer, text):
+    """The words of a text that tokens spell in parts, which offsets do not tell."""
+    ids = np.array([tokenizer(text)["input_ids"]])
+    starts = np.flatnonzero(~word_edges(tokenizer).joined(ids)[0])
+    decode = tokenizer.backend_tokenizer.decoder.decode
+    tokens = tokenizer.convert_ids_to_tokens(ids[0])
+    words = [decode(list(part)) for part in np.split(np.array(tokens, object), starts[1:])]
+    return [word.strip() for word in words if word.strip()]
+
+
+def bytes_only(*merges):
+    """A byte-level tokenizer that joins these pairs of tokens, as byte-level BPE writes them."""
+    vocab = {**SPECIAL, **{letter: 5 + place for place, letter in enumerate(pre_tokenizers.ByteLevel.alphabet())}}
+    for pair in merges:
+        vocab["".join(pair)] = len(vocab)
+    backend = Tokenizer(models.BPE(vocab, [*merges], unk_token="[UNK]"))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **ROLES)
+
+
+# Characters of two to four bytes, of every kind: dashes, quotes, Chinese ones, letters and signs.
+SPELLED = [
+    "left\u2014right\u2026 \u00abna\u00efve\u00bb o\u2019clock",
+    "\u6625\u7720\u4e0d\u89ba\u6681\u3002\u82b1a\u843d",
+    "5\u20ac\u00a0\u0434\u043e\u043c \U0001f600x \U00020021\U00020022y",
+]
+MERGES = (
+    (("â", "Ģ"),),  # the first two bytes of a dash
+    (("t", "â"), ("tâ", "Ģ")),  # with the letter before
+    (("Ģ", "Ķ"), ("ĢĶ", "r")),  # its last two bytes, and the letter after
+    (("æ", "ĺ"), ("Ġ", "Ð")),
+)
+
+
+@pytest.mark.parametrize("text", SPELLED)
+@pytest.mark.parametrize("tokenizer", [bytes_only(), fallback("e", "ri", "▁o", "ï", "м"), fallback()])
+def test_characters_are_words_by_what_all_their_bytes_spell(tokenizer, text):
+    assert divided(tokenizer, text) == berts(text)
+
+
+@pytest.mark.parametrize("merges", MERGES)
+def test_bytes_that_are_one_token_with_others_are_read(merges):
+    """The word of a token with letters and a part of a sign has both, as one with letters and a sign has."""
+    tokenizer = bytes_only(*merges)
+    for text in SPELLED:
+        found = divided(tokenizer, text)
+        assert [part for word in found for part in berts(word)] == berts(text)
+        mixed = [word for word in found if len(berts(word)) > 1]
+        assert all("—" in word for word in mixed)
+        assert len(mixed) <= 1
+
+
+def test_parts_of_characters_without_the_others_are_letters():
+    tokenizer = fallback("a", "b")
+    edges = word_edges(tokenizer)
+    a, b, first, second, third, comma = tokenizer.convert_tokens_to_ids(
+        ["a", "b", "<0xE2>", "<0x80>", "<0x94>", "<0x2C>"]
+    )
+    rows = np.array([[a, first, b, b], [a, first, second, b], [second, third, b, a], [first, second, third, b]])
+    assert edges.joined(rows).tolist() == [
+        [False, True, True, True], [False, True, True, True], [False, True, True, True], [False, True, True, False]
+    ]  # fmt: skip
+    assert edges.joined(np.array([[a, comma, third, a], [a, third, third, a]])).tolist() == [
+        [False, False, False, True], [False, True, True, True]
+    ]  # fmt: skip
+    special = [place for place in range(5) if edges.continues[place] or edges.closes[place]]
+    assert special == []
+
+
+def test_tokens_that_were_added_are_no_bytes():
+    tokenizer = bytes_only()
+    tokenizer.add_tokens(["â"])  # a byte as byte-level BPE writes it
+    spellings = word_edges(tokenizer).spellings
+    assert np.count_nonzero(spellings) == 127
+    assert spellings[tokenizer.convert_tokens_to_ids("â")] == 0
 
 
 @pytest.mark.parametrize(

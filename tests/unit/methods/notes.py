@@ -15,11 +15,19 @@ STARTS, CONTINUATIONS = range(5, 70), range(70, tiny.VOCAB)
 RARE = ((60, 100, 101), (61,), (62, 100), (63, 101, 100))
 
 
-def text(rows, vocabulary=tiny.VOCAB):
+def batches(rows, number, documents=None):
+    """Batches of rows as a run's text has them."""
+    columns = {"input_ids": np.asarray(rows, np.int64)}
+    if documents is not None:
+        columns["document_ids"] = np.asarray(documents, np.int64)
+    parts = zip(*[np.array_split(values, number) for values in columns.values()], strict=True)
+    return (dict(zip(columns, part, strict=True)) for part in parts)
+
+
+def text(rows, vocabulary=tiny.VOCAB, documents=None):
     """What `Method.prepare` is given."""
-    rows = np.asarray(rows, np.int64)
     return SimpleNamespace(
-        batches=lambda: iter(np.array_split(rows, 3)),
+        batches=lambda: batches(rows, 3, documents),
         words=WordEdges(np.arange(vocabulary) >= CONTINUATIONS[0], np.zeros(vocabulary, bool)),
         specials=[PAD, UNK, CLS, SEP, MASK],
         mask=MASK,

@@ -184,3 +184,33 @@ def test_defaults_are_those_of_early_bert_only_where_nothing_is_said():
 def test_measuring_on_text_takes_a_trainer():
     with pytest.raises(EffptError, match="use a Trainer, or `magnitude`"):
         compressed(importance="michel", head_keep=0.5)
+
+
+# Cuts that cut nothing.
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"depth": 3, "rounds": 2}, r"`compress\.rounds` is 2, but 1 cuts at most"),
+        ({"head_keep": 0.5, "rounds": 3}, r"`compress\.rounds` is 3, but 1 cuts at most"),
+        ({"ffn_keep": 0.8, "rounds": 30}, r"`compress\.rounds` is 30, but 6 cuts at most"),
+        ({"head_keep": 0.9, "ffn_keep": 0.5}, r"`compress\.head_keep` is 0\.9, which keeps all of the 2"),
+        ({"head_keep": 0.5, "ffn_keep": 0.99}, r"`compress\.ffn_keep` is 0\.99, which keeps all of the 64.*0\.969"),
+    ],
+)
+def test_cuts_that_would_cut_nothing_are_refused_before_the_first_and_go_on_after_it(settings, words):
+    with pytest.raises(EffptError, match=words):
+        build_methods({"compress": settings}, tiny.config())
+    begun = [{"step": 1, "method": "compress", "what": "cut", "layers": 4, "kept": [0, 1, 2, 3]}]
+    build_methods({"compress": settings}, tiny.config(events=begun))
+
+
+def test_as_many_cuts_as_parts_each_remove_one_and_name_it():
+    model = tiny.model({"compress": {"depth": 2, "head_keep": 0.5, "importance": "magnitude", "at": 0.2, "rounds": 2}})
+    (method,) = model.methods
+    for fraction in (0.2, 0.9):
+        method.advance(model.bert, RunContext(1, fraction))
+    assert [event["what"].partition(": ")[2] for event in model.config.events] == [
+        "layers at equal distances, 1 of 2", "layers at equal distances, heads by magnitude, 2 of 2",
+    ]  # fmt: skip

@@ -222,3 +222,12 @@ def test_settings_are_json():
     method = EarlyBert(max_search_steps=0.5, window=3)
     assert EarlyBert(**json.loads(json.dumps(method.settings()))) == method
     assert EarlyBert(max_search_steps=5).settles_at == math.inf
+
+
+@pytest.mark.parametrize("shares", [(1.0, 1.0), (0.8, 1.0), (1.0, 0.99)])
+def test_a_search_for_a_ticket_of_everything_is_refused(shares):
+    """Also where the shares are rounded to all, of 2 heads and 256 neurons in multiples of 8."""
+    settings = dict(zip(("head_keep", "ffn_keep"), shares, strict=True))
+    with pytest.raises(EffptError, match="`earlybert` has nothing to search: `head_keep` "):
+        build_methods({"earlybert": settings}, tiny.config())
+    build_methods({"earlybert": settings | {"ffn_keep": 0.96}}, tiny.config())

@@ -9,7 +9,7 @@ from transformers import BertForMaskedLM
 
 from hf_effpt.core.depth import stack_of
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.token_losses import has_loss_observers
+from hf_effpt.core.token_losses import observers_of
 from hf_effpt.evaluation.held_out_loss import held_out_loss
 from hf_effpt.training import reference_time_meter
 from hf_effpt.training.flops import FlopCounter
@@ -267,8 +267,8 @@ def test_taking_the_gates_out_leaves_nothing_behind():
     plain = copy.deepcopy(model)
     plain.methods[0].eject(plain.bert)
     assert not plain.bert._forward_pre_hooks
-    assert not has_loss_observers(plain.bert.train())
-    assert has_loss_observers(model.bert)
+    assert not observers_of(plain.bert.train())
+    assert observers_of(model.bert)
     assert not hasattr(plain.bert, "gates")
     assert model.bert.gates.training  # of the copy alone
     assert model.bert._forward_pre_hooks

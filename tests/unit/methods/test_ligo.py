@@ -42,7 +42,7 @@ class Fake:
         return (self.batches[index % 4] for index in range(number))
 
     @contextmanager
-    def learning(self, batch):
+    def learning(self, batch, parameters):
         self.entered += 1
         yield
 

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from hf_effpt import SparseTicket
 from hf_effpt.core.anatomy import layers_of
-from hf_effpt.core.depth import order_of, set_order
+from hf_effpt.core.depth import order_of, set_order, stack_of
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.ledger import record
 from hf_effpt.core.ticket import Ticket
@@ -17,7 +17,10 @@ from hf_effpt.methods.lottery.masks import prunable, running_matrices
 from hf_effpt.models import EffptBertForMaskedLM, EffptBertModel
 from tests import tiny
 
-ORDER = [2, 0, 3, 1]  # the layer that runs first is stored third
+ORDERS = {
+    "bert": [2, 0, 3, 1],  # the layer that runs first is stored third
+    "modernbert": [0, 3, 2, 1],  # the first, which has no norm of its own, stays, and kinds of attention alternate
+}
 SEARCH = {"max_search_steps": 0.4, "every": 1, "epsilon": 0.0, "window": 3}
 LEDGERS = {
     "compress": {"compress": {"depth": 2, "at": 0.5}},
@@ -36,11 +39,14 @@ LEDGERS = {
     "lottery": {"lottery": {"sparsity": 0.6, "rounds": 2, "criterion": "random", "signs": "random_sign"}},
     "supermask": {"lottery": {"learn": "supermask"}},
 }
+# On the other backbone one of each kind: what is read by position is read alike.
+RUNS = [("bert", name) for name in LEDGERS]
+RUNS += [("modernbert", name) for name in ("compress in rounds", "earlybert", "layerdrop", "lottery")]
 
 
 def stored(trainer, order):
     """Stores the layers of a new model otherwise, so that they run in the same order as before."""
-    backbone = trainer.model.bert
+    backbone = trainer.model.backbone
     layers = [layer.state_dict() for layer in layers_of(backbone).children()]
     copies = [{name: tensor.clone() for name, tensor in layer.items()} for layer in layers]
     for place, index in enumerate(order):
@@ -49,8 +55,9 @@ def stored(trainer, order):
     return trainer
 
 
-def finished(folder, ledger, order=None):
-    trainer = tiny.trainer(folder, ledger, max_grad_norm=0.0)  # a norm is a sum, whose order would count
+def finished(folder, ledger, order=None, backbone="bert"):
+    # Without clipping: a norm is a sum, whose order would count.
+    trainer = tiny.trainer(folder, ledger, backbone=backbone, max_grad_norm=0.0)
     if order is not None:
         stored(trainer, order)
     trainer.train()
@@ -60,18 +67,20 @@ def finished(folder, ledger, order=None):
 def left(model):
     """Export, events and widths that a model leaves, whatever the order in which its layers are stored."""
     events = [{key: event[key] for key in event if key != "teacher"} for event in model.config.events or []]
-    widths = model.config.layer_widths and running_widths(model.bert)
+    widths = model.config.layer_widths and running_widths(model.backbone)
     return (
         model.export(dense=True).state_dict(),
         events,
         widths,
-        [method.metrics(model.bert, {}) for method in model.methods],
+        [method.metrics(model.backbone, {}) for method in model.methods],
     )
 
 
-@pytest.mark.parametrize("name", LEDGERS)
-def test_where_layers_are_stored_does_not_matter(tmp_path, name):
-    plain, other = (finished(tmp_path / str(order), LEDGERS[name], order) for order in (None, ORDER))
+@pytest.mark.parametrize(("backbone", "name"), RUNS)
+def test_where_layers_are_stored_does_not_matter(tmp_path, backbone, name):
+    plain, other = (
+        finished(tmp_path / str(order), LEDGERS[name], order, backbone) for order in (None, ORDERS[backbone])
+    )
     ours, theirs = left(plain.model), left(other.model)
     assert ours[1:] == theirs[1:]
     assert ours[0].keys() == theirs[0].keys()
@@ -81,7 +90,7 @@ def test_where_layers_are_stored_does_not_matter(tmp_path, name):
     assert losses[0] == losses[1]
     (method,) = plain.methods
     if method.name == "earlybert":
-        assert method.ticket_of(plain.model.bert) == other.methods[0].ticket_of(other.model.bert)
+        assert method.ticket_of(plain.model.backbone) == other.methods[0].ticket_of(other.model.backbone)
     if method.name == "lottery":
         tickets = [SparseTicket.of(each.model) for each in (plain, other)]
         assert tickets[0].masks.keys() == tickets[1].masks.keys()
@@ -135,22 +144,24 @@ def test_a_ticket_is_that_of_the_export(tmp_path):
     assert running_widths(again.bert) == saved.widths
 
 
+@pytest.mark.parametrize("backbone", tiny.BACKBONES)
 @pytest.mark.parametrize("kind", ["heads and neurons", "single weights"])
-def test_a_ticket_is_read_by_position(tmp_path, kind):
-    model, order = tiny.model(), [3, 1, 0, 2]
+def test_a_ticket_is_read_by_position(tmp_path, kind, backbone):
+    model, order = tiny.masked_lm(backbone), [3, 1, 0, 2] if backbone == "bert" else [0, 3, 1, 2]
     if kind == "single weights":
-        masks = {name: torch.rand(linear.weight.shape) < 0.5 for name, linear in prunable(model.bert).items()}
+        masks = {name: torch.rand(linear.weight.shape) < 0.5 for name, linear in prunable(model.backbone).items()}
         path = SparseTicket(masks).save(tmp_path / "t.safetensors")
-        model = tiny.model({"lottery": {"ticket": str(path)}}, layer_order=order)
-        for linear, mask in zip(running_matrices(model.bert).values(), masks.values(), strict=True):
+        model = tiny.masked_lm(backbone, {"lottery": {"ticket": str(path)}}, layer_order=order)
+        for linear, mask in zip(running_matrices(model.backbone).values(), masks.values(), strict=True):
             assert torch.equal(linear.weight != 0, mask)
         return
     neurons = tuple(tuple(range(8 * (1 + place))) for place in range(4))
     path = Ticket(((0,),) * 4, neurons, ((2, 64),) * 4).save(tmp_path / "ticket.json")
-    trainer = stored(tiny.trainer(tmp_path / "run"), order)
-    cut_width(trainer.model.bert, Ticket.load(path))
-    assert running_widths(trainer.model.bert) == [[1, 8], [1, 16], [1, 24], [1, 32]]
-    assert trainer.model.config.layer_widths == [[1, 24], [1, 16], [1, 32], [1, 8]]
+    stack_of(model.backbone)
+    set_order(model.backbone, order)
+    cut_width(model.backbone, Ticket.load(path))
+    assert running_widths(model.backbone) == [[1, 8], [1, 16], [1, 24], [1, 32]]
+    assert [model.config.layer_widths[index] for index in order] == running_widths(model.backbone)
 
 
 def old_files(folder):
@@ -205,3 +216,14 @@ def test_the_order_of_the_configuration_holds_without_methods():
         hidden = whole.encoder.layer[index](hidden)
     assert torch.allclose(model(ids).last_hidden_state, hidden, atol=1e-6)
     assert torch.allclose(model.export()(ids).last_hidden_state, hidden, atol=1e-6)
+
+
+def test_the_order_of_a_modernbert_holds_without_methods():
+    torch.manual_seed(3)
+    model, ids = tiny.masked_lm("modernbert", layer_order=[0, 3]).eval(), torch.randint(5, tiny.VOCAB, (2, 6))
+    ran = []
+    for index, layer in enumerate(layers_of(model.backbone).children()):
+        layer.register_forward_hook(lambda *_, index=index: ran.append(index))
+    logits = model(ids).logits
+    assert ran == [0, 3]
+    assert torch.allclose(model.export()(ids).logits, logits, atol=1e-6)

@@ -6,7 +6,7 @@ import torch
 
 from hf_effpt.core.anatomy import layers_of
 from hf_effpt.core.random import salted, uniform
-from hf_effpt.core.token_losses import has_loss_observers
+from hf_effpt.core.token_losses import observers_of
 from hf_effpt.methods.selection import scoring
 from hf_effpt.methods.selection.picking import UNIFORM
 from hf_effpt.methods.selection.strategies import STRATEGIES
@@ -64,7 +64,7 @@ def test_spec_6_keeping_all_is_the_plain_path_bit_for_bit(tmp_path, monkeypatch,
     assert all(torch.equal(weight, expected[name]) for name, weight in tiny.weights(trainer.model).items())
     assert losses_of(trainer) == losses_of(plain[0])
     assert (trainer.clock.flops, trainer.clock.tokens) == (plain[0].clock.flops, plain[0].clock.tokens)
-    assert not has_loss_observers(trainer.model.bert.train())
+    assert not observers_of(trainer.model.bert.train())
 
 
 def test_spec_6_random_equals_plain_training_on_the_same_subset(tmp_path):

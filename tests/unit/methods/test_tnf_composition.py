@@ -59,7 +59,7 @@ def test_with_stacking_notes_are_kept_by_default():
 
 
 def test_reset_at_growth_is_the_same_for_a_resumed_run():
-    model = notes.model(at_growth="reset")
+    model = notes.model({"stacking": {"depth": 2, "at": [0.5]}}, at_growth="reset")
     method, dictionary = notes.method(model), model.bert.notes
     initial = dictionary.vectors.clone()
     method.schedule(model.bert, RunContext(4, 0.4, seed=1))
@@ -81,7 +81,7 @@ def test_reset_at_growth_is_the_same_for_a_resumed_run():
 
 @pytest.mark.parametrize(("gamma", "faster"), [(0.1, 0.3), (0.5, 1.0)])
 def test_fast_at_growth_lasts_a_tenth_of_the_steps_before(gamma, faster):
-    model = notes.model(at_growth="fast", gamma=gamma)
+    model = notes.model({"stacking": {"depth": 2, "at": [0.5]}}, at_growth="fast", gamma=gamma)
     record(model.config, 30, "stacking", "grew")
     seen = {}
     for step in (33, 30, 32, 31, 99):

@@ -1,6 +1,7 @@
 """Which words TNF counts and finds, against plain Python."""
 
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.data.document_layout import DocumentLayout
+from hf_effpt.data.words import word_edges
 from hf_effpt.methods import TNF
 from hf_effpt.methods.tnf import counting, lookup
 from hf_effpt.methods.tnf.counting import bounds_for, choose_words, count_words
@@ -25,6 +27,7 @@ from hf_effpt.methods.tnf.lookup import (
 from hf_effpt.models.document_blocks import DocumentMask
 from hf_effpt.models.encoder_inputs import isolate_documents, mask_for, positions_within
 from tests import tiny
+from tests.unit.data.test_words import bytes_only
 
 from . import notes
 from .notes import CLS, CONTINUATIONS, MASK, PAD, SEP, STARTS, UNK
@@ -63,7 +66,7 @@ def test_counts_are_those_of_a_python_dictionary(seed, monkeypatch):
     monkeypatch.setattr(counting, "CHUNK", 50)  # so that counts are merged several times
     rows = random_rows(seed, masks=False)
     kinds = kinds_of(notes.text(rows), tiny.VOCAB)
-    keys, counts = count_words(np.array_split(rows, 7), kinds)
+    keys, counts = count_words(notes.batches(rows, 7), kinds)
     expected = Counter(word for row in rows.tolist() for _, _, word in words_in(row))
     assert (np.diff(keys) > 0).all()
     assert sorted(counts) == sorted(expected.values())
@@ -78,7 +81,8 @@ def test_look_up_is_that_of_a_python_dictionary(seed):
     """Masks anywhere in a word, cut words at both ends, padding, unknown words: no hit but on whole words."""
     rows = random_rows(seed)
     kinds = kinds_of(notes.text(rows), tiny.VOCAB)
-    keys, counts = count_words([random_rows(seed, masks=False), random_rows(seed + 50, masks=False)], kinds)
+    both = [{"input_ids": random_rows(seed + more, masks=False)} for more in (0, 50)]
+    keys, counts = count_words(both, kinds)
     chosen = torch.from_numpy(keys[counts <= np.median(counts)])
     ids = torch.from_numpy(rows)
     words = words_of(ids, kinds)
@@ -195,8 +199,54 @@ def test_a_closed_word_does_not_go_on():
     assert starts == [1, 3, 4, 7, 8, 10]
 
 
-def test_kinds_of_older_checkpoints_keep_their_numbers():
+@pytest.mark.parametrize("starts", [1, 3])
+def test_words_are_counted_within_the_documents_that_they_are_looked_up_in(starts):
+    """Full rows of short documents, whose last word is not cut off; one begins with a continuation."""
+    documents = [[notes.CLS, 20, 100, notes.SEP], [notes.CLS, 30, 31, notes.SEP], [notes.CLS, 101, 40, notes.SEP]]
+    rows = np.array([[*documents[row % starts], *documents[2], *documents[1]] for row in range(6)])
+    numbers = np.repeat([[1, 2, 3]], 4, axis=1).repeat(6, axis=0)
+    kinds = kinds_of(notes.text(rows), tiny.VOCAB)
+    keys, counts = count_words(notes.batches(rows, 2, numbers), kinds)
+    ids, isolated = torch.from_numpy(rows), torch.from_numpy(numbers)
+    words = words_of(ids, kinds, isolated)
+    seen = hashes_of(ids, words)[words.whole_BL & (words.first_BL == torch.arange(12))]
+    assert np.array_equal(np.repeat(keys, counts), np.sort(seen.numpy()))
+    # Of the last document of a row, too, which packed text without documents would cut off.
+    alone = torch.tensor([[notes.CLS, 31, notes.SEP, 0]])
+    key = hashes_of(alone, words_of(alone, kinds))[0, 1].item()
+    assert counts[keys.tolist().index(key)] == 6 + 6 // starts * (starts > 1)
+
+
+def test_words_are_those_of_the_tokenizer_where_bytes_spell_them():
+    tokenizer = bytes_only(("Ģ", "Ķ"))
+    edges = word_edges(tokenizer)
+    text = SimpleNamespace(words=edges, specials=range(5), mask=MASK, pad=PAD)
+    kinds = kinds_of(text, len(tokenizer) + 3)
+    ids = torch.tensor([tokenizer(" one\u2014two\u4e2d\u6587\u00e9 \u2026x")["input_ids"]])
+    words = words_of(ids, kinds, packed=False)
+    assert torch.equal(words.first_BL[0].diff() == 0, torch.from_numpy(edges.joined(ids.numpy()))[0, 1:])
+    assert words.whole_BL.all()
+    # A dash of which a part is masked is no dash.
+    ids[0, ids[0].tolist().index(tokenizer.convert_tokens_to_ids("ĢĶ"))] = MASK
+    assert words_of(ids, kinds, packed=False).first_BL[0, :9].tolist() == [0] * 9
+
+
+def test_kinds_of_older_checkpoints_keep_their_numbers(tmp_path):
     assert (START, CONTINUATION, lookup.MASK, SPECIAL, lookup.PAD) == tuple(range(5))
+    model = notes.model().eval()
+    plain = torch.tensor(notes.rows())
+    found = notes.looked_up(model.bert.notes, plain)
+    state = model.state_dict()
+    model.save_pretrained(
+        tmp_path, state_dict={**state, "bert.notes.kinds": state["bert.notes.kinds"].to(torch.uint8)}
+    )
+    loaded = type(model).from_pretrained(tmp_path)
+    assert torch.equal(notes.looked_up(loaded.bert.notes, plain), found)
+    assert (found >= 0).any()
+    loaded.save_pretrained(tmp_path / "again")
+    again = type(model).from_pretrained(tmp_path / "again")
+    again.load_state_dict(state)
+    assert again.bert.notes.kinds.tolist() == model.bert.notes.kinds.tolist()
 
 
 def test_hashes_of_many_words_differ():

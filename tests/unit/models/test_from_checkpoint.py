@@ -1,5 +1,6 @@
 """Training goes on from published checkpoints."""
 
+import json
 import logging
 from pathlib import Path
 
@@ -12,7 +13,10 @@ from transformers import (
     BertModel,
     DistilBertConfig,
     DistilBertForMaskedLM,
+    ElectraConfig,
+    ElectraForMaskedLM,
     ElectraForPreTraining,
+    ElectraModel,
     GPT2Config,
     GPT2Model,
     ModernBertForMaskedLM,
@@ -21,11 +25,15 @@ from transformers import (
 import hf_effpt
 from hf_effpt.core.anatomy import position_table_of
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.width import resize
 from hf_effpt.evaluation.pruning import pruner_of
 from hf_effpt.hub.export import verify
+from hf_effpt.models import ElectraForJointPreTraining
+from hf_effpt.models.checkpoint_weights import INDEX
 from hf_effpt.models.from_checkpoint import add_rows, config_from, continue_from, extend_positions
 from hf_effpt.models.kept_heads import save_stock
 from hf_effpt.models.kin import NAMES
+from hf_effpt.recipe.settings import ModelSettings
 from tests import tiny
 from tests.contract import runs as contract
 
@@ -278,3 +286,72 @@ def test_exports_name_no_folder_of_the_source(tmp_path):
     exported = continue_from(source).export()
     save_stock(exported, tmp_path / "out")
     assert str(tmp_path) not in Path(tmp_path, "out", "config.json").read_text()
+
+
+@pytest.mark.parametrize("kind", ["bert", "modernbert", "Roberta", "DistilBert"])
+def test_a_checkpoint_without_its_head_is_refused_with_the_settings(tmp_path, kind):
+    """Before a text is packed for it, by the names of its weights; in one file or in several."""
+    stock, source = saved(tmp_path, kind)
+    assert config_from(source).vocab_size == tiny.VOCAB
+    stock.base_model.save_pretrained(tmp_path / "headless")
+    stock.base_model.save_pretrained(tmp_path / "parts", max_shard_size="30KB")
+    assert (tmp_path / "parts" / INDEX).is_file()
+    for name in ("headless", "parts"):
+        with pytest.raises(EffptError, match=r"lacks \d+ weights .*, which would be random"):
+            ModelSettings(from_=str(tmp_path / name))
+
+
+def test_a_pair_without_the_head_of_its_discriminator_is_refused_with_the_settings(tmp_path):
+    ElectraModel(ElectraConfig(**tiny.SHAPE)).save_pretrained(tmp_path)
+    with pytest.raises(EffptError, match=r"lacks \d+ weights \(discriminator_predictions"):
+        config_from(str(tmp_path), "electra")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_truncated_file_of_weights_is_named(tmp_path, name):
+    stock, source = saved(tmp_path, "bert")
+    path = Path(source, "model.safetensors")
+    if name.endswith(".bin"):
+        path.unlink()
+        torch.save(stock.state_dict(), Path(source, name))
+    whole = Path(source, name).read_bytes()
+    Path(source, name).write_bytes(whole[: len(whole) // 3])
+    with pytest.raises(EffptError, match=r"weights of `model.from` .*bert' cannot be read \(.*not whole"):
+        continue_from(source)
+
+
+@pytest.mark.parametrize("kind", ["relative_key", "relative_key_query"])
+def test_positions_that_are_computed_no_longer_are_refused(tmp_path, kind):
+    _, source = saved(tmp_path, "bert")
+    config = json.loads(Path(source, "config.json").read_text())
+    Path(source, "config.json").write_text(json.dumps(config | {"position_embedding_type": kind}))
+    for loading in (continue_from, config_from):
+        with pytest.raises(EffptError, match=f"has `position_embedding_type` `{kind}`"):
+            loading(source)
+
+
+def test_a_narrow_checkpoint_does_not_grow(tmp_path):
+    model = tiny.model()
+    resize(model.bert, [[1, 32], [2, 64], [2, 40], [1, 64]])
+    model.config.layer_widths = [[1, 32], [2, 64], [2, 40], [1, 64]]
+    save_stock(model.export(), tmp_path)
+    growing = {"stacking": {"depth": 4, "at": [0.5]}}
+    for loading in (continue_from, config_from):
+        assert loading(str(tmp_path))
+        with pytest.raises(EffptError, match=r"the 4 layers of the checkpoint are cut .*`effpt export RUN --dense`"):
+            loading(str(tmp_path), layers=8, methods=growing)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_dropout_is_that_of_both_models_of_a_pair(tmp_path, dropout):
+    shape = {**tiny.SHAPE, "embedding_size": 16, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.0}
+    main = ElectraForPreTraining(ElectraConfig(**shape))
+    generator = ElectraForMaskedLM(ElectraConfig(**shape | {"hidden_size": 16, "hidden_dropout_prob": 0.3}))
+    generator.electra.embeddings.load_state_dict(main.electra.embeddings.state_dict())
+    main.save_pretrained(tmp_path)
+    generator.save_pretrained(tmp_path / "generator")
+    model = continue_from(str(tmp_path), "electra", dropout=dropout)
+    for config in (model.config, model.generator.config):
+        assert (config.hidden_dropout_prob, config.attention_probs_dropout_prob) == (dropout, dropout)
+    kept = ElectraForJointPreTraining.from_parts(main, generator)
+    assert (kept.config.hidden_dropout_prob, kept.generator.config.hidden_dropout_prob) == (0.1, 0.3)

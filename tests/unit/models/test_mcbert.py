@@ -363,48 +363,50 @@ def test_exports_to_electra_where_the_tables_are_narrower_and_the_controller_alw
         torch.testing.assert_close(encoder.export()(ids)[0], encoder(ids)[0], atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("changes", [{}, {"embedding_size": 16}, {"faithful": True}])
-def test_an_export_never_answers_none_of_the_above(tmp_path, changes):
-    """In training NOTA is the answer to most tokens; the other logits are those that were learned."""
+AT_MASKED = {"candidates_at": "masked"}
+EXPORTED = [{}, {"embedding_size": 16}, {"faithful": True}, AT_MASKED, {**AT_MASKED, "faithful": True}]
+
+
+@pytest.mark.parametrize("changes", EXPORTED)
+def test_an_export_answers_with_tokens_of_the_text_only(tmp_path, changes):
+    """No row that is no candidate is an answer, nor NOTA; the other logits are those that were learned."""
     made, ids = model(**changes).eval(), batch()["input_ids"]
+    never = [NOTA] if "faithful" in changes else [*SPECIAL, NOTA]
+    answers = [token for token in range(tiny.VOCAB) if token not in never]
     with torch.no_grad():
-        made.generator_lm_head.bias[NOTA] = 20.0
+        made.generator_lm_head.bias[never] = 20.0
         learned = made.generator_lm_head.weight, made.generator_lm_head.bias
         outputs = made.generator_predictions(made.electra(ids).last_hidden_state)
         every = torch.nn.functional.linear(outputs, *learned)
-    assert (every.argmax(dim=-1) == NOTA).all()
+    assert torch.isin(every.argmax(dim=-1), torch.tensor(never)).all()
     made.export().save_pretrained(tmp_path)
     stock = AutoModelForMaskedLM.from_pretrained(tmp_path)
     for reading in (stock, made):
         with torch.no_grad():
             logits = reading(ids).logits
-        torch.testing.assert_close(logits[..., :NOTA], every[..., :NOTA], atol=1e-6, rtol=0)
-        assert (logits.softmax(dim=-1)[..., NOTA] == 0).all()
-        assert (logits.half().softmax(dim=-1)[..., NOTA] == 0).all()
+        torch.testing.assert_close(logits[..., answers], every[..., answers], atol=1e-6, rtol=0)
+        assert (logits.softmax(dim=-1)[..., never] == 0).all()
+        assert (logits.half().softmax(dim=-1)[..., never] == 0).all()
         torch.testing.assert_close(
-            logits.log_softmax(dim=-1)[..., :NOTA], every[..., :NOTA].log_softmax(dim=-1), atol=1e-5, rtol=0
+            logits.log_softmax(dim=-1)[..., answers], every[..., answers].log_softmax(dim=-1), atol=1e-5, rtol=0
         )
     assert torch.isfinite(stock.get_output_embeddings().bias).all()
     assert torch.equal(stock.get_input_embeddings().weight, made.electra.embeddings.word_embeddings.weight)
-    assert made.generator_lm_head.bias[NOTA] == 20.0  # of the training model, which goes on
+    assert (made.generator_lm_head.bias[never] == 20.0).all()  # of the training model, which goes on
+    assert (made.export_generator().generator_lm_head.bias[never] == 20.0).all()
 
 
-def test_where_only_masked_positions_have_candidates_every_row_is_a_tokens():
-    made, ids = model(candidates_at="masked").eval(), batch()["input_ids"]
-    bias = made.generator_lm_head.bias.clone()
-    stock = made.export()
-    assert torch.equal(stock.cls.predictions.bias, bias)
-    assert made(ids).logits[..., NOTA].abs().max() < 10
-
-
-def test_an_export_that_trains_on_may_answer_none_of_the_above_again(tmp_path):
-    made = model(embedding_size=16)
-    made.export().save_pretrained(tmp_path)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("place", ["all", "masked"])
+def test_an_export_that_trains_on_may_answer_with_every_row_again(tmp_path, dtype, place):
+    made = model(embedding_size=16, candidates_at=place)
+    made.export().to(dtype).save_pretrained(tmp_path)
     settings = {**tiny.SHAPE, **OFF, "special_token_ids": SPECIAL, "generator_size": 0.5}
-    config = McBertConfig(**settings, embedding_size=16)
-    again = McBertForPreTraining.from_pretrained(tmp_path, config=config)
-    assert again.generator_lm_head.bias[NOTA] == 0
-    assert torch.equal(again.generator_lm_head.bias[:NOTA], made.generator_lm_head.bias[:NOTA])
+    config = McBertConfig(**settings, embedding_size=16, candidates_at=place)
+    again = McBertForPreTraining.from_pretrained(tmp_path, config=config, dtype=torch.float32)
+    assert not again.generator_lm_head.bias[[*SPECIAL, NOTA]].any()
+    kept = made.generator_lm_head.bias[5:NOTA].to(dtype).float()
+    assert torch.equal(again.generator_lm_head.bias[5:NOTA], kept)
     assert again.eval()(**batch()).main_loss < 5
 
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from hf_effpt.core.token_losses import observe_losses, recording_losses
 from tests import tiny
 from tests.unit.models.test_mcbert import NOTA, SPECIAL, always, batch, model, originals
 
@@ -70,3 +71,15 @@ def test_the_controller_draws_the_dropout_of_a_model_alone(place):
     first = made(**inputs)
     assert torch.equal(torch.get_rng_state(), expected)
     assert not torch.equal(first.main_loss, made(**inputs).main_loss)  # the main model has dropout, too
+
+
+def test_observers_hear_the_loss_of_selection_only_and_a_recorder_both():
+    made, inputs, heard = model(candidates_at="masked").train(), batch(), []
+    observe_losses(made.backbone, "probe", heard.append)
+    sums = made(**inputs).sums
+    with recording_losses(made.backbone) as recorded:
+        made(**inputs)
+    assert len(heard) == 1
+    assert [losses.losses_N.sum().item() for losses in (*heard, *recorded)] == pytest.approx(
+        [sums[name].item() for name in ("main_loss", "detection_loss", "main_loss")]
+    )

@@ -4,6 +4,7 @@ from scipy import stats
 
 from hf_effpt.core.random import row_keys
 from hf_effpt.models.sampling import sample, sample_distinct, uniforms
+from tests import tiny
 
 KNOWN = torch.tensor([0.70, 0.15, 0.08, 0.05, 0.02])
 DRAWS = 40_000
@@ -76,3 +77,34 @@ def test_distinct_draws_have_the_frequencies_of_gumbel_top_k():
     found = torch.bincount(drawn[:, 0] * 5 + drawn[:, 1], minlength=25)
     possible = expected.flatten() > 0
     assert stats.chisquare(found[possible].numpy(), (expected.flatten()[possible] * count).numpy()).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("objective", ["electra", "mcbert"])
+def test_samples_of_a_generator_do_not_depend_on_the_side_of_the_padding(objective):
+    torch.manual_seed(5)
+    model = tiny.joint(objective).eval()
+    inputs = tiny.batch(3, objective=objective)
+    pads, replaced, sums = inputs["input_ids"].new_zeros(3, 4), [], []
+    for place, sides in ((slice(None), (0, 0)), (slice(0, -4), (0, 4)), (slice(4, None), (4, 0))):
+        left, right = (pads[:, :count] for count in sides)
+        padded = {"input_ids": torch.cat([left, inputs["input_ids"], right], dim=1)}
+        padded["labels"] = torch.cat([left - 100, inputs["labels"], right - 100], dim=1)
+        padded["attention_mask"] = torch.cat([left, torch.ones_like(inputs["labels"]), right], dim=1)
+        # Places that a model without relative ones reads.
+        padded["position_ids"] = (padded["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
+        output = model(**padded)
+        replaced.append(output.corrupted_ids[:, place])
+        sums.append(output.sums)
+    assert sums[0]["replaced"] > 0
+    for corrupted, other in zip(replaced[1:], sums[1:], strict=True):
+        assert torch.equal(corrupted, replaced[0])
+        for name, value in sums[0].items():
+            torch.testing.assert_close(other[name], value, msg=name)
+
+
+def test_keys_of_rows_do_not_depend_on_padding():
+    ids = torch.randint(5, 100, (4, 9))
+    real = torch.ones_like(ids)
+    for sides in ((3, 0), (0, 3), (2, 5)):
+        padded, mask = (torch.nn.functional.pad(tensor, sides) for tensor in (ids, real))
+        assert torch.equal(row_keys(padded, mask.bool()), row_keys(ids))

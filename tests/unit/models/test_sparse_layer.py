@@ -5,6 +5,7 @@ import torch
 from transformers import BertConfig, BertForMaskedLM
 
 from hf_effpt.core.depth import stack_of
+from hf_effpt.evaluation.held_out_loss import stock_loss
 from tests import tiny
 
 
@@ -78,3 +79,16 @@ def test_the_last_layer_is_whole_again_after_an_error():
     with pytest.raises(RuntimeError):
         model(**{**batch(), "masked_positions": torch.full((3, 1), 99)})
     assert stack_of(model.bert).last is None
+
+
+@pytest.mark.parametrize("backbone", tiny.BACKBONES)
+def test_a_position_that_is_named_twice_counts_once(backbone):
+    model, inputs = tiny.masked_lm(backbone).train(), batch(rows=2, masked=3)
+    named = inputs["masked_positions"]
+    twice = torch.stack([torch.cat([named[0], named[0, :2]]), torch.cat([named[1, :1], named[1], named[1, 2:]])])
+    more = {**inputs, "masked_positions": twice}
+    torch.testing.assert_close(model(**more).loss, model(**inputs).loss)
+    for of in (inputs, more):
+        assert (model.head_inputs(of).labels_BM != -100).sum() == 6
+    stock = model.export()
+    torch.testing.assert_close(stock_loss(stock, more), stock_loss(stock, inputs))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_effpt.core.token_losses import has_loss_observers, observe_losses, recording_losses, row_losses
+from hf_effpt.core.token_losses import observe_losses, observers_of, recording_losses, row_losses
 from tests import tiny
 
 PLAIN = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -59,7 +59,7 @@ def test_rows_add_up_to_the_loss(objective, positions):
     model, inputs = made(objective), batch(objective)
     if not positions:
         del inputs["masked_positions"]
-    (losses,), output = told(model, inputs)
+    (*_, losses), output = told(model, inputs)
     sums, counts = losses.by_row()
     asked_BL = inputs["document_ids"] > 0 if objective in ("electra", "all_tokens_mlm", "mcbert") else None
     asked_BL = inputs["labels"] != -100 if asked_BL is None else asked_BL
@@ -114,7 +114,7 @@ def test_without_anyone_who_asks_nothing_is_computed(objective, monkeypatch):
     model, inputs = made(objective), batch(objective)
     observe_losses(model.backbone, "test", lambda losses: None)
     observe_losses(model.backbone, "test", None)
-    assert not has_loss_observers(model.backbone)
+    assert not observers_of(model.backbone)
     monkeypatch.setattr("hf_effpt.core.token_losses.TokenLosses", lambda *_: 1 / 0)
     model(**inputs).loss.backward()
 

@@ -182,4 +182,12 @@ def test_conflicting_methods_are_refused():
 )
 def test_error_names_section_and_key(section, values, message):
     with pytest.raises(EffptError, match=message):
-        Recipe.load({**sections(), section: values})
+        Recipe.load(sections(**{section: values}))
+
+
+@pytest.mark.parametrize("objective", ["electra", "mcbert"])
+def test_a_smoothed_loss_beside_a_generator_is_refused_before_the_text_is_read(objective):
+    sections = {"data": {"dataset": "no/such/folder"}, "training": {"label_smoothing_factor": 0.1}}
+    with pytest.raises(EffptError, match=f"`training.label_smoothing_factor` changes .* objective `{objective}`"):
+        Recipe.load({**sections, "model": {"objective": objective}})
+    assert Recipe.load(sections).training.label_smoothing_factor == 0.1

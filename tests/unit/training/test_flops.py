@@ -5,10 +5,15 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import BertModel
+from transformers import AttentionInterface, BertModel
+from transformers.masking_utils import AttentionMaskInterface, eager_mask
+from transformers.models.bert.modeling_bert import eager_attention_forward as bert_attention
+from transformers.models.modernbert.modeling_modernbert import eager_attention_forward as modern_attention
 
 from hf_effpt.core.anatomy import layers_of
+from hf_effpt.core.clock import Clock
 from hf_effpt.core.depth import stack_of
+from hf_effpt.core.gates import importance
 from hf_effpt.core.width import resize
 from hf_effpt.data.document_layout import DocumentLayout
 from hf_effpt.training.flops import FlopCounter, ghost_of
@@ -333,3 +338,58 @@ def test_the_order_of_unequal_layers_matters():
         counts.append(counter.count(model, batch()))
         assert counts[-1] == FlopCounter().count(model, batch())
     assert counts[0] > counts[1]
+
+
+# Attention of other implementations, and losses of methods' own.
+
+
+@pytest.mark.parametrize("kind", ["bert", "modernbert", "electra", "replace_mlm"])
+def test_attention_that_computes_every_position_is_counted_so(kind):
+    """An implementation by another name, such as `flex_attention`, is not asked for some positions only."""
+    torch.manual_seed(0)
+    model = (tiny.masked_lm(kind) if kind in tiny.BACKBONES else tiny.joint(kind)).train()
+    name, forward = f"every_position_{kind}", modern_attention if kind == "modernbert" else bert_attention
+    AttentionInterface.register(name, forward)
+    AttentionMaskInterface.register(name, eager_mask)
+    inputs = tiny.batch(2, objective="mcbert")
+    counter, counts = FlopCounter(), []
+    for attention in ("sdpa", name, "eager"):  # a counter tells them apart
+        model.set_attn_implementation(attention)
+        counts.append(counter.count(model, inputs))
+        if attention != "sdpa":
+            with FlopCounterMode(display=False) as real:
+                model(**inputs).loss.backward()
+            assert counts[-1] == real.get_total_flops()
+    assert counts[0] == counts[2] < counts[1]
+
+
+@pytest.mark.parametrize("backbone", tiny.BACKBONES)
+def test_slopes_of_gates_are_counted_whatever_the_attention(backbone):
+    model, inputs = tiny.masked_lm(backbone).eval(), batch()
+    counts = {}
+    for attention in ("sdpa", "eager"):
+        model.set_attn_implementation(attention)
+        real = FlopCounterMode(display=False)
+
+        def learning(given, parameters, attention=attention, real=real):
+            counts[attention] = FlopCounter.count_gradients(model, given, parameters)
+            return real
+
+        importance(model.backbone, iter([inputs]), lambda given: model(**given).loss, learning)
+    assert counts["sdpa"] == counts["eager"] == real.get_total_flops()
+    assert counts["eager"] < FlopCounter().count(model, inputs)  # no gradients of weights
+
+
+@pytest.mark.parametrize("objective", ["mlm", "electra"])
+def test_what_a_method_learns_from_is_charged_on_a_copy(tmp_path, objective):
+    trainer = tiny.trainer(tmp_path, objective=objective)
+    cost, model = trainer.cost, trainer.model.train()
+    cost.begin(Clock("steps", 4), None)
+    grown = [parameter for layer in list(layers_of(model.backbone).children())[2:] for parameter in layer.parameters()]
+    for _ in range(2):
+        with cost.charged(model, batch(), grown):
+            model(**batch()).loss.backward()
+    assert cost.step_flops == 2 * FlopCounter.count_gradients(model, batch(), grown)
+    for parameter in set(model.parameters()) - set(grown):
+        parameter.requires_grad_(False)
+    assert cost.step_flops == 2 * real_step(model, batch())

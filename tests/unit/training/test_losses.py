@@ -175,3 +175,25 @@ def test_arguments_that_only_count_leave_the_loss_alone(tmp_path, objective):
     counting.train()
     assert logged(counting) == logged(plain)
     assert counting.state.num_input_tokens_seen == counting.clock.tokens
+
+
+MEASURING = [
+    {"compress": {"head_keep": 0.5}},
+    {"compress": {"head_keep": 0.5, "importance": "random"}},
+    {"earlybert": {"ticket": "michel"}},
+    {"stacking": {"depth": 2, "at": [0.5], "operator": "ligo_depth"}},
+    {"selection": {"strategy": "highest_loss"}},
+]
+
+
+@pytest.mark.parametrize("ledger", MEASURING, ids=str)
+def test_a_loss_function_beside_a_method_that_measures_the_models_own_is_refused(tmp_path, ledger):
+    with pytest.raises(EffptError, match=f"`{next(iter(ledger))}`.* the model computes itself.*`compute_loss_func`"):
+        with_function(tmp_path, focal, ledger)
+
+
+@pytest.mark.parametrize(
+    "ledger", [{"compress": {"depth": 2}}, {"compress": {"head_keep": 0.5, "importance": "magnitude"}}], ids=str
+)
+def test_a_loss_function_beside_one_that_does_not_is_taken(tmp_path, ledger):
+    with_function(tmp_path, focal, ledger)

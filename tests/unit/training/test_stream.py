@@ -2,8 +2,9 @@ from itertools import islice
 
 import numpy as np
 import pytest
+import torch
 
-from hf_effpt.training.stream import BatchStream, KeyedRows
+from hf_effpt.training.stream import BatchStream, KeyedRows, TrainingStream
 from tests import tiny
 
 
@@ -49,3 +50,15 @@ def test_other_data_come_as_examples():
     data = [{"input_ids": [1, 2]}, {"input_ids": [3]}]
     assert KeyedRows(data, keyed=False).__getitems__([(0, 1)]) == [{"input_ids": [3]}]
     assert KeyedRows(data, keyed=True).__getitems__([(7, 1)]) == [{"input_ids": [3], "example_id": 1, "epoch": 7}]
+
+
+def test_rows_of_batches_with_padding_and_without_are_joined(tmp_path):
+    stream = TrainingStream(tiny.arguments(tmp_path), tiny.rows(4), None, keyed=True)
+    ids, mask = torch.arange(6).view(2, 3), torch.tensor([[1, 1, 0], [1, 0, 0]])
+    for batches in ([{"input_ids": ids}, {"input_ids": ids, "attention_mask": mask}], [{"input_ids": ids}] * 2):
+        for order in (batches, batches[::-1]):
+            stream.begin(0)
+            rows = stream.pull(iter(order), 4)
+            assert torch.equal(rows["input_ids"], torch.cat([ids, ids]))
+            marks = [batch.get("attention_mask", torch.ones_like(ids)) for batch in order]
+            assert torch.equal(rows.get("attention_mask", torch.ones(4, 3).long()), torch.cat(marks))

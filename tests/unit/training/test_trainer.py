@@ -3,7 +3,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, Features, Sequence, Value
 from torch.utils.data import IterableDataset
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForMaskedLM, TrainingArguments
 
@@ -13,7 +13,7 @@ from hf_effpt.core.registry import METHODS, register
 from hf_effpt.core.row_method import RowMethod
 from hf_effpt.methods.layerdrop import LayerDrop
 from hf_effpt.methods.selection import Selection
-from hf_effpt.models import EffptBertForSequenceClassification
+from hf_effpt.models import EffptBertForSequenceClassification, EffptRobertaConfig, EffptRobertaForMaskedLM
 from hf_effpt.training.named import LayerDropTrainer, StackingTrainer
 from hf_effpt.training.trainer import EffptTrainer
 from tests import tiny
@@ -164,6 +164,17 @@ def test_workers_do_not_change_a_run(tmp_path, workers):
     assert entries(plain) == entries(other)
 
 
+def test_rows_with_padding_are_held_out_alike_whatever_their_column(tmp_path):
+    """Padding in a column of fixed length is told by its token, as that of lists."""
+    padded = [[2, *range(7 + row, 15 + row), 3, *[0] * 6] for row in range(5)]
+    fixed = Features({"input_ids": Sequence(Value("int32"), length=tiny.LENGTH)})
+    datasets = [Dataset.from_dict({"input_ids": padded}, features=features) for features in (fixed, None)]
+    for objective in ("mlm", "electra"):
+        trainer = tiny.trainer(tmp_path, objective=objective, per_device_eval_batch_size=2)
+        losses = [trainer.evaluate(rows)["eval_loss"] for rows in datasets]
+        assert losses[0] == losses[1]
+
+
 def test_bf16(tmp_path):
     trainer = tiny.trainer(tmp_path, {"layerdrop": {"p": 0.3}}, bf16=True)
     seen = set()
@@ -309,6 +320,13 @@ def test_refreshed_optimizer_keeps_the_state_of_what_stayed(tmp_path):
     assert live.state[stayed]["step"] == 8
 
 
+def roberta(positions):
+    """A model whose table has one row for padding before those for tokens."""
+    return EffptRobertaForMaskedLM(
+        EffptRobertaConfig(**tiny.SHAPE | {"max_position_embeddings": positions}, pad_token_id=0)
+    )
+
+
 class Endless(IterableDataset):
     def __iter__(self):
         yield {"input_ids": [2, 5, 3]}
@@ -322,6 +340,7 @@ class Endless(IterableDataset):
         ({"model": lambda: tiny.model(vocab_size=64)}, "The tokenizer has 128 tokens but the model only 64"),
         ({"model": lambda: tiny.model(pad_token_id=1)}, "pads with id 0 but the model with 1"),
         ({"model": lambda: tiny.model(max_position_embeddings=8)}, "do not fit a model of 8 positions"),
+        ({"model": lambda: roberta(16)}, "Rows of 16 tokens do not fit a model of 15 positions"),
         ({"train_dataset": Endless}, "pack the text first"),
         ({"train_dataset": lambda: tiny.rows(3)}, "3 rows, too few for one step of 4"),
         ({"optimizers": lambda: (torch.optim.SGD([torch.zeros(1)], 0.1), None)}, "optimizer_cls_and_kwargs"),

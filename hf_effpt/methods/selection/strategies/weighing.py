@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from hf_effpt.core.processes import add_up
 from hf_effpt.core.token_losses import TokenLosses
@@ -95,6 +96,12 @@ class AdaptiveMasking(Strategy):
     def draw(self, seed: int) -> None:
         self.losses.fill_(torch.inf)
         self.rates.fill_(1.0)
+
+    def resize_vocabulary(self, size: int) -> None:
+        """Masks further tokens of a longer vocabulary as those that were never predicted."""
+        more = (0, size - len(self.losses))
+        self.losses, self.rates = pad(self.losses, more, value=torch.inf), pad(self.rates, more, value=1.0)
+        self._on_host = None
 
     def rates_in(self, step: int) -> Any:
         """Masking rates of a step, an array of shape `(vocab_size,)`; updated every `RENEWED` steps."""
