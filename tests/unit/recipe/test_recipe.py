@@ -182,7 +182,7 @@ def test_conflicting_methods_are_refused():
 )
 def test_error_names_section_and_key(section, values, message):
     with pytest.raises(EffptError, match=message):
-        Recipe.load(sections(**{section: values}))
+        Recipe.load({**sections(), section: values})
 
 
 @pytest.mark.parametrize("objective", ["electra", "mcbert"])

@@ -381,6 +381,7 @@ def test_slopes_of_gates_are_counted_whatever_the_attention(backbone):
 
 
 @pytest.mark.parametrize("objective", ["mlm", "electra"])
+@pytest.mark.usefixtures("counted")
 def test_what_a_method_learns_from_is_charged_on_a_copy(tmp_path, objective):
     trainer = tiny.trainer(tmp_path, objective=objective)
     cost, model = trainer.cost, trainer.model.train()
