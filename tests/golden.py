@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from hf_effpt.training.flops import FlopCounter
 from hf_effpt.training.reference_time_table import this_system
 from tests import tiny
 
@@ -70,8 +71,9 @@ def run(name: str, folder: Path) -> dict[str, Any]:
     """The hash of the weights and buffers that a run ends with, its losses, tokens and FLOPs."""
     objective, methods, dropout = RUNS[name]
     trainer = tiny.trainer(
-        folder, methods, objective=objective, dropout=dropout, gradient_accumulation_steps=2, save_strategy="no"
-    )
+        folder, methods, objective=objective, dropout=dropout, gradient_accumulation_steps=2, save_strategy="no",
+        counter=FlopCounter(),
+    )  # fmt: skip
     trainer.train()
     digest = hashlib.sha256()
     for key, tensor in sorted(trainer.model.state_dict().items()):

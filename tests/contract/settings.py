@@ -13,7 +13,7 @@ VARIANTS: dict[str, dict[str, dict]] = {
     "compress by gates": {"compress": {"head_keep": 0.5, "ffn_keep": 0.5, "importance": "gates", "at": 0.5}},
     "compress at random": {"compress": {"head_keep": 0.5, "depth": 2, "importance": "random", "at": 0.4}},
     "compress, distilled": {
-        "compress": {"depth": 2, "head_keep": 0.5, "distill": 1.0, "at": 0.4, "rounds": 2, "until": 0.7}
+        "compress": {"depth": 3, "head_keep": 0.5, "distill": 1.0, "at": 0.4, "rounds": 2, "until": 0.7}
     },
     "earlybert, kept": {"earlybert": {"weights": "keep", "max_search_steps": 0.6, "every": 1, "epsilon": 0.0}},
     "earlybert, by what the loss depends on": {"earlybert": {"ticket": "michel", "max_search_steps": 0.5}},

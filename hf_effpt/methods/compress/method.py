@@ -64,7 +64,7 @@ class Compress(Method):
             model as it was before the first cut. The choice of this term is ours. 0 has no teacher.
 
     Raises:
-        EffptError: if a value is outside its range, a cut or a share would cut nothing, a layer would keep no head or
+        EffptError: if a value is outside its range, a share would cut nothing, a layer would keep no head or
             too few neurons, the model has too few layers or is narrow already, or another method still grows it at
             `at`.
     """
@@ -203,7 +203,7 @@ class Compress(Method):
             )
 
     def _check_cuts(self, whole: Size, wanted: Size) -> None:
-        """Raises an `EffptError` for a share that is rounded to all, or more cuts than there are parts to cut away."""
+        """Raises an `EffptError` for a share that is rounded to all."""
         unit, depth = unit_of(whole.neurons), wanted.depth
         neurons = round(wanted.neurons * depth / unit) * unit  # of all layers, as a ticket has them
         for key, share, size, keeps_all, step in (
@@ -215,14 +215,6 @@ class Compress(Method):
                     f"`compress.{key}` is {share}, which keeps all of the {size} in each of {depth} layers; set it to "
                     f"at most {1 - step:.3g}, or leave it out."
                 )
-        gone = whole.neurons - wanted.neurons
-        most = max(whole.depth - depth, whole.heads - wanted.heads, min(gone, gone * depth // unit))
-        if self.rounds > most:
-            raise EffptError(
-                f"`compress.rounds` is {self.rounds}, but {most} cuts at most each remove a part: from {whole.depth} "
-                f"layers of {whole.heads} heads and {whole.neurons} neurons to {wanted.depth} of {wanted.heads} and "
-                f"{wanted.neurons}; set fewer rounds."
-            )
 
     def _check_order(self, config: Any) -> None:
         """Raises an `EffptError` if an older version has cut layers whose order is not that of their indices."""
@@ -293,7 +285,8 @@ class Compress(Method):
                 stay = thinned(left, layers, wanted.depth, size.depth)
             set_order(backbone, [stack.order[left.index(place)] for place in stay])
             left = stay
-        what = f"cut to {len(left)} layers of {size.heads} heads and {size.neurons} neurons"
+        done = "cut to" if size != last else "left at"  # more rounds than parts to go
+        what = f"{done} {len(left)} layers of {size.heads} heads and {size.neurons} neurons"
         what += self._chosen(shallower, last, size)
         what += f", {number} of {self.rounds}" if self.rounds > 1 else ""
         ticket = None

@@ -192,9 +192,6 @@ def test_measuring_on_text_takes_a_trainer():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"depth": 3, "rounds": 2}, r"`compress\.rounds` is 2, but 1 cuts at most"),
-        ({"head_keep": 0.5, "rounds": 3}, r"`compress\.rounds` is 3, but 1 cuts at most"),
-        ({"ffn_keep": 0.8, "rounds": 30}, r"`compress\.rounds` is 30, but 6 cuts at most"),
         ({"head_keep": 0.9, "ffn_keep": 0.5}, r"`compress\.head_keep` is 0\.9, which keeps all of the 2"),
         ({"head_keep": 0.5, "ffn_keep": 0.99}, r"`compress\.ffn_keep` is 0\.99, which keeps all of the 64.*0\.969"),
     ],
@@ -204,6 +201,16 @@ def test_cuts_that_would_cut_nothing_are_refused_before_the_first_and_go_on_afte
         build_methods({"compress": settings}, tiny.config())
     begun = [{"step": 1, "method": "compress", "what": "cut", "layers": 4, "kept": [0, 1, 2, 3]}]
     build_methods({"compress": settings}, tiny.config(events=begun))
+
+
+def test_a_round_in_which_no_part_goes_says_so():
+    model = tiny.model({"compress": {"depth": 3, "at": 0.2, "rounds": 4}})
+    (method,) = model.methods
+    for fraction in (0.2, 0.5, 0.7, 0.9):
+        method.advance(model.bert, RunContext(1, fraction))
+    assert [event["what"].partition(" of ")[0] for event in model.config.events] == [
+        "left at 4 layers", "left at 4 layers", "cut to 3 layers", "left at 3 layers",
+    ]  # fmt: skip
 
 
 def test_as_many_cuts_as_parts_each_remove_one_and_name_it():

@@ -70,6 +70,7 @@ def test_weights_and_optimizer_state_of_what_stays(tmp_path):
     assert set(trainer.optimizer.state) <= present == set(trainer.model.parameters())
 
 
+@pytest.mark.usefixtures("counted")
 def test_measuring_is_charged_and_leaves_no_other_trace(tmp_path):
     free = run(tmp_path, {**WIDTHS, "at": 0.99, "importance": "magnitude"}, dropout=0.1)
     random = torch.get_rng_state()
