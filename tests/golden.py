@@ -5,8 +5,10 @@ A change of the inside of the package must not move a bit of them. Hashes hold f
     python -m tests.golden --write golden.json    # before a change
     python -m tests.golden --check golden.json    # after it
 
-`tests/golden.json` was written before the package was rearranged, and that of the compression again when its
-importance became a mean over rows; `tests/invariant/test_golden.py` checks it where it holds.
+`tests/golden.json` was written before the package was rearranged. What the compression comes to was written again when
+its importance became a mean over rows; the FLOPs of compression and LiGO, when those of their own losses were counted
+on a copy; and the hash with notes, when kinds of tokens became numbers of 64 bits.
+`tests/invariant/test_golden.py` checks it where it holds.
 """
 
 import argparse

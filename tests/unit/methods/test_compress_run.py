@@ -80,7 +80,7 @@ def test_measuring_is_charged_and_leaves_no_other_trace(tmp_path):
     assert all(module.training for module in measured.model.modules())
     assert measured.clock.tokens - free.clock.tokens == 8 * 4 * tiny.LENGTH
     # 8 passes as in training, without the gradients of weights
-    assert 1.4 < measured.clock.flops / free.clock.flops < 1.5
+    assert 1.5 < measured.clock.flops / free.clock.flops < 1.6
     assert measured.clock.steps == 8
     for name, weight in tiny.weights(free.model).items():
         if "encoder" not in name:
