@@ -24,15 +24,15 @@ from hf_effpt.data.corpus import Corpus, open_corpus
 from hf_effpt.data.document_selection import Kept
 from hf_effpt.data.holding_out import open_validation
 from hf_effpt.data.masking import DataCollatorForMaskedLM
-from hf_effpt.data.packing import facts, pack
+from hf_effpt.data.packing import facts, pack, share_held_out
 from hf_effpt.data.tokenizer_report import tokenizer_report
 from hf_effpt.data.tokenizer_training import FORMAT as TOKENIZERS
 from hf_effpt.data.tokenizer_training import train_tokenizer
-from hf_effpt.evaluation.document_scores import select_documents
+from hf_effpt.evaluation.document_scores import check_model, select_documents
 from hf_effpt.hub.card_parts import accents_in, untrained_positions
 from hf_effpt.hub.folders import CODE_FILES, checkpoints_in
 from hf_effpt.models.build import model_for
-from hf_effpt.models.from_checkpoint import add_rows, published_config
+from hf_effpt.models.from_checkpoint import add_rows, check_fits, published_config
 from hf_effpt.recipe.recipe import Recipe
 from hf_effpt.recipe.sections import require
 from hf_effpt.recipe.settings import SECTIONS
@@ -273,13 +273,21 @@ def prepare_data(recipe: Recipe) -> tuple[Corpus, PreTrainedTokenizerBase, Datas
     # Of a source with splits its validation split, whichever split is trained on.
     validation = open_validation(data.held_out, corpus)
     if data.selection is not None:
-        kept = select_documents(corpus, data.selection, validation, cache_dir=data.cache_dir)
+        check_model(data.selection)  # before any work
+    tokenizer = prepare_tokenizer(recipe, corpus)
+    if data.selection is not None:
+        beside = validation
+        if isinstance(validation, float):
+            settings: dict[str, Any] = {"sequence_length": data.sequence_length, "cache_dir": data.cache_dir}
+            beside = share_held_out(
+                corpus, tokenizer, validation, isolate_documents=data.isolate_documents, **settings
+            )
+        kept = select_documents(corpus, data.selection, beside, cache_dir=data.cache_dir)
         # It prepares the data, like packing. Its seconds are in `run.json` under `data.select`, too.
         logger.info(
             "data.select: %s of %s documents kept; selecting them took %.1f s, which the clock is not charged for",
             f"{kept.facts['kept']:,}", f"{kept.facts['documents']:,}", kept.facts["seconds"],
         )  # fmt: skip
-    tokenizer = prepare_tokenizer(recipe, corpus)
     return corpus, tokenizer, prepare_rows(recipe, corpus, tokenizer, validation, kept)
 
 
@@ -324,27 +332,6 @@ def _load_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase:
         corpus.check_unchanged()
 
     return AutoTokenizer.from_pretrained(build_once(cache_folder(data.cache_dir) / f"tokenizer-{key}", train))
-
-
-def check_fits(tokenizer: Any, name: str, config: Any, source: str) -> None:
-    """Raises an `EffptError` if the vocabulary of a tokenizer cannot be that of the checkpoint `source`."""
-    most, pad = config.vocab_size, getattr(config, "pad_token_id", None)
-    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
-        raise EffptError(
-            f"{name!r} has no tokenizer files: what is loaded has {len(tokenizer)} tokens, all special; put the "
-            "checkpoint's tokenizer beside it, or name its folder in `data.tokenizer`."
-        )
-    own = AutoTokenizer.from_pretrained(source).get_vocab() if name != source else None
-    if len(tokenizer) > most or (pad is not None and tokenizer.pad_token_id != pad):
-        raise EffptError(
-            f"The tokenizer of {name!r} has {len(tokenizer):,} tokens and pads with {tokenizer.pad_token_id}, but the "
-            f"checkpoint {source!r} has {most:,} rows and pads with {pad}; use the tokenizer that it was trained with."
-        )
-    if own is not None and own != tokenizer.get_vocab():
-        raise EffptError(
-            f"`data.tokenizer` {name!r} has other tokens than that of the checkpoint {source!r}, whose embeddings "
-            "would be of other words; leave it out, or add words with `data.add_tokens`."
-        )
 
 
 def prepare_rows(

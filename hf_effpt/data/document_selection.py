@@ -104,11 +104,13 @@ class Kept:
     """Selected documents of a corpus.
 
     `chosen_N` is bool of shape `(documents,)`, by number in the corpus. `facts` say how documents were chosen; packed
-    rows record them under `select`.
+    rows record them under `select`. `held_out_N`, of the same shape, is `True` for documents that were held out
+    meanwhile, `None` if that is unknown.
     """
 
     chosen_N: np.ndarray
     facts: Mapping[str, Any] = field(default_factory=dict)
+    held_out_N: np.ndarray | None = None
 
     @property
     def fingerprint(self) -> str:

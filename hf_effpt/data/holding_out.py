@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,14 @@ def held_out(sizes: Callable[[], Iterable[np.ndarray]], share: float | None, see
                 left -= int(bytes_of[place])
         lower += width
     return aside
+
+
+def raised_shares(share: float) -> Iterator[float]:
+    """Shares to try, one after another, until enough is held out for a row: doubled, up to half of the text."""
+    yield share
+    while share < 0.5:
+        share = min(2 * share, 0.5)
+        yield share
 
 
 def report_held_out(train: Dataset) -> None:

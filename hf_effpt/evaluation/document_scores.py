@@ -62,21 +62,25 @@ def select_documents(
     the facts hold the share of all pairs of documents that are duplicates, `alike`, and of those left (in different
     clusters), `left_alike`; above 0.5 and 0.01 a warning is logged.
 
-    `validation` and `cache_dir` are those of [`pack`]. Raises an `EffptError` if the model is missing or unsuitable,
-    datasketch is needed and not installed, or nothing is left.
+    `validation` and `cache_dir` are those of [`pack`], which may have to raise a share, to what [`share_held_out`]
+    says. Raises an `EffptError` if the model is missing or unsuitable, datasketch is needed and not installed, or
+    nothing is left.
     """
-    if settings.deduplicate == "near":
-        rules.require_datasketch()
     weights = check_model(settings)
     asked = {key: value for key, value in settings.settings().items() if key != "model"}
     apart = validation.fingerprint if isinstance(validation, Corpus) else validation
     key = hashlib.sha256(json.dumps([FORMAT, corpus.fingerprint, asked, weights, apart]).encode()).hexdigest()[:32]
 
-    def load(folder: Path) -> tuple[np.ndarray, dict[str, Any]]:
-        return np.load(folder / "kept.npy"), read_json(folder / "facts.json")
+    def load(folder: Path) -> tuple[np.ndarray, dict[str, Any], np.ndarray | None]:
+        aside = folder / "held_out.npy"  # older versions did not write it
+        return (
+            np.load(folder / "kept.npy"),
+            read_json(folder / "facts.json"),
+            np.load(aside) if aside.exists() else None,
+        )
 
     target = cache_folder(cache_dir) / "selected" / key
-    chosen_N, known = load(build_once(target, lambda new: _select(corpus, settings, validation, new), load))
+    chosen_N, known, aside_N = load(build_once(target, lambda new: _select(corpus, settings, validation, new), load))
     if known.get("alike", 0.0) > MOST or known.get("left_alike", 0.0) > OFTEN:
         logger.warning(
             "`data.select` takes about %.0f %% of all pairs of documents for doubles at `similarity` %s, and %.0f %% "
@@ -85,14 +89,16 @@ def select_documents(
             100 * known["alike"], settings.similarity, 100 * known["left_alike"], settings.model,
         )  # fmt: skip
     known |= settings.settings() | ({} if weights is None else {"weights": weights})
-    return Kept(chosen_N, known)
+    return Kept(chosen_N, known, aside_N)
 
 
 def check_model(settings: SelectSettings) -> str | None:
     """Checks the model that scores documents; returns a hash of its weights, or `None` if no model is needed.
 
-    Raises an `EffptError` if the model is missing, or cannot give what the settings need.
+    Raises an `EffptError` if the model is missing, or cannot give what the settings need, or if datasketch is.
     """
+    if settings.deduplicate == "near":
+        rules.require_datasketch()
     if settings.model is None:
         return None
     folder, fault = Path(settings.model), None
@@ -152,6 +158,7 @@ def _select(corpus: Corpus, settings: SelectSettings, validation: float | Corpus
             "train on; add text, raise `keep`, or name a `model` whose losses are numbers."
         )
     np.save(target / "kept.npy", chosen_N)
+    np.save(target / "held_out.npy", aside_N)
     known = {"documents": documents, "kept": kept, "seconds": time.perf_counter() - began, **alike}
     write_json(target / "facts.json", known)
     corpus.check_unchanged()

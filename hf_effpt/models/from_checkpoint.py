@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, ElectraForMaskedLM, ElectraForPreTraining
+from transformers import AutoConfig, AutoTokenizer, ElectraForMaskedLM, ElectraForPreTraining
 
 from hf_effpt.core.anatomy import dropouts_of, first_position, layer_types_of, position_table_of
 from hf_effpt.core.errors import EffptError
@@ -273,3 +273,24 @@ def add_rows(model: Any, pieces: Mapping[int, Sequence[int]], size: int) -> None
         bias[known:] = bias[:known].min()
         for index, old in pieces.items():
             bias[index] = bias[list(old)].min()  # a word is rarer than each of its pieces
+
+
+def check_fits(tokenizer: Any, name: str, config: Any, source: str) -> None:
+    """Raises an `EffptError` if the vocabulary of a tokenizer cannot be that of the checkpoint `source`."""
+    most, pad = config.vocab_size, getattr(config, "pad_token_id", None)
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        raise EffptError(
+            f"{name!r} has no tokenizer files: what is loaded has {len(tokenizer)} tokens, all special; put the "
+            "checkpoint's tokenizer beside it, or name its folder in `data.tokenizer`."
+        )
+    own = AutoTokenizer.from_pretrained(source).get_vocab() if name != source else None
+    if len(tokenizer) > most or (pad is not None and tokenizer.pad_token_id != pad):
+        raise EffptError(
+            f"The tokenizer of {name!r} has {len(tokenizer):,} tokens and pads with {tokenizer.pad_token_id}, but the "
+            f"checkpoint {source!r} has {most:,} rows and pads with {pad}; use the tokenizer that it was trained with."
+        )
+    if own is not None and own != tokenizer.get_vocab():
+        raise EffptError(
+            f"`data.tokenizer` {name!r} has other tokens than that of the checkpoint {source!r}, whose embeddings "
+            "would be of other words; leave it out, or add words with `data.add_tokens`."
+        )
