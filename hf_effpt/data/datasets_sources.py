@@ -75,7 +75,8 @@ def _source(dataset: Dataset | IterableDataset, name: str, text_column: str, ver
     num_bytes, at_once = None, 1000
     if isinstance(dataset, Dataset):
         check_text_column(f"The dataset {name!r}", dataset.features.arrow_schema, text_column)
-        num_bytes = dataset.data.column(text_column).nbytes
+        # The table of a dataset that was filtered, shuffled or split is still the whole one.
+        num_bytes = dataset.data.column(text_column).nbytes * len(dataset) // max(1, dataset.data.num_rows)
         at_once = max(1, min(at_once, CHUNK_BYTES * len(dataset) // max(1, num_bytes)))
         version = dataset._fingerprint
     else:

@@ -197,3 +197,17 @@ def test_a_saved_dataset_is_known_by_its_contents(tmp_path):
     (arrow,), (other,) = ((tmp_path / name).glob("*.arrow") for name in ("one", "three"))
     arrow.write_bytes(other.read_bytes())  # the state beside it still names the old contents
     assert open_corpus(str(tmp_path / "one")).fingerprint == third
+
+
+def test_the_size_of_part_of_a_dataset_is_that_of_the_part():
+    whole = Dataset.from_dict({"text": [f"{number:04} " + "é" * 120 for number in range(400)]})
+    parts = [
+        whole.shuffle(seed=3).select(range(8)),
+        whole.filter(lambda one: one["text"].startswith("003")),
+        whole.train_test_split(test_size=10, seed=1)["test"],
+        whole.select(range(20, 32)),  # a slice, without a list of row numbers
+    ]
+    for part in [*parts, whole]:
+        corpus = open_corpus(part)
+        assert corpus.num_bytes == pytest.approx(sum(len(text.encode()) for text in corpus.texts()), rel=0.05)
+    assert open_corpus(whole.select([])).num_bytes == 0
