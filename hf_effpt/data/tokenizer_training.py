@@ -3,7 +3,7 @@
 import json
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import chain
 from typing import Any
 
@@ -12,8 +12,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import BertTokenizer, PreTrainedTokenizerFast
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.random import indexed
-from hf_effpt.data.corpus import Corpus, open_corpus
+from hf_effpt.data.corpus import open_corpus
+from hf_effpt.data.text_sample import sample_of
 from hf_effpt.data.words import parts_words
 
 # The ids of BERT's special tokens are their places here.
@@ -25,9 +25,7 @@ ALPHABET, COVERAGE = 1000, 0.9995
 # Text counts as English if this share of its words is "the", and of its letters ASCII.
 THE, ASCII = 0.02, 0.995
 # To be raised when equal text and settings give another tokenizer.
-FORMAT = 2
-# Separates the documents sampled here from those a seed holds out for validation.
-SAMPLE_SEED = 0x746F6B
+FORMAT = 3
 
 
 def train_tokenizer(
@@ -57,7 +55,7 @@ def train_tokenizer(
             and tone marks. By default only a lowercasing WordPiece tokenizer does so, as BERT's, and only for English
             text (2 % of its words are "the", and 99.5 % of its letters ASCII) or text that has none.
         out (`str`, *optional*): Folder to save the tokenizer in, for `AutoTokenizer.from_pretrained`.
-        max_bytes (`int`, *optional*, defaults to 64 MiB): Approximate size of the sample of documents to train on.
+        max_bytes (`int`, *optional*, defaults to 64 MiB): Size of the sample to train on, from all over the text.
         model_max_length (`int`, *optional*, defaults to 512): Longest input, in tokens, that the tokenizer announces:
             the length of the rows that its model is trained on.
 
@@ -72,30 +70,13 @@ def train_tokenizer(
             f"vocab_size={vocab_size} must be a multiple of 64 and at least {MIN_VOCAB_SIZE[kind]} for a {kind} "
             f"tokenizer. The nearest that fits is {fit}."
         )
-    # Long documents come in parts, so that memory does not depend on how the text is cut.
-    texts = list(_sample(open_corpus(corpus).in_parts(), max_bytes))
+    # In pieces of similar size, so that neither memory nor time depend on how the text is cut.
+    texts = sample_of(open_corpus(corpus), max_bytes)
     train = _train_wordpiece if kind == "wordpiece" else _train_bpe
     tokenizer = train(texts, vocab_size, lowercase, strip_accents, model_max_length)
     if out is not None:
         tokenizer.save_pretrained(out)
     return tokenizer
-
-
-def _sample(corpus: Corpus, max_bytes: int) -> Iterator[str]:
-    """About `max_bytes` of documents: spread over a corpus of known size, else its beginning."""
-    share = min(1.0, max_bytes / corpus.num_bytes) if corpus.num_bytes else 1.0
-    used = 0
-    for index, text in enumerate(corpus.texts()):
-        # The first document is always read: a corpus of one large document has a small share too.
-        if index and share < 1 and indexed(np.array([index]), SAMPLE_SEED)[0] >= share:
-            continue
-        size = len(text.encode())
-        if used + size > max_bytes:
-            text = text[: max_bytes - used]
-        yield text
-        used += size
-        if used >= max_bytes:
-            return
 
 
 def _train_wordpiece(
