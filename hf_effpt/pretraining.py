@@ -25,7 +25,7 @@ from hf_effpt.data.document_selection import Kept
 from hf_effpt.data.holding_out import open_validation
 from hf_effpt.data.masking import DataCollatorForMaskedLM
 from hf_effpt.data.packing import facts, pack, share_held_out
-from hf_effpt.data.tokenizer_report import tokenizer_report
+from hf_effpt.data.tokenizer_report import report_of_corpus
 from hf_effpt.data.tokenizer_training import FORMAT as TOKENIZERS
 from hf_effpt.data.tokenizer_training import train_tokenizer
 from hf_effpt.evaluation.document_scores import check_model, select_documents
@@ -167,7 +167,7 @@ def pretrain(recipe: Recipe, *, resume: bool | str = False) -> RunResult:
     claim(out, recipe, bool(resume))
     corpus, tokenizer, rows = prepare_data(recipe)
     trainer = build_trainer(recipe, tokenizer, rows)
-    report = tokenizer_report(tokenizer, corpus.in_parts().texts(), max_bytes=2**20)
+    report = report_of_corpus(tokenizer, corpus, cache_dir=recipe.data.cache_dir)
     known = {"recipe": recipe.resolved(), "data": facts(rows["train"]), "tokenizer": asdict(report)}
     trainer.facts = known
     if trainer.is_world_process_zero():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import unicodedata
 from collections.abc import Iterable
 from itertools import chain
@@ -13,6 +14,7 @@ from transformers import BertTokenizer, PreTrainedTokenizerFast
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.data.corpus import open_corpus
+from hf_effpt.data.docstrings import is_english
 from hf_effpt.data.text_sample import sample_of
 from hf_effpt.data.words import parts_words
 
@@ -24,6 +26,9 @@ MIN_VOCAB_SIZE = {"wordpiece": 256, "bpe": 320}
 ALPHABET, COVERAGE = 1000, 0.9995
 # Text counts as English if this share of its words is "the", and of its letters ASCII.
 THE, ASCII = 0.02, 0.995
+# English text may hold such a share of another language with accents: lists of names, a few quotations. It is looked
+# for in lines together of at least so many characters, as many as tell a language.
+FOREIGN, TELLING = 0.005, 128
 # To be raised when equal text and settings give another tokenizer.
 FORMAT = 3
 
@@ -53,7 +58,8 @@ def train_tokenizer(
         lowercase (`bool`, *optional*, defaults to `True`): If `True`, folds upper case.
         strip_accents (`bool`, *optional*): If `True`, letters lose their accents, and most scripts of Asia their vowel
             and tone marks. By default only a lowercasing WordPiece tokenizer does so, as BERT's, and only for English
-            text (2 % of its words are "the", and 99.5 % of its letters ASCII) or text that has none.
+            text (2 % of its words are "the", 99.5 % of its letters are ASCII, and at most 0.5 % of it is in another
+            language with accents) or text that has none.
         out (`str`, *optional*): Folder to save the tokenizer in, for `AutoTokenizer.from_pretrained`.
         max_bytes (`int`, *optional*, defaults to 64 MiB): Size of the sample to train on, from all over the text.
         model_max_length (`int`, *optional*, defaults to 512): Longest input, in tokens, that the tokenizer announces:
@@ -85,7 +91,9 @@ def _train_wordpiece(
     counts = _counts(texts)
     english = _is_english(texts, counts)
     if strip_accents is None:
-        strip_accents = lowercase and (english or not any(map(_has_accent, _falling(counts))))
+        accented = [character for character in _falling(counts) if _has_accent(character)]
+        plain = not accented or (english and _foreign_share(texts, accented) <= FOREIGN)
+        strip_accents = lowercase and plain
     # As BERT's normalizer has it, accents go with upper case unless it is told otherwise.
     told = None if strip_accents == lowercase else strip_accents
     normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=told)
@@ -145,6 +153,22 @@ def _is_english(texts: list[str], counts: np.ndarray) -> bool:
     words = sum(1 + text.count(" ") + text.count("\n") for text in texts)
     the = sum(text.lower().count(" the ") for text in texts)
     return the >= max(1, THE * words) and ascii_letters >= ASCII * letters
+
+
+def _foreign_share(texts: list[str], accented: list[str]) -> float:
+    """Share of a text that has letters with accents in it and is not English, in lines of [`TELLING`] characters."""
+    found, size = re.compile(f"[{re.escape(''.join(accented))}]"), 0
+    for text in texts:
+        if not found.search(text):
+            continue
+        lines: list[str] = []
+        for line in text.splitlines():
+            if lines and len(lines[-1]) < TELLING:
+                lines[-1] += f" {line}"
+            else:
+                lines.append(line)
+        size += sum(len(line) for line in lines if found.search(line) and not is_english(line))
+    return size / max(1, sum(map(len, texts)))
 
 
 def _alphabet(counts: np.ndarray, limit: int, room: int = 0) -> list[str]:

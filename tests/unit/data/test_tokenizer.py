@@ -1,4 +1,5 @@
 import json
+import random
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ from transformers import AutoTokenizer
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.data import Corpus, corpus_of, tokenizer_report, train_tokenizer
+from hf_effpt.data.tokenizer_report import report_of_corpus
 from hf_effpt.data.tokenizer_training import _alphabet, _counts
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -90,6 +92,34 @@ def test_accents_are_kept_unless_the_text_is_english_or_has_none(kind, texts, st
     assert trained("für" if texts is GERMAN else "a", add_special_tokens=False)["input_ids"]
     if texts is GERMAN:
         assert trained("Tür")["input_ids"] != trained("Tur")["input_ids"]
+
+
+FRENCH = "à la fenêtre, les élèves regardaient déjà les bêtes près du chêne, où le père coupait du blé"
+
+
+@pytest.mark.parametrize("joint", ["\n", " "])
+@pytest.mark.parametrize(("foreign", "kept"), [(0, False), (1, False), (6, True)])
+def test_accents_are_kept_once_some_of_the_text_is_not_english(foreign, kept, joint):
+    """Six of 827 lines, in which 0.5 % of the letters are not ASCII. A café and one quotation change nothing."""
+    plain = "the ship of the king was in the harbour and the men had to wait for it"
+    cafe = "the café of Señor García is in the street that leads to the château"
+    lines = [plain] * 800 + [cafe] * 20
+    lines += [f"{FRENCH}{joint}{FRENCH}"] * foreign
+    random.Random(1).shuffle(lines)
+    trained = train_tokenizer(corpus_of(lines), vocab_size=320)
+    assert tokenizer_report(trained, [FRENCH]).strip_accents is not kept
+    assert (trained("père")["input_ids"] != trained("pere")["input_ids"]) is kept
+
+
+def test_a_corpus_is_reported_on_all_over_and_once(monkeypatch, tmp_path):
+    texts = ["some plain words " * 20] * 400 + ["жыў " * 80] * 100
+    corpus, trained = corpus_of(texts), train_tokenizer(corpus_of(texts[:9]), vocab_size=256)
+    report = report_of_corpus(trained, corpus, max_bytes=20_000, cache_dir=tmp_path)
+    whole = tokenizer_report(trained, texts, max_bytes=10**9)
+    assert report.unknown_rate == pytest.approx(whole.unknown_rate, rel=0.4)
+    assert whole.unknown_rate > 0.1
+    monkeypatch.setattr(Corpus, "parts", lambda self: pytest.fail("read again"))
+    assert report_of_corpus(trained, corpus, max_bytes=20_000, cache_dir=tmp_path) == report
 
 
 @pytest.mark.parametrize("lowercase", [True, False])
