@@ -331,7 +331,8 @@ def _load_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase:
         train_tokenizer(corpus.in_parts(), **settings, out=folder)
         corpus.check_unchanged()
 
-    return AutoTokenizer.from_pretrained(build_once(cache_folder(data.cache_dir) / f"tokenizer-{key}", train))
+    load = AutoTokenizer.from_pretrained
+    return load(build_once(cache_folder(data.cache_dir) / f"tokenizer-{key}", train, load))
 
 
 def prepare_rows(

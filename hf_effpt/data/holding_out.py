@@ -105,9 +105,12 @@ def report_doubles(train: Dataset, keys: Path, held_out_keys: Path, cache: Path)
                 doubles += int(np.isin(some, apart).sum())
         (target / "doubles.json").write_text(json.dumps(doubles))
 
+    def load(folder: Path) -> int:
+        return int(json.loads((folder / "doubles.json").read_text()))
+
     names = [str(path.relative_to(cache)) for path in (keys, held_out_keys)]
     key = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:32]
-    doubles = json.loads((build_once(cache / "doubles" / key, count) / "doubles.json").read_text())
+    doubles = load(build_once(cache / "doubles" / key, count, load))
     add_facts(train, doubles=doubles)
     if doubles:
         logger.warning(

@@ -23,6 +23,7 @@ from hf_effpt.data.file_readers import Source
 FORMAT = 1
 # Test suites hold little prose, vendored copies and caches none that is not found elsewhere.
 SKIPPED = {"test", "tests", "__pycache__", "_vendor", "vendored", "site-packages", "dist-packages", "idlelib"}
+TABLE = "docstrings.parquet"
 SCHEMA = pa.schema([("package", pa.string()), ("module", pa.string()), ("text", pa.string())])
 
 
@@ -55,8 +56,12 @@ def _extracted() -> Path:
     sources = _sources()
     installed = sorted({f"{distribution.name}=={distribution.version}" for distribution in distributions()})
     key = hashlib.sha256(repr((FORMAT, sys.version, installed, len(sources))).encode()).hexdigest()[:16]
-    folder = build_once(cache_folder() / "pydoc" / key, lambda target: _extract(sources, target))
-    return folder / "docstrings.parquet"
+    folder = build_once(
+        cache_folder() / "pydoc" / key,
+        lambda target: _extract(sources, target),
+        lambda target: pq.read_metadata(target / TABLE),
+    )
+    return folder / TABLE
 
 
 def _extract(sources: list[tuple[str, str, Path]], target: Path) -> None:
@@ -77,7 +82,7 @@ def _extract(sources: list[tuple[str, str, Path]], target: Path) -> None:
             "builtin:pydoc found no English docstring in the installed packages (sources stripped?). Pass your own "
             "text as data.dataset."
         )
-    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), target / "docstrings.parquet", compression="zstd")
+    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), target / TABLE, compression="zstd")
 
 
 def _sources() -> list[tuple[str, str, Path]]:

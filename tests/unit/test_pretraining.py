@@ -8,9 +8,10 @@ from transformers import AutoTokenizer
 
 from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
+from hf_effpt.data.corpus import open_corpus
 from hf_effpt.data.packing import facts
 from hf_effpt.evaluation import document_scores
-from hf_effpt.pretraining import RunResult, claim, prepare_data, pretrain
+from hf_effpt.pretraining import RunResult, claim, prepare_data, prepare_tokenizer, pretrain
 from hf_effpt.recipe.recipe import Recipe
 
 ELECTRA = {
@@ -115,6 +116,17 @@ def test_selection_leaves_tokenizer_and_held_out_rows_as_they_are(corpus, tmp_pa
     assert facts(selected["train"])["documents"] < 0.6 * facts(rows["train"])["documents"]
     assert (facts(selected["train"])["doubles"], facts(rows["train"])["doubles"] > 0) == (0, True)
     assert facts(selected["train"])["select"]["unselected_fingerprint"] == facts(rows["train"])["fingerprint"]
+
+
+def test_a_damaged_tokenizer_of_the_cache_is_trained_anew(corpus, tmp_path):
+    asked = recipe(corpus, tmp_path)
+    tokenizer = prepare_tokenizer(asked, open_corpus(str(corpus)))
+    (path,) = (tmp_path / "cache").glob("tokenizer-*/tokenizer.json")
+    for listed in (None, {path.name: path.stat().st_size}):  # of this version, and of older ones
+        path.write_bytes(bytes(path.stat().st_size))
+        if listed:
+            (path.parent / ".contents.json").write_text(json.dumps(listed))
+        assert prepare_tokenizer(asked, open_corpus(str(corpus))).get_vocab() == tokenizer.get_vocab()
 
 
 def test_validation_text_of_its_own_leaves_all_documents_but_its_doubles_to_select_from(corpus, tmp_path):

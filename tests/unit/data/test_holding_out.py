@@ -1,3 +1,4 @@
+import json
 import logging
 import shutil
 
@@ -62,6 +63,10 @@ def test_doubles_of_a_validation_corpus_are_counted_in_both_orders(tokenizer, do
     for _ in range(2):  # the second time from the cache
         assert facts(pack(many, tokenizer, validation=few, **settings)["train"])["doubles"] == 4
         assert facts(pack(few, tokenizer, validation=many, **settings)["train"])["doubles"] == 2
+    for path in tmp_path.glob("doubles/*/doubles.json"):  # as of older versions, whose contents are not checked
+        (path.parent / ".contents.json").write_text(json.dumps({path.name: path.stat().st_size}))
+        path.write_bytes(bytes(path.stat().st_size))
+    assert facts(pack(many, tokenizer, validation=few, **settings)["train"])["doubles"] == 4
     assert "doubles" not in facts(pack(few, tokenizer, validation=None, **settings)["train"])
 
 

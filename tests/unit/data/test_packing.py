@@ -309,13 +309,14 @@ def test_a_damaged_entry_of_the_cache_is_packed_anew(tokenizer, documents, tmp_p
     rows = packed()["train"]["input_ids"][:]
     (entry,) = [path for path in (tmp_path / "packed").iterdir() if path.is_dir()]
     arrow, told = entry / "train.arrow", entry / "train.json"
-    sound = arrow.read_bytes()
-    for path, content in ((arrow, sound[:-300]), (arrow, sound[:100] + bytes(300) + sound[400:]), (told, b"{}")):
+    sound, half = arrow.read_bytes(), arrow.stat().st_size // 2
+    damages = (sound[:-300], sound[:100] + bytes(300) + sound[400:], sound[:half] + bytes(64) + sound[half + 64 :])
+    for path, content in (*((arrow, damage) for damage in damages), (told, b"{}")):
         path.write_bytes(content)
         assert packed()["train"]["input_ids"][:] == rows
     fewer = told.read_text().replace('"rows": ', '"rows": 1')
-    sizes = json.loads((entry / ".contents.json").read_text())
-    (entry / ".contents.json").write_text(json.dumps(sizes | {"train.json": len(fewer)}))
+    listed = json.loads((entry / ".contents.json").read_text())
+    (entry / ".contents.json").write_text(json.dumps(listed | {"train.json": len(fewer)}))  # as older versions did
     told.write_text(fewer)
     assert packed()["train"]["input_ids"][:] == rows
     assert facts(packed()["train"])["rows"] == len(rows)
