@@ -12,7 +12,7 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.data.cache import check_unchanged, stamp
 from hf_effpt.data.datasets_sources import Loaded, open_hub, open_loaded, open_saved
 from hf_effpt.data.document_cuts import CUTS, DocumentCut
-from hf_effpt.data.document_meter import hash_of_texts
+from hf_effpt.data.document_meter import check_text, hash_of_texts
 from hf_effpt.data.file_readers import SUPPORTED, cut_of, kind_of, open_files
 from hf_effpt.data.long_documents import Part, in_parts, joined
 from hf_effpt.data.mixture import mixed, parts_of_mixture
@@ -106,21 +106,7 @@ def corpus_of(texts: Sequence[str], name: str = "texts in memory") -> Corpus:
         check_text(text, f"{name}, document {number:,}")
 
     num_bytes = sum(len(text.encode()) for text in documents)
-    return Corpus(name, lambda: iter(documents), lambda: hash_of_texts(documents), num_bytes)
-
-
-def check_text(text: Any, where: str) -> None:
-    """Raises an `EffptError` for what is no string, or has half of a surrogate pair, which no tokenizer accepts."""
-    if not isinstance(text, str):
-        raise EffptError(f"{where}: this is a {type(text).__name__}, but documents must be strings.")
-    try:
-        text.isascii() or text.encode()
-    except UnicodeEncodeError as error:
-        raise EffptError(
-            f"{where}: character {error.start:,} is half of a surrogate pair (U+{ord(text[error.start]):04X}), which "
-            "no tokenizer accepts. Replace it, as "
-            "text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace') does."
-        ) from error
+    return Corpus(name, lambda: iter(documents), lambda: hash_of_texts(documents, name), num_bytes)
 
 
 def open_corpus(

@@ -1,10 +1,12 @@
-"""Sizes of documents, and keys that equal ones share."""
+"""Sizes of documents, keys that equal ones share, and the check that they are text."""
 
 import hashlib
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
+from hf_effpt.core.errors import EffptError
 from hf_effpt.data.long_documents import Part
 
 
@@ -40,12 +42,27 @@ def document_sizes(texts: Iterable[str]) -> np.ndarray:
     return np.fromiter((found[0] for text in texts if (found := meter.add(text))), np.int64)
 
 
-def hash_of_texts(texts: Iterable[str]) -> str:
-    """Hash of documents and their order."""
+def hash_of_texts(texts: Iterable[str], name: str) -> str:
+    """Hash of documents and their order; raises an `EffptError` for what is no text in the source `name`."""
     total = hashlib.sha256()
-    for text in texts:
+    for number, text in enumerate(texts, start=1):
+        check_text(text, f"{name}, document {number:,}")
         total.update(hashlib.sha256(text.encode()).digest())
     return total.hexdigest()[:32]
+
+
+def check_text(text: Any, where: str) -> None:
+    """Raises an `EffptError` for what is no string, or has half of a surrogate pair, which no tokenizer accepts."""
+    if not isinstance(text, str):
+        raise EffptError(f"{where}: this is a {type(text).__name__}, but documents must be strings.")
+    try:
+        text.isascii() or text.encode()
+    except UnicodeEncodeError as error:
+        raise EffptError(
+            f"{where}: character {error.start:,} is half of a surrogate pair (U+{ord(text[error.start]):04X}), which "
+            "no tokenizer accepts. Replace it, as "
+            "text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace') does."
+        ) from error
 
 
 def _new_hash():

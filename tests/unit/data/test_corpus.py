@@ -211,3 +211,35 @@ def test_the_size_of_part_of_a_dataset_is_that_of_the_part():
         corpus = open_corpus(part)
         assert corpus.num_bytes == pytest.approx(sum(len(text.encode()) for text in corpus.texts()), rel=0.05)
     assert open_corpus(whole.select([])).num_bytes == 0
+
+
+def test_a_damaged_saved_dataset_is_named(tmp_path):
+    Dataset.from_dict({"text": ["sound words"] * 40}).save_to_disk(tmp_path)
+    (path,) = tmp_path.glob("*.arrow")
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"sound", b"soun\xff", 1))
+    with pytest.raises(EffptError, match=r"cannot be read after row 0 \(UnicodeDecodeError: .*save them again"):
+        list(open_corpus(str(tmp_path)).texts())
+    for state in ("[]", "{}", "null", "x"):
+        (tmp_path / "state.json").write_text(state)
+        with pytest.raises(EffptError, match=r"looks like a saved dataset, but cannot be loaded .*Save it again"):
+            open_corpus(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"text": "a"}, {"text": 2}], "an IterableDataset, row 2: the column 'text' holds int"),
+        ([{"text": "a"}, {"text": ["b"]}], "an IterableDataset, row 2: the column 'text' holds list"),
+        ([{"text": "a"}, {"text": "b\udc00"}], "an IterableDataset, document 2: character 1 is half of a surrogate"),
+        ([{"text": "a"}, {"body": "b"}], r"an IterableDataset cannot be read after row \d .*the same column"),
+        ([{"text": b"a"}], "the column 'text' holds bytes"),
+        ([1], "an IterableDataset cannot be read after row 0"),
+    ],
+    ids=str,
+)
+def test_rows_that_are_no_text_are_named(rows, message):
+    with pytest.raises(EffptError, match=message):
+        assert open_corpus(IterableDataset.from_generator(lambda: iter(rows))).fingerprint
+    with pytest.raises(EffptError, match=message):
+        list(open_corpus(IterableDataset.from_generator(lambda: iter(rows))).texts())
