@@ -294,10 +294,13 @@ def prepare_data(recipe: Recipe) -> tuple[Corpus, PreTrainedTokenizerBase, Datas
 def prepare_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase:
     """Loads the recipe's tokenizer, or trains one on the corpus, once for equal text and settings.
 
-    The length that it announces is that of the training rows, since the model's further positions stay untrained.
+    The length that it announces is that of the training rows, since the model's further positions stay untrained; but
+    a checkpoint has been trained on the length that its tokenizer announces.
     """
-    tokenizer = _load_tokenizer(recipe, corpus)
-    tokenizer.model_max_length = recipe.data.sequence_length
+    tokenizer, longest = _load_tokenizer(recipe, corpus), recipe.data.sequence_length
+    if recipe.model.from_ is not None:
+        longest = max(longest, min(tokenizer.model_max_length, recipe.longest_row))
+    tokenizer.model_max_length = longest
     return tokenizer
 
 

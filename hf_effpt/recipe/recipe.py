@@ -61,7 +61,8 @@ class Recipe:
         }
         config = self.model.config(methods=self.methods)
         build_methods(self.methods, config)
-        length, longest = self.data.sequence_length, config.max_position_embeddings - first_position(config)
+        self.longest_row = config.max_position_embeddings - first_position(config)
+        length, longest = self.data.sequence_length, self.longest_row
         needed = f"at most {longest}, the positions of the model (`model.max_position_embeddings`)"
         require(length <= longest, "data.sequence_length", length, needed)
         window = self.model.local_attention

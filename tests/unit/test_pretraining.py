@@ -4,12 +4,13 @@ import random
 import re
 
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
 from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
 from hf_effpt.data.corpus import open_corpus
 from hf_effpt.data.packing import facts
+from hf_effpt.data.tokenizer_training import train_tokenizer
 from hf_effpt.evaluation import document_scores
 from hf_effpt.pretraining import RunResult, claim, prepare_data, prepare_tokenizer, pretrain
 from hf_effpt.recipe.recipe import Recipe
@@ -116,6 +117,22 @@ def test_selection_leaves_tokenizer_and_held_out_rows_as_they_are(corpus, tmp_pa
     assert facts(selected["train"])["documents"] < 0.6 * facts(rows["train"])["documents"]
     assert (facts(selected["train"])["doubles"], facts(rows["train"])["doubles"] > 0) == (0, True)
     assert facts(selected["train"])["select"]["unselected_fingerprint"] == facts(rows["train"])["fingerprint"]
+
+
+def test_a_checkpoint_reads_as_long_inputs_as_before(corpus, tmp_path):
+    """Rows are of 32 tokens; the checkpoint has 48 positions."""
+    shape = {"vocab_size": 320, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    shape |= {"intermediate_size": 8, "max_position_embeddings": 48}
+    BertForMaskedLM(BertConfig(**shape)).save_pretrained(tmp_path / "checkpoint")
+    tokenizer = train_tokenizer(open_corpus(str(corpus)), vocab_size=320)
+    for own, announced in ((512, 48), (40, 40), (16, 32)):
+        tokenizer.model_max_length = own
+        tokenizer.save_pretrained(tmp_path / "checkpoint")
+        sections = recipe(corpus, tmp_path).resolved()
+        sections["model"] = {"from": str(tmp_path / "checkpoint")}
+        sections["data"].pop("vocab_size")
+        prepared = prepare_tokenizer(Recipe.load(sections), open_corpus(str(corpus)))
+        assert prepared.model_max_length == announced
 
 
 def test_a_damaged_tokenizer_of_the_cache_is_trained_anew(corpus, tmp_path):
