@@ -2,6 +2,7 @@ import json
 import logging
 import os
 import pickle
+import threading
 
 import datasets
 import numpy as np
@@ -160,6 +161,25 @@ def test_one_thread_gives_the_same_and_leaves_no_trace(tokenizer, documents, tmp
     assert "TOKENIZERS_PARALLELISM" not in os.environ
     several = pack(corpus_of(documents), tokenizer, num_proc=2, cache_dir=tmp_path / "two")
     assert one["train"]["input_ids"][:] == several["train"]["input_ids"][:]
+
+
+def test_threads_are_as_many_as_asked_for(tokenizer, documents, monkeypatch):
+    """Each encodes alone: the library's own threads are as many as there are cores."""
+    encoder, seen = TextEncoder(tokenizer, np.dtype(np.int64), num_proc=3), set()
+    parts, real = list(in_parts(documents)), encoder.backend
+
+    class Watched:
+        def encode_batch_fast(self, texts, **settings):
+            seen.add((threading.current_thread().name, os.environ["TOKENIZERS_PARALLELISM"]))
+            return real.encode_batch_fast(texts, **settings)
+
+    plain = encoder.encode_parts(parts)
+    monkeypatch.setattr(encoder, "backend", Watched())
+    assert [ids.tolist() for ids in encoder.encode_parts(parts)] == [ids.tolist() for ids in plain]
+    assert 1 <= len(seen) <= 3
+    assert {parallel for _, parallel in seen} == {"false"}
+    assert threading.main_thread().name not in {name for name, _ in seen}
+    assert encoder.encode_parts([]) == []
 
 
 def test_batches_and_blocks_do_not_show(tokenizer, documents, tmp_path, monkeypatch):
