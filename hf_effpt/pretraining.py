@@ -17,7 +17,6 @@ from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.objectives import floor_in, measured_as
 from hf_effpt.core.registry import build_methods, without_idle
-from hf_effpt.core.settings import idle_settings
 from hf_effpt.data.added_tokens import pieces_of_added, with_words, words_to_add
 from hf_effpt.data.cache import build_once, cache_folder
 from hf_effpt.data.corpus import Corpus, open_corpus
@@ -33,7 +32,7 @@ from hf_effpt.hub.card_parts import accents_in, untrained_positions
 from hf_effpt.hub.folders import CODE_FILES, checkpoints_in
 from hf_effpt.models.build import model_for
 from hf_effpt.models.from_checkpoint import add_rows, check_fits, published_config
-from hf_effpt.recipe.recipe import Recipe
+from hf_effpt.recipe.recipe import Recipe, check_heeded, idle_in
 from hf_effpt.recipe.sections import require
 from hf_effpt.recipe.settings import SECTIONS
 from hf_effpt.training.checks import exclude_specials, is_unused
@@ -165,7 +164,7 @@ def pretrain(recipe: Recipe, *, resume: bool | str = False) -> RunResult:
     """
     out = Path(recipe.training.output_dir)
     claim(out, recipe, bool(resume))
-    corpus, tokenizer, rows = prepare_data(recipe)
+    corpus, tokenizer, rows = prepare_data(recipe, strict=not resume)
     trainer = build_trainer(recipe, tokenizer, rows)
     report = report_of_corpus(tokenizer, corpus, cache_dir=recipe.data.cache_dir)
     known = {"recipe": recipe.resolved(), "data": facts(rows["train"]), "tokenizer": asdict(report)}
@@ -242,7 +241,7 @@ def claim(out: Path, recipe: Recipe, resume: bool) -> None:
         if section == "training":  # the order and masks of the rows depend on the seed
             old, new = ({"seed": values.get("seed")} for values in (old, new))
         # Settings that older versions took, though they do nothing, are refused now, so that they cannot be the same.
-        idle = {} if kind is None else idle_settings(kind, old)
+        idle = idle_in(before).get(section, {})
         if kind is None:
             old, new = ({method.name: method.settings() for method in build_methods(without_idle(of))}
                         for of in (old, new))  # fmt: skip
@@ -254,11 +253,12 @@ def claim(out: Path, recipe: Recipe, resume: bool) -> None:
                 )
 
 
-def prepare_data(recipe: Recipe) -> tuple[Corpus, PreTrainedTokenizerBase, DatasetDict]:
+def prepare_data(recipe: Recipe, *, strict: bool = True) -> tuple[Corpus, PreTrainedTokenizerBase, DatasetDict]:
     """Returns the recipe's text, tokenizer and packed rows, from the cache if they were made before.
 
     `data.select` only affects the training rows: text, tokenizer and held-out rows stay those of a run without it, so
-    that the two runs can be compared.
+    that the two runs can be compared. A setting that the source of the text does not heed is refused, or with
+    `strict=False`, for a run of an older version, warned of.
     """
     data, kept = recipe.data, None
     corpus = open_corpus(
@@ -267,11 +267,14 @@ def prepare_data(recipe: Recipe) -> tuple[Corpus, PreTrainedTokenizerBase, Datas
         split=data.split,
         streaming=data.streaming,
         documents=data.documents,
+        cache_dir=data.cache_dir,
     )
     needed = f"left out, since {data.dataset} has no .txt file to cut"
     require(data.documents is None or corpus.documents is not None, "data.documents", data.documents, needed)
     # Of a source with splits its validation split, whichever split is trained on.
-    validation = open_validation(data.held_out, corpus)
+    validation = open_validation(data.held_out, corpus, data.cache_dir)
+    also = validation.heeds & {"text_column"} if isinstance(validation, Corpus) else set()
+    check_heeded(data, corpus.heeds | also, strict)
     if data.selection is not None:
         check_model(data.selection)  # before any work
     tokenizer = prepare_tokenizer(recipe, corpus)

@@ -155,15 +155,15 @@ def stamp(path: Path) -> tuple[int, ...]:
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev
 
 
-def content_hash(paths: Sequence[Path]) -> str:
+def content_hash(paths: Sequence[Path], cache_dir: str | os.PathLike | None = None) -> str:
     """Hash of the files' contents and kinds in the order given; independent of their paths.
 
-    The result is remembered by paths and stamps, so an unchanged corpus is not read again. Raises an `EffptError` if a
-    file cannot be read, or changes meanwhile.
+    The result is remembered in the cache folder by paths and stamps, so an unchanged corpus is not read again. Raises
+    an `EffptError` if a file cannot be read, or changes meanwhile.
     """
     stamps = [stamp(path) for path in paths]
     seen = [(str(path.resolve()), *one) for path, one in zip(paths, stamps, strict=True)]
-    memo = cache_folder() / "fingerprints" / hashlib.sha256(repr(seen).encode()).hexdigest()[:32]
+    memo = cache_folder(cache_dir) / "fingerprints" / hashlib.sha256(repr(seen).encode()).hexdigest()[:32]
     with suppress(OSError, UnicodeDecodeError):
         if re.fullmatch("[0-9a-f]{32}", known := memo.read_text()):
             return known

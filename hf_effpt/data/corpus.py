@@ -1,8 +1,9 @@
 """Corpora: any source of text as documents that can be read again and again."""
 
 import glob
+import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +34,7 @@ class Corpus:
         documents (`str`, *optional*): How `.txt` files are cut into documents, if there are some; see `open_corpus`.
         guessed (`bool`, *optional*, defaults to `False`): `True` if nobody has said so.
         sources (`list[dict]`, *optional*): Of a mixture, what the last whole pass has drawn from each corpus.
+        heeds (`Iterable[str]`, *optional*): Which of `text_column`, `split` and `streaming` have an effect on it.
     """
 
     def __init__(
@@ -46,9 +48,11 @@ class Corpus:
         documents: DocumentCut | None = None,
         guessed: bool = False,
         sources: list[dict[str, Any]] | None = None,
+        heeds: Iterable[str] = (),
     ):
         self.name, self.num_bytes, self.text_column, self.files = name, num_bytes, text_column, tuple(files)
         self.documents, self.guessed, self.sources = documents, guessed, sources
+        self.heeds = frozenset(heeds)
         self._stamps: list[tuple[int, ...]] = []
         self._read, self._fingerprint = read, fingerprint
 
@@ -116,6 +120,7 @@ def open_corpus(
     split: str = "train",
     streaming: bool = False,
     documents: DocumentCut | None = None,
+    cache_dir: str | os.PathLike | None = None,
 ) -> Corpus:
     """Opens a source of text.
 
@@ -142,6 +147,7 @@ def open_corpus(
             `"lines"`, each line that is not blank; `"file"`, the whole file. By default `"file"` if there are several
             of under a megabyte on average; else guessed from the first one: blank lines if it has some in its first
             megabyte, or is wrapped at a margin, and else lines. Other kinds of source are not cut.
+        cache_dir (`str`, *optional*): Cache folder, by default `$HF_EFFPT_CACHE` or `~/.cache/hf_effpt`.
 
     Raises:
         EffptError: the source does not exist, cannot be reached, or has no such column.
@@ -151,25 +157,34 @@ def open_corpus(
     if isinstance(dataset, Corpus):
         return dataset
     if isinstance(dataset, Loaded):
-        return Corpus(*open_loaded(dataset, text_column, split), text_column)
+        heeds = {"text_column"} | ({"split"} if isinstance(dataset, dict) else set())
+        return Corpus(*open_loaded(dataset, text_column, split), text_column, heeds=heeds)
     if isinstance(dataset, Mapping | list | tuple):
         sources, weights = parts_of_mixture([dataset] if isinstance(dataset, Mapping) else dataset)
         corpora = [
-            open_corpus(one, text_column=text_column, split=split, streaming=streaming, documents=documents)
+            open_corpus(
+                one,
+                text_column=text_column,
+                split=split,
+                streaming=streaming,
+                documents=documents,
+                cache_dir=cache_dir,
+            )
             for one in sources
         ]
         return _mixture(corpora, weights, text_column, guessed=not documents)
     dataset = str(dataset)
     if dataset == "builtin:pydoc":
-        return Corpus(dataset, *open_pydoc())
+        return Corpus(dataset, *open_pydoc(cache_dir))
     if dataset.startswith("builtin:"):
         raise EffptError(f"There is no dataset {dataset!r}; the only one built in is builtin:pydoc.")
-    path, files = Path(dataset).expanduser(), []
+    path, files, has_splits = Path(dataset).expanduser(), [], False
     if path.is_dir() and ((path / "state.json").exists() or (path / "dataset_dict.json").exists()):
-        *source, tables = open_saved(path, text_column, split)
-        return Corpus(dataset, *source, text_column, tables)
+        *source, tables = open_saved(path, text_column, split, cache_dir)
+        heeds = ["text_column", *(["split"] if (path / "dataset_dict.json").exists() else [])]
+        return Corpus(dataset, *source, text_column, tables, heeds=heeds)
     elif path.is_dir():
-        files = files_of_folder(path, split)
+        files, has_splits = files_of_folder(path, split)
     elif path.exists():
         files = [path]
     elif glob.has_magic(dataset):
@@ -182,9 +197,11 @@ def open_corpus(
     else:
         source = open_hub(dataset, text_column, split, streaming)
     if not files:
-        return Corpus(dataset, *source, text_column)
+        return Corpus(dataset, *source, text_column, heeds=("text_column", "split", "streaming"))
     cut = cut_of(files, documents)
-    return Corpus(dataset, *open_files(files, text_column, cut), text_column, files, cut, guessed=not documents)
+    source = open_files(files, text_column, cut, cache_dir)
+    heeds = [key for key, does in (("split", has_splits), ("text_column", {*map(kind_of, files)} != {".txt"})) if does]
+    return Corpus(dataset, *source, text_column, files, cut, guessed=not documents, heeds=heeds)
 
 
 def _mixture(corpora: list[Corpus], weights: list[float] | None, text_column: str, guessed: bool) -> Corpus:
@@ -198,6 +215,7 @@ def _mixture(corpora: list[Corpus], weights: list[float] | None, text_column: st
         cuts.pop() if len(cuts) == 1 else None,
         guessed,
         drawn,
+        {key for corpus in corpora for key in corpus.heeds},
     )
 
 

@@ -1,6 +1,7 @@
 """Text of the `datasets` library: folders it saved, and datasets on the Hub."""
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,7 +21,9 @@ Loaded = Dataset | IterableDataset | DatasetDict | IterableDatasetDict
 FAULTS = (OSError, ValueError, KeyError, TypeError, IndexError, pa.ArrowException)
 
 
-def open_saved(path: Path, text_column: str, split: str) -> tuple[Reader, Callable[[], str], int | None, list[Path]]:
+def open_saved(
+    path: Path, text_column: str, split: str, cache_dir: str | os.PathLike | None = None
+) -> tuple[Reader, Callable[[], str], int | None, list[Path]]:
     """Reader, fingerprint, size and files of a folder written by `save_to_disk`."""
     try:
         dataset = datasets.load_from_disk(str(path))
@@ -34,7 +37,7 @@ def open_saved(path: Path, text_column: str, split: str) -> tuple[Reader, Callab
     files = [Path(table["filename"]) for table in dataset.cache_files]
     return (
         read,
-        lambda: hashlib.sha256(f"{content_hash(files)}-{text_column}".encode()).hexdigest()[:32],
+        lambda: hashlib.sha256(f"{content_hash(files, cache_dir)}-{text_column}".encode()).hexdigest()[:32],
         num_bytes,
         files,
     )

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -50,7 +51,9 @@ def cut_of(files: Sequence[Path], asked: DocumentCut | None) -> DocumentCut | No
     return cut
 
 
-def open_files(files: Sequence[Path], text_column: str, cut: DocumentCut | None) -> Source:
+def open_files(
+    files: Sequence[Path], text_column: str, cut: DocumentCut | None, cache_dir: str | os.PathLike | None = None
+) -> Source:
     """Reader, fingerprint and size of a list of files.
 
     The first record of each kind of file is read at once. Raises an `EffptError` for a file that cannot be read.
@@ -73,7 +76,7 @@ def open_files(files: Sequence[Path], text_column: str, cut: DocumentCut | None)
             yield from reader()
 
     def fingerprint() -> str:
-        rule = f"{content_hash(files)}-{text_column}-{cut}"
+        rule = f"{content_hash(files, cache_dir)}-{text_column}-{cut}"
         return hashlib.sha256(rule.encode()).hexdigest()[:32]
 
     return read, fingerprint, None if any(path.suffix.lower() in PACKED for path in files) else sum(sizes)

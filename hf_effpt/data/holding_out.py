@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from hf_effpt.data.packed_rows import add_facts, facts
 logger = logging.getLogger(__name__)
 
 
-def open_validation(validation: Any, corpus: Corpus) -> float | Corpus | None:
+def open_validation(
+    validation: Any, corpus: Corpus, cache_dir: str | os.PathLike | None = None
+) -> float | Corpus | None:
     """Checks what `pack` is given as `validation` beside a corpus, and opens it if it names a dataset.
 
     Raises an `EffptError` for an impossible share, a dataset that cannot be opened, and the training text itself.
@@ -33,7 +36,8 @@ def open_validation(validation: Any, corpus: Corpus) -> float | Corpus | None:
         return validation
     if validation is not None:
         documents = None if corpus.guessed else corpus.documents
-        validation = open_corpus(validation, text_column=corpus.text_column, split="validation", documents=documents)
+        settings: dict[str, Any] = {"text_column": corpus.text_column, "documents": documents, "cache_dir": cache_dir}
+        validation = open_corpus(validation, split="validation", **settings)
         _check_apart(validation, corpus)
     return validation
 

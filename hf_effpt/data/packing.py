@@ -64,7 +64,7 @@ def pack(
             that it was chosen beside ([`share_held_out`]). The facts of the training rows then hold `select`: how
             documents were chosen, and the `unselected_fingerprint` of the rows of all documents.
         cache_dir (`str`, *optional*): Cache folder, by default `$HF_EFFPT_CACHE` or `~/.cache/hf_effpt`.
-        num_proc (`int`, *optional*): 1 for one thread; by default the tokenizer uses every core.
+        num_proc (`int`, *optional*): Threads that tokenise; by default the tokenizer uses every core.
         seed (`int`, *optional*, defaults to 0): Seed of the documents held out.
 
     Returns:
@@ -79,8 +79,8 @@ def pack(
         raise EffptError(f"sequence_length={sequence_length} leaves no room for text; it must be at least 8.")
     if num_proc is not None and num_proc < 1:
         raise EffptError(f"num_proc={num_proc} must be at least 1, or None for every core.")
-    corpus = open_corpus(corpus)
-    validation = open_validation(validation, corpus)
+    corpus = open_corpus(corpus, cache_dir=cache_dir)
+    validation = open_validation(validation, corpus, cache_dir)
     share = None if isinstance(validation, Corpus) else validation
     settings = _Settings(tokenizer, sequence_length, isolate_documents, cache_folder(cache_dir), num_proc)
     training = _Packing(corpus, settings, share, seed, kept)

@@ -27,8 +27,8 @@ def files_of_pattern(pattern: Path) -> list[Path]:
     return files
 
 
-def files_of_folder(folder: Path, split: str) -> list[Path]:
-    """Readable files below a folder, in sorted order.
+def files_of_folder(folder: Path, split: str) -> tuple[list[Path], bool]:
+    """Readable files below a folder, in sorted order, and `True` if they are of a split.
 
     Splits are told apart as `datasets` does: if some folders below are named after splits (`train/`, `wiki-valid/`),
     only files in those of `split` are read; else, if some files are (`train-00000.txt`), only those of `split`; else
@@ -61,7 +61,7 @@ def files_of_folder(folder: Path, split: str) -> list[Path]:
         )
     if left_out or links:
         logger.warning("%s", _not_read(folder, sorted(left_out), links))
-    return files
+    return files, bool(named)
 
 
 def _below(folder: Path) -> tuple[list[Path], list[Path]]:

@@ -34,6 +34,7 @@ OF_MODERNBERT = ("layer_types", "local_attention", "rotary_base")
 NEW = When(from_=None)  # a checkpoint has its own
 MODERN = When(backbone="modernbert", from_=None)
 GENERATED, CHOSEN = When(objective=tuple(OBJECTIVES)[1:], from_=None), When(objective="mcbert")
+TRAINED = When(tokenizer=None)  # one that is given has its own
 OF_FILES = When(dataset=Like(r"(?!builtin:).*", "other than `builtin:pydoc`"))
 
 
@@ -226,8 +227,8 @@ class DataSettings:
         lowercase (`bool`, *optional*, defaults to `True`): if `True`, a trained tokenizer lowercases text.
         strip_accents (`bool`, *optional*): if `True`, a trained tokenizer strips accents, and with them the vowel and
             tone marks of most scripts of Asia. By default only from English text, lowercased, by a WordPiece one.
-        num_proc (`int`, *optional*): number of processes that tokenize; by default one per core.
-        cache_dir (`str`, *optional*): folder of the packed rows; by default `~/.cache/hf_effpt`.
+        num_proc (`int`, *optional*): number of threads that tokenize; by default one per core.
+        cache_dir (`str`, *optional*): folder of all prepared data; by default `~/.cache/hf_effpt`.
         select (`dict`, *optional*): selects the documents to train on before training, by the settings of
             [`SelectSettings`]: `{"deduplicate": "near"}`, or `{"model": "small_run/", "keep": 0.5, "band": "middle"}`.
             The held-out text and the tokenizer do not depend on it.
@@ -248,10 +249,10 @@ class DataSettings:
     whole_word: bool = False
     tokenizer: str | None = None
     add_tokens: str | None = None
-    vocab_size: int = 8192
-    tokenizer_kind: Literal["wordpiece", "bpe"] = "wordpiece"
-    lowercase: bool = True
-    strip_accents: bool | None = None
+    vocab_size: Annotated[int, TRAINED] = 8192
+    tokenizer_kind: Annotated[Literal["wordpiece", "bpe"], TRAINED] = "wordpiece"
+    lowercase: Annotated[bool, TRAINED] = True
+    strip_accents: Annotated[bool | None, TRAINED] = None
     num_proc: int | None = None
     cache_dir: str | None = None
     select: dict[str, Any] | str | None = None  # `str` only so that the section itself refuses a word, by name

@@ -8,6 +8,7 @@ from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
 from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
+from hf_effpt.data import pydoc
 from hf_effpt.data.corpus import open_corpus
 from hf_effpt.data.packing import facts
 from hf_effpt.data.tokenizer_training import train_tokenizer
@@ -117,6 +118,45 @@ def test_selection_leaves_tokenizer_and_held_out_rows_as_they_are(corpus, tmp_pa
     assert facts(selected["train"])["documents"] < 0.6 * facts(rows["train"])["documents"]
     assert (facts(selected["train"])["doubles"], facts(rows["train"])["doubles"] > 0) == (0, True)
     assert facts(selected["train"])["select"]["unselected_fingerprint"] == facts(rows["train"])["fingerprint"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "what"),
+    [
+        ("split", "test", "splits"),
+        ("streaming", "true", "a download from the Hub"),
+        ("text_column", "body", "columns"),
+    ],
+)
+def test_settings_that_local_text_does_not_heed_are_refused(tmp_path, caplog, key, value, what):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("one two three\n\n" * 40)
+    flags = (f"--data.{key}", value, "--data.validation", "0")
+    for source in (tmp_path / "texts", f"[{tmp_path / 'texts' / 'a.txt'}]"):
+        asked = recipe(source, tmp_path, *flags, "--data.dataset", str(source))
+        with pytest.raises(EffptError, match=rf"`data.{key}` is .* only with a `dataset` with {what}, unlike"):
+            prepare_data(asked)
+    prepare_data(asked, strict=False)
+    assert f"`data.{key}` is" in caplog.text
+
+
+def test_the_column_of_validation_text_alone_is_heeded(tmp_path, corpus):
+    (tmp_path / "a.txt").write_text("one two three\n\n" * 40)
+    (tmp_path / "b.jsonl").write_text('{"body": "four five six seven eight"}\n' * 20)
+    flags = ("--data.text_column", "body", "--data.validation", str(tmp_path / "b.jsonl"))
+    *_, rows = prepare_data(recipe(tmp_path / "a.txt", tmp_path, *flags))
+    assert facts(rows["validation"])["documents"] == 20
+
+
+def test_all_prepared_data_are_in_the_folder_that_is_named(corpus, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_EFFPT_CACHE", "/proc/none")
+    prose = "This is the text of a module, and it is in English as far as that can be told from the words in it. "
+    (tmp_path / "module.py").write_text("".join(f'def f{n}():\n    """{n} {prose * 4}"""\n' for n in range(9)))
+    for dataset in (str(corpus), "builtin:pydoc"):
+        monkeypatch.setattr(pydoc, "_sources", lambda: [("module", "module", tmp_path / "module.py")])
+        prepare_data(recipe(dataset, tmp_path, "--data.cache_dir", str(tmp_path / "named")))
+    names = {path.name.split("-")[0] for path in (tmp_path / "named").iterdir() if path.suffix != ".lock"}
+    assert names >= {"packed", "tokenizer", "pydoc"}
 
 
 def test_a_checkpoint_reads_as_long_inputs_as_before(corpus, tmp_path):

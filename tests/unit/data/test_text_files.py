@@ -23,7 +23,7 @@ def folder(tmp_path):
 
 
 def names(folder, split="train"):
-    return [str(path.relative_to(folder)) for path in files_of_folder(folder, split)]
+    return [str(path.relative_to(folder)) for path in files_of_folder(folder, split)[0]]
 
 
 # Layouts, and the files of each split. `datasets.load_dataset` reads the first ones alike; in the others it finds no
