@@ -14,7 +14,12 @@ class DocumentMeter:
     """Measures documents that are given part by part."""
 
     def __init__(self) -> None:
-        self._bytes, self._hash = 0, _new_hash()
+        self._start()
+
+    def _start(self) -> None:
+        self._bytes, self._hash = 0, hashlib.blake2b(digest_size=8)
+        # Whether there were words, and white space after the last of them.
+        self._words = self._ended = False
 
     def add(self, part: str) -> tuple[int, int] | None:
         """Takes the next part; returns the document's UTF-8 bytes and 64-bit key if the part ends it.
@@ -22,11 +27,19 @@ class DocumentMeter:
         Documents with the same words up to case, in the same order, have equal keys.
         """
         self._bytes += len(part.encode())
-        self._hash.update("".join(f"{word} " for word in part.casefold().split()).encode())
+        if words := part.casefold().split():
+            # A part may end within a word, where text has no spaces to cut it at.
+            begins = self._words and (self._ended or part[0].isspace())
+            self._hash.update(f"{' ' if begins else ''}{' '.join(words)}".encode())
+            self._words, self._ended = True, part[-1].isspace()
+        else:
+            self._ended = self._ended or bool(part)
         if isinstance(part, Part):
             return None
+        if self._words:
+            self._hash.update(b" ")
         found = self._bytes, int.from_bytes(self._hash.digest(), "little")
-        self._bytes, self._hash = 0, _new_hash()
+        self._start()
         return found
 
 
@@ -63,7 +76,3 @@ def check_text(text: Any, where: str) -> None:
             "no tokenizer accepts. Replace it, as "
             "text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace') does."
         ) from error
-
-
-def _new_hash():
-    return hashlib.blake2b(digest_size=8)

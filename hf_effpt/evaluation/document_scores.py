@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Iterator
-from itertools import compress, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from hf_effpt.data.document_meter import document_sizes
 from hf_effpt.data.document_selection import Kept, SelectSettings
 from hf_effpt.data.encoding import TextEncoder
 from hf_effpt.data.holding_out import held_out
+from hf_effpt.data.long_documents import Part, beginnings, chosen_of
 from hf_effpt.data.masking import DataCollatorForMaskedLM
 from hf_effpt.data.vocabulary import special_ids
 from hf_effpt.models.masked_lm import token_loss
@@ -40,7 +41,7 @@ from .stock_checkpoint import config_of, discriminates, load, load_pretrained, r
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2  # to be raised when the same settings choose other documents
+FORMAT = 3  # to be raised when the same settings choose other documents
 ROWS, LENGTH = 4, 128  # a document is scored by this many of its first rows, of at most this many tokens
 CHARACTERS = 16  # more than a token has on average, so longer texts are cut before they are tokenised
 MOST, OFTEN = 0.5, 0.01  # implausible shares of duplicates among pairs: of all documents, and of those left
@@ -130,11 +131,14 @@ def _select(corpus: Corpus, settings: SelectSettings, validation: float | Corpus
     documents = int(chosen_N.sum())
 
     def texts(what: str) -> Iterator[str]:
-        left = compress(corpus.texts(), chosen_N)
-        return iter(tqdm(left, total=int(chosen_N.sum()), desc=what, unit=" documents", disable=None))
+        bar = tqdm(total=int(chosen_N.sum()), desc=what, unit=" documents", disable=None)
+        with bar:
+            for part in chosen_of(corpus.parts(), chosen_N):
+                yield part
+                bar.update(not isinstance(part, Part))
 
     def kept_apart() -> Iterator[str]:
-        return validation.texts() if isinstance(validation, Corpus) else compress(corpus.texts(), aside_N)
+        return validation.parts() if isinstance(validation, Corpus) else chosen_of(corpus.parts(), aside_N)
 
     if settings.deduplicate == "exact":
         chosen_N[chosen_N] = rules.without_exact(texts("Comparing"), kept_apart())
@@ -236,8 +240,9 @@ def _groups(
 ) -> Iterator[tuple[int, Iterator[tuple[list[int], list[np.ndarray]]]]]:
     """Groups of documents: their number, and batches of rows of similar length, each with its document's place."""
     length = min(LENGTH, readable_length(model, tokenizer))
-    ids, encoder, texts = special_ids(tokenizer), TextEncoder(tokenizer, np.dtype(np.int64)), iter(texts)
-    while group := [text[: ROWS * length * CHARACTERS] for text in islice(texts, GROUP)]:
+    ids, encoder = special_ids(tokenizer), TextEncoder(tokenizer, np.dtype(np.int64))
+    begun = beginnings(texts, ROWS * length * CHARACTERS)
+    while group := [*islice(begun, GROUP)]:
         rows = [
             (place, np.concatenate([[ids.cls], tokens[first : first + length - 2], [ids.sep]]))
             for place, tokens in enumerate(encoder.encode(group))
