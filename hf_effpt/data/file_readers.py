@@ -12,7 +12,7 @@ from hf_effpt.data.cache import content_hash
 from hf_effpt.data.document_cuts import DocumentCut, cut_documents, guessed_cut
 from hf_effpt.data.json_readers import read_json, read_jsonl
 from hf_effpt.data.table_readers import parquet_text_bytes, read_csv, read_parquet
-from hf_effpt.data.text_stream import PACKED, strings_of
+from hf_effpt.data.text_stream import PACKED, opened, strings_of
 
 logger = logging.getLogger(__name__)
 Reader = Callable[[], Iterator[str]]  # starts a pass over the documents
@@ -45,10 +45,19 @@ def cut_of(files: Sequence[Path], asked: DocumentCut | None) -> DocumentCut | No
     texts = [path for path in files if kind_of(path) == ".txt"]
     if asked or not texts:
         return asked if texts else None
-    small = sum(path.stat().st_size for path in texts) < len(texts) * SMALL_BYTES
+    small = sum(map(_text_bytes, texts)) < len(texts) * SMALL_BYTES
     cut = "file" if small and len(texts) > 1 else guessed_cut(strings_of(texts[0]))
     logger.info("%s: documents are cut by `%s`, as it seems; data.documents says otherwise", texts[0], cut)
     return cut
+
+
+def _text_bytes(path: Path) -> int:
+    """Bytes of a text file, of a packed one as far as tells whether it is small."""
+    size = path.stat().st_size
+    if path.suffix.lower() not in PACKED or size >= SMALL_BYTES:
+        return size
+    with opened(path) as file:
+        return len(file.read(2 * SMALL_BYTES))
 
 
 def open_files(
