@@ -9,7 +9,17 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import BertTokenizer, PreTrainedTokenizerFast
 
 from hf_effpt.core.errors import EffptError
@@ -29,6 +39,14 @@ THE, ASCII = 0.02, 0.995
 # English text may hold such a share of another language with accents: lists of names, a few quotations. It is looked
 # for in lines together of at least so many characters, as many as tell a language.
 FOREIGN, TELLING = 0.005, 128
+# Joiners and separators of no width; and what else BERT's normalizer drops: control signs and marks of direction.
+JOINERS = range(0x200B, 0x200E)
+CONTROLS = (
+    "[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f-\\x9f\\u00ad\\u200e\\u200f\\u202a-\\u202e\\u2060-\\u2064\\ufeff\\ufffd]"
+)
+# Characters that BERT's tokenizer takes for a word, at most; and the share of text with joiners, or with longer ones,
+# from which on a tokenizer keeps them.
+LONGEST, MARKED = 100, 1e-3
 # To be raised when equal text and settings give another tokenizer.
 FORMAT = 3
 
@@ -97,10 +115,18 @@ def _train_wordpiece(
     # As BERT's normalizer has it, accents go with upper case unless it is told otherwise.
     told = None if strip_accents == lowercase else strip_accents
     normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=told)
+    splitter, own = pre_tokenizers.BertPreTokenizer(), not english and (_has_joiners(counts) or _has_long_runs(texts))
+    if own:
+        normalizer = normalizers.Sequence(
+            [
+                normalizers.Replace(Regex(CONTROLS), ""),
+                normalizers.BertNormalizer(clean_text=False, lowercase=lowercase, strip_accents=told),
+            ]
+        )
+        splitter = pre_tokenizers.Sequence([splitter, pre_tokenizers.Split(Regex(f".{{1,{LONGEST}}}"), "isolated")])
     normalized = [normalizer.normalize_str(text) for text in texts]
     counts = _counts(normalized)
     alphabet = _alphabet(counts, min(ALPHABET, vocab_size // 4), room=vocab_size * 3 // 4)
-    splitter = pre_tokenizers.BertPreTokenizer()
     inner = [f"##{letter}" for letter in alphabet if not parts_words(letter)]
     if english:  # such vocabularies stay as they were when Chinese characters had forms that never occur
         inner = [f"##{letter}" for letter in alphabet if len(splitter.pre_tokenize_str(f"a{letter}a")) == 1]
@@ -121,6 +147,10 @@ def _train_wordpiece(
     rarer = [letter for letter in _falling(counts) if letter not in known]
     forms = [[letter] if parts_words(letter) else [letter, f"##{letter}"] for letter in rarer]
     vocab = _fill(trained.get_vocab(), vocab_size, chain.from_iterable(forms))
+    if own:  # loading a BertTokenizer makes BERT's normalizer anew
+        trained.model, trained.normalizer = models.WordPiece(vocab=vocab, unk_token="[UNK]"), normalizer
+        trained.decoder = decoders.WordPiece()
+        return _fast_tokenizer(trained, "[MASK]", model_max_length)
     return BertTokenizer(vocab=vocab, do_lower_case=lowercase, strip_accents=told, model_max_length=model_max_length)
 
 
@@ -143,6 +173,26 @@ def _falling(counts: np.ndarray) -> list[str]:
 def _has_accent(character: str) -> bool:
     """`True` if the character is a mark, or a letter with one, or becomes others where accents are stripped."""
     return unicodedata.category(character) == "Mn" or unicodedata.normalize("NFD", character) != character
+
+
+def _has_joiners(counts: np.ndarray) -> bool:
+    """`True` for text with joiners and separators of no width in it, which BERT's normalizer drops as control signs.
+
+    Persian, Malayalam or Sinhala are spelled with them, and Khmer parts its words so.
+    """
+    return counts[list(JOINERS)].sum() > MARKED * counts.sum()
+
+
+def _has_long_runs(texts: list[str]) -> bool:
+    """`True` for text with runs of over 100 characters that nothing parts, words unknown to BERT's tokenizer.
+
+    Thai, for example, has a space only between its sentences.
+    """
+    found, splitter = re.compile(rf"\S{{{LONGEST + 1}}}"), pre_tokenizers.BertPreTokenizer()
+    lengths = (
+        last - first for text in texts if found.search(text) for _, (first, last) in splitter.pre_tokenize_str(text)
+    )
+    return sum(length for length in lengths if length > LONGEST) > MARKED * sum(map(len, texts))
 
 
 def _is_english(texts: list[str], counts: np.ndarray) -> bool:
@@ -205,6 +255,11 @@ def _train_bpe(
     model = json.loads(backend.to_str())["model"]
     merges = [tuple(merge) for merge in model["merges"]]
     backend.model = models.BPE(vocab=_fill(model["vocab"], vocab_size), merges=merges)
+    return _fast_tokenizer(backend, mask, model_max_length)
+
+
+def _fast_tokenizer(backend: Tokenizer, mask: str | AddedToken, model_max_length: int) -> PreTrainedTokenizerFast:
+    """A tokenizer that is loaded with all the parts of `backend`, with BERT's special tokens and forms of input."""
     backend.post_processor = processors.TemplateProcessing(
         single="[CLS]:0 $A:0 [SEP]:0",
         pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",

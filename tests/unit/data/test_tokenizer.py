@@ -131,6 +131,51 @@ def test_accents_are_a_choice_apart_from_case(tmp_path, lowercase, accents):
     assert (trained("Mäuse")["input_ids"] == trained("mäuse")["input_ids"]) is lowercase
 
 
+def joined(letters, joiner, number=200):
+    """Documents of words in some of which a joiner stands between letters."""
+    draw = random.Random(7)
+    words = ["".join(draw.choices(letters, k=4)) + joiner + "".join(draw.choices(letters, k=3)) for _ in range(30)]
+    return [" ".join(draw.choices(words, k=20)) for _ in range(number)]
+
+
+@pytest.mark.parametrize(
+    ("letters", "joiner"),
+    [("\u0645\u06cc\u062e\u0648\u0627", "\u200c"), ("\u0d15\u0d28\u0d4d", "\u200d"), ("\u1780\u1781\u17d2", "\u200b")],
+    ids=["Persian", "Malayalam", "Khmer"],
+)
+def test_joiners_of_no_width_are_kept_where_they_spell_words(tmp_path, letters, joiner):
+    texts = joined(letters, joiner)
+    train_tokenizer(corpus_of(texts), vocab_size=384, out=tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    trained = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer_report(trained, texts).unknown_rate == 0
+    assert trained(texts[0])["input_ids"] != trained(texts[0].replace(joiner, ""))["input_ids"]
+    assert trained("a\x00\ufeff\u00adb")["input_ids"] == trained("ab")["input_ids"]
+    pair = trained(texts[0], texts[1])
+    assert set(pair["token_type_ids"]) == {0, 1}
+    assert trained.convert_ids_to_tokens(range(5)) == SPECIAL_TOKENS
+    assert trained.mask_token_id == 4
+    # A few of them, as in emoji, are as BERT has it.
+    plain = train_tokenizer(corpus_of([*ENGLISH * 3, "a\u200db"]), vocab_size=384)
+    assert plain("a\u200db")["input_ids"] == plain("ab")["input_ids"]
+
+
+def test_long_runs_without_spaces_are_no_unknown_words(tmp_path):
+    """Nor are they others than before up to a hundred characters."""
+    draw = random.Random(8)
+    syllables = ["".join(chr(0x0E01 + draw.randrange(40)) for _ in range(3)) for _ in range(40)]
+    texts = ["".join(draw.choices(syllables, k=number)) for number in (60, 120, 30) * 20]
+    train_tokenizer(corpus_of(texts), vocab_size=512, out=tmp_path)
+    trained = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer_report(trained, texts).unknown_rate == 0
+    assert trained.unk_token_id not in trained(texts[1])["input_ids"]
+    assert "".join(token.removeprefix("##") for token in trained.tokenize(texts[1])) == texts[1]
+    short = train_tokenizer(corpus_of([text[:90] for text in texts]), vocab_size=512)
+    assert type(short).__name__ == "BertTokenizer"
+    first, other = (one.backend_tokenizer.pre_tokenizer.pre_tokenize_str(texts[2]) for one in (trained, short))
+    assert first == other
+
+
 def test_alphabet_follows_the_text():
     """No character is unknown or has a form that cannot occur, of 1,500 Chinese ones, each once in a document."""
     signs = [chr(code) for code in range(0x4E00, 0x4E00 + 1500)]
