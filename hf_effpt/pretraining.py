@@ -136,6 +136,7 @@ def text_told(data: Mapping[str, Any]) -> list[str]:
         lines.append(f"Documents of .txt files were cut by `{data['documents_by']}` (data.documents).")
     if aside:
         of = f"of {aside['of']:,}, {aside['share']:.2%} of the text" if "of" in aside else f"of {aside['dataset']}"
+        of += f", cut by `{aside['documents_by']}`" if aside.get("documents_by") else ""
         lines.append(f"Held out were {aside['documents']:,} documents {of}, {aside['tokens']:,} tokens.")
     if data.get("doubles"):
         lines.append(f"{data['doubles']:,} training documents equal held-out ones (data.select would leave them out).")
@@ -269,10 +270,11 @@ def prepare_data(recipe: Recipe, *, strict: bool = True) -> tuple[Corpus, PreTra
         documents=data.documents,
         cache_dir=data.cache_dir,
     )
-    needed = f"left out, since {data.dataset} has no .txt file to cut"
-    require(data.documents is None or corpus.documents is not None, "data.documents", data.documents, needed)
     # Of a source with splits its validation split, whichever split is trained on.
-    validation = open_validation(data.held_out, corpus, data.cache_dir)
+    validation = open_validation(data.held_out, corpus, data.cache_dir, data.documents)
+    cut = corpus.documents or (validation.documents if isinstance(validation, Corpus) else None)
+    needed = f"left out, since {data.dataset} has no .txt file to cut"
+    require(data.documents is None or cut is not None, "data.documents", data.documents, needed)
     also = validation.heeds & {"text_column"} if isinstance(validation, Corpus) else set()
     check_heeded(data, corpus.heeds | also, strict)
     if data.selection is not None:

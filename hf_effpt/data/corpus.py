@@ -3,6 +3,7 @@
 import glob
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from functools import cached_property
@@ -20,6 +21,8 @@ from hf_effpt.data.mixture import mixed, parts_of_mixture
 from hf_effpt.data.pydoc import open_pydoc
 from hf_effpt.data.text_files import files_of_folder, files_of_pattern
 
+SHOWN = 60  # characters of a source that an error shows
+
 
 class Corpus:
     """Documents from one source.
@@ -34,6 +37,8 @@ class Corpus:
         documents (`str`, *optional*): How `.txt` files are cut into documents, if there are some; see `open_corpus`.
         guessed (`bool`, *optional*, defaults to `False`): `True` if nobody has said so.
         sources (`list[dict]`, *optional*): Of a mixture, what the last whole pass has drawn from each corpus.
+        members (`Sequence[Corpus]`, *optional*): Of a mixture, its corpora.
+        streaming (`bool`, *optional*, defaults to `False`): `True` if it is read during its download.
         heeds (`Iterable[str]`, *optional*): Which of `text_column`, `split` and `streaming` have an effect on it.
     """
 
@@ -49,10 +54,12 @@ class Corpus:
         guessed: bool = False,
         sources: list[dict[str, Any]] | None = None,
         heeds: Iterable[str] = (),
+        members: Sequence["Corpus"] = (),
+        streaming: bool = False,
     ):
         self.name, self.num_bytes, self.text_column, self.files = name, num_bytes, text_column, tuple(files)
         self.documents, self.guessed, self.sources = documents, guessed, sources
-        self.heeds = frozenset(heeds)
+        self.heeds, self.members, self.streaming = frozenset(heeds), tuple(members), streaming
         self._stamps: list[tuple[int, ...]] = []
         self._read, self._fingerprint = read, fingerprint
 
@@ -179,6 +186,16 @@ def open_corpus(
     if dataset.startswith("builtin:"):
         raise EffptError(f"There is no dataset {dataset!r}; the only one built in is builtin:pydoc.")
     path, files, has_splits = Path(dataset).expanduser(), [], False
+    try:
+        path.stat()
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        shown = dataset if len(dataset) <= SHOWN else f"{dataset[:SHOWN]}..."
+        raise EffptError(
+            f"The dataset {shown!r} cannot be a file or folder ({getattr(error, 'strerror', None) or error}). Give "
+            "the path of one; texts themselves are a dataset as corpus_of([text, ...])."
+        ) from error
     if path.is_dir() and ((path / "state.json").exists() or (path / "dataset_dict.json").exists()):
         *source, tables = open_saved(path, text_column, split, cache_dir)
         heeds = ["text_column", *(["split"] if (path / "dataset_dict.json").exists() else [])]
@@ -197,7 +214,8 @@ def open_corpus(
     else:
         source = open_hub(dataset, text_column, split, streaming)
     if not files:
-        return Corpus(dataset, *source, text_column, heeds=("text_column", "split", "streaming"))
+        heeds = ("text_column", "split", "streaming")
+        return Corpus(dataset, *source, text_column, heeds=heeds, streaming=streaming)
     cut = cut_of(files, documents)
     source = open_files(files, text_column, cut, cache_dir)
     heeds = [key for key, does in (("split", has_splits), ("text_column", {*map(kind_of, files)} != {".txt"})) if does]
@@ -205,17 +223,25 @@ def open_corpus(
 
 
 def _mixture(corpora: list[Corpus], weights: list[float] | None, text_column: str, guessed: bool) -> Corpus:
+    files = [path for corpus in corpora for path in corpus.files]
+    if twice := [path for path, times in Counter(path.resolve() for path in files).items() if times > 1]:
+        raise EffptError(
+            f"Several sources of the dataset read {twice[0]}, whose documents could then be held out and trained on. "
+            "Name each source once; a weight makes its share larger."
+        )
     *source, drawn = mixed(corpora, weights)
     cuts = {corpus.documents for corpus in corpora} - {None}
     return Corpus(
         " + ".join(corpus.name for corpus in corpora),
         *source,
         text_column,
-        [path for corpus in corpora for path in corpus.files],
+        files,
         cuts.pop() if len(cuts) == 1 else None,
         guessed,
         drawn,
         {key for corpus in corpora for key in corpus.heeds},
+        corpora,
+        any(corpus.streaming for corpus in corpora),
     )
 
 

@@ -88,11 +88,12 @@ def pack(
     if isinstance(validation, Corpus):
         aside = _Packing(validation, settings)
         packed["validation"], held_out_keys = aside.load()["train"], aside.keys("train")
-        told = facts(packed["validation"])
-        add_facts(packed["train"], held_out={key: told[key] for key in ("dataset", "documents", "bytes", "tokens")})
+        told, keys = facts(packed["validation"]), ("dataset", "documents", "bytes", "tokens", "documents_by")
+        add_facts(packed["train"], held_out={key: told[key] for key in keys if key in told})
     if "validation" in packed:
         report_held_out(packed["train"])
-        report_doubles(packed["train"], training.keys("train"), held_out_keys, settings.cache)
+        apart = validation if isinstance(validation, Corpus) else None
+        report_doubles(packed["train"], training.keys("train"), held_out_keys, settings.cache, apart)
     return packed
 
 

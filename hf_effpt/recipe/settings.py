@@ -210,8 +210,8 @@ class DataSettings:
         streaming (`bool`, *optional*, defaults to `False`): if `True`, read the dataset once without storing its text.
         documents (`str`, *optional*): documents of a `.txt` file: what stands between `blank_lines`, its `lines`, or
             the whole `file`; by default guessed, as [`open_corpus`] says.
-        validation (`str`, *optional*, defaults to `"0.01"`): share of the text to hold out, in whole documents, from
-            0 to below 1; or a separate dataset, given like `dataset`.
+        validation (`str` or `list`, *optional*, defaults to `"0.01"`): share of the text to hold out, in whole
+            documents, from 0 to below 1; or a separate dataset, given like `dataset`.
         sequence_length (`int`, *optional*, defaults to 128): tokens per row.
         isolate_documents (`bool`, *optional*, defaults to `False`): if `True`, documents packed in one row do not
             attend to each other.
@@ -242,7 +242,7 @@ class DataSettings:
     split: Annotated[str, OF_FILES] = "train"
     streaming: Annotated[bool, OF_FILES] = False
     documents: Literal["blank_lines", "lines", "file"] | None = None
-    validation: str = "0.01"
+    validation: str | list[Any] = "0.01"
     sequence_length: int = 128
     isolate_documents: bool = False
     mlm_probability: float = 0.15
@@ -264,7 +264,10 @@ class DataSettings:
         check_effects(self, "data")
         self.add_tokens = None if self.add_tokens is None else str(self.add_tokens)
         require(self.words_to_add != 0, "data.add_tokens", self.add_tokens, "a file, or at least 1")
-        self.validation = str(self.validation)
+        if isinstance(self.validation, list):
+            parts_of_mixture(self.validation)
+        else:
+            self.validation = str(self.validation)
         held_out = self.held_out
         if isinstance(held_out, float):
             require(0.0 < held_out < 1.0, "data.validation", held_out, "a share from 0 to below 1, or a dataset")
@@ -294,8 +297,10 @@ class DataSettings:
         return int(self.add_tokens) if self.add_tokens is not None and self.add_tokens.isdigit() else self.add_tokens
 
     @property
-    def held_out(self) -> float | str | None:
+    def held_out(self) -> float | str | list[Any] | None:
         """The parsed `validation`: a share, a dataset, or `None` if nothing is held out."""
+        if isinstance(self.validation, list):
+            return self.validation
         try:
             return float(self.validation) or None
         except ValueError:

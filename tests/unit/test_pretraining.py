@@ -13,6 +13,7 @@ from hf_effpt.data.corpus import open_corpus
 from hf_effpt.data.packing import facts
 from hf_effpt.data.tokenizer_training import train_tokenizer
 from hf_effpt.evaluation import document_scores
+from hf_effpt.evaluation.held_out_text import held_out_text
 from hf_effpt.pretraining import RunResult, claim, prepare_data, prepare_tokenizer, pretrain
 from hf_effpt.recipe.recipe import Recipe
 
@@ -154,9 +155,29 @@ def test_all_prepared_data_are_in_the_folder_that_is_named(corpus, tmp_path, mon
     (tmp_path / "module.py").write_text("".join(f'def f{n}():\n    """{n} {prose * 4}"""\n' for n in range(9)))
     for dataset in (str(corpus), "builtin:pydoc"):
         monkeypatch.setattr(pydoc, "_sources", lambda: [("module", "module", tmp_path / "module.py")])
-        prepare_data(recipe(dataset, tmp_path, "--data.cache_dir", str(tmp_path / "named")))
+        prepare_data(recipe(dataset, tmp_path, "--data.cache_dir", str(tmp_path / "named"), "--data.validation", "0"))
     names = {path.name.split("-")[0] for path in (tmp_path / "named").iterdir() if path.suffix != ".lock"}
     assert names >= {"packed", "tokenizer", "pydoc"}
+
+
+def test_validation_may_be_a_list_and_alone_may_be_cut(tmp_path, corpus):
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text(f"a line of {name} with eight words in it\n" * 12)
+    flags = ("--data.documents", "lines", "--data.validation", str(tmp_path / "a.txt"), str(tmp_path / "b.txt"))
+    asked = recipe(corpus, tmp_path, *flags)
+    assert Recipe.load(asked.resolved()).data.held_out == [str(tmp_path / "a.txt"), str(tmp_path / "b.txt")]
+    _, tokenizer, rows = prepare_data(asked)
+    record = {"recipe": asked.resolved(), "data": facts(rows["train"])}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    again = held_out_text(tmp_path, tokenizer, None, 512)
+    assert again.rows["input_ids"][:] == rows["validation"]["input_ids"][:]
+    held_out = facts(rows["train"])["held_out"]
+    assert (held_out["documents"], held_out["documents_by"]) == (24, "lines")
+    said = RunResult("out", Clock("steps", 1), {}, {}, {"data": facts(rows["train"])}).summary()
+    assert "Held out were 24 documents of" in said
+    assert "cut by `lines`, " in said
+    with pytest.raises(EffptError, match=r"data\.documents.*no \.txt file to cut"):
+        prepare_data(recipe(corpus, tmp_path, "--data.documents", "lines"))
 
 
 def test_a_checkpoint_reads_as_long_inputs_as_before(corpus, tmp_path):

@@ -243,3 +243,13 @@ def test_rows_that_are_no_text_are_named(rows, message):
         assert open_corpus(IterableDataset.from_generator(lambda: iter(rows))).fingerprint
     with pytest.raises(EffptError, match=message):
         list(open_corpus(IterableDataset.from_generator(lambda: iter(rows))).texts())
+
+
+@pytest.mark.parametrize("text", ["some words " * 400, "a\0b"])
+def test_text_in_the_place_of_a_source_is_named(text):
+    for dataset in (text, [text, "more words"]):
+        with pytest.raises(
+            EffptError, match=r"cannot be a file or folder .* texts themselves are .* corpus_of"
+        ) as error:
+            open_corpus(dataset)
+        assert len(str(error.value)) < 300
