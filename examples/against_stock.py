@@ -35,7 +35,7 @@ from hf_effpt.core.files import write_json
 from hf_effpt.data.packing import PackedRows, facts
 from hf_effpt.evaluation.held_out_loss import fixed_mask_batches, held_out_loss, unigram_floor
 from hf_effpt.evaluation.suite import evaluate
-from hf_effpt.pretraining import prepare_data
+from hf_effpt.preparation import prepare_data
 from hf_effpt.recipe.recipe import Recipe
 from hf_effpt.training.energy import energy_entry
 from hf_effpt.training.record import environment

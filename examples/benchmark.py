@@ -63,7 +63,7 @@ def measure(side: str, shape: tuple, dropout: float, dataset: str, kind: str = "
         EffptTrainingArguments,
     )
     from hf_effpt.data.corpus import open_corpus
-    from hf_effpt.pretraining import prepare_rows, prepare_tokenizer
+    from hf_effpt.preparation import prepare_rows, prepare_tokenizer
     from hf_effpt.recipe.recipe import Recipe
 
     layers, hidden, heads, vocabulary, batch, steps, precision = shape

@@ -24,7 +24,8 @@ from hf_effpt import Recipe, pretrain
 from hf_effpt.comparison.plots import require_plotting
 from hf_effpt.core.width import resize, widths_of
 from hf_effpt.evaluation.held_out_loss import fixed_mask_batches, held_out_loss
-from hf_effpt.pretraining import build_trainer, prepare_data
+from hf_effpt.preparation import prepare_data
+from hf_effpt.pretraining import build_trainer
 
 CUT = ("depth", "head_keep", "ffn_keep", "at", "rounds", "importance")
 

@@ -20,7 +20,7 @@ from hf_effpt import Recipe, pretrain
 from hf_effpt.comparison.statistics import interval, paired
 from hf_effpt.evaluation.held_out_loss import fixed_mask_batches, held_out_loss
 from hf_effpt.evaluation.pruning import STRATEGIES, choose_layers
-from hf_effpt.pretraining import prepare_data
+from hf_effpt.preparation import prepare_data
 
 
 def train(recipe: str, out: Path, overrides: list[str]) -> None:

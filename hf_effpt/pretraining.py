@@ -1,7 +1,5 @@
 """`pretrain`: trains a recipe's model and leaves a stock checkpoint."""
 
-import hashlib
-import json
 import logging
 import math
 from collections.abc import Mapping
@@ -17,24 +15,16 @@ from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.objectives import floor_in, measured_as
 from hf_effpt.core.registry import build_methods, without_idle
-from hf_effpt.core.settings import idle_settings
-from hf_effpt.data.added_tokens import pieces_of_added, with_words, words_to_add
-from hf_effpt.data.cache import build_once, cache_folder
-from hf_effpt.data.corpus import Corpus, open_corpus
-from hf_effpt.data.document_selection import Kept
-from hf_effpt.data.holding_out import open_validation
+from hf_effpt.data.added_tokens import pieces_of_added
 from hf_effpt.data.masking import DataCollatorForMaskedLM
-from hf_effpt.data.packing import facts, pack_lengths
-from hf_effpt.data.tokenizer_report import tokenizer_report
-from hf_effpt.data.tokenizer_training import FORMAT as TOKENIZERS
-from hf_effpt.data.tokenizer_training import train_tokenizer
-from hf_effpt.evaluation.document_scores import select_documents
+from hf_effpt.data.packing import facts
+from hf_effpt.data.tokenizer_report import report_of_corpus
 from hf_effpt.hub.card_parts import accents_in, longest_rows, untrained_positions
 from hf_effpt.hub.folders import CODE_FILES, checkpoints_in
 from hf_effpt.models.build import model_for
-from hf_effpt.models.from_checkpoint import add_rows, check_fits, published_config
-from hf_effpt.recipe.recipe import Recipe
-from hf_effpt.recipe.sections import require
+from hf_effpt.models.from_checkpoint import add_rows
+from hf_effpt.preparation import prepare_data
+from hf_effpt.recipe.recipe import Recipe, idle_in
 from hf_effpt.recipe.settings import SECTIONS
 from hf_effpt.training.checks import exclude_specials, is_unused
 from hf_effpt.training.evaluation_loop import evaluate_rows
@@ -143,6 +133,7 @@ def text_told(data: Mapping[str, Any]) -> list[str]:
         lines.append(f"Documents of .txt files were cut by `{data['documents_by']}` (data.documents).")
     if aside:
         of = f"of {aside['of']:,}, {aside['share']:.2%} of the text" if "of" in aside else f"of {aside['dataset']}"
+        of += f", cut by `{aside['documents_by']}`" if aside.get("documents_by") else ""
         lines.append(f"Held out were {aside['documents']:,} documents {of}, {aside['tokens']:,} tokens.")
     if data.get("doubles"):
         lines.append(f"{data['doubles']:,} training documents equal held-out ones (data.select would leave them out).")
@@ -171,9 +162,9 @@ def pretrain(recipe: Recipe, *, resume: bool | str = False) -> RunResult:
     """
     out = Path(recipe.training.output_dir)
     claim(out, recipe, bool(resume))
-    corpus, tokenizer, rows = prepare_data(recipe)
+    corpus, tokenizer, rows = prepare_data(recipe, strict=not resume)
     trainer, phases = build_trainer(recipe, tokenizer, rows), phases_of_recipe(recipe, rows)
-    report = tokenizer_report(tokenizer, corpus.in_parts().texts(), max_bytes=2**20)
+    report = report_of_corpus(tokenizer, corpus, cache_dir=recipe.data.cache_dir)
     known = {"recipe": recipe.resolved(), "data": facts_of_phases(phases), "tokenizer": asdict(report)}
     trainer.facts = known
     if trainer.is_world_process_zero():
@@ -255,7 +246,7 @@ def claim(out: Path, recipe: Recipe, resume: bool) -> None:
         if section == "training":  # the order and masks of the rows depend on the seed
             old, new = ({"seed": values.get("seed")} for values in (old, new))
         # Settings that older versions took, though they do nothing, are refused now, so that they cannot be the same.
-        idle = {} if kind is None else idle_settings(kind, old)
+        idle = idle_in(before).get(section, {})
         if kind is None:
             old, new = ({method.name: method.settings() for method in build_methods(without_idle(of))}
                         for of in (old, new))  # fmt: skip
@@ -265,99 +256,6 @@ def claim(out: Path, recipe: Recipe, resume: bool) -> None:
                     f"The run in {out} has `{section}.{key}: {old.get(key)}`, but the recipe now says {new.get(key)}; "
                     "resume with the recipe it was started with, or give another `training.output_dir`."
                 )
-
-
-def prepare_data(recipe: Recipe) -> tuple[Corpus, PreTrainedTokenizerBase, DatasetDict]:
-    """Returns the recipe's text, tokenizer and packed rows, from the cache if they were made before.
-
-    `data.select` only affects the training rows: text, tokenizer and held-out rows stay those of a run without it, so
-    that the two runs can be compared.
-    """
-    data, kept = recipe.data, None
-    corpus = open_corpus(
-        data.dataset,
-        text_column=data.text_column,
-        split=data.split,
-        streaming=data.streaming,
-        documents=data.documents,
-    )
-    needed = f"left out, since {data.dataset} has no .txt file to cut"
-    require(data.documents is None or corpus.documents is not None, "data.documents", data.documents, needed)
-    # Of a source with splits its validation split, whichever split is trained on.
-    validation = open_validation(data.held_out, corpus)
-    if data.selection is not None:
-        kept = select_documents(corpus, data.selection, validation, cache_dir=data.cache_dir)
-        # It prepares the data, like packing. Its seconds are in `run.json` under `data.select`, too.
-        logger.info(
-            "data.select: %s of %s documents kept; selecting them took %.1f s, which the clock is not charged for",
-            f"{kept.facts['kept']:,}", f"{kept.facts['documents']:,}", kept.facts["seconds"],
-        )  # fmt: skip
-    tokenizer = prepare_tokenizer(recipe, corpus)
-    return corpus, tokenizer, prepare_rows(recipe, corpus, tokenizer, validation, kept)
-
-
-def prepare_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase:
-    """Loads the recipe's tokenizer, or trains one on the corpus, once for equal text and settings.
-
-    The length that it announces is that of the longest training rows, since further positions stay untrained.
-    """
-    tokenizer = _load_tokenizer(recipe, corpus)
-    tokenizer.model_max_length = max(recipe.data.lengths.values())
-    return tokenizer
-
-
-def _load_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase:
-    data, source = recipe.data, recipe.model.from_
-    if (given := data.tokenizer or source) is not None:
-        key = "data.tokenizer" if data.tokenizer else "model.from"
-        try:
-            loaded = AutoTokenizer.from_pretrained(given)
-        except (OSError, ValueError) as error:
-            raise EffptError(
-                f"The tokenizer of `{key}` {given!r} cannot be loaded ({str(error).splitlines()[0]}); give a folder "
-                "made by `effpt tokenizer` in `data.tokenizer`, or leave it out to train one."
-            ) from error
-        if source is not None:
-            check_fits(loaded, given, published_config(source), source)
-        if data.words_to_add is None:
-            return loaded
-        words = words_to_add(loaded, data.words_to_add, corpus.in_parts().texts())
-        logger.info("data.add_tokens: %s words, such as %s", f"{len(words):,}", ", ".join(words[:5]))
-        return with_words(loaded, words)
-    settings: dict[str, Any] = {
-        "vocab_size": data.vocab_size,
-        "kind": data.tokenizer_kind,
-        "lowercase": data.lowercase,
-        "strip_accents": data.strip_accents,
-    }
-    key = hashlib.sha256(json.dumps([TOKENIZERS, corpus.fingerprint, settings]).encode()).hexdigest()[:32]
-
-    def train(folder: Path) -> None:
-        train_tokenizer(corpus.in_parts(), **settings, out=folder)
-        corpus.check_unchanged()
-
-    return AutoTokenizer.from_pretrained(build_once(cache_folder(data.cache_dir) / f"tokenizer-{key}", train))
-
-
-def prepare_rows(
-    recipe: Recipe,
-    corpus: Corpus,
-    tokenizer: PreTrainedTokenizerBase,
-    validation: float | Corpus | None,
-    kept: Kept | None = None,
-) -> DatasetDict:
-    """Packs the training rows, from the documents in `kept`, and the held-out rows; `validation` as for `pack`."""
-    data = recipe.data
-    return pack_lengths(
-        corpus,
-        tokenizer,
-        list(data.lengths.values()),
-        isolate_documents=data.isolate_documents,
-        validation=validation,
-        kept=kept,
-        cache_dir=data.cache_dir,
-        num_proc=data.num_proc,
-    )
 
 
 def phases_of_recipe(recipe: Recipe, rows: DatasetDict) -> list[Phase]:

@@ -22,10 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from hf_effpt.data.corpus import open_corpus
+    from hf_effpt.data.text_sample import sample_of
     from hf_effpt.data.tokenizer_report import tokenizer_report
     from hf_effpt.data.tokenizer_training import train_tokenizer
 
-    corpus = open_corpus(args.corpus, text_column=args.text_column).in_parts()
+    corpus = open_corpus(args.corpus, text_column=args.text_column)
     tokenizer = train_tokenizer(
         corpus,
         vocab_size=args.vocab_size,
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
         strip_accents=args.strip_accents,
         out=args.out,
     )
-    report = tokenizer_report(tokenizer, corpus.texts())
+    report = tokenizer_report(tokenizer, sample_of(corpus, 4 * 2**20))
     print(
         f"Saved a {args.kind} tokenizer of {len(tokenizer)} tokens in {args.out}: {report.fertility:.2f} tokens a "
         f"word, {report.unknown_rate:.3%} of the text unknown, accents "

@@ -12,7 +12,7 @@ from hf_effpt.core.registry import build_methods, environment_of
 from hf_effpt.evaluation.protocols import find_protocol, listed_seeds
 from hf_effpt.evaluation.suite import BLIMP, check_tasks
 from hf_effpt.evaluation.suite import LOSS as LOSS_TASK
-from hf_effpt.pretraining import prepare_data
+from hf_effpt.preparation import prepare_data
 from hf_effpt.recipe.recipe import Recipe
 from hf_effpt.training.checks import check_size
 

@@ -14,6 +14,7 @@ freezing          parameters that do not learn
 token_losses      per-token losses, which methods may observe and weight
   head_inputs     encoder outputs at labelled positions, and the head above
   padding         mask of tokens and padding
+  document_layout where documents lie in a batch, and blocks of them for attention
 clock             budget and spending of a run
 ledger            events that changed the model, in its configuration
 snapshot          weights to rewind to

@@ -14,6 +14,7 @@ corpus                any source of text as documents, with a fingerprint
 long_documents        parts of long documents
 document_meter        sizes of documents, and keys that equal ones share
 document_selection    removal of duplicate documents, choice by loss
+text_sample           pieces from all over a corpus
 tokenizer_training    `train_tokenizer`
 added_tokens          words of a domain, added to a vocabulary
 tokenizer_report      fertility and other statistics of a tokenizer
@@ -27,7 +28,6 @@ packing               `pack`: a corpus as fixed-length rows on disk
   row_builders        rows from documents
   row_writer          rows to an Arrow file
 packed_rows           batched reading of those rows
-document_layout       where documents lie in a batch, and blocks of them for attention
 masking               `DataCollatorForMaskedLM`
 training_text         training rows as methods see them
 """

@@ -21,8 +21,10 @@ from hf_effpt.data.text_stream import PACKED
 logger = logging.getLogger(__name__)
 # A file changed within this many seconds may change again without its time stamps showing it.
 SETTLED_SECONDS = 2.0
-# Names the files of a finished build and their sizes.
+# Names the files of a finished build, with their sizes and hashes.
 CONTENTS = ".contents.json"
+# Stamps that those files had when their hashes were right.
+VERIFIED = ".verified.json"
 
 
 def cache_folder(cache_dir: str | os.PathLike | None = None) -> Path:
@@ -39,11 +41,13 @@ def cache_folder(cache_dir: str | os.PathLike | None = None) -> Path:
         ) from error
 
 
-def build_once(target: Path, build: Callable[[Path], None], check: Callable[[Path], Any] = bool) -> Path:
+def build_once(target: Path, build: Callable[[Path], None], check: Callable[[Path], Any]) -> Path:
     """Returns the folder `target`; if it is not there yet, `build` fills it, given an empty folder.
 
-    A folder that was emptied, lacks a file, has one of another size, or for which `check` raises, is built anew. A
-    reader never sees half a folder; of several processes asking at once, one builds and the others wait.
+    A folder that was emptied, lacks a file, has one of another size or content, or for which `check`, which loads what
+    is in it, raises, is built anew. A reader never sees half a folder; of several processes asking at once, one builds
+    and the others wait. Contents are compared, by their hashes, only if the stamps of a file are not those that it had
+    when they were compared last, so that large caches are not read at each start.
 
     Raises an `EffptError` if the cache folder cannot be written to, or the disk is full.
     """
@@ -75,21 +79,60 @@ def build_once(target: Path, build: Callable[[Path], None], check: Callable[[Pat
 
 
 def _build_listed(folder: Path, build: Callable[[Path], None]) -> None:
-    """Builds, and lists the sizes of the files for `_is_whole`."""
+    """Builds, and lists the files for `_is_whole`; they are on the disk at the end, and not only in its queue."""
     build(folder)
-    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
-    (folder / CONTENTS).write_text(json.dumps(sizes))
+    files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    listed = {name: {"bytes": path.stat().st_size, "sha256": _digest(path)} for name, path in files.items()}
+    (folder / CONTENTS).write_text(json.dumps(listed))
+    (folder / VERIFIED).write_text(json.dumps({name: _lasting_stamp(path) for name, path in files.items()}))
+    for path in (*files.values(), folder / CONTENTS, folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _is_whole(folder: Path, check: Callable[[Path], Any]) -> bool:
     """`True` if a folder holds what was built."""
     try:
-        sizes = json.loads((folder / CONTENTS).read_text())
-        whole = all((folder / name).stat().st_size == size for name, size in sizes.items())
+        listed = json.loads((folder / CONTENTS).read_text())
+        known = _verified(folder)
+        for name, entry in listed.items():
+            path, size = folder / name, entry if isinstance(entry, int) else entry["bytes"]
+            now = _lasting_stamp(path)
+            if now[0] != size:
+                return False
+            if isinstance(entry, int) or known.get(name) == now:  # older versions listed the sizes only
+                continue
+            if _digest(path) != entry["sha256"]:
+                return False
+            known[name] = now
+        if known != _verified(folder):
+            with suppress(OSError):  # it only saves reading the files again
+                write_atomically(folder / VERIFIED, json.dumps(known))
         check(folder)
     except Exception:  # whatever reading a damaged file may raise
         return False
-    return whole
+    return True
+
+
+def _verified(folder: Path) -> dict[str, list[int]]:
+    """Stamps of the files at their last comparison."""
+    try:
+        return dict(json.loads((folder / VERIFIED).read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _lasting_stamp(path: Path) -> list[int]:
+    """The stamp of a file, without its device, whose number may be another after each start of the machine."""
+    return list(stamp(path)[:-1])
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _is_about(folder: Path, error: OSError) -> bool:
@@ -112,15 +155,15 @@ def stamp(path: Path) -> tuple[int, ...]:
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev
 
 
-def content_hash(paths: Sequence[Path]) -> str:
+def content_hash(paths: Sequence[Path], cache_dir: str | os.PathLike | None = None) -> str:
     """Hash of the files' contents and kinds in the order given; independent of their paths.
 
-    The result is remembered by paths and stamps, so an unchanged corpus is not read again. Raises an `EffptError` if a
-    file cannot be read, or changes meanwhile.
+    The result is remembered in the cache folder by paths and stamps, so an unchanged corpus is not read again. Raises
+    an `EffptError` if a file cannot be read, or changes meanwhile.
     """
     stamps = [stamp(path) for path in paths]
     seen = [(str(path.resolve()), *one) for path, one in zip(paths, stamps, strict=True)]
-    memo = cache_folder() / "fingerprints" / hashlib.sha256(repr(seen).encode()).hexdigest()[:32]
+    memo = cache_folder(cache_dir) / "fingerprints" / hashlib.sha256(repr(seen).encode()).hexdigest()[:32]
     with suppress(OSError, UnicodeDecodeError):
         if re.fullmatch("[0-9a-f]{32}", known := memo.read_text()):
             return known

@@ -1,8 +1,10 @@
 """Corpora: any source of text as documents that can be read again and again."""
 
 import glob
+import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from functools import cached_property
 from pathlib import Path
@@ -12,12 +14,14 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.data.cache import check_unchanged, stamp
 from hf_effpt.data.datasets_sources import Loaded, open_hub, open_loaded, open_saved
 from hf_effpt.data.document_cuts import CUTS, DocumentCut
-from hf_effpt.data.document_meter import hash_of_texts
+from hf_effpt.data.document_meter import check_text, hash_of_texts
 from hf_effpt.data.file_readers import SUPPORTED, cut_of, kind_of, open_files
 from hf_effpt.data.long_documents import Part, in_parts, joined
 from hf_effpt.data.mixture import mixed, parts_of_mixture
 from hf_effpt.data.pydoc import open_pydoc
 from hf_effpt.data.text_files import files_of_folder, files_of_pattern
+
+SHOWN = 60  # characters of a source that an error shows
 
 
 class Corpus:
@@ -33,6 +37,9 @@ class Corpus:
         documents (`str`, *optional*): How `.txt` files are cut into documents, if there are some; see `open_corpus`.
         guessed (`bool`, *optional*, defaults to `False`): `True` if nobody has said so.
         sources (`list[dict]`, *optional*): Of a mixture, what the last whole pass has drawn from each corpus.
+        members (`Sequence[Corpus]`, *optional*): Of a mixture, its corpora.
+        streaming (`bool`, *optional*, defaults to `False`): `True` if it is read during its download.
+        heeds (`Iterable[str]`, *optional*): Which of `text_column`, `split` and `streaming` have an effect on it.
     """
 
     def __init__(
@@ -46,9 +53,13 @@ class Corpus:
         documents: DocumentCut | None = None,
         guessed: bool = False,
         sources: list[dict[str, Any]] | None = None,
+        heeds: Iterable[str] = (),
+        members: Sequence["Corpus"] = (),
+        streaming: bool = False,
     ):
         self.name, self.num_bytes, self.text_column, self.files = name, num_bytes, text_column, tuple(files)
         self.documents, self.guessed, self.sources = documents, guessed, sources
+        self.heeds, self.members, self.streaming = frozenset(heeds), tuple(members), streaming
         self._stamps: list[tuple[int, ...]] = []
         self._read, self._fingerprint = read, fingerprint
 
@@ -106,21 +117,7 @@ def corpus_of(texts: Sequence[str], name: str = "texts in memory") -> Corpus:
         check_text(text, f"{name}, document {number:,}")
 
     num_bytes = sum(len(text.encode()) for text in documents)
-    return Corpus(name, lambda: iter(documents), lambda: hash_of_texts(documents), num_bytes)
-
-
-def check_text(text: Any, where: str) -> None:
-    """Raises an `EffptError` for what is no string, or has half of a surrogate pair, which no tokenizer accepts."""
-    if not isinstance(text, str):
-        raise EffptError(f"{where}: this is a {type(text).__name__}, but documents must be strings.")
-    try:
-        text.isascii() or text.encode()
-    except UnicodeEncodeError as error:
-        raise EffptError(
-            f"{where}: character {error.start:,} is half of a surrogate pair (U+{ord(text[error.start]):04X}), which "
-            "no tokenizer accepts. Replace it, as "
-            "text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace') does."
-        ) from error
+    return Corpus(name, lambda: iter(documents), lambda: hash_of_texts(documents, name), num_bytes)
 
 
 def open_corpus(
@@ -130,6 +127,7 @@ def open_corpus(
     split: str = "train",
     streaming: bool = False,
     documents: DocumentCut | None = None,
+    cache_dir: str | os.PathLike | None = None,
 ) -> Corpus:
     """Opens a source of text.
 
@@ -156,6 +154,7 @@ def open_corpus(
             `"lines"`, each line that is not blank; `"file"`, the whole file. By default `"file"` if there are several
             of under a megabyte on average; else guessed from the first one: blank lines if it has some in its first
             megabyte, or is wrapped at a margin, and else lines. Other kinds of source are not cut.
+        cache_dir (`str`, *optional*): Cache folder, by default `$HF_EFFPT_CACHE` or `~/.cache/hf_effpt`.
 
     Raises:
         EffptError: the source does not exist, cannot be reached, or has no such column.
@@ -165,25 +164,44 @@ def open_corpus(
     if isinstance(dataset, Corpus):
         return dataset
     if isinstance(dataset, Loaded):
-        return Corpus(*open_loaded(dataset, text_column, split), text_column)
+        heeds = {"text_column"} | ({"split"} if isinstance(dataset, dict) else set())
+        return Corpus(*open_loaded(dataset, text_column, split), text_column, heeds=heeds)
     if isinstance(dataset, Mapping | list | tuple):
         sources, weights = parts_of_mixture([dataset] if isinstance(dataset, Mapping) else dataset)
         corpora = [
-            open_corpus(one, text_column=text_column, split=split, streaming=streaming, documents=documents)
+            open_corpus(
+                one,
+                text_column=text_column,
+                split=split,
+                streaming=streaming,
+                documents=documents,
+                cache_dir=cache_dir,
+            )
             for one in sources
         ]
         return _mixture(corpora, weights, text_column, guessed=not documents)
     dataset = str(dataset)
     if dataset == "builtin:pydoc":
-        return Corpus(dataset, *open_pydoc())
+        return Corpus(dataset, *open_pydoc(cache_dir))
     if dataset.startswith("builtin:"):
         raise EffptError(f"There is no dataset {dataset!r}; the only one built in is builtin:pydoc.")
-    path, files = Path(dataset).expanduser(), []
+    path, files, has_splits = Path(dataset).expanduser(), [], False
+    try:
+        path.stat()
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        shown = dataset if len(dataset) <= SHOWN else f"{dataset[:SHOWN]}..."
+        raise EffptError(
+            f"The dataset {shown!r} cannot be a file or folder ({getattr(error, 'strerror', None) or error}). Give "
+            "the path of one; texts themselves are a dataset as corpus_of([text, ...])."
+        ) from error
     if path.is_dir() and ((path / "state.json").exists() or (path / "dataset_dict.json").exists()):
-        *source, tables = open_saved(path, text_column, split)
-        return Corpus(dataset, *source, text_column, tables)
+        *source, tables = open_saved(path, text_column, split, cache_dir)
+        heeds = ["text_column", *(["split"] if (path / "dataset_dict.json").exists() else [])]
+        return Corpus(dataset, *source, text_column, tables, heeds=heeds)
     elif path.is_dir():
-        files = files_of_folder(path, split)
+        files, has_splits = files_of_folder(path, split)
     elif path.exists():
         files = [path]
     elif glob.has_magic(dataset):
@@ -196,22 +214,34 @@ def open_corpus(
     else:
         source = open_hub(dataset, text_column, split, streaming)
     if not files:
-        return Corpus(dataset, *source, text_column)
+        heeds = ("text_column", "split", "streaming")
+        return Corpus(dataset, *source, text_column, heeds=heeds, streaming=streaming)
     cut = cut_of(files, documents)
-    return Corpus(dataset, *open_files(files, text_column, cut), text_column, files, cut, guessed=not documents)
+    source = open_files(files, text_column, cut, cache_dir)
+    heeds = [key for key, does in (("split", has_splits), ("text_column", {*map(kind_of, files)} != {".txt"})) if does]
+    return Corpus(dataset, *source, text_column, files, cut, guessed=not documents, heeds=heeds)
 
 
 def _mixture(corpora: list[Corpus], weights: list[float] | None, text_column: str, guessed: bool) -> Corpus:
+    files = [path for corpus in corpora for path in corpus.files]
+    if twice := [path for path, times in Counter(path.resolve() for path in files).items() if times > 1]:
+        raise EffptError(
+            f"Several sources of the dataset read {twice[0]}, whose documents could then be held out and trained on. "
+            "Name each source once; a weight makes its share larger."
+        )
     *source, drawn = mixed(corpora, weights)
     cuts = {corpus.documents for corpus in corpora} - {None}
     return Corpus(
         " + ".join(corpus.name for corpus in corpora),
         *source,
         text_column,
-        [path for corpus in corpora for path in corpus.files],
+        files,
         cuts.pop() if len(cuts) == 1 else None,
         guessed,
         drawn,
+        {key for corpus in corpora for key in corpus.heeds},
+        corpora,
+        any(corpus.streaming for corpus in corpora),
     )
 
 

@@ -1,35 +1,43 @@
 """Text of the `datasets` library: folders it saved, and datasets on the Hub."""
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
 from hf_effpt.core.errors import EffptError, first_line
 from hf_effpt.data.cache import content_hash
 from hf_effpt.data.document_meter import hash_of_texts
 from hf_effpt.data.file_readers import Reader, Source
-from hf_effpt.data.table_readers import check_text_column, missing_column
+from hf_effpt.data.table_readers import check_text_column, missing_column, not_text
 from hf_effpt.data.text_stream import CHUNK_BYTES
 
 Loaded = Dataset | IterableDataset | DatasetDict | IterableDatasetDict
+# What reading rows that are damaged, or of varying columns or types, may raise.
+FAULTS = (OSError, ValueError, KeyError, TypeError, IndexError, pa.ArrowException)
 
 
-def open_saved(path: Path, text_column: str, split: str) -> tuple[Reader, Callable[[], str], int | None, list[Path]]:
+def open_saved(
+    path: Path, text_column: str, split: str, cache_dir: str | os.PathLike | None = None
+) -> tuple[Reader, Callable[[], str], int | None, list[Path]]:
     """Reader, fingerprint, size and files of a folder written by `save_to_disk`."""
     try:
         dataset = datasets.load_from_disk(str(path))
-    except (OSError, ValueError, KeyError) as error:
-        message = f"{path} looks like a saved dataset, but cannot be loaded ({error}). Save it again."
-        raise EffptError(message) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise EffptError(
+            f"{path} looks like a saved dataset, but cannot be loaded ({reason}). Save it again."
+        ) from error
     dataset = _split_in(dataset, split, str(path))
     read, _, num_bytes = _source(dataset, str(path), text_column)
     files = [Path(table["filename"]) for table in dataset.cache_files]
     return (
         read,
-        lambda: hashlib.sha256(f"{content_hash(files)}-{text_column}".encode()).hexdigest()[:32],
+        lambda: hashlib.sha256(f"{content_hash(files, cache_dir)}-{text_column}".encode()).hexdigest()[:32],
         num_bytes,
         files,
     )
@@ -37,10 +45,10 @@ def open_saved(path: Path, text_column: str, split: str) -> tuple[Reader, Callab
 
 def open_loaded(dataset: Loaded, text_column: str, split: str) -> tuple[str, *Source]:
     """Name, reader, fingerprint and size of a dataset in Python; its fingerprint takes a pass over the text."""
-    name = f"a {type(dataset).__name__}"
+    name = f"{'an' if isinstance(dataset, IterableDataset | IterableDatasetDict) else 'a'} {type(dataset).__name__}"
     dataset = _split_in(dataset, split, name)
     read, _, num_bytes = _source(dataset, name, text_column)
-    return name, read, lambda: hash_of_texts(read()), num_bytes
+    return name, read, lambda: hash_of_texts(read(), name), num_bytes
 
 
 def _split_in(dataset: Loaded, split: str, name: str) -> Dataset | IterableDataset:
@@ -75,17 +83,40 @@ def _source(dataset: Dataset | IterableDataset, name: str, text_column: str, ver
     num_bytes, at_once = None, 1000
     if isinstance(dataset, Dataset):
         check_text_column(f"The dataset {name!r}", dataset.features.arrow_schema, text_column)
-        num_bytes = dataset.data.column(text_column).nbytes
+        # The table of a dataset that was filtered, shuffled or split is still the whole one.
+        num_bytes = dataset.data.column(text_column).nbytes * len(dataset) // max(1, dataset.data.num_rows)
         at_once = max(1, min(at_once, CHUNK_BYTES * len(dataset) // max(1, num_bytes)))
         version = dataset._fingerprint
     else:
-        columns = dataset.column_names or list(next(iter(dataset), {}))
+        try:
+            columns = dataset.column_names or list(next(iter(dataset), {}))
+        except FAULTS as error:
+            raise _unreadable(name, 0, error) from error
         if text_column not in columns:
             raise missing_column(f"The dataset {name!r}", text_column, columns)
 
     def read() -> Iterator[str]:
-        for batch in dataset.with_format(None).select_columns([text_column]).iter(at_once):
-            for text in batch[text_column]:
+        row = 0
+        batches = dataset.with_format(None).select_columns([text_column]).iter(at_once)
+        while True:
+            try:
+                batch = next(batches, None)
+                texts = () if batch is None else batch[text_column]
+            except FAULTS as error:
+                raise _unreadable(name, row, error) from error
+            for text in texts:
+                row += 1
+                if not isinstance(text, str | None):
+                    raise not_text(f"{name}, row {row:,}", text_column, type(text).__name__)
                 yield text or ""
+            if batch is None:
+                return
 
     return read, lambda: hashlib.sha256(f"{version}-{text_column}".encode()).hexdigest()[:32], num_bytes
+
+
+def _unreadable(name: str, row: int, error: Exception) -> EffptError:
+    return EffptError(
+        f"{name} cannot be read after row {row:,} ({type(error).__name__}: {first_line(error)}). The text must be "
+        "strings in UTF-8, in the same column of every row; if the data are damaged, save them again."
+    )

@@ -57,7 +57,7 @@ class Prose:
         text = text.encode("utf-8", "ignore").decode("utf-8")
         kept = [paragraph for paragraph in re.split(r"\n\s*\n", text) if self._wanted(paragraph)]
         cleaned = "\n\n".join(kept)
-        return cleaned if len(cleaned) >= MIN_CHARACTERS and _is_english(cleaned) else None
+        return cleaned if len(cleaned) >= MIN_CHARACTERS and is_english(cleaned) else None
 
     def _wanted(self, paragraph: str) -> bool:
         letters = _NOT_LETTERS.sub("", paragraph)
@@ -71,6 +71,7 @@ class Prose:
         return True
 
 
-def _is_english(text: str) -> bool:
+def is_english(text: str) -> bool:
+    """`True` for running English text, by its commonest words."""
     words = _WORD.findall(text.lower())
     return sum(word in ENGLISH for word in words) >= MIN_ENGLISH * len(words)

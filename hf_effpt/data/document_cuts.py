@@ -13,6 +13,8 @@ DocumentCut = Literal["blank_lines", "lines", "file"]
 CUTS = get_args(DocumentCut)
 # Characters to guess by, and lines without which there is nothing to see.
 SAMPLE_CHARACTERS, SAMPLE_LINES = 2**20, 4
+# Documents between blank lines have fewer lines than this on average, if lines are not wrapped.
+STRAY = 500
 ENDS = tuple(".?!:;\"')]\u2026\u00bb\u201d\u2019\u0964\u061f\u06d4\u3002\uff01\uff1f\u300d\uff09")  # of sentences
 
 
@@ -45,7 +47,8 @@ def _marked(strings: Iterable[str], cut: DocumentCut) -> Iterator[tuple[tuple[bo
 def guessed_cut(strings: Iterable[str]) -> DocumentCut:
     """The likely cut of a text file: blank lines if it has some, lines if they are not paragraphs wrapped at a margin.
 
-    It looks at the first 1,048,576 characters; `strings` are those of `cut_documents`.
+    Blank lines that are fewer than one in 500 do not count. It looks at the first 1,048,576 characters; `strings` are
+    those of `cut_documents`.
     """
     lines, size = [], 0
     for string in strings:
@@ -55,10 +58,10 @@ def guessed_cut(strings: Iterable[str]) -> DocumentCut:
             break
     while lines and lines[-1].isspace():
         lines.pop()
-    inner = lines[1:]
-    if len(lines) < SAMPLE_LINES or any(map(str.isspace, inner)):
+    blank = sum(map(str.isspace, lines[1:]))
+    if len(lines) < SAMPLE_LINES or blank * STRAY > len(lines):
         return "blank_lines"
-    lines = [line.rstrip() for line in lines]
+    lines = [line.rstrip() for line in lines if not line.isspace()]
     if np.mean([line.endswith(ENDS) for line in lines]) >= 0.5:
         return "lines"
     margin = np.quantile([len(line) for line in lines], 0.99)

@@ -5,6 +5,7 @@ N documents, D size of an embedding, C documents of a cluster, P pairs of docume
 
 import hashlib
 import random
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -17,6 +18,7 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.settings import GIVEN, When, check_effects
 from hf_effpt.core.shares import part_of
 from hf_effpt.data.document_meter import content_keys
+from hf_effpt.data.long_documents import Part
 
 Deduplicate = Literal["exact", "near", "semantic"]
 Band = Literal["low", "middle", "high"]
@@ -27,6 +29,10 @@ BANDS = get_args(Band)
 SHINGLE_WORDS = 5
 # Text without spaces, such as Chinese, Japanese or Thai, is compared by runs of characters, of about five words.
 SHINGLE_CHARACTERS, LONG_WORD = 10, 12
+# Letters of scripts without spaces: of South-East Asia and Tibet, Chinese and Japanese.
+UNSPACED = re.compile(
+    "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u2e80-\u2fdf\u3005-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
 PERMUTATIONS = 128
 SHINGLES_AT_ONCE = 8192  # bounds the memory that a long document takes
 ROUNDS = 20  # of k-means
@@ -104,11 +110,13 @@ class Kept:
     """Selected documents of a corpus.
 
     `chosen_N` is bool of shape `(documents,)`, by number in the corpus. `facts` say how documents were chosen; packed
-    rows record them under `select`.
+    rows record them under `select`. `held_out_N`, of the same shape, is `True` for documents that were held out
+    meanwhile, `None` if that is unknown.
     """
 
     chosen_N: np.ndarray
     facts: Mapping[str, Any] = field(default_factory=dict)
+    held_out_N: np.ndarray | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -132,7 +140,8 @@ def without_near(texts: Iterable[str], similarity: float, held_out: Iterable[str
 
     It is MinHash with LSH (Lee et al., 2022, arXiv 2107.06499): compares `similarity` with the Jaccard similarity of
     sets of five-word runs, or runs of ten characters in documents without spaces, estimated by 128 permutations
-    (standard error up to 0.05). Returns bool of shape `(documents,)`; raises an `EffptError` without datasketch.
+    (standard error up to 0.05). Documents may come in parts. Returns bool of shape `(documents,)`; raises an
+    `EffptError` without datasketch.
     """
     datasketch = require_datasketch()
     empty = datasketch.MinHash(PERMUTATIONS)
@@ -142,18 +151,21 @@ def without_near(texts: Iterable[str], similarity: float, held_out: Iterable[str
         index = datasketch.MinHashLSH(min(similarity, 0.9), PERMUTATIONS, weights=(0.1, 0.9))
     kept: dict[int, np.ndarray] = {}
     stays: list[bool] = []
-    marked = chain(((text, True) for text in held_out), ((text, False) for text in texts))
-    for number, (text, apart) in enumerate(marked):
-        sketch = empty.copy()
-        shingles = _shingles(text)
+    marked = chain(((part, True) for part in held_out), ((part, False) for part in texts))
+    sketch, runs, number = empty.copy(), _Runs(), 0
+    for part, apart in marked:
+        shingles = [*runs.add(part)]
         for first in range(0, len(shingles), SHINGLES_AT_ONCE):
             sketch.update_batch(shingles[first : first + SHINGLES_AT_ONCE])
+        if isinstance(part, Part):
+            continue
         values = sketch.hashvalues
         if not apart:
             stays.append(all(np.mean(kept[other] == values) < similarity for other in index.query(sketch)))
         if apart or stays[-1]:
             kept[number] = values
             index.insert(number, sketch)
+        sketch, runs, number = empty.copy(), _Runs(), number + 1
     return np.array(stays, bool)
 
 
@@ -247,19 +259,32 @@ def _global_generator_kept() -> Iterator[None]:
         random.setstate(state)
 
 
-def _words(text: str) -> list[str]:
-    return text.casefold().split()
+class _Runs:
+    """Runs of five words of a document that is given part by part; a shorter document is one run.
 
-
-def _shingles(text: str) -> list[bytes]:
-    """Distinct runs of five words of a document, in order; a shorter document is one run.
-
-    If its words have more than twelve characters on average, which no language with spaces has, runs are of ten
-    characters.
+    Where most of the characters are of scripts without spaces, or words have more than twelve on average, which no
+    language with spaces has, runs are of ten characters. The first part of a long document decides.
     """
-    parts: Sequence[str] = _words(text)
-    size, between = SHINGLE_WORDS, " "
-    if sum(map(len, parts)) > LONG_WORD * len(parts):
-        parts, size, between = "".join(parts), SHINGLE_CHARACTERS, ""
-    runs = range(max(1, len(parts) - size + 1))
-    return [run.encode() for run in {between.join(parts[first : first + size]): None for first in runs}]
+
+    def __init__(self) -> None:
+        self._size = 0  # of runs
+        self._rest: Sequence[str] = ()  # words or characters that a run may go on from
+        self._any = False
+
+    def add(self, part: str) -> Iterable[bytes]:
+        """The runs, without repetition, that end in the next part."""
+        parts: Sequence[str] = part.casefold().split()
+        if not self._size:
+            letters = sum(map(len, parts))
+            spaced = letters <= LONG_WORD * len(parts) and 2 * len(UNSPACED.findall(part)) < letters
+            self._size = SHINGLE_WORDS if spaced else SHINGLE_CHARACTERS
+        between = " "
+        if self._size == SHINGLE_CHARACTERS:
+            parts, between = "".join(parts), ""
+        parts = [*self._rest, *parts]
+        count = len(parts) - self._size + 1
+        self._rest = parts[max(0, count) :]
+        if count <= 0 and not self._any and not isinstance(part, Part):
+            count = 1
+        self._any = self._any or count > 0
+        return {between.join(parts[first : first + self._size]).encode(): None for first in range(max(0, count))}

@@ -2,13 +2,20 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
+from itertools import chain
+from typing import Any
 
 import numpy as np
 
 from hf_effpt.data.long_documents import Part, in_parts
 from hf_effpt.data.vocabulary import text_backend
+
+# Groups of texts for each thread, since some take longer.
+SHARES = 4
 
 
 class TextEncoder:
@@ -18,7 +25,7 @@ class TextEncoder:
     those of the whole document if a word's tokens do not depend on its neighbours, as in WordPiece, byte-level BPE and
     SentencePiece, and if there are spaces to cut at; else a word at a cut may be split otherwise.
 
-    `dtype` is that of the id arrays; `num_proc` is 1 for one thread, by default every core.
+    `dtype` is that of the id arrays; `num_proc` is the number of threads, by default one for every core.
     """
 
     def __init__(self, tokenizer, dtype: np.dtype, num_proc: int | None = None):
@@ -52,8 +59,18 @@ class TextEncoder:
             before = [goes_on, *(isinstance(part, Part) for part in parts[:-1])]
             parts = [part.removeprefix(" ") if inner else part for part, inner in zip(parts, before, strict=True)]
         with _threads(self.num_proc):
-            encodings = self.backend.encode_batch_fast(parts, add_special_tokens=False)
+            encodings = self._encoded(parts)
         return [np.array(encoding.ids, self.dtype) for encoding in encodings]
+
+    def _encoded(self, parts: list[str]) -> Iterable[Any]:
+        encode = partial(self.backend.encode_batch_fast, add_special_tokens=False)
+        if self.num_proc is None or self.num_proc == 1:
+            return encode(parts)
+        # The library's own threads are as many as there are cores, from its first use on.
+        size = max(1, -(-len(parts) // (SHARES * self.num_proc)))
+        groups = [parts[first : first + size] for first in range(0, len(parts), size)]
+        with ThreadPoolExecutor(self.num_proc) as pool:
+            return chain.from_iterable(pool.map(encode, groups))
 
     def _ids(self, text: str) -> list[int]:
         return self.backend.encode(text, add_special_tokens=False).ids
@@ -65,7 +82,7 @@ def _threads(num_proc: int | None) -> Iterator[None]:
     name = "TOKENIZERS_PARALLELISM"
     before = os.environ.get(name)
     if num_proc is not None:
-        os.environ[name] = "false" if num_proc == 1 else "true"
+        os.environ[name] = "false"
     try:
         yield
     finally:

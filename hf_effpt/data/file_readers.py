@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ from hf_effpt.data.cache import content_hash
 from hf_effpt.data.document_cuts import DocumentCut, cut_documents, guessed_cut
 from hf_effpt.data.json_readers import read_json, read_jsonl
 from hf_effpt.data.table_readers import parquet_text_bytes, read_csv, read_parquet
-from hf_effpt.data.text_stream import PACKED, strings_of
+from hf_effpt.data.text_stream import PACKED, opened, strings_of
 
 logger = logging.getLogger(__name__)
 Reader = Callable[[], Iterator[str]]  # starts a pass over the documents
@@ -44,13 +45,24 @@ def cut_of(files: Sequence[Path], asked: DocumentCut | None) -> DocumentCut | No
     texts = [path for path in files if kind_of(path) == ".txt"]
     if asked or not texts:
         return asked if texts else None
-    small = sum(path.stat().st_size for path in texts) < len(texts) * SMALL_BYTES
+    small = sum(map(_text_bytes, texts)) < len(texts) * SMALL_BYTES
     cut = "file" if small and len(texts) > 1 else guessed_cut(strings_of(texts[0]))
     logger.info("%s: documents are cut by `%s`, as it seems; data.documents says otherwise", texts[0], cut)
     return cut
 
 
-def open_files(files: Sequence[Path], text_column: str, cut: DocumentCut | None) -> Source:
+def _text_bytes(path: Path) -> int:
+    """Bytes of a text file, of a packed one as far as tells whether it is small."""
+    size = path.stat().st_size
+    if path.suffix.lower() not in PACKED or size >= SMALL_BYTES:
+        return size
+    with opened(path) as file:
+        return len(file.read(2 * SMALL_BYTES))
+
+
+def open_files(
+    files: Sequence[Path], text_column: str, cut: DocumentCut | None, cache_dir: str | os.PathLike | None = None
+) -> Source:
     """Reader, fingerprint and size of a list of files.
 
     The first record of each kind of file is read at once. Raises an `EffptError` for a file that cannot be read.
@@ -73,7 +85,7 @@ def open_files(files: Sequence[Path], text_column: str, cut: DocumentCut | None)
             yield from reader()
 
     def fingerprint() -> str:
-        rule = f"{content_hash(files)}-{text_column}-{cut}"
+        rule = f"{content_hash(files, cache_dir)}-{text_column}-{cut}"
         return hashlib.sha256(rule.encode()).hexdigest()[:32]
 
     return read, fingerprint, None if any(path.suffix.lower() in PACKED for path in files) else sum(sizes)

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,18 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.random import indexed
 from hf_effpt.data.cache import build_once
 from hf_effpt.data.corpus import Corpus, open_corpus
+from hf_effpt.data.document_cuts import DocumentCut
 from hf_effpt.data.packed_rows import add_facts, facts
 
 logger = logging.getLogger(__name__)
 
 
-def open_validation(validation: Any, corpus: Corpus) -> float | Corpus | None:
+def open_validation(
+    validation: Any,
+    corpus: Corpus,
+    cache_dir: str | os.PathLike | None = None,
+    documents: DocumentCut | None = None,
+) -> float | Corpus | None:
     """Checks what `pack` is given as `validation` beside a corpus, and opens it if it names a dataset.
 
     Raises an `EffptError` for an impossible share, a dataset that cannot be opened, and the training text itself.
@@ -32,8 +39,10 @@ def open_validation(validation: Any, corpus: Corpus) -> float | Corpus | None:
             )
         return validation
     if validation is not None:
-        documents = None if corpus.guessed else corpus.documents
-        validation = open_corpus(validation, text_column=corpus.text_column, split="validation", documents=documents)
+        # One guess for both, but for folders of small files, each of which is a document.
+        documents = documents or (corpus.documents if not corpus.guessed or corpus.documents != "file" else None)
+        settings: dict[str, Any] = {"text_column": corpus.text_column, "documents": documents, "cache_dir": cache_dir}
+        validation = open_corpus(validation, split="validation", streaming=corpus.streaming, **settings)
         _check_apart(validation, corpus)
     return validation
 
@@ -75,6 +84,14 @@ def held_out(sizes: Callable[[], Iterable[np.ndarray]], share: float | None, see
     return aside
 
 
+def raised_shares(share: float) -> Iterator[float]:
+    """Shares to try, one after another, until enough is held out for a row: doubled, up to half of the text."""
+    yield share
+    while share < 0.5:
+        share = min(2 * share, 0.5)
+        yield share
+
+
 def report_held_out(train: Dataset) -> None:
     """Warns if documents, which are held out whole, make up another share of the text than was asked for."""
     told = facts(train)["held_out"]
@@ -87,8 +104,11 @@ def report_held_out(train: Dataset) -> None:
         )  # fmt: skip
 
 
-def report_doubles(train: Dataset, keys: Path, held_out_keys: Path, cache: Path) -> None:
-    """Counts the training documents that equal a held-out one, in the facts and, if there are any, a warning."""
+def report_doubles(train: Dataset, keys: Path, held_out_keys: Path, cache: Path, apart: Corpus | None = None) -> None:
+    """Counts the training documents that equal a held-out one, in the facts and, if there are any, a warning.
+
+    Raises an `EffptError` if all of them do, and what is held out is a corpus of its own, `apart`.
+    """
 
     def count(target: Path) -> None:
         apart, doubles = np.unique(np.fromfile(held_out_keys, np.uint64)), 0
@@ -97,9 +117,18 @@ def report_doubles(train: Dataset, keys: Path, held_out_keys: Path, cache: Path)
                 doubles += int(np.isin(some, apart).sum())
         (target / "doubles.json").write_text(json.dumps(doubles))
 
+    def load(folder: Path) -> int:
+        return int(json.loads((folder / "doubles.json").read_text()))
+
     names = [str(path.relative_to(cache)) for path in (keys, held_out_keys)]
     key = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:32]
-    doubles = json.loads((build_once(cache / "doubles" / key, count) / "doubles.json").read_text())
+    doubles = load(build_once(cache / "doubles" / key, count, load))
+    if apart is not None and doubles == facts(train)["documents"]:
+        raise EffptError(
+            f"validation={apart.name!r} is text to train on: all {doubles:,} training documents, of "
+            f"{facts(train)['dataset']!r}, equal one of it up to case and white space. Give other text, or a share "
+            "such as 0.01 of the dataset."
+        )
     add_facts(train, doubles=doubles)
     if doubles:
         logger.warning(
@@ -112,9 +141,12 @@ def report_doubles(train: Dataset, keys: Path, held_out_keys: Path, cache: Path)
 def _check_apart(validation: Corpus, corpus: Corpus) -> None:
     """Raises an `EffptError` if two corpora have the same contents, or share a file."""
     shared = sorted({path.resolve() for path in validation.files} & {path.resolve() for path in corpus.files})
-    if not shared and validation.fingerprint != corpus.fingerprint:
+    prints = [{of.fingerprint, *(one.fingerprint for one in of.members)} for of in (validation, corpus)]
+    if not shared and not prints[0] & prints[1]:
         return
     same = f"both read {shared[0]}" if shared else "both have the same contents"
+    if not shared and validation.fingerprint != corpus.fingerprint:
+        same = "have a source with the same contents"
     raise EffptError(
         f"validation={validation.name!r} is text to train on: it and the dataset {corpus.name!r} {same}. Give other "
         "text, a source with a validation split, or a share such as 0.01 of the dataset."

@@ -8,7 +8,7 @@ from typing import Any
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.data.table_readers import missing_column, not_text
-from hf_effpt.data.text_stream import CHUNK_BYTES, lines_of, strings_of
+from hf_effpt.data.text_stream import CHUNK_BYTES, RECORD_CHARACTERS, lines_of, strings_of, too_long
 
 _SPACE = re.compile(r"\s*")
 
@@ -77,6 +77,8 @@ def _values(path: Path) -> Iterator[Any]:
             except (ValueError, RecursionError) as error:
                 if not ended and _is_cut_off(error, len(buffer)):
                     needed = 2 * (len(buffer) - place)
+                    if needed > 2 * RECORD_CHARACTERS:
+                        raise too_long(f"{path}, record {number + 1}") from error
                     continue
                 raise _invalid(path, number, _reason(error)) from error
             yield value

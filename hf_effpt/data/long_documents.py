@@ -69,6 +69,28 @@ def joined(texts: Iterable[str]) -> Iterator[str]:
             held = []
 
 
+def chosen_of(parts: Iterable[str], chosen_N: Iterable[bool]) -> Iterator[str]:
+    """Yields the parts of the documents for which `chosen_N` is `True`."""
+    chosen, here, begins = iter(chosen_N), False, True
+    for part in parts:
+        if begins:
+            here = next(chosen)
+        if here:
+            yield part
+        begins = not isinstance(part, Part)
+
+
+def beginnings(parts: Iterable[str], characters: int) -> Iterator[str]:
+    """Yields the first characters of each document of a pass."""
+    held = ""
+    for part in parts:
+        if len(held) < characters:
+            held += part[: characters - len(held)]
+        if not isinstance(part, Part):
+            yield held
+            held = ""
+
+
 def _gap(text: str, first: int, last: int) -> int:
     """The best place to cut a text between two positions; `last` if there is no gap, unless marks combine there."""
     for gap in _GAPS:

@@ -76,7 +76,14 @@ def mixed(
             one["documents"] = number
 
     def fingerprint() -> str:
-        rule = [[corpus.fingerprint for corpus in corpora], shares]
+        prints = [corpus.fingerprint for corpus in corpora]
+        if twice := [number for number, one in enumerate(prints) if one in prints[:number]]:
+            raise EffptError(
+                f"Sources {prints.index(prints[twice[0]]) + 1} and {twice[0] + 1} of the dataset, "
+                f"{corpora[twice[0]].name!r}, have the same contents, so that documents would be both held out and "
+                "trained on. Name each source once; a weight makes its share larger."
+            )
+        rule = [prints, shares]
         return hashlib.sha256(json.dumps(rule).encode()).hexdigest()[:32]
 
     sizes = [corpus.num_bytes for corpus in corpora]

@@ -81,8 +81,8 @@ def facts(dataset: Dataset) -> dict:
         padding), `sequence_length`, `isolated` and `fill` (share of rows that is not padding); `documents_by`, how
         `.txt` files were cut, if there were some. Of training rows also
 
-        - `held_out`, if text is: its `documents`, `bytes` and `tokens`; and its `dataset`, or the share `asked` for,
-          its `share` of all tokens, and the number of documents that it is part `of`;
+        - `held_out`, if text is: its `documents`, `bytes` and `tokens`; and its `dataset` (and `documents_by`), or the
+          share `asked` for, its `share` of all tokens, and the number of documents that it is part `of`;
         - `doubles`: how many of their documents equal held-out ones;
         - `sources` of a mixture: the `documents` drawn from each `dataset`, and its share (`weight`);
         - `select`: how documents were chosen.

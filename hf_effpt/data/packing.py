@@ -15,9 +15,11 @@ from datasets.table import MemoryMappedTable
 from hf_effpt.core.errors import EffptError
 from hf_effpt.data.cache import build_once, cache_folder
 from hf_effpt.data.corpus import Corpus, open_corpus
+from hf_effpt.data.document_meter import document_sizes
 from hf_effpt.data.document_selection import Kept
 from hf_effpt.data.encoding import TextEncoder
-from hf_effpt.data.holding_out import held_out, open_validation, report_doubles, report_held_out
+from hf_effpt.data.holding_out import held_out, open_validation, raised_shares, report_doubles, report_held_out
+from hf_effpt.data.long_documents import Part
 from hf_effpt.data.packed_rows import PackedRows, add_facts, facts
 from hf_effpt.data.row_builders import IsolatedRows, StreamRows
 from hf_effpt.data.row_writer import RowWriter
@@ -59,11 +61,11 @@ def pack(
             whole documents that fit into it, in an order by `seed` and the document's number. If they make no whole
             row, the share is doubled until they do, up to half of the text. Or a corpus of its own (its validation
             split, if it has splits), or `None`.
-        kept ([`Kept`], *optional*): Documents to train on; held-out documents do not depend on it. The facts of the
-            training rows then hold `select`: how documents were chosen, and the `unselected_fingerprint` of the rows
-            of all documents.
+        kept ([`Kept`], *optional*): Documents to train on; held-out documents do not depend on it, and must be those
+            that it was chosen beside ([`share_held_out`]). The facts of the training rows then hold `select`: how
+            documents were chosen, and the `unselected_fingerprint` of the rows of all documents.
         cache_dir (`str`, *optional*): Cache folder, by default `$HF_EFFPT_CACHE` or `~/.cache/hf_effpt`.
-        num_proc (`int`, *optional*): 1 for one thread; by default the tokenizer uses every core.
+        num_proc (`int`, *optional*): Threads that tokenise; by default the tokenizer uses every core.
         seed (`int`, *optional*, defaults to 0): Seed of the documents held out.
 
     Returns:
@@ -78,8 +80,8 @@ def pack(
         raise EffptError(f"sequence_length={sequence_length} leaves no room for text; it must be at least 8.")
     if num_proc is not None and num_proc < 1:
         raise EffptError(f"num_proc={num_proc} must be at least 1, or None for every core.")
-    corpus = open_corpus(corpus)
-    validation = open_validation(validation, corpus)
+    corpus = open_corpus(corpus, cache_dir=cache_dir)
+    validation = open_validation(validation, corpus, cache_dir)
     share = None if isinstance(validation, Corpus) else validation
     settings = _Settings(tokenizer, sequence_length, isolate_documents, cache_folder(cache_dir), num_proc)
     training = _Packing(corpus, settings, share, seed, kept)
@@ -87,11 +89,12 @@ def pack(
     if isinstance(validation, Corpus):
         aside = _Packing(validation, settings)
         packed["validation"], held_out_keys = aside.load()["train"], aside.keys("train")
-        told = facts(packed["validation"])
-        add_facts(packed["train"], held_out={key: told[key] for key in ("dataset", "documents", "bytes", "tokens")})
+        told, keys = facts(packed["validation"]), ("dataset", "documents", "bytes", "tokens", "documents_by")
+        add_facts(packed["train"], held_out={key: told[key] for key in keys if key in told})
     if "validation" in packed:
         report_held_out(packed["train"])
-        report_doubles(packed["train"], training.keys("train"), held_out_keys, settings.cache)
+        apart = validation if isinstance(validation, Corpus) else None
+        report_doubles(packed["train"], training.keys("train"), held_out_keys, settings.cache, apart)
     return packed
 
 
@@ -120,6 +123,55 @@ def pack_lengths(corpus: Any, tokenizer, lengths: Sequence[int], **settings: Any
     return every
 
 
+def share_held_out(
+    corpus: Corpus,
+    tokenizer,
+    share: float,
+    *,
+    sequence_length: int = 128,
+    isolate_documents: bool = False,
+    seed: int = 0,
+    cache_dir: str | os.PathLike | None = None,
+) -> float:
+    """The share of the text that `pack` holds out: `share`, or what it has to be raised to for a whole row.
+
+    Documents are selected beside those held out, so this is to be known before. It reads sizes, and tokenises as many
+    of the documents as a row needs; the arguments are those of [`pack`].
+    """
+    settings = _Settings(tokenizer, sequence_length, isolate_documents, cache_folder(cache_dir), num_proc=1)
+
+    def decide(target: Path) -> None:
+        sizes_N, found = document_sizes(corpus.parts()), share
+        for found in raised_shares(share):
+            aside_N = held_out(lambda: [sizes_N], found, seed)
+            if _fills_row(settings, corpus, aside_N):
+                break
+        (target / "share.json").write_text(json.dumps(found))
+        corpus.check_unchanged()
+
+    def load(folder: Path) -> float:
+        return float(json.loads((folder / "share.json").read_text()))
+
+    key = _hash([corpus.fingerprint, settings.key, share, seed])
+    return load(build_once(settings.cache / "held_out" / key, decide, load))
+
+
+def _fills_row(settings: "_Settings", corpus: Corpus, chosen_N: np.ndarray) -> bool:
+    """`True` if the chosen documents make a row; they are tokenised until they do."""
+    number = tokens = documents = of_this = 0
+    goes_on = False
+    for part in corpus.parts():
+        if chosen_N[number]:
+            of_this += len(settings.encoder.encode_parts([part], goes_on)[0])
+            if settings.makes_row(tokens + of_this, documents):
+                return True
+        goes_on = isinstance(part, Part)
+        if not goes_on:
+            tokens, documents = tokens + of_this, documents + (of_this > 0)
+            number, of_this = number + 1, 0
+    return settings.makes_row(tokens, documents)
+
+
 class _Settings:
     """Everything that determines rows, except the text and its held-out and selected documents."""
 
@@ -132,6 +184,10 @@ class _Settings:
 
     def builder(self) -> StreamRows | IsolatedRows:
         return (IsolatedRows if self.isolated else StreamRows)(self.sequence_length, self.ids, self.dtype)
+
+    def makes_row(self, tokens: int, documents: int) -> bool:
+        """`True` if documents of so many tokens fill a row, or isolated ones begin one."""
+        return tokens + documents >= (1 if self.isolated else self.sequence_length - 2)
 
 
 @dataclass
@@ -206,27 +262,33 @@ class _Packing:
 
     def _choose(self, text: TokenFile) -> tuple[dict[str, np.ndarray], dict[str, Count]]:
         """Documents of each split, and their numbers; holds out a larger share if what is asked for makes no row."""
-        share = self.share
-        while True:
+        for share in (None,) if self.share is None else raised_shares(self.share):
             aside = held_out(text.sizes, share, self.seed)
             chosen = {"train": ~aside if self.kept is None else ~aside & self.kept.chosen_N, "validation": aside}
             counted = {split: text.count(documents) for split, documents in chosen.items()}
             if not self._makes_row(counted["train"]):
                 self._refuse(counted["train"].bytes)
             if share is None or self._makes_row(counted["validation"]):
+                self._check_beside(aside, share)
                 return chosen, counted
-            if share >= 0.5:
-                raise EffptError(
-                    f"The dataset {self.corpus.name!r} is too small to hold out validation={self.share:.3g} of it: "
-                    f"of its {text.documents} documents, none that leave half of the text make a whole row. Add text, "
-                    "cut a .txt file into smaller documents with data.documents, or set validation to a dataset or "
-                    "None."
-                )
-            share = min(2 * share, 0.5)
+        raise EffptError(
+            f"The dataset {self.corpus.name!r} is too small to hold out validation={self.share:.3g} of it: of its "
+            f"{text.documents} documents, none that leave half of the text make a whole row. Add text, cut a .txt "
+            "file into smaller documents with data.documents, or set validation to a dataset or None."
+        )
 
     def _makes_row(self, count: Count) -> bool:
-        """`True` if documents fill a row, or isolated ones begin one."""
-        return count.tokens + count.documents >= (1 if self.settings.isolated else self.settings.sequence_length - 2)
+        return self.settings.makes_row(count.tokens, count.documents)
+
+    def _check_beside(self, aside: np.ndarray, share: float | None) -> None:
+        """Raises an `EffptError` if documents were selected beside other held-out ones than these."""
+        before = None if self.kept is None else self.kept.held_out_N
+        if before is not None and not np.array_equal(before, aside):
+            raise EffptError(
+                f"`kept` was selected beside {before.sum():,} held-out documents of {self.corpus.name!r}, but "
+                f"validation={self.share} holds out {aside.sum():,}, not all the same: those would be in neither "
+                f"split, and their doubles in the training rows. Select with validation={share}."
+            )
 
     def _write(self, text: TokenFile, target: Path, chosen: dict[str, np.ndarray]) -> dict[str, RowWriter]:
         """Writes the rows of the documents chosen for each split."""

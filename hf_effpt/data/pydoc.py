@@ -23,19 +23,20 @@ from hf_effpt.data.file_readers import Source
 FORMAT = 1
 # Test suites hold little prose, vendored copies and caches none that is not found elsewhere.
 SKIPPED = {"test", "tests", "__pycache__", "_vendor", "vendored", "site-packages", "dist-packages", "idlelib"}
+TABLE = "docstrings.parquet"
 SCHEMA = pa.schema([("package", pa.string()), ("module", pa.string()), ("text", pa.string())])
 
 
-def open_pydoc() -> Source:
+def open_pydoc(cache_dir: str | os.PathLike | None = None) -> Source:
     """Reader, fingerprint and size; a document is one module's docstrings, joined by blank lines."""
-    path = _extracted()
+    path = _extracted(cache_dir)
 
     def read() -> Iterator[str]:
         for _, rows in groupby(_rows(path), key=lambda row: row["module"]):
             yield "\n\n".join(row["text"] for row in rows)
 
     num_bytes = sum(len(row["text"].encode()) for row in _rows(path))
-    return read, lambda: content_hash([path]), num_bytes
+    return read, lambda: content_hash([path], cache_dir), num_bytes
 
 
 def labelled_docstrings() -> Iterator[tuple[str, str]]:
@@ -50,13 +51,17 @@ def _rows(path: Path) -> Iterator[dict[str, str]]:
             yield from batch.to_pylist()
 
 
-def _extracted() -> Path:
+def _extracted(cache_dir: str | os.PathLike | None = None) -> Path:
     """Cached table of docstrings; its key is the installed packages and the number of source files."""
     sources = _sources()
     installed = sorted({f"{distribution.name}=={distribution.version}" for distribution in distributions()})
     key = hashlib.sha256(repr((FORMAT, sys.version, installed, len(sources))).encode()).hexdigest()[:16]
-    folder = build_once(cache_folder() / "pydoc" / key, lambda target: _extract(sources, target))
-    return folder / "docstrings.parquet"
+    folder = build_once(
+        cache_folder(cache_dir) / "pydoc" / key,
+        lambda target: _extract(sources, target),
+        lambda target: pq.read_metadata(target / TABLE),
+    )
+    return folder / TABLE
 
 
 def _extract(sources: list[tuple[str, str, Path]], target: Path) -> None:
@@ -77,7 +82,7 @@ def _extract(sources: list[tuple[str, str, Path]], target: Path) -> None:
             "builtin:pydoc found no English docstring in the installed packages (sources stripped?). Pass your own "
             "text as data.dataset."
         )
-    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), target / "docstrings.parquet", compression="zstd")
+    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), target / TABLE, compression="zstd")
 
 
 def _sources() -> list[tuple[str, str, Path]]:

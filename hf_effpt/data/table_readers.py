@@ -8,12 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hf_effpt.core.errors import EffptError, first_line
-from hf_effpt.data.text_stream import CHUNK_BYTES, lines_of
+from hf_effpt.data.text_stream import CHUNK_BYTES, RECORD_CHARACTERS, lines_of, too_long
 
 
 def read_csv(path: Path, text_column: str) -> Iterator[str]:
     """Yields the column `text_column` of comma-separated values, whose first row names the columns."""
-    csv.field_size_limit(max(csv.field_size_limit(), 2**31 - 1))  # 131,072 characters are too few for documents
+    csv.field_size_limit(max(csv.field_size_limit(), RECORD_CHARACTERS))  # 131,072 are too few for documents
     rows = csv.reader((line for _, line in lines_of(path)), strict=True)
     try:
         columns = next(rows, [])
@@ -28,6 +28,8 @@ def read_csv(path: Path, text_column: str) -> Iterator[str]:
             if row:
                 yield row[place]
     except csv.Error as error:
+        if "field limit" in str(error):
+            raise too_long(f"{path}, line {rows.line_num}") from error
         raise EffptError(f"{path}, line {rows.line_num}: not valid CSV ({error}); correct it there.") from error
 
 

@@ -16,24 +16,43 @@ logger = logging.getLogger(__name__)
 
 # Spellings of a split in names of folders and files, as `datasets` reads them.
 SPLITS = {word: str(split) for split, words in SPLIT_KEYWORDS.items() for word in words}
+# A shard in `data/`, which has the name of any split.
+SHARD = re.compile(r"(\w+(?:\.\w+)*)-\d{5}-of-\d{5}.*\.")
 LISTED = 5  # files that a warning names
 
 
 def files_of_pattern(pattern: Path) -> list[Path]:
-    """Files that match, in sorted order; raises an `EffptError` if there are none."""
-    files = sorted(Path(name) for name in glob.glob(str(pattern), recursive=True) if Path(name).is_file())
+    """Files that match, in sorted order, each once, however many links lead to it.
+
+    The metadata of a dataset is left out, unless the pattern names it. A warning lists what matches and is not read.
+    Raises an `EffptError` if there is nothing else.
+    """
+    found = sorted(Path(name) for name in glob.glob(str(pattern), recursive=True) if Path(name).is_file())
+    left_out = [path for path in found if path.name in FILES_TO_IGNORE and path.name != pattern.name]
+    real: dict[Path, Path] = {}
+    for path in sorted(set(found) - set(left_out), key=lambda path: (path.absolute() != path.resolve(), path)):
+        real.setdefault(path.resolve(), path)
+    files = sorted(real.values())
     if not files:
         raise EffptError(f"No file matches {str(pattern)!r} (seen from {Path.cwd()}).")
+    if not_read := [str(path) for path in found if path not in files]:
+        logger.warning(
+            "Files that match %s and are not read, as metadata of a dataset or links to files read before: %s%s",
+            pattern,
+            ", ".join(not_read[:LISTED]),
+            f" and {len(not_read) - LISTED:,} more" if len(not_read) > LISTED else "",
+        )
     return files
 
 
-def files_of_folder(folder: Path, split: str) -> list[Path]:
-    """Readable files below a folder, in sorted order.
+def files_of_folder(folder: Path, split: str) -> tuple[list[Path], bool]:
+    """Readable files below a folder, in sorted order, and `True` if they are of a split.
 
-    Splits are told apart as `datasets` does: if some folders below are named after splits (`train/`, `wiki-valid/`),
-    only files in those of `split` are read; else, if some files are (`train-00000.txt`), only those of `split`; else
-    all. Names that begin with `.` or `__` are left out, and so is the metadata of a dataset. A warning lists all other
-    files that are not read.
+    Splits are told apart as `datasets` does: if files are named as shards on the Hub are, by whatever they call it
+    (`data/{split}-00000-of-00001.parquet`); else, if some folders below are named after splits (`train/`,
+    `wiki-valid/`), only files in those of `split` are read; else, if some files are (`train-00000.txt`), only those of
+    `split`; else all. Names that begin with `.` or `__` are left out, and so is the metadata of a dataset. A warning
+    lists all other files that are not read.
 
     Raises an `EffptError` if there is no such file.
     """
@@ -47,7 +66,9 @@ def files_of_folder(folder: Path, split: str) -> list[Path]:
             f"The folder {folder} has no readable text: it holds {listing}, needed is one of {SUPPORTED}."
         )
     parts = {path: path.relative_to(folder).parts for path in files}
-    splits = {path: _split_among(parts[path][:-1]) for path in files}
+    splits = {path: _split_of_shard(parts[path]) for path in files}
+    if not any(splits.values()):
+        splits = {path: _split_among(parts[path][:-1]) for path in files}
     if not any(splits.values()):
         splits = {path: _split_among(parts[path][-1:]) for path in files}
     named = sorted({of for of in splits.values() if of})
@@ -61,7 +82,7 @@ def files_of_folder(folder: Path, split: str) -> list[Path]:
         )
     if left_out or links:
         logger.warning("%s", _not_read(folder, sorted(left_out), links))
-    return files
+    return files, bool(named)
 
 
 def _below(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -81,6 +102,11 @@ def _below(folder: Path) -> tuple[list[Path], list[Path]]:
         else:
             links.append(path)
     return sorted(own), sorted(links)
+
+
+def _split_of_shard(parts: tuple[str, ...]) -> str | None:
+    found = SHARD.match(parts[1]) if len(parts) == 2 and parts[0] == "data" else None
+    return SPLITS.get(found[1], found[1]) if found else None
 
 
 def _split_among(names: tuple[str, ...]) -> str | None:

@@ -14,6 +14,8 @@ from hf_effpt.core.errors import EffptError
 
 CHUNK_BYTES = 2**20  # read at a time
 PACKED = (".gz", ".zst")
+# Longest record of .jsonl, .json or .csv; reading one takes up to 13 bytes of memory a character.
+RECORD_CHARACTERS = 2**27
 
 
 @contextmanager
@@ -36,16 +38,29 @@ def opened(path: Path) -> Iterator[BinaryIO]:
 
 
 def lines_of(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines."""
+    """Numbered lines; raises an `EffptError` for one that is too long to be held in memory."""
     held: list[str] = []
-    number = 1
+    number, size = 1, 0
     for string in strings_of(path):
         held.append(string)
+        size += len(string)
+        if size > RECORD_CHARACTERS:
+            raise too_long(f"{path}, line {number}")
         if string.endswith("\n"):
-            yield number, "".join(held)
-            held, number = [], number + 1
+            line = held[0] if len(held) == 1 else "".join(held)
+            held.clear()  # not held twice while it is used
+            yield number, line
+            number, size = number + 1, 0
     if held:
         yield number, "".join(held)
+
+
+def too_long(where: str) -> EffptError:
+    """Error for a record, which is read whole, of more than [`RECORD_CHARACTERS`]."""
+    return EffptError(
+        f"{where}: this record has more than {RECORD_CHARACTERS:,} characters, but is held in memory whole. Cut it "
+        "into several, or write its text to a .txt file, of which documents may have any length."
+    )
 
 
 def strings_of(path: Path) -> Iterator[str]:

@@ -1,14 +1,25 @@
 """Statistics of a tokenizer on text: fertility, bytes per token, unknown characters."""
 
+import hashlib
+import json
+import os
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from tokenizers import Tokenizer
 
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.files import read_json, write_json
+from hf_effpt.data.cache import build_once, cache_folder
+from hf_effpt.data.corpus import Corpus
+from hf_effpt.data.text_sample import sample_of
 from hf_effpt.data.vocabulary import text_backend
+
+# To be raised when the same text and tokenizer give another report.
+FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -65,6 +76,24 @@ def tokenizer_report(tokenizer, texts: Iterable[str], *, max_bytes: int = 4 * 2*
         bytes_per_token=size / tokens,
         strip_accents=_loses(backend, "é"),
     )
+
+
+def report_of_corpus(
+    tokenizer, corpus: Corpus, *, max_bytes: int = 2**20, cache_dir: str | os.PathLike | None = None
+) -> TokenizerReport:
+    """Measures a tokenizer on text from all over a corpus; the result is cached, since this takes a pass over it."""
+
+    def measure(target: Path) -> None:
+        write_json(target / "report.json", asdict(tokenizer_report(tokenizer, sample_of(corpus, max_bytes))))
+        corpus.check_unchanged()
+
+    def load(folder: Path) -> TokenizerReport:
+        return TokenizerReport(**read_json(folder / "report.json"))
+
+    parts = [FORMAT, corpus.fingerprint, max_bytes, len(tokenizer), tokenizer.unk_token_id]
+    parts.append(text_backend(tokenizer).to_str())
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+    return load(build_once(cache_folder(cache_dir) / "reports" / key, measure, load))
 
 
 def _loses(backend: Tokenizer, character: str) -> bool:

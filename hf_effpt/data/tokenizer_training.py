@@ -2,18 +2,30 @@
 
 import json
 import os
+import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import chain
 from typing import Any
 
 import numpy as np
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import BertTokenizer, PreTrainedTokenizerFast
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.random import indexed
-from hf_effpt.data.corpus import Corpus, open_corpus
+from hf_effpt.data.corpus import open_corpus
+from hf_effpt.data.docstrings import is_english
+from hf_effpt.data.text_sample import sample_of
 from hf_effpt.data.words import parts_words
 
 # The ids of BERT's special tokens are their places here.
@@ -24,10 +36,19 @@ MIN_VOCAB_SIZE = {"wordpiece": 256, "bpe": 320}
 ALPHABET, COVERAGE = 1000, 0.9995
 # Text counts as English if this share of its words is "the", and of its letters ASCII.
 THE, ASCII = 0.02, 0.995
+# English text may hold such a share of another language with accents: lists of names, a few quotations. It is looked
+# for in lines together of at least so many characters, as many as tell a language.
+FOREIGN, TELLING = 0.005, 128
+# Joiners and separators of no width; and what else BERT's normalizer drops: control signs and marks of direction.
+JOINERS = range(0x200B, 0x200E)
+CONTROLS = (
+    "[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f-\\x9f\\u00ad\\u200e\\u200f\\u202a-\\u202e\\u2060-\\u2064\\ufeff\\ufffd]"
+)
+# Characters that BERT's tokenizer takes for a word, at most; and the share of text with joiners, or with longer ones,
+# from which on a tokenizer keeps them.
+LONGEST, MARKED = 100, 1e-3
 # To be raised when equal text and settings give another tokenizer.
-FORMAT = 2
-# Separates the documents sampled here from those a seed holds out for validation.
-SAMPLE_SEED = 0x746F6B
+FORMAT = 3
 
 
 def train_tokenizer(
@@ -55,9 +76,10 @@ def train_tokenizer(
         lowercase (`bool`, *optional*, defaults to `True`): If `True`, folds upper case.
         strip_accents (`bool`, *optional*): If `True`, letters lose their accents, and most scripts of Asia their vowel
             and tone marks. By default only a lowercasing WordPiece tokenizer does so, as BERT's, and only for English
-            text (2 % of its words are "the", and 99.5 % of its letters ASCII) or text that has none.
+            text (2 % of its words are "the", 99.5 % of its letters are ASCII, and at most 0.5 % of it is in another
+            language with accents) or text that has none.
         out (`str`, *optional*): Folder to save the tokenizer in, for `AutoTokenizer.from_pretrained`.
-        max_bytes (`int`, *optional*, defaults to 64 MiB): Approximate size of the sample of documents to train on.
+        max_bytes (`int`, *optional*, defaults to 64 MiB): Size of the sample to train on, from all over the text.
         model_max_length (`int`, *optional*, defaults to 512): Longest input, in tokens, that the tokenizer announces:
             the length of the rows that its model is trained on.
 
@@ -72,30 +94,13 @@ def train_tokenizer(
             f"vocab_size={vocab_size} must be a multiple of 64 and at least {MIN_VOCAB_SIZE[kind]} for a {kind} "
             f"tokenizer. The nearest that fits is {fit}."
         )
-    # Long documents come in parts, so that memory does not depend on how the text is cut.
-    texts = list(_sample(open_corpus(corpus).in_parts(), max_bytes))
+    # In pieces of similar size, so that neither memory nor time depend on how the text is cut.
+    texts = sample_of(open_corpus(corpus), max_bytes)
     train = _train_wordpiece if kind == "wordpiece" else _train_bpe
     tokenizer = train(texts, vocab_size, lowercase, strip_accents, model_max_length)
     if out is not None:
         tokenizer.save_pretrained(out)
     return tokenizer
-
-
-def _sample(corpus: Corpus, max_bytes: int) -> Iterator[str]:
-    """About `max_bytes` of documents: spread over a corpus of known size, else its beginning."""
-    share = min(1.0, max_bytes / corpus.num_bytes) if corpus.num_bytes else 1.0
-    used = 0
-    for index, text in enumerate(corpus.texts()):
-        # The first document is always read: a corpus of one large document has a small share too.
-        if index and share < 1 and indexed(np.array([index]), SAMPLE_SEED)[0] >= share:
-            continue
-        size = len(text.encode())
-        if used + size > max_bytes:
-            text = text[: max_bytes - used]
-        yield text
-        used += size
-        if used >= max_bytes:
-            return
 
 
 def _train_wordpiece(
@@ -104,14 +109,24 @@ def _train_wordpiece(
     counts = _counts(texts)
     english = _is_english(texts, counts)
     if strip_accents is None:
-        strip_accents = lowercase and (english or not any(map(_has_accent, _falling(counts))))
+        accented = [character for character in _falling(counts) if _has_accent(character)]
+        plain = not accented or (english and _foreign_share(texts, accented) <= FOREIGN)
+        strip_accents = lowercase and plain
     # As BERT's normalizer has it, accents go with upper case unless it is told otherwise.
     told = None if strip_accents == lowercase else strip_accents
     normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=told)
+    splitter, own = pre_tokenizers.BertPreTokenizer(), not english and (_has_joiners(counts) or _has_long_runs(texts))
+    if own:
+        normalizer = normalizers.Sequence(
+            [
+                normalizers.Replace(Regex(CONTROLS), ""),
+                normalizers.BertNormalizer(clean_text=False, lowercase=lowercase, strip_accents=told),
+            ]
+        )
+        splitter = pre_tokenizers.Sequence([splitter, pre_tokenizers.Split(Regex(f".{{1,{LONGEST}}}"), "isolated")])
     normalized = [normalizer.normalize_str(text) for text in texts]
     counts = _counts(normalized)
     alphabet = _alphabet(counts, min(ALPHABET, vocab_size // 4), room=vocab_size * 3 // 4)
-    splitter = pre_tokenizers.BertPreTokenizer()
     inner = [f"##{letter}" for letter in alphabet if not parts_words(letter)]
     if english:  # such vocabularies stay as they were when Chinese characters had forms that never occur
         inner = [f"##{letter}" for letter in alphabet if len(splitter.pre_tokenize_str(f"a{letter}a")) == 1]
@@ -132,6 +147,10 @@ def _train_wordpiece(
     rarer = [letter for letter in _falling(counts) if letter not in known]
     forms = [[letter] if parts_words(letter) else [letter, f"##{letter}"] for letter in rarer]
     vocab = _fill(trained.get_vocab(), vocab_size, chain.from_iterable(forms))
+    if own:  # loading a BertTokenizer makes BERT's normalizer anew
+        trained.model, trained.normalizer = models.WordPiece(vocab=vocab, unk_token="[UNK]"), normalizer
+        trained.decoder = decoders.WordPiece()
+        return _fast_tokenizer(trained, "[MASK]", model_max_length)
     return BertTokenizer(vocab=vocab, do_lower_case=lowercase, strip_accents=told, model_max_length=model_max_length)
 
 
@@ -156,6 +175,26 @@ def _has_accent(character: str) -> bool:
     return unicodedata.category(character) == "Mn" or unicodedata.normalize("NFD", character) != character
 
 
+def _has_joiners(counts: np.ndarray) -> bool:
+    """`True` for text with joiners and separators of no width in it, which BERT's normalizer drops as control signs.
+
+    Persian, Malayalam or Sinhala are spelled with them, and Khmer parts its words so.
+    """
+    return counts[list(JOINERS)].sum() > MARKED * counts.sum()
+
+
+def _has_long_runs(texts: list[str]) -> bool:
+    """`True` for text with runs of over 100 characters that nothing parts, words unknown to BERT's tokenizer.
+
+    Thai, for example, has a space only between its sentences.
+    """
+    found, splitter = re.compile(rf"\S{{{LONGEST + 1}}}"), pre_tokenizers.BertPreTokenizer()
+    lengths = (
+        last - first for text in texts if found.search(text) for _, (first, last) in splitter.pre_tokenize_str(text)
+    )
+    return sum(length for length in lengths if length > LONGEST) > MARKED * sum(map(len, texts))
+
+
 def _is_english(texts: list[str], counts: np.ndarray) -> bool:
     """`True` for text that is nearly all English, by its commonest word and its letters."""
     letters = sum(counts[ord(character)] for character in _falling(counts) if character.isalpha())
@@ -164,6 +203,22 @@ def _is_english(texts: list[str], counts: np.ndarray) -> bool:
     words = sum(1 + text.count(" ") + text.count("\n") for text in texts)
     the = sum(text.lower().count(" the ") for text in texts)
     return the >= max(1, THE * words) and ascii_letters >= ASCII * letters
+
+
+def _foreign_share(texts: list[str], accented: list[str]) -> float:
+    """Share of a text that has letters with accents in it and is not English, in lines of [`TELLING`] characters."""
+    found, size = re.compile(f"[{re.escape(''.join(accented))}]"), 0
+    for text in texts:
+        if not found.search(text):
+            continue
+        lines: list[str] = []
+        for line in text.splitlines():
+            if lines and len(lines[-1]) < TELLING:
+                lines[-1] += f" {line}"
+            else:
+                lines.append(line)
+        size += sum(len(line) for line in lines if found.search(line) and not is_english(line))
+    return size / max(1, sum(map(len, texts)))
 
 
 def _alphabet(counts: np.ndarray, limit: int, room: int = 0) -> list[str]:
@@ -200,6 +255,11 @@ def _train_bpe(
     model = json.loads(backend.to_str())["model"]
     merges = [tuple(merge) for merge in model["merges"]]
     backend.model = models.BPE(vocab=_fill(model["vocab"], vocab_size), merges=merges)
+    return _fast_tokenizer(backend, mask, model_max_length)
+
+
+def _fast_tokenizer(backend: Tokenizer, mask: str | AddedToken, model_max_length: int) -> PreTrainedTokenizerFast:
+    """A tokenizer that is loaded with all the parts of `backend`, with BERT's special tokens and forms of input."""
     backend.post_processor = processors.TemplateProcessing(
         single="[CLS]:0 $A:0 [SEP]:0",
         pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",

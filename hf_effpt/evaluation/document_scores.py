@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Iterator
-from itertools import compress, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from hf_effpt.data.document_meter import document_sizes
 from hf_effpt.data.document_selection import Kept, SelectSettings
 from hf_effpt.data.encoding import TextEncoder
 from hf_effpt.data.holding_out import held_out
+from hf_effpt.data.long_documents import Part, beginnings, chosen_of
 from hf_effpt.data.masking import DataCollatorForMaskedLM
 from hf_effpt.data.vocabulary import special_ids
 from hf_effpt.models.masked_lm import token_loss
@@ -40,7 +41,7 @@ from .stock_checkpoint import config_of, discriminates, load, load_pretrained, r
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2  # to be raised when the same settings choose other documents
+FORMAT = 3  # to be raised when the same settings choose other documents
 ROWS, LENGTH = 4, 128  # a document is scored by this many of its first rows, of at most this many tokens
 CHARACTERS = 16  # more than a token has on average, so longer texts are cut before they are tokenised
 MOST, OFTEN = 0.5, 0.01  # implausible shares of duplicates among pairs: of all documents, and of those left
@@ -62,21 +63,25 @@ def select_documents(
     the facts hold the share of all pairs of documents that are duplicates, `alike`, and of those left (in different
     clusters), `left_alike`; above 0.5 and 0.01 a warning is logged.
 
-    `validation` and `cache_dir` are those of [`pack`]. Raises an `EffptError` if the model is missing or unsuitable,
-    datasketch is needed and not installed, or nothing is left.
+    `validation` and `cache_dir` are those of [`pack`], which may have to raise a share, to what [`share_held_out`]
+    says. Raises an `EffptError` if the model is missing or unsuitable, datasketch is needed and not installed, or
+    nothing is left.
     """
-    if settings.deduplicate == "near":
-        rules.require_datasketch()
     weights = check_model(settings)
     asked = {key: value for key, value in settings.settings().items() if key != "model"}
     apart = validation.fingerprint if isinstance(validation, Corpus) else validation
     key = hashlib.sha256(json.dumps([FORMAT, corpus.fingerprint, asked, weights, apart]).encode()).hexdigest()[:32]
 
-    def load(folder: Path) -> tuple[np.ndarray, dict[str, Any]]:
-        return np.load(folder / "kept.npy"), read_json(folder / "facts.json")
+    def load(folder: Path) -> tuple[np.ndarray, dict[str, Any], np.ndarray | None]:
+        aside = folder / "held_out.npy"  # older versions did not write it
+        return (
+            np.load(folder / "kept.npy"),
+            read_json(folder / "facts.json"),
+            np.load(aside) if aside.exists() else None,
+        )
 
     target = cache_folder(cache_dir) / "selected" / key
-    chosen_N, known = load(build_once(target, lambda new: _select(corpus, settings, validation, new), load))
+    chosen_N, known, aside_N = load(build_once(target, lambda new: _select(corpus, settings, validation, new), load))
     if known.get("alike", 0.0) > MOST or known.get("left_alike", 0.0) > OFTEN:
         logger.warning(
             "`data.select` takes about %.0f %% of all pairs of documents for doubles at `similarity` %s, and %.0f %% "
@@ -85,14 +90,16 @@ def select_documents(
             100 * known["alike"], settings.similarity, 100 * known["left_alike"], settings.model,
         )  # fmt: skip
     known |= settings.settings() | ({} if weights is None else {"weights": weights})
-    return Kept(chosen_N, known)
+    return Kept(chosen_N, known, aside_N)
 
 
 def check_model(settings: SelectSettings) -> str | None:
     """Checks the model that scores documents; returns a hash of its weights, or `None` if no model is needed.
 
-    Raises an `EffptError` if the model is missing, or cannot give what the settings need.
+    Raises an `EffptError` if the model is missing, or cannot give what the settings need, or if datasketch is.
     """
+    if settings.deduplicate == "near":
+        rules.require_datasketch()
     if settings.model is None:
         return None
     folder, fault = Path(settings.model), None
@@ -124,11 +131,14 @@ def _select(corpus: Corpus, settings: SelectSettings, validation: float | Corpus
     documents = int(chosen_N.sum())
 
     def texts(what: str) -> Iterator[str]:
-        left = compress(corpus.texts(), chosen_N)
-        return iter(tqdm(left, total=int(chosen_N.sum()), desc=what, unit=" documents", disable=None))
+        bar = tqdm(total=int(chosen_N.sum()), desc=what, unit=" documents", disable=None)
+        with bar:
+            for part in chosen_of(corpus.parts(), chosen_N):
+                yield part
+                bar.update(not isinstance(part, Part))
 
     def kept_apart() -> Iterator[str]:
-        return validation.texts() if isinstance(validation, Corpus) else compress(corpus.texts(), aside_N)
+        return validation.parts() if isinstance(validation, Corpus) else chosen_of(corpus.parts(), aside_N)
 
     if settings.deduplicate == "exact":
         chosen_N[chosen_N] = rules.without_exact(texts("Comparing"), kept_apart())
@@ -152,6 +162,7 @@ def _select(corpus: Corpus, settings: SelectSettings, validation: float | Corpus
             "train on; add text, raise `keep`, or name a `model` whose losses are numbers."
         )
     np.save(target / "kept.npy", chosen_N)
+    np.save(target / "held_out.npy", aside_N)
     known = {"documents": documents, "kept": kept, "seconds": time.perf_counter() - began, **alike}
     write_json(target / "facts.json", known)
     corpus.check_unchanged()
@@ -229,8 +240,9 @@ def _groups(
 ) -> Iterator[tuple[int, Iterator[tuple[list[int], list[np.ndarray]]]]]:
     """Groups of documents: their number, and batches of rows of similar length, each with its document's place."""
     length = min(LENGTH, readable_length(model, tokenizer))
-    ids, encoder, texts = special_ids(tokenizer), TextEncoder(tokenizer, np.dtype(np.int64)), iter(texts)
-    while group := [text[: ROWS * length * CHARACTERS] for text in islice(texts, GROUP)]:
+    ids, encoder = special_ids(tokenizer), TextEncoder(tokenizer, np.dtype(np.int64))
+    begun = beginnings(texts, ROWS * length * CHARACTERS)
+    while group := [*islice(begun, GROUP)]:
         rows = [
             (place, np.concatenate([[ids.cls], tokens[first : first + length - 2], [ids.sep]]))
             for place, tokens in enumerate(encoder.encode(group))

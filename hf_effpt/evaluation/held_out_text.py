@@ -82,11 +82,19 @@ def held_out_text(folder: Path, tokenizer: PreTrainedTokenizerFast, text: str | 
             f"{folder} does not say what text its run held out (no recipe in run.json); name some by `--text`."
         )
     dataset, validation = settings["dataset"], _validation_in(settings)
-    for source in (*(parts_of_mixture(dataset)[0] if isinstance(dataset, list) else [dataset]), validation):
-        if isinstance(source, str):
-            _check_source(source, folder)
-    reading = {key: settings[key] for key in ("text_column", "split", "streaming", "documents") if key in settings}
-    corpus = open_corpus(dataset, **reading)
+    for sources in (dataset, validation):
+        for source in parts_of_mixture(sources)[0] if isinstance(sources, list) else [sources]:
+            if isinstance(source, str):
+                _check_source(source, folder)
+    # Cut as then, whatever would be guessed now.
+    told, asked = run.get("data") or {}, settings.get("documents")
+    reading = {key: settings[key] for key in ("text_column", "streaming", "cache_dir") if key in settings}
+    corpus = open_corpus(
+        dataset, split=settings.get("split", "train"), documents=asked or told.get("documents_by"), **reading
+    )
+    if isinstance(validation, str | list):
+        cut = asked or (told.get("held_out") or {}).get("documents_by")
+        validation = open_corpus(validation, split="validation", documents=cut, **reading)
     rows = pack(corpus, tokenizer, validation=validation, sequence_length=length, **packing)
     if "validation" not in rows:
         raise EffptError(f"The run of {folder} held out no text; name some by `--text`.")
@@ -142,9 +150,11 @@ def _check_source(dataset: str, folder: Path) -> None:
     logger.warning("%s is no folder here; asking the Hub for a dataset of that name", dataset)
 
 
-def _validation_in(settings: dict[str, Any]) -> float | str | None:
+def _validation_in(settings: dict[str, Any]) -> float | str | list[Any] | None:
     """`data.validation` as `pack` takes it."""
     wanted = settings.get("validation", "0.01")
+    if isinstance(wanted, list):
+        return wanted
     try:
         return float(wanted) or None
     except ValueError:

@@ -46,6 +46,7 @@ class EffptMixin:
     pretrains: ClassVar[bool] = False  # `True` if it learns from masked text, `False` if from the labels of a task
     main_loss_name: ClassVar[str | None] = None  # the metric that judges a model whose loss has several parts
     training_only: ClassVar[tuple[str, ...]] = ()  # prefixes of parameters and buffers that are not exported
+    continued = False  # `True` if its weights were trained elsewhere, on rows of a length that it does not know
     accepts_loss_kwargs = False  # the stock loss is a micro-batch mean, which the Trainer divides by the accumulation
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
@@ -141,6 +142,7 @@ class EffptMixin:
     def after_loading(self) -> None:
         """Adapts the model to weights that were loaded into it."""
         if self._without_ledger:
+            self.continued = True
             for method in self.methods:
                 method.adopt(self.backbone)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 
-from hf_effpt.data.document_layout import BLOCK, DocumentLayout
+from hf_effpt.core.document_layout import BLOCK, DocumentLayout
 
 LEAST = 8 * BLOCK  # row length from which fewer products outweigh the copies that blocks take
 BAND = 64  # queries of a block in a layer with a window, besides which its keys are those within the window

@@ -16,7 +16,7 @@ from torch.nn.attention.varlen import varlen_attn
 
 from hf_effpt.core.anatomy import attention_of, dropouts_of, first_position, layer_types_of, layers_of
 from hf_effpt.core.depth import router_of
-from hf_effpt.data.document_layout import DocumentLayout
+from hf_effpt.core.document_layout import DocumentLayout
 
 from .document_blocks import LEAST, DocumentMask, bounds_on
 

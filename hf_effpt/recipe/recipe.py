@@ -5,7 +5,8 @@ Each section is one dataclass, so a recipe file, a command-line flag and a scrip
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from enum import Enum
 from functools import lru_cache
@@ -19,6 +20,7 @@ from hf_effpt.core.anatomy import first_position
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import write_atomically
 from hf_effpt.core.registry import build_methods, method_class, nearest
+from hf_effpt.core.settings import idle_error, idle_settings
 from hf_effpt.training.arguments import EffptTrainingArguments
 from hf_effpt.training.losses import check_changes
 
@@ -27,6 +29,7 @@ from .overrides import apply_overrides
 from .sections import key_of, parse_section, require
 from .settings import SECTIONS, DataSettings, ModelSettings
 
+logger = logging.getLogger(__name__)
 # Training arguments that readers look for first: written even if they have their default.
 ALWAYS_WRITTEN = frozenset(
     "output_dir budget per_device_train_batch_size gradient_accumulation_steps learning_rate lr_scheduler_type "
@@ -65,19 +68,21 @@ class Recipe:
         build_methods(self.methods, config)
         smoothing = {"training.label_smoothing_factor": self.training.label_smoothing_factor}
         check_changes(self.model.objective, smoothing)
-        self._check_lengths(config)
+        self.longest_row = config.max_position_embeddings - first_position(config)
+        self._check_lengths()
+        for key, value in _idle_beside_checkpoint(vars(self.data), self.model.from_).items():
+            raise idle_error("data", key, value, "`model.from` left out", {"model.from": self.model.from_})
         if self.data.add_tokens is not None and self.model.from_ is None:
             raise EffptError(
                 f"`data.add_tokens` is {self.data.words_to_add!r}, which adds to the vocabulary of a checkpoint; name "
                 "one in `model.from`, or set `data.vocab_size` of the tokenizer that is trained."
             )
 
-    def _check_lengths(self, config: Any) -> None:
-        """Raises `EffptError` if a model of this configuration, or the batch, does not suit the lengths of rows."""
+    def _check_lengths(self) -> None:
+        """Raises `EffptError` if the model, or the batch, does not suit the lengths of rows."""
         lengths, size = list(self.data.lengths.values()), self.training.per_device_train_batch_size
-        positions = config.max_position_embeddings - first_position(config)
-        needed = f"at most {positions}, the positions of the model (`model.max_position_embeddings`)"
-        require(lengths[-1] <= positions, "data.sequence_length", lengths[-1], needed)
+        needed = f"at most {self.longest_row}, the positions of the model (`model.max_position_embeddings`)"
+        require(lengths[-1] <= self.longest_row, "data.sequence_length", lengths[-1], needed)
         window = self.model.local_attention
         needed = f"at most `data.sequence_length`, {lengths[-1]}: no token of a row has neighbours that far away"
         require(window is None or window <= lengths[-1], "model.local_attention", window, needed)
@@ -106,6 +111,14 @@ class Recipe:
         if not isinstance(content, Mapping):
             raise EffptError(f"Recipe {source} holds {content!r}, but must have the sections {', '.join(SECTIONS)}.")
         sections = apply_overrides(content, overrides)
+        # What flags have made idle goes, and so does what older versions took and wrote into the recipe of a run.
+        before = {} if _is_resolved(content) else idle_in(content).get("data", {})
+        given = idle_in(apply_overrides({}, overrides), beside=sections).get("data", {})
+        idle = {key: value for key, value in idle_in(sections).get("data", {}).items() if key not in before | given}
+        for key, value in idle.items():
+            logger.warning("The recipe has `data.%s: %s`, which does nothing here and is left out", key, value)
+        if idle:
+            sections["data"] = {key: value for key, value in sections["data"].items() if key not in idle}
         for name in sections:
             if name not in SECTIONS:
                 raise EffptError(f"A recipe has no section `{name}`: {nearest(str(name), list(SECTIONS))}")
@@ -130,6 +143,54 @@ class Recipe:
         """Writes the resolved recipe as YAML."""
         text = yaml.safe_dump(self.resolved(), sort_keys=False, allow_unicode=True, default_flow_style=False)
         write_atomically(Path(path), text)
+
+
+def idle_in(sections: Mapping[str, Any], beside: Mapping[str, Any] | None = None) -> dict[str, dict[str, Any]]:
+    """Settings of the sections of a recipe that do nothing, by section and key; methods are not looked at.
+
+    They are judged beside all settings of the recipe `beside`, by default `sections`.
+    """
+    beside, found = sections if beside is None else beside, {}
+    for name, kind in SECTIONS.items():
+        values, every = ({} if not isinstance(of.get(name), Mapping) else dict(of[name]) for of in (sections, beside))
+        if kind is None or not values:
+            continue
+        names = {key_of(one.name): one.name for one in fields(kind)}
+        known = {names[key]: value for key, value in every.items() if key in names and value is not None}
+        idle = {key: known[key] for key in idle_settings(kind, known)}
+        if name == "data":
+            model = beside.get("model")
+            idle |= _idle_beside_checkpoint(known, model.get("from") if isinstance(model, Mapping) else None)
+        found[name] = {key_of(key): value for key, value in idle.items() if key_of(key) in values}
+    return found
+
+
+def check_heeded(data: DataSettings, heeded: Set[str], strict: bool = True) -> None:
+    """Raises an `EffptError`, or warns unless `strict`, if a setting has no effect on the sources of text.
+
+    `heeded` are those that do have one, as `Corpus.heeds` tells once a source is open.
+    """
+    needed = {"split": "splits", "streaming": "a download from the Hub", "text_column": "columns"}
+    for key, what in needed.items():
+        value = getattr(data, key)
+        if value != getattr(DataSettings, key) and key not in heeded:
+            error = idle_error("data", key, value, f"a `dataset` with {what}, unlike {data.dataset!r}")
+            if strict:
+                raise error
+            logger.warning("%s", error)
+
+
+def _idle_beside_checkpoint(data: Mapping[str, Any], source: str | None) -> dict[str, Any]:
+    """Settings of the section `data` that do nothing since the tokenizer is that of the checkpoint `source`."""
+    if source is None or data.get("tokenizer") is not None:
+        return {}
+    return {key: data[key] for key in idle_settings(DataSettings, {**data, "tokenizer": source}) if key != "tokenizer"}
+
+
+def _is_resolved(content: Mapping[str, Any]) -> bool:
+    """`True` if a recipe was written by a run, with its defaults."""
+    training = content.get("training")
+    return isinstance(training, Mapping) and training.keys() >= ALWAYS_WRITTEN - {"budget"}
 
 
 @lru_cache

@@ -36,6 +36,7 @@ OF_MODERNBERT = ("layer_types", "local_attention", "rotary_base")
 NEW = When(from_=None)  # a checkpoint has its own
 MODERN = When(backbone="modernbert", from_=None)
 GENERATED, CHOSEN = When(objective=tuple(OBJECTIVES)[1:], from_=None), When(objective="mcbert")
+TRAINED = When(tokenizer=None)  # one that is given has its own
 OF_FILES = When(dataset=Like(r"(?!builtin:).*", "other than `builtin:pydoc`"))
 
 
@@ -225,8 +226,8 @@ class DataSettings:
         streaming (`bool`, *optional*, defaults to `False`): if `True`, read the dataset once without storing its text.
         documents (`str`, *optional*): documents of a `.txt` file: what stands between `blank_lines`, its `lines`, or
             the whole `file`; by default guessed, as [`open_corpus`] says.
-        validation (`str`, *optional*, defaults to `"0.01"`): share of the text to hold out, in whole documents, from
-            0 to below 1; or a separate dataset, given like `dataset`.
+        validation (`str` or `list`, *optional*, defaults to `"0.01"`): share of the text to hold out, in whole
+            documents, from 0 to below 1; or a separate dataset, given like `dataset`.
         sequence_length (`int` or `dict`, *optional*, defaults to 128): tokens per row; or a schedule, with longer rows
             of the same text from a fraction of the clock on, `{0: 128, 0.9: 1024}`. Steps have as many tokens
             throughout, so fewer rows.
@@ -244,8 +245,8 @@ class DataSettings:
         lowercase (`bool`, *optional*, defaults to `True`): if `True`, a trained tokenizer lowercases text.
         strip_accents (`bool`, *optional*): if `True`, a trained tokenizer strips accents, and with them the vowel and
             tone marks of most scripts of Asia. By default only from English text, lowercased, by a WordPiece one.
-        num_proc (`int`, *optional*): number of processes that tokenize; by default one per core.
-        cache_dir (`str`, *optional*): folder of the packed rows; by default `~/.cache/hf_effpt`.
+        num_proc (`int`, *optional*): number of threads that tokenize; by default one per core.
+        cache_dir (`str`, *optional*): folder of all prepared data; by default `~/.cache/hf_effpt`.
         select (`dict`, *optional*): selects the documents to train on before training, by the settings of
             [`SelectSettings`]: `{"deduplicate": "near"}`, or `{"model": "small_run/", "keep": 0.5, "band": "middle"}`.
             The held-out text and the tokenizer do not depend on it.
@@ -259,17 +260,17 @@ class DataSettings:
     split: Annotated[str, OF_FILES] = "train"
     streaming: Annotated[bool, OF_FILES] = False
     documents: Literal["blank_lines", "lines", "file"] | None = None
-    validation: str = "0.01"
+    validation: str | list[Any] = "0.01"
     sequence_length: int | dict[Any, Any] = 128
     isolate_documents: bool = False
     mlm_probability: float = 0.15
     whole_word: bool = False
     tokenizer: str | None = None
     add_tokens: str | None = None
-    vocab_size: int = 8192
-    tokenizer_kind: Literal["wordpiece", "bpe"] = "wordpiece"
-    lowercase: bool = True
-    strip_accents: bool | None = None
+    vocab_size: Annotated[int, TRAINED] = 8192
+    tokenizer_kind: Annotated[Literal["wordpiece", "bpe"], TRAINED] = "wordpiece"
+    lowercase: Annotated[bool, TRAINED] = True
+    strip_accents: Annotated[bool | None, TRAINED] = None
     num_proc: int | None = None
     cache_dir: str | None = None
     select: dict[str, Any] | str | None = None  # `str` only so that the section itself refuses a word, by name
@@ -281,7 +282,10 @@ class DataSettings:
         check_effects(self, "data")
         self.add_tokens = None if self.add_tokens is None else str(self.add_tokens)
         require(self.words_to_add != 0, "data.add_tokens", self.add_tokens, "a file, or at least 1")
-        self.validation = str(self.validation)
+        if isinstance(self.validation, list):
+            parts_of_mixture(self.validation)
+        else:
+            self.validation = str(self.validation)
         held_out = self.held_out
         if isinstance(held_out, float):
             require(0.0 < held_out < 1.0, "data.validation", held_out, "a share from 0 to below 1, or a dataset")
@@ -320,8 +324,10 @@ class DataSettings:
         return int(self.add_tokens) if self.add_tokens is not None and self.add_tokens.isdigit() else self.add_tokens
 
     @property
-    def held_out(self) -> float | str | None:
+    def held_out(self) -> float | str | list[Any] | None:
         """The parsed `validation`: a share, a dataset, or `None` if nothing is held out."""
+        if isinstance(self.validation, list):
+            return self.validation
         try:
             return float(self.validation) or None
         except ValueError:

@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
+from hf_effpt.core.anatomy import first_position
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import STAGING, is_disk_full, read_json, replacing_folder_contents, write_atomically
-from hf_effpt.data.packing import facts
+from hf_effpt.data.packing import PackedRows, facts
 from hf_effpt.hub.card import model_card
 from hf_effpt.hub.folders import checkpoints_in
 from hf_effpt.models.base import exports_of
@@ -188,7 +189,8 @@ class Saver:
             for name, exported in exports.items():
                 save_stock(exported, folder / name)
                 if trainer.processing_class is not None:
-                    trainer.processing_class.save_pretrained(folder / name)
+                    with announcing(trainer.processing_class, trainer.model, trainer.train_dataset):
+                        trainer.processing_class.save_pretrained(folder / name)
             saved = set(folder.iterdir())
             for method in trainer.methods:
                 method.save_artifacts(trainer.model.backbone, folder)
@@ -202,3 +204,27 @@ class Saver:
         known = {name: value for name, value in given.items() if value is not None}
         record = run_record(self.trainer, self.trainer.model.export()) | known
         write_atomically(Path(self.args.output_dir) / "README.md", model_card(record, self.trainer.hub_model_id).save)
+
+
+@contextmanager
+def announcing(tokenizer: Any, model: Any, rows: Any) -> Iterator[None]:
+    """Has the tokenizer announce, within the block, the longest input that the model has read in training.
+
+    That is the length of its packed `rows`, or for a continued model what the tokenizer announced before, if that is
+    longer.
+    """
+    before = getattr(tokenizer, "model_max_length", None)
+    if before is not None and PackedRows.fits(rows):
+        tokenizer.model_max_length = longest_input(before, rows.features["input_ids"].length, model)
+    try:
+        yield
+    finally:
+        if before is not None:
+            tokenizer.model_max_length = before
+
+
+def longest_input(own: int, length: int, model: Any) -> int:
+    """Longest input that a model reads after training on rows of `length`, if its tokenizer announced `own` before."""
+    config = model.config
+    positions = config.max_position_embeddings - first_position(config)
+    return max(length, min(own, positions)) if model.continued else length

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from hf_effpt.core.anatomy import embeddings_of, generator_of
 from hf_effpt.core.depth import router_of, running, stack_of
-from hf_effpt.data.document_layout import DocumentLayout
+from hf_effpt.core.document_layout import DocumentLayout
 from hf_effpt.models.document_blocks import LEAST
 from hf_effpt.models.encoder_inputs import BLOCKS, MASK, way_apart
 from hf_effpt.models.sparse_layer import SPARSE, most_labels

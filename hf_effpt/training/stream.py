@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from hf_effpt.data.document_layout import DocumentLayout
+from hf_effpt.core.document_layout import DocumentLayout
 from hf_effpt.data.packing import PackedRows
 
 from .phases import Phase, apply_phase, phase_at

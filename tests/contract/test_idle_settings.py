@@ -63,6 +63,12 @@ IDLE = [
     ("model", {"generator_dropout": False}, {"objective": "electra"}),
     *(("data", {key: value}, {"dataset": "builtin:pydoc"}) for key, value in (("split", "x"), ("streaming", True))),
     ("data", {"text_column": "content"}, {"dataset": "builtin:pydoc"}),
+    *(
+        ("data", {key: value}, {"dataset": "a/", "tokenizer": "tok/"})
+        for key, value in (
+            ("vocab_size", 320), ("tokenizer_kind", "bpe"), ("lowercase", False), ("strip_accents", True)
+        )
+    ),
     ("training", {"multiply_warmup": True}, {"lr_scheduler_type": "constant"}),
     ("training", {"multiply_warmup": True}, {"warmup_steps": 0.0}),
     ("training", {"reference_times": "times.json"}, {"budget": "10min"}),
@@ -194,7 +200,55 @@ def test_every_condition_names_settings_that_there_are():
     check_effects(METHODS["compress"](), "compress")
 
 
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tiny.model().export().save_pretrained(folder)
+    return str(folder)
+
+
+def sections_of(**data):
+    return {
+        "data": {"dataset": "a/", "sequence_length": 16, **data},
+        "training": {"output_dir": "o", "budget": "8steps"},
+    }
+
+
+def test_what_a_checkpoint_brings_is_refused_across_sections(checkpoint):
+    with pytest.raises(EffptError) as error:
+        Recipe.load({**sections_of(lowercase=False), "model": {"from": checkpoint}})
+    assert str(error.value) == (
+        "`data.lowercase` is False, which has an effect only with `model.from` left out, and here `model.from` is "
+        f"{checkpoint!r}; leave `lowercase` out."
+    )
+
+
+@pytest.mark.parametrize("flag", ["--data.tokenizer", "--model.from"])
+def test_what_a_flag_makes_idle_is_left_out_and_what_it_sets_itself_is_refused(flag, checkpoint, caplog):
+    sections = sections_of(vocab_size=320, strip_accents=True)
+    loaded = Recipe.load(sections, [flag, checkpoint])
+    assert (loaded.data.vocab_size, loaded.data.strip_accents) == (8192, None)
+    assert "`data.vocab_size: 320`, which does nothing here and is left out" in caplog.text
+    assert sections["data"]["vocab_size"] == 320
+    with pytest.raises(EffptError, match=r"`data\.vocab_size` is 640"):
+        Recipe.load(sections, [flag, checkpoint, "--data.vocab_size", "640"])
+    with pytest.raises(EffptError, match=r"`data\.vocab_size` is 320"):  # no flag has made it so
+        Recipe.load(sections_of(vocab_size=320, tokenizer="own/"), ["--data.whole_word", "true"])
+
+
 # What older versions took.
+
+
+def test_a_recipe_that_a_run_of_an_older_version_wrote_is_read(caplog, tmp_path):
+    recipe = Recipe.load({"data": {"dataset": "a/", "tokenizer": "tok/"}, "training": {"output_dir": str(tmp_path)}})
+    old = recipe.resolved()
+    old["data"] |= {"vocab_size": 320, "lowercase": False}
+    assert Recipe.load(old).resolved() == recipe.resolved()
+    assert "`data.lowercase: False`, which does nothing here and is left out" in caplog.text
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(old))
+    claim(tmp_path, Recipe.load(tmp_path / "recipe.yaml"), resume=True)
+    claim(tmp_path, recipe, resume=True)
+
 
 OLD = {"layerskip": {"routing": "topk", "harden": 0.4}, "own": {"x": 1}}
 

@@ -44,6 +44,13 @@ def recipe(corpus, out, **sections):
     return settings
 
 
+def continued(source, corpus, out, **data):
+    """The recipe of a run from a checkpoint, which has its own vocabulary."""
+    settings = recipe(corpus, out, data=data)
+    del settings["data"]["vocab_size"]
+    return settings | {"model": {"from": str(source)}}
+
+
 def test_text_becomes_a_stock_checkpoint(corpus, tmp_path):
     result = pretrain(Recipe.load(recipe(corpus, tmp_path / "out", methods={"stacking": {"at": [0.2, 0.5]}})))
     out = tmp_path / "out"
@@ -80,9 +87,7 @@ def test_a_modernbert_begins_at_the_token_frequencies_and_is_trained_further(cor
     assert [stock.config.cls_token_id, stock.config.sep_token_id] == [tokenizer.cls_token_id, tokenizer.sep_token_id]
 
     (tmp_path / "words.txt").write_text("modelmodel\n")
-    changes = {"model": {"from": str(tmp_path / "first")}, "data": {"add_tokens": str(tmp_path / "words.txt")}}
-    settings = recipe(corpus, tmp_path / "second") | {"model": changes["model"]}
-    settings["data"] |= changes["data"]
+    settings = continued(tmp_path / "first", corpus, tmp_path / "second", add_tokens=str(tmp_path / "words.txt"))
     settings["methods"] = {"compress": {"depth": 3, "ffn_keep": 0.5}}
     second = pretrain(Recipe.load(settings))
     run = json.loads((tmp_path / "second" / "run.json").read_text())
@@ -98,7 +103,7 @@ def test_a_modernbert_begins_at_the_token_frequencies_and_is_trained_further(cor
 def test_a_run_from_a_checkpoint_is_resumed(corpus, tmp_path):
     pretrain(Recipe.load(recipe(corpus, tmp_path / "first")))
     for name in ("straight", "out"):
-        settings = recipe(corpus, tmp_path / name) | {"model": {"from": str(tmp_path / "first")}}
+        settings = continued(tmp_path / "first", corpus, tmp_path / name)
         pretrain(Recipe.load(settings))
     for name in ("config.json", "model.safetensors", "run.json", "checkpoint-6"):
         (tmp_path / "out" / name).rename(tmp_path / f"gone-{name}")
@@ -117,9 +122,9 @@ def test_a_tokenizer_that_does_not_fit_a_checkpoint_is_refused(corpus, tmp_path,
     ):
         folder = tmp_path / str(size)
         train_tokenizer(corpus_of(["zebras yodel while quails jump vexed foxes"] * 50), vocab_size=size, out=folder)
-        settings = recipe(corpus, tmp_path / "out", data={"tokenizer": str(folder)})
+        settings = continued(tmp_path / "first", corpus, tmp_path / "out", tokenizer=str(folder))
         with pytest.raises(EffptError, match=said):
-            pretrain(Recipe.load(settings | {"model": {"from": str(tmp_path / "first")}}))
+            pretrain(Recipe.load(settings))
     with pytest.raises(EffptError, match=r"`data\.add_tokens` is 5, which adds to the vocabulary of a checkpoint"):
         Recipe.load(recipe(corpus, tmp_path / "out", data={"add_tokens": 5}))
 

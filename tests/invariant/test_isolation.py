@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from transformers.integrations import flex_attention as flex
 
 from hf_effpt.core.depth import stack_of
-from hf_effpt.data.document_layout import DocumentLayout
+from hf_effpt.core.document_layout import DocumentLayout
 from hf_effpt.models import document_blocks, encoder_inputs, kin
 from hf_effpt.models.document_blocks import DocumentMask
 from hf_effpt.models.encoder_inputs import BLOCKS, FLASH, FLEX, KERNEL, MASK, way_apart

@@ -4,13 +4,18 @@ import random
 import re
 
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
 from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
+from hf_effpt.data import pydoc
+from hf_effpt.data.corpus import open_corpus
 from hf_effpt.data.packing import facts
+from hf_effpt.data.tokenizer_training import train_tokenizer
 from hf_effpt.evaluation import document_scores
-from hf_effpt.pretraining import RunResult, claim, prepare_data, pretrain
+from hf_effpt.evaluation.held_out_text import held_out_text
+from hf_effpt.preparation import prepare_data, prepare_tokenizer
+from hf_effpt.pretraining import RunResult, claim, pretrain
 from hf_effpt.recipe.recipe import Recipe
 
 ELECTRA = {
@@ -115,6 +120,92 @@ def test_selection_leaves_tokenizer_and_held_out_rows_as_they_are(corpus, tmp_pa
     assert facts(selected["train"])["documents"] < 0.6 * facts(rows["train"])["documents"]
     assert (facts(selected["train"])["doubles"], facts(rows["train"])["doubles"] > 0) == (0, True)
     assert facts(selected["train"])["select"]["unselected_fingerprint"] == facts(rows["train"])["fingerprint"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "what"),
+    [
+        ("split", "test", "splits"),
+        ("streaming", "true", "a download from the Hub"),
+        ("text_column", "body", "columns"),
+    ],
+)
+def test_settings_that_local_text_does_not_heed_are_refused(tmp_path, caplog, key, value, what):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("one two three\n\n" * 40)
+    flags = (f"--data.{key}", value, "--data.validation", "0")
+    for source in (tmp_path / "texts", f"[{tmp_path / 'texts' / 'a.txt'}]"):
+        asked = recipe(source, tmp_path, *flags, "--data.dataset", str(source))
+        with pytest.raises(EffptError, match=rf"`data.{key}` is .* only with a `dataset` with {what}, unlike"):
+            prepare_data(asked)
+    prepare_data(asked, strict=False)
+    assert f"`data.{key}` is" in caplog.text
+
+
+def test_the_column_of_validation_text_alone_is_heeded(tmp_path, corpus):
+    (tmp_path / "a.txt").write_text("one two three\n\n" * 40)
+    (tmp_path / "b.jsonl").write_text('{"body": "four five six seven eight"}\n' * 20)
+    flags = ("--data.text_column", "body", "--data.validation", str(tmp_path / "b.jsonl"))
+    *_, rows = prepare_data(recipe(tmp_path / "a.txt", tmp_path, *flags))
+    assert facts(rows["validation"])["documents"] == 20
+
+
+def test_all_prepared_data_are_in_the_folder_that_is_named(corpus, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_EFFPT_CACHE", "/proc/none")
+    prose = "This is the text of a module, and it is in English as far as that can be told from the words in it. "
+    (tmp_path / "module.py").write_text("".join(f'def f{n}():\n    """{n} {prose * 4}"""\n' for n in range(9)))
+    for dataset in (str(corpus), "builtin:pydoc"):
+        monkeypatch.setattr(pydoc, "_sources", lambda: [("module", "module", tmp_path / "module.py")])
+        prepare_data(recipe(dataset, tmp_path, "--data.cache_dir", str(tmp_path / "named"), "--data.validation", "0"))
+    names = {path.name.split("-")[0] for path in (tmp_path / "named").iterdir() if path.suffix != ".lock"}
+    assert names >= {"packed", "tokenizer", "pydoc"}
+
+
+def test_validation_may_be_a_list_and_alone_may_be_cut(tmp_path, corpus):
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text(f"a line of {name} with eight words in it\n" * 12)
+    flags = ("--data.documents", "lines", "--data.validation", str(tmp_path / "a.txt"), str(tmp_path / "b.txt"))
+    asked = recipe(corpus, tmp_path, *flags)
+    assert Recipe.load(asked.resolved()).data.held_out == [str(tmp_path / "a.txt"), str(tmp_path / "b.txt")]
+    _, tokenizer, rows = prepare_data(asked)
+    record = {"recipe": asked.resolved(), "data": facts(rows["train"])}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    again = held_out_text(tmp_path, tokenizer, None, 512)
+    assert again.rows["input_ids"][:] == rows["validation"]["input_ids"][:]
+    held_out = facts(rows["train"])["held_out"]
+    assert (held_out["documents"], held_out["documents_by"]) == (24, "lines")
+    said = RunResult("out", Clock("steps", 1), {}, {}, {"data": facts(rows["train"])}).summary()
+    assert "Held out were 24 documents of" in said
+    assert "cut by `lines`, " in said
+    with pytest.raises(EffptError, match=r"data\.documents.*no \.txt file to cut"):
+        prepare_data(recipe(corpus, tmp_path, "--data.documents", "lines"))
+
+
+def test_a_checkpoint_reads_as_long_inputs_as_before(corpus, tmp_path):
+    """Rows are of 32 tokens; the checkpoint has 48 positions."""
+    shape = {"vocab_size": 320, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    shape |= {"intermediate_size": 8, "max_position_embeddings": 48}
+    BertForMaskedLM(BertConfig(**shape)).save_pretrained(tmp_path / "checkpoint")
+    tokenizer = train_tokenizer(open_corpus(str(corpus)), vocab_size=320)
+    for own, announced in ((512, 48), (40, 40), (16, 32)):
+        tokenizer.model_max_length = own
+        tokenizer.save_pretrained(tmp_path / "checkpoint")
+        sections = recipe(corpus, tmp_path).resolved()
+        sections["model"] = {"from": str(tmp_path / "checkpoint")}
+        sections["data"].pop("vocab_size")
+        prepared = prepare_tokenizer(Recipe.load(sections), open_corpus(str(corpus)))
+        assert prepared.model_max_length == announced
+
+
+def test_a_damaged_tokenizer_of_the_cache_is_trained_anew(corpus, tmp_path):
+    asked = recipe(corpus, tmp_path)
+    tokenizer = prepare_tokenizer(asked, open_corpus(str(corpus)))
+    (path,) = (tmp_path / "cache").glob("tokenizer-*/tokenizer.json")
+    for listed in (None, {path.name: path.stat().st_size}):  # of this version, and of older ones
+        path.write_bytes(bytes(path.stat().st_size))
+        if listed:
+            (path.parent / ".contents.json").write_text(json.dumps(listed))
+        assert prepare_tokenizer(asked, open_corpus(str(corpus))).get_vocab() == tokenizer.get_vocab()
 
 
 def test_validation_text_of_its_own_leaves_all_documents_but_its_doubles_to_select_from(corpus, tmp_path):

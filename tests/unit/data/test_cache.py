@@ -32,7 +32,7 @@ def test_builds_once_when_many_ask(tmp_path):
 
     def ask() -> None:
         start.wait()
-        build_once(tmp_path / "deep" / "key", build)
+        build_once(tmp_path / "deep" / "key", build, bool)
 
     threads = [threading.Thread(target=ask) for _ in range(4)]
     for thread in threads:
@@ -49,7 +49,7 @@ def test_a_failed_build_leaves_nothing(tmp_path):
         raise EffptError("bad text")
 
     with pytest.raises(EffptError, match="bad text"):
-        build_once(tmp_path / "key", build)
+        build_once(tmp_path / "key", build, bool)
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
 
 
@@ -57,7 +57,7 @@ def test_leftovers_of_a_killed_build_are_removed(tmp_path):
     killed = tmp_path / ".key-0123abcd"
     killed.mkdir()
     fill(killed)
-    build_once(tmp_path / "key", fill)
+    build_once(tmp_path / "key", fill, bool)
     assert not killed.exists()
 
 
@@ -67,7 +67,7 @@ def test_full_disk_is_named(tmp_path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with pytest.raises(EffptError, match=r"disk is full.*cache_dir"):
-        build_once(tmp_path / "key", build)
+        build_once(tmp_path / "key", build, bool)
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
 
 
@@ -75,7 +75,7 @@ def test_unusable_cache_folder_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / ("long" * 100), Path("/proc/none")):
         with pytest.raises(EffptError, match=r"The cache folder .* cannot be written to \(.+\).*HF_EFFPT_CACHE"):
-            build_once(folder / "key", fill)
+            build_once(folder / "key", fill, bool)
     with pytest.raises(EffptError, match=r"cache folder '~no-such-user/x' cannot be found .*HF_EFFPT_CACHE"):
         cache_folder("~no-such-user/x")
 
@@ -85,7 +85,7 @@ def test_errors_of_the_text_are_not_blamed_on_the_cache_folder(tmp_path):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/elsewhere/text.txt")
 
     with pytest.raises(PermissionError, match="text"):
-        build_once(tmp_path / "key", build)
+        build_once(tmp_path / "key", build, bool)
 
 
 def empty(folder: Path) -> None:
@@ -116,9 +116,53 @@ def test_a_damaged_entry_is_built_anew(tmp_path, damage, caplog):
     assert "is damaged, or of an older version: it is built anew" in caplog.text
 
 
+def test_equal_sized_damage_is_seen_once_and_a_whole_entry_is_read_once(tmp_path, monkeypatch, caplog):
+    target, read = build_once(tmp_path / "key", fill, bool), []
+    real = cache._digest
+    monkeypatch.setattr(cache, "_digest", lambda path: (read.append(path.name), real(path))[1])
+    build_once(target, DAMAGES["emptied"], bool)
+    assert read == []  # as it was built
+    os.utime(target / "data", (1, 1))
+    for _ in range(2):
+        build_once(target, DAMAGES["emptied"], bool)
+    assert read == ["data"]  # copied, or touched
+    (target / "data").write_text("wrong")
+    assert "built anew" not in caplog.text
+    build_once(target, fill, bool)
+    assert (target / "data").read_text() == "whole"
+    assert "built anew" in caplog.text
+    for verified in ("[]", "{", '{"data": 1}'):
+        (target / cache.VERIFIED).write_text(verified)
+        build_once(target, DAMAGES["emptied"], bool)
+    assert (target / "data").read_text() == "whole"
+
+
+def test_an_entry_that_lists_sizes_only_is_read(tmp_path):
+    """As older versions did: what its files hold is for `check` to see."""
+    target = build_once(tmp_path / "key", fill, bool)
+    (target / cache.VERIFIED).unlink()
+    (target / cache.CONTENTS).write_text('{"data": 5}')
+    build_once(target, DAMAGES["emptied"], bool)
+    (target / "data").write_text("12345")
+    build_once(target, DAMAGES["emptied"], bool)
+    assert (target / "data").read_text() == "12345"
+    (target / "data").write_text("123456")
+    build_once(target, fill, bool)
+    assert (target / "data").read_text() == "whole"
+
+
+def test_what_is_built_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    synced = []
+    target = tmp_path / "key"
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append((os.fstat(file).st_ino, target.exists())))
+    build_once(target, fill, bool)
+    files = (target / "data", target / cache.CONTENTS, target)
+    assert sorted(synced) == sorted((path.stat().st_ino, False) for path in files)
+
+
 def test_a_file_in_the_place_of_an_entry_is_replaced(tmp_path):
     (tmp_path / "key").write_text("")
-    build_once(tmp_path / "key", fill)
+    build_once(tmp_path / "key", fill, bool)
     assert (tmp_path / "key" / "data").read_text() == "whole"
 
 

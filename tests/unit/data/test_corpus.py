@@ -197,3 +197,59 @@ def test_a_saved_dataset_is_known_by_its_contents(tmp_path):
     (arrow,), (other,) = ((tmp_path / name).glob("*.arrow") for name in ("one", "three"))
     arrow.write_bytes(other.read_bytes())  # the state beside it still names the old contents
     assert open_corpus(str(tmp_path / "one")).fingerprint == third
+
+
+def test_the_size_of_part_of_a_dataset_is_that_of_the_part():
+    whole = Dataset.from_dict({"text": [f"{number:04} " + "é" * 120 for number in range(400)]})
+    parts = [
+        whole.shuffle(seed=3).select(range(8)),
+        whole.filter(lambda one: one["text"].startswith("003")),
+        whole.train_test_split(test_size=10, seed=1)["test"],
+        whole.select(range(20, 32)),  # a slice, without a list of row numbers
+    ]
+    for part in [*parts, whole]:
+        corpus = open_corpus(part)
+        assert corpus.num_bytes == pytest.approx(sum(len(text.encode()) for text in corpus.texts()), rel=0.05)
+    assert open_corpus(whole.select([])).num_bytes == 0
+
+
+def test_a_damaged_saved_dataset_is_named(tmp_path):
+    Dataset.from_dict({"text": ["sound words"] * 40}).save_to_disk(tmp_path)
+    (path,) = tmp_path.glob("*.arrow")
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"sound", b"soun\xff", 1))
+    with pytest.raises(EffptError, match=r"cannot be read after row 0 \(UnicodeDecodeError: .*save them again"):
+        list(open_corpus(str(tmp_path)).texts())
+    for state in ("[]", "{}", "null", "x"):
+        (tmp_path / "state.json").write_text(state)
+        with pytest.raises(EffptError, match=r"looks like a saved dataset, but cannot be loaded .*Save it again"):
+            open_corpus(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"text": "a"}, {"text": 2}], "an IterableDataset, row 2: the column 'text' holds int"),
+        ([{"text": "a"}, {"text": ["b"]}], "an IterableDataset, row 2: the column 'text' holds list"),
+        ([{"text": "a"}, {"text": "b\udc00"}], "an IterableDataset, document 2: character 1 is half of a surrogate"),
+        ([{"text": "a"}, {"body": "b"}], r"an IterableDataset cannot be read after row \d .*the same column"),
+        ([{"text": b"a"}], "the column 'text' holds bytes"),
+        ([1], "an IterableDataset cannot be read after row 0"),
+    ],
+    ids=str,
+)
+def test_rows_that_are_no_text_are_named(rows, message):
+    with pytest.raises(EffptError, match=message):
+        assert open_corpus(IterableDataset.from_generator(lambda: iter(rows))).fingerprint
+    with pytest.raises(EffptError, match=message):
+        list(open_corpus(IterableDataset.from_generator(lambda: iter(rows))).texts())
+
+
+@pytest.mark.parametrize("text", ["some words " * 400, "a\0b"])
+def test_text_in_the_place_of_a_source_is_named(text):
+    for dataset in (text, [text, "more words"]):
+        with pytest.raises(
+            EffptError, match=r"cannot be a file or folder .* texts themselves are .* corpus_of"
+        ) as error:
+            open_corpus(dataset)
+        assert len(str(error.value)) < 300

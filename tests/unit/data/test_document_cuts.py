@@ -1,3 +1,4 @@
+import gzip
 import random
 import textwrap
 
@@ -51,6 +52,8 @@ LIKELY = {
     "sequences": ("\n".join("".join(DRAW.choices("ACGT", k=60)) for _ in range(50)), "blank_lines"),
     "one line": (words(1000), "blank_lines"),
     "three lines": ("one.\ntwo.\nthree.", "blank_lines"),
+    "sentences with a stray blank line": ("\n".join(SENTENCES * 6).replace(".\n", ".\n\n", 1), "lines"),
+    "wrapped chapters": ("\n\n".join(textwrap.fill(" ".join(SENTENCES * 3), 60) for _ in range(2)), "blank_lines"),
     "blank lines at the ends": ("\n" + "\n".join(SENTENCES) + "\n\n \n", "lines"),
 }
 
@@ -79,3 +82,15 @@ def test_a_file_is_guessed_and_several_small_ones_are_documents(tmp_path, monkey
         EffptError, match=r"documents='words' is no way to cut a file; choose one of blank_lines, lines"
     ):
         open_corpus(str(tmp_path), documents="words")
+
+
+def test_packed_files_are_small_if_their_text_is(tmp_path):
+    """A hundredth of it, packed: two shards are of sentences, and two pages of one document each."""
+    shard, page = "\n".join(SENTENCES * 100), "\n".join(SENTENCES[:20])
+    assert len(shard) > 1.5 * 2**20
+    for name, text in (("shards", shard), ("pages", page)):
+        (tmp_path / name).mkdir()
+        for number in range(2):
+            (tmp_path / name / f"{number}.txt.gz").write_bytes(gzip.compress(text.encode(), 1))
+    assert open_corpus(str(tmp_path / "shards")).documents == "lines"
+    assert open_corpus(str(tmp_path / "pages")).documents == "file"

@@ -1,3 +1,4 @@
+import hashlib
 import random
 import sys
 
@@ -5,8 +6,8 @@ import numpy as np
 import pytest
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.data import PackedRows, corpus_of, facts, pack
-from hf_effpt.data.document_meter import document_sizes
+from hf_effpt.data import PackedRows, corpus_of, facts, long_documents, pack
+from hf_effpt.data.document_meter import content_keys, document_sizes
 from hf_effpt.data.document_selection import (
     Kept,
     SelectSettings,
@@ -18,7 +19,7 @@ from hf_effpt.data.document_selection import (
     without_semantic,
 )
 from hf_effpt.data.holding_out import held_out
-from hf_effpt.data.long_documents import in_parts
+from hf_effpt.data.long_documents import Part, in_parts
 
 
 def words_of(documents):
@@ -272,3 +273,50 @@ def test_too_few_kept_for_a_row(tokenizer):
     texts = ["a b c d e f g"] * 30
     with pytest.raises(EffptError, match=r"train on, of the 1 documents .* less strictly by data\.select"):
         pack(corpus_of(texts), tokenizer, validation=None, kept=Kept(np.arange(30) == 0))
+
+
+def unspaced(seed, size, first=0x4E00):
+    draw = random.Random(seed)
+    return "".join(chr(first + draw.randrange(900)) for _ in range(size))
+
+
+def wrapped(text, width):
+    return "\n".join(text[first : first + width] for first in range(0, len(text), width))
+
+
+@pytest.mark.parametrize("first", [0x4E00, 0x0E01 - 0x20, 0x30000], ids=["Chinese", "mostly Thai", "Extension G"])
+def test_near_doubles_in_short_lines_are_found_in_scripts_without_spaces(first):
+    text = (
+        unspaced(1, 500, first)
+        if first != 0x0E01 - 0x20
+        else "".join(chr(0x0E01 + ord(c) % 46) for c in unspaced(1, 500))
+    )
+    other = unspaced(2, 500, first)
+    texts = [wrapped(text, 9), wrapped(text, 8), other, f"a title 2026\n{text}"]
+    assert without_near(texts, 0.8).tolist() == [True, False, True, False]
+
+
+def test_documents_in_parts_are_compared_as_whole_ones(monkeypatch):
+    """Long lines are: with spaces, and without, where a part may end anywhere."""
+    monkeypatch.setattr(long_documents, "PART_CHARACTERS", 2**10)
+    words = " ".join(f"w{number % 941}" for number in range(1300))
+    signs = unspaced(3, 4500)
+    texts = [words, "\n " + words.upper(), words[:100], signs, " \n" + signs + "\n", signs[:100]]
+    kept = [True, False, True, True, False, True]
+    parts = [*in_parts(texts)]
+    assert len(parts) > len(texts) + 4
+    for rule in (without_exact, lambda texts, held_out=(): without_near(texts, 0.8, held_out)):
+        assert rule(parts).tolist() == kept
+        assert rule(in_parts(texts[2:4]), in_parts([texts[4]])).tolist() == [True, False]
+
+
+def test_content_keys_do_not_depend_on_where_documents_are_cut():
+    def keys(*parts):
+        return content_keys([*map(Part, parts[:-1]), parts[-1]]).tolist()
+
+    assert keys("\u4e00\u4e8c", "\u4e09") == keys("\u4e00", "\u4e8c\u4e09") == keys("\u4e00\u4e8c\u4e09 \n")
+    assert keys("a b", " c") == keys("a ", "b c") == keys("A", " \n ", "b", "", " C") == keys("a b c")
+    assert keys("a b", "c") == keys("a bc") != keys("a b c")
+    assert keys(" ", "a") == keys("a")
+    # As older versions have it, whose keys are in caches.
+    assert keys("some Words") == [int.from_bytes(hashlib.blake2b(b"some words ", digest_size=8).digest(), "little")]

@@ -1,11 +1,13 @@
+import json
 import logging
 import shutil
 
 import numpy as np
 import pytest
+from datasets import Dataset
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.data import corpus_of, facts, open_corpus, pack
+from hf_effpt.data import corpus, corpus_of, facts, open_corpus, pack
 from hf_effpt.data.document_meter import document_sizes
 from hf_effpt.data.holding_out import held_out, open_validation
 
@@ -62,6 +64,10 @@ def test_doubles_of_a_validation_corpus_are_counted_in_both_orders(tokenizer, do
     for _ in range(2):  # the second time from the cache
         assert facts(pack(many, tokenizer, validation=few, **settings)["train"])["doubles"] == 4
         assert facts(pack(few, tokenizer, validation=many, **settings)["train"])["doubles"] == 2
+    for path in tmp_path.glob("doubles/*/doubles.json"):  # as of older versions, whose contents are not checked
+        (path.parent / ".contents.json").write_text(json.dumps({path.name: path.stat().st_size}))
+        path.write_bytes(bytes(path.stat().st_size))
+    assert facts(pack(many, tokenizer, validation=few, **settings)["train"])["doubles"] == 4
     assert "doubles" not in facts(pack(few, tokenizer, validation=None, **settings)["train"])
 
 
@@ -92,3 +98,45 @@ def test_validation_text_that_is_trained_on_is_refused(tokenizer, documents, tmp
 def test_impossible_shares(share):
     with pytest.raises(EffptError, match=f"validation={share} must be a share between 0 and 1"):
         open_validation(share, corpus_of(["text"]))
+
+
+def test_validation_text_that_is_a_part_of_the_training_text_is_refused(tokenizer, documents, tmp_path):
+    """Whatever it is given as: a source of a mixture, a dataset, or a file of another format."""
+    table, other = Dataset.from_dict({"text": documents[:9]}), corpus_of(documents[9:], name="other")
+    for dataset in ([table, other], [{"path": other, "weight": 1}, {"path": table, "weight": 2}]):
+        with pytest.raises(
+            EffptError, match=r"'a Dataset' is text to train on.* have a source with the same contents"
+        ):
+            open_validation(table, open_corpus(dataset))
+    with pytest.raises(EffptError, match="have a source with the same contents"):
+        open_validation([other, corpus_of(["new"])], open_corpus([other, table]))
+    (tmp_path / "a.txt").write_text("\n\n".join(documents[:9]))
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text.upper()}) + "\n" for text in documents))
+    with pytest.raises(EffptError, match=r"a\.jsonl' is text to train on: all 9 training documents, of '.*a\.txt'"):
+        pack(str(tmp_path / "a.txt"), tokenizer, sequence_length=16, validation=str(tmp_path / "a.jsonl"))
+
+
+def test_validation_text_is_cut_and_streamed_as_the_training_text(tmp_path, monkeypatch):
+    train, valid = tmp_path / "train.txt", tmp_path / "valid.txt"
+    train.write_text("\n".join(f"This is sentence {number}." for number in range(100)))
+    valid.write_text("This is one.\nThis is two.\n\nThis is three.\n\n" * 3)
+    assert open_corpus(str(valid)).documents == "blank_lines"
+    assert open_validation(str(valid), open_corpus(str(train))).documents == "lines"
+    assert open_validation(str(valid), corpus_of(["a"]), documents="file").documents == "file"
+    asked = []
+    monkeypatch.setattr(
+        corpus, "open_hub", lambda *of: (asked.append(of), (lambda: iter(["a"]), lambda: str(of), None))[1]
+    )
+    for streaming in (True, False):
+        open_validation("org/name", open_corpus("org/other", streaming=streaming))
+    assert [(name, split, streams) for name, _, split, streams in asked] == [
+        ("org/other", "train", True), ("org/name", "validation", True),
+        ("org/other", "train", False), ("org/name", "validation", False),
+    ]  # fmt: skip
+
+
+def test_how_validation_text_is_cut_is_told(tokenizer, documents, tmp_path):
+    (tmp_path / "valid.txt").write_text("\n".join(documents[:3]))
+    settings = {"validation": open_corpus(str(tmp_path / "valid.txt"), documents="lines"), "sequence_length": 16}
+    told = facts(pack(corpus_of(documents[3:]), tokenizer, **settings)["train"])["held_out"]
+    assert (told["documents"], told["documents_by"]) == (3, "lines")

@@ -1,7 +1,7 @@
 import pytest
 
 from hf_effpt.data import Corpus, corpus_of, long_documents, open_corpus
-from hf_effpt.data.long_documents import Part, document_parts, in_parts, joined
+from hf_effpt.data.long_documents import Part, beginnings, chosen_of, document_parts, in_parts, joined
 
 
 @pytest.fixture(autouse=True)
@@ -67,3 +67,11 @@ def test_text_files_are_read_in_parts(tmp_path, monkeypatch, chunk):
     assert list(corpus.texts()) == [f"{long}\nund\n \n\n{long}"]
     assert list(corpus.in_parts().texts()) == [str(part) for part in corpus.parts()]
     assert corpus.in_parts().fingerprint == corpus.fingerprint
+
+
+def test_chosen_documents_and_beginnings_of_a_pass():
+    parts = [Part("ab"), Part("cd"), "e", "f", Part("gh"), "", "ijk"]
+    assert [*chosen_of(parts, [True, False, False, True])] == ["ab", "cd", "e", "ijk"]
+    assert [*chosen_of(parts, [False, True, True, False])] == ["f", "gh", ""]
+    assert [*beginnings(parts, 3)] == ["abc", "f", "gh", "ijk"]
+    assert [*beginnings(parts, 100)] == ["abcde", "f", "gh", "ijk"]

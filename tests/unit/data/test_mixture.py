@@ -136,3 +136,14 @@ def test_a_mixture_in_a_recipe(tmp_path):
     assert Recipe.load(sections, ["--data.dataset", "1"]).data.dataset == "1"
     with pytest.raises(EffptError, match="a number above 0"):
         Recipe.load({**sections, "data": {"dataset": [{"path": "a", "weight": -1}]}})
+
+
+def test_a_source_that_is_named_twice_is_refused(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("one\n\ntwo")
+    (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
+    with pytest.raises(EffptError, match=r"Several sources of the dataset read .*a\.txt, whose documents could"):
+        open_corpus([str(path), {"path": str(tmp_path / "link" / "a.txt")}])
+    table = Dataset.from_dict({"text": ["x y", "z"]})
+    with pytest.raises(EffptError, match=r"Sources 1 and 3 of the dataset, 'a Dataset', have the same contents"):
+        assert open_corpus([table, numbered("b", 2), table.select([0, 1])]).fingerprint

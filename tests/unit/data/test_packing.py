@@ -2,6 +2,7 @@ import json
 import logging
 import os
 import pickle
+import threading
 
 import datasets
 import numpy as np
@@ -163,6 +164,25 @@ def test_one_thread_gives_the_same_and_leaves_no_trace(tokenizer, documents, tmp
     assert one["train"]["input_ids"][:] == several["train"]["input_ids"][:]
 
 
+def test_threads_are_as_many_as_asked_for(tokenizer, documents, monkeypatch):
+    """Each encodes alone: the library's own threads are as many as there are cores."""
+    encoder, seen = TextEncoder(tokenizer, np.dtype(np.int64), num_proc=3), set()
+    parts, real = list(in_parts(documents)), encoder.backend
+
+    class Watched:
+        def encode_batch_fast(self, texts, **settings):
+            seen.add((threading.current_thread().name, os.environ["TOKENIZERS_PARALLELISM"]))
+            return real.encode_batch_fast(texts, **settings)
+
+    plain = encoder.encode_parts(parts)
+    monkeypatch.setattr(encoder, "backend", Watched())
+    assert [ids.tolist() for ids in encoder.encode_parts(parts)] == [ids.tolist() for ids in plain]
+    assert 1 <= len(seen) <= 3
+    assert {parallel for _, parallel in seen} == {"false"}
+    assert threading.main_thread().name not in {name for name, _ in seen}
+    assert encoder.encode_parts([]) == []
+
+
 def test_batches_and_blocks_do_not_show(tokenizer, documents, tmp_path, monkeypatch):
     whole = pack(corpus_of(documents), tokenizer, cache_dir=tmp_path / "whole")
     monkeypatch.setattr(token_file, "BATCH_BYTES", 500)
@@ -310,13 +330,14 @@ def test_a_damaged_entry_of_the_cache_is_packed_anew(tokenizer, documents, tmp_p
     rows = packed()["train"]["input_ids"][:]
     (entry,) = [path for path in (tmp_path / "packed").iterdir() if path.is_dir()]
     arrow, told = entry / "train.arrow", entry / "train.json"
-    sound = arrow.read_bytes()
-    for path, content in ((arrow, sound[:-300]), (arrow, sound[:100] + bytes(300) + sound[400:]), (told, b"{}")):
+    sound, half = arrow.read_bytes(), arrow.stat().st_size // 2
+    damages = (sound[:-300], sound[:100] + bytes(300) + sound[400:], sound[:half] + bytes(64) + sound[half + 64 :])
+    for path, content in (*((arrow, damage) for damage in damages), (told, b"{}")):
         path.write_bytes(content)
         assert packed()["train"]["input_ids"][:] == rows
     fewer = told.read_text().replace('"rows": ', '"rows": 1')
-    sizes = json.loads((entry / ".contents.json").read_text())
-    (entry / ".contents.json").write_text(json.dumps(sizes | {"train.json": len(fewer)}))
+    listed = json.loads((entry / ".contents.json").read_text())
+    (entry / ".contents.json").write_text(json.dumps(listed | {"train.json": len(fewer)}))  # as older versions did
     told.write_text(fewer)
     assert packed()["train"]["input_ids"][:] == rows
     assert facts(packed()["train"])["rows"] == len(rows)

@@ -1,3 +1,4 @@
+import json
 import sys
 from pathlib import Path
 
@@ -125,3 +126,12 @@ def test_paragraphs_seen_before_are_dropped():
 
 def test_lone_surrogates_are_dropped():
     assert Prose().clean(ENGLISH.format("\ud800odd")) == ENGLISH.format("odd")
+
+
+def test_a_damaged_table_of_an_older_version_is_extracted_anew(installed, tmp_path):
+    write(installed / "pack.py", source(ENGLISH.format("good")))
+    open_corpus("builtin:pydoc")
+    (path,) = tmp_path.glob("cache/pydoc/*/docstrings.parquet")
+    (path.parent / ".contents.json").write_text(json.dumps({path.name: path.stat().st_size}))
+    path.write_bytes(bytes(path.stat().st_size))
+    assert list(open_corpus("builtin:pydoc").texts()) == [ENGLISH.format("good")]

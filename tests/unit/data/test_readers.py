@@ -1,12 +1,15 @@
+import csv
 import gzip
 import json
+import re
+from contextlib import nullcontext
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.data import json_readers, open_corpus
+from hf_effpt.data import json_readers, open_corpus, table_readers, text_stream
 from hf_effpt.data.document_cuts import CUTS, cut_documents
 from hf_effpt.data.json_readers import read_json, read_jsonl
 from hf_effpt.data.table_readers import parquet_text_bytes, read_csv, read_parquet
@@ -252,3 +255,30 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
         list(read_txt(tmp_path / "none.txt", "file"))
     with pytest.raises(EffptError, match=r"cannot be read \(Is a directory"):
         list(read_jsonl(tmp_path, "text"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", '{{"text": "short"}}\n{{"text": "{}"}}\n'),
+        ("a.json", '[{{"text": "short"}}, {{"text": "{}"}}]'),
+        ("a.csv", 'text\nshort\n"{}"\n'),
+    ],
+)
+def test_a_record_that_is_too_long_for_memory_is_named(tmp_path, monkeypatch, name, content):
+    for module in (text_stream, json_readers, table_readers):
+        monkeypatch.setattr(module, "RECORD_CHARACTERS", 2**18)
+        monkeypatch.setattr(module, "CHUNK_BYTES", 2**12)
+    before = csv.field_size_limit(2**17)
+    try:
+        path = tmp_path / name
+        for characters, fits in ((2**18 - 100, True), (2**19 + 2**13, False)):
+            path.write_text(content.format("a" * characters))
+            texts = []
+            with nullcontext() if fits else pytest.raises(EffptError) as error:
+                texts += open_corpus(str(path)).texts()
+            assert not fits or [*map(len, texts)] == [5, characters]
+        assert re.search(rf"{name}, (line|record) \d: this record has more than 262,144 characters", str(error.value))
+        assert "a .txt file" in str(error.value)
+    finally:
+        csv.field_size_limit(before)

@@ -5,7 +5,7 @@ from datasets.data_files import DataFilesDict, get_data_patterns
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.data import open_corpus
-from hf_effpt.data.text_files import files_of_folder
+from hf_effpt.data.text_files import files_of_folder, files_of_pattern
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def folder(tmp_path):
 
 
 def names(folder, split="train"):
-    return [str(path.relative_to(folder)) for path in files_of_folder(folder, split)]
+    return [str(path.relative_to(folder)) for path in files_of_folder(folder, split)[0]]
 
 
 # Layouts, and the files of each split. `datasets.load_dataset` reads the first ones alike; in the others it finds no
@@ -109,3 +109,27 @@ def test_links_to_files_elsewhere_are_read_without_a_warning(folder, tmp_path_fa
     with caplog.at_level(logging.WARNING, logger="hf_effpt"):
         assert names(root) == ["a.txt", "b.txt"]
     assert not caplog.records
+
+
+def test_shards_of_the_hub_are_of_whatever_split_they_name(folder):
+    root = folder(
+        "data/train-00000-of-00002-ab12.jsonl", "data/train-00001-of-00002.jsonl", "data/welsh-00000-of-00001.jsonl",
+        "data/validation-00000-of-00001.jsonl", "data/notes.txt", "train/a.txt",
+    )  # fmt: skip
+    assert names(root, "welsh") == ["data/welsh-00000-of-00001.jsonl"]
+    assert names(root) == ["data/train-00000-of-00002-ab12.jsonl", "data/train-00001-of-00002.jsonl"]
+    assert names(root, "dev") == ["data/validation-00000-of-00001.jsonl"]
+    with pytest.raises(EffptError, match=r"splits \['train', 'validation', 'welsh'\], none of them 'breton'"):
+        files_of_folder(root, "breton")
+
+
+def test_a_pattern_reads_a_file_once_and_no_metadata(folder, caplog):
+    root = folder("x/a.txt", "x/b.txt", "x/config.json", "x/README.md")
+    (root / "w").symlink_to(root / "x", target_is_directory=True)
+    (root / "x" / "c.txt").symlink_to(root / "x" / "a.txt")
+    with caplog.at_level(logging.WARNING, logger="hf_effpt"):
+        found = files_of_pattern(root / "*" / "*")
+    assert [str(path.relative_to(root)) for path in found] == ["x/a.txt", "x/b.txt"]
+    assert "metadata of a dataset or links" in caplog.text
+    assert all(name in caplog.text for name in ("w/README.md", "w/a.txt", "w/config.json", "and 3 more"))
+    assert files_of_pattern(root / "*" / "config.json")  # named

@@ -1,4 +1,5 @@
 import json
+import random
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ from transformers import AutoTokenizer
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.data import Corpus, corpus_of, tokenizer_report, train_tokenizer
+from hf_effpt.data.tokenizer_report import report_of_corpus
 from hf_effpt.data.tokenizer_training import _alphabet, _counts
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -92,6 +94,34 @@ def test_accents_are_kept_unless_the_text_is_english_or_has_none(kind, texts, st
         assert trained("Tür")["input_ids"] != trained("Tur")["input_ids"]
 
 
+FRENCH = "à la fenêtre, les élèves regardaient déjà les bêtes près du chêne, où le père coupait du blé"
+
+
+@pytest.mark.parametrize("joint", ["\n", " "])
+@pytest.mark.parametrize(("foreign", "kept"), [(0, False), (1, False), (6, True)])
+def test_accents_are_kept_once_some_of_the_text_is_not_english(foreign, kept, joint):
+    """Six of 827 lines, in which 0.5 % of the letters are not ASCII. A café and one quotation change nothing."""
+    plain = "the ship of the king was in the harbour and the men had to wait for it"
+    cafe = "the café of Señor García is in the street that leads to the château"
+    lines = [plain] * 800 + [cafe] * 20
+    lines += [f"{FRENCH}{joint}{FRENCH}"] * foreign
+    random.Random(1).shuffle(lines)
+    trained = train_tokenizer(corpus_of(lines), vocab_size=320)
+    assert tokenizer_report(trained, [FRENCH]).strip_accents is not kept
+    assert (trained("père")["input_ids"] != trained("pere")["input_ids"]) is kept
+
+
+def test_a_corpus_is_reported_on_all_over_and_once(monkeypatch, tmp_path):
+    texts = ["some plain words " * 20] * 400 + ["жыў " * 80] * 100
+    corpus, trained = corpus_of(texts), train_tokenizer(corpus_of(texts[:9]), vocab_size=256)
+    report = report_of_corpus(trained, corpus, max_bytes=20_000, cache_dir=tmp_path)
+    whole = tokenizer_report(trained, texts, max_bytes=10**9)
+    assert report.unknown_rate == pytest.approx(whole.unknown_rate, rel=0.4)
+    assert whole.unknown_rate > 0.1
+    monkeypatch.setattr(Corpus, "parts", lambda self: pytest.fail("read again"))
+    assert report_of_corpus(trained, corpus, max_bytes=20_000, cache_dir=tmp_path) == report
+
+
 @pytest.mark.parametrize("lowercase", [True, False])
 @pytest.mark.parametrize("accents", [True, False])
 def test_accents_are_a_choice_apart_from_case(tmp_path, lowercase, accents):
@@ -99,6 +129,51 @@ def test_accents_are_a_choice_apart_from_case(tmp_path, lowercase, accents):
     trained = AutoTokenizer.from_pretrained(tmp_path)
     assert (trained("Mäuse")["input_ids"] == trained("Mause")["input_ids"]) is accents
     assert (trained("Mäuse")["input_ids"] == trained("mäuse")["input_ids"]) is lowercase
+
+
+def joined(letters, joiner, number=200):
+    """Documents of words in some of which a joiner stands between letters."""
+    draw = random.Random(7)
+    words = ["".join(draw.choices(letters, k=4)) + joiner + "".join(draw.choices(letters, k=3)) for _ in range(30)]
+    return [" ".join(draw.choices(words, k=20)) for _ in range(number)]
+
+
+@pytest.mark.parametrize(
+    ("letters", "joiner"),
+    [("\u0645\u06cc\u062e\u0648\u0627", "\u200c"), ("\u0d15\u0d28\u0d4d", "\u200d"), ("\u1780\u1781\u17d2", "\u200b")],
+    ids=["Persian", "Malayalam", "Khmer"],
+)
+def test_joiners_of_no_width_are_kept_where_they_spell_words(tmp_path, letters, joiner):
+    texts = joined(letters, joiner)
+    train_tokenizer(corpus_of(texts), vocab_size=384, out=tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    trained = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer_report(trained, texts).unknown_rate == 0
+    assert trained(texts[0])["input_ids"] != trained(texts[0].replace(joiner, ""))["input_ids"]
+    assert trained("a\x00\ufeff\u00adb")["input_ids"] == trained("ab")["input_ids"]
+    pair = trained(texts[0], texts[1])
+    assert set(pair["token_type_ids"]) == {0, 1}
+    assert trained.convert_ids_to_tokens(range(5)) == SPECIAL_TOKENS
+    assert trained.mask_token_id == 4
+    # A few of them, as in emoji, are as BERT has it.
+    plain = train_tokenizer(corpus_of([*ENGLISH * 3, "a\u200db"]), vocab_size=384)
+    assert plain("a\u200db")["input_ids"] == plain("ab")["input_ids"]
+
+
+def test_long_runs_without_spaces_are_no_unknown_words(tmp_path):
+    """Nor are they others than before up to a hundred characters."""
+    draw = random.Random(8)
+    syllables = ["".join(chr(0x0E01 + draw.randrange(40)) for _ in range(3)) for _ in range(40)]
+    texts = ["".join(draw.choices(syllables, k=number)) for number in (60, 120, 30) * 20]
+    train_tokenizer(corpus_of(texts), vocab_size=512, out=tmp_path)
+    trained = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer_report(trained, texts).unknown_rate == 0
+    assert trained.unk_token_id not in trained(texts[1])["input_ids"]
+    assert "".join(token.removeprefix("##") for token in trained.tokenize(texts[1])) == texts[1]
+    short = train_tokenizer(corpus_of([text[:90] for text in texts]), vocab_size=512)
+    assert type(short).__name__ == "BertTokenizer"
+    first, other = (one.backend_tokenizer.pre_tokenizer.pre_tokenize_str(texts[2]) for one in (trained, short))
+    assert first == other
 
 
 def test_alphabet_follows_the_text():
@@ -186,22 +261,13 @@ def test_mask_of_byte_level_bpe_takes_the_place_of_word_and_space(byte_tokenizer
     assert tokens == ["[CLS]", "Ġe", "[MASK]", "Ġe", "[SEP]"]
 
 
-def test_large_corpus_is_sampled_all_over():
-    read = []
-
-    def texts():
-        for index in range(1000):
-            read.append(index)
-            yield f"{'early' if index < 500 else 'later'} word " * 10
-
-    corpus = Corpus("sampled", texts, lambda: "f", num_bytes=1000 * 110)
+@pytest.mark.parametrize("num_bytes", [110_000, 400_000, None, 20_000])
+def test_large_corpus_is_sampled_all_over(num_bytes):
+    """Whether its size is known, estimated too high or low, or unknown, as of a stream."""
+    texts = [f"{('first', 'second', 'third', 'last')[index // 250]} word " * 9 for index in range(1000)]
+    corpus = Corpus("sampled", lambda: iter(texts), lambda: "f", num_bytes=num_bytes)
     vocab = train_tokenizer(corpus, vocab_size=256, max_bytes=11_000).get_vocab()
-    assert {"early", "later"} <= set(vocab)
-    read.clear()
-    corpus.num_bytes = None
-    vocab = train_tokenizer(corpus, vocab_size=256, max_bytes=11_000).get_vocab()
-    assert "later" not in vocab
-    assert len(read) <= 101
+    assert {"first", "second", "third", "last"} <= set(vocab)
 
 
 @pytest.mark.parametrize(

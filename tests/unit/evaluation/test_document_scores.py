@@ -16,10 +16,11 @@ from transformers import (
 )
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.data import DataCollatorForMaskedLM, corpus_of
+from hf_effpt.data import DataCollatorForMaskedLM, corpus_of, facts, pack
 from hf_effpt.data.document_meter import document_sizes
-from hf_effpt.data.document_selection import SelectSettings
+from hf_effpt.data.document_selection import Kept, SelectSettings
 from hf_effpt.data.holding_out import held_out
+from hf_effpt.data.packing import share_held_out
 from hf_effpt.evaluation import document_scores as module
 from hf_effpt.evaluation.document_scores import document_embeddings, document_losses, select_documents
 from tests import tiny
@@ -199,6 +200,42 @@ def test_only_documents_that_are_not_held_out_are_looked_at(tmp_path, texts):
     assert not kept.chosen_N[40:].any()
     assert 0 < kept.facts["kept"] < 40
     assert selected(corpus, tmp_path, share=corpus_of(texts[:5]), deduplicate="exact").facts["kept"] == 35
+
+
+def test_documents_are_selected_beside_those_that_are_held_out_for_a_row(tmp_path):
+    """A small share is raised until there is a row: by packing and by selection to the same documents."""
+    draw, pack_settings = random.Random(5), {"sequence_length": 48, "cache_dir": tmp_path / "cache"}
+    some = [text(draw.choices(range(123), k=draw.choice((4, 9, 20, 45)))) for _ in range(24)]
+    corpus, tokenizer = corpus_of([*some, *(one + " " for one in some)]), tiny.tokenizer()
+    share = share_held_out(corpus, tokenizer, 0.004, **pack_settings)
+    assert 0.03 < share < 0.5
+    kept = selected(corpus, tmp_path, share=share, deduplicate="exact")
+    packed = pack(corpus, tokenizer, validation=0.004, kept=kept, **pack_settings)
+    train, aside = facts(packed["train"]), facts(packed["validation"])
+    plain = pack(corpus, tokenizer, validation=0.004, **pack_settings)
+    assert packed["validation"]["input_ids"][:] == plain["validation"]["input_ids"][:]
+    assert (train["doubles"], facts(plain["train"])["doubles"] > 0) == (0, True)
+    apart = {one.strip() for one, held in zip(corpus.texts(), kept.held_out_N, strict=True) if held}
+    assert kept.held_out_N.sum() == aside["documents"]
+    assert train["documents"] + len(apart) == len(set(some))  # each text is in one of them
+    # Those chosen beside fewer held-out documents are refused: some would be in neither.
+    fewer = selected(corpus, tmp_path, share=0.03, deduplicate="exact")
+    with pytest.raises(EffptError, match=rf"selected beside \d held-out documents .* Select with validation={share}"):
+        pack(corpus, tokenizer, validation=0.004, kept=fewer, **pack_settings)
+    pack(corpus, tokenizer, validation=0.004, kept=Kept(fewer.chosen_N), **pack_settings)  # from an older version
+
+
+@pytest.mark.parametrize(("isolate", "needed"), [(False, 46), (True, 1)])
+def test_a_row_is_counted_alike_whether_documents_are_packed_or_not(tmp_path, isolate, needed):
+    settings = {"sequence_length": 48, "isolate_documents": isolate, "cache_dir": tmp_path}
+    for words in (3, 20, 45):
+        texts = [text(range(words))] * 40 + ["\u200b"]
+        corpus, sizes = corpus_of(texts), document_sizes(texts)
+        share = share_held_out(corpus, tiny.tokenizer(), 1 / 39, **settings)
+        told = facts(pack(corpus, tiny.tokenizer(), validation=1 / 39, **settings)["train"])["held_out"]
+        aside = held_out(lambda sizes=sizes: [sizes], share)
+        assert told["documents"] == aside.sum()
+        assert told["documents"] * (words + 1) >= needed
 
 
 def test_a_damaged_choice_is_made_anew(tmp_path, texts):

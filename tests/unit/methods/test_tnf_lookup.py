@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from hf_effpt.core.document_layout import DocumentLayout
 from hf_effpt.core.errors import EffptError
-from hf_effpt.data.document_layout import DocumentLayout
 from hf_effpt.data.words import word_edges
 from hf_effpt.methods import TNF
 from hf_effpt.methods.tnf import counting, lookup

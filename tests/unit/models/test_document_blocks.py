@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hf_effpt.data.document_layout import BLOCK, DocumentLayout
+from hf_effpt.core.document_layout import BLOCK, DocumentLayout
 from hf_effpt.models import document_blocks
 from hf_effpt.models.document_blocks import DocumentMask
 from hf_effpt.models.encoder_inputs import isolate_documents, within

@@ -141,6 +141,8 @@ def test_the_classes_load_published_checkpoints_themselves(tmp_path):
     _, source = saved(tmp_path, "bert")
     ours = hf_effpt.StackableBertForMaskedLM.from_pretrained(source, methods={"layerdrop": {}})
     assert ours.config.methods == {"stacking": {}, "layerdrop": {}}
+    assert ours.continued
+    assert not tiny.model().continued
     assert "published" not in ours.config.to_dict()
     with pytest.raises(
         EffptError, match=r"is of the architecture `bert`, and `EffptRobertaConfig` is one of `roberta`"
@@ -170,6 +172,7 @@ def test_a_pair_of_electra(tmp_path):
     joint.export_generator().save_pretrained(tmp_path / "pair" / "generator")
     ours = continue_from(str(tmp_path / "pair"), "electra", methods={"layerdrop": {"p": 0.2}}).eval()
     assert torch.allclose(ours(words()).logits, joint(words()).logits, atol=1e-6)
+    assert (ours.continued, joint.continued) == (True, False)
     assert torch.allclose(ours.generator(words()).logits, joint.generator(words()).logits, atol=1e-6)
     with pytest.raises(EffptError, match=r"is a `electra`, which cannot go on with the objective `mlm`; use electra"):
         continue_from(str(tmp_path / "pair"))

@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import pickle
 import resource
 import shutil
 import signal
@@ -10,12 +11,12 @@ import sys
 import numpy as np
 import pytest
 import torch
-from transformers import TrainerState
+from transformers import AutoTokenizer, TrainerState
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.data.corpus import corpus_of
 from hf_effpt.data.packing import pack
-from hf_effpt.training.checkpoints import checkpoints_in, fault
+from hf_effpt.training.checkpoints import announcing, checkpoints_in, fault
 from hf_effpt.training.stream import BatchStream
 from hf_effpt.training.trainer import EffptTrainer
 from tests import tiny
@@ -220,6 +221,24 @@ def test_checkpoints_hold_the_training_model_and_the_root_the_stock_one(tmp_path
     trainer.save_model(str(tmp_path / "elsewhere"))
     assert json.loads((tmp_path / "elsewhere" / "config.json").read_text())["model_type"] == "bert"
     shutil.rmtree(tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("own", "continued", "announced"),
+    [(512, False, 16), (12, False, 16), (20, True, 20), (10**30, True, 32), (8, True, 16)],
+)
+def test_the_export_announces_what_the_model_was_trained_on(tmp_path, monkeypatch, own, continued, announced):
+    trainer, tokenizer = tiny.trainer(tmp_path), pickle.loads(pickle.dumps(tiny.tokenizer()))
+    trainer.processing_class, trainer.model.continued = tokenizer, continued
+    monkeypatch.setattr(tokenizer, "model_max_length", own)
+    trainer.save_model()
+    assert tiny.LENGTH == 16
+    assert AutoTokenizer.from_pretrained(tmp_path).model_max_length == announced
+    assert tokenizer.model_max_length == own
+    with announcing(tokenizer, trainer.model, [{"input_ids": [1, 2]}]):  # of varying length
+        assert tokenizer.model_max_length == own
+    with announcing(object(), trainer.model, trainer.train_dataset):
+        pass
 
 
 LIMITED = """

@@ -13,9 +13,9 @@ from transformers.models.modernbert.modeling_modernbert import eager_attention_f
 from hf_effpt.core.anatomy import layers_of
 from hf_effpt.core.clock import Clock
 from hf_effpt.core.depth import stack_of
+from hf_effpt.core.document_layout import DocumentLayout
 from hf_effpt.core.gates import importance
 from hf_effpt.core.width import resize
-from hf_effpt.data.document_layout import DocumentLayout
 from hf_effpt.training.flops import FlopCounter, ghost_of
 from hf_effpt.training.reference_time_meter import step_operation
 from tests import tiny
