@@ -164,7 +164,7 @@ class CostMeter:
         self._counted = {}
 
     @contextmanager
-    def charged(self, model: Any, batch: Mapping[str, Tensor], parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    def charged(self, model: Any, batch: Mapping[str, Any], parameters: Sequence[nn.Parameter]) -> Iterator[None]:
         """Context in which a method computes the model's loss and gradients by `parameters`; charges their FLOPs."""
         documents = batch.get("documents")
         shapes = tuple((name, tuple(tensor.shape)) for name, tensor in batch.items() if name != "documents")

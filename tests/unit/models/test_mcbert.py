@@ -396,6 +396,22 @@ def test_an_export_answers_with_tokens_of_the_text_only(tmp_path, changes):
     assert (made.export_generator().generator_lm_head.bias[never] == 20.0).all()
 
 
+@pytest.mark.parametrize("place", ["all", "masked"])
+def test_a_modernbert_answers_with_tokens_of_the_text_only(tmp_path, place):
+    torch.manual_seed(0)
+    made = tiny.joint("mcbert", backbone="modernbert", candidates_at=place, special_token_ids=SPECIAL).eval()
+    never, ids = [*SPECIAL, made.config.nota_token_id], batch()["input_ids"]
+    with torch.no_grad():
+        made.decoder.bias[never] = 20.0
+    made.export().to(torch.bfloat16).save_pretrained(tmp_path)
+    stock = AutoModelForMaskedLM.from_pretrained(tmp_path, dtype=torch.float32)
+    for reading in (made, stock):
+        with torch.no_grad():
+            assert (reading(ids).logits.softmax(dim=-1)[..., never] == 0).all()
+    again = type(made).from_pretrained(tmp_path, config=made.config, dtype=torch.float32)
+    assert not again.decoder.bias[never].any()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("place", ["all", "masked"])
 def test_an_export_that_trains_on_may_answer_with_every_row_again(tmp_path, dtype, place):

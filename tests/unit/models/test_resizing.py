@@ -22,6 +22,8 @@ DISENTANGLED = "electra, disentangled"
 def made(kind, ledger):
     if kind in tiny.BACKBONES:
         return tiny.masked_lm(kind, ledger)
+    if kind.startswith("modern "):
+        return tiny.joint(kind.removeprefix("modern "), ledger, "modernbert")
     if kind == DISENTANGLED:
         return tiny.joint("electra", ledger, embedding_sharing="disentangled")
     return tiny.joint(kind, ledger)
@@ -42,7 +44,9 @@ def assert_is_loaded(model, folder):
     return loaded
 
 
-@pytest.mark.parametrize("kind", [*tiny.BACKBONES, "electra", DISENTANGLED, "mcbert", "all_tokens_mlm"])
+@pytest.mark.parametrize(
+    "kind", [*tiny.BACKBONES, "electra", DISENTANGLED, "mcbert", "modern electra", "modern mcbert"]
+)
 @pytest.mark.parametrize("name", LEDGERS)
 def test_a_longer_vocabulary_is_learned_from_and_saved(tmp_path, kind, name):
     model = made(kind, LEDGERS[name])
