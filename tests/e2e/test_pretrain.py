@@ -231,7 +231,7 @@ def test_an_output_folder_with_another_run_is_left_alone(corpus, tmp_path, capsy
         (["--resume"], "no run in"),
         (["--model.attn_implementation", "foo"], "Transformers cannot train with these settings"),
         (["--training.report_to", "comet_ml"], "Transformers cannot train with these settings"),
-        (["--data.tokenizer", "no/such/tokenizer"], "cannot be loaded"),
+        (["--data.tokenizer", "no/such/tokenizer", "--data.vocab_size", "null"], "cannot be loaded"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_clear_line_before_any_training(corpus, tmp_path, capsys, flags, words):
