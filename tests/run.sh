@@ -6,4 +6,5 @@ source tests/setup_venv.sh
 setup_venv .venv constraints.txt dev,plot
 # Two workers with one thread each are quicker here than threads that share two cores; a file is for one of them, since
 # its tests share what takes long to make, and the files with the longest tests come first.
+unset PYTHONDONTWRITEBYTECODE  # each process that tests start would compile what it imports
 OMP_NUM_THREADS=1 exec .venv/bin/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder "$@"

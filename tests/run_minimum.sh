@@ -19,6 +19,7 @@ fi
 # checkpoints of the Trainer, export and push; a run of every method and objective, resumed. What a method computes, what
 # pairs of methods do to each other, what a failing disk leaves, and the reading of data, recipes and results, do not
 # depend on the release, and the full suite tests them with the newest.
+unset PYTHONDONTWRITEBYTECODE
 OMP_NUM_THREADS=1 .venv-min/bin/python -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder -m "not slow" \
     -k "not of_a_pair and not a_pair_with and not previous_checkpoint_whole and not charged and not compiled" \
     tests/contract/test_runs.py::Test{WithoutDropout,ModernBert,OtherObjectives} \

@@ -9,7 +9,9 @@ setup_venv() {
         [[ -f $stamp && $(<"$stamp") == "$wanted" ]] && return
     done
     [[ -x $venv/bin/python ]] || python3 -m venv "$venv"
-    # most of what is installed is never imported, and compiling all of it takes longer than the rest
+    # Most of what is installed is never imported: compiling all of it takes longer than the rest, so that is done for
+    # what is imported.
     "$venv/bin/python" -m pip install -qq --no-compile --constraint "$constraints" --editable ".[$extras]"
+    env -u PYTHONDONTWRITEBYTECODE "$venv/bin/python" -c "import hf_effpt.comparison.experiment"
     echo "$wanted" > "$venv/installed-$extras"
 }

@@ -189,7 +189,9 @@ class Saver:
             for name, exported in exports.items():
                 save_stock(exported, folder / name)
                 if trainer.processing_class is not None:
-                    with announcing(trainer.processing_class, trainer.model, trainer.train_dataset):
+                    stream = trainer.stream
+                    rows = stream.phases[stream.phase].rows  # the longest so far
+                    with announcing(trainer.processing_class, trainer.model, rows):
                         trainer.processing_class.save_pretrained(folder / name)
             saved = set(folder.iterdir())
             for method in trainer.methods:

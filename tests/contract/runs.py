@@ -1,7 +1,11 @@
 """Runs of eight steps that several tests compare with, and what a resumed run or an export must share with them."""
 
+import atexit
+import json
 import subprocess
 import sys
+import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +17,13 @@ from hf_effpt import export
 from tests import tiny
 
 RESUMED_AT = (2, 4, 7)
-# Loads every folder it is given as users do and compares with the outputs of the training model in `probe.pt`.
+# A process that loads, as users do, the folder that each line names, and compares with outputs of the training model
+# in `probe.pt`. It answers with a line: nothing, or what is wrong.
 LOAD = """
-import sys, torch
+import json, sys, traceback, torch
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer
-for folder in sys.argv[1:]:
+
+def load(folder):
     probe = torch.load(folder + "/probe.pt")
     for place, logits in probe["logits"].items():
         auto = AutoModelForPreTraining if probe["discriminates"] and not place else AutoModelForMaskedLM
@@ -25,13 +31,22 @@ for folder in sys.argv[1:]:
         assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
         assert type(model).__module__.startswith("transformers."), type(model)
         assert torch.allclose(model(probe["ids"]).logits, logits, atol=1e-6), folder + place
+    for place in {"", *probe["logits"]}:
         encoder, report = AutoModel.from_pretrained(folder + place, output_loading_info=True)
         missing = {key for key in report["missing_keys"] if not key.startswith("pooler.")}  # no objective trains one
         assert not missing and not report["mismatched_keys"], report
         if not place:
             assert torch.allclose(encoder(probe["ids"]).last_hidden_state, probe["hidden"], atol=1e-6), folder
         assert AutoTokenizer.from_pretrained(folder + place)("w1 w2").input_ids == [2, 6, 7, 3]
-assert not any(name.startswith("hf_effpt") for name in sys.modules)
+    assert not any(name.startswith("hf_effpt") for name in sys.modules)
+
+for line in sys.stdin:
+    wrong = ""
+    try:
+        load(line.rstrip())
+    except BaseException:
+        wrong = traceback.format_exc()
+    print(json.dumps(wrong), flush=True)
 """
 
 
@@ -171,6 +186,21 @@ def exported(runs: Runs, objective: str, ledger: dict, finished: bool):
 
 def load_in_a_clean_process(folders: list[Path]) -> None:
     """Loads exports without the package and compares their outputs with those of the training models."""
-    command = [sys.executable, "-c", LOAD, *map(str, folders)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folders[0])
-    assert done.returncode == 0, done.stderr
+    process = clean_process()
+    for folder in folders:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        print(folder, file=process.stdin, flush=True)
+        wrong = json.loads(process.stdout.readline())
+        assert not wrong, wrong
+
+
+@cache
+def clean_process() -> subprocess.Popen:
+    """A process without the package, started once, since its imports take longer than what it loads."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", LOAD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        text=True, cwd=tempfile.gettempdir(),
+    )  # fmt: skip
+    atexit.register(process.kill)
+    return process

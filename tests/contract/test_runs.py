@@ -166,10 +166,10 @@ class WithGenerator:
     pairs: list[dict]
 
     def test_exports_load_in_a_clean_process(self, runs):
-        """Every second run is exported from the middle."""
+        """Every second run is exported from the middle; of the pairs, all of which export with BERT, every third."""
         exports = [
             contract.exported(runs, self.objective, ledger, finished=place % 2 == 0)
-            for place, ledger in enumerate(SINGLES + self.pairs)
+            for place, ledger in enumerate(SINGLES + self.pairs[::3])
         ]
         contract.load_in_a_clean_process([folder for folder, _ in exports])
 
