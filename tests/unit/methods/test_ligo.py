@@ -194,7 +194,7 @@ def _ten_steps(monkeypatch):
     monkeypatch.setitem(learn_growth.__kwdefaults__, "steps", 10)
 
 
-@pytest.mark.usefixtures("_ten_steps")
+@pytest.mark.usefixtures("_ten_steps", "counted")
 @pytest.mark.parametrize("objective", ["mlm", "electra"])
 def test_a_run_grows_by_it_and_pays_for_it(tmp_path, objective):
     losses, clocks = [], []
