@@ -253,7 +253,6 @@ def test_a_recipe_sets_windows_and_rotations():
     ("settings", "said"),
     [
         ({"local_attention": 65}, r"`model\.local_attention` is 65, but must be at most `data\.sequence_length`, 64"),
-        ({"objective": "electra"}, r"`model\.objective` is 'electra', but must be mlm with `model\.backbone`"),
         ({"layer_types": [FULL]}, r"`layer_types` is \['full_attention'\]"),
         ({"backbone": "bert", "rotary_base": 1e4}, r"`model\.rotary_base` is 10000\.0, which has an effect only with"),
     ],
