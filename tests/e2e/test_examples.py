@@ -93,13 +93,15 @@ def test_training_examples(corpus, tmp_path, here, script):
 
 
 def test_from_text_to_a_measured_model(corpus, tmp_path, here):
-    """The first examples, one after another, of which the first is run as users run it."""
+    """The first examples, one after another, of which two are run as users run them."""
     done = run("01_pretrain.py", corpus, "--budget", "4steps", "--vocab_size", "256", "--out", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Held-out loss" in done.stdout
     assert (tmp_path / "run" / "model.safetensors").is_file()
     here("make_task.py", "task.jsonl", "--dataset", corpus)
-    assert "accuracy" in here("04_finetune.py", "run", "task.jsonl", "--max_steps", "2")
+    tuned = run("04_finetune.py", "run", "task.jsonl", "--max_steps", "2", cwd=tmp_path)
+    assert tuned.returncode == 0, tuned.stderr
+    assert "accuracy" in tuned.stdout
     measured = here("06_evaluate.py", "run", "task.jsonl", "--text", corpus, "--seeds", "2")
     assert "| held_out_loss |" in measured
     assert "| task/accuracy@default |" in measured

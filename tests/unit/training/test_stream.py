@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from hf_effpt.training.phases import phases_of
 from hf_effpt.training.stream import BatchStream, KeyedRows, TrainingStream
 from tests import tiny
 
@@ -53,7 +54,7 @@ def test_other_data_come_as_examples():
 
 
 def test_rows_of_batches_with_padding_and_without_are_joined(tmp_path):
-    stream = TrainingStream(tiny.arguments(tmp_path), tiny.rows(4), None, keyed=True)
+    stream = TrainingStream(tiny.arguments(tmp_path), phases_of(tiny.rows(4)), None, keyed=True)
     ids, mask = torch.arange(6).view(2, 3), torch.tensor([[1, 1, 0], [1, 0, 0]])
     for batches in ([{"input_ids": ids}, {"input_ids": ids, "attention_mask": mask}], [{"input_ids": ids}] * 2):
         for order in (batches, batches[::-1]):
