@@ -36,7 +36,7 @@ PYTHON
 
 echo "== 5/5  Fine-tuning it with the stock Trainer"
 "$bin/python" examples/make_task.py "$OUT/task.jsonl" --dataset "$DATASET"
-"$bin/python" examples/04_finetune.py "$OUT" "$OUT/task.jsonl" --max_steps 180 --out "$OUT/finetuned"
+"$bin/python" examples/04_finetune.py "$OUT" "$OUT/task.jsonl" --max_steps "${STEPS:-180}" --out "$OUT/finetuned"
 
 cat <<END
 
