@@ -11,7 +11,7 @@ from datasets import Dataset, Features, Sequence, Value
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, TrainerCallback, set_seed
 
-from hf_effpt.core.anatomy import generator_of
+from hf_effpt.core.anatomy import encoders_of
 from hf_effpt.core.depth import running
 from hf_effpt.core.objectives import OBJECTIVES
 from hf_effpt.data.masking import DataCollatorForMaskedLM
@@ -189,8 +189,11 @@ class RoughCounter(FlopCounter):
     def _measure(
         model: Any, batch: Mapping[str, Any], share: float | None = None, work: Any = None, documents: Any = None
     ) -> int:
-        encoders = filter(None, (model.backbone, generator_of(model.backbone)))
-        layers = [layer for encoder in encoders for layer in running(encoder, None if work is None else False)]
+        layers = [
+            layer
+            for encoder in encoders_of(model.backbone)
+            for layer in running(encoder, None if work is None else False)
+        ]
         sizes = [(parameter.numel(), parameter.requires_grad) for layer in layers for parameter in layer.parameters()]
         every = sum(size for size, _ in sizes)
         learning = 0 if work else sum(size for size, learns in sizes if learns)

@@ -50,6 +50,12 @@ def set_generator(backbone: nn.Module, generator: nn.Module) -> None:
     backbone.__dict__["generator_encoder"] = generator
 
 
+def encoders_of(backbone: nn.Module) -> list[Any]:
+    """`backbone` and, if there is one, the generator's encoder beside it."""
+    generator = backbone.__dict__.get("generator_encoder")  # written out, since every micro-batch asks
+    return [backbone] if generator is None else [backbone, generator]
+
+
 def embeddings_of(backbone: Any) -> list[nn.Module]:
     """Modules below the first layer of `backbone`: the embeddings and, if there is one, their projection."""
     names = ("embeddings", "embeddings_project")
@@ -120,6 +126,11 @@ def dropouts_of(config: Any) -> dict[str, float]:
 def first_position(config: Any) -> int:
     """Position of the first token of a row; in RoBERTa and its kin the table begins with rows for padding."""
     return config.pad_token_id + 1 if getattr(config, "model_type", "").removeprefix("effpt_") in ROBERTAS else 0
+
+
+def longest_row_of(config: Any) -> int:
+    """Tokens of the longest row that a model of this configuration has positions for."""
+    return config.max_position_embeddings - first_position(config)
 
 
 def layer_types_of(config: Any) -> list[str] | None:

@@ -22,7 +22,7 @@ _CHINESE = (
 
 
 def spelling_of(token: bytes) -> int:
-    """How a token of these bytes begins and ends within characters; 0 if it has whole ones only."""
+    """Bits that say how a token of these bytes begins and ends within characters; 0 if it has whole ones only."""
     head = next((place for place, byte in enumerate(token[:MOST]) if not _continues(byte)), len(token[:MOST]))
     spelling = head << _CONTINUES | _bits(token[:head]) << _HEAD | (0 < head == len(token)) << _ONLY
     for count in range(1, min(MOST, len(token)) + 1):
@@ -50,7 +50,7 @@ def _bits(token: bytes) -> int:
 
 
 def spelled(spelling_BL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What characters that several tokens spell make of each token, three bool tensors of shape `(B, L)`.
+    """Parts of each token in characters that several tokens spell: three bool tensors of shape `(B, L)`.
 
     The first is `True` at tokens that go on with the character of the token before, the second at tokens that begin
     with such a character, and the third at those that end with one, if no word goes on with it ([`is_apart`]).

@@ -1,4 +1,4 @@
-"""Where documents lie in a batch of packed rows, and the blocks within which they attend."""
+"""Layout of the documents in a batch of packed rows, and the blocks within which they attend."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +11,7 @@ BLOCK = 128  # tokens: documents that fit into one are attended together, longer
 
 @dataclass(frozen=True, eq=False)
 class DocumentLayout:
-    """Where documents lie in a batch; on the host, so that shapes that depend on it need no wait for the device.
+    """Places of the documents in a batch; on the host, so that shapes that depend on it need no wait for the device.
 
     Args:
         rows, length (`int`): shape of the batch in rows and tokens per row.

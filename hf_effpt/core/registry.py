@@ -156,7 +156,7 @@ def without_idle(ledger: Mapping[str, Mapping[str, Any] | None] | None) -> dict[
 def _lonely(name: str, values: Mapping[str, Any], ledger: Collection[str]) -> dict[str, Any]:
     """Settings of a method that do nothing beside the others of a ledger, each with what would give it an effect."""
     others = [other for other in ledger if other != name]
-    changing = any(other in METHODS and METHODS[other].order < 9 for other in others)
+    changing = any(other in METHODS and METHODS[other].order < Method.order for other in others)
     return {} if changing else lonely_settings(METHODS[name], values, others)
 
 

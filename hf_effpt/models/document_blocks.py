@@ -26,7 +26,7 @@ class Group(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """How attention is computed block by block: groups, and where in their outputs that of each token is."""
+    """Blocks in which attention is computed, in groups, and the place of each token in their outputs."""
 
     groups: list[Group]
     place_T: Tensor
@@ -107,7 +107,7 @@ class DocumentMask(Tensor):
 
     @property
     def plan(self) -> Plan:
-        """How it is computed; made once."""
+        """Blocks in which it is computed; made once."""
         if self._plan is None:
             self._plan = plan_of(self.documents, self.window, self.device)
         return self._plan

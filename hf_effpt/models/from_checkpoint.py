@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, ElectraForMaskedLM, ElectraForPreTraining
 
-from hf_effpt.core.anatomy import dropouts_of, first_position, layer_types_of, position_table_of
+from hf_effpt.core.anatomy import dropouts_of, first_position, layer_types_of, longest_row_of, position_table_of
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.registry import build_methods
 
@@ -166,7 +166,7 @@ def _checked(source: str, objective: str, layers: int | None) -> Any:
 
 def check_positions(config: Any, positions: int) -> int:
     """The number of positions of a configuration; raises an `EffptError` if `positions` are fewer."""
-    now = config.max_position_embeddings - first_position(config)
+    now = longest_row_of(config)
     if positions < now:
         raise EffptError(
             f"`model.max_position_embeddings` is {positions}, fewer than the {now} of the checkpoint; leave it out, "

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from hf_effpt.core.anatomy import first_position
+from hf_effpt.core.anatomy import longest_row_of
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import write_atomically
 from hf_effpt.core.registry import build_methods, method_class, nearest
@@ -68,7 +68,7 @@ class Recipe:
         build_methods(self.methods, config)
         smoothing = {"training.label_smoothing_factor": self.training.label_smoothing_factor}
         check_changes(self.model.objective, smoothing)
-        self.longest_row = config.max_position_embeddings - first_position(config)
+        self.longest_row = longest_row_of(config)
         self._check_lengths()
         for key, value in _idle_beside_checkpoint(vars(self.data), self.model.from_).items():
             raise idle_error("data", key, value, "`model.from` left out", {"model.from": self.model.from_})

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
-from hf_effpt.core.anatomy import first_position
+from hf_effpt.core.anatomy import longest_row_of
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import STAGING, is_disk_full, read_json, replacing_folder_contents, write_atomically
 from hf_effpt.data.packing import PackedRows, facts
@@ -227,6 +227,4 @@ def announcing(tokenizer: Any, model: Any, rows: Any) -> Iterator[None]:
 
 def longest_input(own: int, length: int, model: Any) -> int:
     """Longest input that a model reads after training on rows of `length`, if its tokenizer announced `own` before."""
-    config = model.config
-    positions = config.max_position_embeddings - first_position(config)
-    return max(length, min(own, positions)) if model.continued else length
+    return max(length, min(own, longest_row_of(model.config))) if model.continued else length

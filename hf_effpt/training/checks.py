@@ -5,7 +5,7 @@ from typing import Any
 
 from torch.utils.data import IterableDataset
 
-from hf_effpt.core.anatomy import first_position
+from hf_effpt.core.anatomy import longest_row_of
 from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.method import Method
@@ -75,12 +75,8 @@ def check_parts(
                 f"`{type(dataset).__name__}` has no length, so a run on it could not be resumed exactly; pack the "
                 "text first with `pack(…)`, which streams it to disk."
             )
-        longest = model.config.max_position_embeddings - first_position(model.config)
-        if PackedRows.fits(dataset) and PackedRows(dataset).sequence_length > longest:
-            raise EffptError(
-                f"Rows of {PackedRows(dataset).sequence_length} tokens do not fit a model of {longest} positions; "
-                "raise `max_position_embeddings`, or pack shorter rows."
-            )
+        if PackedRows.fits(dataset):
+            check_length(PackedRows(dataset).sequence_length, model.config)
 
 
 def check_left(clock: Clock, costs: dict[str, float], flops: dict[str, float]) -> None:
@@ -108,6 +104,15 @@ def exclude_specials(config: Any, tokenizer: Any) -> None:
 def is_unused(token: str) -> bool:
     """Returns `True` for a placeholder token of the vocabulary, such as BERT's `[unused0]`."""
     return token.startswith("[unused") and token.endswith("]")
+
+
+def check_length(length: int, config: Any) -> None:
+    """Raises an `EffptError` if a model of this configuration has no positions for rows of `length` tokens."""
+    if length > (longest := longest_row_of(config)):
+        raise EffptError(
+            f"Rows of {length} tokens do not fit a model of {longest} positions; raise `max_position_embeddings`, or "
+            "pack shorter rows."
+        )
 
 
 def check_size(dataset: Any, args: Any, methods: Sequence[Method]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from hf_effpt.core.anatomy import embeddings_of, generator_of
+from hf_effpt.core.anatomy import embeddings_of, encoders_of
 from hf_effpt.core.depth import router_of, running, stack_of
 from hf_effpt.core.document_layout import DocumentLayout
 from hf_effpt.models.document_blocks import LEAST
@@ -46,17 +46,10 @@ def ghost_of(model: PreTrainedModel) -> PreTrainedModel:
                 # Observers of the model must not see the copy run, unlike objects that compute a part of the step.
                 if key not in kept and not getattr(getattr(hook, "__self__", None), "is_work", False):
                     del hooks[key]
-    for encoder in encoders_of(ghost):
+    for encoder in encoders_of(getattr(ghost, "backbone", ghost.base_model)):
         stack_of(encoder).computes_whole |= encoder.config._attn_implementation not in SPARSE
     ghost.set_attn_implementation("eager")
     return ghost
-
-
-def encoders_of(model: Any) -> list[Any]:
-    """The backbone of a model, and the encoder of its generator if it has one."""
-    backbone = getattr(model, "backbone", model.base_model)
-    auxiliary = generator_of(backbone)
-    return [backbone] if auxiliary is None else [backbone, auxiliary]
 
 
 def unwrap(model: nn.Module) -> None:
@@ -129,9 +122,8 @@ class FlopCounter:
     def _parts(self, model: Any, training: bool | None = None) -> tuple:
         """All that decides the cost but the batch: sizes of what runs, and signatures of methods."""
         backbone = model.backbone
-        auxiliary = generator_of(backbone)
-        encoders = [backbone] if auxiliary is None else [backbone, auxiliary]
-        kinds = backbone.config._attn_implementation, (auxiliary or backbone).config._attn_implementation
+        encoders = encoders_of(backbone)
+        kinds = encoders[0].config._attn_implementation, encoders[-1].config._attn_implementation
         sparse = kinds[0] in SPARSE, kinds[1] in SPARSE
         modules = [embeddings_of(backbone), *[running(encoder, training) for encoder in encoders]]
         # In running order: the last layer costs less than an equal one below it.
@@ -238,7 +230,7 @@ class DocumentsApart(NamedTuple):
 
 
 def documents_apart(model: Any, batch: Mapping[str, Any]) -> DocumentsApart | None:
-    """What tells the work of a batch with `document_ids`; `None` if it follows from the shapes.
+    """Pairs of tokens that tell the work of a batch with `document_ids`; `None` if it follows from the shapes.
 
     Waits for the device unless `documents` are given.
     """

@@ -6,13 +6,13 @@ from itertools import pairwise
 from math import gcd
 from typing import Any
 
-from hf_effpt.core.anatomy import first_position, generator_of, rotary_base_of, set_rotary_base
+from hf_effpt.core.anatomy import encoders_of, rotary_base_of, set_rotary_base
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.row_method import row_methods
 from hf_effpt.data.packed_rows import PackedRows, facts
 
 from .checkpoints import identity_of
-from .checks import check_size
+from .checks import check_length, check_size
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,13 +70,13 @@ def phase_at(phases: Sequence[Phase], fraction: float) -> int:
 
 def apply_phase(phase: Phase, backbone: Any) -> None:
     """Gives the model, and its generator if there is one, what the phase changes in it."""
-    for encoder in filter(None, (backbone, generator_of(backbone))):
+    for encoder in encoders_of(backbone):
         if phase.rotary_base is not None and phase.rotary_base != rotary_base_of(encoder.config):
             set_rotary_base(encoder, phase.rotary_base)
 
 
 def position_in(totals: Mapping[str, Any] | None) -> dict[str, int]:
-    """Where the rows of a run go on, by the totals in a checkpoint: arguments of `TrainingStream.begin`."""
+    """Position of the rows of a run, by the totals in a checkpoint: arguments of `TrainingStream.begin`."""
     return {"rows_seen": 0} if totals is None else {"rows_seen": totals["rows"], "phase": totals.get("phase", 0)}
 
 
@@ -122,12 +122,7 @@ def _check_order(phases: Sequence[Phase], masks: bool) -> None:
 def _check_lengths(phases: Sequence[Phase], model: Any, size: int) -> None:
     """Raises `EffptError` unless the model reads the longest rows and `size` first ones are whole others."""
     lengths = [phase.length for phase in phases]
-    positions = model.config.max_position_embeddings - first_position(model.config)
-    if lengths[-1] > positions:
-        raise EffptError(
-            f"Rows of {lengths[-1]} tokens do not fit a model of {positions} positions; raise "
-            "`max_position_embeddings`, or pack shorter rows."
-        )
+    check_length(lengths[-1], model.config)
     if methods := row_methods(model.methods):
         raise EffptError(
             f"`{methods[0].name}` remembers rows by their number, and longer rows have others; leave it out, or train "

@@ -67,7 +67,7 @@ def test_links_lead_somewhere():
 
 @pytest.mark.slow
 def test_the_python_example_runs(tmp_path, monkeypatch):
-    """As printed, but for the sizes, on a little text; what comes later goes on with what was before.
+    """The example as printed, but for the sizes, on a little text; what comes later goes on with what was before.
 
     In this process, which has imported what takes longest.
     """

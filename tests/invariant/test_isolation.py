@@ -151,7 +151,7 @@ def test_blocks_within_compiled_layers(kind):
 
 
 def test_the_layout_is_taken_from_the_batch_where_it_is_known(monkeypatch):
-    """As the Trainer passes it, so that nothing waits for the device."""
+    """A batch as the Trainer passes it, so that nothing waits for the device."""
     model, (batch, _) = model_of("bert"), packed(LONG, 31)
     known = {**batch, "documents": DocumentLayout.of(batch["document_ids"])}
     expected = model(**batch).loss
@@ -187,7 +187,7 @@ def test_by_the_kernel_of_torch(monkeypatch, kind, lengths):
 
 
 def varlen(query, key, value, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, **kwargs):
-    """What flash attention computes of documents."""
+    """Attention within documents, as flash attention computes it."""
     assert (kwargs["dropout_p"], kwargs["causal"]) == (0.0, False)
     window = kwargs.get("window_size", (-1, -1))
     scale = kwargs["softmax_scale"]

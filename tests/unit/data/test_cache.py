@@ -138,7 +138,7 @@ def test_equal_sized_damage_is_seen_once_and_a_whole_entry_is_read_once(tmp_path
 
 
 def test_an_entry_that_lists_sizes_only_is_read(tmp_path):
-    """As older versions did: what its files hold is for `check` to see."""
+    """A folder as older versions listed it: what its files hold is for `check` to see."""
     target = build_once(tmp_path / "key", fill, bool)
     (target / cache.VERIFIED).unlink()
     (target / cache.CONTENTS).write_text('{"data": 5}')
