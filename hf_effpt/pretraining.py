@@ -175,7 +175,10 @@ def pretrain(recipe: Recipe, *, resume: bool | str = False) -> RunResult:
         f"{report.vocab_size:,}", 100 * report.unknown_rate, accents_in(known["tokenizer"]), report.fertility,
     )  # fmt: skip
     for one in phases:
-        logger.info("data: %s rows of %d tokens, from %g of the clock", f"{len(one.rows):,}", one.length, one.since)
+        rate = "" if one.mlm_probability is None else f", {one.mlm_probability:.0%} of them masked"
+        logger.info(
+            "data: %s rows of %d tokens%s, from %g of the clock", f"{len(one.rows):,}", one.length, rate, one.since
+        )
     for line in text_told(facts(rows["train"])):
         logger.info("data: %s", line)
     methods = ", ".join(method.name for method in trainer.methods) or "none"
@@ -189,7 +192,7 @@ def pretrain(recipe: Recipe, *, resume: bool | str = False) -> RunResult:
     if trainer.eval_dataset is not None:
         trainer.evaluate()
         evaluation = trainer.evaluation or {}
-        if len(phases) > 1:
+        if phases[-1].length > phases[0].length:
             known["long_rows"] = {"sequence_length": phases[-1].length}
             with trainer.cost.timekeeper.paused():
                 found = evaluate_rows(trainer, rows[f"validation_{phases[-1].length}"])
@@ -204,7 +207,7 @@ def pretrain(recipe: Recipe, *, resume: bool | str = False) -> RunResult:
 def build_trainer(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, rows: DatasetDict) -> EffptTrainer:
     """Builds the trainer of a recipe; anything that Transformers refuses becomes an `EffptError`."""
     data, seed = recipe.data, recipe.training.seed
-    collator = DataCollatorForMaskedLM(tokenizer, data.mlm_probability, data.whole_word, seed=seed)
+    collator = DataCollatorForMaskedLM(tokenizer, data.rates[0.0], data.whole_word, seed=seed)
     try:
         set_seed(seed)
         model = build_model(recipe, tokenizer)
@@ -260,7 +263,7 @@ def claim(out: Path, recipe: Recipe, resume: bool) -> None:
 
 def phases_of_recipe(recipe: Recipe, rows: DatasetDict) -> list[Phase]:
     """Phases of the run of a recipe on its `rows`."""
-    return phases_in(rows, recipe.data.lengths, recipe.model.rotary_bases)
+    return phases_in(rows, recipe.data.lengths, recipe.model.rotary_bases, recipe.data.rates)
 
 
 def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Any:

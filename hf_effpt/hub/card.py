@@ -283,10 +283,13 @@ def _data(data: Mapping[str, Any], tokenizer: Mapping[str, Any], untrained: int)
 
 
 def _lengths(data: Mapping[str, Any]) -> str | None:
-    """Tokens per row, and those of later phases with the fraction of the clock at which they began."""
-    later = [f"{phase['sequence_length']} from {phase['since']:g} of the clock on" for phase in data.get("phases", [])]
-    first = data.get("sequence_length")
-    return None if first is None else ", ".join([str(first), *later])
+    """Tokens per row, and those of longer rows with the fraction of the clock at which they began."""
+    if (first := data.get("sequence_length")) is None:
+        return None
+    since = {first: 0.0}
+    for phase in data.get("phases", []):
+        since.setdefault(phase["sequence_length"], phase["since"])
+    return ", ".join(f"{length} from {at:g} of the clock on" if at else str(length) for length, at in since.items())
 
 
 def duration(seconds: float) -> str:

@@ -233,7 +233,8 @@ class DataSettings:
             throughout, so fewer rows.
         isolate_documents (`bool`, *optional*, defaults to `False`): if `True`, documents packed in one row do not
             attend to each other.
-        mlm_probability (`float`, *optional*, defaults to 0.15): share of a row's tokens to predict.
+        mlm_probability (`float` or `dict`, *optional*, defaults to 0.15): share of a row's tokens to predict; or a
+            schedule by fractions of the clock, `{0: 0.3, 0.5: 0.15}`. Held-out text always has 0.15.
         whole_word (`bool`, *optional*, defaults to `False`): if `True`, mask whole words rather than single tokens.
         tokenizer (`str`, *optional*): a folder or Hub id; by default that of `model.from`, or else one is trained on
             the dataset.
@@ -263,7 +264,7 @@ class DataSettings:
     validation: str | list[Any] = "0.01"
     sequence_length: int | dict[Any, Any] = 128
     isolate_documents: bool = False
-    mlm_probability: float = 0.15
+    mlm_probability: float | dict[Any, Any] = 0.15
     whole_word: bool = False
     tokenizer: str | None = None
     add_tokens: str | None = None
@@ -297,7 +298,12 @@ class DataSettings:
         rising = all(a < b for a, b in pairwise(lengths))
         require(rising, "data.sequence_length", self.sequence_length, "longer in each phase than before")
         self.sequence_length = self.lengths if len(lengths) > 1 else lengths[0]
-        require(0.0 < self.mlm_probability < 1.0, "data.mlm_probability", self.mlm_probability, "between 0 and 1")
+        rates = list(self.rates.values())
+        self.mlm_probability = self.rates if len(rates) > 1 else rates[0]
+        between = all(0.0 < rate < 1.0 for rate in rates)
+        require(between, "data.mlm_probability", self.mlm_probability, "between 0 and 1")
+        changing = all(a != b for a, b in pairwise(rates))
+        require(changing, "data.mlm_probability", self.mlm_probability, "another in each phase than before")
         require(
             self.tokenizer_kind in ("wordpiece", "bpe"), "data.tokenizer_kind", self.tokenizer_kind, "wordpiece or bpe"
         )
@@ -312,6 +318,11 @@ class DataSettings:
     def lengths(self) -> dict[float, int]:
         """Tokens per row by the fraction of the clock from which rows have them, from 0 on."""
         return scheduled_numbers(self.sequence_length, "data.sequence_length", int)
+
+    @property
+    def rates(self) -> dict[float, float]:
+        """Share of tokens to predict by the fraction of the clock from which it holds, from 0 on."""
+        return scheduled_numbers(self.mlm_probability, "data.mlm_probability", float)
 
     @property
     def selection(self) -> SelectSettings | None:

@@ -1,4 +1,4 @@
-"""Phases of a run: rows of rising lengths, each from a fraction of the clock on."""
+"""Phases of a run: rows of rising lengths, or other shares of masked tokens, each from a fraction of the clock on."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,20 +17,24 @@ from .checks import check_length, check_size
 
 @dataclass(frozen=True, eq=False)
 class Phase:
-    """Part of a run that trains on rows of one length.
+    """Part of a run that trains on rows of one length with one share of masked tokens.
 
-    Micro-batches of all phases have equally many tokens, so that those of longer rows have fewer rows.
+    Micro-batches of all phases have equally many tokens, so that those of longer rows have fewer rows. A phase on the
+    rows of the one before goes on where that has ended.
 
     Args:
         since (`float`): fraction of the clock, in [0, 1), from which it runs; 0 for the first.
-        rows (`Dataset`): its rows, from [`pack`], of the same text as in the other phases.
+        rows (`Dataset`): its rows, from [`pack`], of the same text as in the other phases; the same object in phases
+            of one length.
         rotary_base (`float`, *optional*): base of the rotary positions of full attention from then on, as ModernBERT
             raises it for its long rows; by default it stays.
+        mlm_probability (`float`, *optional*): share of the tokens to predict; by default the collator's.
     """
 
     since: float
     rows: Any
     rotary_base: float | None = None
+    mlm_probability: float | None = None
 
     @property
     def length(self) -> int:
@@ -45,22 +49,33 @@ def phases_of(train_dataset: Any) -> list[Phase]:
     return [Phase(0.0, train_dataset)]
 
 
-def phases_in(splits: Any, lengths: Mapping[float, int], bases: Mapping[float, float]) -> list[Phase]:
+def phases_in(
+    splits: Any, lengths: Mapping[float, int], bases: Mapping[float, float], rates: Mapping[float, float]
+) -> list[Phase]:
     """Phases of the `splits` of [`pack_lengths`], by the fractions of the clock from which they have these lengths.
 
-    `bases` are rotary bases by some of these fractions.
+    `bases` are rotary bases by some of these fractions, `rates` shares of masked tokens by fractions of their own.
     """
-    first, *later = lengths.items()
-    rows = [splits["train"], *(splits[f"train_{length}"] for _, length in later)]
-    since = [first[0], *(fraction for fraction, _ in later)]
-    return [Phase(at, own, bases.get(at)) for at, own in zip(since, rows, strict=True)]
+    names = dict(zip(lengths, ["train", *(f"train_{length}" for length in list(lengths.values())[1:])], strict=True))
+    phases = []
+    for since in sorted({*lengths, *rates}):
+        rows = splits[names[max(fraction for fraction in lengths if fraction <= since)]]
+        rate = rates[max(fraction for fraction in rates if fraction <= since)] if len(rates) > 1 else None
+        phases.append(Phase(since, rows, bases.get(since), rate))
+    return phases
 
 
 def facts_of_phases(phases: Sequence[Phase]) -> dict[str, Any]:
     """Facts of the rows of a run: those of the first, and in `phases` some of each later."""
     told = ("sequence_length", "rows", "tokens", "fingerprint")
-    later = [{"since": one.since} | {name: facts(one.rows)[name] for name in told} for one in phases[1:]]
+    later = [
+        {"since": one.since} | {name: facts(one.rows)[name] for name in told} | _rate_of(one) for one in phases[1:]
+    ]
     return facts(phases[0].rows) | ({"phases": later} if later else {})
+
+
+def _rate_of(phase: Phase) -> dict[str, float]:
+    return {} if phase.mlm_probability is None else {"mlm_probability": phase.mlm_probability}
 
 
 def phase_at(phases: Sequence[Phase], fraction: float) -> int:
@@ -85,7 +100,9 @@ def identity_of_run(trainer: Any) -> str | None:
     phases = trainer.stream.phases
     if len(phases) == 1:
         return identity_of(trainer.train_dataset)
-    return "; ".join(f"from {phase.since:g}: {identity_of(phase.rows)}" for phase in phases)
+    rates = [f", masked {phase.mlm_probability:g}" if phase.mlm_probability is not None else "" for phase in phases]
+    named = zip(phases, rates, strict=True)
+    return "; ".join(f"from {phase.since:g}: {identity_of(phase.rows)}{rate}" for phase, rate in named)
 
 
 def check_rows(phases: Sequence[Phase], model: Any, args: Any, masks: bool) -> None:
@@ -99,6 +116,8 @@ def check_rows(phases: Sequence[Phase], model: Any, args: Any, masks: bool) -> N
     for phase in phases:
         if phase.rotary_base is not None:
             _check_base(phase.rotary_base, model)
+        if phase.mlm_probability is not None:
+            _check_rate(phase.mlm_probability, masks)
     if len(phases) > 1:
         _check_order(phases, masks)
         _check_lengths(phases, model, args.train_batch_size)
@@ -109,12 +128,15 @@ def check_rows(phases: Sequence[Phase], model: Any, args: Any, masks: bool) -> N
 
 def _check_order(phases: Sequence[Phase], masks: bool) -> None:
     if not masks or not all(PackedRows.fits(phase.rows) for phase in phases):
-        raise EffptError("Phases with rows of rising lengths need rows from `pack(…)`, and a tokenizer to mask them.")
+        raise EffptError("Several phases need rows from `pack(…)`, and a tokenizer to mask them.")
     since, lengths = [phase.since for phase in phases], [phase.length for phase in phases]
     if since[0] != 0 or not all(a < b for a, b in pairwise([*since, 1.0])):
         raise EffptError(f"Phases begin at {since} of the clock, but must from 0 on, each later than the one before.")
-    if not all(a < b for a, b in pairwise(lengths)):
-        raise EffptError(f"The rows of the phases have {lengths} tokens, but each phase must have longer ones.")
+    if not all(a.rows is b.rows or a.length < b.length for a, b in pairwise(phases)):
+        raise EffptError(
+            f"The rows of the phases have {lengths} tokens, but each phase must have longer ones than the one before, "
+            "or the same rows."
+        )
     if len({PackedRows(phase.rows).columns for phase in phases}) > 1:
         raise EffptError("Only some phases have rows with `document_ids`; pack all with the same `isolate_documents`.")
 
@@ -125,8 +147,8 @@ def _check_lengths(phases: Sequence[Phase], model: Any, size: int) -> None:
     check_length(lengths[-1], model.config)
     if methods := row_methods(model.methods):
         raise EffptError(
-            f"`{methods[0].name}` remembers rows by their number, and longer rows have others; leave it out, or train "
-            "on rows of one length."
+            f"`{methods[0].name}` remembers rows by their number and masks, which differ from phase to phase; leave "
+            "it out, or train on rows of one length with one share of masked tokens."
         )
     for length in lengths[1:]:
         if size * lengths[0] % length:
@@ -134,6 +156,13 @@ def _check_lengths(phases: Sequence[Phase], model: Any, size: int) -> None:
                 f"A micro-batch has {size} rows of {lengths[0]} tokens, as many as no number of rows of {length}; "
                 f"make `per_device_train_batch_size` a multiple of {length // gcd(length, lengths[0])}."
             )
+
+
+def _check_rate(rate: float, masks: bool) -> None:
+    if not 0 < rate < 1:
+        raise EffptError(f"The `mlm_probability` {rate} of a phase must be a share between 0 and 1, such as 0.15.")
+    if not masks:
+        raise EffptError("A phase has an `mlm_probability`, but no collator of this package masks its rows.")
 
 
 def _check_base(base: float, model: Any) -> None:

@@ -1,6 +1,7 @@
 """Order of the data: an endless stream, computed from (seed, position), so that it resumes anywhere."""
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache
 from itertools import count, islice
@@ -118,7 +119,7 @@ class TrainingStream:
     def enter(self, fraction: float, model: Any) -> None:
         """Begins the phase of this fraction of the clock, unless it runs already."""
         if len(self.phases) > 1 and (phase := phase_at(self.phases, fraction)) != self.phase:
-            self.begin(0, phase)
+            self.begin(self.rows_seen if self.phases[phase].rows is self.dataset else 0, phase)
         if self.phases[self.phase].rotary_base is not None:
             apply_phase(self.phases[self.phase], model.backbone)
 
@@ -152,7 +153,12 @@ class TrainingStream:
         apart = may_carry and self.args.world_size > 1
         skip = self.rows_seen // self.args.world_size % self.args.train_batch_size if apart else 0
         batches = self._batches(self.seed, self.rows_seen - skip * self.args.world_size, skip)
-        return self.loader_of(self.dataset, self.collator, batches)
+        return self.loader_of(self.dataset, self._collator(), batches)
+
+    def _collator(self) -> Any:
+        """The collator with the share of masked tokens of this phase."""
+        rate = self.phases[self.phase].mlm_probability
+        return self.collator if rate is None else masking_at(self.collator, rate)
 
     def _batches(self, seed: int, start: int, skip: int = 0) -> BatchStream:
         return BatchStream(
@@ -163,7 +169,7 @@ class TrainingStream:
     def draw(self, number: int, step: int) -> Iterator[dict[str, Tensor]]:
         """Yields micro-batches on the device in another order than the run's, by seed and step."""
         batches = islice(self._batches(hash((self.seed, step)), 0), number)
-        for batch in self.loader_of(self.dataset, self.collator, batches, workers=0):
+        for batch in self.loader_of(self.dataset, self._collator(), batches, workers=0):
             yield on_device(batch, self.args.device)
 
     def take(self, batches: Iterator[dict[str, Tensor]], number: int, device: torch.device) -> list[dict[str, Any]]:
@@ -211,6 +217,16 @@ class PhasedLoader:
             phase, batches = self.stream.phase, iter(self.stream.loader_of_phase())
             while self.stream.phase == phase:
                 yield next(batches)
+
+
+def masking_at(collator: Any, rate: float) -> Any:
+    """Copy of a collator that masks this share of the tokens, as may the one that it wraps."""
+    own = copy(collator)
+    if "collator" in vars(own):
+        own.collator = masking_at(own.collator, rate)
+    else:
+        own.mlm_probability = rate
+    return own
 
 
 def on_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:

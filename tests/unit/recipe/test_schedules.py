@@ -5,6 +5,7 @@ import pytest
 from hf_effpt.core.clock import scheduled
 from hf_effpt.core.errors import EffptError
 from hf_effpt.recipe.recipe import Recipe
+from hf_effpt.training.phases import phases_in
 
 MODERN = {"backbone": "modernbert", "size": "tiny", "max_position_embeddings": 1024}
 
@@ -101,3 +102,38 @@ def test_a_batch_that_has_not_as_many_tokens_in_longer_rows_is_refused():
     with pytest.raises(EffptError, match="_train_batch_size` is 12, but must be a multiple of 8, for as many"):
         recipe({0: 128, 0.9: 1024}, per_device_train_batch_size=12)
     recipe({0: 96, 0.9: 256}, per_device_train_batch_size=8)
+
+
+def with_rates(rates, **model):
+    data = {"dataset": "corpus/", "mlm_probability": rates}
+    return Recipe.load({"model": model, "data": data, "training": {"output_dir": "out", "budget": "90s"}})
+
+
+def test_the_share_of_masked_tokens_follows_the_clock():
+    assert with_rates(0.2).data.rates == {0.0: 0.2}
+    assert with_rates({0: 0.2}).resolved()["data"]["mlm_probability"] == 0.2
+    found = with_rates({0: 0.3, "0.5": "0.15"})
+    assert found.data.rates == {0.0: 0.3, 0.5: 0.15}
+    assert Recipe.load(found.resolved()) == found
+
+
+@pytest.mark.parametrize(
+    ("rates", "message"),
+    [
+        ({0: 0.3, 0.5: 1.5}, "`data.mlm_probability` is .* must be between 0 and 1"),
+        ({0: 0.3, 0.5: 0.3}, "must be another in each phase than before"),
+        ({0.5: 0.3}, "has values by rising fractions"),
+        ({0: "many"}, "must be numbers"),
+    ],
+)
+def test_impossible_shares_are_refused(rates, message):
+    with pytest.raises(EffptError, match=message):
+        with_rates(rates)
+
+
+def test_phases_are_where_the_length_or_the_share_changes():
+    splits = {"train": "short", "train_256": "long"}
+    found = phases_in(splits, {0.0: 128, 0.75: 256}, {0.75: 2e4}, {0.0: 0.3, 0.5: 0.15})
+    told = [(one.since, one.rows, one.rotary_base, one.mlm_probability) for one in found]
+    assert told == [(0.0, "short", None, 0.3), (0.5, "short", None, 0.15), (0.75, "long", 2e4, 0.15)]
+    assert phases_in(splits, {0.0: 128}, {}, {0.0: 0.3})[0].mlm_probability is None  # the collator has it

@@ -194,7 +194,7 @@ REFUSED = [
     (lambda: [Phase(0.1, rows_of(SHORT)), *two()[1:]], {}, r"begin at \[0.1, 0.5\] of the clock, but must from 0 on"),
     (lambda: [two()[0], Phase(0.0, rows_of(LONG))], {}, r"begin at \[0.0, 0.0\]"),
     (lambda: two(1.0), {}, r"begin at \[0.0, 1.0\]"),
-    (lambda: two(length=SHORT), {}, r"have \[16, 16\] tokens, but each phase must have longer"),
+    (lambda: two(length=SHORT), {}, r"have \[16, 16\] tokens, but each phase must have longer ones"),
     (lambda: two(length=40), {}, "40 tokens do not fit a model of 32 positions"),
     (lambda: two(length=24), {}, "make `per_device_train_batch_size` a multiple of 3"),
     (lambda: two(0.9), {}, "Of 8 steps none begins at 0.9 of the clock"),
@@ -210,3 +210,86 @@ REFUSED = [
 def test_impossible_phases_are_refused_at_construction(tmp_path, phases, changes, message):
     with pytest.raises(EffptError, match=message):
         trainer_on(tmp_path, phases(), **{"per_device_train_batch_size": 4, **changes})
+
+
+class TestMaskRates:
+    """Phases on the same rows that differ in the share of masked tokens."""
+
+    @staticmethod
+    def phases(*rates, rows=None):
+        rows = rows_of(SHORT) if rows is None else rows
+        return [Phase(number / len(rates), rows, mlm_probability=rate) for number, rate in enumerate(rates)]
+
+    @staticmethod
+    def masked(trainer):
+        """Labels a row in each micro-batch, as they come."""
+        found, step = [], trainer.training_step
+
+        def training_step(model, inputs, items=None):
+            found.append((inputs["labels"] != -100).sum(1).tolist())
+            return step(model, inputs, items)
+
+        trainer.training_step = training_step
+        return found
+
+    def test_the_share_changes_and_the_order_of_the_rows_goes_on(self, tmp_path):
+        plain = trainer_on(tmp_path / "plain", rows_of(SHORT))
+        trainer = trainer_on(tmp_path / "phases", self.phases(0.5, 0.25))
+        seen, expected, masked = Rows(trainer), Rows(plain), self.masked(trainer)
+        trainer.train()
+        plain.train()
+        assert masked == [[8] * 4] * 4 + [[4] * 4] * 4
+        assert [sorted(batch) for batch in seen.rows] == [sorted(batch) for batch in expected.rows]
+
+    @pytest.mark.parametrize("at", [2, 4, 7])
+    def test_a_resumed_run_is_the_straight_one(self, tmp_path, at):
+        methods = {"tnf": {"k": 2, "min_count": 2, "max_count": 3}}  # whose collator wraps the one that masks
+        straight = trainer_on(tmp_path / "straight", self.phases(0.5, 0.25), methods=methods)
+        straight.train()
+        first = trainer_on(
+            tmp_path / "parts", self.phases(0.5, 0.25), methods=methods, save_strategy="steps", save_steps=at
+        )
+        first.add_callback(tiny.StopAfter(at))
+        first.train()
+        second = trainer_on(tmp_path / "parts", self.phases(0.5, 0.25), methods=methods)
+        masked = self.masked(second)
+        second.train(resume_from_checkpoint=True)
+        assert masked == [[8] * 4] * max(0, 4 - at) + [[4] * 4] * min(4, 8 - at)
+        tiny.assert_same_weights(straight.model, second.model)
+        assert second.clock.flops == straight.clock.flops
+
+    def test_fewer_masked_tokens_cost_less(self, tmp_path):
+        flops = []
+        for rates in ((0.5, 0.25), (0.5, 0.5)):
+            trainer = trainer_on(tmp_path / str(rates), self.phases(*rates))
+            trainer.train()
+            flops.append(trainer.clock.flops)
+        assert flops[0] < flops[1]
+
+    def test_a_share_of_the_only_phase_holds(self, tmp_path):
+        trainer = trainer_on(tmp_path, self.phases(0.5))
+        masked = self.masked(trainer)
+        trainer.train()
+        assert masked == [[8] * 4] * 8
+
+    def test_held_out_text_keeps_its_masks(self, tmp_path):
+        trainer = trainer_on(tmp_path, self.phases(0.5, 0.25))
+        trainer.train()
+        batch = next(iter(trainer.get_eval_dataloader()))
+        assert set((batch["labels"] != -100).sum(1).tolist()) == {2}  # 15 % of 16 tokens
+
+    @pytest.mark.parametrize("rate", [0.0, 1.0, -0.1, float("nan")])
+    def test_a_share_is_between_0_and_1(self, tmp_path, rate):
+        with pytest.raises(EffptError, match="must be a share between 0 and 1"):
+            trainer_on(tmp_path, self.phases(0.5, rate))
+
+    def test_rows_must_be_masked_here(self, tmp_path):
+        with pytest.raises(EffptError, match="no collator of this package masks"):
+            trainer_on(tmp_path, self.phases(0.5), masks=False)
+
+    def test_checkpoints_of_other_shares_are_refused(self, tmp_path):
+        first = trainer_on(tmp_path, self.phases(0.5, 0.25), save_strategy="steps", save_steps=2)
+        first.add_callback(tiny.StopAfter(2))
+        first.train()
+        with pytest.raises(EffptError, match=r"has changed since .*, masked 0\.25, now .*, masked 0\.3\)"):
+            trainer_on(tmp_path, self.phases(0.5, 0.3)).train(resume_from_checkpoint=True)
