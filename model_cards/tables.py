@@ -1,4 +1,4 @@
-"""Writes the tables of README.md from the results files; with `--check`, only checks them.
+"""Writes the tables of README.md and of the pages beside this file from the results files; `--check` only checks them.
 
 python model_cards/tables.py
 """
@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+PAGES = ("README.md", "model_cards/README.md", "model_cards/speed.md")
 
 
 def benchmark_cpu(results: dict) -> list[str]:
@@ -206,22 +207,79 @@ TABLES = {
 }
 
 
-def filled(text: str) -> str:
-    """Returns the text with new rows in every marked table."""
-    for name, rows_of in TABLES.items():
-        results = json.loads((ROOT / "model_cards" / "results" / f"{name}.json").read_text(encoding="utf-8"))
-        table = re.compile(rf"(<!-- {name}\.json -->\n\|[^\n]*\n\|[^\n]*\n)(?:\|[^\n]*\n)*(<!-- end -->)")
-        rows = "".join(row + "\n" for row in rows_of(results))
-        text, found = table.subn(lambda match, rows=rows: match[1] + rows + match[2], text)
-        if found != 1:
-            sys.exit(f"README.md has {found} tables marked `{name}.json`, there must be one")
-    return text
+# What each method is for, the results that show what it gave, and when not to use it.
+OVERVIEW = {
+    "stacking": (
+        "start shallow and grow: the first steps are cheap", ("depth", "stack"), "the gain shrinks as budgets grow"
+    ),
+    "layerdrop": (
+        "skip layers at random: cheaper steps, and a depth that can be chosen afterwards", ("depth", "layerdrop"),
+        "a model of few layers",
+    ),
+    "layerskip": (
+        "learn which layers a row can do without", ("depth", "layerskip"), "experimental; small batches on a GPU"
+    ),
+    "earlybert": (
+        "find early which heads and neurons to keep, and train only those", ("width", "earlybert"),
+        "heads drawn at random did as well",
+    ),
+    "compress": (
+        "train a large model, then cut it to the size you need", ("frontier", "small"),
+        "short budgets: the small model from scratch was better",
+    ),
+    "lottery": ("research on sparse subnetworks", None, "you want to save time: scattered zeros save none"),
+    "selection": (
+        "learn from the rows that teach most", ("selection", "core_set"), "scoring that costs a forward pass was worse"
+    ),
+    "tnf": (
+        "give rare words a note of the contexts they were seen in", ("notes", "tnf_mlm"),
+        "equal time: its steps cost more",
+    ),
+}  # fmt: skip
+
+
+def overview() -> list[str]:
+    """Returns one row per method: its page, its use, its difference to plain training, and when to do without."""
+    rows = []
+    for name, (use, source, unless) in OVERVIEW.items():
+        rows.append(f"| [`{name}`](hf_effpt/methods/{name}/README.md) | {use} | {_given(source)} | {unless} |")
+    return rows
+
+
+def _given(source: tuple[str, str] | None) -> str:
+    """Difference in held-out loss that a method made, by the name of the results and of the arm."""
+    if source is None:
+        return "not measured against the clock"
+    found = _results(source[0])
+    if source[0] == "frontier":  # the difference of the compressed model to the named one
+        return f"{_mean(found['differences'][source[1]], '+.3f')} to the small model from scratch"
+    (arm,) = (arm for arm in found["arms"] if arm["name"] == source[1])
+    return f"{_mean(arm['difference'], '+.3f')}: {arm['verdict']['label']}"
+
+
+def _results(name: str) -> dict:
+    return json.loads((ROOT / "model_cards" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def filled(pages: dict[str, str]) -> dict[str, str]:
+    """Returns the pages, by path, with new rows in every marked table."""
+    tables = {f"{name}.json": rows_of(_results(name)) for name, rows_of in TABLES.items()} | {"overview": overview()}
+    for marker, rows in tables.items():
+        table = re.compile(rf"(<!-- {re.escape(marker)} -->\n\|[^\n]*\n\|[^\n]*\n)(?:\|[^\n]*\n)*(<!-- end -->)")
+        text = "".join(row + "\n" for row in rows)
+        if not any(table.search(page) for page in pages.values()):
+            sys.exit(f"None of {', '.join(pages)} has a table marked `{marker}`")
+        pages = {
+            path: table.sub(lambda match, text=text: match[1] + text + match[2], page) for path, page in pages.items()
+        }
+    return pages
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    before = readme.read_text(encoding="utf-8")
+    before = {path: (ROOT / path).read_text(encoding="utf-8") for path in PAGES}
     after = filled(before)
     if "--check" in sys.argv and before != after:
-        sys.exit("README.md does not say what the results files say; run python model_cards/tables.py")
-    readme.write_text(after, encoding="utf-8")
+        changed = ", ".join(path for path in PAGES if before[path] != after[path])
+        sys.exit(f"{changed}: not what the results files say; run python model_cards/tables.py")
+    for path, text in after.items():
+        (ROOT / path).write_text(text, encoding="utf-8")

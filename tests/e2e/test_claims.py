@@ -1,4 +1,4 @@
-"""Figures in README come from the results files, its examples run, and its tables name what there is."""
+"""Figures in the pages come from the results files, examples of README run, and its tables name what there is."""
 
 import json
 import re
@@ -60,9 +60,37 @@ def test_every_method_has_its_row():
     assert {name for name, _ in rows} == {folder for _, folder in rows} == set(METHODS)
 
 
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+PAGES = (
+    "README.md",
+    "hf_effpt/README.md",
+    "examples/README.md",
+    "model_cards/README.md",
+    "model_cards/speed.md",
+    "docs",
+)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [str(path.relative_to(ROOT)) for page in PAGES for path in [ROOT / page, *sorted((ROOT / page).glob("*.md"))]
+     if path.is_file()],
+)  # fmt: skip
+def test_links_lead_somewhere(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+        assert ((ROOT / page).parent / target).exists(), target
+
+
+def test_readme_is_short():
+    assert len(README.splitlines()) <= 220
+    assert len(README.split()) <= 2000
+
+
+def test_every_example_has_its_row():
+    rows = re.findall(
+        r"^\| \[`(\w+\.py)`\]", (ROOT / "examples" / "README.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert sorted(rows) == sorted(path.name for path in (ROOT / "examples").glob("*.py"))
 
 
 @pytest.mark.slow
