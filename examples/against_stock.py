@@ -1,10 +1,11 @@
 """Compares this package's masked-LM pre-training with the stock one at equal wall-clock: loss, BLiMP, time to a loss.
 
-    python examples/against_stock.py RECIPE.yaml --budget 2min --out stock/ --data FOLDER_WITH_BLIMP
+    python examples/against_stock.py RECIPE.yaml [RECIPE.yaml ...] --budget 2min --out stock/ --data FOLDER_WITH_BLIMP
 
 The stock side trains as `run_mlm.py` does (`Trainer`, `BertForMaskedLM` with its dropout of 0.1,
-`DataCollatorForLanguageModeling`), with the recipe's optimizer settings and a learning rate that decays on the same
-clock, so that it is at its best too. The sides take turns. Each run on a share of the budget decays on that share.
+`DataCollatorForLanguageModeling`), with the optimizer settings of the first recipe and a learning rate that decays on
+the same clock, so that it is at its best too; `--stock_learning_rate` gives it one of its own. The sides take turns.
+Each run on a share of the budget decays on that share.
 """
 
 import argparse
@@ -171,11 +172,13 @@ def run_stock(request: dict) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", nargs="?", help="a masked-LM recipe without methods")
+    parser.add_argument("recipes", nargs="*", help="recipes; the first is one of masked language modelling by a BERT")
+    parser.add_argument("--stock_learning_rate", type=float, help="of the stock side (default: the first recipe's)")
     parser.add_argument("--budget", default="2min", help="wall-clock of each run (default 2min)")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--fractions", default="0.5,1", help="shares of the budget, each with its own runs")
-    parser.add_argument("--data", help="a folder with BLiMP; by default only losses are compared")
+    parser.add_argument("--data", help="a folder with BLiMP and tasks; by default only losses are compared")
+    parser.add_argument("--tasks", default="blimp", help="with --data, scores to compare (default blimp)")
     parser.add_argument("--pairs_per_paradigm", type=int)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--stock", type=Path, help=argparse.SUPPRESS)
@@ -183,19 +186,22 @@ def main() -> None:
     if args.stock:
         run_stock(json.loads(args.stock.read_text(encoding="utf-8")))
         return
-    if args.recipe is None or args.out is None:
+    if not args.recipes or args.out is None:
         parser.error("a recipe and --out are needed")
     began = time.perf_counter()
-    (ours,) = load_arms([args.recipe], overrides)
-    for section, keys in ours.sections.items():
+    ours = load_arms(args.recipes, overrides)
+    followed = ours[0].sections
+    for section, keys in followed.items():
         if other := sorted(set(keys or ()) - FOLLOWED.get(section, set())):
             parser.error(f"the stock side does not follow `{section}.{other[0]}`; leave it out of the recipe")
-    stock = {**ours.sections, "model": {**(ours.sections.get("model") or {}), "dropout": 0.1}}
-    arms = [Arm("stock", stock), Arm("hf_effpt", ours.sections)]
+    stock = {**followed, "model": {**(followed.get("model") or {}), "dropout": 0.1}}
+    if args.stock_learning_rate is not None:
+        stock["training"] = {**(followed.get("training") or {}), "learning_rate": args.stock_learning_rate}
+    arms = [Arm("stock", stock), *ours]
     clock = common_budget(arms, args.budget)
     runs = grid(arms, clock, range(args.seeds), [float(share) for share in args.fractions.split(",")], args.out)
     claim(args.out, runs, clock)
-    wanted = {"tasks": ["blimp"], "data": args.data, "pairs_per_paradigm": args.pairs_per_paradigm}
+    wanted = {"tasks": args.tasks.split(","), "data": args.data, "pairs_per_paradigm": args.pairs_per_paradigm}
     sides = Sides(wanted if args.data else {})
     failed = sides.make(runs)
     command = shlex.join(["python", "examples/against_stock.py", *sys.argv[1:]])
