@@ -113,9 +113,7 @@ def word_vectors(information: csr_array, size: int, seed: int) -> tuple[np.ndarr
             "dimensions, which need more tokens than that; use more text, or leave `model.start.embeddings` out."
         )
     square = information[known][:, known]
-    left, values, _ = randomized_svd(
-        square, size, n_oversamples=OVERSAMPLES, n_iter=ITERATIONS, random_state=seed
-    )
+    left, values, _ = randomized_svd(square, size, n_oversamples=OVERSAMPLES, n_iter=ITERATIONS, random_state=seed)
     vectors = left * values**POWER
     vectors -= vectors.mean(axis=0)
     return known, (vectors / vectors.std()).astype(np.float32), svd_flops(len(known), square.nnz, size)
