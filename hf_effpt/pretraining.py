@@ -213,10 +213,10 @@ def build_trainer(
     try:
         set_seed(seed)
         model = build_model(recipe, tokenizer)
-        start = {} if resume else recipe.model.start or {}
-        if start.get("bias") == "unigram":
+        begins = recipe.model.begins
+        if begins.bias == "unigram" and not resume:
             set_unigram_bias(model, rows["train"], tokenizer)
-        if start.get("embeddings") == "cooccurrence":
+        if begins.embeddings == "cooccurrence" and not resume:
             set_cooccurrence_embeddings(model, rows["train"], tokenizer, seed=seed)
         return EffptTrainer(
             model=model,

@@ -145,8 +145,7 @@ class ModelSettings:
             self.max_position_embeddings = 512
         require(0.0 <= self.dropout < 1.0, "model.dropout", self.dropout, "at least 0 and below 1")
         if self.start is not None:
-            found = asdict(parse_section("model.start", StartSettings, self.start))
-            self.start = {key: value for key, value in found.items() if value is not None}
+            self.start = {key: value for key, value in asdict(self.begins).items() if value is not None}
         shape = self.config_kwargs()
         for key, value in shape.items():
             require(key not in COUNTS or value >= 1, f"model.{key}", value, "at least 1")
@@ -172,6 +171,11 @@ class ModelSettings:
         config = config_for(self.objective, self.backbone, **{**self.config_kwargs(), **own, **more})
         config._attn_implementation = self.attn_implementation
         return config
+
+    @property
+    def begins(self) -> StartSettings:
+        """The typed settings of `start`."""
+        return parse_section("model.start", StartSettings, self.start)
 
     @property
     def rotary_bases(self) -> dict[float, float]:
