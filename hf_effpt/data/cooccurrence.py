@@ -16,7 +16,6 @@ SMOOTHING = 0.75  # power of the counts of contexts, against a bias towards rare
 TOKENS = 8_000_000
 AT_A_TIME = 4_000_000  # tokens
 OVERSAMPLES, ITERATIONS = 10, 2  # of the randomized SVD
-POWER = 0.5  # of the singular values
 
 
 def cooccurrences(
@@ -76,12 +75,11 @@ def positive_information(counts: csr_array) -> csr_array:
     P(c) is proportional to the count of a context to the power 0.75 (Levy et al., 2015, section 3.2). `counts` have
     tokens as rows and contexts as columns; so has the result, without entries that are 0.
     """
-    tokens, contexts = (np.maximum(counts.sum(axis=axis), 1).astype(np.float64) for axis in (1, 0))
-    smoothed = contexts**SMOOTHING
-    of_tokens = np.log(tokens)
-    of_contexts = np.log(smoothed / smoothed[counts.sum(axis=0) > 0].sum())
+    tokens, contexts = (np.maximum(counts.sum(axis=axis), 1) for axis in (1, 0))
+    smoothed = counts.sum(axis=0) ** SMOOTHING
+    of_contexts = SMOOTHING * np.log(contexts) - np.log(max(1.0, smoothed.sum()))
     found = np.log(counts.data, dtype=np.float32)
-    found -= np.repeat(of_tokens.astype(np.float32), np.diff(counts.indptr))
+    found -= np.repeat(np.log(tokens).astype(np.float32), np.diff(counts.indptr))
     found -= of_contexts.astype(np.float32)[counts.indices]
     information = csr_array((np.maximum(found, 0.0), counts.indices, counts.indptr), shape=counts.shape)
     information.eliminate_zeros()
@@ -91,8 +89,8 @@ def positive_information(counts: csr_array) -> csr_array:
 def word_vectors(information: csr_array, size: int, seed: int) -> tuple[np.ndarray, np.ndarray, float]:
     """Vectors of tokens, near for those that occur in the same contexts, by a truncated SVD (Levy and Goldberg, 2014).
 
-    They are the first `size` left singular vectors, times the roots of the singular values, by a randomized SVD (Halko
-    et al., 2011).
+    They are the first `size` left singular vectors, by a randomized SVD (Halko et al., 2011), times the singular
+    values: with their roots, or without them, models learn less fast from there.
 
     Args:
         information (`csr_array`): as [`positive_information`] returns it.
@@ -114,7 +112,7 @@ def word_vectors(information: csr_array, size: int, seed: int) -> tuple[np.ndarr
         )
     square = information[known][:, known]
     left, values, _ = randomized_svd(square, size, n_oversamples=OVERSAMPLES, n_iter=ITERATIONS, random_state=seed)
-    vectors = left * values**POWER
+    vectors = left * values
     vectors -= vectors.mean(axis=0)
     return known, (vectors / vectors.std()).astype(np.float32), svd_flops(len(known), square.nnz, size)
 

@@ -92,6 +92,9 @@ def test_a_text_of_fewer_words_than_dimensions_is_refused():
     assert len(word_vectors(information, 2, 0)[0]) == 3
     with pytest.raises(EffptError, match=r"Only 3 tokens of the training text have neighbours, .* vectors of 3 dim"):
         word_vectors(information, 3, 0)
+    without = positive_information(cooccurrences(packed([[2, 5, 3, 1, 0]]), 8, SPECIAL)[0])
+    with pytest.raises(EffptError, match="Only 0 tokens of the training text have neighbours"):
+        word_vectors(without, 3, 0)
 
 
 def test_tokens_that_the_model_lacks_are_refused():
