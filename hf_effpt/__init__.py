@@ -81,6 +81,7 @@ if TYPE_CHECKING:
     from .recipe.recipe import Recipe as Recipe
     from .training.arguments import EffptTrainingArguments as EffptTrainingArguments
     from .training.named import *  # noqa: F403
+    from .training.start import set_cooccurrence_embeddings as set_cooccurrence_embeddings
     from .training.start import set_unigram_bias as set_unigram_bias
     from .training.ticket_search import EarlyBertTrainer as EarlyBertTrainer
     from .training.trainer import EffptTrainer as EffptTrainer

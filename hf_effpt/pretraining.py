@@ -30,7 +30,7 @@ from hf_effpt.training.checks import exclude_specials, is_unused
 from hf_effpt.training.evaluation_loop import evaluate_rows
 from hf_effpt.training.phases import Phase, facts_of_phases, phases_in
 from hf_effpt.training.record import attention_record, cost_reports
-from hf_effpt.training.start import set_unigram_bias
+from hf_effpt.training.start import set_cooccurrence_embeddings, set_unigram_bias
 from hf_effpt.training.trainer import EffptTrainer
 
 logger = logging.getLogger(__name__)
@@ -163,7 +163,7 @@ def pretrain(recipe: Recipe, *, resume: bool | str = False) -> RunResult:
     out = Path(recipe.training.output_dir)
     claim(out, recipe, bool(resume))
     corpus, tokenizer, rows = prepare_data(recipe, strict=not resume)
-    trainer, phases = build_trainer(recipe, tokenizer, rows), phases_of_recipe(recipe, rows)
+    trainer, phases = build_trainer(recipe, tokenizer, rows, bool(resume)), phases_of_recipe(recipe, rows)
     report = report_of_corpus(tokenizer, corpus, cache_dir=recipe.data.cache_dir)
     known = {"recipe": recipe.resolved(), "data": facts_of_phases(phases), "tokenizer": asdict(report)}
     trainer.facts = known
@@ -204,15 +204,23 @@ def pretrain(recipe: Recipe, *, resume: bool | str = False) -> RunResult:
     return RunResult(out, trainer.clock, evaluation, cost_reports(trainer), known)
 
 
-def build_trainer(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, rows: DatasetDict) -> EffptTrainer:
-    """Builds the trainer of a recipe; anything that Transformers refuses becomes an `EffptError`."""
+def build_trainer(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, rows: DatasetDict, resume: bool = False
+) -> EffptTrainer:
+    """Builds the trainer of a recipe; anything that Transformers refuses becomes an `EffptError`.
+
+    With `resume` a checkpoint will replace all weights, and what `model.start` asks for is not computed again.
+    """
     data, seed = recipe.data, recipe.training.seed
     collator = DataCollatorForMaskedLM(tokenizer, data.rates[0.0], data.whole_word, seed=seed)
     try:
         set_seed(seed)
         model = build_model(recipe, tokenizer)
-        if (recipe.model.start or {}).get("bias") == "unigram":
+        begins = recipe.model.begins
+        if begins.bias == "unigram" and not resume:
             set_unigram_bias(model, rows["train"], tokenizer)
+        if begins.embeddings == "cooccurrence" and not resume:
+            set_cooccurrence_embeddings(model, rows["train"], tokenizer, seed=seed)
         return EffptTrainer(
             model=model,
             args=recipe.training,

@@ -20,6 +20,7 @@ added_tokens          words of a domain, added to a vocabulary
 tokenizer_report      fertility and other statistics of a tokenizer
 vocabulary            special tokens
 token_frequencies     shares of tokens in packed rows
+cooccurrence          word vectors from the tokens near each one
 words                 tokens that continue or close words
 encoding              tokenisation of many documents at once
 holding_out           text that is held out, and training documents that equal it

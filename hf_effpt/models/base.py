@@ -47,6 +47,7 @@ class EffptMixin:
     main_loss_name: ClassVar[str | None] = None  # the metric that judges a model whose loss has several parts
     training_only: ClassVar[tuple[str, ...]] = ()  # prefixes of parameters and buffers that are not exported
     continued = False  # `True` if its weights were trained elsewhere, on rows of a length that it does not know
+    start_cost: Any = None  # of the values that a new model begins with, for its first run to pay
     accepts_loss_kwargs = False  # the stock loss is a micro-batch mean, which the Trainer divides by the accumulation
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:

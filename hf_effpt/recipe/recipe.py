@@ -70,6 +70,10 @@ class Recipe:
         check_changes(self.model.objective, smoothing)
         self.longest_row = longest_row_of(config)
         self._check_lengths()
+        if self.model.begins.embeddings and self.data.tokenizer is None:
+            width, size = getattr(config, "embedding_size", config.hidden_size), self.data.vocab_size
+            needed = f"above {width}, the width of the word embeddings, for `model.start.embeddings`"
+            require(size > width, "data.vocab_size", size, needed)
         for key, value in _idle_beside_checkpoint(vars(self.data), self.model.from_).items():
             raise idle_error("data", key, value, "`model.from` left out", {"model.from": self.model.from_})
         if self.data.add_tokens is not None and self.model.from_ is None:

@@ -47,9 +47,13 @@ class StartSettings:
     Args:
         bias (`str`, *optional*): `unigram`: the bias of the head over the vocabulary is the log frequency of each
             token in the training rows, as [`set_unigram_bias`] sets it; by default zero.
+        embeddings (`str`, *optional*): `cooccurrence`: word embeddings are vectors made from the co-occurrence of
+            tokens in the training rows, as [`set_cooccurrence_embeddings`] sets them, and charged to the budget; by
+            default random.
     """
 
     bias: Literal["unigram"] | None = None
+    embeddings: Literal["cooccurrence"] | None = None
 
 
 @dataclass
@@ -95,7 +99,7 @@ class ModelSettings:
             tokenizer are taken: a BERT, ModernBERT, RoBERTa, XLM-RoBERTa, CamemBERT or DistilBERT with its masked-
             language-modelling head, or an ELECTRA with its generator, as [`continue_from`] says.
         start (`dict`, *optional*): values that parameters begin with, by the settings of [`StartSettings`]:
-            `{"bias": "unigram"}`.
+            `{"bias": "unigram", "embeddings": "cooccurrence"}`.
 
     Raises:
         EffptError: for an impossible shape, or a setting that the objective does not have.
@@ -141,7 +145,7 @@ class ModelSettings:
             self.max_position_embeddings = 512
         require(0.0 <= self.dropout < 1.0, "model.dropout", self.dropout, "at least 0 and below 1")
         if self.start is not None:
-            self.start = asdict(parse_section("model.start", StartSettings, self.start))
+            self.start = {key: value for key, value in asdict(self.begins).items() if value is not None}
         shape = self.config_kwargs()
         for key, value in shape.items():
             require(key not in COUNTS or value >= 1, f"model.{key}", value, "at least 1")
@@ -167,6 +171,11 @@ class ModelSettings:
         config = config_for(self.objective, self.backbone, **{**self.config_kwargs(), **own, **more})
         config._attn_implementation = self.attn_implementation
         return config
+
+    @property
+    def begins(self) -> StartSettings:
+        """The typed settings of `start`."""
+        return parse_section("model.start", StartSettings, self.start)
 
     @property
     def rotary_bases(self) -> dict[float, float]:

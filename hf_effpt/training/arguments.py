@@ -80,7 +80,8 @@ class EffptTrainingArguments(TrainingArguments):
         reference_times (`str`, *optional*): JSON file of seconds by operation on the reference system. By default this
             machine is measured once and its times are cached.
         charge_methods (`bool`, *optional*, defaults to `True`): if `True`, charge time, energy and FLOPs of the extra
-            work of methods, such as scoring. `False` makes a method look better than it is: for comparison only.
+            work of methods, such as scoring, and of the model's start. `False` makes a method look better than it is:
+            for comparison only.
         bias_correction (`bool`, *optional*, defaults to `True`): if `False`, use [`UncorrectedAdamW`], as published
             for BERT and ELECTRA. First updates are then too large with a short warm-up or in layers added later.
         decay_all (`bool`, *optional*, defaults to `False`): if `True`, weight decay acts on biases and norms, too, as

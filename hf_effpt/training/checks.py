@@ -49,12 +49,8 @@ def check_parts(
             f"`{trainer.__name__}` trains models with the objective {' or '.join(trainer.objectives)}, but "
             f"`{type(model).__name__}` has `{objective_of(model.config)}`; use `EffptTrainer`."
         )
-    vocabulary = model.config.vocab_size
-    if tokenizer is not None and len(tokenizer) > vocabulary:
-        raise EffptError(
-            f"The tokenizer has {len(tokenizer)} tokens but the model only {vocabulary}; set `vocab_size` of the "
-            f"model's configuration to at least {len(tokenizer)}, or use the tokenizer the model was made for."
-        )
+    if tokenizer is not None:
+        check_vocabulary(tokenizer, model.config)
     if tokenizer is not None and tokenizer.pad_token_id != model.config.pad_token_id:
         raise EffptError(
             f"The tokenizer pads with id {tokenizer.pad_token_id} but the model with {model.config.pad_token_id}; set "
@@ -79,14 +75,23 @@ def check_parts(
             check_length(PackedRows(dataset).sequence_length, model.config)
 
 
+def check_vocabulary(tokenizer: Any, config: Any) -> None:
+    """Raises an `EffptError` if a model of this configuration has fewer tokens than the tokenizer."""
+    if len(tokenizer) > (vocabulary := config.vocab_size):
+        raise EffptError(
+            f"The tokenizer has {len(tokenizer)} tokens but the model only {vocabulary}; set `vocab_size` of the "
+            f"model's configuration to at least {len(tokenizer)}, or use the tokenizer the model was made for."
+        )
+
+
 def check_left(clock: Clock, costs: dict[str, float], flops: dict[str, float]) -> None:
-    """Raises `EffptError` if the preparation of methods has spent the whole budget."""
+    """Raises `EffptError` if the start of the model and the preparation of methods have spent the whole budget."""
     if clock.finished:
         spent = ", ".join(
             f"`{name}` {seconds:.1f} s and {flops.get(name, 0):.3g} FLOPs" for name, seconds in costs.items()
         )
         raise EffptError(
-            f"What methods had to find out, or to have trained, before the run has cost {spent}, all of the budget "
+            f"What the model's start, or methods, needed before the run has cost {spent}, all of the budget "
             f"of {clock.budget:g} {clock.unit}; give a longer one."
         )
 

@@ -34,7 +34,9 @@ class CostMeter:
         self.args, self.autocast = args, autocast
         self.meter, self.counter = StepMeter(args.device), FlopCounter()
         self.dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
-        self.prepare_seconds: dict[str, float] = {}  # of `prepare`, by method
+        self.prepare_seconds: dict[str, float] = {}  # of `prepare`, by method, and of the model's `start`
+        self.prepare_flops: dict[str, float] = {}
+        self.start: dict[str, Any] | None = None  # the model's [`StartCost`]
         self.reference_costs: dict[str, dict[str, float]] = {}  # of reference models, by method
 
     def begin(self, clock: Clock, totals: dict[str, Any] | None) -> None:
@@ -63,13 +65,14 @@ class CostMeter:
                     "own; resume it with a budget in steps, tokens, flops or time."
                 )
             self.upfront_fraction = totals.get("prepaid", 0.0)
+            self.start = totals.get("start")
         elif self.prepare_seconds or self.reference_costs:
             self._charge_upfront()
 
     def totals(self) -> dict[str, Any]:
         """State that [`begin`] restores from a checkpoint."""
         own = {"costs": self.method_seconds, "prepaid": self.upfront_fraction, "method_flops": self.method_flops}
-        return self.clock.as_dict() | own
+        return self.clock.as_dict() | own | ({} if self.start is None else {"start": self.start})
 
     def _reference_meter(self) -> ReferenceMeter:
         if self.args.world_size > 1:
@@ -109,19 +112,19 @@ class CostMeter:
     # Methods.
 
     def _charge_upfront(self) -> None:
-        """Charges a new run for the preparation of its methods and the training of their reference models."""
+        """Charges a new run for its start, preparation of its methods and training of their reference models."""
         paid = {unit: sum(cost[unit] for cost in self.reference_costs.values()) for unit in UNITS}
         self.method_seconds = {
             name: self.upfront_seconds(name) for name in self.prepare_seconds | self.reference_costs
         }
-        self.method_flops = {name: cost["flops"] for name, cost in self.reference_costs.items()}
+        self.method_flops = self.prepare_flops | {name: cost["flops"] for name, cost in self.reference_costs.items()}
         if self.args.charge_methods:
             here = sum(self.prepare_seconds.values())
             # Reference models have a recorded reference time; preparation counts its measured seconds.
             reference = here + paid["reference_seconds"] if self.reference_time else None
             self.clock.tick(
-                steps=0, tokens=int(paid["tokens"]), flops=paid["flops"], seconds=here + paid["seconds"],
-                reference_seconds=reference,
+                steps=0, tokens=int(paid["tokens"]), flops=sum(self.method_flops.values()),
+                seconds=here + paid["seconds"], reference_seconds=reference,
             )  # fmt: skip
             if self.clock.joules is not None:
                 self.clock.joules += paid["joules"]

@@ -42,6 +42,8 @@ def run_record(trainer: Any, exported: Any) -> dict[str, Any]:
     keeper = trainer.cost.timekeeper
     if energy := energy_entry(keeper.clock, keeper.energy, trainer.args.carbon_intensity, keeper.emissions):
         record["energy"] = energy
+    if trainer.cost.start is not None:
+        record["start"] = trainer.cost.start
     if trainer.cost.reference_time is not None:
         record["reference"] = trainer.cost.reference_time.record()
     if trainer.lr_scheduler is not None:

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,8 @@ class EffptTrainer(Trainer):
         if self.masking is not None and self.masking.shares is None:
             self.masking.shares = OBJECTIVES[objective_of(model.config)].corruption
         prepare_seconds = prepare_methods(model, train_dataset, processing_class, args.seed)
+        if (start := model.start_cost) is not None:
+            prepare_seconds["start"] = start.seconds
         if args.ddp_find_unused_parameters is None:
             # a layer that does not run has no gradient
             args.ddp_find_unused_parameters = bool(model.methods)
@@ -113,6 +116,9 @@ class EffptTrainer(Trainer):
         self.step_loss: Any = 0.0  # of the current step, summed over micro-batches
         self.cost = CostMeter(self.args, self.accelerator.autocast)
         self.cost.prepare_seconds = agreed(prepare_seconds, self.accelerator)
+        if start is not None:
+            self.cost.prepare_flops = {"start": start.flops}
+            self.cost.start = asdict(start) | {"seconds": self.cost.prepare_seconds["start"]}
         self.stream = TrainingStream(self.args, phases, self.data_collator, keyed=self.masking is not None)
         self.selection = RowSelection(self.stream, self.cost, self.masking, processing_class)
         self.saver = checkpoints.Saver(self)

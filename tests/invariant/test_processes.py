@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from hf_effpt import set_cooccurrence_embeddings
 from tests import tiny
 from tests.together import together
 from tests.unit.methods import notes
@@ -31,7 +32,7 @@ CASES = {
 SCRIPT = """
 import json
 from pathlib import Path
-from tests.invariant.test_processes import trained
+from tests.invariant.test_processes import begun, trained
 from tests.unit.methods import notes
 
 for name, (objective, methods) in json.loads(sys.argv[2]).items():
@@ -40,6 +41,7 @@ for name, (objective, methods) in json.loads(sys.argv[2]).items():
         torch.save(found, f"{sys.argv[1]}/{name}.pt")
 rank = torch.distributed.get_rank()
 torch.save(notes.written(rank, 2), f"{sys.argv[1]}/notes-{rank}.pt")
+torch.save(begun(seed=rank), f"{sys.argv[1]}/start-{rank}.pt")
 """
 
 
@@ -63,6 +65,14 @@ def trained(out, objective, methods, rows):
     }  # fmt: skip
 
 
+def begun(seed):
+    """Word embeddings of a new model from co-occurrence, computed by this seed."""
+    torch.manual_seed(0)
+    model = tiny.model()
+    set_cooccurrence_embeddings(model, tiny.rows(), tiny.tokenizer(), seed=seed)
+    return tiny.weights(model)["bert.embeddings.word_embeddings.weight"]
+
+
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path, subtests):
     """Not even what generators sample depends on how many processes there are, nor the notes that each writes."""
@@ -80,6 +90,11 @@ def test_two_processes_equal_one(tmp_path, subtests):
             for weight_name, weight in one["weights"].items():
                 assert torch.allclose(weight, two["weights"][weight_name], atol=5e-6), weight_name
             assert (tmp_path / "two" / name / "checkpoint-5" / "rng_state_1.pth").is_file()
+    with subtests.test("start"):  # that of the first process
+        first, second = (torch.load(tmp_path / "two" / f"start-{rank}.pt") for rank in range(2))
+        assert torch.equal(first, second)
+        assert torch.allclose(first, begun(seed=0), atol=1e-6)
+        assert not torch.allclose(first, begun(seed=1), atol=1e-3)
     with subtests.test("notes"):
         one = notes.written(0, 1)
         first, second = (torch.load(tmp_path / "two" / f"notes-{rank}.pt") for rank in range(2))
