@@ -1,12 +1,13 @@
 """Muon for the matrices of a model's layers, with AdamW for all its other parameters."""
 
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, ClassVar
 
 import torch
-import yaml
 from torch import Tensor, nn
+from transformers.utils import strtobool
 
 from hf_effpt.core.anatomy import encoders_of, layers_of
 from hf_effpt.core.errors import EffptError
@@ -19,6 +20,9 @@ MUON = "muon"  # value of `training.optim`
 COEFFICIENTS = 3.4445, -4.7750, 2.0315
 EPSILON = 1e-7
 RMS = 0.2  # of the updates of AdamW in mid-training (Liu et al., 2025)
+
+# How settings are read from text.
+READ = {"momentum": float, "nesterov": lambda text: bool(strtobool(text)), "ns_steps": int}
 
 
 @dataclass(frozen=True)
@@ -49,10 +53,12 @@ class MuonSettings:
         given: dict[str, Any] = {}
         for part in (text or "").split(",") if text else ():
             key, equals, value = (piece.strip() for piece in part.partition("="))
-            if not equals or key not in cls.__dataclass_fields__:
-                hint = nearest(key, list(cls.__dataclass_fields__))
+            if not equals or key not in READ:
+                hint = nearest(key, list(READ))
                 raise EffptError(f"`{cls.name}` has {part.strip()!r}, which is no setting of Muon: {hint}")
-            given[key] = yaml.safe_load(value)
+            with suppress(ValueError):  # else it stays a text, which is refused
+                value = READ[key](value)
+            given[key] = value
         return cls(**given)
 
 
