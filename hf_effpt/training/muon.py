@@ -1,13 +1,14 @@
 """Muon for the matrices of a model's layers, with AdamW for all its other parameters."""
 
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers.utils import strtobool
+from transformers.utils.generic import strtobool
 
 from hf_effpt.core.anatomy import encoders_of, layers_of
 from hf_effpt.core.errors import EffptError
@@ -21,8 +22,13 @@ COEFFICIENTS = 3.4445, -4.7750, 2.0315
 EPSILON = 1e-7
 RMS = 0.2  # of the updates of AdamW in mid-training (Liu et al., 2025)
 
+FOREACH: Any = torch  # its functions of lists of tensors have private names, although it documents them
 # How settings are read from text.
-READ = {"momentum": float, "nesterov": lambda text: bool(strtobool(text)), "ns_steps": int}
+READ: dict[str, Callable[[str], Any]] = {
+    "momentum": float,
+    "nesterov": lambda text: bool(strtobool(text)),
+    "ns_steps": int,
+}
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,7 @@ class Muon(torch.optim.AdamW):
                 group.setdefault(name, value)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # AdamW's own looks for step counts in all states, and would turn those of old versions into tensors.
+        # AdamW's own looks for a step count in every state, to convert those of old versions; matrices have none.
         torch.optim.Optimizer.__setstate__(self, state)
 
     def _init_group(self, group: dict[str, Any], *lists: Any, **kwargs: Any) -> Any:
@@ -131,21 +137,22 @@ class Muon(torch.optim.AdamW):
         for weight in weights:
             if not self.state[weight]:
                 self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
-        gradients = [weight.grad for weight in weights]
+        gradients: list[Any] = [weight.grad for weight in weights]
         averages = [self.state[weight]["momentum_buffer"] for weight in weights]
-        torch._foreach_lerp_(averages, gradients, 1 - momentum)
-        directions = torch._foreach_lerp(gradients, averages, momentum) if nesterov else averages
-        torch._foreach_mul_(weights, 1 - lr * weight_decay)
+        FOREACH._foreach_lerp_(averages, gradients, 1 - momentum)
+        directions = FOREACH._foreach_lerp(gradients, averages, momentum) if nesterov else averages
+        FOREACH._foreach_mul_(weights, 1 - lr * weight_decay)
         alike: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = defaultdict(list)
         for pair in zip(weights, directions, strict=True):
             lying = [_lying(tensor, matrices) for tensor in pair]
             alike[tuple(lying[0].shape)].append((lying[0], lying[1]))
-        for (_, short, long), pairs in alike.items():
+        for pairs in alike.values():
+            _, short, long = pairs[0][0].shape
             together_NSL = torch.cat([direction for _, direction in pairs])
             updates_NSL = orthogonalized(together_NSL.to(precision_on(together_NSL.device)), ns_steps)
             self.flops += len(updates_NSL) * newton_schulz_flops(short, long, ns_steps)
             updates = updates_NSL.to(together_NSL.dtype).split(matrices)
-            torch._foreach_add_([weight for weight, _ in pairs], updates, alpha=-lr * RMS * long**0.5)
+            FOREACH._foreach_add_([weight for weight, _ in pairs], updates, alpha=-lr * RMS * long**0.5)
 
     def take_flops(self) -> float:
         """FLOPs of matrix products of the steps since the last call."""
@@ -192,7 +199,7 @@ def body_matrices(model: Any) -> dict[nn.Parameter, int]:
     holds query, key and value, and one input and gate. Embeddings, heads, poolers and what methods add are left out.
     """
     layers = [layer for encoder in encoders_of(model.backbone) for layer in layers_of(encoder).children()]
-    return {side.linear.weight: side.blocks for layer in layers for side in sides_of(layer)}  # pyright: ignore
+    return {side.linear.weight: side.blocks for layer in layers for side in sides_of(layer)}
 
 
 def give_matrices(optimizer: Muon, model: Any) -> None:
