@@ -14,7 +14,8 @@ from .depth import order_of
 from .errors import EffptError
 from .ticket import Ticket
 
-# Optimizers with state of the parameter's shape, which can be cut alike, that read their groups at every step.
+# Optimizers with state of the parameter's shape, which can be cut alike, that read their groups at every step; so has
+# Muon, which is a kind of AdamW.
 ELEMENTWISE = (optim.Adam, optim.AdamW, optim.Adamax, optim.NAdam, optim.RAdam, optim.RMSprop, optim.SGD)
 
 
