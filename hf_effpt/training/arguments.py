@@ -91,8 +91,9 @@ class EffptTrainingArguments(TrainingArguments):
             ELECTRA's code: peak * (1 - t/T) * min(1, t/W). The rate then never quite reaches `learning_rate`.
         optim (`str`, *optional*, defaults to `"adamw_torch_fused"`): a stock name, or `"muon"`: [`Muon`] for the
             matrices of attention and feed-forward blocks, also of a generator, and AdamW for all else. One
-            `learning_rate` and one `weight_decay` serve both; try 3 to 6 times the rate of AdamW. `optim_args` takes
-            `momentum=0.95,nesterov=true,ns_steps=5`. The FLOPs of its matrix products are charged.
+            `learning_rate` and one `weight_decay` serve both; tune the rate from that of AdamW upwards. `optim_args`
+            takes `momentum=0.95,nesterov=true,ns_steps=5`. The FLOPs of its matrix products are charged, over all
+            processes, each of which computes every update.
         carbon_intensity (`float`, *optional*, defaults to 475.0): g CO2e per kWh of your electricity; by default the
             world average (IEA, 2019).
 
