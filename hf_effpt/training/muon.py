@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.utils.generic import strtobool
 
 from hf_effpt.core.anatomy import encoders_of, layers_of
@@ -131,7 +131,7 @@ class Muon(torch.optim.AdamW):
 
     def _update(
         self, weights: list[Tensor], lr: float, weight_decay: float, momentum: float, nesterov: bool, ns_steps: int,
-        matrices: int, **_: Any,
+        matrices: int, **others: Any,
     ) -> None:  # fmt: skip
         """Updates weights of shape `(matrices·rows, columns)`."""
         for weight in weights:
@@ -192,7 +192,7 @@ def newton_schulz_flops(short: int, long: int, steps: int) -> float:
     return steps * (4.0 * short * short * long + 2.0 * short**3)
 
 
-def body_matrices(model: Any) -> dict[nn.Parameter, int]:
+def body_matrices(model: Any) -> dict[Tensor, int]:
     """Weights that Muon updates, each with the number of matrices that it consists of.
 
     They are those of attention and feed-forward blocks in all layers, also of a generator. In ModernBERT one weight
@@ -210,7 +210,7 @@ def give_matrices(optimizer: Muon, model: Any) -> None:
     """
     found = body_matrices(model)
     for number in sorted({*found.values()}):
-        own: list[nn.Parameter] = []
+        own: list[Tensor] = []
         decay = 0.0
         for group in optimizer.param_groups:
             if moved := [weight for weight in group["params"] if found.get(weight) == number]:
