@@ -14,7 +14,8 @@ from .depth import order_of
 from .errors import EffptError
 from .ticket import Ticket
 
-# Optimizers with state of the parameter's shape, which can be cut alike, that read their groups at every step.
+# Optimizers with state of the parameter's shape, which can be cut alike, that read their groups at every step; so has
+# Muon, which is a kind of AdamW.
 ELEMENTWISE = (optim.Adam, optim.AdamW, optim.Adamax, optim.NAdam, optim.RAdam, optim.RMSprop, optim.SGD)
 
 
@@ -57,7 +58,7 @@ def _cut(
     for index, *wanted in zip(layers, heads, neurons, strict=True):
         layer = layers_of(backbone)[index]
         kept = (head_columns(wanted[0], attention_of(layer).head_size), torch.tensor(wanted[1], dtype=torch.long))
-        for side in _sides(layer):
+        for side in sides_of(layer):
             cuts += _keep(side, kept[side.kind])
         tell_heads(layer, len(wanted[0]))
     backbone.config.layer_widths = widths_of(backbone)
@@ -106,7 +107,7 @@ def widen(backbone: Any) -> None:
     config = backbone.config
     for layer in layers_of(backbone).children():
         whole = (config.num_attention_heads * attention_of(layer).head_size, config.intermediate_size)
-        for side in _sides(layer):
+        for side in sides_of(layer):
             _pad(side, whole[side.kind])
         tell_heads(layer, config.num_attention_heads)
     config.layer_widths = None
@@ -124,7 +125,8 @@ class Side(NamedTuple):
     blocks: int = 1
 
 
-def _sides(layer: nn.Module) -> list[Side]:
+def sides_of(layer: nn.Module) -> list[Side]:
+    """Matrices of a layer: those of its attention, the output last, then of its feed-forward block."""
     attention, block = attention_of(layer), feed_forward_of(layer)
     inner = [Side(projection, 0, 0, attention.blocks) for projection in attention.inner]
     return [*inner, Side(attention.output, 1, 0), Side(block.up, 0, 1, block.blocks), Side(block.down, 1, 1)]

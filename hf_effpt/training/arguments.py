@@ -8,10 +8,12 @@ from transformers.training_args import OptimizerNames
 
 from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.registry import nearest
 from hf_effpt.core.settings import In, Like, When, check_effects
 
 from . import carbon
 from .energy import WORLD_AVERAGE, check_source, energy_source
+from .muon import MUON, MuonSettings
 
 # Schedules by fraction of training, which can follow any clock.
 CLOCK_SCHEDULES = ("linear", "cosine", "cosine_with_min_lr", "polynomial", "constant", "constant_with_warmup")
@@ -88,6 +90,11 @@ class EffptTrainingArguments(TrainingArguments):
             in fairseq's Adam (TNF, MC-BERT, progressive stacking); never on gates.
         multiply_warmup (`bool`, *optional*, defaults to `False`): if `True`, the warm-up multiplies the decay, as in
             ELECTRA's code: peak * (1 - t/T) * min(1, t/W). The rate then never quite reaches `learning_rate`.
+        optim (`str`, *optional*, defaults to `"adamw_torch_fused"`): a stock name, or `"muon"`: [`Muon`] for the
+            matrices of attention and feed-forward blocks, also of a generator, and AdamW for all else. One
+            `learning_rate` and one `weight_decay` serve both; tune the rate from that of AdamW upwards. `optim_args`
+            takes `momentum=0.95,nesterov=true,ns_steps=5`. The FLOPs of its matrix products are charged, over all
+            processes, each of which computes every update.
         carbon_intensity (`float`, *optional*, defaults to 475.0): g CO2e per kWh of your electricity; by default the
             world average (IEA, 2019).
 
@@ -110,8 +117,12 @@ class EffptTrainingArguments(TrainingArguments):
 
     # Stock arguments that arguments of this class may take the place of.
     num_train_epochs: Annotated[float, When(budget=None, max_steps=In("(-inf, 1)"))] = _field(3.0, "Data passes.")
-    optim: Annotated[OptimizerNames | str, When(bias_correction=True)] = field(default=TrainingArguments.optim)
-    optim_args: Annotated[str | None, When(bias_correction=True)] = _field(None, "Arguments of some optimizers.")
+    optim: Annotated[str, When(bias_correction=True)] = _field(
+        TrainingArguments.optim, "`muon`, or a stock optimizer."
+    )
+    optim_args: Annotated[str | None, When(bias_correction=True)] = _field(
+        None, "Arguments of some optimizers; of `muon`: momentum=0.95,nesterov=true,ns_steps=5."
+    )
 
     output_dir: str = _field("out", "The run folder; the exported model lies in its root.")
     learning_rate: float = _field(1e-3, "The peak learning rate.")
@@ -131,7 +142,12 @@ class EffptTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         self._refuse_impossible()
+        muon = self.optim == MUON
+        if muon:  # the stock class knows the names of its own optimizers only
+            self.optim = TrainingArguments.optim
         super().__post_init__()
+        if muon:
+            self.optim = MUON
         # These checks need the arguments that the stock class fills in.
         if carbon.NAME in (self.report_to or ()):
             carbon.country()
@@ -183,6 +199,13 @@ class EffptTrainingArguments(TrainingArguments):
                 f"{', '.join(CLOCK_SCHEDULES)}."
             )
         check_effects(self, "training")
+        optimizers = [MUON, *(one.value for one in OptimizerNames)]
+        if self.optim not in optimizers:
+            raise EffptError(
+                f"`training.optim` {self.optim!r} is no optimizer: {nearest(str(self.optim), optimizers)}"
+            )
+        if self.optim == MUON:
+            MuonSettings.parse(self.optim_args)
         if str(getattr(self.hub_strategy, "value", self.hub_strategy)) != "end":
             raise EffptError(f"`hub_strategy` {self.hub_strategy!r} would publish the training model; use `end`.")
         for name, reason in UNSUPPORTED.items():

@@ -15,6 +15,7 @@ from hf_effpt.core.freezing import freeze
 from hf_effpt.core.row_method import RowMethod
 
 from .arguments import OPTIMIZER_SETTINGS
+from .muon import MUON
 from .optimization import renew
 from .phases import identity_of_run
 
@@ -33,6 +34,7 @@ class ClockCallback(TrainerCallback, ExportableState):
         stream = trainer.stream
         own = {"rows": stream.rows_seen, "phase": stream.phase, "data": identity_of_run(trainer)}
         own |= {name: getattr(trainer.args, name) for name in OPTIMIZER_SETTINGS}
+        own |= {MUON: trainer.args.optim == MUON}
         return {"args": {}, "attributes": trainer.cost.totals() | own}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

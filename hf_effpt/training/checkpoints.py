@@ -21,6 +21,7 @@ from hf_effpt.models.base import exports_of
 from hf_effpt.models.kept_heads import save_stock
 
 from .arguments import OPTIMIZER_SETTINGS, EffptTrainingArguments
+from .muon import MUON
 from .record import run_record
 
 TENSORS = "model.safetensors"
@@ -77,7 +78,8 @@ def choose(wanted: str | Path | Literal[True], run: Path) -> Path:
 def totals(checkpoint: Path, now: str | None, args: EffptTrainingArguments) -> dict[str, Any]:
     """Totals of clock and rows in a checkpoint; `now` identifies the rows of the run.
 
-    Raises `EffptError` if another Trainer saved it, or its run had other rows or another of `OPTIMIZER_SETTINGS`.
+    Raises `EffptError` if another Trainer saved it, or its run had other rows, another of `OPTIMIZER_SETTINGS`, or
+    not Muon where this one has, or the other way round.
     """
     callbacks = read_json(checkpoint / STATE).get("stateful_callbacks", {})
     if "ClockCallback" not in callbacks:
@@ -99,6 +101,9 @@ def totals(checkpoint: Path, now: str | None, args: EffptTrainingArguments) -> d
                 f"{checkpoint} was saved with `{name}: {str(saved).lower()}`, which the state of its optimizer is "
                 "made for; resume with that setting."
             )
+    if (saved := found.get(MUON, False)) != (args.optim == MUON):
+        was = "with `optim: muon`" if saved else "with another optimizer than `muon`"
+        raise EffptError(f"{checkpoint} was saved {was}, and Muon has a state of its own; resume with that optimizer.")
     return found
 
 

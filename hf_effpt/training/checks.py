@@ -7,6 +7,7 @@ from torch.utils.data import IterableDataset
 
 from hf_effpt.core.anatomy import longest_row_of
 from hf_effpt.core.clock import Clock
+from hf_effpt.core.context import RunContext
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.method import Method
 from hf_effpt.core.objectives import objective_of
@@ -16,6 +17,7 @@ from hf_effpt.data.packing import PackedRows
 from hf_effpt.models.base import EffptMixin
 
 from .arguments import EffptTrainingArguments
+from .muon import MUON, body_matrices
 
 
 def check_parts(
@@ -40,10 +42,9 @@ def check_parts(
             "A ready-made optimizer cannot follow a model that resumes in another shape; pass its class "
             "and settings as `optimizer_cls_and_kwargs`. The schedule follows the budget."
         )
-    if given.get("optimizer_cls_and_kwargs") is not None and not args.bias_correction:
-        raise EffptError(
-            "`optimizer_cls_and_kwargs` replaces the optimizer of `bias_correction=False`; leave one of them out."
-        )
+    if given.get("optimizer_cls_and_kwargs") is not None and (not args.bias_correction or args.optim == MUON):
+        setting = f"optim={MUON!r}" if args.bias_correction else "bias_correction=False"
+        raise EffptError(f"`optimizer_cls_and_kwargs` replaces the optimizer of `{setting}`; leave one of them out.")
     if objective_of(model.config) not in trainer.objectives:
         raise EffptError(
             f"`{trainer.__name__}` trains models with the objective {' or '.join(trainer.objectives)}, but "
@@ -167,4 +168,17 @@ def check_optimizer(optimizer: Any, methods: list[Method]) -> None:
         raise EffptError(
             f"`{reshaping[0]}` cuts parameters in mid-run, and `{type(optimizer).__name__}` cannot follow: it keeps "
             "lists of parameters, or a state, that cannot be cut along with them. Use `training.optim: adamw_torch`."
+        )
+
+
+def check_body(model: Any, args: EffptTrainingArguments) -> None:
+    """Raises `EffptError` if the optimizer is Muon and no matrix is trained that it could update."""
+    if args.optim != MUON:
+        return
+    context = RunContext(0, 0.0, args.seed, model=model)
+    frozen = {parameter for method in model.methods for parameter in method.frozen(model.backbone, context)}
+    if not any(weight.requires_grad and weight not in frozen for weight in body_matrices(model)):
+        raise EffptError(
+            "`training.optim` is `muon`, which updates the matrices of attention and feed-forward blocks, and here "
+            "none of them is trained; use `adamw_torch_fused`."
         )

@@ -16,6 +16,7 @@ from hf_effpt.core.row_method import CostReport, ScoreFunction
 
 from .flops import FlopCounter
 from .meters import StepMeter
+from .muon import Muon
 from .reference_models import UNITS
 from .reference_time_meter import ReferenceMeter
 from .reference_time_table import ReferenceTimes
@@ -94,6 +95,9 @@ class CostMeter:
 
     def charge_step(self, model: Any, optimizer: Any) -> None:
         """Charges the clock for the optimizer step just done."""
+        optimizer = getattr(optimizer, "optimizer", optimizer)  # Accelerate wraps it
+        if isinstance(optimizer, Muon):
+            self.step_flops += optimizer.take_flops() * self.args.world_size
         if self.reference_time is not None:
             self.reference_time.add_optimizer(model, optimizer, self.args.max_grad_norm)
         reference = self.reference_time.take() if self.reference_time else None

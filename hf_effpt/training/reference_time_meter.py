@@ -46,7 +46,6 @@ class ReferenceMeter:
 
     def add_optimizer(self, model: Any, optimizer: Any, max_grad_norm: float) -> None:
         """Adds an optimizer step; call it before the gradients are cleared."""
-        optimizer = getattr(optimizer, "optimizer", optimizer)  # Accelerate wraps it
         operation = optimizer_operation(model, optimizer, max_grad_norm)
         self._add(operation, lambda: time_optimizer(model, optimizer, max_grad_norm))
 
@@ -103,9 +102,11 @@ def routed_share(model: Any) -> float | None:
 def optimizer_operation(model: Any, optimizer: Any, max_grad_norm: float = 0.0) -> str:
     """Key in the table of an optimizer step, with gradient clipping if `max_grad_norm` is above 0.
 
-    Names the optimizer, its settings that are on, and how many parameters have gradients.
+    Names the optimizer, its settings that are on (counts with their value), and how many parameters have gradients.
     """
-    settings = " ".join(sorted(name for name, value in optimizer.defaults.items() if value and name != "lr"))
+    counts = {name: f" {value}" for name, value in optimizer.defaults.items() if type(value) is int}
+    on = [name for name, value in optimizer.defaults.items() if value and name != "lr"]
+    settings = " ".join(sorted(name + counts.get(name, "") for name in on))
     within = {id(parameter) for layer in running(model.backbone) for parameter in layer.parameters()}
     outside = sum([p.numel() for p in model.parameters() if p.grad is not None and id(p) not in within])
     missing = sum([p.numel() for p in model.parameters() if p.grad is None and id(p) in within])

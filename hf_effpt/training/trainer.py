@@ -26,6 +26,7 @@ from .arguments import EffptTrainingArguments
 from .callbacks import ClockCallback, ClockProgress, schedule_methods
 from .cost import CostMeter
 from .evaluation_loop import evaluate_rows, logged_metrics
+from .muon import MUON, Muon, give_matrices, muon_arguments
 from .optimization import UncorrectedAdamW, clock_schedule, set_paces
 from .phases import check_rows, identity_of_run, phases_of, position_in
 from .preparing import agreed, prepare_methods
@@ -123,6 +124,7 @@ class EffptTrainer(Trainer):
         self.selection = RowSelection(self.stream, self.cost, self.masking, processing_class)
         self.saver = checkpoints.Saver(self)
         self.selection.check(self.model, self.row_methods)
+        checks.check_body(self.model, self.args)
         self.begin(None)
         checks.check_steps(self.clock, self.methods)
         self.callback_handler.callbacks.insert(0, ClockCallback(self))
@@ -225,7 +227,9 @@ class EffptTrainer(Trainer):
 
     @staticmethod
     def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> tuple[Any, Any]:
-        """Returns the stock optimizer, or AdamW without bias correction."""
+        """Returns the stock optimizer, Muon, or AdamW without bias correction."""
+        if args.optim == MUON:
+            return Muon, muon_arguments(args)
         kind, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, model)
         return (kind if args.bias_correction else UncorrectedAdamW), kwargs
 
@@ -242,7 +246,7 @@ class EffptTrainer(Trainer):
         return [name for name in names if model.get_parameter(name) not in spared]
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Creates the stock optimizer, with extra groups for modules with a `learning_rate`.
+        """Creates the optimizer, with extra groups for matrices of Muon and for modules with a `learning_rate`.
 
         Raises `EffptError` if it cannot follow a method that changes the set of parameters.
         """
@@ -250,6 +254,8 @@ class EffptTrainer(Trainer):
         optimizer = super().create_optimizer(model)
         if fresh:
             checks.check_optimizer(optimizer, self.methods)
+            if isinstance(optimizer, Muon):
+                give_matrices(optimizer, self.model)
             set_paces(optimizer, self.model)
         return optimizer
 

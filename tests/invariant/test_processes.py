@@ -26,6 +26,7 @@ CASES = {
     ),
     "ModernBERT, stacking": ("modernbert", {"stacking": {"depth": 1, "at": [0.3, 0.7]}}),
     "ModernBERT, layerskip": ("modernbert", {"layerskip": {"target": 0.4, "estimator": "ste_reweighted"}}),
+    "ModernBERT by Muon": ("muon", {"layerdrop": {"p": 0.4}}),
     "ModernBERT, supermask": ("modernbert", {"lottery": {"learn": "supermask", "rescale": True}}),
 }  # fmt: skip
 
@@ -47,10 +48,13 @@ torch.save(begun(seed=rank), f"{sys.argv[1]}/start-{rank}.pt")
 
 def trained(out, objective, methods, rows):
     """What a run of so many rows a micro-batch comes to; nothing where another process says it."""
-    backbone, objective = ("modernbert", "mlm") if objective == "modernbert" else ("bert", objective)
+    optimizer = (
+        {"optim": "muon", "learning_rate": 2e-3} if objective == "muon" else {"optim": "sgd", "learning_rate": 0.3}
+    )
+    backbone, objective = ("modernbert", "mlm") if objective in ("modernbert", "muon") else ("bert", objective)
     trainer = tiny.trainer(
         out, methods, objective=objective, backbone=backbone, per_device_train_batch_size=rows,
-        gradient_accumulation_steps=2, save_strategy="steps", save_steps=5, optim="sgd", learning_rate=0.3,
+        gradient_accumulation_steps=2, save_strategy="steps", save_steps=5, **optimizer,
     )  # fmt: skip
     trainer.train()
     metrics = trainer.evaluate()
@@ -81,6 +85,9 @@ def test_two_processes_equal_one(tmp_path, subtests):
         with subtests.test(name):
             one = trained(tmp_path / "one" / name, objective, methods, rows=4)
             two = torch.load(tmp_path / "two" / f"{name}.pt")
+            if objective == "muon":  # every process computes the update, and is charged for it
+                other = trained(tmp_path / "other", "modernbert", methods, rows=4)
+                one["flops"] += one["flops"] - other["flops"]
             assert two["tokens"] == one["tokens"]
             assert two["flops"] == pytest.approx(one["flops"], rel=1e-9)
             assert two["masked"] == one["masked"]

@@ -120,8 +120,9 @@ class AfterGrowth(tiny.TrainerCallback):
             self.seen["after"] = self._now()
 
 
-def test_copy_moves_averages_and_step_together(tmp_path):
-    trainer, seen = run_with(tmp_path, "copy")
+@pytest.mark.parametrize("optim", ["adamw_torch_fused", "muon"])
+def test_copy_moves_averages_and_step_together(tmp_path, optim):
+    trainer, seen = run_with(tmp_path, "copy", optim=optim)
     assert any(".layer.2." in name for name in seen["after"])
     for name, state in seen["after"].items():
         source = name.replace(".layer.2.", ".layer.0.").replace(".layer.3.", ".layer.1.")
