@@ -93,8 +93,8 @@ class EffptTrainingArguments(TrainingArguments):
         optim (`str`, *optional*, defaults to `"adamw_torch_fused"`): a stock name, or `"muon"`: [`Muon`] for the
             matrices of attention and feed-forward blocks, also of a generator, and AdamW for all else. One
             `learning_rate` and one `weight_decay` serve both; tune the rate from that of AdamW upwards. `optim_args`
-            takes `momentum=0.95,nesterov=true,ns_steps=5`. The FLOPs of its matrix products are charged, over all
-            processes, each of which computes every update.
+            takes `momentum=0.95,nesterov=true,ns_steps=5,rms=0.2`. The FLOPs of its matrix products are charged, over
+            all processes, each of which computes every update.
         carbon_intensity (`float`, *optional*, defaults to 475.0): g CO2e per kWh of your electricity; by default the
             world average (IEA, 2019).
 
@@ -121,7 +121,7 @@ class EffptTrainingArguments(TrainingArguments):
         TrainingArguments.optim, "`muon`, or a stock optimizer."
     )
     optim_args: Annotated[str | None, When(bias_correction=True)] = _field(
-        None, "Arguments of some optimizers; of `muon`: momentum=0.95,nesterov=true,ns_steps=5."
+        None, "Arguments of some optimizers; of `muon`: momentum=0.95,nesterov=true,ns_steps=5,rms=0.2."
     )
 
     output_dir: str = _field("out", "The run folder; the exported model lies in its root.")

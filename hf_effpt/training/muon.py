@@ -20,7 +20,6 @@ MUON = "muon"  # value of `training.optim`
 # Of x ← a·x + b·x³ + c·x⁵ on singular values, whose slope at zero is large; also those of `torch.optim.Muon`.
 COEFFICIENTS = 3.4445, -4.7750, 2.0315
 EPSILON = 1e-7
-RMS = 0.2  # of the updates of AdamW in mid-training (Liu et al., 2025)
 
 FOREACH: Any = torch  # its functions of lists of tensors have private names, although it documents them
 # How settings are read from text.
@@ -28,6 +27,7 @@ READ: dict[str, Callable[[str], Any]] = {
     "momentum": float,
     "nesterov": lambda text: bool(strtobool(text)),
     "ns_steps": int,
+    "rms": float,
 }
 
 
@@ -39,6 +39,8 @@ class MuonSettings:
         momentum (`float`, *optional*, defaults to 0.95): weight of the running average of gradients.
         nesterov (`bool`, *optional*, defaults to `True`): if `True`, mix the gradient into the average once more.
         ns_steps (`int`, *optional*, defaults to 5): Newton-Schulz iterations.
+        rms (`float`, *optional*, defaults to 0.2): root mean square of an update, over the learning rate. By default
+            that of AdamW in mid-training (Liu et al., 2025); in its first steps AdamW's is nearer to 1.
 
     Raises:
         EffptError: for a value that is impossible.
@@ -49,6 +51,7 @@ class MuonSettings:
     momentum: Annotated[float, In("[0, 1)")] = 0.95
     nesterov: bool = True
     ns_steps: Annotated[int, In("[1, 100)")] = 5
+    rms: Annotated[float, In("(0, 10)")] = 0.2
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -79,8 +82,8 @@ class Muon(torch.optim.AdamW):
     """Muon (Jordan et al., 2024) for groups of matrices and AdamW for the other groups.
 
     The update of a matrix is the running average of its gradients with all singular values brought near 1, times
-    0.2·√(longer side): its root mean square is then about that of AdamW, so that one learning rate and one weight
-    decay serve both (Liu et al., 2025). It equals that of [`torch.optim.Muon`] with
+    rms·√(longer side): with `rms` 0.2 its root mean square is about that of AdamW, so that one learning rate and one
+    weight decay serve both (Liu et al., 2025). It then equals that of [`torch.optim.Muon`] with
     `adjust_lr_fn="match_rms_adamw"`, but matrices of one shape are multiplied together, whichever side is longer.
     Products are in bfloat16 on a GPU that has it, else in float32.
 
@@ -91,7 +94,7 @@ class Muon(torch.optim.AdamW):
         params: parameters, or groups of them.
         lr, betas, eps, weight_decay, fused (*optional*): as in [`torch.optim.AdamW`]; groups of matrices ignore
             `betas`, `eps` and `fused`.
-        momentum, nesterov, ns_steps (*optional*): as in [`MuonSettings`].
+        momentum, nesterov, ns_steps, rms (*optional*): as in [`MuonSettings`].
     """
 
     _step_supports_amp_scaling = False  # a scaler of fp16 has to undo its scale before: averages are over steps
@@ -107,9 +110,10 @@ class Muon(torch.optim.AdamW):
         momentum: float = 0.95,
         nesterov: bool = True,
         ns_steps: int = 5,
+        rms: float = 0.2,
         fused: bool | None = None,
     ) -> None:
-        own = {"matrices": 0, **asdict(MuonSettings(momentum, nesterov, ns_steps))}
+        own = {"matrices": 0, **asdict(MuonSettings(momentum, nesterov, ns_steps, rms))}
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=fused)
         self.__dict__.pop("_step_supports_amp_scaling", None)  # set by fused kernels
         self.defaults |= own
@@ -131,7 +135,7 @@ class Muon(torch.optim.AdamW):
 
     def _update(
         self, weights: list[Tensor], lr: float, weight_decay: float, momentum: float, nesterov: bool, ns_steps: int,
-        matrices: int, **others: Any,
+        rms: float, matrices: int, **others: Any,
     ) -> None:  # fmt: skip
         """Updates weights of shape `(matrices·rows, columns)`."""
         for weight in weights:
@@ -152,7 +156,7 @@ class Muon(torch.optim.AdamW):
             updates_NSL = orthogonalized(together_NSL.to(precision_on(together_NSL.device)), ns_steps)
             self.flops += len(updates_NSL) * newton_schulz_flops(short, long, ns_steps)
             updates = updates_NSL.to(together_NSL.dtype).split(matrices)
-            FOREACH._foreach_add_([weight for weight, _ in pairs], updates, alpha=-lr * RMS * long**0.5)
+            FOREACH._foreach_add_([weight for weight, _ in pairs], updates, alpha=-lr * rms * long**0.5)
 
     def take_flops(self) -> float:
         """FLOPs of matrix products of the steps since the last call."""

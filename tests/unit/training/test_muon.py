@@ -79,6 +79,16 @@ def test_equals_that_of_torch_for_separate_matrices(monkeypatch):
         torch.testing.assert_close(own.state[mine], dict(stock.state[other]))
 
 
+def test_the_size_of_updates_is_a_setting():
+    (twice, once), (begun,) = parameters((16, 40), (16, 40)), parameters((16, 40))
+    for weight, settings in ((twice, {"rms": 0.4}), (once, {})):
+        weight.data.copy_(begun)
+        optimizer = Muon([group([weight])], lr=0.1, weight_decay=0.0, **settings)
+        weight.grad = torch.linspace(-1, 1, 640).view(16, 40).sin()
+        optimizer.step()
+    torch.testing.assert_close(twice - begun, 2 * (once - begun))
+
+
 def test_all_else_is_updated_as_by_torch():
     shapes = [(8, 4), (8,), ()]
     ours, theirs, (matrix,) = parameters(*shapes), parameters(*shapes), parameters((8, 8))
