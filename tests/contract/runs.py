@@ -1,11 +1,5 @@
 """Runs of eight steps that several tests compare with, and what a resumed run or an export must share with them."""
 
-import atexit
-import json
-import subprocess
-import sys
-import tempfile
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +9,15 @@ from transformers import ModernBertModel
 
 from hf_effpt import export
 from tests import tiny
+from tests.processes import run
 
 RESUMED_AT = (2, 4, 7)
-# A process that loads, as users do, the folder that each line names, and compares with outputs of the training model
-# in `probe.pt`. It answers with a line: nothing, or what is wrong.
+# Loads, as users do, the folders that are named, and compares with outputs of the training model in `probe.pt`.
 LOAD = """
-import json, sys, traceback, torch
+import sys, torch
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer
 
-def load(folder):
+for folder in sys.argv[1:]:
     probe = torch.load(folder + "/probe.pt")
     for place, logits in probe["logits"].items():
         auto = AutoModelForPreTraining if probe["discriminates"] and not place else AutoModelForMaskedLM
@@ -38,15 +32,7 @@ def load(folder):
         if not place:
             assert torch.allclose(encoder(probe["ids"]).last_hidden_state, probe["hidden"], atol=1e-6), folder
         assert AutoTokenizer.from_pretrained(folder + place)("w1 w2").input_ids == [2, 6, 7, 3]
-    assert not any(name.startswith("hf_effpt") for name in sys.modules)
-
-for line in sys.stdin:
-    wrong = ""
-    try:
-        load(line.rstrip())
-    except BaseException:
-        wrong = traceback.format_exc()
-    print(json.dumps(wrong), flush=True)
+assert not any(name.startswith("hf_effpt") for name in sys.modules)
 """
 
 
@@ -186,21 +172,4 @@ def exported(runs: Runs, objective: str, ledger: dict, finished: bool):
 
 def load_in_a_clean_process(folders: list[Path]) -> None:
     """Loads exports without the package and compares their outputs with those of the training models."""
-    process = clean_process()
-    for folder in folders:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        print(folder, file=process.stdin, flush=True)
-        wrong = json.loads(process.stdout.readline())
-        assert not wrong, wrong
-
-
-@cache
-def clean_process() -> subprocess.Popen:
-    """A process without the package, started once, since its imports take longer than what it loads."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", LOAD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        text=True, cwd=tempfile.gettempdir(),
-    )  # fmt: skip
-    atexit.register(process.kill)
-    return process
+    run(LOAD, *map(str, folders), folder=folders[0].parent)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests import tiny
-from tests.together import together
+from tests.together import launch
 from tests.unit.methods import notes
 
 CASES = {
@@ -66,7 +66,7 @@ def trained(out, objective, methods, rows):
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path, subtests):
     """Not even what generators sample depends on how many processes there are, nor the notes that each writes."""
-    together(tmp_path / "two", SCRIPT, json.dumps(CASES), launched=True)
+    launch(tmp_path / "two", SCRIPT, json.dumps(CASES))
     for name, (objective, methods) in CASES.items():
         with subtests.test(name):
             one = trained(tmp_path / "one" / name, objective, methods, rows=4)
