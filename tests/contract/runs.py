@@ -37,17 +37,20 @@ assert not any(name.startswith("hf_effpt") for name in sys.modules)
 
 
 class SaveAt(tiny.TrainerCallback):
-    """Saves a checkpoint after each of the steps that runs are resumed at."""
+    """Saves a checkpoint after each of some steps."""
+
+    def __init__(self, steps):
+        self.steps = steps
 
     def on_step_end(self, args, state, control, **kwargs):
-        control.should_save = state.global_step in RESUMED_AT
+        control.should_save = state.global_step in self.steps
 
 
 class Runs:
-    """Finished straight runs with their checkpoints; each is trained when a test first asks for it."""
+    """Finished straight runs with checkpoints of the steps `at`; each is trained when a test first asks for it."""
 
-    def __init__(self, folder: Path, backbone: str = "bert") -> None:
-        self.folder, self.backbone = folder, backbone
+    def __init__(self, folder: Path, backbone: str = "bert", at: tuple[int, ...] = RESUMED_AT) -> None:
+        self.folder, self.backbone, self.at = folder, backbone, at
         self._done: dict[str, tiny.EffptTrainer] = {}
 
     def __call__(self, objective: str, ledger: dict, dropout: float = 0.1) -> tiny.EffptTrainer:
@@ -55,7 +58,7 @@ class Runs:
         if key not in self._done:
             folder = self.folder / str(len(self._done))
             self._done[key] = trainer = self.trainer_of(folder, objective, ledger, dropout)
-            trainer.add_callback(SaveAt())
+            trainer.add_callback(SaveAt(self.at))
             trainer.train()
         return self._done[key]
 

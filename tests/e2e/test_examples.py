@@ -15,7 +15,8 @@ from types import SimpleNamespace
 import pytest
 
 from hf_effpt.comparison import run_launcher
-from tests.processes import Started
+from hf_effpt.evaluation import layer_choice
+from tests.processes import Started, run
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 WORDS = "one two three layers heads tokens masks notes learn grow shrink stack".split()
@@ -82,7 +83,8 @@ def test_examples_are_short():
         "16_selection.py",
     ],
 )
-def test_training_examples(corpus, tmp_path, here, script):
+def test_training_examples(corpus, tmp_path, here, script, monkeypatch):
+    monkeypatch.setattr(layer_choice, "STEPS", 3)
     words = ["--budget", "8steps", "--vocab_size", "256", "--out", "run"]
     if script == "16_selection.py":
         words += ["--strategy", "least_confidence"]  # which needs no warm-up
@@ -118,7 +120,10 @@ def test_from_text_to_a_measured_model(corpus, tmp_path, here):
     assert "Held-out loss" in printed
     assert (tmp_path / "run" / "model.safetensors").is_file()
     here("make_task.py", "task.jsonl", "--dataset", corpus)
-    assert "accuracy" in here("04_finetune.py", "run", "task.jsonl", "--max_steps", "2")
+    # which makes the package impossible to import
+    script = f"import runpy; runpy.run_path({str(EXAMPLES / '04_finetune.py')!r}, run_name='__main__')"
+    tuned = run(script, "run", "task.jsonl", "--max_steps", "2", folder=tmp_path)
+    assert "accuracy" in tuned.said
     measured = here("06_evaluate.py", "run", "task.jsonl", "--text", corpus, "--seeds", "2")
     assert "| held_out_loss |" in measured
     assert "| task/accuracy@default |" in measured
