@@ -1,11 +1,9 @@
+"""What all tests share. Slow imports are in functions: the process that hands out tests to workers needs none."""
+
 import gc
 import os
 
 import pytest
-import torch
-
-from hf_effpt.training.flops import FlopCounter
-from tests import tiny
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -13,6 +11,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 @pytest.fixture(autouse=True)
 def _one_thread_and_no_leftovers(monkeypatch, tmp_path):
     """Equal results on every machine, and no test sees another's cache."""
+    import torch
+
     torch.set_num_threads(1)
     torch.manual_seed(0)
     monkeypatch.setenv("HF_EFFPT_CACHE", str(tmp_path / "cache"))
@@ -23,10 +23,15 @@ def _one_thread_and_no_leftovers(monkeypatch, tmp_path):
 @pytest.fixture
 def counted(monkeypatch):
     """Has all trainers of the test count the products of their steps."""
+    from hf_effpt.training.flops import FlopCounter
+    from tests import tiny
+
     monkeypatch.setattr(tiny, "default_counter", FlopCounter)
 
 
 def pytest_collection_modifyitems(items):
+    import torch
+
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:

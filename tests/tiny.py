@@ -1,6 +1,7 @@
 """The small world of the tests: a text, its tokenizer and rows, a model, and a run of a few steps."""
 
 from collections.abc import Mapping
+from copy import copy
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,11 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 def rows(number: int = 48, seed: int = 0) -> Dataset:
     """Packed rows of words in which each word tends to be followed by the next, so that something can be learnt."""
+    return copy(_rows(number, seed))
+
+
+@lru_cache
+def _rows(number: int, seed: int) -> Dataset:
     generator = np.random.default_rng(seed)
     start = generator.integers(0, VOCAB - 5, size=(number, 1))
     words = 5 + (start + np.arange(LENGTH - 2)) % (VOCAB - 5)

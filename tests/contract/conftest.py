@@ -1,11 +1,12 @@
 import pytest
-import torch
-from torch._dynamo.testing import CompileCounter
 
 
 @pytest.fixture
 def counter(monkeypatch):
     """Counts graphs in place of compiling them."""
+    import torch
+    from torch._dynamo.testing import CompileCounter
+
     torch._dynamo.reset()
     counting = CompileCounter()
     monkeypatch.setattr(

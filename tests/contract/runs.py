@@ -1,11 +1,5 @@
 """Runs of eight steps that several tests compare with, and what a resumed run or an export must share with them."""
 
-import atexit
-import json
-import subprocess
-import sys
-import tempfile
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +9,15 @@ from transformers import ModernBertModel
 
 from hf_effpt import export
 from tests import tiny
+from tests.processes import run
 
 RESUMED_AT = (2, 4, 7)
-# A process that loads, as users do, the folder that each line names, and compares with outputs of the training model
-# in `probe.pt`. It answers with a line: nothing, or what is wrong.
+# Loads, as users do, the folders that are named, and compares with outputs of the training model in `probe.pt`.
 LOAD = """
-import json, sys, traceback, torch
+import sys, torch
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer
 
-def load(folder):
+for folder in sys.argv[1:]:
     probe = torch.load(folder + "/probe.pt")
     for place, logits in probe["logits"].items():
         auto = AutoModelForPreTraining if probe["discriminates"] and not place else AutoModelForMaskedLM
@@ -38,30 +32,25 @@ def load(folder):
         if not place:
             assert torch.allclose(encoder(probe["ids"]).last_hidden_state, probe["hidden"], atol=1e-6), folder
         assert AutoTokenizer.from_pretrained(folder + place)("w1 w2").input_ids == [2, 6, 7, 3]
-    assert not any(name.startswith("hf_effpt") for name in sys.modules)
-
-for line in sys.stdin:
-    wrong = ""
-    try:
-        load(line.rstrip())
-    except BaseException:
-        wrong = traceback.format_exc()
-    print(json.dumps(wrong), flush=True)
+assert not any(name.startswith("hf_effpt") for name in sys.modules)
 """
 
 
 class SaveAt(tiny.TrainerCallback):
-    """Saves a checkpoint after each of the steps that runs are resumed at."""
+    """Saves a checkpoint after each of some steps."""
+
+    def __init__(self, steps):
+        self.steps = steps
 
     def on_step_end(self, args, state, control, **kwargs):
-        control.should_save = state.global_step in RESUMED_AT
+        control.should_save = state.global_step in self.steps
 
 
 class Runs:
-    """Finished straight runs with their checkpoints; each is trained when a test first asks for it."""
+    """Finished straight runs with checkpoints of the steps `at`; each is trained when a test first asks for it."""
 
-    def __init__(self, folder: Path, backbone: str = "bert") -> None:
-        self.folder, self.backbone = folder, backbone
+    def __init__(self, folder: Path, backbone: str = "bert", at: tuple[int, ...] = RESUMED_AT) -> None:
+        self.folder, self.backbone, self.at = folder, backbone, at
         self._done: dict[str, tiny.EffptTrainer] = {}
 
     def __call__(self, objective: str, ledger: dict, dropout: float = 0.1) -> tiny.EffptTrainer:
@@ -69,7 +58,7 @@ class Runs:
         if key not in self._done:
             folder = self.folder / str(len(self._done))
             self._done[key] = trainer = self.trainer_of(folder, objective, ledger, dropout)
-            trainer.add_callback(SaveAt())
+            trainer.add_callback(SaveAt(self.at))
             trainer.train()
         return self._done[key]
 
@@ -186,21 +175,4 @@ def exported(runs: Runs, objective: str, ledger: dict, finished: bool):
 
 def load_in_a_clean_process(folders: list[Path]) -> None:
     """Loads exports without the package and compares their outputs with those of the training models."""
-    process = clean_process()
-    for folder in folders:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        print(folder, file=process.stdin, flush=True)
-        wrong = json.loads(process.stdout.readline())
-        assert not wrong, wrong
-
-
-@cache
-def clean_process() -> subprocess.Popen:
-    """A process without the package, started once, since its imports take longer than what it loads."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", LOAD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        text=True, cwd=tempfile.gettempdir(),
-    )  # fmt: skip
-    atexit.register(process.kill)
-    return process
+    run(LOAD, *map(str, folders), folder=folders[0].parent)

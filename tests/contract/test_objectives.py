@@ -52,16 +52,10 @@ def test_micro_batches_and_processes_do_not_change_a_step(tmp_path, objective):
 # With the methods that change depth.
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("objective", "steps", "rate"), [("electra", 160, 7e-3), ("mcbert", 220, 5e-3)])
-@pytest.mark.parametrize("auxiliary", ["keep", "grow"])
-def test_growth_keeps_what_is_shared_and_what_is_learned(tmp_path, objective, steps, rate, auxiliary):
-    """On a toy, the loss is below its floor before and after each growth."""
+def grown(tmp_path, objective, auxiliary, **settings):
+    """A trainer whose run has grown twice, with what is shared shared after each growth."""
     ledger = {"stacking": {"depth": 1, "at": [0.4, 0.7], "auxiliary": auxiliary}}
-    trainer = tiny.trainer(
-        tmp_path, ledger, objective=objective, budget=f"{steps}steps", learning_rate=rate, logging_steps=5,
-        per_device_train_batch_size=16,
-    )  # fmt: skip
+    trainer = tiny.trainer(tmp_path, ledger, objective=objective, **settings)
     depths = []
 
     class Watch(tiny.TrainerCallback):
@@ -76,15 +70,33 @@ def test_growth_keeps_what_is_shared_and_what_is_learned(tmp_path, objective, st
     trainer.add_callback(Watch())
     trainer.train()
     assert depths == [1, 2, 4]
+    return trainer
+
+
+@pytest.mark.parametrize("objective", ["electra", "mcbert"])
+@pytest.mark.parametrize("auxiliary", ["keep", "grow"])
+def test_growth_keeps_what_is_shared(tmp_path, objective, auxiliary):
+    exported = grown(tmp_path, objective, auxiliary).model.export_generator()
+    assert exported.config.num_hidden_layers == 4
+    assert "layer_order" not in exported.config.to_dict()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("objective", "auxiliary", "steps", "rate"), [("electra", "keep", 160, 7e-3), ("mcbert", "grow", 220, 5e-3)]
+)
+def test_growth_keeps_what_is_learned(tmp_path, objective, auxiliary, steps, rate):
+    """On a toy, the loss is below its floor before and after each growth."""
+    trainer = grown(
+        tmp_path, objective, auxiliary, budget=f"{steps}steps", learning_rate=rate, logging_steps=5,
+        per_device_train_batch_size=16,
+    )  # fmt: skip
     name = trainer.model.main_loss_name
     history = [entry for entry in trainer.state.log_history if name in entry]
     for first, last in ((0.2, 0.4), (0.5, 0.7), (0.8, 1.0)):
         stage = [entry for entry in history if first < entry["clock"] <= last]
         gap = sum(entry["floor"] - entry[name] for entry in stage) / len(stage)
         assert gap > 0, (first, gap)
-    exported = trainer.model.export_generator()
-    assert exported.config.num_hidden_layers == 4
-    assert "layer_order" not in exported.config.to_dict()
 
 
 @pytest.mark.parametrize("objective", ["electra", "mcbert"])

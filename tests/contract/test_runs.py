@@ -42,7 +42,8 @@ def each(chosen):
 
 @pytest.fixture(scope="class")
 def runs(request, tmp_path_factory):
-    return contract.Runs(tmp_path_factory.mktemp("runs"), getattr(request.cls, "backbone", "bert"))
+    folder, of = tmp_path_factory.mktemp("runs"), request.cls
+    return contract.Runs(folder, getattr(of, "backbone", "bert"), getattr(of, "at", contract.RESUMED_AT))
 
 
 @pytest.fixture(scope="class")
@@ -114,7 +115,7 @@ class TestBert(MaskedLanguageModel):
 
 
 class TestModernBert(MaskedLanguageModel):
-    backbone, pairs = "modernbert", PAIRS[2::3]
+    backbone, pairs, at = "modernbert", PAIRS[2::3], (4,)
 
     @each(SINGLES)
     def test_resumed_run_equals_the_straight_one(self, runs, ledger):
@@ -162,6 +163,7 @@ class TestVariants:
 
 
 class WithGenerator:
+    at = (4,)
     objective: str
     pairs: list[dict]
 
@@ -202,6 +204,8 @@ OTHERS = sorted(set(OBJECTIVES) - {"mlm", "electra", "mcbert"})
 
 
 class TestOtherObjectives:
+    at = (4,)
+
     @pytest.mark.parametrize("objective", OTHERS)
     def test_resumed_run_equals_the_straight_one(self, runs, objective):
         contract.check_resumption(runs, objective, {}, at=4)

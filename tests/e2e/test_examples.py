@@ -3,22 +3,43 @@
 import contextlib
 import io
 import json
+import os
 import random
 import runpy
-import subprocess
+import signal
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from hf_effpt.comparison import run_launcher
+from hf_effpt.evaluation import layer_choice
+from tests.processes import Started, run
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 WORDS = "one two three layers heads tokens masks notes learn grow shrink stack".split()
 
 
-def run(script, *arguments, cwd):
-    command = [sys.executable, str(EXAMPLES / script), *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=200)
+class Forked:
+    """In place of a `subprocess.Popen` of this interpreter: a process that has imported what takes longest."""
+
+    def __init__(self, command, env, stdout, stderr):
+        _, *words = command
+        function = "run_module" if words[0] == "-m" else "run_path"
+        name, *arguments = words[words[0] == "-m" :]
+        # its parent is the server of processes, without which it would end
+        code = f"import os, runpy; os.getppid = lambda: {os.getpid()}; "
+        code += f"runpy.{function}({name!r}, run_name='__main__', alter_sys=True)"
+        places = [str(EXAMPLES), str(EXAMPLES.parent)]
+        self._started = Started(code, *arguments, folder=Path.cwd(), name=stdout.name, environment=env, path=places)
+
+    def wait(self):
+        return self._started.wait()
+
+    def terminate(self):
+        os.kill(self._started.pid, signal.SIGTERM)
 
 
 @pytest.fixture
@@ -62,7 +83,8 @@ def test_examples_are_short():
         "16_selection.py",
     ],
 )
-def test_training_examples(corpus, tmp_path, here, script):
+def test_training_examples(corpus, tmp_path, here, script, monkeypatch):
+    monkeypatch.setattr(layer_choice, "STEPS", 3)
     words = ["--budget", "8steps", "--vocab_size", "256", "--out", "run"]
     if script == "16_selection.py":
         words += ["--strategy", "least_confidence"]  # which needs no warm-up
@@ -93,15 +115,15 @@ def test_training_examples(corpus, tmp_path, here, script):
 
 
 def test_from_text_to_a_measured_model(corpus, tmp_path, here):
-    """The first examples, one after another, of which two are run as users run them."""
-    done = run("01_pretrain.py", corpus, "--budget", "4steps", "--vocab_size", "256", "--out", "run", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "Held-out loss" in done.stdout
+    """The first examples, one after another."""
+    printed = here("01_pretrain.py", corpus, "--budget", "4steps", "--vocab_size", "256", "--out", "run")
+    assert "Held-out loss" in printed
     assert (tmp_path / "run" / "model.safetensors").is_file()
     here("make_task.py", "task.jsonl", "--dataset", corpus)
-    tuned = run("04_finetune.py", "run", "task.jsonl", "--max_steps", "2", cwd=tmp_path)
-    assert tuned.returncode == 0, tuned.stderr
-    assert "accuracy" in tuned.stdout
+    # which makes the package impossible to import
+    script = f"import runpy; runpy.run_path({str(EXAMPLES / '04_finetune.py')!r}, run_name='__main__')"
+    tuned = run(script, "run", "task.jsonl", "--max_steps", "2", folder=tmp_path)
+    assert "accuracy" in tuned.said
     measured = here("06_evaluate.py", "run", "task.jsonl", "--text", corpus, "--seeds", "2")
     assert "| held_out_loss |" in measured
     assert "| task/accuracy@default |" in measured
@@ -174,8 +196,9 @@ def test_selection_benchmark(tmp_path, here):
 
 
 @pytest.mark.slow
-def test_comparison_example(corpus, tmp_path, here):
-    """Three arms, one seed: real runs in processes of their own, and the report of what there is."""
+def test_comparison_example(corpus, tmp_path, here, monkeypatch):
+    """Three arms, one seed: runs in processes of their own, and the report of what there is."""
+    monkeypatch.setattr(run_launcher, "subprocess", SimpleNamespace(Popen=Forked, STDOUT=None))
     words = [corpus, "--budget", "6steps", "--seeds", "1", "--fractions", "1", "--vocab_size", "256", "--out", "r"]
     assert "No verdict" in here("07_compare.py", *words)  # one seed gives none
     report = json.loads((tmp_path / "r" / "report.json").read_text())
@@ -215,14 +238,14 @@ def test_against_stock(corpus, tmp_path, here):
         "training": {"per_device_train_batch_size": 8, "report_to": "none"},
     }
     (tmp_path / "mlm.yaml").write_text(json.dumps(recipe))  # JSON is YAML
-    words = ["mlm.yaml", "--budget", "2s", "--seeds", "1", "--fractions", "1", "--out", "r"]
+    words = ["mlm.yaml", "--budget", "1s", "--seeds", "1", "--fractions", "1", "--out", "r"]
     here("against_stock.py", *words, "--stock_learning_rate", "1e-3")
     stock, ours = json.loads((tmp_path / "r" / "report.json").read_text())["arms"]
     assert (stock["name"], ours["name"]) == ("stock", "mlm")
     assert (stock["recipe"]["training"]["learning_rate"], ours["recipe"]["training"]["learning_rate"]) == (1e-3, 5e-5)
     for arm in (stock, ours):
         (entry,) = arm["runs"]
-        assert entry["clock"]["seconds"] >= 2
+        assert entry["clock"]["seconds"] >= 1
         assert entry["final_learning_rate"] == pytest.approx(0, abs=1e-9)
         assert len(entry["curve"]) >= 2
     # dense logits: the stock model spends more on a token

@@ -1,10 +1,8 @@
 """A method outside the package: the one that CONTRIBUTING.md shows, and what makes it known."""
 
 import importlib
-import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,24 +18,9 @@ from hf_effpt.hub.export import export
 from hf_effpt.hub.folders import files_of
 from hf_effpt.hub.push import push
 from tests import tiny
+from tests.processes import run
 
 TEXT = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
-# Starts a process for each line of code, folder and environment, with what takes longest imported already.
-STARTER = """
-import json, os, sys
-from transformers import BertForMaskedLM, Trainer
-for line in sys.stdin:
-    code, folder, environment = json.loads(line)
-    if (child := os.fork()) == 0:
-        os.chdir(folder)
-        os.environ.clear()
-        os.environ.update(environment)
-        exec(code)
-        sys.stdout.flush()
-        os._exit(0)
-    os.waitpid(child, 0)
-    print("that was all", flush=True)
-"""
 CODE = re.search(r"```python\n(# resting.py\n.*?)```", TEXT, re.DOTALL)[1]
 
 
@@ -53,19 +36,9 @@ def _module(tmp_path, monkeypatch):
     sys.modules.pop("resting", None)
 
 
-@pytest.fixture(scope="module")
-def printed():
-    """Returns what some code prints in a new process, in a folder and with the environment of the test."""
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen([sys.executable, "-c", STARTER], **pipes) as starter:
-
-        def printed_by(code, folder):
-            starter.stdin.write(json.dumps([code, str(folder), dict(os.environ)]) + "\n")
-            starter.stdin.flush()
-            return "".join(iter(starter.stdout.readline, "that was all\n"))
-
-        yield printed_by
-        starter.stdin.close()
+def printed(code, folder, **settings):
+    """What some code prints in a new process, which runs in a folder."""
+    return run(code, folder=folder, **settings).said
 
 
 def test_it_is_short():
@@ -110,7 +83,7 @@ def test_commands_know_it_by_import(capsys):
 
 
 @pytest.mark.usefixtures("_module")
-def test_processes_that_are_started_know_it(tmp_path, printed):
+def test_processes_that_are_started_know_it(tmp_path):
     """Workers of a comparison are such processes; they find the module by the environment."""
     import_methods(["resting"])
     code = "from hf_effpt.core.registry import METHODS; print(METHODS['resting'].name)"
@@ -138,7 +111,7 @@ def test_a_broken_package_is_warned_of_and_takes_nothing_else_along(monkeypatch,
 
 @pytest.mark.parametrize("first", ["METHODS", "LayerDrop"])
 @pytest.mark.usefixtures("_module")
-def test_it_acts_after_the_packages_own_methods_whatever_is_imported_first(tmp_path, printed, first):
+def test_it_acts_after_the_packages_own_methods_whatever_is_imported_first(tmp_path, first):
     code = f"import resting; from hf_effpt import {first}, METHODS; print(list(METHODS)[0], list(METHODS)[-1])"
     assert printed(code, tmp_path) == "layerdrop resting\n"
 
@@ -150,10 +123,8 @@ def test_a_comparison_started_by_a_script_tells_its_processes(tmp_path, monkeypa
     environment = registry.environment_of({"resting", "layerdrop"})
     assert registry.environment_of({"layerdrop"}) == {}
     code = "from hf_effpt.core.registry import METHODS; print(METHODS['resting'].name)"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd="/", env=os.environ | environment
-    )
-    assert done.stdout == "resting\n", done.stderr
+    (tmp_path / "elsewhere").mkdir()
+    assert printed(code, tmp_path / "elsewhere", environment=os.environ | environment) == "resting\n"
     METHODS["resting"].__module__ = "__main__"
     with pytest.raises(EffptError, match=r"defined in the script itself.*my_methods"):
         registry.environment_of({"resting"})

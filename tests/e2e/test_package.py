@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import run
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -62,5 +64,5 @@ def test_installed_command_and_package_data_work(archives, tmp_path):
         "import hf_effpt, hf_effpt.hub.card\nfrom hf_effpt import Recipe\n"
         "print(hf_effpt.__file__)\nprint(Recipe.load('tiny').model.size)"
     )
-    loaded = subprocess.run([python, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path)
-    assert loaded.stdout.splitlines() == [str(Path(site) / "hf_effpt" / "__init__.py"), "tiny"]
+    loaded = run(script, folder=tmp_path, path=[site])
+    assert loaded.said.splitlines()[-2:] == [str(Path(site) / "hf_effpt" / "__init__.py"), "tiny"]

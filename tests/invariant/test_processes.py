@@ -7,7 +7,7 @@ import torch
 
 from hf_effpt import set_cooccurrence_embeddings
 from tests import tiny
-from tests.together import together
+from tests.together import launch
 from tests.unit.methods import notes
 
 CASES = {
@@ -80,7 +80,7 @@ def begun(seed):
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path, subtests):
     """Not even what generators sample depends on how many processes there are, nor the notes that each writes."""
-    together(tmp_path / "two", SCRIPT, json.dumps(CASES), launched=True)
+    launch(tmp_path / "two", SCRIPT, json.dumps(CASES))
     for name, (objective, methods) in CASES.items():
         with subtests.test(name):
             one = trained(tmp_path / "one" / name, objective, methods, rows=4)

@@ -8,6 +8,7 @@ import pytest
 
 from hf_effpt.cli import main as cli
 from hf_effpt.core.errors import EffptError
+from tests.processes import Started
 
 
 @pytest.mark.parametrize("words", [["--help"], ["methods", "--help"], ["pretrain", "--help"]])
@@ -102,9 +103,9 @@ def test_interrupt_says_how_to_resume(monkeypatch, capsys, words):
     assert "effpt pretrain tiny --data.dataset 'my corpus' --resume\n" in capsys.readouterr().err
 
 
-def test_runs_as_a_module():
+def test_runs_as_a_module(tmp_path):
     """Which is how `accelerate launch -m hf_effpt.cli.main` starts it."""
-    command = [sys.executable, "-m", "hf_effpt.cli.main", "pretran"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "did you mean `pretrain`" in done.stderr
+    code = "import runpy; runpy.run_module('hf_effpt.cli.main', run_name='__main__', alter_sys=True)"
+    process = Started(code, "pretran", folder=tmp_path)
+    assert process.wait() == 2
+    assert "did you mean `pretrain`" in process.said

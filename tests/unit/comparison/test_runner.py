@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ from hf_effpt.comparison.run_launcher import Runner, gpus_of
 from hf_effpt.comparison.run_worker import BUSY
 from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
+from tests.processes import Started
 
 WORKER = """
 import json, os, pathlib, sys, time
@@ -140,23 +140,27 @@ def test_gpus_are_counted_among_those_that_can_be_seen(monkeypatch):
     assert gpus_of("1") == ["1"]
 
 
+# A shell has what it starts in the background ignore interruptions, and the tests may be run so.
 DRIVER = """
-import pathlib, sys
-sys.path.insert(0, sys.argv[2])
+import pathlib, signal, sys
 from tests.unit.comparison.test_runner import Pretending, runs_in
+signal.signal(signal.SIGINT, signal.default_int_handler)
 Pretending({}).make(runs_in(pathlib.Path(sys.argv[1])))
 """
 
 
+def driver(folder, pretend):
+    environment = {**os.environ, "PRETEND": pretend}
+    return Started(DRIVER, str(folder), folder=folder, environment=environment, path=[str(Path(__file__).parents[3])])
+
+
 def test_a_killed_comparison_keeps_its_finished_runs(tmp_path):
-    root = str(Path(__file__).parents[3])
-    environment = {**os.environ, "PRETEND": "0.3"}
-    process = subprocess.Popen([sys.executable, "-c", DRIVER, str(tmp_path), root], env=environment)
+    process = driver(tmp_path, pretend="0.3")
     first = runs_in(tmp_path)[0].folder / "run.json"
     deadline = time.monotonic() + 120
     while not first.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
+    os.kill(process.pid, signal.SIGKILL)
     process.wait()
     time.sleep(1.0)  # the run that was under way ends by itself here; a real one sees that its parent is gone
     before = len(order(tmp_path))
@@ -168,19 +172,13 @@ def test_a_killed_comparison_keeps_its_finished_runs(tmp_path):
 
 
 def test_an_interruption_ends_the_run_under_way(tmp_path):
-    root = str(Path(__file__).parents[3])
-    environment = {**os.environ, "PRETEND": "60"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(tmp_path), root], env=environment, stderr=subprocess.PIPE, text=True,
-        # a shell has what it starts in the background ignore interruptions, and the tests may be run so
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+    process = driver(tmp_path, pretend="60")
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("running-*")) and time.monotonic() < deadline:
         time.sleep(0.02)
     (pid,) = (int(path.name.split("-")[1]) for path in tmp_path.glob("running-*"))
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
-    assert "KeyboardInterrupt" in errors
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait(120) == 1
+    assert "KeyboardInterrupt" in process.said
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)

@@ -1,8 +1,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
 from filelock import FileLock
@@ -12,6 +10,7 @@ from hf_effpt.comparison.arms import Arm
 from hf_effpt.comparison.run_grid import Run
 from hf_effpt.comparison.summary import curve, run_entry
 from hf_effpt.core.errors import EffptError
+from tests.processes import Started
 
 WORDS = (
     "a the small large model layer token mask learns reads skips grows stacks drops from to of and with text".split()
@@ -85,11 +84,10 @@ def test_a_killed_run_goes_on_from_its_last_whole_checkpoint(tmp_path, monkeypat
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_ends_when_its_comparison_is_gone():
+def test_a_run_ends_when_its_comparison_is_gone(tmp_path):
     """The watcher's parent is another process than its own: it ends at once, whatever it is doing."""
     code = "import time; from hf_effpt.comparison.run_worker import end_with; end_with(1, 0.01); time.sleep(60)"
-    done = subprocess.run([sys.executable, "-c", code], timeout=50, check=False)
-    assert done.returncode == -signal.SIGTERM
+    assert Started(code, folder=tmp_path).wait(50) == -signal.SIGTERM
 
 
 def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys):

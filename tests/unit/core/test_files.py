@@ -1,7 +1,5 @@
 import errno
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -9,6 +7,7 @@ import torch
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import STAGING, create_once, is_disk_full, replacing_folder_contents, write_atomically
+from tests.processes import run
 
 
 def test_new_files_replace_their_namesakes_and_leave_the_rest(tmp_path):
@@ -112,8 +111,7 @@ def test_a_full_disk_is_recognised_from_an_array_that_is_cut_short(tmp_path):
         except OSError as error:
             print(error.errno, is_disk_full(error))
     """
-    done = subprocess.run([sys.executable, "-c", code, tmp_path / "a.npy"], capture_output=True, text=True)
-    assert done.stdout == "None True\n", done.stderr
+    assert run(code, str(tmp_path / "a.npy"), folder=tmp_path).said == "None True\n"
 
 
 def test_a_file_is_replaced_by_text_or_by_what_a_function_writes(tmp_path):

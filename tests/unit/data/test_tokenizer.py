@@ -1,7 +1,5 @@
 import json
 import random
-import subprocess
-import sys
 
 import pytest
 from transformers import AutoTokenizer
@@ -10,6 +8,7 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.data import Corpus, corpus_of, tokenizer_report, train_tokenizer
 from hf_effpt.data.tokenizer_report import report_of_corpus
 from hf_effpt.data.tokenizer_training import _alphabet, _counts
+from tests.processes import run
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 KINDS = ["wordpiece", "bpe"]
@@ -305,6 +304,5 @@ def test_loads_in_a_clean_process_beside_a_model_config(tmp_path, documents):
         "assert all(set(t('a', 'b')['token_type_ids']) == {0, 1} for t in loaded.values())\n"
         "print(json.dumps({kind: t(sys.argv[2], 'x')['input_ids'] for kind, t in loaded.items()}))\n"
     )
-    run = subprocess.run([sys.executable, "-c", program, str(tmp_path), text], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    assert json.loads(run.stdout) == expected
+    said = run(program, str(tmp_path), text, folder=tmp_path).said
+    assert json.loads(said.splitlines()[-1]) == expected

@@ -1,9 +1,6 @@
 """A BERT with narrower layers: its configuration, its code beside the weights, and what it is equal to."""
 
 import json
-import os
-import subprocess
-import sys
 import textwrap
 
 import pytest
@@ -30,6 +27,7 @@ from hf_effpt.models import pruned_bert
 from hf_effpt.models.build import config_for, model_for
 from hf_effpt.models.pruned_bert import PrunedBertConfig, PrunedBertForMaskedLM, PrunedBertForSequenceClassification
 from tests import tiny
+from tests.processes import run
 
 TICKET = Ticket(  # uneven, and one layer has no head left
     heads=((0, 1), (), (1,), (0,)),
@@ -73,8 +71,9 @@ def equal(left, right, atol):
 
 def without_package(script, *arguments, cache):
     """Runs a script where only transformers can be imported, with the code cache in a folder."""
-    block = """
+    block = f"""
         import sys
+        import transformers.dynamic_module_utils
 
         class Block:
             def find_spec(self, name, *rest):
@@ -82,13 +81,10 @@ def without_package(script, *arguments, cache):
                     raise ImportError("hf_effpt is not here")
 
         sys.meta_path.insert(0, Block())
+        transformers.dynamic_module_utils.HF_MODULES_CACHE = {str(cache)!r}
     """
     code = textwrap.dedent(block) + textwrap.dedent(script)
-    env = {**os.environ, "HF_MODULES_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], env=env, cwd=cache.parent, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    run(code, *map(str, arguments), folder=cache.parent)
 
 
 def test_every_auto_class_loads_it_where_only_transformers_is(tmp_path):

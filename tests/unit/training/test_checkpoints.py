@@ -5,8 +5,6 @@ import pickle
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -20,6 +18,7 @@ from hf_effpt.training.checkpoints import announcing, checkpoints_in, fault
 from hf_effpt.training.stream import BatchStream
 from hf_effpt.training.trainer import EffptTrainer
 from tests import tiny
+from tests.processes import Started
 
 SAVING = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": None}
 
@@ -153,6 +152,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint_whole(tmp_path, monkeypatch,
 KILLED = """
 import sys
 from tests import tiny
+from tests.processes import Started
 trainer = tiny.trainer(sys.argv[1], save_strategy="steps", save_steps=2, dropout=0.1)
 save = trainer._save_optimizer_and_scheduler
 def die(folder):
@@ -166,8 +166,8 @@ trainer.train()
 
 
 def test_a_kill_while_saving_leaves_the_previous_checkpoint_whole(tmp_path):
-    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], env=os.environ | {"PYTHONPATH": os.getcwd()})
-    assert done.returncode == -signal.SIGKILL
+    process = Started(KILLED, str(tmp_path), folder=tmp_path, path=[os.getcwd()])
+    assert process.wait() == -signal.SIGKILL
     assert [folder.name for folder in checkpoints_in(tmp_path)] == ["checkpoint-2", "checkpoint-4"]
     resumed = tiny.trainer(tmp_path, **SAVING, dropout=0.1)
     resumed.train(resume_from_checkpoint=True)
@@ -245,6 +245,7 @@ LIMITED = """
 import resource, signal, sys
 from hf_effpt.core.errors import EffptError
 from tests import tiny
+from tests.processes import Started
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 trainer = tiny.trainer(sys.argv[1], save_strategy="steps", save_steps=4, budget="8steps")
 class Limit(tiny.TrainerCallback):
@@ -262,12 +263,7 @@ except Exception as error:
 @pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="the system cannot limit the size of files")
 def test_a_write_that_really_fails_leaves_the_previous_checkpoint_whole(tmp_path):
     """The operating system refuses the second checkpoint's weights in the middle of the file."""
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(tmp_path)],
-        env=os.environ | {"PYTHONPATH": os.getcwd()},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 7, done.stderr
+    process = Started(LIMITED, str(tmp_path), folder=tmp_path, path=[os.getcwd()])
+    assert process.wait() == 7, process.said
     assert [folder.name for folder in checkpoints_in(tmp_path)] == ["checkpoint-4"]
     assert fault(tmp_path / "checkpoint-4") is None

@@ -14,6 +14,7 @@ from hf_effpt.core.row_method import RowMethod
 from hf_effpt.methods.layerdrop import LayerDrop
 from hf_effpt.methods.selection import Selection
 from hf_effpt.models import EffptBertForSequenceClassification, EffptRobertaConfig, EffptRobertaForMaskedLM
+from hf_effpt.training import meters
 from hf_effpt.training.named import LayerDropTrainer, StackingTrainer
 from hf_effpt.training.trainer import EffptTrainer
 from tests import tiny
@@ -175,7 +176,8 @@ def test_rows_with_padding_are_held_out_alike_whatever_their_column(tmp_path):
         assert losses[0] == losses[1]
 
 
-def test_bf16(tmp_path):
+def test_bf16(tmp_path, monkeypatch):
+    monkeypatch.setattr(meters, "peak_flops", lambda *_: 1e9)  # which many processors take long to measure
     trainer = tiny.trainer(tmp_path, {"layerdrop": {"p": 0.3}}, bf16=True)
     seen = set()
     trainer.model.cls.predictions.decoder.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
