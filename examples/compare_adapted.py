@@ -31,12 +31,14 @@ UNCHANGED = "unchanged"
 def train(base: Path, out: Path, args: argparse.Namespace, *flags: str) -> Path:
     """Trains one model on the domain's text, unless `out` holds it already, and returns `out`."""
     fixed = ["--training.output_dir", str(out), "--training.save_strategy", "no", "--training.report_to", "none"]
-    words = ["--data.dataset", args.domain, "--training.budget", args.budget]
+    words = ["--data.dataset", args.domain, "--data.validation", args.domain, "--training.budget", args.budget]
     recipe = Recipe.load({}, [*words, *flags, *args.flags, *fixed])
+    asked = out.with_name(f"{out.name}-recipe.json")
+    if asked.is_file() and json.loads(asked.read_text()) != recipe.resolved():
+        raise SystemExit(f"{out} holds a run of other settings, which must not pass for this one; name another --out")
+    asked.write_text(json.dumps(recipe.resolved()))
     if not (out / "run.json").is_file():
         pretrain(recipe)
-    elif json.loads((out / "run.json").read_text())["recipe"] != recipe.resolved():
-        raise SystemExit(f"{out} holds a run of other settings, which must not pass for this one; name another --out")
     return out
 
 
@@ -63,7 +65,9 @@ def measure(folder: Path, out: Path, args: argparse.Namespace) -> dict[str, floa
 
 def arms(base: Path, args: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Trains and measures the models of one base, with its seed."""
-    known = json.loads((base / "run.json").read_text())["recipe"]
+    known = json.loads((base / "run.json").read_text()).get("recipe")
+    if known is None:
+        raise SystemExit(f"{base} is no run of a recipe; make it by `effpt pretrain`")
     shape, seed = known["model"], str(known["training"]["seed"])
     out = args.out / f"seed-{seed}"
     out.mkdir(parents=True, exist_ok=True)

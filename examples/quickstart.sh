@@ -17,10 +17,11 @@ setup_venv .venv constraints.txt plot
 bin=$PWD/.venv/bin
 
 echo "== 2/5  Pre-training on $DATASET for $BUDGET: tokenizer, packing, training, held-out loss, export"
-"$bin/effpt" pretrain tiny --data.dataset "$DATASET" --training.budget "$BUDGET" --training.output_dir "$OUT"
+"$bin/effpt" pretrain fast_tiny --data.dataset "$DATASET" --training.budget "$BUDGET" --training.output_dir "$OUT"
 
-echo "== 3/5  Drawing the loss curve"
+echo "== 3/5  Drawing the loss curve, and showing what the model has learned"
 "$bin/python" examples/05_plot_loss.py "$OUT"
+"$bin/python" examples/17_what_it_learned.py "$OUT"
 
 echo "== 4/5  Loading it with plain AutoModel, in a process that cannot import this package"
 "$bin/python" - "$OUT" <<'PYTHON'

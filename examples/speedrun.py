@@ -37,9 +37,7 @@ def text_of(folder: Path) -> dict[str, list[str]]:
         for name, digest in files.items():
             path = folder / name
             if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-                sys.exit(
-                    f"{path} is {'not the file of the rules' if path.is_file() else 'missing'}; {digest} is needed"
-                )
+                sys.exit(f"{path} is missing, or not the file of the rules, whose SHA-256 is {digest}")
             found.setdefault(split, []).append(str(path))
     return found
 
@@ -64,11 +62,8 @@ def machine() -> dict[str, str | None]:
     """Processor and, if there is one, GPU."""
     import torch
 
-    cpu = (
-        re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-        if Path("/proc/cpuinfo").exists()
-        else None
-    )
+    info = Path("/proc/cpuinfo")
+    cpu = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.is_file() else None
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {"cpu": cpu[1] if cpu else platform.processor(), "gpu": gpu}
 
@@ -106,7 +101,7 @@ def table(track: str) -> list[str]:
     rows = []
     for one in records:
         loss, device = one["loss"], one["machine"]["gpu"] or one["machine"]["cpu"]
-        shown = f"{loss['mean']:.3f} ({loss['low']:.3f} to {loss['high']:.3f})"
+        shown = f"{loss['mean']:.3f}" + (f" ({loss['low']:.3f} to {loss['high']:.3f})" if loss["n"] > 1 else "")
         rows.append(
             f"| [{one['name']}]({track}/{one['name']}.json) | {shown} | {one['tokens'] / 1e6:.2f} M | {device} |"
         )

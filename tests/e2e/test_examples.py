@@ -1,11 +1,13 @@
 """Every example runs as its first lines say, on a little text, and is short enough to read."""
 
 import contextlib
+import hashlib
 import io
 import json
 import os
 import random
 import runpy
+import shutil
 import signal
 import sys
 import warnings
@@ -14,6 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from hf_effpt import Recipe, pretrain
 from hf_effpt.comparison import run_launcher
 from hf_effpt.evaluation import layer_choice
 from tests.processes import Started, run
@@ -127,6 +130,9 @@ def test_from_text_to_a_measured_model(corpus, tmp_path, here):
     measured = here("06_evaluate.py", "run", "task.jsonl", "--text", corpus, "--seeds", "2")
     assert "| held_out_loss |" in measured
     assert "| task/accuracy@default |" in measured
+    learned = here("17_what_it_learned.py", "run", "--text", corpus, "--sentences", "2")
+    assert learned.count("      was ") == 2
+    assert learned.splitlines()[-1].count(", ") == 4
     here("05_plot_loss.py", "run")
     assert (tmp_path / "run" / "loss.png").stat().st_size > 5000
 
@@ -254,3 +260,63 @@ def test_against_stock(corpus, tmp_path, here):
     )
     assert ours["recipe"]["model"].get("dropout", 0.0) == 0.0
     assert stock["recipe"]["model"]["dropout"] == 0.1
+
+
+@pytest.mark.slow
+def test_speedrun(tmp_path, here, monkeypatch):
+    """A record of one seed and a second, by rules of its own text; and what the rules refuse."""
+    monkeypatch.setattr(run_launcher, "subprocess", SimpleNamespace(Popen=Forked, STDOUT=None))
+    monkeypatch.setattr(os, "sched_setaffinity", lambda *_: None, raising=False)
+    for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.setenv(name, "")
+    home, files = tmp_path / "model_cards" / "speedrun", {}
+    (home / "cpu").mkdir(parents=True)
+    for split, seed in (("train", 1), ("validation", 2)):
+        words = random.Random(seed).choices(WORDS, k=6000)
+        (tmp_path / f"{split}-a.txt").write_text(" ".join(words))
+        files[split] = {f"{split}-a.txt": hashlib.sha256((tmp_path / f"{split}-a.txt").read_bytes()).hexdigest()}
+    rules = {"files": files, "data": {"sequence_length": 32, "vocab_size": 256}}
+    (home / "text.json").write_text(json.dumps(rules))
+    shutil.copy(EXAMPLES.parent / "model_cards" / "speedrun" / "README.md", home)
+    (tmp_path / "examples").mkdir()
+    code = (EXAMPLES / "speedrun.py").read_text().replace('"5min"', '"1s"').replace("SEEDS = 3", "SEEDS = 1")
+    (tmp_path / "examples" / "speedrun.py").write_text(code)
+    recipe = {"model": {"size": "tiny"}, "training": {"output_dir": "out", "per_device_train_batch_size": 8}}
+    (tmp_path / "own.yaml").write_text(json.dumps(recipe))
+    script, words = tmp_path / "examples" / "speedrun.py", ["own.yaml", "--text", ".", "--name", "own"]
+    here(script, *words)
+    record = json.loads((home / "cpu" / "own.json").read_text())
+    assert record["recipe"]["data"]["validation"] == ["validation-a.txt"]
+    assert record["runs"][0]["held_out_loss"] == record["loss"]["mean"]
+    assert f"| [own](cpu/own.json) | {record['loss']['mean']:.3f} | " in (home / "README.md").read_text()
+    (tmp_path / "own.yaml").write_text(json.dumps(recipe | {"data": {"sequence_length": 64}}))
+    with pytest.raises(SystemExit, match=r"leave `data.sequence_length` out"):
+        here(script, *words)
+    (tmp_path / "train-a.txt").write_text("another text")
+    with pytest.raises(SystemExit, match=r"train-a\.txt is missing, or not the file of the rules"):
+        here(script, *words)
+
+
+@pytest.mark.slow
+def test_adapted_comparison(corpus, tmp_path, here):
+    data = {"dataset": str(corpus), "vocab_size": 256, "validation": 0.05}
+    training = {"output_dir": "base", "budget": "4steps", "per_device_train_batch_size": 4, "report_to": "none"}
+    pretrain(Recipe.load({"model": {"size": "tiny"}, "data": data, "training": training}))
+    here("make_task.py", "task.jsonl", "--dataset", corpus)
+    lines = (tmp_path / "task.jsonl").read_text().splitlines()
+    (tmp_path / "task.jsonl").write_text("\n".join(lines[:48]))
+    domain = tmp_path / "domain"
+    domain.mkdir()
+    for split in ("train", "validation"):
+        text = " ".join(random.Random(len(split)).choices([*WORDS, "kidneys", "salted", "winter", "yonder"], k=4000))
+        (domain / f"{split}.txt").write_text(text)
+    words = ["base", "--domain", domain, "--general", corpus, "--task", "task.jsonl", "--task_seeds", "1"]
+    words += ["--budget", "3steps", "--add_tokens", "2", "--out", "r", "--training.per_device_train_batch_size", "4"]
+    here("compare_adapted.py", *words)
+    found = json.loads((tmp_path / "r" / "adapted.json").read_text())["results"]
+    assert list(found) == ["unchanged", "from scratch", "adapted", "adapted, new words"]
+    scores = {name: {key: one["value"]["mean"] for key, one in scores.items()} for name, scores in found.items()}
+    assert all(list(one) == ["domain", "general", "task/accuracy@default"] for one in scores.values())
+    assert scores["adapted"]["domain"] != scores["unchanged"]["domain"]
+    begun = here("compare_adapted.py", *words)  # all is done: only the table is made
+    assert begun.count("\n") == 12
