@@ -42,10 +42,11 @@ from hf_effpt.training.energy import energy_entry
 from hf_effpt.training.record import environment
 from hf_effpt.training.timekeeping import Timekeeper
 
-# Recipe settings that the stock side follows. Any other setting would make the sides differ in more than the trainer.
+# Recipe settings that the stock side follows; of `start` it knows nothing. Any other setting would make the sides differ
+# in more than the trainer.
 FOLLOWED = {
     "model": {"size", "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size",
-              "max_position_embeddings", "attn_implementation", "objective", "dropout"},
+              "max_position_embeddings", "attn_implementation", "objective", "dropout", "start"},
     "data": {"dataset", "text_column", "split", "streaming", "documents", "validation", "sequence_length",
              "mlm_probability", "tokenizer", "vocab_size", "tokenizer_kind", "lowercase", "strip_accents", "num_proc",
              "cache_dir"},
@@ -194,7 +195,8 @@ def main() -> None:
     for section, keys in followed.items():
         if other := sorted(set(keys or ()) - FOLLOWED.get(section, set())):
             parser.error(f"the stock side does not follow `{section}.{other[0]}`; leave it out of the recipe")
-    stock = {**followed, "model": {**(followed.get("model") or {}), "dropout": 0.1}}
+    own = {key: value for key, value in (followed.get("model") or {}).items() if key != "start"}
+    stock = {**followed, "model": own | {"dropout": 0.1}}
     if args.stock_learning_rate is not None:
         stock["training"] = {**(followed.get("training") or {}), "learning_rate": args.stock_learning_rate}
     arms = [Arm("stock", stock), *ours]

@@ -31,7 +31,7 @@ from transformers import AutoModel, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
 model = AutoModel.from_pretrained(sys.argv[1])
 output = model(**tokenizer("A stock checkpoint, loaded by stock code.", return_tensors="pt"))
-print("(The report above is that of any masked language model: AutoModel leaves its head out and adds an untrained pooler.)")
+print("(The report above is that of any masked language model: AutoModel leaves its head out.)")
 print(f"{type(model).__name__} of {type(model).__module__}: hidden states {tuple(output.last_hidden_state.shape)}")
 PYTHON
 
