@@ -42,8 +42,8 @@ from hf_effpt.training.energy import energy_entry
 from hf_effpt.training.record import environment
 from hf_effpt.training.timekeeping import Timekeeper
 
-# Recipe settings that the stock side follows; of `start` it knows nothing. Any other setting would make the sides differ
-# in more than the trainer.
+# Recipe settings that the stock side follows, or has nothing like, as `start`. Any other setting would make the sides
+# differ in more than the trainer.
 FOLLOWED = {
     "model": {"size", "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size",
               "max_position_embeddings", "attn_implementation", "objective", "dropout", "start"},
