@@ -245,10 +245,10 @@ def test_against_stock(corpus, tmp_path, here):
     }
     (tmp_path / "mlm.yaml").write_text(json.dumps(recipe))  # JSON is YAML
     words = ["mlm.yaml", "--budget", "1s", "--seeds", "1", "--fractions", "1", "--out", "r"]
-    here("against_stock.py", *words, "--stock_learning_rate", "1e-3")
+    here("against_stock.py", *words, "--stock_learning_rate", "2e-3")
     stock, ours = json.loads((tmp_path / "r" / "report.json").read_text())["arms"]
     assert (stock["name"], ours["name"]) == ("stock", "mlm")
-    assert (stock["recipe"]["training"]["learning_rate"], ours["recipe"]["training"]["learning_rate"]) == (1e-3, 5e-5)
+    assert (stock["recipe"]["training"]["learning_rate"], ours["recipe"]["training"]["learning_rate"]) == (2e-3, 1e-3)
     for arm in (stock, ours):
         (entry,) = arm["runs"]
         assert entry["clock"]["seconds"] >= 1
