@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     BertConfig,
@@ -31,6 +32,7 @@ from hf_effpt.comparison.arms import POINTS, Arm, common_budget, load_arms
 from hf_effpt.comparison.experiment import write_report
 from hf_effpt.comparison.run_grid import RECORD, SCORES, Run, claim, grid
 from hf_effpt.comparison.run_launcher import Runner
+from hf_effpt.comparison.run_worker import BUSY
 from hf_effpt.comparison.summary import report
 from hf_effpt.core.files import write_json
 from hf_effpt.data.packing import PackedRows, facts
@@ -163,12 +165,20 @@ def flops_of_a_step(config: BertConfig, batch: int, length: int) -> int:
     return counter.get_total_flops()
 
 
-def run_stock(request: dict) -> None:
+def run_stock(request: dict) -> int:
+    """Trains and evaluates a run of the stock side, unless another process is at work on it; returns the exit code."""
     folder = Path(request["recipe"]["training"]["output_dir"])
-    if not (folder / RECORD).is_file():
-        train_stock(Recipe.load(request["recipe"]))
-    if request["evaluation"]:
-        write_json(folder / SCORES, {"asked": request["evaluation"], **evaluate(folder, **request["evaluation"])})
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0):
+            if not (folder / RECORD).is_file():
+                train_stock(Recipe.load(request["recipe"]))
+            if request["evaluation"]:
+                found = evaluate(folder, **request["evaluation"])
+                write_json(folder / SCORES, {"asked": request["evaluation"], **found})
+    except Timeout:
+        return BUSY
+    return 0
 
 
 def main() -> None:
@@ -185,8 +195,7 @@ def main() -> None:
     parser.add_argument("--stock", type=Path, help=argparse.SUPPRESS)
     args, overrides = parser.parse_known_args()
     if args.stock:
-        run_stock(json.loads(args.stock.read_text(encoding="utf-8")))
-        return
+        sys.exit(run_stock(json.loads(args.stock.read_text(encoding="utf-8"))))
     if not args.recipes or args.out is None:
         parser.error("a recipe and --out are needed")
     began = time.perf_counter()

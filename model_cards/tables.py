@@ -195,6 +195,8 @@ TABLES = {
     "frontier": lambda found: frontier(found["models"]),
     "pruned": lambda found: pruned(found["results"]),
     "against_stock": comparison,
+    "fast_against_stock": comparison,
+    "fast_ingredients": comparison,
     "depth": comparison,
     "width": comparison,
     "methods": comparison,
