@@ -1,4 +1,4 @@
-"""What a run has learned: words it fills into held-out sentences, and the nearest neighbours of some words.
+"""Samples of what a run has learned: words it fills into held-out sentences, and the nearest neighbours of some words.
 
 python examples/17_what_it_learned.py out
 """

@@ -216,10 +216,10 @@ def build_trainer(
     try:
         set_seed(seed)
         model = build_model(recipe, tokenizer)
-        begins = recipe.model.begins
-        if begins.bias == "unigram" and not resume:
+        start = {} if resume else recipe.model.start or {}
+        if start.get("bias") == "unigram":
             set_unigram_bias(model, rows["train"], tokenizer)
-        if begins.embeddings == "cooccurrence" and not resume:
+        if start.get("embeddings") == "cooccurrence":
             set_cooccurrence_embeddings(model, rows["train"], tokenizer, seed=seed)
         return EffptTrainer(
             model=model,

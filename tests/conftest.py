@@ -1,4 +1,4 @@
-"""What all tests share. Slow imports are in functions: the process that hands out tests to workers needs none."""
+"""Fixtures and checks of all tests. Slow imports are in functions: the process that hands out tests needs none."""
 
 import gc
 import os

@@ -58,7 +58,7 @@ class Started:
 
     @property
     def said(self) -> str:
-        """What it has printed, errors included."""
+        """Output of the process so far, errors included."""
         return self.file.read_text()
 
 

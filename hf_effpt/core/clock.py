@@ -7,10 +7,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 from .errors import EffptError
 from .shares import part_of
+
+Value = TypeVar("Value")
 
 JOULES_A_KWH = 3.6e6
 
@@ -143,3 +145,8 @@ def scheduled(value: Any, key: str) -> dict[float, Any]:
             "1, such as {0: 128, 0.9: 1024}."
         )
     return dict(zip(fractions, value.values(), strict=True))
+
+
+def value_at(schedule: Mapping[float, Value], fraction: float) -> Value:
+    """Value of a schedule, as [`scheduled`] returns it, at a fraction of the clock."""
+    return schedule[max(since for since in schedule if since <= fraction)]

@@ -90,7 +90,7 @@ def word_vectors(information: csr_array, size: int, seed: int) -> tuple[np.ndarr
     """Vectors of tokens, near for those that occur in the same contexts, by a truncated SVD (Levy and Goldberg, 2014).
 
     They are the first `size` left singular vectors, by a randomized SVD (Halko et al., 2011), times the singular
-    values: with their roots, or without them, models learn less fast from there.
+    values. (Levy et al. take their roots; in short trials models learned no slower from the values themselves.)
 
     Args:
         information (`csr_array`): as [`positive_information`] returns it.

@@ -70,7 +70,7 @@ class Recipe:
         check_changes(self.model.objective, smoothing)
         self.longest_row = longest_row_of(config)
         self._check_lengths()
-        if self.model.begins.embeddings and self.data.tokenizer is None:
+        if "embeddings" in (self.model.start or {}) and self.data.tokenizer is None:
             width, size = getattr(config, "embedding_size", config.hidden_size), self.data.vocab_size
             needed = f"above {width}, the width of the word embeddings, for `model.start.embeddings`"
             require(size > width, "data.vocab_size", size, needed)

@@ -145,7 +145,8 @@ class ModelSettings:
             self.max_position_embeddings = 512
         require(0.0 <= self.dropout < 1.0, "model.dropout", self.dropout, "at least 0 and below 1")
         if self.start is not None:
-            self.start = {key: value for key, value in asdict(self.begins).items() if value is not None}
+            begins = parse_section("model.start", StartSettings, self.start)
+            self.start = {key: value for key, value in asdict(begins).items() if value is not None}
         shape = self.config_kwargs()
         for key, value in shape.items():
             require(key not in COUNTS or value >= 1, f"model.{key}", value, "at least 1")
@@ -171,11 +172,6 @@ class ModelSettings:
         config = config_for(self.objective, self.backbone, **{**self.config_kwargs(), **own, **more})
         config._attn_implementation = self.attn_implementation
         return config
-
-    @property
-    def begins(self) -> StartSettings:
-        """The typed settings of `start`."""
-        return parse_section("model.start", StartSettings, self.start)
 
     @property
     def rotary_bases(self) -> dict[float, float]:

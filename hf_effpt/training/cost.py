@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from hf_effpt.core.row_method import CostReport, ScoreFunction
 from .flops import FlopCounter
 from .meters import StepMeter
 from .muon import Muon
+from .preparing import agreed
 from .reference_models import UNITS
 from .reference_time_meter import ReferenceMeter
 from .reference_time_table import ReferenceTimes
@@ -39,6 +41,18 @@ class CostMeter:
         self.prepare_flops: dict[str, float] = {}
         self.start: dict[str, Any] | None = None  # the model's [`StartCost`]
         self.reference_costs: dict[str, dict[str, float]] = {}  # of reference models, by method
+
+    def expect(self, seconds: dict[str, float], start: Any, accelerator: Any) -> None:
+        """Notes what a new run is charged for before its first step, equally in all processes.
+
+        `seconds` are of the preparation of methods, by name; `start` is the model's [`StartCost`], or `None`.
+        """
+        if start is None:
+            self.prepare_seconds = agreed(seconds, accelerator)
+            return
+        self.prepare_seconds = agreed(seconds | {"start": start.seconds}, accelerator)
+        self.prepare_flops = {"start": start.flops}
+        self.start = asdict(start) | {"seconds": self.prepare_seconds["start"]}
 
     def begin(self, clock: Clock, totals: dict[str, Any] | None) -> None:
         """Starts the clock at the upfront cost of a new run, or at the totals of a checkpoint.

@@ -7,6 +7,7 @@ from math import gcd
 from typing import Any
 
 from hf_effpt.core.anatomy import encoders_of, rotary_base_of, set_rotary_base
+from hf_effpt.core.clock import value_at
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.row_method import row_methods
 from hf_effpt.data.packed_rows import PackedRows, facts
@@ -59,9 +60,8 @@ def phases_in(
     names = dict(zip(lengths, ["train", *(f"train_{length}" for length in list(lengths.values())[1:])], strict=True))
     phases = []
     for since in sorted({*lengths, *rates}):
-        rows = splits[names[max(fraction for fraction in lengths if fraction <= since)]]
-        rate = rates[max(fraction for fraction in rates if fraction <= since)] if len(rates) > 1 else None
-        phases.append(Phase(since, rows, bases.get(since), rate))
+        rate = value_at(rates, since) if len(rates) > 1 else None
+        phases.append(Phase(since, splits[value_at(names, since)], bases.get(since), rate))
     return phases
 
 
@@ -100,9 +100,11 @@ def identity_of_run(trainer: Any) -> str | None:
     phases = trainer.stream.phases
     if len(phases) == 1:
         return identity_of(trainer.train_dataset)
-    rates = [f", masked {phase.mlm_probability:g}" if phase.mlm_probability is not None else "" for phase in phases]
-    named = zip(phases, rates, strict=True)
-    return "; ".join(f"from {phase.since:g}: {identity_of(phase.rows)}{rate}" for phase, rate in named)
+    return "; ".join(f"from {one.since:g}: {identity_of(one.rows)}{_masked(one)}" for one in phases)
+
+
+def _masked(phase: Phase) -> str:
+    return "" if phase.mlm_probability is None else f", masked {phase.mlm_probability:g}"
 
 
 def check_rows(phases: Sequence[Phase], model: Any, args: Any, masks: bool) -> None:

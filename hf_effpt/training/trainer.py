@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from .evaluation_loop import evaluate_rows, logged_metrics
 from .muon import MUON, Muon, give_matrices, muon_arguments
 from .optimization import UncorrectedAdamW, clock_schedule, set_paces
 from .phases import check_rows, identity_of_run, phases_of, position_in
-from .preparing import agreed, prepare_methods
+from .preparing import prepare_methods
 from .row_selection import RowSelection
 from .stream import TrainingStream
 
@@ -93,8 +92,6 @@ class EffptTrainer(Trainer):
         if self.masking is not None and self.masking.shares is None:
             self.masking.shares = OBJECTIVES[objective_of(model.config)].corruption
         prepare_seconds = prepare_methods(model, train_dataset, processing_class, args.seed)
-        if (start := model.start_cost) is not None:
-            prepare_seconds["start"] = start.seconds
         if args.ddp_find_unused_parameters is None:
             # a layer that does not run has no gradient
             args.ddp_find_unused_parameters = bool(model.methods)
@@ -116,10 +113,7 @@ class EffptTrainer(Trainer):
         self.evaluation: dict[str, Any] | None = None  # last held-out evaluation
         self.step_loss: Any = 0.0  # of the current step, summed over micro-batches
         self.cost = CostMeter(self.args, self.accelerator.autocast)
-        self.cost.prepare_seconds = agreed(prepare_seconds, self.accelerator)
-        if start is not None:
-            self.cost.prepare_flops = {"start": start.flops}
-            self.cost.start = asdict(start) | {"seconds": self.cost.prepare_seconds["start"]}
+        self.cost.expect(prepare_seconds, model.start_cost, self.accelerator)
         self.stream = TrainingStream(self.args, phases, self.data_collator, keyed=self.masking is not None)
         self.selection = RowSelection(self.stream, self.cost, self.masking, processing_class)
         self.saver = checkpoints.Saver(self)

@@ -26,7 +26,7 @@ WORDS = "one two three layers heads tokens masks notes learn grow shrink stack".
 
 
 class Forked:
-    """In place of a `subprocess.Popen` of this interpreter: a process that has imported what takes longest."""
+    """Process forked with the slow imports done; takes the place of a `subprocess.Popen` of this interpreter."""
 
     def __init__(self, command, env, stdout, stderr):
         _, *words = command

@@ -37,7 +37,7 @@ def _module(tmp_path, monkeypatch):
 
 
 def printed(code, folder, **settings):
-    """What some code prints in a new process, which runs in a folder."""
+    """Runs some code in a new process in a folder, and returns its output."""
     return run(code, folder=folder, **settings).said
 
 

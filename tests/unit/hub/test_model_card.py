@@ -144,7 +144,7 @@ def test_documents_that_were_chosen_are_said_to_be(record):
 
 @pytest.mark.parametrize("energy", [None, ENERGY, ENERGY | TRACKED])
 def test_whatever_is_missing_is_left_out(record, energy):
-    """Of the whole record, and of each kind of energy."""
+    """Cards without an entry of the record, or without one of the energy's; each leaves out what it cannot say."""
     record["energy"] = energy
 
     def leaves(part, path=()):
