@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,8 @@ class RunResult:
         evaluation (`Mapping[str, Any]`, *optional*): metrics on held-out text, as in `run.json`.
         accounts (`Mapping[str, Any]`, *optional*): cost reports of the methods, as in `run.json`.
         facts (`Mapping[str, Any]`, *optional*): `recipe`, `data` and `tokenizer`, as in `run.json`.
+        branches (`Mapping[float, Any]`, *optional*): facts of each trained branch ([`Branches.train`]), by the share
+            of the budget at which it ends.
     """
 
     output_dir: Path
@@ -55,6 +57,7 @@ class RunResult:
     evaluation: Mapping[str, Any] = field(default_factory=dict)
     accounts: Mapping[str, Any] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+    branches: Mapping[float, Any] = field(default_factory=dict)
 
     @property
     def held_out_loss(self) -> float | None:
@@ -107,6 +110,12 @@ class RunResult:
             lines.append(
                 f"Its rows were of {longest_rows(self.facts)} tokens, so that its further {untrained} "
                 "positions are untrained."
+            )
+        for share, branch in self.branches.items():
+            found = "" if branch["held_out_loss"] is None else f"held-out loss {branch['held_out_loss']:.4f} nats, "
+            lines.append(
+                f"The model that decays by {share:g} of the budget is in {self.output_dir}/branch-{share:g}: {found}"
+                f"{branch['tokens']:,} tokens, {branch['own_tokens']:,} of them its own."
             )
         # A model that brings its own code loads only with `trust_remote_code`.
         trust = any((Path(self.output_dir) / name).is_file() for name in CODE_FILES)
@@ -199,9 +208,11 @@ def pretrain(recipe: Recipe, *, resume: bool | str = False) -> RunResult:
             known["long_rows"]["held_out_loss"] = found["held_out_loss"]
     trainer.save_model()
     trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()
+    result = RunResult(out, trainer.clock, evaluation, cost_reports(trainer), known)
     known["attention"] = attention_record(trainer)
-    return RunResult(out, trainer.clock, evaluation, cost_reports(trainer), known)
+    branches = {share: trainer.branches.train(share) for share in trainer.branches.shares}
+    trainer.accelerator.end_training()
+    return replace(result, branches={share: found for share, found in branches.items() if found})
 
 
 def build_trainer(

@@ -13,6 +13,7 @@ from hf_effpt.core.row_method import RowMethod
 from hf_effpt.recipe.file import read_recipe_file
 from hf_effpt.recipe.overrides import apply_overrides
 from hf_effpt.recipe.recipe import Recipe
+from hf_effpt.training.arguments import NEVER_DECAYING
 
 # Data settings in which arms may differ: masking in training, and how rows are computed and cached.
 FREE_DATA = {"mlm_probability", "whole_word", "num_proc", "cache_dir", "select"}
@@ -23,9 +24,9 @@ SET_BY_GRID = {
     "seed": "give the number of seeds by --seeds",
     "output_dir": "give its folder by --out",
     "charge_methods": "--free shows arms whose methods are not charged",
+    "branches": "its budgets are those of --fractions",
     **dict.fromkeys(("eval_strategy", "eval_steps", "save_total_limit"), "leave it out"),
 }
-NOT_DECAYING = ("constant", "constant_with_warmup")
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Arm:
         """Builds the recipe of one run; raises an `EffptError` for invalid settings, with the name of the arm."""
         sections = copy.deepcopy(dict(self.sections))
         training = dict(sections.get("training") or {})
-        training |= {"budget": budget, "seed": seed, "output_dir": output_dir, "save_total_limit": 1}
+        training |= {"budget": budget, "seed": seed, "output_dir": output_dir, "save_total_limit": 1, "branches": None}
         # Evaluations are not charged; the curves of the report need them.
         training |= {"charge_methods": not self.free, "eval_strategy": "steps", "eval_steps": 1 / POINTS}
         try:
@@ -133,7 +134,7 @@ def check_comparable(arms: Sequence[Arm], recipes: Mapping[str, Recipe], differe
                 "follow the seed that pairs it with the other arms; leave it out."
             )
         schedule = str(getattr(recipe.training.lr_scheduler_type, "value", recipe.training.lr_scheduler_type))
-        if schedule in NOT_DECAYING:
+        if schedule in NEVER_DECAYING:
             raise EffptError(
                 f"Arm `{name}` has `training.lr_scheduler_type: {schedule}`, which never decays; only fully decayed "
                 "runs are compared: use linear or cosine."

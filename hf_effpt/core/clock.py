@@ -68,6 +68,7 @@ class Clock:
             raise EffptError(f"A budget must be positive and finite, not {self.budget} {self.unit}.")
         if self.unit == "steps" and self.budget != int(self.budget):
             raise EffptError(f"A budget in steps must be a whole number, not {self.budget}.")
+        self.end = 1.0  # fraction at which the run ends; less in a branch
 
     @classmethod
     def parse(cls, budget: str) -> Clock:
@@ -97,7 +98,7 @@ class Clock:
 
     @property
     def finished(self) -> bool:
-        return self.spent >= self.budget
+        return self.spent >= self.budget * self.end
 
     def tick(
         self,

@@ -13,6 +13,8 @@ stream                  order of the rows, resumed by position
 row_selection           rows chosen by methods for each step
   reference_models      frozen models that such methods compare with
 optimization            AdamW without bias correction; learning rate by budget
+  muon                  Muon for matrices beside AdamW for all else
+  branches              models with decayed learning rate at parts of the budget
 cost                    cost of steps and methods, charged to the clock
   timekeeping, energy   seconds and joules
   flops                 FLOPs of a step

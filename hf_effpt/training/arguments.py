@@ -1,5 +1,6 @@
 """Training arguments: the stock ones with a budget and defaults for pre-training."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -12,13 +13,15 @@ from hf_effpt.core.registry import nearest
 from hf_effpt.core.settings import In, Like, When, check_effects
 
 from . import carbon
+from .branches import STABLE_DECAY, check_branches, decay_share
 from .energy import WORLD_AVERAGE, check_source, energy_source
 from .muon import MUON, MuonSettings
 
 # Schedules by fraction of training, which can follow any clock.
-CLOCK_SCHEDULES = ("linear", "cosine", "cosine_with_min_lr", "polynomial", "constant", "constant_with_warmup")
+NEVER_DECAYING = ("constant", "constant_with_warmup")
+DECAYING = ("linear", "cosine", "cosine_with_min_lr", "polynomial", STABLE_DECAY)
+CLOCK_SCHEDULES = (*DECAYING, *NEVER_DECAYING)
 
-DECAYING = tuple(name for name in CLOCK_SCHEDULES if not name.startswith("constant"))
 BESIDE_A_DECAY = When(lr_scheduler_type=DECAYING, warmup_steps=In("(0, inf)"))
 IN_REFERENCE_TIME = When(budget=Like(r"(?i).*(_rst|reference_seconds)\s*", "in reference time, such as `10min_rst`"))
 
@@ -95,6 +98,10 @@ class EffptTrainingArguments(TrainingArguments):
             `learning_rate` and one `weight_decay` serve both; tune the rate from that of AdamW upwards. `optim_args`
             takes `momentum=0.95,nesterov=true,ns_steps=5,rms=0.2`. The FLOPs of its matrix products are charged, over
             all processes, each of which computes every update.
+        branches (`list[float]`, *optional*): shares of the budget, such as `[0.1, 0.25, 0.5]`, at each of which a
+            model with decayed learning rate is exported to `branch-SHARE/`, beside that of the end. Needs
+            `lr_scheduler_type: warmup_stable_decay`, whose decay, `lr_scheduler_kwargs: {num_decay_steps: 0.2}` of the
+            training by default, each branch has for itself. The clock of the run does not pay for them.
         carbon_intensity (`float`, *optional*, defaults to 475.0): g CO2e per kWh of your electricity; by default the
             world average (IEA, 2019).
 
@@ -112,6 +119,9 @@ class EffptTrainingArguments(TrainingArguments):
     decay_all: bool = _field(False, "Weight decay also of biases and norms, as in fairseq.")
     multiply_warmup: Annotated[bool, BESIDE_A_DECAY] = _field(
         False, "The warm-up multiplies the decay, as in ELECTRA, and does not precede it."
+    )
+    branches: Annotated[Sequence[float] | None, When(lr_scheduler_type=STABLE_DECAY)] = _field(
+        None, "Shares of the budget at which a decayed model is exported, such as [0.1, 0.25, 0.5]."
     )
     carbon_intensity: float = _field(WORLD_AVERAGE, "Grams of CO2e a kWh; by default the world average.")
 
@@ -149,6 +159,9 @@ class EffptTrainingArguments(TrainingArguments):
         if muon:
             self.optim = MUON
         # These checks need the arguments that the stock class fills in.
+        if self.lr_scheduler_type == STABLE_DECAY:
+            decay_share(self)
+            check_branches(self)
         if carbon.NAME in (self.report_to or ()):
             carbon.country()
         if (clock := self.clock) is not None and clock.unit == "joules":

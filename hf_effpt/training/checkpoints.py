@@ -147,12 +147,14 @@ class Saver:
         self.staging: Path | None = None  # folder of the checkpoint being written
 
     @contextmanager
-    def checkpoint(self, step: int) -> Iterator[None]:
+    def checkpoint(self, step: int, run: Path | None = None) -> Iterator[None]:
         """Stages the checkpoint written in the block under a temporary name, then renames it.
+
+        It comes into the folder `run`, by default the output folder.
 
         A full disk or a kill thus leaves earlier checkpoints whole. Raises `EffptError` if the disk is full.
         """
-        run, saves = Path(self.args.output_dir), self.args.should_save
+        run, saves = run or Path(self.args.output_dir), self.args.should_save
         final, wait = run / f"checkpoint-{step}", self.trainer.accelerator.wait_for_everyone
         timekeeper = self.trainer.cost.timekeeper
         timekeeper.settle()

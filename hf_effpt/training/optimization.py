@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 from transformers.optimization import get_scheduler
 
 from .arguments import EffptTrainingArguments
+from .branches import STABLE_DECAY, decay_share
 
 
 class UncorrectedAdamW(torch.optim.AdamW):
@@ -47,12 +48,15 @@ def clock_schedule(
         share (`Callable`, *optional*): returns a factor of the rate, such as a second warm-up.
     """
     warmup = args.get_warmup_steps(length)
+    kwargs: Any = args.lr_scheduler_kwargs  # parsed, no longer a string
+    if args.lr_scheduler_type == STABLE_DECAY:
+        kwargs = (kwargs or {}) | {"num_decay_steps": round(decay_share(args) * length)}
     stock: Any = get_scheduler(
         args.lr_scheduler_type,
         optimizer,
         num_warmup_steps=0 if args.multiply_warmup else warmup,
         num_training_steps=length,
-        scheduler_specific_kwargs=cast("dict | None", args.lr_scheduler_kwargs),  # parsed, no longer a string
+        scheduler_specific_kwargs=kwargs,
     )
     shape = stock.lr_lambdas[0]  # the same in every group
 

@@ -192,6 +192,12 @@ class TrainingStream:
         self._carried = {name: values[number:] for name, values in rows.items()} if have > number else None
         return {name: values[:number] for name, values in rows.items()}
 
+    def held_out(self, dataset: Any, collator: Any) -> DataLoader:
+        """Returns a loader of this process's rows of a dataset to evaluate on, in order."""
+        rows = [(0, row) for row in range(self.args.process_index, len(dataset), self.args.world_size)]
+        size = self.rows_like(self.args.per_device_eval_batch_size, dataset)
+        return self.loader_of(dataset, collator, [rows[first : first + size] for first in range(0, len(rows), size)])
+
     def loader_of(self, dataset: Any, collator: Any, batches: Any, workers: Any = None) -> DataLoader:
         """Returns a loader of a dataset; `batches` yields (epoch, row) pairs."""
         workers = self.args.dataloader_num_workers if workers is None else workers

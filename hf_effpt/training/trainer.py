@@ -22,6 +22,7 @@ from hf_effpt.data.masking import DataCollatorForMaskedLM
 
 from . import carbon, checkpoints, checks, losses
 from .arguments import EffptTrainingArguments
+from .branches import Branches, check_branches
 from .callbacks import ClockCallback, ClockProgress, schedule_methods
 from .cost import CostMeter
 from .evaluation_loop import evaluate_rows, logged_metrics
@@ -40,7 +41,7 @@ class EffptTrainer(Trainer):
 
     All else is as in [`transformers.Trainer`]. `train(resume_from_checkpoint=…)` continues bit for bit; `save_model()`
     writes the stock model, while `checkpoint-N/` holds the training model. Parts: `cost` ([`CostMeter`]), `stream`
-    ([`TrainingStream`]), `selection` ([`RowSelection`]), `saver` ([`Saver`]).
+    ([`TrainingStream`]), `selection` ([`RowSelection`]), `saver` ([`Saver`]), `branches` ([`Branches`]).
 
     Args:
         model ([`PreTrainedModel`]): training model, such as `EffptBertForMaskedLM`; its configuration holds the
@@ -98,15 +99,7 @@ class EffptTrainer(Trainer):
         if args.ddp_broadcast_buffers is None:
             args.ddp_broadcast_buffers = False  # buffers of methods change equally in all processes
         with carbon.without_stock_tracker(args):
-            super().__init__(
-                model=model,
-                args=args,
-                data_collator=data_collator,
-                train_dataset=train_dataset,
-                eval_dataset=eval_dataset,
-                processing_class=processing_class,
-                **kwargs,
-            )
+            super().__init__(model, args, data_collator, train_dataset, eval_dataset, processing_class, **kwargs)
         losses.smooth_in_model(self)
         check_rows(phases, model, self.args, self.masking is not None)
         self.facts: dict[str, Any] = {}  # further entries of `run.json`
@@ -116,7 +109,7 @@ class EffptTrainer(Trainer):
         self.cost.expect(prepare_seconds, model.start_cost, self.accelerator)
         self.stream = TrainingStream(self.args, phases, self.data_collator, keyed=self.masking is not None)
         self.selection = RowSelection(self.stream, self.cost, self.masking, processing_class)
-        self.saver = checkpoints.Saver(self)
+        self.saver, self.branches = checkpoints.Saver(self), Branches(self)
         self.selection.check(self.model, self.row_methods)
         checks.check_body(self.model, self.args)
         self.begin(None)
@@ -163,10 +156,12 @@ class EffptTrainer(Trainer):
         else:
             self.begin(None)
             checks.check_left(self.clock, self.cost.method_seconds, self.cost.method_flops)
+            check_branches(self.args, self.cost.upfront_fraction)
             archive_events(self.model.config)
             if self.model.snapshot is not None:
                 self.model.snapshot.take(self.model)
         checks.check_processes(self.methods, self.args.world_size)
+        self.branches.begin()
         if self.args.compile_layers:
             # Layer by layer, so that dropped or added layers do not recompile the others.
             for layer in layers_of(self.model.backbone).children():
@@ -180,6 +175,7 @@ class EffptTrainer(Trainer):
         if clock is None:
             rows = 0 if self.train_dataset is None else len(self.train_dataset)
             clock = Clock("steps", max(1, math.ceil(self.args.num_train_epochs * rows / self.step_rows)))
+        clock.end = self.branches.current or 1.0
         self.stream.begin(**position_in(totals))
         self.cost.begin(clock, totals)
 
@@ -190,7 +186,7 @@ class EffptTrainer(Trainer):
         A method may restart the learning rate within a part of the budget.
         """
         since, until = span_of(self.model.config)
-        since = max(since, self.cost.upfront_fraction)
+        since, until = max(since, self.cost.upfront_fraction), min(until, self.clock.end)
         return min(1.0, (self.clock.fraction - since) / (until - since)) if since < until else 1.0
 
     @property
@@ -277,13 +273,8 @@ class EffptTrainer(Trainer):
         eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if self.masking is None:
             return super().get_eval_dataloader(eval_dataset)
-        rows = [(0, row) for row in range(self.args.process_index, len(eval_dataset), self.args.world_size)]
-        size = self.stream.rows_like(self.args.per_device_eval_batch_size, eval_dataset)
-        batches = [rows[first : first + size] for first in range(0, len(rows), size)]
         shares = OBJECTIVES[objective_of(self.model.config)].corruption
-        return self.stream.loader_of(
-            eval_dataset, DataCollatorForMaskedLM(self.masking.tokenizer, shares=shares), batches
-        )
+        return self.stream.held_out(eval_dataset, DataCollatorForMaskedLM(self.masking.tokenizer, shares=shares))
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """Returns the micro-batches of one optimizer step, on the device, and their number of labels.
@@ -376,7 +367,13 @@ class EffptTrainer(Trainer):
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.saver.staging or super()._get_output_dir(trial))
 
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        self.branches.save_due()
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if self.branches.current is not None:  # it is short, and starts again from its checkpoint
+            return
         with self.saver.checkpoint(self.state.global_step):
             super()._save_checkpoint(model, trial)
 

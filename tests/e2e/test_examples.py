@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from hf_effpt import Recipe, pretrain
+from hf_effpt import EffptTrainingArguments, Recipe, pretrain
 from hf_effpt.comparison import run_launcher
 from hf_effpt.evaluation import layer_choice
 from tests.processes import Started, run
@@ -47,9 +47,16 @@ class Forked:
 
 @pytest.fixture
 def here(monkeypatch, tmp_path):
-    """Runs an example in this process, which has imported what takes longest, and returns what it prints."""
+    """Runs an example, on few rows a step, in this process, which has done slow imports; returns what it prints."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(EXAMPLES))
+    check = EffptTrainingArguments.__post_init__
+
+    def of_few_rows(args):
+        args.per_device_train_batch_size = min(4, args.per_device_train_batch_size)
+        check(args)
+
+    monkeypatch.setattr(EffptTrainingArguments, "__post_init__", of_few_rows)
 
     def run_here(script, *arguments):
         monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
@@ -109,7 +116,7 @@ def test_training_examples(corpus, tmp_path, here, script, monkeypatch):
         assert (tmp_path / "run" / "ticket.json").is_file()
     if script == "16_selection.py":
         # all rows in the first half, then a choice of twice as many in every other step: two of the eight
-        assert "Selection learned from 256 of 320 rows and judged 128" in printed
+        assert "Selection learned from 32 of 40 rows and judged 16" in printed
     if script == "15_compress.py":
         assert (
             "cut to 3 layers of 2 heads and 256 neurons: layers at equal distances, heads and neurons by michel"
@@ -177,7 +184,9 @@ def test_step_benchmark(corpus, tmp_path, here):
     (tmp_path / "text" / "rare.txt").write_text(text)
     shape = "4x128, vocabulary 2,048"
     words = ["--dataset", "text", "--shapes", shape, "--rounds", "2", "--out", "r.json"]
-    here("benchmark_steps.py", *words)
+    code = (EXAMPLES / "benchmark_steps.py").read_text().replace("2048, 64, 32)", "2048, 64, 4)")
+    (tmp_path / "benchmark_steps.py").write_text(code)  # of few rows
+    here(tmp_path / "benchmark_steps.py", *words)
     found = json.loads((tmp_path / "r.json").read_text())["results"][shape]["dropout 0.0"]
     assert found["mlm"]["ratio_to"]["mlm"]["median"] == 1.0
     # what does not depend on the machine: the operations
