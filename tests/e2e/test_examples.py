@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import json
+import logging
 import os
 import random
 import runpy
@@ -64,7 +65,9 @@ def here(monkeypatch, tmp_path):
             runpy.run_path(str(EXAMPLES / script), run_name="__main__")
         return output.getvalue()
 
-    return run_here
+    level = logging.getLogger("hf_effpt").level
+    yield run_here
+    logging.getLogger("hf_effpt").setLevel(level)  # which an example may have changed
 
 
 @pytest.fixture(scope="module")
