@@ -14,6 +14,7 @@ row_selection           rows chosen by methods for each step
   reference_models      frozen models that such methods compare with
 optimization            AdamW without bias correction; learning rate by budget
   muon                  Muon for matrices beside AdamW for all else
+  averaging             mean of the weights of a run, for its evaluation and export
   branches              models with decayed learning rate at parts of the budget
 cost                    cost of steps and methods, charged to the clock
   timekeeping, energy   seconds and joules

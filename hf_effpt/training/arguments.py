@@ -1,6 +1,6 @@
 """Training arguments: the stock ones with a budget and defaults for pre-training."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -13,6 +13,7 @@ from hf_effpt.core.registry import nearest
 from hf_effpt.core.settings import In, Like, When, check_effects
 
 from . import carbon
+from .averaging import Averaging
 from .branches import STABLE_DECAY, check_branches, decay_share
 from .energy import WORLD_AVERAGE, check_source, energy_source
 from .muon import MUON, MuonSettings
@@ -102,6 +103,8 @@ class EffptTrainingArguments(TrainingArguments):
             model with decayed learning rate is exported to `branch-SHARE/`, beside that of the end. Needs
             `lr_scheduler_type: warmup_stable_decay`, whose decay, `lr_scheduler_kwargs: {num_decay_steps: 0.2}` of the
             training by default, each branch has for itself. The clock of the run does not pay for them.
+        average (`dict`, *optional*): [`Averaging`] of the weights, such as `{kind: lawa, k: 5, every: 0.02}` or
+            `{kind: ema, span: 0.02}`. Evaluation and export have the average, training goes on without it.
         carbon_intensity (`float`, *optional*, defaults to 475.0): g CO2e per kWh of your electricity; by default the
             world average (IEA, 2019).
 
@@ -123,6 +126,7 @@ class EffptTrainingArguments(TrainingArguments):
     branches: Annotated[Sequence[float] | None, When(lr_scheduler_type=STABLE_DECAY)] = _field(
         None, "Shares of the budget at which a decayed model is exported, such as [0.1, 0.25, 0.5]."
     )
+    average: Mapping[str, Any] | None = _field(None, "Average of the weights: {kind: lawa, k: 5, every: 0.02}.")
     carbon_intensity: float = _field(WORLD_AVERAGE, "Grams of CO2e a kWh; by default the world average.")
 
     # Stock arguments that arguments of this class may take the place of.
@@ -212,6 +216,8 @@ class EffptTrainingArguments(TrainingArguments):
                 f"{', '.join(CLOCK_SCHEDULES)}."
             )
         check_effects(self, "training")
+        if self.average is not None:
+            Averaging.of(self.average)
         optimizers = [MUON, *(one.value for one in OptimizerNames)]
         if self.optim not in optimizers:
             raise EffptError(

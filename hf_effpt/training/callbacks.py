@@ -62,6 +62,7 @@ class ClockCallback(TrainerCallback, ExportableState):
             control.should_evaluate = True
         if trainer.methods:
             self.advance_methods()
+        trainer.average.update()
         if trainer.clock.finished:
             trainer.cost.timekeeper.settle()
             control.should_training_stop = True
@@ -80,6 +81,8 @@ class ClockCallback(TrainerCallback, ExportableState):
         if changed:
             trainer.model.keep_snapshot()
             trainer.refresh_optimizer()
+        if changed or config.events is not events:
+            trainer.average.restart()
         if config.events is not events:
             renew(trainer.lr_scheduler)  # an event may start a second warm-up
 

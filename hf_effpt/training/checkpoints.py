@@ -21,6 +21,7 @@ from hf_effpt.models.base import exports_of
 from hf_effpt.models.kept_heads import save_stock
 
 from .arguments import OPTIMIZER_SETTINGS, EffptTrainingArguments
+from .averaging import FILE as AVERAGE
 from .muon import MUON
 from .record import run_record
 
@@ -41,11 +42,12 @@ def fault(checkpoint: Path) -> str | None:
             read_json(checkpoint / name)
     except ValueError:
         return f"`{name}` cannot be read"
-    try:
-        with safe_open(checkpoint / TENSORS, framework="pt"):
-            pass
-    except (SafetensorError, OSError):
-        return f"`{TENSORS}` is damaged or cut short"
+    for name in (TENSORS, *([AVERAGE] if (checkpoint / AVERAGE).is_file() else [])):
+        try:
+            with safe_open(checkpoint / name, framework="pt"):
+                pass
+        except (SafetensorError, OSError):
+            return f"`{name}` is damaged or cut short"
     generators = sorted(checkpoint.glob("rng_state*.pth"))  # one for each process
     if not generators:
         return "`rng_state.pth` is missing"
@@ -167,6 +169,7 @@ class Saver:
                 yield
                 wait()
                 if saves:
+                    self.trainer.average.save(self.staging / final.name)
                     shutil.rmtree(final, ignore_errors=True)
                     os.replace(self.staging / final.name, final)
             except Exception as error:
@@ -190,7 +193,8 @@ class Saver:
     def export(self, out: str) -> None:
         """Writes the stock model with tokenizer, card and `run.json` into the folder `out`, all or nothing."""
         trainer = self.trainer
-        with trainer.cost.timekeeper.paused(), replacing_folder_contents(out) as folder:
+        paused = trainer.cost.timekeeper.paused()
+        with paused, trainer.average.applied(), replacing_folder_contents(out) as folder:
             exports = exports_of(trainer.accelerator.unwrap_model(trainer.model))
             record = run_record(trainer, exports[""])
             for name, exported in exports.items():

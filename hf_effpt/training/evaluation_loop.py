@@ -26,14 +26,24 @@ def logged_metrics(model: Any, accelerator: Any) -> dict[str, float]:
 
 
 def evaluate_rows(trainer: Any, rows: Any) -> dict[str, Any]:
-    """Computes the held-out loss of packed rows, exact over all processes, and its floor.
+    """Computes the held-out loss of packed rows, exact over all processes, and its floor; of averaged weights if any.
 
     Returns:
         `objective`; `held_out_loss`, in nats per token or masked token, and the `floor` that it must be below;
             `masked_tokens`; `unigram_floor`, the loss of predicting masked tokens from token frequencies alone;
             metrics of a generator, such as `generator_loss`; `held_out_loss_{name}` for each other way that a method
-            can run the model.
+            can run the model, and with an average for the `last_weights`.
     """
+    with trainer.average.applied() as averaged:
+        evaluation = _evaluate(trainer, rows)
+    if averaged:
+        model, masked = trainer.model, evaluation["masked_tokens"]
+        evaluation["held_out_loss_last_weights"] = _loss_in(model, _held_out(trainer, rows)[0], masked)
+    return evaluation
+
+
+def _evaluate(trainer: Any, rows: Any) -> dict[str, Any]:
+    """Evaluates the present weights."""
     model = trainer.model
     sums, counts = _held_out(trainer, rows)
     masked = int(counts.sum())

@@ -4,6 +4,7 @@ import platform
 import shlex
 import statistics
 import sys
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,8 @@ def run_record(trainer: Any, exported: Any) -> dict[str, Any]:
             "final": trainer.lr_scheduler.get_last_lr()[0],
             "clock": trainer.clock.fraction,
         }
+    if trainer.average.settings is not None:
+        record["average"] = asdict(trainer.average.settings) | {"weights": len(trainer.average.held)}
     if trainer.evaluation is not None:
         record["evaluation"] = trainer.evaluation
     return record | pruning_of(exported) | trainer.facts

@@ -22,6 +22,7 @@ from hf_effpt.data.masking import DataCollatorForMaskedLM
 
 from . import carbon, checkpoints, checks, losses
 from .arguments import EffptTrainingArguments
+from .averaging import WeightAverage
 from .branches import Branches, check_branches
 from .callbacks import ClockCallback, ClockProgress, schedule_methods
 from .cost import CostMeter
@@ -41,7 +42,8 @@ class EffptTrainer(Trainer):
 
     All else is as in [`transformers.Trainer`]. `train(resume_from_checkpoint=…)` continues bit for bit; `save_model()`
     writes the stock model, while `checkpoint-N/` holds the training model. Parts: `cost` ([`CostMeter`]), `stream`
-    ([`TrainingStream`]), `selection` ([`RowSelection`]), `saver` ([`Saver`]), `branches` ([`Branches`]).
+    ([`TrainingStream`]), `selection` ([`RowSelection`]), `saver` ([`Saver`]), `branches` ([`Branches`]),
+    `average` ([`WeightAverage`]).
 
     Args:
         model ([`PreTrainedModel`]): training model, such as `EffptBertForMaskedLM`; its configuration holds the
@@ -109,7 +111,7 @@ class EffptTrainer(Trainer):
         self.cost.expect(prepare_seconds, model.start_cost, self.accelerator)
         self.stream = TrainingStream(self.args, phases, self.data_collator, keyed=self.masking is not None)
         self.selection = RowSelection(self.stream, self.cost, self.masking, processing_class)
-        self.saver, self.branches = checkpoints.Saver(self), Branches(self)
+        self.saver, self.branches, self.average = checkpoints.Saver(self), Branches(self), WeightAverage(self)
         self.selection.check(self.model, self.row_methods)
         checks.check_body(self.model, self.args)
         self.begin(None)
@@ -147,6 +149,7 @@ class EffptTrainer(Trainer):
             self.model = checkpoints.load_training_model(self.model, checkpoint).to(self.args.device)
             self.model_wrapped = self.model
             self.optimizer = None
+            self.average.begin(checkpoint)
             losses.smooth_in_model(self)
             if self.clock.finished:
                 self.create_optimizer_and_scheduler(1)  # at the final learning rate
@@ -155,6 +158,7 @@ class EffptTrainer(Trainer):
             resume_from_checkpoint = str(checkpoint)
         else:
             self.begin(None)
+            self.average.begin(None)
             checks.check_left(self.clock, self.cost.method_seconds, self.cost.method_flops)
             check_branches(self.args, self.cost.upfront_fraction)
             archive_events(self.model.config)
