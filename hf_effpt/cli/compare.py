@@ -4,6 +4,8 @@ import argparse
 import shlex
 import sys
 
+from hf_effpt.hub.private import words_without_secrets
+
 from .shared import numbers, show_messages, words
 
 HELP = "Train several recipes on one budget, with paired seeds, and report which one is better."
@@ -63,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
         gpus=args.gpus,
         free=args.free,
         different_data=args.different_data,
-        command=shlex.join(["effpt", *sys.argv[1:]]),
+        command=shlex.join(["effpt", *words_without_secrets(sys.argv[1:])]),
     )
     print(f"\n{report['title']}")
     if report["void"]:

@@ -90,6 +90,9 @@ def _fail(code: int, message: str) -> int:
 
 
 def _resume(words: list[str]) -> str:
+    from hf_effpt.hub.private import words_without_secrets
+
+    words = words_without_secrets(words)
     if words[0] == "compare":
         return f" Finished runs are kept; continue with: {shlex.join(['effpt', *words])}"
     if words[0] != "pretrain":

@@ -1,6 +1,9 @@
 """`effpt push`: uploads a run's exported model to the Hub."""
 
 import argparse
+from pathlib import Path
+
+from hf_effpt.core.errors import EffptError
 
 HELP = "Upload an exported model, with its tokenizer and model card, to the Hugging Face Hub."
 EXAMPLE = "effpt push out/ my-org/my-bert --private"
@@ -11,10 +14,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("folder", metavar="OUT", help="the folder of a run, or of an export")
     add("repo_id", metavar="ORG/NAME", help="the model repository; created if needed")
     add("--private", action="store_true", default=None, help="make a new repository private")
+    add("--license", metavar="NAME", help="license for the card, such as apache-2.0")
+    add("--yes", action="store_true", help="upload without asking")
     add("--revision", metavar="BRANCH", help="branch to push to (default: main)")
 
 
 def run(args: argparse.Namespace) -> None:
-    from hf_effpt.hub.push import push
+    from hf_effpt.hub.push import files_to_push, push
 
-    print(push(args.folder, args.repo_id, private=args.private, revision=args.revision))
+    folder = Path(args.folder)
+    names = [*files_to_push(folder), "README.md"]
+    print(f"To {args.repo_id}: {', '.join(names)}")
+    if not args.yes and not _agreed():
+        raise EffptError("Nothing was uploaded; answer `y`, or give --yes.")
+    print(push(folder, args.repo_id, private=args.private, revision=args.revision, license=args.license))
+
+
+def _agreed() -> bool:
+    try:
+        return input("Upload these files? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:  # nobody can answer
+        print()
+        return False

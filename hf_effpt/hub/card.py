@@ -19,6 +19,7 @@ from hf_effpt.core.row_method import RowMethod
 
 from . import card_parts
 from .card_parts import Rows, cell, part, rows
+from .private import scrubbed
 
 logger = logging.getLogger(__name__)
 SEMANTIC = "semantic"  # a value of `data.select.deduplicate`
@@ -33,6 +34,7 @@ def model_card(run: Mapping[str, Any], repo_id: str | None = None) -> ModelCard:
             into the metadata if present and are never guessed.
         repo_id (`str`, *optional*): `ORG/NAME` on the Hub, for the title and the code that loads the model.
     """
+    run = scrubbed(dict(run))
     recipe, model, evaluation = part(run, "recipe"), part(run, "model"), part(run, "evaluation")
     ledger, data, environment = part(run, "ledger"), part(run, "data"), part(run, "environment")
     stock_class, objective = model.get("stock_class", "BertModel"), objective_in(run)

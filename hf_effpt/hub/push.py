@@ -16,6 +16,7 @@ from hf_effpt.core.files import read_json
 
 from .card import card_of, model_card
 from .folders import check_whole, files_of
+from .private import scrubbed_file
 
 
 def push(
@@ -25,42 +26,56 @@ def push(
     private: bool | None = None,
     revision: str | None = None,
     token: str | None = None,
+    license: str | None = None,
+    message: str = "Upload model",
 ) -> str:
     """Uploads the exported model at the root of a run folder, with tokenizer, card and run record, in one commit.
 
-    Nothing else in the folder is uploaded, so no checkpoints or optimizer states. A card that nobody has edited since
-    the run wrote it is published with `repo_id` filled in.
+    Nothing else in the folder is uploaded, so no checkpoints or optimizer states ([`files_to_push`]). Records go
+    without tokens and absolute paths. A card that nobody has edited since the run wrote it is published with `repo_id`
+    filled in.
 
     Args:
         folder (`str` or `os.PathLike`): the folder of a finished run, or one written by `export`.
         repo_id (`str`): `ORG/NAME`; the repository is created if needed.
-        private (`bool`, *optional*): if `True`, a new repository is private; by default the namespace decides.
+        private (`bool`, *optional*): if `True`, the repository has to be private, and a new one will be; by default
+            the namespace decides.
         revision (`str`, *optional*, defaults to `"main"`): branch to commit to, created if needed.
         token (`str`, *optional*): a token with write access; by default the one of `hf auth login` or `HF_TOKEN`.
+        license (`str`, *optional*): identifier for the card's metadata, such as `"apache-2.0"`.
+        message (`str`, *optional*, defaults to `"Upload model"`): message of the commit.
 
     Returns:
         `str`: the address of the commit.
 
     Raises:
-        EffptError: if the folder holds no exported model, or the Hub cannot be reached or refuses.
+        EffptError: if the folder holds no exported model, a file of it lies elsewhere, the repository is public and
+            must not be, or the Hub cannot be reached or refuses.
     """
     folder = Path(folder)
-    _check_exported(folder)
+    names = files_to_push(folder)
     token = token or get_token()
     if token is None:
         raise EffptError("No token for the Hugging Face Hub: run `hf auth login`, or set HF_TOKEN, and push again.")
     api = HfApi(token=token)
     run = read_json(folder / "run.json")
     # A card that somebody has edited is published as it is.
-    own = card_of(folder, run)[0]
-    card = model_card(run, repo_id) if own else ModelCard((folder / "README.md").read_text(encoding="utf-8"))
-    operations = [CommitOperationAdd(name, folder / name) for name in files_of(folder) if name != "README.md"]
+    own, given = card_of(folder, run)[0], {} if license is None else {"license": license}
+    card = model_card(run | given, repo_id) if own else ModelCard((folder / "README.md").read_text(encoding="utf-8"))
+    if given and not own:
+        card.data.license = license
+    operations = [CommitOperationAdd(name, scrubbed_file(folder / name) or folder / name) for name in names]
     operations.append(CommitOperationAdd("README.md", str(card).encode()))
     try:
         created = api.create_repo(repo_id, private=private, exist_ok=True)
+        if private and not api.model_info(created.repo_id).private:
+            raise EffptError(
+                f"`{created.repo_id}` is a public repository, and nothing was uploaded: make it private in its "
+                "settings on the Hub, name another, or leave `private` out."
+            )
         if revision and revision != "main" and not revision.startswith("refs/"):
             api.create_branch(created.repo_id, branch=revision, exist_ok=True)
-        commit = api.create_commit(created.repo_id, operations, commit_message="Upload model", revision=revision)
+        commit = api.create_commit(created.repo_id, operations, commit_message=message, revision=revision)
         return commit.commit_url
     except HFValidationError as error:
         raise EffptError(f"{repo_id!r} is not a name the Hub accepts, such as `ORG/NAME`: {error}") from error
@@ -71,6 +86,22 @@ def push(
             f"{api.endpoint} cannot be reached ({error}). Check the network and proxy, that HF_ENDPOINT (if set) is "
             f"right, and that HF_HUB_OFFLINE is not set; then push again. {str(folder)!r} is complete and unchanged."
         ) from error
+
+
+def files_to_push(folder: Path) -> list[str]:
+    """Names of the files of an exported model that [`push`] uploads beside the card.
+
+    Raises `EffptError` if there is no exported model, or one of its files is a link to a place outside the folder.
+    """
+    _check_exported(folder)
+    names = [name for name in files_of(folder) if name != "README.md"]
+    for name in names:
+        if not (folder / name).resolve().is_relative_to(folder.resolve()):
+            raise EffptError(
+                f"{str(folder / name)!r} is a link to {str((folder / name).resolve())!r}, outside the folder, and is "
+                "not uploaded; copy the file here if it is meant to be public."
+            )
+    return names
 
 
 def _check_exported(folder: Path) -> None:

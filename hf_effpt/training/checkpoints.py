@@ -17,6 +17,7 @@ from hf_effpt.core.files import STAGING, is_disk_full, read_json, replacing_fold
 from hf_effpt.data.packing import PackedRows, facts
 from hf_effpt.hub.card import model_card
 from hf_effpt.hub.folders import checkpoints_in
+from hf_effpt.hub.push import push
 from hf_effpt.models.base import exports_of
 from hf_effpt.models.kept_heads import save_stock
 
@@ -211,6 +212,32 @@ class Saver:
                 record["artifacts"] = artifacts
             (folder / "run.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
             model_card(record, trainer.hub_model_id).save(folder / "README.md")
+
+    def push(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **card: Any,
+    ) -> str | None:
+        """Exports the model and uploads it; returns the address of the commit, `None` in all but the first process.
+
+        `card` has facts for the card, such as `license`, `language` and `tags`. It waits for the upload in any case.
+        """
+        trainer, args = self.trainer, self.args
+        trainer.save_model(_internal_call=True)
+        if not trainer.is_world_process_zero():
+            return None
+        card.pop("model_name", None)  # the card has that of the repository
+        if any(value is not None for value in card.values()):
+            trainer.create_model_card(**card)
+        return push(
+            args.output_dir, args.hub_model_id or Path(args.output_dir).absolute().name,
+            private=args.hub_private_repo if private is None else private, revision=revision or args.hub_revision,
+            token=token or args.hub_token, message=commit_message or "End of training",
+        )  # fmt: skip
 
     def write_card(self, given: dict[str, Any]) -> None:
         """Writes the card of the current model, with the facts in `given` that are not `None`."""

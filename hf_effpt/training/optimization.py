@@ -1,7 +1,7 @@
 """Optimizer of the published BERT and ELECTRA, and learning rate as a function of the fraction of the budget spent."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -74,6 +74,18 @@ def renew(scheduler: LambdaLR) -> None:
     scheduler._last_lr = rates
     for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
+
+
+def decaying(model: Any, names: Iterable[str] | None = None) -> list[str]:
+    """Parameters that weight decay acts on: of `names`, or all; none of modules with a true `no_weight_decay`."""
+    spared = {
+        parameter
+        for module in model.modules()
+        if getattr(module, "no_weight_decay", False)
+        for parameter in module.parameters()
+    }
+    names = (name for name, _ in model.named_parameters()) if names is None else names
+    return [name for name in names if model.get_parameter(name) not in spared]
 
 
 def set_paces(optimizer: Any, model: Any) -> None:

@@ -15,6 +15,7 @@ import transformers
 from hf_effpt.core.ledger import ledger_of
 from hf_effpt.core.objectives import objective_of
 from hf_effpt.data.packed_rows import PackedRows
+from hf_effpt.hub.private import words_without_secrets
 from hf_effpt.models.base import facts_of, pruning_of
 from hf_effpt.models.encoder_inputs import way_apart
 
@@ -38,7 +39,7 @@ def run_record(trainer: Any, exported: Any) -> dict[str, Any]:
         "accounts": cost_reports(trainer),
         "environment": environment(trainer.args.device),
         "history": history,
-        "command": shlex.join([*([] if tool == "effpt" else ["python"]), tool, *sys.argv[1:]]),
+        "command": shlex.join([*([] if tool == "effpt" else ["python"]), tool, *words_without_secrets(sys.argv[1:])]),
     }
     keeper = trainer.cost.timekeeper
     if energy := energy_entry(keeper.clock, keeper.energy, trainer.args.carbon_intensity, keeper.emissions):

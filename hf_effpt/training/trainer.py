@@ -28,7 +28,7 @@ from .callbacks import ClockCallback, ClockProgress, schedule_methods
 from .cost import CostMeter
 from .evaluation_loop import evaluate_rows, logged_metrics
 from .muon import MUON, Muon, give_matrices, muon_arguments
-from .optimization import UncorrectedAdamW, clock_schedule, set_paces
+from .optimization import UncorrectedAdamW, clock_schedule, decaying, set_paces
 from .phases import check_rows, identity_of_run, phases_of, position_in
 from .preparing import prepare_methods
 from .row_selection import RowSelection
@@ -229,15 +229,7 @@ class EffptTrainer(Trainer):
 
     def get_decay_parameter_names(self, model: Any) -> list[str]:
         """Stock names, or all with `decay_all`; none of modules with a true `no_weight_decay`, such as gates."""
-        spared = {
-            parameter
-            for module in model.modules()
-            if getattr(module, "no_weight_decay", False)
-            for parameter in module.parameters()
-        }
-        everything = (name for name, _ in model.named_parameters())
-        names = everything if self.args.decay_all else super().get_decay_parameter_names(model)
-        return [name for name in names if model.get_parameter(name) not in spared]
+        return decaying(model, None if self.args.decay_all else super().get_decay_parameter_names(model))
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Creates the optimizer, with extra groups for matrices of Muon and for modules with a `learning_rate`.
@@ -390,6 +382,11 @@ class EffptTrainer(Trainer):
             self.saver.export(output_dir or self.args.output_dir)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> str | None:
+        """Uploads the exported model, as [`push`] does; arguments are those of the stock method."""
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        return self.saver.push(*args, **kwargs)
 
     def create_model_card(
         self, language: Any = None, license: str | None = None, tags: Any = None, **kwargs: Any

@@ -1,6 +1,7 @@
 """Each subcommand hands its words to the function of the same name, and nothing else."""
 
 import importlib
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -67,15 +68,34 @@ def test_export(calls):
     assert kept.args == ("out/checkpoint-9", "exported")
 
 
-def test_push_leaves_the_visibility_to_the_hub_unless_told(calls):
-    kept = calls("hf_effpt.hub.push", "push")
-    assert main(["push", "out", "org/name"]) == 0
-    assert kept.kwargs == {"private": None, "revision": None}
+@pytest.fixture
+def pushed(calls):
+    calls("hf_effpt.hub.push", "files_to_push", result=["config.json", "run.json"])
+    return calls("hf_effpt.hub.push", "push", result="https://huggingface.co/org/name")
 
 
-def test_push(calls, capsys):
-    kept = calls("hf_effpt.hub.push", "push", result="https://huggingface.co/org/name")
-    assert main(["push", "out", "org/name", "--private", "--revision", "draft"]) == 0
-    assert kept.args == ("out", "org/name")
-    assert kept.kwargs == {"private": True, "revision": "draft"}
-    assert capsys.readouterr().out == "https://huggingface.co/org/name\n"
+def test_push_leaves_the_visibility_to_the_hub_unless_told(pushed):
+    assert main(["push", "out", "org/name", "--yes"]) == 0
+    assert pushed.kwargs == {"private": None, "revision": None, "license": None}
+
+
+def test_push(pushed, capsys):
+    assert main(["push", "out", "org/name", "--private", "--revision", "draft", "--license", "mit", "--yes"]) == 0
+    assert pushed.args == (Path("out"), "org/name")
+    assert pushed.kwargs == {"private": True, "revision": "draft", "license": "mit"}
+    listed = "To org/name: config.json, run.json, README.md"
+    assert capsys.readouterr().out == f"{listed}\nhttps://huggingface.co/org/name\n"
+
+
+@pytest.mark.parametrize(("answer", "code"), [("y", 0), ("YES", 0), ("", 2), ("n", 2), (None, 2)])
+def test_push_asks_first(pushed, monkeypatch, capsys, answer, code):
+    def ask(question):
+        assert "[y/N]" in question
+        if answer is None:
+            raise EOFError
+        return answer
+
+    monkeypatch.setattr("builtins.input", ask)
+    assert main(["push", "out", "org/name"]) == code
+    assert hasattr(pushed, "args") == (code == 0)
+    assert ("Nothing was uploaded" in capsys.readouterr().err) == (code == 2)
