@@ -83,6 +83,7 @@ def model_card(run: Mapping[str, Any], repo_id: str | None = None) -> ModelCard:
         data=_data(data, part(run, "tokenizer"), card_parts.untrained_positions(run)),
         recipe=yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True).strip() if recipe else None,
         command=run.get("command"),
+        parts=[_part(one) for one in run.get("parts") or ()],
         environment=[(key, cell(value)) for key, value in environment.items() if value is not None],
         bibtex="\n".join(method["bibtex"] for method in methods if method["bibtex"]),
     )
@@ -151,6 +152,13 @@ def _intro(run: Mapping[str, Any], stock_class: str) -> str:
         f"An encoder (`{stock_class}`{size}), pre-trained{length}{amount} with `hf_effpt`{source}. "
         f"{kind}, `transformers` is all you need."
     )
+
+
+def _part(part: Mapping[str, Any]) -> str:
+    """Sentence on the settings with which a run went on."""
+    settings = {key: value for key, value in part.items() if key != "step"}
+    changed = [f"`{key}: {new}` (before: {old})" for key, (old, new) in settings.items()]
+    return f"From step {part['step']:,} on it was trained with {', '.join(changed)}."
 
 
 def _method(name: str, settings: Mapping[str, Any]) -> dict[str, str]:

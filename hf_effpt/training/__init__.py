@@ -25,5 +25,6 @@ cost                    cost of steps and methods, charged to the clock
   carbon                `report_to: codecarbon`
 evaluation_loop         logged metrics and held-out loss
 checkpoints             checking, loading and saving of checkpoints; saving of the exported model
+  resuming              what a resumed run may change
   record                content of `run.json`
 """

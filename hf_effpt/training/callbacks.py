@@ -14,10 +14,9 @@ from hf_effpt.core.context import RunContext
 from hf_effpt.core.freezing import freeze
 from hf_effpt.core.row_method import RowMethod
 
-from .arguments import OPTIMIZER_SETTINGS
-from .muon import MUON
 from .optimization import renew
 from .phases import identity_of_run
+from .resuming import identity_of
 
 
 class ClockCallback(TrainerCallback, ExportableState):
@@ -33,11 +32,11 @@ class ClockCallback(TrainerCallback, ExportableState):
         trainer = self.trainer
         stream = trainer.stream
         own = {"rows": stream.rows_seen, "phase": stream.phase, "data": identity_of_run(trainer)}
-        own |= {name: getattr(trainer.args, name) for name in OPTIMIZER_SETTINGS}
-        own |= {MUON: trainer.args.optim == MUON}
+        own |= identity_of(trainer.args) | {"parts": trainer.saver.parts}
         return {"args": {}, "attributes": trainer.cost.totals() | own}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        state.compute_steps(args, state.max_steps)  # of a resumed run, which has loaded those of its checkpoint
         self.trainer.cost.timekeeper.start()
         self.trainer.cost.meter.reset()
         self._fraction = self.trainer.clock.fraction

@@ -21,10 +21,10 @@ from hf_effpt.hub.push import push
 from hf_effpt.models.base import exports_of
 from hf_effpt.models.kept_heads import save_stock
 
-from .arguments import OPTIMIZER_SETTINGS, EffptTrainingArguments
+from .arguments import EffptTrainingArguments
 from .averaging import FILE as AVERAGE
-from .muon import MUON
 from .record import run_record
+from .resuming import check_same
 
 TENSORS = "model.safetensors"
 STATE = "trainer_state.json"
@@ -81,8 +81,7 @@ def choose(wanted: str | Path | Literal[True], run: Path) -> Path:
 def totals(checkpoint: Path, now: str | None, args: EffptTrainingArguments) -> dict[str, Any]:
     """Totals of clock and rows in a checkpoint; `now` identifies the rows of the run.
 
-    Raises `EffptError` if another Trainer saved it, or its run had other rows, another of `OPTIMIZER_SETTINGS`, or
-    not Muon where this one has, or the other way round.
+    Raises `EffptError` if another Trainer saved it, its run had other rows, or [`check_same`] refuses.
     """
     callbacks = read_json(checkpoint / STATE).get("stateful_callbacks", {})
     if "ClockCallback" not in callbacks:
@@ -98,15 +97,7 @@ def totals(checkpoint: Path, now: str | None, args: EffptTrainingArguments) -> d
             ", or another version of hf_effpt packed them; resume with the data and the version the run was started "
             "with, or start a new run."
         )
-    for name, default in OPTIMIZER_SETTINGS.items():
-        if (saved := found.get(name, default)) != getattr(args, name):
-            raise EffptError(
-                f"{checkpoint} was saved with `{name}: {str(saved).lower()}`, which the state of its optimizer is "
-                "made for; resume with that setting."
-            )
-    if (saved := found.get(MUON, False)) != (args.optim == MUON):
-        was = "with `optim: muon`" if saved else "with another optimizer than `muon`"
-        raise EffptError(f"{checkpoint} was saved {was}, and Muon has a state of its own; resume with that optimizer.")
+    check_same(found, args, checkpoint)
     return found
 
 
@@ -148,6 +139,12 @@ class Saver:
     def __init__(self, trainer: Any) -> None:
         self.trainer, self.args = trainer, trainer.args
         self.staging: Path | None = None  # folder of the checkpoint being written
+        self.parts: list[dict[str, Any]] = []  # of the run, by the settings that resuming has changed
+
+    @property
+    def changed(self) -> bool:
+        """`True` if the run has just been resumed with other settings."""
+        return len(self.parts) > 1 and self.parts[-1]["step"] == self.trainer.clock.steps
 
     @contextmanager
     def checkpoint(self, step: int, run: Path | None = None) -> Iterator[None]:

@@ -21,6 +21,7 @@ from hf_effpt.models.encoder_inputs import way_apart
 
 from .energy import energy_entry
 from .meters import PARTS
+from .resuming import changes_in
 
 
 def run_record(trainer: Any, exported: Any) -> dict[str, Any]:
@@ -54,6 +55,8 @@ def run_record(trainer: Any, exported: Any) -> dict[str, Any]:
             "final": trainer.lr_scheduler.get_last_lr()[0],
             "clock": trainer.clock.fraction,
         }
+    if len(trainer.saver.parts) > 1:
+        record["parts"] = changes_in(trainer.saver.parts)
     if trainer.average.settings is not None:
         record["average"] = asdict(trainer.average.settings) | {"weights": len(trainer.average.held)}
     if trainer.evaluation is not None:

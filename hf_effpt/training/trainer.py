@@ -31,6 +31,7 @@ from .muon import MUON, Muon, give_matrices, muon_arguments
 from .optimization import UncorrectedAdamW, clock_schedule, decaying, set_paces
 from .phases import check_rows, identity_of_run, phases_of, position_in
 from .preparing import prepare_methods
+from .resuming import parts_of, settings_taking_effect
 from .row_selection import RowSelection
 from .stream import TrainingStream
 
@@ -57,8 +58,7 @@ class EffptTrainer(Trainer):
         EffptError: if model, dataset and tokenizer do not fit each other, before any training.
     """
 
-    # Narrower types than in the stock class: all are set once a trainer is made.
-    args: EffptTrainingArguments
+    args: EffptTrainingArguments  # narrower types than in the stock class: all are set once a trainer is made
     accelerator: Any
     model: Any
     optimizer: Any
@@ -96,8 +96,7 @@ class EffptTrainer(Trainer):
             self.masking.shares = OBJECTIVES[objective_of(model.config)].corruption
         prepare_seconds = prepare_methods(model, train_dataset, processing_class, args.seed)
         if args.ddp_find_unused_parameters is None:
-            # a layer that does not run has no gradient
-            args.ddp_find_unused_parameters = bool(model.methods)
+            args.ddp_find_unused_parameters = bool(model.methods)  # a layer that does not run has no gradient
         if args.ddp_broadcast_buffers is None:
             args.ddp_broadcast_buffers = False  # buffers of methods change equally in all processes
         with carbon.without_stock_tracker(args):
@@ -182,6 +181,7 @@ class EffptTrainer(Trainer):
         clock.end = self.branches.current or 1.0
         self.stream.begin(**position_in(totals))
         self.cost.begin(clock, totals)
+        self.saver.parts = parts_of(self.args, totals)
 
     @property
     def trained_share(self) -> float:
@@ -362,6 +362,10 @@ class EffptTrainer(Trainer):
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.saver.staging or super()._get_output_dir(trial))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
+        with settings_taking_effect(self.optimizer, self.lr_scheduler, checkpoint is not None and self.saver.changed):
+            super()._load_optimizer_and_scheduler(checkpoint)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         super()._maybe_log_save_evaluate(*args, **kwargs)
