@@ -9,10 +9,11 @@ from typing import Any
 
 import yaml
 from datasets import DatasetDict
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback, set_seed
 
 from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.files import finish_replacing
 from hf_effpt.core.objectives import floor_in, measured_as
 from hf_effpt.core.registry import build_methods, without_idle
 from hf_effpt.data.added_tokens import pieces_of_added
@@ -20,7 +21,7 @@ from hf_effpt.data.masking import DataCollatorForMaskedLM
 from hf_effpt.data.packing import facts
 from hf_effpt.data.tokenizer_report import report_of_corpus
 from hf_effpt.hub.card_parts import accents_in, longest_rows, untrained_positions
-from hf_effpt.hub.folders import CODE_FILES, checkpoints_in
+from hf_effpt.hub.folders import CODE_FILES, checkpoints_in, others_in
 from hf_effpt.models.build import model_for
 from hf_effpt.models.from_checkpoint import add_rows
 from hf_effpt.preparation import prepare_data
@@ -176,9 +177,7 @@ def pretrain(recipe: Recipe, *, resume: bool | str = False) -> RunResult:
     report = report_of_corpus(tokenizer, corpus, cache_dir=recipe.data.cache_dir)
     known = {"recipe": recipe.resolved(), "data": facts_of_phases(phases), "tokenizer": asdict(report)}
     trainer.facts = known
-    if trainer.is_world_process_zero():
-        out.mkdir(parents=True, exist_ok=True)
-        recipe.save(out / "recipe.yaml")
+    trainer.add_callback(RecipeSaver(recipe, out))
     logger.info(
         "tokenizer: %s tokens, %.3f %% of the characters unknown, accents %s, %.2f tokens a word",
         f"{report.vocab_size:,}", 100 * report.unknown_rate, accents_in(known["tokenizer"]), report.fertility,
@@ -249,6 +248,7 @@ def build_trainer(
 
 def claim(out: Path, recipe: Recipe, resume: bool) -> None:
     """Raises `EffptError` unless the output folder is free, or holds the run to resume."""
+    finish_replacing(out)
     written = [name for name in ("config.json", "run.json", "model.safetensors") if (out / name).exists()]
     if not resume:
         if written or checkpoints_in(out):
@@ -257,6 +257,7 @@ def claim(out: Path, recipe: Recipe, resume: bool) -> None:
                 f"The output folder {out} holds another run already ({found}); continue it with `--resume`, or "
                 "give another `training.output_dir`."
             )
+        _check_unused(out)
         return
     if not (out / "recipe.yaml").is_file():
         raise EffptError(f"There is no run in {out} to resume (no recipe.yaml); start without `--resume`.")
@@ -278,6 +279,35 @@ def claim(out: Path, recipe: Recipe, resume: bool) -> None:
                     f"The run in {out} has `{section}.{key}: {old.get(key)}`, but the recipe now says {new.get(key)}; "
                     "resume with the recipe it was started with, or give another `training.output_dir`."
                 )
+
+
+def _check_unused(out: Path) -> None:
+    """Raises `EffptError` if a run in `out` would replace files of others, or scatter its own among them."""
+    if out.resolve() == Path.cwd():
+        raise EffptError(f"The output folder {out} is the one you are in; give a `training.output_dir` of its own.")
+    others = others_in(out)
+    if others == ["recipe.yaml"]:  # perhaps of a run that was killed before it had a checkpoint
+        recipe = yaml.safe_load((out / "recipe.yaml").read_text(encoding="utf-8"))
+        training = (recipe.get("training") if isinstance(recipe, dict) else None) or {}
+        if Path(str(training.get("output_dir"))).resolve() == out.resolve():
+            return
+    if others:
+        raise EffptError(
+            f"The output folder {out} holds {', '.join(others)}, which the run would replace; give a "
+            "`training.output_dir` that is new or empty."
+        )
+
+
+class RecipeSaver(TrainerCallback):
+    """Writes `recipe` into the folder `out` when training begins, since until then a run may be refused."""
+
+    def __init__(self, recipe: Recipe, out: Path) -> None:
+        self.recipe, self.out = recipe, out
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self.out.mkdir(parents=True, exist_ok=True)
+            self.recipe.save(self.out / "recipe.yaml")
 
 
 def phases_of_recipe(recipe: Recipe, rows: DatasetDict) -> list[Phase]:

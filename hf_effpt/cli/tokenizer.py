@@ -1,6 +1,9 @@
 """`effpt tokenizer`: trains a tokenizer on a corpus."""
 
 import argparse
+from pathlib import Path
+
+from hf_effpt.core.errors import EffptError
 
 HELP = "Train a tokenizer on a corpus and save it as a stock fast tokenizer."
 EXAMPLE = "effpt tokenizer corpus/ --vocab_size 30528 --out tok/"
@@ -25,7 +28,12 @@ def run(args: argparse.Namespace) -> None:
     from hf_effpt.data.text_sample import sample_of
     from hf_effpt.data.tokenizer_report import tokenizer_report
     from hf_effpt.data.tokenizer_training import train_tokenizer
+    from hf_effpt.hub.folders import TOKENIZER_FILES, others_in
 
+    if held := [name for name in others_in(Path(args.out)) if name not in TOKENIZER_FILES]:
+        raise EffptError(
+            f"{args.out} holds {', '.join(held)}, whose tokenizer this would replace; name another --out."
+        )
     corpus = open_corpus(args.corpus, text_column=args.text_column)
     tokenizer = train_tokenizer(
         corpus,

@@ -17,6 +17,7 @@ from .errors import EffptError
 
 # Inside the folder itself: a rename is only atomic within one filesystem, and `out` may be a mount point.
 STAGING = ".incoming"
+COMPLETE = ".complete"  # its name once all files are in it: from then on they replace those of the folder
 # A run that has its record is done, so the record is the last file to arrive.
 LAST = "run.json"
 # Words of libraries that lose the error number: safetensors and tokenizers (Rust), torch's archives, NumPy's `tofile`.
@@ -72,13 +73,14 @@ def replacing_folder_contents(out: str | os.PathLike) -> Iterator[Path]:
     """Yields an empty folder; when the block succeeds, its files replace those of the same name in `out`.
 
     Other files of `out`, such as checkpoints, stay. If the block fails, `out` is unchanged, and not created. The next
-    call removes remains of a killed process. One writer at a time. Raises an `EffptError` if `out` is a file or cannot
-    be written, or if the disk is full.
+    call removes remains of a killed process, or finishes what it had begun to replace ([`finish_replacing`]). One
+    writer at a time. Raises an `EffptError` if `out` is a file or cannot be written, or if the disk is full.
     """
     out = Path(out)
     existed = out.is_dir()
     staging = out / STAGING
     try:
+        finish_replacing(out)
         if staging.exists():
             shutil.rmtree(staging)
         staging.mkdir(parents=True)
@@ -88,10 +90,8 @@ def replacing_folder_contents(out: str | os.PathLike) -> Iterator[Path]:
         raise EffptError(f"No permission to write into {str(out)!r}: name another folder.") from error
     try:
         yield staging
-        for file in sorted(filter(Path.is_file, staging.rglob("*")), key=lambda path: (path.name == LAST, path)):
-            target = out / file.relative_to(staging)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(file, target)
+        os.replace(staging, out / COMPLETE)
+        finish_replacing(out)
     except Exception as error:
         if is_disk_full(error):
             free = shutil.disk_usage(out).free / 1e6
@@ -104,3 +104,21 @@ def replacing_folder_contents(out: str | os.PathLike) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
         if not existed and not any(out.iterdir()):
             out.rmdir()
+
+
+def finish_replacing(out: Path) -> None:
+    """Moves the files of a killed [`replacing_folder_contents`], which are all written, to their places.
+
+    The record of the run is removed first and arrives last, so that meanwhile the folder holds no finished run.
+    """
+    complete = out / COMPLETE
+    if not complete.is_dir():
+        return
+    files = sorted(filter(Path.is_file, complete.rglob("*")), key=lambda path: (path.name == LAST, path))
+    if any(file == complete / LAST for file in files):
+        (out / LAST).unlink(missing_ok=True)
+    for file in files:
+        target = out / file.relative_to(complete)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(file, target)
+    shutil.rmtree(complete)

@@ -6,7 +6,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.files import read_json
+from hf_effpt.core.files import finish_replacing, read_json
 
 CODE_FILES = (  # of models that bring their own code
     "configuration_pruned_bert.py", "modeling_pruned_bert.py",
@@ -35,8 +35,15 @@ def checkpoints_in(run: Path) -> list[Path]:
     return [folder for _, folder in sorted((int(match[1]), folder) for match, folder in found if match)]
 
 
+def others_in(folder: Path) -> list[str]:
+    """Names of files and folders in `folder` that saving a model there would replace."""
+    names = (*MODEL_FILES, *TOKENIZER_FILES, *RECORD_FILES, *EXTRA_FOLDERS)
+    return [name for name in names if (folder / name).exists()]
+
+
 def check_whole(folder: Path) -> None:
     """Raises `EffptError`, with the last whole checkpoint nearby, unless `folder` holds a model and all of it."""
+    finish_replacing(folder)
     if fault := _fault(folder):
         beside = [*checkpoints_in(folder.parent), *checkpoints_in(folder)]
         whole = [str(path) for path in beside if path != folder and not _fault(path)]

@@ -213,6 +213,30 @@ def test_an_output_folder_with_another_run_is_left_alone(corpus, tmp_path, capsy
     assert main(command(corpus, out, "--resume", "--training.seed", "7")) == 2
     assert "`training.seed: 42`, but the recipe now says 7" in capsys.readouterr().err
     assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    assert main(["tokenizer", str(corpus), "--vocab_size", "256", "--out", str(out)]) == 2
+    assert "whose tokenizer this would replace" in capsys.readouterr().err
+    # A checkpoint that cannot be used leaves the recipe as it was.
+    assert main(command(corpus, out, "--resume", str(out / "checkpoint-77"), "--training.learning_rate", "1e-5")) == 2
+    assert "cannot be used" in capsys.readouterr().err
+    assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+
+
+@pytest.mark.parametrize("name", ["README.md", "recipe.yaml", "tokenizer.json", "generator"])
+def test_files_of_others_are_not_replaced(corpus, tmp_path, capsys, name):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text("data: {dataset: mine}")
+    assert main(command(corpus, out)) == 2
+    assert f"holds {name}, which the run would replace" in capsys.readouterr().err
+    assert (out / name).read_text() == "data: {dataset: mine}"
+
+
+def test_the_folder_one_is_in_is_no_output_folder(corpus, tmp_path, capsys, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert main(command(corpus, ".")) == 2
+    assert "is the one you are in" in capsys.readouterr().err
+    assert not list((tmp_path / "here").iterdir())
 
 
 @pytest.mark.parametrize(

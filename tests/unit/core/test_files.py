@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.files import STAGING, create_once, is_disk_full, replacing_folder_contents, write_atomically
+from hf_effpt.core.files import (
+    STAGING,
+    create_once,
+    finish_replacing,
+    is_disk_full,
+    replacing_folder_contents,
+    write_atomically,
+)
 from tests.processes import run
 
 
@@ -49,6 +56,36 @@ def test_what_a_killed_process_left_is_not_published(tmp_path):
     with replacing_folder_contents(tmp_path) as folder:
         (folder / "a").write_text("a")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("moved", [0, 1, 2])
+def test_a_kill_between_two_files_is_made_good(tmp_path, monkeypatch, moved):
+    for name in ("config.json", "model.safetensors", "run.json"):
+        (tmp_path / name).write_text("old")
+    real, done = os.replace, []
+
+    def replace(source, target):
+        if len(done) > moved:  # the first call declares the new files complete
+            raise SystemExit("killed")
+        done.append(target)
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+
+    def save():
+        with replacing_folder_contents(tmp_path) as folder:
+            for name in ("config.json", "model.safetensors", "run.json"):
+                (folder / name).write_text("new")
+
+    with pytest.raises(SystemExit):
+        save()
+    monkeypatch.undo()
+    assert not (tmp_path / "run.json").exists()  # no finished run is here
+    finish_replacing(tmp_path)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(
+        ("config.json", "model.safetensors", "run.json"), "new"
+    )
+    finish_replacing(tmp_path)  # there is nothing left to do
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
