@@ -35,7 +35,7 @@ def deep(folder, tokenizer, **methods):
 def text(tmp_path):
     path = tmp_path / "text.jsonl"
     words = ["the cat sat on the mat", "the mat sat on the cats", "on the mat the cat sat"]
-    path.write_text("".join(json.dumps({"text": " ".join([words[i % 3]] * 30)}) + "\n" for i in range(60)))
+    path.write_text("".join(json.dumps({"text": " ".join([words[i % 3]] * 30)}) + "\n" for i in range(20)))
     return str(path)
 
 
@@ -107,8 +107,9 @@ def test_by_default_the_text_is_that_of_the_run(finished_run, tmp_path, record, 
     (finished_run / "run.json").write_text(json.dumps(record))
     out = pruned(finished_run, tmp_path / "out", 2, strategy)
     assert json.loads((out / "run.json").read_text())["pruning"]["strategy"] == strategy
-    deep(finished_run / "checkpoint-9", tokenizer)  # a checkpoint knows it by the folder it is in
-    assert pruned(finished_run / "checkpoint-9", tmp_path / "other", 2, strategy).is_dir()
+    if strategy == "search":
+        deep(finished_run / "checkpoint-9", tokenizer)  # a checkpoint knows it by the folder it is in
+        assert pruned(finished_run / "checkpoint-9", tmp_path / "other", 2, strategy).is_dir()
 
 
 def test_an_electra_is_pruned_and_its_generator_is_not(tokenizer, tmp_path):
