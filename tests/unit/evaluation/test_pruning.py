@@ -19,6 +19,7 @@ from transformers import (
 from hf_effpt.core.context import RunContext
 from hf_effpt.core.depth import set_order
 from hf_effpt.core.errors import EffptError
+from hf_effpt.evaluation import layer_choice
 from hf_effpt.evaluation.pruning import choose_layers, every_other, prune_layers
 from tests import tiny
 
@@ -234,8 +235,9 @@ def test_models_of_another_shape_are_refused():
     ("strategy", "depth"),
     [*((name, depth) for name in ("every_other", "search") for depth in (1, 2, 3)), ("data_driven", 2)],
 )
-def test_a_modernbert_keeps_its_first_layer(strategy, depth):
+def test_a_modernbert_keeps_its_first_layer(monkeypatch, strategy, depth):
     """It alone has no norm; the kinds of the others go along with them."""
+    monkeypatch.setattr(layer_choice, "STEPS", 10)
     model = tiny.masked_lm("modernbert").export()
     pruned = prune_layers(model, depth, strategy, rows=tiny.rows(), tokenizer=tiny.tokenizer())
     before, after = ([layer.mlp.Wi.weight for layer in of.model.layers] for of in (model, pruned))
