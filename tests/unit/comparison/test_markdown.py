@@ -4,7 +4,6 @@ import math
 import re
 
 import pytest
-from matplotlib.figure import Figure
 
 from hf_effpt.comparison.markdown import markdown
 from hf_effpt.comparison.plots import write_plots
@@ -49,8 +48,8 @@ def test_every_row_of_a_table_has_as_many_cells():
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.strip().splitlines()}) == 1
 
 
-def test_pictures_are_linked_if_and_only_if_they_are_drawn(tmp_path, monkeypatch):
-    monkeypatch.setattr(Figure, "savefig", lambda self, path, **kwargs: path.touch())
+@pytest.mark.usefixtures("undrawn")
+def test_pictures_are_linked_if_and_only_if_they_are_drawn(tmp_path):
     for index, report in enumerate((example_report(), without_energy(), with_objectives())):
         linked = re.findall(r"!\[[^]]*\]\(([^)]+)\)", markdown(report))
         paths = write_plots(report, tmp_path / str(index))

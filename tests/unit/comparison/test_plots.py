@@ -4,7 +4,6 @@ import importlib.util
 import sys
 
 import pytest
-from matplotlib.figure import Figure
 
 from hf_effpt.comparison import chart_series, plots
 from hf_effpt.comparison.plots import require_plotting, write_plots
@@ -20,12 +19,6 @@ from tests.unit.comparison.example_report import (
 TIME = chart_series.AXES[0]
 
 
-@pytest.fixture
-def _undrawn(monkeypatch):
-    """Pictures are made, but not drawn into files, which takes most of the time."""
-    monkeypatch.setattr(Figure, "savefig", lambda self, path, **kwargs: path.touch())
-
-
 def test_pictures_are_written_and_pyplot_is_left_alone(tmp_path):
     before, report = sys.modules.get("matplotlib.pyplot"), with_divergence()
     report["arms"][1]["name"] = (
@@ -39,7 +32,7 @@ def test_pictures_are_written_and_pyplot_is_left_alone(tmp_path):
     assert sys.modules.get("matplotlib.pyplot") is before
 
 
-@pytest.mark.usefixtures("_undrawn")
+@pytest.mark.usefixtures("undrawn")
 def test_no_picture_of_what_is_not_known(tmp_path):
     names = {path.name for path in write_plots(without_energy(), tmp_path)}
     assert "loss_by_kwh.png" not in names
@@ -79,7 +72,7 @@ def test_a_missing_library_names_the_extra(monkeypatch):
         require_plotting()
 
 
-@pytest.mark.usefixtures("_undrawn")
+@pytest.mark.usefixtures("undrawn")
 def test_no_picture_has_losses_of_two_objectives(tmp_path):
     report = with_objectives()
     names = [path.name for path in write_plots(report, tmp_path)]
