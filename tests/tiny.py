@@ -1,6 +1,6 @@
 """The small world of the tests: a text, its tokenizer and rows, a model, and a run of a few steps."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import copy
 from functools import lru_cache
 from pathlib import Path
@@ -158,13 +158,15 @@ def trainer(
     objective: str = "mlm",
     backbone: str = "bert",
     counter: FlopCounter | None = None,
+    saved: Iterable[int] = (),
     **changes: Any,
 ) -> EffptTrainer:
     """A trainer of a freshly initialised model; equal arguments give equal weights.
 
-    Its FLOPs are those of a [`RoughCounter`] unless it is given a counter.
+    Its FLOPs are those of a [`RoughCounter`] unless it is given a counter. Checkpoints are saved after the steps
+    `saved`, and left there.
     """
-    args = arguments(out, **changes)
+    args = arguments(out, **({"save_total_limit": None} if saved else {}), **changes)
     set_seed(args.seed)
     if objective == "mlm":
         built = masked_lm(backbone, methods, dropout, num_hidden_layers=layers)
@@ -178,6 +180,8 @@ def trainer(
         processing_class=tokenizer(),
     )
     made.cost.counter = counter or default_counter()
+    if saved:
+        made.add_callback(SaveAt(saved))
     return made
 
 
@@ -242,3 +246,14 @@ class StopAfter(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step >= self.steps:
             control.should_training_stop = True
+
+
+class SaveAt(TrainerCallback):
+    """Saves a checkpoint after each of some steps."""
+
+    def __init__(self, steps: Iterable[int]) -> None:
+        self.steps = {*steps}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step in self.steps:
+            control.should_save = True

@@ -9,6 +9,14 @@ from hf_effpt.core.row_method import RowMethod
 
 
 @pytest.fixture
+def undrawn(monkeypatch):
+    """Pictures are made, but not drawn into their files, which takes most of the time."""
+    from matplotlib.figure import Figure
+
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **kwargs: path.touch())
+
+
+@pytest.fixture
 def picking():
     """A method that picks rows and has to be compared with rows at random, registered while a test runs."""
 

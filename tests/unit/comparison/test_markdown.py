@@ -48,10 +48,13 @@ def test_every_row_of_a_table_has_as_many_cells():
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.strip().splitlines()}) == 1
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_pictures_are_linked_if_and_only_if_they_are_drawn(tmp_path):
     for index, report in enumerate((example_report(), without_energy(), with_objectives())):
         linked = re.findall(r"!\[[^]]*\]\(([^)]+)\)", markdown(report))
-        assert linked == [path.name for path in write_plots(report, tmp_path / str(index))]
+        paths = write_plots(report, tmp_path / str(index))
+        assert linked == [path.name for path in paths]
+        assert {*linked} == {path.name for path in (tmp_path / str(index)).iterdir()}
 
 
 def test_void_and_divergence():

@@ -19,8 +19,8 @@ from tests.unit.comparison.example_report import (
 TIME = chart_series.AXES[0]
 
 
-def test_pictures_are_written(tmp_path):
-    report = with_divergence()
+def test_pictures_are_written_and_pyplot_is_left_alone(tmp_path):
+    before, report = sys.modules.get("matplotlib.pyplot"), with_divergence()
     report["arms"][1]["name"] = (
         r"_a $\nonsense$ & <b>"  # a broken formula and a hidden legend entry, if it were not escaped
     )
@@ -29,8 +29,10 @@ def test_pictures_are_written(tmp_path):
         "loss_by_time.png", "loss_by_tokens.png", "loss_by_flops.png", "loss_by_kwh.png", "differences.png",
     ]  # fmt: skip
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+    assert sys.modules.get("matplotlib.pyplot") is before
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_no_picture_of_what_is_not_known(tmp_path):
     names = {path.name for path in write_plots(without_energy(), tmp_path)}
     assert "loss_by_kwh.png" not in names
@@ -62,12 +64,6 @@ def test_differences_are_drawn_seed_by_seed():
     assert [text.get_text() for text in axes.texts] == ["no difference is given: see the verdict"]
 
 
-def test_pyplot_is_left_alone(tmp_path):
-    before = sys.modules.get("matplotlib.pyplot")
-    write_plots(example_report(), tmp_path)
-    assert sys.modules.get("matplotlib.pyplot") is before
-
-
 def test_a_missing_library_names_the_extra(monkeypatch):
     require_plotting()
     find = importlib.util.find_spec
@@ -76,6 +72,7 @@ def test_a_missing_library_names_the_extra(monkeypatch):
         require_plotting()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_no_picture_has_losses_of_two_objectives(tmp_path):
     report = with_objectives()
     names = [path.name for path in write_plots(report, tmp_path)]

@@ -58,17 +58,17 @@ def test_holm_by_hand():
 
 @pytest.mark.parametrize("arms", [1, 3])
 def test_false_positives_are_rare_when_nothing_differs(arms):
-    """1,000 comparisons of equal arms: any arm declared better or worse is a false positive."""
+    """400 comparisons of equal arms: any arm declared better or worse is a false positive, and at most 20 are due."""
     generator = np.random.default_rng(0)
     wrong = 0
-    for _ in range(1000):
+    for _ in range(400):
         shared = generator.normal(6.0, 0.1, size=3)  # what a seed does to every arm
         baseline = by_seed(shared + generator.normal(0, 0.02, size=3))
         found = [paired(by_seed(shared + generator.normal(0, 0.02, size=3)), baseline) for _ in range(arms)]
         adjusted = holm([each.p for each in found])
         wrong += any(p < 0.05 for p in adjusted)
-    assert wrong <= 60
-    assert wrong >= 10  # the test can be wrong at all
+    assert wrong <= 33  # three standard deviations above
+    assert wrong >= 4  # the test can be wrong at all
 
 
 def test_a_known_effect_is_found_and_covered():

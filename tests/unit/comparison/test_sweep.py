@@ -20,7 +20,7 @@ SMALL = {"name": "narrow", "num_hidden_layers": 2, "hidden_size": 32, "num_atten
 
 
 @pytest.fixture
-def recipe(tmp_path, monkeypatch):
+def recipe(tmp_path, monkeypatch, undrawn):
     generator = random.Random(0)
     words = [f"word{number}" for number in range(60)]
     (tmp_path / "text").mkdir()

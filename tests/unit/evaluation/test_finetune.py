@@ -89,7 +89,7 @@ def test_a_seed_repeats_and_another_differs(folder, data, monkeypatch):
     seen = []
     monkeypatch.setattr(module, "score", lambda metric, predicted, labels: seen.append(predicted) or Score(0.0))
     for seed in (0, 0, 1):
-        finetune(folder, load_task("stsb", data), QUICK, seed)
+        finetune(folder, load_task("stsb", data), Settings(**{**vars(QUICK), "epochs": 1}), seed)
     assert (seen[0] == seen[2]).all()  # two metrics a run
     assert (seen[0] != seen[4]).any()
 
@@ -108,8 +108,8 @@ def test_regression(folder, data):
 def test_other_encoders(tmp_path, data, config, architecture):
     shape = {**tiny.SHAPE, "pad_token_id": 0, "embedding_size": 16}
     path = checkpoint(tmp_path / "other", architecture(config(**shape)))
-    for settings in (QUICK, Settings(**{**vars(QUICK), "layer_decay": 0.9})):
-        assert finetune(path, load_task("cola", data), settings, seed=0)["scores"]["mcc"]["value"] == 1.0
+    settings = Settings(**{**vars(QUICK), "layer_decay": 0.9})
+    assert finetune(path, load_task("cola", data), settings, seed=0)["scores"]["mcc"]["value"] == 1.0
 
 
 def test_dropout_is_the_protocols_where_it_has_one_and_else_the_checkpoints_own(tmp_path, data):
@@ -335,7 +335,8 @@ def test_tasks_that_start_from_mnli_do(folder, data, monkeypatch):
         return tokenizer, model, notes
 
     monkeypatch.setattr(module, "_load", load)
-    protocol = Protocol("quick", "this test", settings=QUICK, seeds=1, from_mnli=frozenset({"rte"}))
+    settings = Settings(**{**vars(QUICK), "epochs": 1})
+    protocol = Protocol("quick", "this test", settings=settings, seeds=1, from_mnli=frozenset({"rte"}))
     suite = plan_suite(folder, ["cola", "rte", "mnli"], protocol, data=data).run()
     embeddings = {name: weight for name, weight, _ in starts}
     assert [name for name, *_ in starts] == ["mnli", "cola", "rte"]

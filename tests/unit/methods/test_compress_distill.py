@@ -218,13 +218,15 @@ def test_the_cut_model_comes_closer_to_its_teacher(tmp_path):
     assert losses(trainer)[-1] < 0.5 * losses(trainer)[3]
 
 
-@pytest.mark.parametrize(("objective", "importance"), [("mlm", "gates"), ("electra", "michel"), ("mcbert", "gates")])
-def test_resumed_run_equals_the_straight_one(tmp_path, objective, importance):
+@pytest.mark.parametrize(
+    ("objective", "importance", "places"), [("electra", "michel", (3, 5)), ("mcbert", "gates", (5,))]
+)
+def test_resumed_run_equals_the_straight_one(tmp_path, objective, importance, places):
+    """Before and after the cut. Masked language models are resumed by tests of contract."""
     ledger = {"compress": {**BOTH, "importance": importance, "distill": 1.0}}
-    saving = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": None}
-    straight = tiny.trainer(tmp_path, ledger, objective=objective, dropout=0.1, **saving)
+    straight = tiny.trainer(tmp_path, ledger, objective=objective, dropout=0.1, saved=places)
     straight.train()
-    for at in (3, 5):
+    for at in places:
         resumed = tiny.trainer(tmp_path / "resumed", ledger, objective=objective, dropout=0.1)
         torch.rand(3)
         resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{at}"))
@@ -234,7 +236,7 @@ def test_resumed_run_equals_the_straight_one(tmp_path, objective, importance):
 
 
 def test_a_teacher_is_in_the_checkpoints_of_its_run_only(tmp_path):
-    trainer = run(tmp_path, 1.0, save_strategy="steps", save_steps=1, save_total_limit=None)
+    trainer = run(tmp_path, 1.0, saved=[3, 5, 7, 8])
     made = type(trainer.model)
     models = {step: made.from_pretrained(tmp_path / f"checkpoint-{step}") for step in (3, 5, 7, 8)}
     assert [teacher_of(model.bert) is not None for model in models.values()] == [False, True, True, False]

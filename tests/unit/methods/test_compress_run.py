@@ -101,8 +101,9 @@ def test_importance_is_that_of_the_loss(tmp_path):
 
 def test_the_control_has_the_same_shape_and_is_drawn_by_lot(tmp_path):
     settings = {"depth": 3, **WIDTHS, "at": 0.5}
-    runs = [run(tmp_path, {**settings, "importance": name}, layers=6) for name in ("michel", "random", "random")]
-    other = run(tmp_path, {**settings, "importance": "random"}, layers=6, seed=8)
+    few = {"layers": 6, "budget": "4steps"}
+    runs = [run(tmp_path, {**settings, "importance": name}, **few) for name in ("michel", "random", "random")]
+    other = run(tmp_path, {**settings, "importance": "random"}, **few, seed=8)
     chosen, control, again = (of.model for of in runs)
     assert control.num_parameters() == chosen.num_parameters() == other.model.num_parameters()
     assert control.export().num_parameters() == chosen.export().num_parameters()
@@ -131,13 +132,12 @@ def test_the_control_keeps_as_many_in_each_layer(tmp_path):
     assert not torch.equal(*(layers_of(model.bert)[2].intermediate.dense.weight for model in models))
 
 
-@pytest.mark.parametrize("importance", ["michel", "gates", "random"])
-def test_resumed_run_equals_the_straight_one(tmp_path, importance):
-    """Before, between and after two cuts; with gates in mid-learning."""
+@pytest.mark.parametrize(("importance", "places"), [("michel", (3, 4, 6)), ("gates", (3, 4))])
+def test_resumed_run_equals_the_straight_one(tmp_path, importance, places):
+    """Before, between and after two cuts; with gates in mid-learning. The control is resumed by tests of contract."""
     settings = {**WIDTHS, "depth": 3, "importance": importance, "at": 0.5, "rounds": 2, "until": 0.6}
-    saving = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": None}
-    straight = run(tmp_path, settings, dropout=0.1, **saving)
-    for at in (3, 4, 6):
+    straight = run(tmp_path, settings, dropout=0.1, saved=places)
+    for at in places:
         resumed = tiny.trainer(tmp_path / "resumed", {"compress": settings}, dropout=0.1)
         resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{at}"))
         assert [event["step"] for event in resumed.model.config.events] == [4, 5]
@@ -214,7 +214,7 @@ def test_what_cannot_follow_is_refused_when_widths_change_only(tmp_path):
 
 
 def test_a_finished_model_is_not_cut_again(tmp_path):
-    trainer = run(tmp_path, {**WIDTHS, "at": 0.5}, save_strategy="steps", save_steps=8)
+    trainer = run(tmp_path, {**WIDTHS, "at": 0.5}, saved=[8])
     again = type(trainer.model).from_pretrained(tmp_path / "checkpoint-8")
     assert widths_of(again.bert) == widths_of(trainer.model.bert)
     assert not again.methods[0].changes_parameters
@@ -222,7 +222,7 @@ def test_a_finished_model_is_not_cut_again(tmp_path):
 
 
 def test_a_new_run_on_a_cut_model_says_what_is_left(tmp_path, caplog):
-    trainer = run(tmp_path, {**WIDTHS, "at": 0.5}, save_strategy="steps", save_steps=8)
+    trainer = run(tmp_path, {**WIDTHS, "at": 0.5}, saved=[8])
     again = type(trainer.model).from_pretrained(tmp_path / "checkpoint-8")
     with caplog.at_level("WARNING"):
         again.methods[0].prepare(again.bert, RunContext(0, 0.0))

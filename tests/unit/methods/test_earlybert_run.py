@@ -165,14 +165,13 @@ def test_masks_are_made_only_when_they_are_due(tmp_path, monkeypatch):
     assert "too few masks to compare" in trainer.model.config.events[0]["what"]
 
 
-@pytest.mark.parametrize("weights", ["rewind", "keep"])
-def test_resumed_in_the_search_and_after_it(tmp_path, weights):
+@pytest.mark.parametrize(("weights", "places"), [("rewind", (3, 4, 5)), ("keep", (1, 4))])
+def test_resumed_in_the_search_and_after_it(tmp_path, weights, places):
     """Bit for bit, with all that the model holds, before, at and after the draw."""
     settings = {**LONG, "weights": weights, "gate_learning_rate": 0.1}
-    saving = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": None}
-    straight = made(tmp_path, settings, dropout=0.1, **saving)
+    straight = made(tmp_path, settings, dropout=0.1, saved=places)
     straight.train()
-    for at in (1, 3, 4, 5):
+    for at in places:
         resumed = made(tmp_path / "resumed", settings, dropout=0.1)
         resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{at}"))
         assert straight.model.state_dict().keys() == resumed.model.state_dict().keys()
@@ -334,13 +333,13 @@ def test_only_the_main_model_is_cut(tmp_path, objective):
 
 def test_several_processes_are_refused_until_the_ticket_is_drawn(tmp_path):
     """Before a run begins, and after a checkpoint is loaded, which may be of after the draw."""
-    trainer = made(tmp_path, save_strategy="steps", save_steps=5)
+    trainer = made(tmp_path, saved=[5])
     with pytest.raises(EffptError, match=r"2 processes cannot follow .* resume from a checkpoint"):
         checks.check_processes(trainer.methods, 2)
     trainer.train()
     checks.check_processes(trainer.methods, 2)
     found = []
-    resumed = made(tmp_path, save_strategy="steps", save_steps=5)
+    resumed = made(tmp_path)
     check = checks.check_processes
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checks, "check_processes", lambda methods, _: found.append(check(methods, 2)))
@@ -352,7 +351,7 @@ def test_several_processes_are_refused_until_the_ticket_is_drawn(tmp_path):
 
 def test_a_new_run_does_not_go_on_with_an_old_search(tmp_path):
     settings = {**LONG, "after": 0.5, "max_search_steps": 0.25}
-    first = made(tmp_path, settings, save_strategy="steps", save_steps=5)
+    first = made(tmp_path, settings, saved=[5])
     first.add_callback(tiny.StopAfter(5))
     first.train()
     model = type(first.model).from_pretrained(tmp_path / "checkpoint-5")

@@ -23,7 +23,6 @@ ORDERS = {
 }
 SEARCH = {"max_search_steps": 0.4, "every": 1, "epsilon": 0.0, "window": 3}
 LEDGERS = {
-    "compress": {"compress": {"depth": 2, "at": 0.5}},
     "compress in rounds": {
         "compress": {"depth": 2, "head_keep": 0.5, "ffn_keep": 0.5, "at": 0.3, "rounds": 2, "until": 0.6}
     },
@@ -32,7 +31,6 @@ LEDGERS = {
     "compress, distilled": {"compress": {"depth": 2, "ffn_keep": 0.5, "importance": "magnitude", "distill": 1.0}},
     "earlybert": {"earlybert": SEARCH},
     "earlybert at random": {"earlybert": {**SEARCH, "ticket": "random"}},
-    "earlybert by michel": {"earlybert": {"max_search_steps": 0.4, "ticket": "michel"}},
     "layerdrop": {"layerdrop": {"p": 0.6, "rate": "pld", "heads": 0.3}},
     "layerdrop in groups": {"layerdrop": {"p": 0.6, "group": 2}},
     "layerskip": {"layerskip": {"target": 0.4, "evaluation": "hardened"}},
@@ -115,8 +113,7 @@ def test_a_grown_model_is_cut_to_every_other_layer_that_runs(tmp_path):
 
 def test_cuts_in_rounds_leave_every_other_layer_of_the_whole_model(tmp_path):
     settings = {"depth": 2, "at": 0.6, "rounds": 2, "until": 0.8}
-    saving = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": None}
-    trainer = tiny.trainer(tmp_path, {"stacking": GROWING, "compress": settings}, **saving)
+    trainer = tiny.trainer(tmp_path, {"stacking": GROWING, "compress": settings}, saved=[6])
     trainer.train()
     assert [event["kept"] for event in trainer.model.config.events if event["method"] == "compress"] == [
         [0, 2, 3],

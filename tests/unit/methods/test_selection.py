@@ -24,8 +24,8 @@ def made(name, **resolved):
     return kind(ResolvedSettings(**{**kind.defaults, **resolved}), CONFIG)
 
 
-def shares(strategy, scores, number=1, draws=3000, fraction=0.5):
-    """How often each row is picked."""
+def shares(strategy, scores, number=1, draws=1000, fraction=0.5):
+    """How often each row is picked; a share of a half has a standard deviation of 0.016."""
     counts_N = torch.zeros(len(scores))
     for step in range(draws):
         counts_N[strategy.pick(pool(torch.tensor(scores), step=step, fraction=fraction), number)] += 1
@@ -91,9 +91,9 @@ def test_of_equal_scores_the_lower_id_is_first():
 def test_sampling_goes_by_the_weights_and_puts_nothing_back():
     weights = torch.tensor([1.0, 2.0, 3.0, 4.0])
     counts = torch.zeros(4)
-    for step in range(3000):
+    for step in range(1000):
         counts[sample(weights, pool(number=4, step=step), 1)] += 1
-    assert torch.allclose(counts / 3000, weights / 10, atol=0.03)
+    assert torch.allclose(counts / 1000, weights / 10, atol=0.05)
     picked = sample(weights, pool(number=4), 3).tolist()
     assert picked == sorted(set(picked))
     assert len(picked) == 3
@@ -178,7 +178,7 @@ def test_infobatch_without_room_draws_uniformly_and_weighs_nothing():
     strategy.mean = 2.5
     rows = pool(torch.tensor([1.0, 3.0, 4.0, 5.0]))
     assert strategy.loss_weight_inputs(rows, strategy.pick(rows, 2)).tolist() == [1.0, 1.0]
-    assert torch.allclose(shares(strategy, [1.0, 3.0, 4.0, 5.0], 2), torch.full((4,), 0.5), atol=0.04)
+    assert torch.allclose(shares(strategy, [1.0, 3.0, 4.0, 5.0], 2), torch.full((4,), 0.5), atol=0.05)
 
 
 def test_infobatch_weighs_each_token_by_its_row():
@@ -193,21 +193,21 @@ def test_infobatch_weighs_each_token_by_its_row():
 def test_loss_rank_picks_with_probabilities_that_fall_with_the_rank(fraction):
     expected = torch.exp(-math.log(100.0) * (1 - fraction) * torch.arange(4) / 4)
     found = shares(made("loss_rank"), [3.0, 2.0, 9.0, 1.0], fraction=fraction)
-    assert torch.allclose(found[[2, 0, 1, 3]], expected / expected.sum(), atol=0.03)
+    assert torch.allclose(found[[2, 0, 1, 3]], expected / expected.sum(), atol=0.05)
 
 
 @pytest.mark.parametrize("keep", [0.5, 1 / 3])
 def test_selective_backprop_goes_by_the_rank_among_all_losses_lately(keep):
     strategy = made("selective_backprop", keep=keep, queue=8)
     weights = torch.tensor([0.25, 0.5, 0.75, 1.0]) ** (1 / keep - 1)
-    assert torch.allclose(shares(strategy, [1.0, 2.0, 3.0, 4.0]), (weights / weights.sum()).float(), atol=0.03)
+    assert torch.allclose(shares(strategy, [1.0, 2.0, 3.0, 4.0]), (weights / weights.sum()).float(), atol=0.05)
     assert strategy.size == 8
     strategy.pick(pool(torch.tensor([7.0, 8.0])), 1)
     assert sorted(strategy.history.tolist()) == [1.0, 2.0, 3.0, 3.0, 4.0, 4.0, 7.0, 8.0]
 
 
 def test_random_picks_by_lot():
-    assert torch.allclose(shares(made("random"), [1.0, 2.0, 3.0, 4.0], 2), torch.full((4,), 0.5), atol=0.04)
+    assert torch.allclose(shares(made("random"), [1.0, 2.0, 3.0, 4.0], 2), torch.full((4,), 0.5), atol=0.05)
 
 
 @pytest.mark.parametrize("name", ["random", "selective_backprop", "loss_rank", "rho", "infobatch"])

@@ -94,9 +94,8 @@ def test_no_notes_are_taken_while_rows_are_judged(tmp_path):
 
 def test_layers_that_are_skipped_are_skipped_on_picked_rows(tmp_path):
     ledger = selection("selective_backprop") | {"layerskip": {"target": 0.4, "estimator": "reinforce"}}
-    settings = {"save_strategy": "steps", "save_steps": 4, "layers": 4}
-    straight = run(tmp_path, ledger, **settings)
-    resumed = run(tmp_path, ledger, train=False, **settings)
+    straight = run(tmp_path, ledger, layers=4, saved=[4])
+    resumed = run(tmp_path, ledger, train=False, layers=4)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert_same_run(straight, resumed)
 
@@ -120,8 +119,8 @@ def test_layers_that_are_skipped_are_skipped_on_picked_rows(tmp_path):
 )
 def test_other_objectives_are_selected_for_and_resumed(tmp_path, objective, settings, scorer):
     ledger = selection(**{"strategy": "perceptron_ensemble", **settings})
-    more = {"objective": objective, "save_strategy": "steps", "save_steps": 2, "budget": "4steps"}
-    straight = run(tmp_path, ledger, **more)
+    more = {"objective": objective, "budget": "3steps"}
+    straight = run(tmp_path, ledger, saved=[2], **more)
     assert straight.methods[0].resolved.scorer == scorer
     resumed = run(tmp_path, ledger, train=False, **more)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))

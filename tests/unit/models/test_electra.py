@@ -287,10 +287,10 @@ def test_projections_and_the_last_layer_begin_as_in_tensorflow():
 def test_learns_to_tell_fakes_apart():
     """On 32 rows the generator comes to guess right, and the discriminator to find what is replaced."""
     torch.manual_seed(0)
-    model = tiny.joint(num_hidden_layers=2).train()
+    model = tiny.joint(num_hidden_layers=1).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=6e-3)
     batches, rates = [tiny.batch(32, seed=seed) for seed in range(8)], []
-    for step in range(150):
+    for step in range(80):
         output = model(**batches[step % 8])
         output.loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -300,13 +300,13 @@ def test_learns_to_tell_fakes_apart():
     late = sum(rates[-8:]) / 8
     assert late < sum(rates[:8]) / 8
     figures = {name: value.item() for name, value in model.electra.metric_accumulator.take().items()}
-    assert figures["tokens"] == 150 * 32 * 16
+    assert figures["tokens"] == 80 * 32 * 16
     with torch.no_grad():
         output = model.eval()(**batches[3])
     fake, real = output.logits[output.replaced], output.logits[~output.replaced]
     auc = (fake[:, None] > real[None]).double().mean().item()
-    assert auc > 0.9
-    assert output.main_loss < prior_entropy(output.replaced.double().mean().item())
+    assert auc > 0.8
+    assert output.main_loss < 0.8 * prior_entropy(output.replaced.double().mean().item())
 
 
 def test_prior_entropy():

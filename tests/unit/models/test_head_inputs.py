@@ -197,7 +197,7 @@ def test_a_representation_is_the_mean_over_the_tokens_of_the_row(objective):
     plain = {"input_ids": ids}
     for layers in (1, 2, None):
         cut = copy.deepcopy(model)
-        set_order(cut.backbone, range(layers or 4))
+        set_order(cut.backbone, range(layers or 2))
         expected = cut.backbone(ids).last_hidden_state.mean(dim=1)
         assert torch.allclose(model.mean_pool(plain, layers), expected, atol=1e-6)
     mask = {"input_ids": ids, "attention_mask": real.long()}

@@ -30,10 +30,14 @@ def with_head(source, names):
 
 OURS = with_head(hf_effpt, hf_effpt.__all__)
 PRUNED = [cls for home in (pruned_bert, pruned_modernbert) for cls in with_head(home, home.__all__)]
+NAMED = tuple(
+    f"{name}Bert"
+    for name in ("Compressible", "Early", "LayerDrop", "LayerSkip", "Lottery", "Selection", "Stackable", "TNF")
+)
 CASES = [
     *((cls, "whole") for cls in OURS),
-    # EarlyBERT and compression cut layers themselves, and start from whole ones.
-    *((cls, "sliced") for cls in OURS if not cls.__name__.startswith(("EarlyBert", "CompressibleBert"))),
+    # Classes named by a method are those of `EffptBert`; two cut layers themselves, and start from whole ones.
+    *((cls, "sliced") for cls in OURS if not cls.__name__.startswith(NAMED)),
     *((cls, "gated") for cls in OURS if cls.__name__.startswith("EffptBert")),
     *((cls, "sliced") for cls in PRUNED),
 ]

@@ -463,19 +463,23 @@ def test_impossible_settings_are_refused(changes, message):
 
 @pytest.mark.slow
 def test_training_gets_below_the_floor_of_always_rejecting():
+    """On rows of four words, beside a generator whose own layers learn nothing."""
     made = model(num_hidden_layers=1).train()
+    for part in (made.generator.electra.encoder, made.generator.generator_predictions):
+        part.requires_grad_(False)
     optimizer = torch.optim.AdamW(made.parameters(), lr=5e-3)
-    rows = torch.tensor(tiny.rows(32)["input_ids"])
+    rows = torch.tensor(tiny.rows(16)["input_ids"])
+    rows[:, 1:-1] = 5 + rows[:, 1:-1] % 4
     sums = {}
-    for step in range(400):
+    for step in range(40):
         generator = torch.Generator().manual_seed(step)
-        positions = 1 + torch.rand(32, tiny.LENGTH - 2, generator=generator).argsort(dim=1)[:, :2]
+        positions = 1 + torch.rand(16, tiny.LENGTH - 2, generator=generator).argsort(dim=1)[:, :2]
         labels = torch.full_like(rows, -100).scatter(1, positions, rows.gather(1, positions))
         output = made(input_ids=rows.scatter(1, positions, 4), labels=labels, masked_positions=positions)
         output.loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        if step >= 380:
+        if step >= 30:
             sums = {name: sums.get(name, 0.0) + value.item() for name, value in output.sums.items()}
     figures = made.metrics(sums)
     assert figures["candidate_loss"] < 0.8 * figures["floor"], figures

@@ -20,13 +20,14 @@ DISENTANGLED = "electra, disentangled"
 
 
 def made(kind, ledger):
+    few = {"num_hidden_layers": 2}
     if kind in tiny.BACKBONES:
-        return tiny.masked_lm(kind, ledger)
+        return tiny.masked_lm(kind, ledger, **few)
     if kind.startswith("modern "):
-        return tiny.joint(kind.removeprefix("modern "), ledger, "modernbert")
+        return tiny.joint(kind.removeprefix("modern "), ledger, "modernbert", **few)
     if kind == DISENTANGLED:
-        return tiny.joint("electra", ledger, embedding_sharing="disentangled")
-    return tiny.joint(kind, ledger)
+        return tiny.joint("electra", ledger, embedding_sharing="disentangled", **few)
+    return tiny.joint(kind, ledger, **few)
 
 
 def rows(size):
@@ -61,7 +62,7 @@ def test_a_longer_vocabulary_is_learned_from_and_saved(tmp_path, kind, name):
 @pytest.mark.parametrize("backbone", tiny.BACKBONES)
 @pytest.mark.parametrize("name", LEDGERS)
 def test_a_shorter_vocabulary_is_saved(tmp_path, backbone, name):
-    model = tiny.masked_lm(backbone, LEDGERS[name])
+    model = made(backbone, LEDGERS[name])
     model.resize_token_embeddings(SHORT)
     assert model.train()(**rows(SHORT)).loss.isfinite()
     assert_is_loaded(model, tmp_path)

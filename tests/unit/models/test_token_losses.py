@@ -15,8 +15,8 @@ def made(objective):
     torch.manual_seed(0)
     name, *changes = objective.split()
     if name == "mlm":
-        return tiny.model(**PLAIN).train()
-    return tiny.joint(name, **({"candidates_at": "masked"} if changes else {})).train()
+        return tiny.model(**PLAIN, num_hidden_layers=2).train()
+    return tiny.joint(name, num_hidden_layers=2, **({"candidates_at": "masked"} if changes else {})).train()
 
 
 def batch(objective, rows=6):

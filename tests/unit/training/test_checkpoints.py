@@ -29,6 +29,19 @@ def run(folder, **changes):
     return trainer
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run, its checkpoints in the folder `args.output_dir`."""
+    torch.set_num_threads(1)
+    return run(tmp_path_factory.mktemp("finished"))
+
+
+@pytest.fixture
+def ran(finished, tmp_path):
+    """A folder with a copy of the checkpoints of a finished run."""
+    return shutil.copytree(finished.args.output_dir, tmp_path, dirs_exist_ok=True)
+
+
 def truncate(path):
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
@@ -38,8 +51,8 @@ def truncate(path):
     "name", ["model.safetensors", "optimizer.pt", "trainer_state.json", "config.json", "scheduler.pt", "rng_state.pth"]
 )
 @pytest.mark.parametrize("harm", [truncate, lambda path: path.unlink()], ids=["cut short", "missing"])
+@pytest.mark.usefixtures("ran")
 def test_a_damaged_checkpoint_is_refused_and_the_last_whole_one_named(tmp_path, name, harm):
-    run(tmp_path)
     harm(tmp_path / "checkpoint-8" / name)
     with pytest.raises(
         EffptError, match=rf"checkpoint-8 cannot be used: `{name}` .*resume from the last whole one: .*-6"
@@ -48,8 +61,8 @@ def test_a_damaged_checkpoint_is_refused_and_the_last_whole_one_named(tmp_path, 
     assert fault(tmp_path / "checkpoint-6") is None
 
 
+@pytest.mark.usefixtures("ran")
 def test_bytes_changed_inside_an_archive_are_found(tmp_path):
-    run(tmp_path)
     archive = tmp_path / "checkpoint-8" / "optimizer.pt"
     data = bytearray(archive.read_bytes())
     data[len(data) // 2 : len(data) // 2 + 64] = bytes(64)[::-1].replace(b"\0", b"\7")
@@ -59,8 +72,8 @@ def test_bytes_changed_inside_an_archive_are_found(tmp_path):
     assert fault(tmp_path / "checkpoint-6") == "`rng_state.pth` is missing"
 
 
+@pytest.mark.usefixtures("ran")
 def test_rotation_keeps_what_was_just_written_and_counts_whole_ones_only(tmp_path):
-    run(tmp_path)
     truncate(tmp_path / "checkpoint-8" / "model.safetensors")
     resumed = tiny.trainer(tmp_path, **{**SAVING, "save_total_limit": 1})
     resumed.add_callback(tiny.StopAfter(7))
@@ -76,10 +89,12 @@ def test_resuming_with_other_rows_is_refused(tmp_path):
     def trainer(rows):
         given = {
             "model": tiny.model(),
-            "args": tiny.arguments(tmp_path, **SAVING),
+            "args": tiny.arguments(tmp_path, **{**SAVING, "save_steps": 4}),
             "processing_class": tiny.tokenizer(),
         }
-        return EffptTrainer(**given, train_dataset=rows)
+        made = EffptTrainer(**given, train_dataset=rows)
+        made.cost.counter = tiny.RoughCounter()
+        return made
 
     rows = packed("w1 w2 w3 w4 w5")
     trainer(rows).train()
@@ -89,10 +104,12 @@ def test_resuming_with_other_rows_is_refused(tmp_path):
 
 
 def test_resuming_with_other_methods_is_refused(tmp_path):
-    tiny.trainer(tmp_path, {"layerdrop": {"p": 0.2}}, **SAVING).train()
+    tiny.trainer(tmp_path, {"layerdrop": {"p": 0.2}}, budget="5steps", saved=[4]).train()
     for ledger, told in (({"layerdrop": {"p": 0.4}}, "'p': 0.4"), ({}, "no `layerdrop`")):
         with pytest.raises(EffptError, match=f"a run with `layerdrop: .*0.2.*{told}"):
-            tiny.trainer(tmp_path, ledger, **SAVING).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+            tiny.trainer(tmp_path, ledger, budget="5steps").train(
+                resume_from_checkpoint=str(tmp_path / "checkpoint-4")
+            )
 
 
 def test_without_any_checkpoint_there_is_a_way_out(tmp_path):
@@ -102,16 +119,16 @@ def test_without_any_checkpoint_there_is_a_way_out(tmp_path):
         tiny.trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path / "nowhere"))
 
 
+@pytest.mark.usefixtures("ran")
 def test_weights_that_do_not_fit_their_configuration_are_refused(tmp_path):
-    run(tmp_path)
     config = tmp_path / "checkpoint-8" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"num_hidden_layers": 5}))
     with pytest.raises(EffptError, match="do not fit its configuration: missing"):
         tiny.trainer(tmp_path).train(resume_from_checkpoint=True)
 
 
+@pytest.mark.usefixtures("ran")
 def test_a_checkpoint_of_another_trainer_is_refused(tmp_path):
-    run(tmp_path)
     state = tmp_path / "checkpoint-8" / "trainer_state.json"
     state.write_text(json.dumps(json.loads(state.read_text()) | {"stateful_callbacks": {}}))
     with pytest.raises(EffptError, match="another Trainer has saved it; load its weights"):
@@ -119,7 +136,7 @@ def test_a_checkpoint_of_another_trainer_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("failing", ["optimizer.pt", "model.safetensors", "trainer_state.json"])
-def test_a_full_disk_leaves_the_previous_checkpoint_whole(tmp_path, monkeypatch, failing):
+def test_a_full_disk_leaves_the_previous_checkpoint_whole(tmp_path, finished, monkeypatch, failing):
     trainer = tiny.trainer(tmp_path, **SAVING)
 
     def full_at_step_6(write):
@@ -142,10 +159,9 @@ def test_a_full_disk_leaves_the_previous_checkpoint_whole(tmp_path, monkeypatch,
     assert [folder.name for folder in checkpoints_in(tmp_path)] == ["checkpoint-2", "checkpoint-4"]
     assert all(fault(folder) is None for folder in checkpoints_in(tmp_path))
     assert not list(tmp_path.glob(".*"))
-    resumed = tiny.trainer(tmp_path, **SAVING)
+    resumed = tiny.trainer(tmp_path)
     resumed.train(resume_from_checkpoint=True)
-    straight = run(tmp_path / "straight")
-    for name, weight in tiny.weights(straight.model).items():
+    for name, weight in tiny.weights(finished.model).items():
         assert torch.equal(weight, dict(resumed.model.named_parameters())[name])
 
 
@@ -183,24 +199,25 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path):
     assert [folder.name for folder in checkpoints_in(tmp_path)] == ["checkpoint-6", "checkpoint-8"]
 
 
-def test_resuming_a_finished_run_does_nothing(tmp_path):
-    before = tiny.weights(run(tmp_path).model)
+@pytest.mark.usefixtures("ran")
+def test_resuming_a_finished_run_does_nothing(tmp_path, finished):
+    before = tiny.weights(finished.model)
     again = tiny.trainer(tmp_path, **SAVING)
     assert again.train(resume_from_checkpoint=True).global_step == 8
     for name, weight in tiny.weights(again.model).items():
         assert torch.equal(weight, before[name])
 
 
+@pytest.mark.usefixtures("ran")
 def test_a_longer_budget_goes_on(tmp_path):
-    run(tmp_path)
-    longer = tiny.trainer(tmp_path, **{**SAVING, "budget": "12steps"})
+    longer = tiny.trainer(tmp_path, budget="10steps")
     longer.train(resume_from_checkpoint=True)
-    assert longer.state.global_step == 12
+    assert longer.state.global_step == 10
 
 
+@pytest.mark.usefixtures("ran")
 def test_a_second_batch_size_goes_on_where_the_first_stopped(tmp_path):
     """The data stream is entered by row, so no row is seen twice in a pass."""
-    run(tmp_path, budget="8steps", save_steps=6)
     other = tiny.trainer(tmp_path, **{**SAVING, "per_device_train_batch_size": 8, "budget": "9steps"})
     first = []
     collate = other.data_collator

@@ -28,8 +28,8 @@ from tests.contract.runs import assert_same_optimizer, losses_of
     ids=["mcbert", "layerdrop", "layerskip", "grown", "before a cut", "after a cut", "earlybert", "lottery"],
 )
 def test_a_resumed_run_repeats_the_straight_one(tmp_path, methods, at, settings):
-    settings = {"optim": "muon", "learning_rate": 5e-3, "save_strategy": "steps", "save_steps": at, **settings}
-    straight, resumed = (tiny.trainer(tmp_path, methods, save_total_limit=None, **settings) for _ in range(2))
+    settings = {"optim": "muon", "learning_rate": 5e-3, **settings}
+    straight, resumed = (tiny.trainer(tmp_path, methods, saved=saved, **settings) for saved in ([at], []))
     straight.train()
     resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{at}"))
     tiny.assert_same_weights(straight.model, resumed.model)
