@@ -128,9 +128,8 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Adds the weights after an optimizer step; the run pays for the time."""
-        if self.settings is None:
-            return
+        """Adds the weights after an optimizer step, if there are `settings`; the run pays for the time."""
+        assert self.settings is not None
         began, cost, fraction = time.perf_counter(), self.trainer.cost, self.trainer.clock.fraction
         every, now = self.settings.every, list(self._parameters().values())
         if not self.held or (self.settings.kind == "lawa" and int(fraction / every) > int(self.seen / every)):

@@ -61,7 +61,8 @@ class ClockCallback(TrainerCallback, ExportableState):
             control.should_evaluate = True
         if trainer.methods:
             self.advance_methods()
-        trainer.average.update()
+        if trainer.average.settings is not None:
+            trainer.average.update()
         if trainer.clock.finished:
             trainer.cost.timekeeper.settle()
             control.should_training_stop = True

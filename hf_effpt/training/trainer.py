@@ -165,8 +165,7 @@ class EffptTrainer(Trainer):
                 self.model.snapshot.take(self.model)
         checks.check_processes(self.methods, self.args.world_size)
         self.branches.begin()
-        if self.args.compile_layers:
-            # Layer by layer, so that dropped or added layers do not recompile the others.
+        if self.args.compile_layers:  # layer by layer, so that dropped or added ones do not recompile the others
             for layer in layers_of(self.model.backbone).children():
                 layer.compile()
         with carbon.tracking(self.args, self.cost.timekeeper):
@@ -189,9 +188,9 @@ class EffptTrainer(Trainer):
 
         A method may restart the learning rate within a part of the budget.
         """
-        since, until = span_of(self.model.config)
-        since, until = max(since, self.cost.upfront_fraction), min(until, self.clock.end)
-        return min(1.0, (self.clock.fraction - since) / (until - since)) if since < until else 1.0
+        (since, until), clock = span_of(self.model.config), self.cost.clock
+        since, until = max(since, self.cost.upfront_fraction), min(until, clock.end)
+        return min(1.0, (clock.fraction - since) / (until - since)) if since < until else 1.0
 
     @property
     def is_warming_up(self) -> bool:
@@ -369,7 +368,8 @@ class EffptTrainer(Trainer):
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         super()._maybe_log_save_evaluate(*args, **kwargs)
-        self.branches.save_due()
+        if self.args.branches:
+            self.branches.save_due()
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         if self.branches.current is not None:  # it is short, and starts again from its checkpoint

@@ -48,16 +48,9 @@ class Forked:
 
 @pytest.fixture
 def here(monkeypatch, tmp_path):
-    """Runs an example, on few rows a step, in this process, which has done slow imports; returns what it prints."""
+    """Runs an example in this process, which has imported what takes longest, and returns what it prints."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(EXAMPLES))
-    check = EffptTrainingArguments.__post_init__
-
-    def of_few_rows(args):
-        args.per_device_train_batch_size = min(4, args.per_device_train_batch_size)
-        check(args)
-
-    monkeypatch.setattr(EffptTrainingArguments, "__post_init__", of_few_rows)
 
     def run_here(script, *arguments):
         monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
@@ -68,6 +61,18 @@ def here(monkeypatch, tmp_path):
     level = logging.getLogger("hf_effpt").level
     yield run_here
     logging.getLogger("hf_effpt").setLevel(level)  # which an example may have changed
+
+
+@pytest.fixture
+def few_rows(monkeypatch):
+    """Micro-batches of four rows where an example leaves their number out."""
+    check = EffptTrainingArguments.__post_init__
+
+    def of_few_rows(args):
+        args.per_device_train_batch_size = min(4, args.per_device_train_batch_size)
+        check(args)
+
+    monkeypatch.setattr(EffptTrainingArguments, "__post_init__", of_few_rows)
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +90,7 @@ def test_examples_are_short():
         assert len(script.read_text().splitlines()) <= 60, script.name
 
 
+@pytest.mark.usefixtures("few_rows")
 @pytest.mark.parametrize(
     "script",
     [
@@ -127,6 +133,7 @@ def test_training_examples(corpus, tmp_path, here, script, monkeypatch):
         )
 
 
+@pytest.mark.usefixtures("few_rows")
 def test_from_text_to_a_measured_model(corpus, tmp_path, here):
     """The first examples, one after another."""
     printed = here("01_pretrain.py", corpus, "--budget", "4steps", "--vocab_size", "256", "--out", "run")
@@ -147,6 +154,7 @@ def test_from_text_to_a_measured_model(corpus, tmp_path, here):
     assert (tmp_path / "run" / "loss.png").stat().st_size > 5000
 
 
+@pytest.mark.usefixtures("few_rows")
 def test_lottery_example(corpus, tmp_path, here):
     printed = here("14_lottery.py", corpus, "--budget", "6steps", "--vocab_size", "256", "--out", "run")
     assert "50% of the weights are zero" in printed
@@ -155,6 +163,7 @@ def test_lottery_example(corpus, tmp_path, here):
         assert (tmp_path / "run" / name).is_file(), name
 
 
+@pytest.mark.usefixtures("few_rows")
 @pytest.mark.parametrize(
     ("script", "settings"),
     [
