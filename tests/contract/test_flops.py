@@ -4,11 +4,12 @@ import pytest
 
 from hf_effpt.training.flops import FlopCounter
 
-from .flops import VARIED, count_run, ledgers, variants_of
+from .flops import INTO_LAYERS, VARIED, count_run, ledgers, variants_of
 
-# A method costs the same beside a generator, so that there those will do that change what is computed; the table that
-# the module below prints has all of them.
-RUNS = [(objective, name) for objective in ("mlm", "modernbert") for name in ledgers(objective)]
+# A method costs the same in another encoder or beside a generator, so that there those will do that change what is
+# computed; the table that the module below prints has all of them.
+RUNS = [("mlm", name) for name in ledgers("mlm")]
+RUNS += [("modernbert", name) for name in (*INTO_LAYERS, "compress", "tnf")]
 RUNS += [(objective, name) for objective in ("electra", "mcbert") for name in ("none", "append_top", "compress")]
 
 

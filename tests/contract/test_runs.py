@@ -15,6 +15,7 @@ from transformers import AutoConfig
 from hf_effpt.core.anatomy import layers_of
 from hf_effpt.core.objectives import OBJECTIVES
 from hf_effpt.core.registry import METHODS
+from hf_effpt.methods.stacking.ligo import learn_growth
 from tests import tiny
 
 from . import runs as contract
@@ -145,6 +146,14 @@ class TestModernBert(MaskedLanguageModel):
         contract.check_resumption(runs, "mlm", VARIANTS[variant], at=4, dropout=0.0)
 
 
+@pytest.fixture(scope="class")
+def _short_lessons():
+    """LiGO learns each growth in a few steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(learn_growth.__kwdefaults__, "steps", 10)
+        yield
+
+
 class TestWithoutDropout:
     """The last layer then computes masked positions only."""
 
@@ -154,6 +163,7 @@ class TestWithoutDropout:
         contract.check_resumption(runs, "mlm", ledger, at, dropout=0.0)
 
 
+@pytest.mark.usefixtures("_short_lessons")
 class TestVariants:
     @pytest.mark.parametrize(
         ("variant", "at"), [(name, contract.RESUMED_AT[place % 3]) for place, name in enumerate(VARIANTS)]

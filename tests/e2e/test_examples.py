@@ -31,11 +31,11 @@ class Forked:
 
     def __init__(self, command, env, stdout, stderr):
         _, *words = command
-        function = "run_module" if words[0] == "-m" else "run_path"
+        function, options = ("run_module", ", alter_sys=True") if words[0] == "-m" else ("run_path", "")
         name, *arguments = words[words[0] == "-m" :]
         # its parent is the server of processes, without which it would end
         code = f"import os, runpy; os.getppid = lambda: {os.getpid()}; "
-        code += f"runpy.{function}({name!r}, run_name='__main__', alter_sys=True)"
+        code += f"runpy.{function}({name!r}, run_name='__main__'{options})"
         places = [str(EXAMPLES), str(EXAMPLES.parent)]
         self._started = Started(code, *arguments, folder=Path.cwd(), name=stdout.name, environment=env, path=places)
 
@@ -258,7 +258,8 @@ def test_compressed_comparison(corpus, tmp_path, here):
 
 
 @pytest.mark.slow
-def test_against_stock(corpus, tmp_path, here):
+def test_against_stock(corpus, tmp_path, here, monkeypatch):
+    monkeypatch.setattr(run_launcher, "subprocess", SimpleNamespace(Popen=Forked, STDOUT=None))
     recipe = {
         "model": {"size": "tiny"},
         "data": {"dataset": str(corpus), "sequence_length": 64, "vocab_size": 256, "validation": 0.05},

@@ -54,7 +54,7 @@ def trained(out, objective, methods, rows):
     backbone, objective = ("modernbert", "mlm") if objective in ("modernbert", "muon") else ("bert", objective)
     trainer = tiny.trainer(
         out, methods, objective=objective, backbone=backbone, per_device_train_batch_size=rows,
-        gradient_accumulation_steps=2, save_strategy="steps", save_steps=5, **optimizer,
+        gradient_accumulation_steps=2, save_strategy="steps", save_steps=3, budget="6steps", **optimizer,
     )  # fmt: skip
     trainer.train()
     metrics = trainer.evaluate()
@@ -96,7 +96,7 @@ def test_two_processes_equal_one(tmp_path, subtests):
             assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
             for weight_name, weight in one["weights"].items():
                 assert torch.allclose(weight, two["weights"][weight_name], atol=5e-6), weight_name
-            assert (tmp_path / "two" / name / "checkpoint-5" / "rng_state_1.pth").is_file()
+            assert (tmp_path / "two" / name / "checkpoint-3" / "rng_state_1.pth").is_file()
     with subtests.test("start"):  # that of the first process
         first, second = (torch.load(tmp_path / "two" / f"start-{rank}.pt") for rank in range(2))
         assert torch.equal(first, second)
