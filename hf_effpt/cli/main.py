@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
-from hf_effpt.core.errors import EffptError
+from hf_effpt.core.errors import EffptError, RunStopped
 from hf_effpt.core.files import is_disk_full
 
 from . import compare, evaluate, export, methods, pretrain, push, tokenizer
@@ -49,6 +49,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `effpt` and returns its exit code: 0, 2 for bad input, 1 for a full disk, 130 if interrupted.
 
+    It is 75 if a run was stopped by a signal and can be resumed.
+
     Args:
         argv (`Sequence[str]`, *optional*): the words after `effpt`; by default those of this process.
     """
@@ -71,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             command = f"effpt {args.command}"
             raise EffptError(f"`{command}` does not take `{' '.join(args.settings)}`; see `{command} --help`.")
         COMMANDS[args.command].run(args)
+    except RunStopped as stop:
+        return _fail(stop.exit_code, str(stop))
     except EffptError as error:
         return _fail(2, str(error))
     except Exception as error:

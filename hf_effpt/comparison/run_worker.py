@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from hf_effpt.core.errors import EffptError
+from hf_effpt.core.errors import EffptError, RunStopped
 from hf_effpt.core.files import read_json, write_json
 from hf_effpt.evaluation.suite import evaluate
 from hf_effpt.pretraining import pretrain
@@ -74,6 +74,9 @@ def main() -> int:
         run(request)
     except Timeout:
         return BUSY
+    except RunStopped as stop:
+        print(f"effpt: {stop}", file=sys.stderr)
+        return stop.exit_code
     except EffptError as error:
         print(f"effpt: {error}", file=sys.stderr)
         return 2

@@ -25,6 +25,7 @@ cost                    cost of steps and methods, charged to the clock
   carbon                `report_to: codecarbon`
 evaluation_loop         logged metrics and held-out loss
 checkpoints             checking, loading and saving of checkpoints; saving of the exported model
+  stopping              a checkpoint at SIGTERM and SIGINT
   resuming              what a resumed run may change
   record                content of `run.json`
 """

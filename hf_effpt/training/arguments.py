@@ -63,6 +63,7 @@ UNSUPPORTED = {
         "checkpoints are written under a temporary name, whole, and kept by age; leave it out",
     ),
     "dataloader_drop_last": "rows come in a stream without end, whose batches are all whole; leave it out",
+    "enable_jit_checkpoint": "every run saves a checkpoint when it is told to end (SIGTERM, Ctrl-C); leave it out",
     "auto_find_batch_size": "it does not go with a data stream that is entered by position; leave it out",
 }
 
@@ -228,7 +229,7 @@ class EffptTrainingArguments(TrainingArguments):
         if str(getattr(self.hub_strategy, "value", self.hub_strategy)) != "end":
             raise EffptError(f"`hub_strategy` {self.hub_strategy!r} would publish the training model; use `end`.")
         for name, reason in UNSUPPORTED.items():
-            if getattr(self, name) not in (None, False):
+            if getattr(self, name, None) not in (None, False):
                 raise EffptError(f"`training.{name}` is not supported: {reason}.")
         if getattr(self, "train_sampling_strategy", "random") != "random":
             raise EffptError(

@@ -63,6 +63,9 @@ class ClockCallback(TrainerCallback, ExportableState):
             self.advance_methods()
         if trainer.average.settings is not None:
             trainer.average.update()
+        stopper = trainer.stopper
+        if (stopper.asked or stopper.group) and stopper.agreed() and not trainer.clock.finished:
+            control.should_save = control.should_training_stop = True
         if trainer.clock.finished:
             trainer.cost.timekeeper.settle()
             control.should_training_stop = True

@@ -224,6 +224,7 @@ class Saver:
         `card` has facts for the card, such as `license`, `language` and `tags`. It waits for the upload in any case.
         """
         trainer, args = self.trainer, self.args
+        trainer.callback_handler.on_push_begin(args, trainer.state, trainer.control)
         trainer.save_model(_internal_call=True)
         if not trainer.is_world_process_zero():
             return None

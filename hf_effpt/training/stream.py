@@ -16,6 +16,7 @@ from hf_effpt.core.document_layout import DocumentLayout
 from hf_effpt.data.packing import PackedRows
 
 from .phases import Phase, apply_phase, phase_at
+from .stopping import ignore_interrupts
 
 KEYS = ("example_id", "epoch")  # identify rows; not inputs of the model
 
@@ -206,6 +207,7 @@ class TrainingStream:
             batch_sampler=batches,
             collate_fn=collator,
             num_workers=workers,
+            worker_init_fn=ignore_interrupts if workers else None,
             prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
             generator=torch.Generator(),  # the loader must not draw from dropout's generator

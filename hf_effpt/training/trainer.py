@@ -33,6 +33,7 @@ from .phases import check_rows, identity_of_run, phases_of, position_in
 from .preparing import prepare_methods
 from .resuming import parts_of, settings_taking_effect
 from .row_selection import RowSelection
+from .stopping import Stopper
 from .stream import TrainingStream
 
 ENDLESS = 2**31 - 1  # number of steps if the clock ends the run
@@ -110,7 +111,8 @@ class EffptTrainer(Trainer):
         self.cost.expect(prepare_seconds, model.start_cost, self.accelerator)
         self.stream = TrainingStream(self.args, phases, self.data_collator, keyed=self.masking is not None)
         self.selection = RowSelection(self.stream, self.cost, self.masking, processing_class)
-        self.saver, self.branches, self.average = checkpoints.Saver(self), Branches(self), WeightAverage(self)
+        self.saver, self.stopper = checkpoints.Saver(self), Stopper(self)
+        self.branches, self.average = Branches(self), WeightAverage(self)
         self.selection.check(self.model, self.row_methods)
         checks.check_body(self.model, self.args)
         self.begin(None)
@@ -140,7 +142,7 @@ class EffptTrainer(Trainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """Trains like the stock Trainer; resuming rebuilds the model from the checkpoint's configuration.
 
-        Raises `EffptError` if the checkpoint is missing or not whole; the message names the last whole one.
+        Raises `EffptError` for a checkpoint that is not whole, naming the last whole one; `RunStopped` after a signal.
         """
         if resume_from_checkpoint:
             checkpoint = checkpoints.choose(resume_from_checkpoint, Path(self.args.output_dir))
@@ -168,7 +170,7 @@ class EffptTrainer(Trainer):
         if self.args.compile_layers:  # layer by layer, so that dropped or added ones do not recompile the others
             for layer in layers_of(self.model.backbone).children():
                 layer.compile()
-        with carbon.tracking(self.args, self.cost.timekeeper):
+        with self.stopper.listening(), carbon.tracking(self.args, self.cost.timekeeper):
             return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
 
     def begin(self, totals: dict[str, Any] | None) -> None:
@@ -258,9 +260,8 @@ class EffptTrainer(Trainer):
     def get_train_dataloader(self) -> Any:
         """Returns an endless loader of micro-batches from the current row."""
         strip = self.masking is None and hasattr(self.train_dataset, "column_names")
-        # The user may have replaced both.
         rows = self._remove_unused_columns(self.train_dataset) if strip else self.train_dataset
-        self.stream.replace(rows, self.data_collator)
+        self.stream.replace(rows, self.data_collator)  # the user may have replaced both
         return self.stream.loader(may_carry=bool(self.row_methods))
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
@@ -389,7 +390,6 @@ class EffptTrainer(Trainer):
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> str | None:
         """Uploads the exported model, as [`push`] does; arguments are those of the stock method."""
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
         return self.saver.push(*args, **kwargs)
 
     def create_model_card(

@@ -1,0 +1,70 @@
+"""Stops a run at SIGTERM or SIGINT: after the step at hand a checkpoint is saved, and the run can be resumed."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import distributed
+
+from hf_effpt.core.errors import RunStopped
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stopper:
+    """Listens, while the run of `trainer` ([`EffptTrainer`]) trains, for signals that ask it to stop.
+
+    A second signal ends the process at once. Of several processes all stop after the same step, whichever was asked.
+    Only the main thread of a process can listen; in another thread signals are left alone.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+        self.asked: int | None = None  # the signal
+        self.group: Any = None  # of processes, by which they agree without waiting for a device
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Context of the training; raises [`RunStopped`] at its end if it was stopped before its budget was spent."""
+        self.asked, before = None, {}
+        if self.trainer.args.world_size > 1 and self.group is None:
+            self.group = distributed.new_group(backend="gloo")
+        if threading.current_thread() is threading.main_thread():
+            before = {number: signal.getsignal(number) for number in SIGNALS}
+
+            def ask(number: int, frame: Any) -> None:
+                for each, handler in before.items():
+                    signal.signal(each, handler)
+                self.asked = number
+
+            for number in SIGNALS:
+                signal.signal(number, ask)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if self.asked is not None and not self.trainer.clock.finished:
+            step, branch = self.trainer.state.global_step, self.trainer.branches.current
+            where = f"{self.trainer.args.output_dir}/checkpoint-{step}"
+            saved = f"and is saved in {where}" if branch is None else f"in its branch {branch:g}, which starts anew"
+            raise RunStopped(
+                f"{signal.Signals(self.asked).name}: the run has stopped after step {step} {saved}; it goes on with "
+                "`--resume`, or `train(resume_from_checkpoint=True)`."
+            )
+
+    def agreed(self) -> bool:
+        """Returns `True` in all processes once one was asked to stop; called by all after each step."""
+        if self.group is not None:
+            asked = torch.tensor(self.asked or 0)
+            distributed.all_reduce(asked, distributed.ReduceOp.MAX, self.group)
+            self.asked = int(asked) or None
+        return self.asked is not None
+
+
+def ignore_interrupts(worker: int) -> None:
+    """Has a process that loads data leave Ctrl-C, which all processes of a terminal get, to the one that trains."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

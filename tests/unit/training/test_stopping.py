@@ -1,0 +1,95 @@
+"""A signal stops a run after the step at hand: with a checkpoint, from which it ends like an undisturbed one."""
+
+import os
+import signal
+import threading
+
+import pytest
+
+from hf_effpt.cli import main as cli
+from hf_effpt.core.errors import RunStopped
+from tests import tiny
+from tests.together import together
+
+
+class Signalled(tiny.TrainerCallback):
+    """Gets a signal within a step."""
+
+    def __init__(self, number, step):
+        self.number, self.step = number, step
+
+    def on_substep_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+def trainer(out, *callbacks, **changes):
+    made = tiny.trainer(out, layers=2, dropout=0.1, gradient_accumulation_steps=2, **changes)
+    for callback in callbacks:
+        made.add_callback(callback)
+    return made
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_is_saved_and_goes_on_like_an_undisturbed_run(tmp_path, number):
+    before = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
+    stopped = trainer(tmp_path / "stopped", Signalled(number, 3))  # which saves no checkpoints otherwise
+    with pytest.raises(RunStopped, match=r"SIG(TERM|INT): .* after step 4 and is saved in .*checkpoint-4"):
+        stopped.train()
+    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == before
+    resumed = trainer(tmp_path / "stopped")
+    resumed.train(resume_from_checkpoint=True)
+    straight = trainer(tmp_path / "straight")
+    straight.train()
+    tiny.assert_same_weights(straight.model, resumed.model)
+    assert not (tmp_path / "stopped" / "model.safetensors").exists()
+
+
+def test_a_run_that_has_just_spent_its_budget_is_finished(tmp_path):
+    done = trainer(tmp_path, Signalled(signal.SIGTERM, 7))
+    done.train()
+    assert done.clock.finished
+
+
+def test_a_second_signal_ends_at_once(tmp_path):
+    impatient = trainer(tmp_path, Signalled(signal.SIGINT, 2), Signalled(signal.SIGINT, 2))
+    with pytest.raises(KeyboardInterrupt):
+        impatient.train()
+
+
+def test_another_thread_leaves_signals_alone(tmp_path):
+    trained = trainer(tmp_path, budget="2steps", warmup_steps=0.5)
+    thread = threading.Thread(target=trained.train)
+    thread.start()
+    thread.join()
+    assert trained.clock.finished
+
+
+def test_the_command_says_so_by_its_exit_code(monkeypatch, capsys):
+    def stop(args):
+        raise RunStopped("SIGTERM: the run has stopped")
+
+    monkeypatch.setattr(cli.pretrain, "run", stop)
+    assert cli.main(["pretrain", "tiny"]) == 75
+    assert capsys.readouterr().err == "effpt: SIGTERM: the run has stopped\n"
+
+
+SCRIPT = """
+import os, signal
+from hf_effpt.core.errors import RunStopped
+from tests.unit.training.test_stopping import Signalled, trainer
+
+rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else int(os.environ["RANK"])
+made = trainer(sys.argv[1] + "/run", *([Signalled(signal.SIGTERM, 2)] if rank == 1 else []))
+try:
+    made.train()
+except RunStopped as stop:
+    print(made.state.global_step, "stopped")
+"""
+
+
+def test_all_processes_stop_where_one_was_asked(tmp_path):
+    together(tmp_path, SCRIPT)
+    for rank in range(2):
+        assert "3 stopped" in (tmp_path / f"said-{rank}.txt").read_text()
+    assert (tmp_path / "run" / "checkpoint-3" / "rng_state_1.pth").is_file()
