@@ -11,10 +11,10 @@ from typing import Any
 from hf_effpt.core.errors import EffptError, RunStopped
 from hf_effpt.core.files import is_disk_full
 
-from . import compare, evaluate, export, methods, pretrain, push, tokenizer
+from . import compare, evaluate, export, methods, pretrain, push, settings, tokenizer
 
 # In order of use. A command is a module with HELP, EXAMPLE, add_arguments(parser) and run(args).
-_MODULES = (tokenizer, pretrain, evaluate, compare, export, push, methods)
+_MODULES = (tokenizer, pretrain, evaluate, compare, export, push, methods, settings)
 COMMANDS = {module.__name__.rpartition(".")[2]: module for module in _MODULES}
 WITH_SETTINGS = ("pretrain", "compare")  # commands that find `--section.key value` flags in `args.settings`
 

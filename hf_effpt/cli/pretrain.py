@@ -18,7 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument_group(
         "settings",
         "  --section.key VALUE changes any setting of the recipe: --model.size, --data.dataset, --training.budget,\n"
-        "  --methods.layerdrop.p and so on; `--methods {}` switches all methods off.",
+        "  --methods.layerdrop.p and so on; `--methods {}` switches all methods off.\n"
+        "  `effpt settings` explains each.",
     )
 
 

@@ -5,4 +5,5 @@
 - `overrides`: applies command-line flags.
 - `sections`: turns a section's plain values into its dataclass.
 - `settings`: declares the `model` and `data` sections, and lists all sections.
+- `meanings`: explains every setting, from docstrings.
 """
