@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+import torch
 from transformers import TrainingArguments
+from transformers.optimization import get_scheduler
 from transformers.training_args import OptimizerNames
 
 from hf_effpt.core.clock import Clock
@@ -164,13 +166,31 @@ class EffptTrainingArguments(TrainingArguments):
         if muon:
             self.optim = MUON
         # These checks need the arguments that the stock class fills in.
-        if self.lr_scheduler_type == STABLE_DECAY:
-            decay_share(self)
-            check_branches(self)
+        self._refuse_schedule()
         if carbon.NAME in (self.report_to or ()):
             carbon.country()
         if (clock := self.clock) is not None and clock.unit == "joules":
             check_source(clock.budget, energy_source(self.device))
+
+    def _refuse_schedule(self) -> None:
+        """Raises `EffptError` if the stock schedule does not take `lr_scheduler_kwargs`, or lacks one."""
+        optimizer = torch.optim.SGD([torch.zeros(1)], lr=self.learning_rate)
+        kwargs: Any = self.lr_scheduler_kwargs
+        if self.lr_scheduler_type == STABLE_DECAY:
+            decay_share(self)
+            check_branches(self)
+            kwargs = {**(kwargs or {}), "num_decay_steps": 1}
+        try:
+            get_scheduler(
+                self.lr_scheduler_type, optimizer, num_warmup_steps=1, num_training_steps=10,
+                scheduler_specific_kwargs=kwargs,
+            )  # fmt: skip
+        except (TypeError, ValueError) as error:
+            name = getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)
+            raise EffptError(
+                f"`training.lr_scheduler_kwargs` {self.lr_scheduler_kwargs} does not suit `{name}`: {error}. See the "
+                "arguments of its function in `transformers.optimization`."
+            ) from error
 
     @property
     def clock(self) -> Clock | None:

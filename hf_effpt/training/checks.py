@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch.utils.data import IterableDataset
+from transformers import Trainer
 
 from hf_effpt.core.anatomy import longest_row_of
 from hf_effpt.core.clock import Clock
 from hf_effpt.core.context import RunContext
-from hf_effpt.core.errors import EffptError
+from hf_effpt.core.errors import EffptError, first_line
 from hf_effpt.core.method import Method
 from hf_effpt.core.objectives import objective_of
 from hf_effpt.core.row_method import candidates, row_methods
@@ -172,8 +173,15 @@ def check_optimizer(optimizer: Any, methods: list[Method]) -> None:
 
 
 def check_body(model: Any, args: EffptTrainingArguments) -> None:
-    """Raises `EffptError` if the optimizer is Muon and no matrix is trained that it could update."""
+    """Raises `EffptError` if the optimizer cannot be made, or is Muon and no matrix is trained."""
     if args.optim != MUON:
+        try:
+            Trainer.get_optimizer_cls_and_kwargs(args, model)
+        except (ImportError, ValueError) as error:
+            raise EffptError(
+                f"The optimizer `{getattr(args.optim, 'value', args.optim)}` cannot be made: {first_line(error)} "
+                "Install what it needs, or use another `training.optim`, such as `adamw_torch_fused`."
+            ) from error
         return
     context = RunContext(0, 0.0, args.seed, model=model)
     frozen = {parameter for method in model.methods for parameter in method.frozen(model.backbone, context)}

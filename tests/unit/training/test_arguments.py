@@ -17,6 +17,13 @@ from tests import tiny
         ({"warmup_steps": -1}, "`training.warmup_steps` must be between"),
         ({"budget": "10min", "logging_steps": 0.1}, "leaves open"),
         ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "cannot follow a budget"),
+        (
+            {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycle": 1}},
+            "does not suit `cosine`: .*num_cycle",
+        ),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "does not suit `cosine_with_min_lr`: .*min_lr"),
+        ({"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"lr_end": 5}}, "does not suit `polynomial`"),
+        ({"enable_jit_checkpoint": True}, "`training.enable_jit_checkpoint` is not supported: every run saves"),
         ({"load_best_model_at_end": True}, "whose shape has changed"),
         ({"hub_strategy": "every_save"}, "would publish the training model"),
         ({"torch_compile": True}, "use `compile_layers`"),
@@ -43,3 +50,12 @@ def test_clock_is_the_budget_or_the_number_of_steps(tmp_path):
     assert tiny.arguments(tmp_path, budget="2h").clock.budget == 7200
     assert tiny.arguments(tmp_path, budget=None, max_steps=9).clock.unit == "steps"
     assert tiny.arguments(tmp_path, budget=None, num_train_epochs=2).clock is None
+
+
+def test_an_optimizer_whose_package_is_missing_is_one_line_before_training(tmp_path, monkeypatch):
+    def missing(args, model=None):
+        raise ImportError("You need to install `apollo_torch`.\nSee its page.")
+
+    monkeypatch.setattr("transformers.Trainer.get_optimizer_cls_and_kwargs", missing)
+    with pytest.raises(EffptError, match=r"`adamw_torch` cannot be made: You need to install `apollo_torch`\. Install"):
+        tiny.trainer(tmp_path, optim="adamw_torch")
