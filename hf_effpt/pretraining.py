@@ -74,7 +74,7 @@ class RunResult:
         """Describes in a few lines the cost, the losses, and the next commands."""
         clock, loss, floor, found = self.clock, self.held_out_loss, self.floor, self.evaluation
         lines = [
-            f"Trained for {clock.steps:,} steps, {clock.tokens:,} tokens, {clock.flops:.3g} FLOPs, "
+            f"Trained for {clock.steps:,} {'step' if clock.steps == 1 else 'steps'}, {clock.tokens:,} tokens, {clock.flops:.3g} FLOPs, "
             f"{clock.seconds:.0f} s."
         ]
         if loss is not None and floor is not None:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers.trainer
 from transformers import Trainer, TrainerState
-from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import TrainOutput
 
 from hf_effpt.core.anatomy import layers_of
@@ -118,7 +118,7 @@ class EffptTrainer(Trainer):
         self.begin(None)
         checks.check_steps(self.clock, self.methods)
         self.callback_handler.callbacks.insert(0, ClockCallback(self))
-        if self.pop_callback(ProgressCallback) is not None:
+        if self.pop_callback(transformers.trainer.DEFAULT_PROGRESS_CALLBACK) is not None:  # another in a notebook
             self.add_callback(ClockProgress(self))
 
     @property

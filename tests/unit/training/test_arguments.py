@@ -57,5 +57,7 @@ def test_an_optimizer_whose_package_is_missing_is_one_line_before_training(tmp_p
         raise ImportError("You need to install `apollo_torch`.\nSee its page.")
 
     monkeypatch.setattr("transformers.Trainer.get_optimizer_cls_and_kwargs", missing)
-    with pytest.raises(EffptError, match=r"`adamw_torch` cannot be made: You need to install `apollo_torch`\. Install"):
+    with pytest.raises(
+        EffptError, match=r"`adamw_torch` cannot be made: You need to install `apollo_torch`\. Install"
+    ):
         tiny.trainer(tmp_path, optim="adamw_torch")
