@@ -73,10 +73,8 @@ class RunResult:
     def summary(self) -> str:
         """Describes in a few lines the cost, the losses, and the next commands."""
         clock, loss, floor, found = self.clock, self.held_out_loss, self.floor, self.evaluation
-        lines = [
-            f"Trained for {clock.steps:,} {'step' if clock.steps == 1 else 'steps'}, {clock.tokens:,} tokens, {clock.flops:.3g} FLOPs, "
-            f"{clock.seconds:.0f} s."
-        ]
+        steps = f"{clock.steps:,} step{'' if clock.steps == 1 else 's'}"
+        lines = [f"Trained for {steps}, {clock.tokens:,} tokens, {clock.flops:.3g} FLOPs, {clock.seconds:.0f} s."]
         if loss is not None and floor is not None:
             kind = measured_as(found.get("objective", "mlm"), found)
             lines.append(f"Held-out loss {loss:.4f} nats a {kind.per}, the {kind.floor} is {_against(loss, floor)}.")

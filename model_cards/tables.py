@@ -6,7 +6,10 @@ python model_cards/tables.py
 import json
 import re
 import sys
+from dataclasses import asdict
 from pathlib import Path
+
+from hf_effpt.comparison.statistics import interval, paired
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "model_cards/README.md", "model_cards/speed.md")
@@ -110,6 +113,23 @@ def comparison(report: dict) -> list[str]:
     return rows
 
 
+def by_budget(report: dict) -> list[str]:
+    """Returns one row per arm: at each budget its loss and its paired difference to the baseline; its verdict."""
+
+    def losses(arm: dict, fraction: float) -> dict[int, float]:
+        return {run["seed"]: run["held_out_loss"] for run in arm["runs"] if run["fraction"] == fraction}
+
+    rows, base = [], report["arms"][0]
+    for arm in report["arms"]:
+        cells = [arm["name"]]
+        for fraction in sorted(report["fractions"]):
+            found = losses(arm, fraction)
+            gap = None if arm is base else paired(found, losses(base, fraction))
+            cells += [_mean(asdict(interval(list(found.values())))), _mean(gap and asdict(gap), "+.3f")]
+        rows.append(f"| {' | '.join([*cells, arm['verdict']['label']])} |")
+    return rows
+
+
 def selection(report: dict) -> list[str]:
     """Returns one row per strategy: cost, gain, loss and differences, with scoring charged and free."""
     arms = {arm["name"]: arm for arm in report["arms"]}
@@ -197,6 +217,7 @@ TABLES = {
     "against_stock": comparison,
     "fast_against_stock": comparison,
     "fast_ingredients": comparison,
+    "backbones": by_budget,
     "depth": comparison,
     "width": comparison,
     "methods": comparison,
