@@ -1,6 +1,5 @@
 """Training arguments: the stock ones with a budget and defaults for pre-training."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -126,10 +125,13 @@ class EffptTrainingArguments(TrainingArguments):
     multiply_warmup: Annotated[bool, BESIDE_A_DECAY] = _field(
         False, "The warm-up multiplies the decay, as in ELECTRA, and does not precede it."
     )
-    branches: Annotated[Sequence[float] | None, When(lr_scheduler_type=STABLE_DECAY)] = _field(
-        None, "Shares of the budget at which a decayed model is exported, such as [0.1, 0.25, 0.5]."
+    branches: Annotated[list[float] | None, When(lr_scheduler_type=STABLE_DECAY)] = field(
+        default=None,
+        metadata={"help": "Shares of the budget at which a decayed model is exported, such as [0.1, 0.25, 0.5]."},
     )
-    average: Mapping[str, Any] | None = _field(None, "Average of the weights: {kind: lawa, k: 5, every: 0.02}.")
+    average: dict[str, Any] | None = field(
+        default=None, metadata={"help": "Average of the weights: {kind: lawa, k: 5, every: 0.02}."}
+    )
     carbon_intensity: float = _field(WORLD_AVERAGE, "Grams of CO2e a kWh; by default the world average.")
 
     # Stock arguments that arguments of this class may take the place of.

@@ -6,6 +6,7 @@ import pytest
 from transformers import AutoModelForMaskedLM
 
 from hf_effpt.core.errors import EffptError
+from hf_effpt.recipe.recipe import Recipe
 from hf_effpt.training.branches import decay_share
 from tests import tiny
 
@@ -133,3 +134,14 @@ def test_a_branch_below_what_is_spent_before_the_first_step_is_refused(tmp_path)
     dear.args.budget = "3flops"
     with pytest.raises(EffptError, match="are spent before the first step"):
         dear.train()
+
+
+def test_a_recipe_and_its_flags_have_branches_and_an_average():
+    flags = ["--training.lr_scheduler_type", "warmup_stable_decay", "--training.branches", "[0.3, 0.6]"]
+    flags += ["--training.average", "{kind: ema, span: 0.05}", "--data.dataset", "text"]
+    recipe = Recipe.load("tiny", flags)
+    assert recipe.training.branches == [0.3, 0.6]
+    assert recipe.training.average == {"kind": "ema", "span": 0.05}
+    assert Recipe.load(recipe.resolved()).resolved() == recipe.resolved()
+    with pytest.raises(EffptError, match="rising shares"):
+        Recipe.load("tiny", [*flags[:3], "[0.6, 0.3]", *flags[4:]])
