@@ -10,6 +10,7 @@ from typing import Any
 
 from hf_effpt.core.errors import EffptError, RunStopped
 from hf_effpt.core.files import is_disk_full
+from hf_effpt.hub.private import words_without_secrets
 
 from . import compare, evaluate, export, methods, pretrain, push, settings, tokenizer
 
@@ -94,8 +95,6 @@ def _fail(code: int, message: str) -> int:
 
 
 def _resume(words: list[str]) -> str:
-    from hf_effpt.hub.private import words_without_secrets
-
     words = words_without_secrets(words)
     if words[0] == "compare":
         return f" Finished runs are kept; continue with: {shlex.join(['effpt', *words])}"

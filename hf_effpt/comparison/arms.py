@@ -10,6 +10,7 @@ from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.registry import METHODS
 from hf_effpt.core.row_method import RowMethod
+from hf_effpt.core.settings import plain
 from hf_effpt.recipe.file import read_recipe_file
 from hf_effpt.recipe.overrides import apply_overrides
 from hf_effpt.recipe.recipe import Recipe
@@ -133,7 +134,7 @@ def check_comparable(arms: Sequence[Arm], recipes: Mapping[str, Recipe], differe
                 f"Arm `{name}` has `training.data_seed: {recipe.training.data_seed}`, so that its data would not "
                 "follow the seed that pairs it with the other arms; leave it out."
             )
-        schedule = str(getattr(recipe.training.lr_scheduler_type, "value", recipe.training.lr_scheduler_type))
+        schedule = plain(recipe.training.lr_scheduler_type)
         if schedule in NEVER_DECAYING:
             raise EffptError(
                 f"Arm `{name}` has `training.lr_scheduler_type: {schedule}`, which never decays; only fully decayed "

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
+from enum import Enum
 from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -154,6 +155,11 @@ def _given(kind: type, values: Mapping[str, Any], mark: type) -> dict[str, list[
 def default_of(field: dataclasses.Field) -> Any:
     """The default of a dataclass field, made anew if it has a factory."""
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def plain(value: Any) -> Any:
+    """The value of an enumeration's member; anything else as it is."""
+    return value.value if isinstance(value, Enum) else value
 
 
 @cache

@@ -1,4 +1,4 @@
-"""What each setting of a recipe means: read from the docstrings and fields of the classes that hold the settings."""
+"""Explanations of the settings of a recipe, read from the docstrings and fields of the classes that hold them."""
 
 import dataclasses
 import inspect
@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.registry import METHODS, method_class, nearest
-from hf_effpt.core.settings import default_of
+from hf_effpt.core.settings import default_of, plain
 from hf_effpt.training.arguments import EffptTrainingArguments
 
 from .sections import key_of
@@ -56,17 +56,16 @@ def settings_in(section: str) -> list[Meaning]:
         if not field.init or field.name.startswith("_"):
             continue
         key, is_stock = key_of(field.name), kind is EffptTrainingArguments and field.name in _STOCK
-        # The help of a stock argument that this package has changed says how.
-        own_help = None if is_stock and field.name not in kind.__annotations__ else field.metadata.get("help")
-        kind_, text = told.get(key) or stock.get(key) or (str(field.type), str(field.metadata.get("help", "")))
-        if key not in told and own_help:
-            text = own_help
-        default = REQUIRED if _has_none(field) else _plain(default_of(field))
+        help_, default = field.metadata.get("help", ""), default_of(field)
+        kind_, text = told.get(key) or stock.get(key, (str(field.type), help_))
+        if key not in told and field.name in kind.__annotations__:
+            text = help_ or text  # of a stock argument that this package has changed, it says how
         source = f"{paper.title} ({paper.year})" if paper else f"`{kind.__name__}`"
         if is_stock:
             source = "`transformers.TrainingArguments`"
         text = re.sub(r"\[(`[^`]+`)\]", r"\1", text)
-        found.append(Meaning(key, kind_, default, text, source, is_stock and key not in told))
+        shown = REQUIRED if default is dataclasses.MISSING else plain(default)
+        found.append(Meaning(key, kind_, shown, text, source, is_stock and key not in told))
     return sorted(found, key=lambda one: one.stock)
 
 
@@ -89,11 +88,3 @@ def entries_of(kind: type) -> dict[str, tuple[str, str]]:
         for key in entry["names"].split(", "):
             found.setdefault(key, (" or ".join(kinds), " ".join(entry["text"].split())))
     return found
-
-
-def _has_none(field: dataclasses.Field) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-
-
-def _plain(value: Any) -> Any:
-    return getattr(value, "value", value)

@@ -26,6 +26,6 @@ cost                    cost of steps and methods, charged to the clock
 evaluation_loop         logged metrics and held-out loss
 checkpoints             checking, loading and saving of checkpoints; saving of the exported model
   stopping              a checkpoint at SIGTERM and SIGINT
-  resuming              what a resumed run may change
+  resuming              settings that change when a run is resumed
   record                content of `run.json`
 """

@@ -11,7 +11,7 @@ from transformers.training_args import OptimizerNames
 from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.registry import nearest
-from hf_effpt.core.settings import In, Like, When, check_effects
+from hf_effpt.core.settings import In, Like, When, check_effects, plain
 
 from . import carbon
 from .averaging import Averaging
@@ -188,10 +188,10 @@ class EffptTrainingArguments(TrainingArguments):
                 scheduler_specific_kwargs=kwargs,
             )  # fmt: skip
         except (TypeError, ValueError) as error:
-            name = getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)
             raise EffptError(
-                f"`training.lr_scheduler_kwargs` {self.lr_scheduler_kwargs} does not suit `{name}`: {error}. See the "
-                "arguments of its function in `transformers.optimization`."
+                f"`training.lr_scheduler_kwargs` {self.lr_scheduler_kwargs} does not suit "
+                f"`{plain(self.lr_scheduler_type)}`: {error}. See the arguments of its function in "
+                "`transformers.optimization`."
             ) from error
 
     @property
@@ -232,7 +232,7 @@ class EffptTrainingArguments(TrainingArguments):
                     f"`training.{name}` is {value}, a share of a number of steps that the budget "
                     f"{self.budget} leaves open; give whole steps, for example 100."
                 )
-        schedule = str(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type))
+        schedule = plain(self.lr_scheduler_type)
         if schedule not in CLOCK_SCHEDULES:
             raise EffptError(
                 f"`training.lr_scheduler_type` {self.lr_scheduler_type!r} cannot follow a budget; use one of "
@@ -248,7 +248,7 @@ class EffptTrainingArguments(TrainingArguments):
             )
         if self.optim == MUON:
             MuonSettings.parse(self.optim_args)
-        if str(getattr(self.hub_strategy, "value", self.hub_strategy)) != "end":
+        if plain(self.hub_strategy) != "end":
             raise EffptError(f"`hub_strategy` {self.hub_strategy!r} would publish the training model; use `end`.")
         for name, reason in UNSUPPORTED.items():
             if getattr(self, name, None) not in (None, False):

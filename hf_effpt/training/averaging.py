@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -19,8 +19,9 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.registry import nearest
 from hf_effpt.core.settings import In, When, check_settings
 
+from .muon import FOREACH
+
 FILE = "average.safetensors"
-FOREACH: Any = torch  # its functions of lists of tensors have private names, although it documents them
 
 
 @dataclass(frozen=True)
@@ -91,24 +92,22 @@ class WeightAverage:
         Raises `EffptError` if the run of the checkpoint averaged otherwise.
         """
         self.restart()
-        file = None if checkpoint is None else checkpoint / FILE
-        now = self.settings and asdict(self.settings)
-        if file is None:
+        if checkpoint is None:
             return
-        held: dict[int, list[Tensor]] = defaultdict(list)
-        before = None
-        if file.is_file():
-            with safe_open(file, framework="pt", device=str(self.trainer.args.device)) as saved:
+        before, now = None, self.settings and asdict(self.settings)
+        held: list[list[Tensor]] = []
+        if (checkpoint / FILE).is_file():
+            with safe_open(checkpoint / FILE, framework="pt", device=str(self.trainer.args.device)) as saved:
                 facts = json.loads(saved.metadata()["facts"])
                 before, self.seen = facts["settings"], facts["seen"]
-                for index in range(facts["number"]):
-                    held[index] = [saved.get_tensor(f"{index}/{name}") for name in self._parameters()]
+                names = list(self._parameters())
+                held = [[saved.get_tensor(f"{index}/{name}") for name in names] for index in range(facts["number"])]
         if before != now:
             raise EffptError(
                 f"{checkpoint} was saved with `{Averaging.name}: {before}`, and it is now {now}; resume with that "
                 "setting."
             )
-        self.held.extend(held.values())
+        self.held.extend(held)
 
     def save(self, folder: Path) -> None:
         """Writes the average into the folder of a checkpoint."""

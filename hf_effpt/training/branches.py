@@ -1,17 +1,18 @@
 """Decay branches: models whose learning rate has decayed, at parts of the budget of one run that goes on."""
 
-import json
 import logging
 import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from transformers import Trainer
 
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.files import read_json
 from hf_effpt.core.ledger import span_of
 from hf_effpt.hub.folders import checkpoints_in
 
@@ -62,7 +63,7 @@ def check_branches(args: Any, upfront: float = 0.0) -> None:
     if shares is None:
         return
     in_order = isinstance(shares, (list, tuple)) and all(isinstance(share, float) for share in shares)
-    if not (in_order and shares and all(a < b for a, b in zip([0.0, *shares], [*shares, 1.0], strict=True))):
+    if not (in_order and shares and all(a < b for a, b in pairwise([0.0, *shares, 1.0]))):
         raise EffptError(
             f"`training.branches` is {shares!r}, but needs rising shares of the budget between 0 and 1, such as "
             "[0.1, 0.25, 0.5]; the end of the run is no branch."
@@ -92,6 +93,8 @@ class Branches:
         self.trainer = trainer
         self.current: float | None = None  # the branch that is being trained
         self._passed: set[float] = set()
+        self._decay = 0.0  # share of training in which the rate decays
+        self._began: dict[str, Any] = {}  # the clock where the present training began
 
     @property
     def shares(self) -> list[float]:
@@ -105,14 +108,18 @@ class Branches:
         return (self.folder(share) / "run.json").is_file()
 
     def begin(self) -> None:
-        """Notes which branches a run, new or resumed, has passed already."""
+        """Notes where a run, new or resumed, begins, and which branches it has passed already."""
+        clock = self.trainer.clock
+        self._began = {"steps": clock.steps, "tokens": clock.tokens, "seconds": clock.seconds}
+        if self.shares:
+            self._decay = decay_share(self.trainer.args)
         self._passed = {share for share in self.shares if self._has_left(share)}
 
     def _has_left(self, share: float) -> bool:
         """Returns `True` from where the learning rate of the branch decays; a method may have started it anew."""
         trainer = self.trainer
         since = max(span_of(trainer.model.config)[0], trainer.cost.upfront_fraction)
-        return trainer.clock.fraction >= since + (1 - decay_share(trainer.args)) * max(0.0, share - since)
+        return trainer.clock.fraction >= since + (1 - self._decay) * max(0.0, share - since)
 
     def save_due(self) -> None:
         """Saves, after an optimizer step, the starting points of the branches that leave the run here."""
@@ -144,27 +151,19 @@ class Branches:
                 trainer.train(resume_from_checkpoint=str(points[-1]))
                 if trainer.eval_dataset is not None:
                     trainer.evaluate()
-                before = self._before(points[-1])
-                trainer.facts["branch"] = {"ends_at": share, **before}
+                trainer.facts["branch"] = {"ends_at": share, **self._began}
                 trainer.save_model(str(folder))
                 trainer.accelerator.wait_for_everyone()
             if trainer.args.should_save:
                 for point in points:
                     shutil.rmtree(point)
-        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        record = read_json(folder / "run.json")
         clock, branch = record["clock"], record["branch"]
         return {
             "held_out_loss": (record.get("evaluation") or {}).get("held_out_loss"),
             "tokens": clock["tokens"], "seconds": clock["seconds"],
             "own_tokens": clock["tokens"] - branch["tokens"], "own_seconds": clock["seconds"] - branch["seconds"],
         }  # fmt: skip
-
-    @staticmethod
-    def _before(point: Path) -> dict[str, Any]:
-        """Steps, tokens and seconds of the run where a branch leaves it."""
-        state = json.loads((point / "trainer_state.json").read_text(encoding="utf-8"))
-        totals = state["stateful_callbacks"]["ClockCallback"]["attributes"]
-        return {name: totals[name] for name in ("steps", "tokens", "seconds")}
 
     @contextmanager
     def _alone(self, share: float) -> Iterator[None]:

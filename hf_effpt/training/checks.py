@@ -13,6 +13,7 @@ from hf_effpt.core.errors import EffptError, first_line
 from hf_effpt.core.method import Method
 from hf_effpt.core.objectives import objective_of
 from hf_effpt.core.row_method import candidates, row_methods
+from hf_effpt.core.settings import plain
 from hf_effpt.core.width import ELEMENTWISE
 from hf_effpt.data.packing import PackedRows
 from hf_effpt.models.base import EffptMixin
@@ -179,7 +180,7 @@ def check_body(model: Any, args: EffptTrainingArguments) -> None:
             Trainer.get_optimizer_cls_and_kwargs(args, model)
         except (ImportError, ValueError) as error:
             raise EffptError(
-                f"The optimizer `{getattr(args.optim, 'value', args.optim)}` cannot be made: {first_line(error)} "
+                f"The optimizer `{plain(args.optim)}` cannot be made: {first_line(error)} "
                 "Install what it needs, or use another `training.optim`, such as `adamw_torch_fused`."
             ) from error
         return

@@ -1,4 +1,4 @@
-"""What a resumed run may change: its settings take effect or are refused, and each part of the run is recorded."""
+"""Settings of a resumed run: those that changed take effect, or are refused, and each part of the run is recorded."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,6 +9,7 @@ from typing import Any
 from torch.optim.lr_scheduler import LambdaLR
 
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.settings import plain
 
 from .arguments import OPTIMIZER_SETTINGS, EffptTrainingArguments
 from .muon import MUON
@@ -47,7 +48,7 @@ def identity_of(args: EffptTrainingArguments) -> dict[str, Any]:
     """Settings that have to stay the same, as checkpoints hold them."""
     order = args.seed if args.data_seed is None else args.data_seed
     return {name: getattr(args, name) for name in OPTIMIZER_SETTINGS} | {
-        "optim": _plain(args.optim),
+        "optim": plain(args.optim),
         "data_seed": order,
     }
 
@@ -55,7 +56,7 @@ def identity_of(args: EffptTrainingArguments) -> dict[str, Any]:
 def parts_of(args: EffptTrainingArguments, totals: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     """Parts of a run, each with the `step` that it begins at and its `settings`; `totals` are a checkpoint's."""
     parts = list((totals or {}).get("parts") or [])
-    now = {name: _plain(getattr(args, name)) for name in RECORDED}
+    now = {name: plain(getattr(args, name)) for name in RECORDED}
     if not parts or parts[-1]["settings"] != now:
         parts.append({"step": (totals or {}).get("steps", 0), "settings": now})
     return parts
@@ -83,7 +84,3 @@ def settings_taking_effect(optimizer: Any, scheduler: LambdaLR, changed: bool) -
             group |= settings
         scheduler.base_lrs = rates
         renew(scheduler)
-
-
-def _plain(value: Any) -> Any:
-    return getattr(value, "value", value)

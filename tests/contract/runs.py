@@ -36,16 +36,6 @@ assert not any(name.startswith("hf_effpt") for name in sys.modules)
 """
 
 
-class SaveAt(tiny.TrainerCallback):
-    """Saves a checkpoint after each of some steps."""
-
-    def __init__(self, steps):
-        self.steps = steps
-
-    def on_step_end(self, args, state, control, **kwargs):
-        control.should_save = state.global_step in self.steps
-
-
 class Runs:
     """Finished straight runs with checkpoints of the steps `at`; each is trained when a test first asks for it."""
 
@@ -58,7 +48,7 @@ class Runs:
         if key not in self._done:
             folder = self.folder / str(len(self._done))
             self._done[key] = trainer = self.trainer_of(folder, objective, ledger, dropout)
-            trainer.add_callback(SaveAt(self.at))
+            trainer.add_callback(tiny.SaveAt(self.at))
             trainer.train()
         return self._done[key]
 

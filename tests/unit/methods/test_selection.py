@@ -25,7 +25,7 @@ def made(name, **resolved):
 
 
 def shares(strategy, scores, number=1, draws=1000, fraction=0.5):
-    """How often each row is picked; a share of a half has a standard deviation of 0.016."""
+    """Share of the draws in which each row is picked; a share of a half has a standard deviation of 0.016."""
     counts_N = torch.zeros(len(scores))
     for step in range(draws):
         counts_N[strategy.pick(pool(torch.tensor(scores), step=step, fraction=fraction), number)] += 1

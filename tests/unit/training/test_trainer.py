@@ -15,7 +15,6 @@ from hf_effpt.methods.layerdrop import LayerDrop
 from hf_effpt.methods.selection import Selection
 from hf_effpt.models import EffptBertForSequenceClassification, EffptRobertaConfig, EffptRobertaForMaskedLM
 from hf_effpt.training import meters
-from hf_effpt.training.callbacks import ClockProgress
 from hf_effpt.training.named import LayerDropTrainer, StackingTrainer
 from hf_effpt.training.trainer import EffptTrainer
 from tests import tiny
@@ -390,13 +389,3 @@ def test_methods_are_scheduled_before_rows_are_selected(tmp_path, monkeypatch):
         monkeypatch.setattr(method, hook, noted)
     tiny.trainer(tmp_path, {"layerdrop": {"p": 0.2}, "selection": dict(Selection.example)}, budget="2steps").train()
     assert order == ["schedule", "frozen", "select"] * 2
-
-
-def test_the_bar_of_a_notebook_is_replaced_too(tmp_path, monkeypatch):
-    class OfNotebooks(tiny.TrainerCallback):
-        """Stands in for the stock callback, which needs IPython."""
-
-    monkeypatch.setattr("transformers.trainer.DEFAULT_PROGRESS_CALLBACK", OfNotebooks)
-    kinds = [type(callback) for callback in tiny.trainer(tmp_path, disable_tqdm=False).callback_handler.callbacks]
-    assert ClockProgress in kinds
-    assert OfNotebooks not in kinds
