@@ -181,6 +181,19 @@ def run_stock(request: dict) -> int:
     return 0
 
 
+def stock_arm(recipe: Arm, learning_rate: float | None = None) -> Arm:
+    """The stock side that follows a recipe, at its learning rate or another; exits for a setting it cannot follow."""
+    followed = recipe.sections
+    for section, keys in followed.items():
+        if other := sorted(set(keys or ()) - FOLLOWED.get(section, set())):
+            sys.exit(f"The stock side does not follow `{section}.{other[0]}`; leave it out of the recipe")
+    own = {key: value for key, value in (followed.get("model") or {}).items() if key != "start"}
+    stock = {**followed, "model": own | {"dropout": 0.1}}
+    if learning_rate is not None:
+        stock["training"] = {**(followed.get("training") or {}), "learning_rate": learning_rate}
+    return Arm("stock", stock)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="*", help="recipes; the first is one of masked language modelling by a BERT")
@@ -200,15 +213,7 @@ def main() -> None:
         parser.error("a recipe and --out are needed")
     began = time.perf_counter()
     ours = load_arms(args.recipes, overrides)
-    followed = ours[0].sections
-    for section, keys in followed.items():
-        if other := sorted(set(keys or ()) - FOLLOWED.get(section, set())):
-            parser.error(f"the stock side does not follow `{section}.{other[0]}`; leave it out of the recipe")
-    own = {key: value for key, value in (followed.get("model") or {}).items() if key != "start"}
-    stock = {**followed, "model": own | {"dropout": 0.1}}
-    if args.stock_learning_rate is not None:
-        stock["training"] = {**(followed.get("training") or {}), "learning_rate": args.stock_learning_rate}
-    arms = [Arm("stock", stock), *ours]
+    arms = [stock_arm(ours[0], args.stock_learning_rate), *ours]
     clock = common_budget(arms, args.budget)
     runs = grid(arms, clock, range(args.seeds), [float(share) for share in args.fractions.split(",")], args.out)
     claim(args.out, runs, clock)

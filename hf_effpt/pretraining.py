@@ -171,7 +171,8 @@ def pretrain(recipe: Recipe, *, resume: bool | str = False) -> RunResult:
     out = Path(recipe.training.output_dir)
     claim(out, recipe, bool(resume))
     corpus, tokenizer, rows = prepare_data(recipe, strict=not resume)
-    trainer, phases = build_trainer(recipe, tokenizer, rows, bool(resume)), phases_of_recipe(recipe, rows)
+    trainer = build_trainer(recipe, tokenizer, rows, bool(resume))
+    phases = trainer.stream.phases
     report = report_of_corpus(tokenizer, corpus, cache_dir=recipe.data.cache_dir)
     known = {"recipe": recipe.resolved(), "data": facts_of_phases(phases), "tokenizer": asdict(report)}
     trainer.facts = known
@@ -181,9 +182,10 @@ def pretrain(recipe: Recipe, *, resume: bool | str = False) -> RunResult:
         f"{report.vocab_size:,}", 100 * report.unknown_rate, accents_in(known["tokenizer"]), report.fertility,
     )  # fmt: skip
     for one in phases:
-        rate = "" if one.mlm_probability is None else f", {one.mlm_probability:.0%} of them masked"
+        own = "" if one.mlm_probability is None else f", {one.mlm_probability:.0%} of them masked"
+        own += "" if one.batch_size is None else f", in batches of {one.batch_size}"
         logger.info(
-            "data: %s rows of %d tokens%s, from %g of the clock", f"{len(one.rows):,}", one.length, rate, one.since
+            "data: %s rows of %d tokens%s, from %g of the clock", f"{len(one.rows):,}", one.length, own, one.since
         )
     for line in text_told(facts(rows["train"])):
         logger.info("data: %s", line)

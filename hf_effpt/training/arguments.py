@@ -15,6 +15,7 @@ from hf_effpt.core.settings import In, Like, When, check_effects, plain
 
 from . import carbon
 from .averaging import Averaging
+from .batch_ramp import batch_sizes
 from .branches import STABLE_DECAY, check_branches, decay_share
 from .energy import WORLD_AVERAGE, check_source, energy_source
 from .muon import MUON, MuonSettings
@@ -105,6 +106,10 @@ class EffptTrainingArguments(TrainingArguments):
             model with decayed learning rate is exported to `branch-SHARE/`, beside that of the end. Needs
             `lr_scheduler_type: warmup_stable_decay`, whose decay, `lr_scheduler_kwargs: {num_decay_steps: 0.2}` of the
             training by default, each branch has for itself. The clock of the run does not pay for them.
+        batch_ramp (`dict`, *optional*): rows of a micro-batch by the fraction of the clock from which they are so
+            many, such as `{0: 8, 0.5: 16, 0.8: 32}`; the last are `per_device_train_batch_size`, which memory has to
+            bear.
+            Small batches learn more from early tokens (McCandlish et al., 2018). The learning rate stays.
         average (`dict`, *optional*): [`Averaging`] of the weights, such as `{kind: lawa, k: 5, every: 0.02}` or
             `{kind: ema, span: 0.02}`. Evaluation and export have the average, training goes on without it.
         carbon_intensity (`float`, *optional*, defaults to 475.0): g CO2e per kWh of your electricity; by default the
@@ -128,6 +133,9 @@ class EffptTrainingArguments(TrainingArguments):
     branches: Annotated[list[float] | None, When(lr_scheduler_type=STABLE_DECAY)] = field(
         default=None,
         metadata={"help": "Shares of the budget at which a decayed model is exported, such as [0.1, 0.25, 0.5]."},
+    )
+    batch_ramp: dict[Any, Any] | None = field(
+        default=None, metadata={"help": "Rows of a micro-batch from fractions of the clock on: {0: 8, 0.5: 32}."}
     )
     average: dict[str, Any] | None = field(
         default=None, metadata={"help": "Average of the weights: {kind: lawa, k: 5, every: 0.02}."}
@@ -239,6 +247,7 @@ class EffptTrainingArguments(TrainingArguments):
                 f"{', '.join(CLOCK_SCHEDULES)}."
             )
         check_effects(self, "training")
+        self.batch_ramp = batch_sizes(self) or None
         if self.average is not None:
             Averaging.of(self.average)
         optimizers = [MUON, *(one.value for one in OptimizerNames)]

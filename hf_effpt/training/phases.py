@@ -1,7 +1,7 @@
-"""Phases of a run: rows of rising lengths, or other shares of masked tokens, each from a fraction of the clock on."""
+"""Phases of a run: longer rows, larger batches or other shares of masked tokens, from fractions of the clock on."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import gcd
 from typing import Any
@@ -12,16 +12,17 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.row_method import row_methods
 from hf_effpt.data.packed_rows import PackedRows, facts
 
+from .batch_ramp import batch_sizes
 from .checkpoints import identity_of
 from .checks import check_length, check_size
 
 
 @dataclass(frozen=True, eq=False)
 class Phase:
-    """Part of a run that trains on rows of one length with one share of masked tokens.
+    """Part of a run that trains on rows of one length, in batches of one size, with one share of masked tokens.
 
-    Micro-batches of all phases have equally many tokens, so that those of longer rows have fewer rows. A phase on the
-    rows of the one before goes on where that has ended.
+    Micro-batches of longer rows have fewer rows, so that they have as many tokens. A phase on the rows of the one
+    before goes on where that has ended.
 
     Args:
         since (`float`): fraction of the clock, in [0, 1), from which it runs; 0 for the first.
@@ -30,12 +31,15 @@ class Phase:
         rotary_base (`float`, *optional*): base of the rotary positions of full attention from then on, as ModernBERT
             raises it for its long rows; by default it stays.
         mlm_probability (`float`, *optional*): share of the tokens to predict; by default the collator's.
+        batch_size (`int`, *optional*): rows of a micro-batch of one process, were they as long as those of the first
+            phase; by default `per_device_train_batch_size`.
     """
 
     since: float
     rows: Any
     rotary_base: float | None = None
     mlm_probability: float | None = None
+    batch_size: int | None = None
 
     @property
     def length(self) -> int:
@@ -65,17 +69,28 @@ def phases_in(
     return phases
 
 
+def ramped(phases: Sequence[Phase], args: Any) -> list[Phase]:
+    """Phases with the micro-batches of `batch_ramp` of the [`EffptTrainingArguments`], each cut where these grow."""
+    if not (sizes := batch_sizes(args)):
+        return list(phases)
+    cuts = sorted({*sizes, *(one.since for one in phases)})
+    return [replace(phases[phase_at(phases, cut)], since=cut, batch_size=value_at(sizes, cut)) for cut in cuts]
+
+
 def facts_of_phases(phases: Sequence[Phase]) -> dict[str, Any]:
     """Facts of the rows of a run: those of the first, and in `phases` some of each later."""
     told = ("sequence_length", "rows", "tokens", "fingerprint")
     later = [
-        {"since": one.since} | {name: facts(one.rows)[name] for name in told} | _rate_of(one) for one in phases[1:]
+        {"since": one.since} | {name: facts(one.rows)[name] for name in told} | _changed(one) for one in phases[1:]
     ]
-    return facts(phases[0].rows) | ({"phases": later} if later else {})
+    first = {name: value for name, value in _changed(phases[0]).items() if name == "batch_size"}
+    return facts(phases[0].rows) | first | ({"phases": later} if later else {})
 
 
-def _rate_of(phase: Phase) -> dict[str, float]:
-    return {} if phase.mlm_probability is None else {"mlm_probability": phase.mlm_probability}
+def _changed(phase: Phase) -> dict[str, float]:
+    """What a phase has of its own, apart from its rows and what it changes in the model."""
+    own = {"mlm_probability": phase.mlm_probability, "batch_size": phase.batch_size}
+    return {name: value for name, value in own.items() if value is not None}
 
 
 def phase_at(phases: Sequence[Phase], fraction: float) -> int:
@@ -100,11 +115,12 @@ def identity_of_run(trainer: Any) -> str | None:
     phases = trainer.stream.phases
     if len(phases) == 1:
         return identity_of(trainer.train_dataset)
-    return "; ".join(f"from {one.since:g}: {identity_of(one.rows)}{_masked(one)}" for one in phases)
+    return "; ".join(f"from {one.since:g}: {identity_of(one.rows)}{_own(one)}" for one in phases)
 
 
-def _masked(phase: Phase) -> str:
-    return "" if phase.mlm_probability is None else f", masked {phase.mlm_probability:g}"
+def _own(phase: Phase) -> str:
+    masked = "" if phase.mlm_probability is None else f", masked {phase.mlm_probability:g}"
+    return masked + ("" if phase.batch_size is None else f", batches of {phase.batch_size}")
 
 
 def check_rows(phases: Sequence[Phase], model: Any, args: Any, masks: bool) -> None:
@@ -150,13 +166,15 @@ def _check_lengths(phases: Sequence[Phase], model: Any, size: int) -> None:
     if methods := row_methods(model.methods):
         raise EffptError(
             f"`{methods[0].name}` remembers rows by their number and masks, which differ from phase to phase; leave "
-            "it out, or train on rows of one length with one share of masked tokens."
+            "it out, or train on rows of one length, with one share of masked tokens and no `batch_ramp`."
         )
-    for length in lengths[1:]:
-        if size * lengths[0] % length:
+    for phase in phases[1:]:
+        rows, length = phase.batch_size or size, phase.length
+        if rows * lengths[0] % length:
             raise EffptError(
-                f"A micro-batch has {size} rows of {lengths[0]} tokens, as many as no number of rows of {length}; "
-                f"make `per_device_train_batch_size` a multiple of {length // gcd(length, lengths[0])}."
+                f"A micro-batch has {rows} rows of {lengths[0]} tokens, as many as no number of rows of {length}; "
+                f"make `{'batch_ramp' if phase.batch_size else 'per_device_train_batch_size'}` a multiple of "
+                f"{length // gcd(length, lengths[0])} there."
             )
 
 

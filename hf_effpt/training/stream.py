@@ -106,8 +106,8 @@ class TrainingStream:
     def begin(self, rows_seen: int, phase: int = 0) -> None:
         """Moves to a position of a phase, in rows of all processes, `rows_seen` from its start."""
         self.phase, self.dataset = phase, self.phases[phase].rows
-        # Rows of a micro-batch of one process, in all phases of as many tokens.
-        self.batch_rows = self.rows_like(self.args.train_batch_size, self.dataset)
+        # Rows of a micro-batch of one process, of as many tokens whatever their length.
+        self.batch_rows = self.rows_like(self.phases[phase].batch_size or self.args.train_batch_size, self.dataset)
         self.rows_seen, self.step_rows = rows_seen, 0
         self._carried: dict[str, Tensor] | None = None  # rows loaded but not yet used by a step
 

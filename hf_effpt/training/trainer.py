@@ -29,7 +29,7 @@ from .cost import CostMeter
 from .evaluation_loop import evaluate_rows, logged_metrics
 from .muon import MUON, Muon, give_matrices, muon_arguments
 from .optimization import UncorrectedAdamW, clock_schedule, decaying, set_paces
-from .phases import check_rows, identity_of_run, phases_of, position_in
+from .phases import check_rows, identity_of_run, phases_of, position_in, ramped
 from .preparing import prepare_methods
 from .resuming import parts_of, settings_taking_effect
 from .row_selection import RowSelection
@@ -81,8 +81,7 @@ class EffptTrainer(Trainer):
         processing_class: Any = None,
         **kwargs: Any,
     ) -> None:
-        phases = phases_of(train_dataset)
-        train_dataset = phases[0].rows
+        train_dataset = (phases := phases_of(train_dataset))[0].rows
         given = [dataset for dataset in (train_dataset, eval_dataset) if dataset is not None]
         checks.check_parts(model, args, given, processing_class, kwargs, type(self))
         if self.method is not None and self.method not in model.config.methods:
@@ -103,6 +102,7 @@ class EffptTrainer(Trainer):
         with carbon.without_stock_tracker(args):
             super().__init__(model, args, data_collator, train_dataset, eval_dataset, processing_class, **kwargs)
         losses.smooth_in_model(self)
+        phases = ramped(phases, self.args)
         check_rows(phases, model, self.args, self.masking is not None)
         self.facts: dict[str, Any] = {}  # further entries of `run.json`
         self.evaluation: dict[str, Any] | None = None  # last held-out evaluation
