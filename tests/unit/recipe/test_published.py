@@ -49,7 +49,8 @@ def like(name):
 
 
 def test_every_recipe_that_follows_a_publication_has_a_section_and_points_there():
-    named = {path.stem for path in FOLDER.glob("*.yaml") if not path.stem.endswith("tiny")}
+    own = re.compile(r".*_?tiny|fast_.*")
+    named = {path.stem for path in FOLDER.glob("*.yaml") if not own.fullmatch(path.stem)}
     assert PAGE.keys() == named
     for name in named:
         header = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8").split("\nmodel:")[0]
