@@ -86,6 +86,17 @@ def pruned(results: dict) -> list[str]:
     ]
 
 
+def adapted(results: dict) -> list[str]:
+    """Returns one row per model: each of its scores, and their differences to the model as it was."""
+    rows = []
+    for name, scores in results.items():
+        cells = [name]
+        for found in scores.values():
+            cells += [_mean(found["value"]), _mean(found["difference"], "+.3f")]
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
 def frontier(models: dict) -> list[str]:
     """Returns one row per model: loss, size, memory and latency."""
     return [
@@ -218,6 +229,7 @@ TABLES = {
     "fast_against_stock": comparison,
     "fast_ingredients": comparison,
     "backbones": by_budget,
+    "adapted": lambda found: adapted(found["results"]),
     "depth": comparison,
     "width": comparison,
     "methods": comparison,
