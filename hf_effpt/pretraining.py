@@ -1,7 +1,6 @@
 """`pretrain`: trains a recipe's model and leaves a stock checkpoint."""
 
 import logging
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from hf_effpt.data.masking import DataCollatorForMaskedLM
 from hf_effpt.data.packing import facts
 from hf_effpt.data.tokenizer_report import report_of_corpus
 from hf_effpt.hub.card_parts import accents_in, longest_rows, untrained_positions
-from hf_effpt.hub.folders import CODE_FILES, checkpoints_in, others_in
+from hf_effpt.hub.folders import CODE_FILES, RECIPE, checkpoints_in, others_in, read_recipe
 from hf_effpt.models.build import model_for
 from hf_effpt.models.from_checkpoint import add_rows
 from hf_effpt.preparation import prepare_data
@@ -152,8 +151,6 @@ def _against(loss: float, floor: float) -> str:
     """Formats a floor and how far a loss is below or above it."""
     gap = floor - loss
     verdict = f"{gap:.4f} below" if gap > 0 else f"{-gap:.4f} above; it needs a longer budget than this"
-    if not math.isfinite(gap):
-        verdict = "the run has diverged: lower the learning rate, and use bf16 rather than fp16"
     return f"{floor:.4f} ({verdict})"
 
 
@@ -259,9 +256,9 @@ def claim(out: Path, recipe: Recipe, resume: bool) -> None:
             )
         _check_unused(out)
         return
-    if not (out / "recipe.yaml").is_file():
+    if not (out / RECIPE).is_file() and not checkpoints_in(out):
         raise EffptError(f"There is no run in {out} to resume (no recipe.yaml); start without `--resume`.")
-    before = yaml.safe_load((out / "recipe.yaml").read_text(encoding="utf-8"))
+    before = read_recipe(out / RECIPE)
     for section, kind in SECTIONS.items():
         old, new = before.get(section) or {}, recipe.resolved()[section]
         if section == "model" and "from" not in new:  # older runs have the only backbone that there was

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from hf_effpt.core.clock import JOULES_A_KWH
+from hf_effpt.core.files import finite
 
-from .report_tables import ESTIMATED, UNITS, Arm, Report, baseline_of, finite, in_clock_unit, is_estimated
+from .report_tables import ESTIMATED, UNITS, Arm, Report, baseline_of, in_clock_unit, is_estimated
 from .statistics import interval
 
 BASELINE_COLOUR = "#7f7f7f"

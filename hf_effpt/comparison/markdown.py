@@ -6,8 +6,10 @@ import re
 
 import yaml
 
+from hf_effpt.core.files import finite
+
 from .chart_series import DIFFERENCES, axis_title, curves_note, pictures
-from .report_tables import Cell, Report, Table, finite, held_equal, results_table, runs_table
+from .report_tables import Cell, Report, Table, held_equal, results_table, runs_table
 
 _SPECIAL = re.compile(r"([\\`*_\[\]#|~$])")
 

@@ -12,9 +12,11 @@ from typing import Any
 
 import yaml
 
+from hf_effpt.core.files import finite
+
 from .chart_series import chart_data, curves_note
 from .plots import require_plotting
-from .report_tables import Cell, Report, Table, finite, held_equal, results_table, runs_table
+from .report_tables import Cell, Report, Table, held_equal, results_table, runs_table
 
 _HERE = Path(__file__).parent
 _MARKS = {

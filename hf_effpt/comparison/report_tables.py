@@ -49,15 +49,6 @@ class Table:
     rows: list[list[Cell]]
 
 
-def finite(value: Any) -> Any:
-    """Returns `value` with `None` in place of infinities and NaN, which JSON cannot express."""
-    if isinstance(value, Mapping):
-        return {key: finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def missing(why: str | None) -> Cell:
     return Cell(DASH, why or "not recorded")
 

@@ -38,9 +38,9 @@ def end_with(parent: int, seconds: float = 1.0) -> None:
 
 def last_whole_checkpoint(folder: Path) -> str | None:
     """Returns the newest intact checkpoint of a killed run; if it has none, removes its folder."""
-    whole = [checkpoint for checkpoint in checkpoints_in(folder) if fault(checkpoint) is None]
-    if whole and (folder / "recipe.yaml").is_file():
-        return str(whole[-1])
+    whole = (checkpoint for checkpoint in reversed(checkpoints_in(folder)) if fault(checkpoint) is None)
+    if (folder / "recipe.yaml").is_file() and (last := next(whole, None)):
+        return str(last)
     shutil.rmtree(folder, ignore_errors=True)
     return None
 

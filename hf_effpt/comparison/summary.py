@@ -9,6 +9,7 @@ import numpy as np
 
 from hf_effpt.core.clock import JOULES_A_KWH, Clock
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.files import finite
 from hf_effpt.core.objectives import objective_in
 from hf_effpt.evaluation.held_out_text import fingerprint_in
 from hf_effpt.hub.card import duration
@@ -18,7 +19,6 @@ from .arms import SET_BY_GRID, Arm
 from .caveats import loss_notes, no_verdict, notes, share_of, void_reason
 from .controls import Control, control_sentence, difference_sentence, find_control
 from .cost_law import cost_law
-from .report_tables import finite
 from .run_grid import Run
 from .speed import NO_SPEED, speed_up
 from .statistics import Difference, holm, interval, paired, verdict
@@ -108,13 +108,13 @@ def curve(history: list[dict[str, Any]]) -> list[dict[str, float | None]]:
     """Returns the finite held-out losses along a run with the costs until then; the last one of each step."""
     points = {}
     for point in history:
-        if "eval_loss" in point and "clock" in point and math.isfinite(point["eval_loss"]):
+        if "clock" in point and (loss := point.get("eval_loss")) is not None and math.isfinite(loss):
             joules = point.get("joules")
             points[point["step"]] = {
                 **{name: point[name] for name in ("clock", "seconds", "tokens", "flops")},
                 "reference_seconds": point.get("reference_seconds"),
                 "kwh": None if joules is None else joules / JOULES_A_KWH,
-                "loss": point["eval_loss"],
+                "loss": loss,
             }
     return [points[step] for step in sorted(points)]
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -59,13 +60,25 @@ def create_once(path: Path, write: Callable[[Path], Any], folder: bool = False) 
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes indented JSON atomically."""
-    write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    """Writes indented JSON atomically, with `null` for numbers that are not finite, which JSON has not."""
+    text = json.dumps(finite(content), indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomically(path, text + "\n")
+
+
+def finite(content: Any) -> Any:
+    """Copy of what is to be JSON, with `None` for each number that is NaN or infinite."""
+    if isinstance(content, Mapping):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads the JSON object in the file `path`."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Reads the JSON object in the file `path`; raises a `ValueError` if there is something else in it."""
+    if not isinstance(content := json.loads(path.read_text(encoding="utf-8")), dict):
+        raise ValueError(f"{path} holds no JSON object, but a {type(content).__name__}")
+    return content
 
 
 @contextmanager

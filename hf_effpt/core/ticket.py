@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .errors import EffptError
-from .files import read_json, write_atomically
+from .files import finite, read_json, write_atomically
 
 FILE = "ticket.json"  # in the folder of a run that drew a ticket
 VERSION = 2  # of ticket files: before, layers were in the order in which they are stored, and not in running order
@@ -67,7 +67,7 @@ class Ticket:
         """Writes the ticket into a JSON file."""
         path = Path(path)
         content = {"version": VERSION, "heads": self.heads, "neurons": self.neurons, "shape": self.shape}
-        write_atomically(path, json.dumps(content | {"drawn_by": self.drawn_by}, indent=1))
+        write_atomically(path, json.dumps(finite(content | {"drawn_by": self.drawn_by}), indent=1, allow_nan=False))
         return path
 
     @classmethod

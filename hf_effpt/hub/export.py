@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
-import yaml
 from transformers import AutoTokenizer, BertConfig, BertModel, ElectraModel, PreTrainedModel
 
 import hf_effpt.models
@@ -24,7 +23,7 @@ from hf_effpt.models.configuration_electra import bert_settings
 from hf_effpt.models.kept_heads import EXTRA, read_tensors, save_stock
 
 from .card import model_card
-from .folders import CODE_FILES, TOKENIZER_FILES, check_free, check_whole, files_of
+from .folders import CODE_FILES, TOKENIZER_FILES, check_free, check_whole, files_of, read_recipe, recipe_of
 
 # Keys of a finished run's record that do not hold for an earlier checkpoint.
 OF_THE_END = ("pruning", "evaluation", "throughput", "energy", "scores", "costs", "learning_rate")
@@ -155,8 +154,8 @@ def _export_checkpoint(checkpoint: Path, training_class: type[EffptMixin], folde
                 shutil.copyfile(source / name, folder / place / name)
         if place:
             verify(folder / place, exported)
-    if (checkpoint.parent / "recipe.yaml").is_file():
-        shutil.copyfile(checkpoint.parent / "recipe.yaml", folder / "recipe.yaml")
+    if recipe := recipe_of(checkpoint):
+        shutil.copyfile(recipe, folder / "recipe.yaml")
     verify(folder, stock)
     model = {"objective": objective_of(trained.config), "training_class": training_class.__name__}
     run |= {"ledger": ledger, "model": model | facts_of(stock)}
@@ -169,8 +168,8 @@ def _run_so_far(checkpoint: Path) -> dict[str, Any]:
     root, run = checkpoint.resolve().parent, {}
     if (root / "run.json").is_file():
         run = read_json(root / "run.json")
-    elif (root / "recipe.yaml").is_file():
-        run = {"recipe": yaml.safe_load((root / "recipe.yaml").read_text(encoding="utf-8"))}
+    elif recipe := recipe_of(checkpoint):
+        run = {"recipe": read_recipe(recipe)}
     if (checkpoint / "trainer_state.json").is_file():
         state = read_json(checkpoint / "trainer_state.json")
         totals = state.get("stateful_callbacks", {}).get("ClockCallback", {}).get("attributes", {})

@@ -1,12 +1,16 @@
 """Model folders: lists their files, checks that a saved model is complete, and that a folder may be overwritten."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+import yaml
 from safetensors import SafetensorError, safe_open
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import finish_replacing, read_json
+from hf_effpt.core.manifest import MANIFEST, manifest_fault
 
 CODE_FILES = (  # of models that bring their own code
     "configuration_pruned_bert.py", "modeling_pruned_bert.py",
@@ -16,7 +20,9 @@ MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", *CO
 TOKENIZER_FILES = (
     "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.txt vocab.json merges.txt"
 ).split()
-RECORD_FILES = ("README.md", "recipe.yaml", "run.json")
+RECIPE = "recipe.yaml"
+RECORD_FILES = ("README.md", RECIPE, "run.json")
+JSON_FILES = ("config.json", "trainer_state.json", "run.json")
 EXTRA_FOLDERS = ("generator",)  # folders of models exported beside the main one
 
 
@@ -31,8 +37,38 @@ def files_of(folder: Path) -> list[str]:
 
 def checkpoints_in(run: Path) -> list[Path]:
     """Checkpoint folders of a run, first to last, whole or not."""
-    found = [(re.fullmatch(r"checkpoint-(\d+)", folder.name), folder) for folder in run.glob("checkpoint-*")]
-    return [folder for _, folder in sorted((int(match[1]), folder) for match, folder in found if match)]
+    return sorted((one for one in run.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", one.name)), key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer step after which a checkpoint was saved, as its folder's name says."""
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def recipe_of(checkpoint: Path) -> Path | None:
+    """The recipe that a checkpoint was saved by: its own copy, or that of its run; `None` if there is neither."""
+    places = (checkpoint / RECIPE, checkpoint.resolve().parent / RECIPE)
+    return next((place for place in places if place.is_file()), None)
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """Reads a recipe that a run has written.
+
+    Raises `EffptError` if there is none in the file, with the last whole checkpoint nearby and its copy of the recipe.
+    """
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        found = None
+    if isinstance(found, dict) and found:
+        return found
+    whole = next((one for one in reversed(checkpoints_in(path.parent)) if not _fault(one)), None)
+    fix = "write the recipe of the run into it again"
+    if whole and (whole / RECIPE).is_file():
+        fix = f"the last whole checkpoint has a copy: `cp {whole / RECIPE} {path}`"
+    elif whole:
+        fix += f", or export the last whole checkpoint: `effpt export {whole} --out DIR`"
+    raise EffptError(f"{str(path)!r} holds no recipe; {fix}.")
 
 
 def others_in(folder: Path) -> list[str]:
@@ -45,9 +81,11 @@ def check_whole(folder: Path) -> None:
     """Raises `EffptError`, with the last whole checkpoint nearby, unless `folder` holds a model and all of it."""
     finish_replacing(folder)
     if fault := _fault(folder):
-        beside = [*checkpoints_in(folder.parent), *checkpoints_in(folder)]
-        whole = [str(path) for path in beside if path != folder and not _fault(path)]
-        fix = f"the last whole checkpoint is {whole[-1]!r}" if whole else "name a folder such as OUT/checkpoint-900"
+        beside = [*checkpoints_in(folder), *checkpoints_in(folder.parent)[::-1]]
+        whole = next((str(path) for path in beside if path != folder and not _fault(path)), None)
+        fix = "name a folder such as OUT/checkpoint-900"
+        if whole:
+            fix = f"the last whole checkpoint is {whole!r}: `effpt export {whole} --out DIR`"
         raise EffptError(f"{str(folder)!r} {fault}; {fix}.")
 
 
@@ -57,12 +95,36 @@ def _fault(folder: Path) -> str | None:
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             return f"has no {name}, so it holds no saved model"
+    fault = manifest_fault(folder) if (folder / MANIFEST).is_file() else None
+    if fault := fault or json_fault(folder, JSON_FILES) or weights_fault(folder / "model.safetensors"):
+        return f"is corrupt or half-written ({fault})"
+    return None
+
+
+def json_fault(folder: Path, names: Iterable[str]) -> str | None:
+    """Says which of these files, of those that there are, holds no JSON object; `None` if all do."""
+    for name in names:
+        try:
+            if (folder / name).is_file():
+                read_json(folder / name)
+        except ValueError:
+            return f"`{name}` cannot be read"
+    return None
+
+
+def weights_fault(file: Path) -> str | None:
+    """Says what is wrong with the tensors of a file; `None` if they are there and weights and biases are finite.
+
+    Others, such as losses that a method remembers, may be infinite.
+    """
     try:
-        read_json(folder / "config.json")
-        with safe_open(folder / "model.safetensors", framework="pt"):  # compares the header with the file's length
-            return None
-    except (ValueError, SafetensorError) as error:
-        return f"is corrupt or half-written ({error})"
+        with safe_open(file, framework="pt") as tensors:  # compares the header with the file's length
+            for name in tensors.keys():
+                if name.endswith(("weight", "bias")) and not tensors.get_tensor(name).isfinite().all():
+                    return f"`{file.name}` has numbers that are not finite, in `{name}`"
+    except (SafetensorError, OSError):
+        return f"`{file.name}` is damaged or cut short"
+    return None
 
 
 def check_free(checkpoint: Path, out: Path) -> None:

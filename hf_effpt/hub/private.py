@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
+from hf_effpt.core.files import finite
+
 HIDDEN = "***"
 SECRET_NAMES = re.compile(r"(token|api[_-]?key|password|secret)$", re.IGNORECASE)
 # Access tokens of the Hugging Face Hub, and keys of Weights & Biases.
@@ -70,7 +72,8 @@ def scrubbed_file(path: Path) -> bytes | None:
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".json":  # by value, since text of JSON is escaped
         content = json.loads(text)
-        new = text if (public := scrubbed(content)) == content else json.dumps(public, indent=2, ensure_ascii=False)
+        public = finite(scrubbed(content))
+        new = text if public == content else json.dumps(public, indent=2, ensure_ascii=False, allow_nan=False)
     else:
         new = scrubbed(text)
     return None if new == text else new.encode()

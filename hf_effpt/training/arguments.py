@@ -44,6 +44,7 @@ RANGES = {
     "dataloader_num_workers": (0, 1e4),
     "save_steps": (1e-9, 1e12),
     "save_total_limit": (1, 1e9),
+    "max_skipped_steps": (1, 1e9),
 }
 ABOVE_ZERO = (
     "learning_rate per_device_train_batch_size per_device_eval_batch_size num_train_epochs "
@@ -112,6 +113,9 @@ class EffptTrainingArguments(TrainingArguments):
             Small batches learn more from early tokens (McCandlish et al., 2018). The learning rate stays.
         average (`dict`, *optional*): [`Averaging`] of the weights, such as `{kind: lawa, k: 5, every: 0.02}` or
             `{kind: ema, span: 0.02}`. Evaluation and export have the average, training goes on without it.
+        max_skipped_steps (`int`, *optional*, defaults to 20): the run stops with an error after so many optimizer
+            steps in a row whose gradients were NaN or infinite. Such a step changes nothing; `run.json` counts them,
+            and names the rows of the first 16. With fp16, steps that only find its scale count, too.
         carbon_intensity (`float`, *optional*, defaults to 475.0): g CO2e per kWh of your electricity; by default the
             world average (IEA, 2019).
 
@@ -140,6 +144,7 @@ class EffptTrainingArguments(TrainingArguments):
     average: dict[str, Any] | None = field(
         default=None, metadata={"help": "Average of the weights: {kind: lawa, k: 5, every: 0.02}."}
     )
+    max_skipped_steps: int = _field(20, "Stop after so many steps in a row with NaN or infinite gradients.")
     carbon_intensity: float = _field(WORLD_AVERAGE, "Grams of CO2e a kWh; by default the world average.")
 
     # Stock arguments that arguments of this class may take the place of.

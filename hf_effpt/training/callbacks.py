@@ -32,7 +32,7 @@ class ClockCallback(TrainerCallback, ExportableState):
         trainer = self.trainer
         stream = trainer.stream
         own = {"rows": stream.rows_seen, "phase": stream.phase, "data": identity_of_run(trainer)}
-        own |= identity_of(trainer.args) | {"parts": trainer.saver.parts}
+        own |= identity_of(trainer.args) | {"parts": trainer.saver.parts, "skipped": trainer.guard.record()}
         return {"args": {}, "attributes": trainer.cost.totals() | own}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -1,6 +1,5 @@
 """Checking, loading and atomic saving of checkpoints, and saving of the exported model in the run folder's root."""
 
-import json
 import os
 import shutil
 import zipfile
@@ -9,14 +8,20 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors import SafetensorError, safe_open
-
 from hf_effpt.core.anatomy import longest_row_of
 from hf_effpt.core.errors import EffptError
-from hf_effpt.core.files import STAGING, is_disk_full, read_json, replacing_folder_contents, write_atomically
+from hf_effpt.core.files import (
+    STAGING,
+    is_disk_full,
+    read_json,
+    replacing_folder_contents,
+    write_atomically,
+    write_json,
+)
+from hf_effpt.core.manifest import MANIFEST, manifest_fault, write_manifest
 from hf_effpt.data.packing import PackedRows, facts
 from hf_effpt.hub.card import model_card
-from hf_effpt.hub.folders import checkpoints_in
+from hf_effpt.hub.folders import RECIPE, checkpoints_in, json_fault, weights_fault
 from hf_effpt.hub.push import push
 from hf_effpt.models.base import exports_of
 from hf_effpt.models.kept_heads import save_stock
@@ -31,24 +36,27 @@ STATE = "trainer_state.json"
 NEEDED = ("config.json", TENSORS, STATE, "optimizer.pt", "scheduler.pt")
 
 
-def fault(checkpoint: Path) -> str | None:
-    """Short description of a checkpoint folder's defect; `None` if it is whole."""
+def fault(checkpoint: Path, hashes: bool = True) -> str | None:
+    """Short description of a checkpoint folder's defect; `None` if it is whole.
+
+    Without `hashes` a checkpoint with a manifest is only asked for the sizes of its files.
+    """
     if not checkpoint.is_dir():
         return "it is not a folder"
     for name in NEEDED:
         if not (checkpoint / name).is_file():
             return f"`{name}` is missing"
-    try:
-        for name in ("config.json", STATE):
-            read_json(checkpoint / name)
-    except ValueError:
-        return f"`{name}` cannot be read"
-    for name in (TENSORS, *([AVERAGE] if (checkpoint / AVERAGE).is_file() else [])):
-        try:
-            with safe_open(checkpoint / name, framework="pt"):
-                pass
-        except (SafetensorError, OSError):
-            return f"`{name}` is damaged or cut short"
+    if has_manifest := (checkpoint / MANIFEST).is_file():  # older checkpoints have none
+        if wrong := manifest_fault(checkpoint, hashes):
+            return wrong
+        if not hashes:
+            return None
+    if wrong := json_fault(checkpoint, ("config.json", STATE)) or weights_fault(checkpoint / TENSORS):
+        return wrong
+    if (checkpoint / AVERAGE).is_file() and (wrong := weights_fault(checkpoint / AVERAGE)):
+        return wrong
+    if has_manifest:
+        return None
     generators = sorted(checkpoint.glob("rng_state*.pth"))  # one for each process
     if not generators:
         return "`rng_state.pth` is missing"
@@ -65,15 +73,17 @@ def choose(wanted: str | Path | Literal[True], run: Path) -> Path:
 
     Raises `EffptError` if there is none, or it is not whole; the message names the last whole one.
     """
-    there = checkpoints_in(run)
+    there = checkpoints_in(run)[::-1]
     if wanted is True:
         if not there:
             raise EffptError(f"There is no checkpoint in {run} to resume from; start the run without `resume`.")
-        wanted = there[-1]
+        wanted = there[0]
     checkpoint = Path(wanted)
     if wrong := fault(checkpoint):
-        whole = [other for other in there if other != checkpoint and fault(other) is None]
-        way_out = f"resume from the last whole one: {whole[-1]}" if whole else "there is no whole one; start anew"
+        whole = next((other for other in there if other != checkpoint and fault(other) is None), None)
+        way_out = "there is no whole one; start anew"
+        if whole:
+            way_out = f"resume from the last whole one: {whole} (`--resume {whole}`)"
         raise EffptError(f"The checkpoint {checkpoint} cannot be used: {wrong}; {way_out}.")
     return checkpoint
 
@@ -83,14 +93,14 @@ def totals(checkpoint: Path, now: str | None, args: EffptTrainingArguments) -> d
 
     Raises `EffptError` if another Trainer saved it, its run had other rows, or [`check_same`] refuses.
     """
-    callbacks = read_json(checkpoint / STATE).get("stateful_callbacks", {})
-    if "ClockCallback" not in callbacks:
+    try:
+        found = read_json(checkpoint / STATE)["stateful_callbacks"]["ClockCallback"]["attributes"]
+        before = found.get("data")
+    except (KeyError, TypeError, AttributeError) as error:
         raise EffptError(
             f"The checkpoint {checkpoint} says nothing of a clock, so another Trainer has saved it; load its weights "
             "with `from_pretrained` and start a new run."
-        )
-    found = callbacks["ClockCallback"]["attributes"]
-    before = found.get("data")
+        ) from error
     if before is not None and now is not None and before != now:
         raise EffptError(
             f"The text or the tokenizer has changed since {checkpoint} was saved (fingerprint {before}, now {now})"
@@ -152,13 +162,15 @@ class Saver:
 
         It comes into the folder `run`, by default the output folder.
 
-        A full disk or a kill thus leaves earlier checkpoints whole. Raises `EffptError` if the disk is full.
+        A full disk or a kill thus leaves earlier checkpoints whole. Raises `EffptError` if the disk is full, or the
+        weights are not finite.
         """
         run, saves = run or Path(self.args.output_dir), self.args.should_save
         final, wait = run / f"checkpoint-{step}", self.trainer.accelerator.wait_for_everyone
         timekeeper = self.trainer.cost.timekeeper
         timekeeper.settle()
         with timekeeper.paused():
+            self.trainer.guard.check_weights()
             if saves:
                 shutil.rmtree(run / STAGING, ignore_errors=True)
             wait()
@@ -167,7 +179,7 @@ class Saver:
                 yield
                 wait()
                 if saves:
-                    self.trainer.average.save(self.staging / final.name)
+                    self._complete(self.staging / final.name)
                     shutil.rmtree(final, ignore_errors=True)
                     os.replace(self.staging / final.name, final)
             except Exception as error:
@@ -182,11 +194,20 @@ class Saver:
                 self.staging = None
                 if saves:
                     shutil.rmtree(run / STAGING, ignore_errors=True)
-            if saves and self.args.save_total_limit:
+            # What was saved before a run began to diverge is kept.
+            if saves and self.args.save_total_limit and not self.trainer.guard.in_a_row:
                 # Damaged checkpoints do not count towards the limit, and the new one is always kept.
-                whole = [folder for folder in checkpoints_in(run) if folder != final and fault(folder) is None]
+                whole = [folder for folder in checkpoints_in(run) if folder != final and not fault(folder, False)]
                 for old in whole[: max(0, len(whole) + 1 - self.args.save_total_limit)]:
                     shutil.rmtree(old)
+
+    def _complete(self, folder: Path) -> None:
+        """Adds to a checkpoint, which all processes have written, what the stock Trainer does not save."""
+        self.trainer.average.save(folder)
+        if (recipe := Path(self.args.output_dir, RECIPE)).is_file():
+            shutil.copyfile(recipe, folder / RECIPE)
+        write_json(folder / STATE, read_json(folder / STATE))  # losses in it may be NaN
+        write_manifest(folder)
 
     def export(self, out: str) -> None:
         """Writes the stock model with tokenizer, card and `run.json` into the folder `out`, all or nothing."""
@@ -207,7 +228,7 @@ class Saver:
                 method.save_artifacts(trainer.model.backbone, folder)
             if artifacts := sorted(path.name for path in folder.iterdir() if path not in saved):
                 record["artifacts"] = artifacts
-            (folder / "run.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
+            write_json(folder / "run.json", record)
             model_card(record, trainer.hub_model_id).save(folder / "README.md")
 
     def push(

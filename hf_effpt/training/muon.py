@@ -99,6 +99,7 @@ class Muon(torch.optim.AdamW):
 
     _step_supports_amp_scaling = False  # a scaler of fp16 has to undo its scale before: averages are over steps
     flops = 0.0  # of matrix products since they were last charged
+    found_inf: Tensor | None = None  # above 0 if this step changes nothing, as fused AdamW has it
 
     def __init__(
         self,
@@ -143,9 +144,14 @@ class Muon(torch.optim.AdamW):
                 self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
         gradients: list[Any] = [weight.grad for weight in weights]
         averages = [self.state[weight]["momentum_buffer"] for weight in weights]
+        keep: Any = 1 - lr * weight_decay
+        if (skips := self.found_inf) is not None:  # then averages move towards themselves, by nothing
+            skips = skips > 0
+            gradients = [torch.where(skips, old, new) for old, new in zip(averages, gradients, strict=True)]
+            keep = torch.where(skips, 1.0, keep)
         FOREACH._foreach_lerp_(averages, gradients, 1 - momentum)
         directions = FOREACH._foreach_lerp(gradients, averages, momentum) if nesterov else averages
-        FOREACH._foreach_mul_(weights, 1 - lr * weight_decay)
+        FOREACH._foreach_mul_(weights, keep)
         alike: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = defaultdict(list)
         for pair in zip(weights, directions, strict=True):
             lying = [_lying(tensor, matrices) for tensor in pair]
@@ -155,7 +161,8 @@ class Muon(torch.optim.AdamW):
             together_NSL = torch.cat([direction for _, direction in pairs])
             updates_NSL = orthogonalized(together_NSL.to(precision_on(together_NSL.device)), ns_steps)
             self.flops += len(updates_NSL) * newton_schulz_flops(short, long, ns_steps)
-            updates = updates_NSL.to(together_NSL.dtype).split(matrices)
+            updates_NSL = updates_NSL.to(together_NSL.dtype)
+            updates = (updates_NSL if skips is None else torch.where(skips, 0.0, updates_NSL)).split(matrices)
             FOREACH._foreach_add_([weight for weight, _ in pairs], updates, alpha=-lr * rms * long**0.5)
 
     def take_flops(self) -> float:

@@ -57,6 +57,8 @@ def run_record(trainer: Any, exported: Any) -> dict[str, Any]:
         }
     if len(trainer.saver.parts) > 1:
         record["parts"] = changes_in(trainer.saver.parts)
+    if trainer.guard.steps:
+        record["skipped"] = trainer.guard.record()
     if trainer.average.settings is not None:
         record["average"] = asdict(trainer.average.settings) | {"weights": len(trainer.average.held)}
     if trainer.evaluation is not None:

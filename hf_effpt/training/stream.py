@@ -167,6 +167,12 @@ class TrainingStream:
             start=start, skip=skip, rank=self.args.process_index, world=self.args.world_size,
         )  # fmt: skip
 
+    def rows_at(self, phase: int, first: int, number: int) -> list[int]:
+        """Rows at `number` positions of a phase, from the position `first` on."""
+        rows = self.dataset if phase == self.phase else self.phases[phase].rows
+        positions = np.arange(first, first + number)
+        return BatchStream(len(rows), number, self.seed).keys(positions)[:, 1].tolist()
+
     def draw(self, number: int, step: int) -> Iterator[dict[str, Tensor]]:
         """Yields micro-batches on the device in another order than the run's, by seed and step."""
         batches = islice(self._batches(hash((self.seed, step)), 0), number)

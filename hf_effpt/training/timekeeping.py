@@ -48,7 +48,7 @@ class Timekeeper:
 
     def _charge(self, settling: bool = False) -> float:
         last, self._last = self._last, self._now()
-        seconds, joules = (now - then for now, then in zip(self._last, last, strict=True))
+        seconds, joules = [now - then for now, then in zip(self._last, last, strict=True)]
         self._joules += joules
         # Processes synchronize at each step only for a budget in seconds or joules.
         together = self.world == 1 or settling or self.clock.unit in ("seconds", "joules")
@@ -76,5 +76,5 @@ class Timekeeper:
         finally:
             synchronize(self.device)  # GPU work of the block is not charged
             self._is_paused = False
-        skipped = (now - then for now, then in zip(self._now(), before, strict=True))
-        self._last = tuple(last + gap for last, gap in zip(self._last, skipped, strict=True))
+        skipped = [now - then for now, then in zip(self._now(), before, strict=True)]
+        self._last = tuple([last + gap for last, gap in zip(self._last, skipped, strict=True)])

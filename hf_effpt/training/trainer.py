@@ -27,6 +27,7 @@ from .branches import Branches, check_branches
 from .callbacks import ClockCallback, ClockProgress, schedule_methods
 from .cost import CostMeter
 from .evaluation_loop import evaluate_rows, logged_metrics
+from .guard import FiniteGuard
 from .muon import MUON, Muon, give_matrices, muon_arguments
 from .optimization import UncorrectedAdamW, clock_schedule, decaying, set_paces
 from .phases import check_rows, identity_of_run, phases_of, position_in, ramped
@@ -45,7 +46,7 @@ class EffptTrainer(Trainer):
     All else is as in [`transformers.Trainer`]. `train(resume_from_checkpoint=…)` continues bit for bit; `save_model()`
     writes the stock model, while `checkpoint-N/` holds the training model. Parts: `cost` ([`CostMeter`]), `stream`
     ([`TrainingStream`]), `selection` ([`RowSelection`]), `saver` ([`Saver`]), `branches` ([`Branches`]),
-    `average` ([`WeightAverage`]).
+    `average` ([`WeightAverage`]), `guard` ([`FiniteGuard`]).
 
     Args:
         model ([`PreTrainedModel`]): training model, such as `EffptBertForMaskedLM`; its configuration holds the
@@ -72,15 +73,9 @@ class EffptTrainer(Trainer):
     _warmup = 0.0  # as a fraction of the budget, set with the schedule
 
     def __init__(
-        self,
-        model: Any,
-        args: EffptTrainingArguments,
-        data_collator: Any = None,
-        train_dataset: Any = None,
-        eval_dataset: Any = None,
-        processing_class: Any = None,
-        **kwargs: Any,
-    ) -> None:
+        self, model: Any, args: EffptTrainingArguments, data_collator: Any = None, train_dataset: Any = None,
+        eval_dataset: Any = None, processing_class: Any = None, **kwargs: Any,
+    ) -> None:  # fmt: skip
         train_dataset = (phases := phases_of(train_dataset))[0].rows
         given = [dataset for dataset in (train_dataset, eval_dataset) if dataset is not None]
         checks.check_parts(model, args, given, processing_class, kwargs, type(self))
@@ -111,7 +106,7 @@ class EffptTrainer(Trainer):
         self.cost.expect(prepare_seconds, model.start_cost, self.accelerator)
         self.stream = TrainingStream(self.args, phases, self.data_collator, keyed=self.masking is not None)
         self.selection = RowSelection(self.stream, self.cost, self.masking, processing_class)
-        self.saver, self.stopper = checkpoints.Saver(self), Stopper(self)
+        self.saver, self.stopper, self.guard = checkpoints.Saver(self), Stopper(self), FiniteGuard(self)
         self.branches, self.average = Branches(self), WeightAverage(self)
         self.selection.check(self.model, self.row_methods)
         checks.check_body(self.model, self.args)
@@ -182,6 +177,7 @@ class EffptTrainer(Trainer):
         clock.end = self.branches.current or 1.0
         self.stream.begin(**position_in(totals))
         self.cost.begin(clock, totals)
+        self.guard.begin(totals)
         self.saver.parts = parts_of(self.args, totals)
 
     @property
@@ -211,12 +207,9 @@ class EffptTrainer(Trainer):
             length = int(self.clock.budget) if self.clock.unit == "steps" else 1_000_000
             self._warmup = self.args.get_warmup_steps(length) / length
             self.lr_scheduler = clock_schedule(
-                self.args,
-                optimizer or self.optimizer,
-                lambda: self.trained_share,
-                length,
+                self.args, optimizer or self.optimizer, lambda: self.trained_share, length,
                 lambda: rewarmed(self.model.config, self.clock.steps),
-            )
+            )  # fmt: skip
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
@@ -308,13 +301,14 @@ class EffptTrainer(Trainer):
         self.step_loss = self.step_loss + loss
         return loss
 
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        return self.guard.watch(super()._get_grad_norm(*args, **kwargs))
+
     def floating_point_ops(self, inputs: Any) -> float:
         """Counted FLOPs of the micro-batch just trained on."""
         return self.cost.micro_flops
 
-    def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
+    def compute_loss(self, model: Any, inputs: Any, return_outputs=False, num_items_in_batch: Any = None) -> Any:
         with self.cost.meter.measure("forward") if model.training else nullcontext():
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if model.training:
@@ -333,6 +327,7 @@ class EffptTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the clock to loss entries; to training entries also speed, utilisation and parts of a step."""
+        logs |= self.guard.settle()
         if "loss" in logs:
             self.cost.meter.seconds += self.cost.timekeeper.settle()
             with self.cost.timekeeper.paused():
@@ -367,8 +362,11 @@ class EffptTrainer(Trainer):
         with settings_taking_effect(self.optimizer, self.lr_scheduler, checkpoint is not None and self.saver.changed):
             super()._load_optimizer_and_scheduler(checkpoint)
 
-    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        super()._maybe_log_save_evaluate(*args, **kwargs)
+    def _maybe_log_save_evaluate(self, tr_loss: Any, *args: Any, **kwargs: Any) -> None:
+        logs = self.control.should_log
+        super()._maybe_log_save_evaluate(tr_loss, *args, **kwargs)
+        if logs:
+            tr_loss.nan_to_num_(0.0)  # the stock Trainer begins anew by NaN - NaN
         if self.args.branches:
             self.branches.save_due()
 
@@ -383,6 +381,7 @@ class EffptTrainer(Trainer):
         if self.saver.staging is not None:
             super().save_model(output_dir, _internal_call)
             return
+        self.guard.check_exportable()
         if self.args.should_save:
             self.saver.export(output_dir or self.args.output_dir)
         if self.args.push_to_hub and not _internal_call:
@@ -392,9 +391,7 @@ class EffptTrainer(Trainer):
         """Uploads the exported model, as [`push`] does; arguments are those of the stock method."""
         return self.saver.push(*args, **kwargs)
 
-    def create_model_card(
-        self, language: Any = None, license: str | None = None, tags: Any = None, **kwargs: Any
-    ) -> None:
+    def create_model_card(self, language: Any = None, license: Any = None, tags: Any = None, **kwargs: Any) -> None:
         """Writes the package's own card, from the run's record and these facts."""
         if self.is_world_process_zero():
             self.saver.write_card({"language": language, "license": license, "tags": tags})

@@ -24,13 +24,15 @@ def prepare(backbone: Any) -> None:
 
 
 def add(backbone: Any, loss: Tensor, flops: float) -> None:
-    """Adds a step, without waiting for the device."""
-    sums = getattr(backbone, NAME)
+    """Adds a step, without waiting for the device; nothing if its loss is not finite."""
+    held = getattr(backbone, NAME)
+    sums = held.clone()
     sums[5] += 1
     x, y = math.log(flops), loss.detach().double().clamp(min=1e-12).log()
     one = torch.ones_like(y)
     sums[:5] *= (1 - 1 / sums[5]) ** POWER
     sums[:5] += torch.stack([one, one * x, y, one * x * x, x * y])
+    held.copy_(torch.where(y.isfinite(), sums, held))
 
 
 def slope(backbone: Any) -> float | None:

@@ -1,5 +1,6 @@
 import errno
 import json
+import math
 import os
 import pickle
 import resource
@@ -9,12 +10,16 @@ import signal
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, TrainerState
 
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.manifest import MANIFEST
 from hf_effpt.data.corpus import corpus_of
 from hf_effpt.data.packing import pack
-from hf_effpt.training.checkpoints import announcing, checkpoints_in, fault
+from hf_effpt.hub.export import export
+from hf_effpt.hub.folders import read_recipe
+from hf_effpt.training.checkpoints import announcing, checkpoints_in, choose, fault, totals
 from hf_effpt.training.stream import BatchStream
 from hf_effpt.training.trainer import EffptTrainer
 from tests import tiny
@@ -33,7 +38,9 @@ def run(folder, **changes):
 def finished(tmp_path_factory):
     """A finished run, its checkpoints in the folder `args.output_dir`."""
     torch.set_num_threads(1)
-    return run(tmp_path_factory.mktemp("finished"))
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "recipe.yaml").write_text("training: {budget: 8steps}\n")
+    return run(folder)
 
 
 @pytest.fixture
@@ -62,7 +69,10 @@ def test_a_damaged_checkpoint_is_refused_and_the_last_whole_one_named(tmp_path, 
 
 
 @pytest.mark.usefixtures("ran")
-def test_bytes_changed_inside_an_archive_are_found(tmp_path):
+def test_without_a_manifest_bytes_changed_inside_an_archive_are_found(tmp_path):
+    for name in ("checkpoint-6", "checkpoint-8"):  # as older versions left them
+        (tmp_path / name / MANIFEST).unlink()
+        assert fault(tmp_path / name) is None
     archive = tmp_path / "checkpoint-8" / "optimizer.pt"
     data = bytearray(archive.read_bytes())
     data[len(data) // 2 : len(data) // 2 + 64] = bytes(64)[::-1].replace(b"\0", b"\7")
@@ -70,6 +80,96 @@ def test_bytes_changed_inside_an_archive_are_found(tmp_path):
     assert fault(tmp_path / "checkpoint-8") == "`optimizer.pt` is damaged or cut short"
     (tmp_path / "checkpoint-6" / "rng_state.pth").unlink()
     assert fault(tmp_path / "checkpoint-6") == "`rng_state.pth` is missing"
+
+
+def flip(path):
+    """One bit, in the middle."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def lengthen(path):
+    path.write_bytes(path.read_bytes() + b"\n")
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def as_list(path):
+    """JSON of another shape."""
+    path.write_text(json.dumps([json.loads(path.read_text())]))
+
+
+def swap(path):
+    """With the file of another checkpoint of the run, which is as whole."""
+    other = path.parents[1] / "checkpoint-4" / path.name
+    path.rename(path.with_suffix(".kept"))
+    shutil.copyfile(other, path)
+
+
+def with_nan(path):
+    tensors = load_file(path)
+    next(tensors[name] for name in sorted(tensors) if name.endswith("query.weight"))[0, 0] = math.nan
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def without_manifest(harm):
+    def harm_and_remove(path):
+        harm(path)
+        (path.parent / MANIFEST).unlink()
+
+    return harm_and_remove
+
+
+@pytest.mark.parametrize(
+    ("name", "harm", "says"),
+    [
+        *((name, flip, "bytes are not those") for name in
+          ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "config.json", "trainer_state.json",
+           "training_args.bin", "tokenizer.json", "recipe.yaml")),
+        *((name, lengthen, "bytes, and") for name in ("optimizer.pt", "trainer_state.json")),
+        *((name, empty, "has 0 bytes") for name in ("recipe.yaml", "rng_state.pth")),
+        *((name, swap, "bytes are not those") for name in ("optimizer.pt", "model.safetensors")),
+        *((name, as_list, "is damaged") for name in ("config.json", "trainer_state.json")),
+        *((name, without_manifest(as_list), "cannot be read") for name in ("config.json", "trainer_state.json")),
+        ("rng_state.pth", os.unlink, "is missing"),
+        ("tokenizer.json", os.unlink, "is missing"),
+        ("model.safetensors", with_nan, "bytes are not those"),
+        ("model.safetensors", without_manifest(with_nan), "not finite, in `bert.encoder.layer.0"),
+        *((MANIFEST, harm, "cannot be read") for harm in
+          (truncate, empty, as_list, lambda path: path.write_text('{"files": {}}'))),
+    ],
+)  # fmt: skip
+@pytest.mark.usefixtures("ran")
+def test_damage_is_found_and_the_last_whole_checkpoint_offered(tmp_path, name, harm, says):
+    harm(tmp_path / "checkpoint-8" / name)
+    harm(tmp_path / "checkpoint-6" / name)
+    found = rf"checkpoint-8.*`{name}` .*{says}.*last whole"
+    with pytest.raises(EffptError, match=rf"{found} one: (.*checkpoint-4) \(`--resume \1`\)"):
+        choose(True, tmp_path)
+    with pytest.raises(EffptError, match=rf"{found} checkpoint is .*: `effpt export .*checkpoint-4 --out DIR`"):
+        export(tmp_path / "checkpoint-8", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("ran")
+def test_a_recipe_of_a_run_that_is_emptied_is_offered_back(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    for harm in (empty, lambda path: path.write_text("- a list\n"), lambda path: path.write_text("a: ["), os.unlink):
+        harm(recipe)
+        with pytest.raises(EffptError, match=r"holds no recipe; .* `cp .*checkpoint-8/recipe.yaml .*/recipe.yaml`"):
+            read_recipe(recipe)
+    flip(tmp_path / "checkpoint-8" / "recipe.yaml")
+    with pytest.raises(EffptError, match=r"`cp .*checkpoint-6/recipe.yaml"):
+        read_recipe(recipe)
+    assert "recipe.yaml" in [path.name for path in export(tmp_path / "checkpoint-6", tmp_path / "out").iterdir()]
+    for folder in checkpoints_in(tmp_path):  # as older versions left them
+        (folder / "recipe.yaml").unlink()
+        (folder / MANIFEST).unlink()
+    with pytest.raises(EffptError, match=r"again, or export .*: `effpt export .*checkpoint-8 --out DIR`"):
+        read_recipe(recipe)
 
 
 @pytest.mark.usefixtures("ran")
@@ -122,17 +222,20 @@ def test_without_any_checkpoint_there_is_a_way_out(tmp_path):
 @pytest.mark.usefixtures("ran")
 def test_weights_that_do_not_fit_their_configuration_are_refused(tmp_path):
     config = tmp_path / "checkpoint-8" / "config.json"
+    (config.parent / MANIFEST).unlink()
     config.write_text(json.dumps(json.loads(config.read_text()) | {"num_hidden_layers": 5}))
     with pytest.raises(EffptError, match="do not fit its configuration: missing"):
         tiny.trainer(tmp_path).train(resume_from_checkpoint=True)
 
 
 @pytest.mark.usefixtures("ran")
-def test_a_checkpoint_of_another_trainer_is_refused(tmp_path):
+def test_a_checkpoint_of_another_trainer_is_refused(tmp_path, finished):
     state = tmp_path / "checkpoint-8" / "trainer_state.json"
-    state.write_text(json.dumps(json.loads(state.read_text()) | {"stateful_callbacks": {}}))
-    with pytest.raises(EffptError, match="another Trainer has saved it; load its weights"):
-        tiny.trainer(tmp_path).train(resume_from_checkpoint=True)
+    (state.parent / MANIFEST).unlink()
+    for content in ({}, [], {"ClockCallback": {"attributes": 3}}):
+        state.write_text(json.dumps(json.loads(state.read_text()) | {"stateful_callbacks": content}))
+        with pytest.raises(EffptError, match="another Trainer has saved it; load its weights"):
+            totals(state.parent, None, finished.args)
 
 
 @pytest.mark.parametrize("failing", ["optimizer.pt", "model.safetensors", "trainer_state.json"])

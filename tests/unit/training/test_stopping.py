@@ -4,10 +4,13 @@ import os
 import signal
 import threading
 
+import numpy as np
 import pytest
 
 from hf_effpt.cli import main as cli
 from hf_effpt.core.errors import RunStopped
+from hf_effpt.training.checkpoints import fault
+from hf_effpt.training.stream import BatchStream
 from tests import tiny
 from tests.together import together
 
@@ -77,19 +80,31 @@ def test_the_command_says_so_by_its_exit_code(monkeypatch, capsys):
 SCRIPT = """
 import os, signal
 from hf_effpt.core.errors import RunStopped
+from tests.unit.training.test_guard import poison
 from tests.unit.training.test_stopping import Signalled, trainer
 
 rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else int(os.environ["RANK"])
 made = trainer(sys.argv[1] + "/run", *([Signalled(signal.SIGTERM, 2)] if rank == 1 else []))
+if rank == 1:
+    poison(made, [2])
 try:
     made.train()
 except RunStopped as stop:
-    print(made.state.global_step, "stopped")
+    print(made.state.global_step, "stopped", made.guard.record()["batches"])
 """
 
 
 def test_all_processes_stop_where_one_was_asked(tmp_path):
     together(tmp_path, SCRIPT)
     for rank in range(2):
-        assert "3 stopped" in (tmp_path / f"said-{rank}.txt").read_text()
-    assert (tmp_path / "run" / "checkpoint-3" / "rng_state_1.pth").is_file()
+        said = (tmp_path / f"said-{rank}.txt").read_text()
+        # Both skipped the step whose gradients were not finite in one of them, and name the rows of both.
+        assert f"3 stopped [{{'step': 2, 'phase': 0, 'rows': {_rows(16, 32)}}}]" in said
+    checkpoint = tmp_path / "run" / "checkpoint-3"
+    assert fault(checkpoint) is None
+    (checkpoint / "rng_state_1.pth").unlink()
+    assert fault(checkpoint) == "`rng_state_1.pth` is missing"
+
+
+def _rows(first, last):
+    return BatchStream(48, 1, seed=7).keys(np.arange(first, last))[:, 1].tolist()
