@@ -163,7 +163,8 @@ def pretrain(recipe: Recipe, *, resume: bool | str = False) -> RunResult:
             output folder; a path continues from that checkpoint.
 
     Raises:
-        EffptError: for data, settings or an output folder that cannot be used, before any training.
+        EffptError: for data, settings or an output folder that cannot be used, before any training; later if the run
+            diverges, which then leaves its checkpoints and exports nothing.
     """
     out = Path(recipe.training.output_dir)
     claim(out, recipe, bool(resume))

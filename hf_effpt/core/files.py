@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from .errors import EffptError
+from .errors import EffptError, first_line
 
 # Inside the folder itself: a rename is only atomic within one filesystem, and `out` may be a mount point.
 STAGING = ".incoming"
@@ -75,9 +75,13 @@ def finite(content: Any) -> Any:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads the JSON object in the file `path`; raises a `ValueError` if there is something else in it."""
-    if not isinstance(content := json.loads(path.read_text(encoding="utf-8")), dict):
-        raise ValueError(f"{path} holds no JSON object, but a {type(content).__name__}")
+    """Reads the JSON object in the file `path`; raises `EffptError` if there is something else in it."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise EffptError(f"{path} is damaged ({first_line(error)}): put back a copy of it, or remove it.") from error
+    if not isinstance(content, dict):
+        raise EffptError(f"{path} is damaged (a {type(content).__name__}, not an object): put back a copy of it.")
     return content
 
 

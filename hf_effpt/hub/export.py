@@ -23,7 +23,7 @@ from hf_effpt.models.configuration_electra import bert_settings
 from hf_effpt.models.kept_heads import EXTRA, read_tensors, save_stock
 
 from .card import model_card
-from .folders import CODE_FILES, TOKENIZER_FILES, check_free, check_whole, files_of, read_recipe, recipe_of
+from .folders import CODE_FILES, RECIPE, TOKENIZER_FILES, check_free, check_whole, files_of, read_recipe, recipe_of
 
 # Keys of a finished run's record that do not hold for an earlier checkpoint.
 OF_THE_END = ("pruning", "evaluation", "throughput", "energy", "scores", "costs", "learning_rate")
@@ -109,6 +109,8 @@ def _copy_run(root: Path, architecture: str, folder: Path, changes: _Changes) ->
             f"{str(root)!r} holds a `{architecture}` that no run of hf_effpt has written (there is no run.json), "
             "so there is nothing to export; pass a training checkpoint, such as OUT/checkpoint-900."
         )
+    if (root / RECIPE).is_file():
+        read_recipe(root / RECIPE)
     for name in files_of(root):
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(root / name, folder / name)
@@ -155,7 +157,7 @@ def _export_checkpoint(checkpoint: Path, training_class: type[EffptMixin], folde
         if place:
             verify(folder / place, exported)
     if recipe := recipe_of(checkpoint):
-        shutil.copyfile(recipe, folder / "recipe.yaml")
+        shutil.copyfile(recipe, folder / RECIPE)
     verify(folder, stock)
     model = {"objective": objective_of(trained.config), "training_class": training_class.__name__}
     run |= {"ledger": ledger, "model": model | facts_of(stock)}

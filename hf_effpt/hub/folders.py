@@ -81,7 +81,7 @@ def check_whole(folder: Path) -> None:
     """Raises `EffptError`, with the last whole checkpoint nearby, unless `folder` holds a model and all of it."""
     finish_replacing(folder)
     if fault := _fault(folder):
-        beside = [*checkpoints_in(folder), *checkpoints_in(folder.parent)[::-1]]
+        beside = [*checkpoints_in(folder.parent), *checkpoints_in(folder)][::-1]
         whole = next((str(path) for path in beside if path != folder and not _fault(path)), None)
         fix = "name a folder such as OUT/checkpoint-900"
         if whole:

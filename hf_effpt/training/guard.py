@@ -18,7 +18,7 @@ from .muon import Muon
 logger = logging.getLogger(__name__)
 EVERY = 100  # steps after which the host asks the device at the latest
 NOTED = 16  # skipped steps whose rows are kept
-FIX = "lower `training.learning_rate`, or use bf16 rather than fp16"
+FIX = "Lower `training.learning_rate`, or use bf16 rather than fp16"
 
 
 class FiniteGuard:
@@ -91,7 +91,7 @@ class FiniteGuard:
             if not weight.isfinite().all():
                 raise EffptError(
                     f"The run has diverged: `{name}` is not finite after step {self.trainer.state.global_step}, so it "
-                    f"is not saved; {self._way_out(self.trainer.state.global_step)}."
+                    f"is not saved. {self._way_out(self.trainer.state.global_step)}"
                 )
 
     def check_exportable(self) -> None:
@@ -100,16 +100,15 @@ class FiniteGuard:
         loss = (self.trainer.evaluation or {}).get("held_out_loss")
         if loss is not None and not math.isfinite(loss):
             raise EffptError(
-                f"The run has diverged: its held-out loss is {loss}, so no model is exported; "
-                f"{self._way_out(self.trainer.state.global_step)}."
+                f"The run has diverged: its held-out loss is {loss}, so no model is exported. "
+                f"{self._way_out(self.trainer.state.global_step)}"
             )
 
     def _stop(self, step: int) -> None:
         last = step - self.in_a_row
         raise EffptError(
             f"The run has diverged: the gradients of {self.in_a_row} steps in a row, up to step {step}, were not "
-            f"finite, and `training.max_skipped_steps` is {self.in_a_row}. The weights are those of step {last}; "
-            f"{self._way_out(last)}."
+            f"finite (`training.max_skipped_steps`). The weights are those of step {last}. {self._way_out(last)}"
         )
 
     def _way_out(self, last: int) -> str:
@@ -117,5 +116,5 @@ class FiniteGuard:
         run = Path(self.trainer.args.output_dir)
         there = [one for one in checkpoints_in(run) if step_of(one) <= last and not fault(one, hashes=False)]
         if not there:
-            return f"there is no checkpoint from before; {FIX}, and start anew"
-        return f"{FIX}, and go on from the last checkpoint before: `--resume {there[-1]}`"
+            return f"{FIX}, and start anew, since there is no checkpoint."
+        return f"{FIX}, and go on from the last checkpoint before: `--resume {there[-1]}`."

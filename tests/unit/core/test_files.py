@@ -1,4 +1,5 @@
 import errno
+import math
 import os
 
 import numpy as np
@@ -11,8 +12,10 @@ from hf_effpt.core.files import (
     create_once,
     finish_replacing,
     is_disk_full,
+    read_json,
     replacing_folder_contents,
     write_atomically,
+    write_json,
 )
 from tests.processes import run
 
@@ -213,3 +216,14 @@ def test_a_file_cannot_be_the_output_folder(tmp_path):
     with pytest.raises(EffptError, match="is no folder"), replacing_folder_contents(tmp_path / "a"):
         pass
     assert (tmp_path / "a").read_text() == "a"
+
+
+def test_json_is_strict_and_an_object(tmp_path):
+    file = tmp_path / "run.json"
+    write_json(file, {"loss": math.nan, "history": [{"loss": 1.5}, (-math.inf, 3)], "text": "NaN"})
+    assert read_json(file) == {"loss": None, "history": [{"loss": 1.5}, [None, 3]], "text": "NaN"}
+    assert "nan" not in file.read_text().replace('"NaN"', "").lower()
+    for content in ("[1]", "", "{", "3", "\x00"):
+        file.write_text(content)
+        with pytest.raises(EffptError, match=r"run.json is damaged \(.*put back a copy"):
+            read_json(file)
