@@ -81,7 +81,7 @@ class FiniteGuard:
             if self.in_a_row == self.trainer.args.max_skipped_steps:
                 self._stop(step)
         if self.steps > before:
-            logger.warning("%d steps skipped so far, in which gradients were not finite", self.steps)
+            logger.warning("skipped steps so far, whose gradients were not finite: %d", self.steps)
         return {"skipped_steps": self.steps} if self.steps else {}
 
     def check_weights(self) -> None:
@@ -89,9 +89,10 @@ class FiniteGuard:
         self.settle()
         for name, weight in self.trainer.model.named_parameters():
             if not weight.isfinite().all():
+                step = self.trainer.state.global_step
                 raise EffptError(
-                    f"The run has diverged: `{name}` is not finite after step {self.trainer.state.global_step}, so it "
-                    f"is not saved. {self._way_out(self.trainer.state.global_step)}"
+                    f"The run has diverged: `{name}` is not finite after step {step}, so it is not saved. "
+                    f"{self._way_out(step - 1)}"
                 )
 
     def check_exportable(self) -> None:
@@ -101,7 +102,7 @@ class FiniteGuard:
         if loss is not None and not math.isfinite(loss):
             raise EffptError(
                 f"The run has diverged: its held-out loss is {loss}, so no model is exported. "
-                f"{self._way_out(self.trainer.state.global_step)}"
+                f"{self._way_out(self.trainer.state.global_step - 1)}"
             )
 
     def _stop(self, step: int) -> None:
@@ -116,5 +117,5 @@ class FiniteGuard:
         run = Path(self.trainer.args.output_dir)
         there = [one for one in checkpoints_in(run) if step_of(one) <= last and not fault(one, hashes=False)]
         if not there:
-            return f"{FIX}, and start anew, since there is no checkpoint."
+            return f"{FIX}, and start anew, since there is no checkpoint from before."
         return f"{FIX}, and go on from the last checkpoint before: `--resume {there[-1]}`."
