@@ -26,7 +26,7 @@ from hf_effpt.models.from_checkpoint import add_rows
 from hf_effpt.preparation import prepare_data
 from hf_effpt.recipe.recipe import Recipe, idle_in
 from hf_effpt.recipe.settings import SECTIONS
-from hf_effpt.training.checks import exclude_specials, is_unused
+from hf_effpt.training.checks import check_folder, exclude_specials, is_unused
 from hf_effpt.training.evaluation_loop import evaluate_rows
 from hf_effpt.training.phases import Phase, facts_of_phases, phases_in
 from hf_effpt.training.record import attention_record, cost_reports
@@ -246,6 +246,7 @@ def build_trainer(
 
 def claim(out: Path, recipe: Recipe, resume: bool) -> None:
     """Raises `EffptError` unless the output folder is free, or holds the run to resume."""
+    check_folder(out)
     finish_replacing(out)
     written = [name for name in ("config.json", "run.json", "model.safetensors") if (out / name).exists()]
     if not resume:

@@ -27,6 +27,15 @@ def freeze(backbone: Any, parameters: Iterable[nn.Parameter]) -> None:
     backbone.__dict__[_FROZEN] = kept
 
 
+def carry_frozen(source: Any, target: Any) -> None:
+    """Freezes the parameters of a model whose namesakes in `source`, another of its class, were frozen by the user."""
+    held = source.backbone.__dict__.get(_FROZEN, {})
+    own = {name for name, one in source.named_parameters() if not one.requires_grad and id(one) not in held}
+    for name, parameter in target.named_parameters():
+        if name in own:
+            parameter.requires_grad_(False)
+
+
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
     """Freezes all parameters of `module` within the block, then restores `requires_grad`."""

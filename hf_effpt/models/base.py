@@ -16,6 +16,7 @@ from hf_effpt.core.method import Method
 from hf_effpt.core.padding import real_tokens
 from hf_effpt.core.registry import build_methods
 from hf_effpt.core.snapshot import Snapshot, tied_to_others
+from hf_effpt.core.undriven import watch
 from hf_effpt.core.width import resize, widen
 
 from .configuration_effpt import settings_of
@@ -69,6 +70,8 @@ class EffptMixin:
             self._checkpoint_layers()
         self.snapshot: Snapshot | None = None
         self.keep_snapshot()
+        if methods:
+            watch(self)
 
     def _checkpoint_layers(self) -> None:
         """Enables gradient checkpointing of all parts, whichever of them has it already."""
@@ -158,6 +161,7 @@ class EffptMixin:
         self.methods = build_methods(ledger, self.config)
         self.config.methods = ledger
         next(method for method in self.methods if method.name == name).inject(self.backbone)
+        watch(self)
         self.keep_snapshot()
 
     def enable_input_require_grads(self) -> None:

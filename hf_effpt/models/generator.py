@@ -20,6 +20,7 @@ from transformers.utils import ModelOutput
 
 from hf_effpt.core.anatomy import activation_of, layer_types_of, set_generator, word_head_of, word_table_of
 from hf_effpt.core.depth import first_layers, flatten, stack_of
+from hf_effpt.core.errors import EffptError
 from hf_effpt.core.head_inputs import HeadInputs
 from hf_effpt.core.metrics import accumulator_of
 from hf_effpt.core.padding import real_tokens
@@ -201,6 +202,11 @@ class WithGenerator(PretrainingMixin):
         inputs = encoder_inputs(self, given)
         inputs.pop("inputs_embeds", None)
         input_ids, labels = inputs.pop("input_ids"), given["labels"]
+        if input_ids is None:
+            raise EffptError(
+                f"`{type(self).__name__}` replaces tokens by those of its generator, so it learns from `input_ids`, "
+                "not from `inputs_embeds`; pass the ids too."
+            )
         masked_positions, items = given.get("masked_positions"), given.get("num_items_in_batch")
         if masked_positions is None:
             masked_positions = positions_of(labels)

@@ -11,7 +11,7 @@ from transformers.training_args import OptimizerNames
 from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.registry import nearest
-from hf_effpt.core.settings import In, Like, When, check_effects, plain
+from hf_effpt.core.settings import In, Like, When, check_effects, idle_error, plain
 
 from . import carbon
 from .averaging import Averaging
@@ -19,6 +19,7 @@ from .batch_ramp import batch_sizes
 from .branches import STABLE_DECAY, check_branches, decay_share
 from .energy import WORLD_AVERAGE, check_source, energy_source
 from .muon import MUON, MuonSettings
+from .stock_arguments import in_one_line, refuse, refuse_loading
 
 # Schedules by fraction of training, which can follow any clock.
 NEVER_DECAYING = ("constant", "constant_with_warmup")
@@ -53,22 +54,6 @@ ABOVE_ZERO = (
 
 # Settings that the optimizer's state depends on, with their defaults: a resumed run must have the same.
 OPTIMIZER_SETTINGS = {"bias_correction": True, "decay_all": False}
-
-# Stock arguments that do not work here: why, and the way out.
-UNSUPPORTED = {
-    "load_best_model_at_end": "it would put old weights into a model whose shape has changed since; leave "
-    "it out and choose a `checkpoint-N` yourself",
-    "torch_compile": "it compiles the whole model, once for every set of layers that runs; use "
-    "`compile_layers` instead",
-    "resume_from_checkpoint": "it is an argument of `train()`; on the command line use `--resume`",
-    **dict.fromkeys(
-        ("metric_for_best_model", "restore_callback_states_from_checkpoint", "save_only_model"),
-        "checkpoints are written under a temporary name, whole, and kept by age; leave it out",
-    ),
-    "dataloader_drop_last": "rows come in a stream without end, whose batches are all whole; leave it out",
-    "enable_jit_checkpoint": "every run saves a checkpoint when it is told to end (SIGTERM, Ctrl-C); leave it out",
-    "auto_find_batch_size": "it does not go with a data stream that is entered by position; leave it out",
-}
 
 
 def _field(default: Any, help: str) -> Any:
@@ -173,14 +158,18 @@ class EffptTrainingArguments(TrainingArguments):
     logging_nan_inf_filter: bool = _field(False, "Leave NaN losses out of the logged mean.")
 
     def __post_init__(self) -> None:
-        self._refuse_impossible()
+        self.check()
         muon = self.optim == MUON
         if muon:  # the stock class knows the names of its own optimizers only
             self.optim = TrainingArguments.optim
-        super().__post_init__()
+        with in_one_line("These training arguments do not go together"):
+            super().__post_init__()
         if muon:
             self.optim = MUON
         # These checks need the arguments that the stock class fills in.
+        refuse_loading(self)
+        if self.fp16 and self.device.type == "cpu":
+            raise EffptError("`training.fp16` needs a GPU, and this run is on the CPU; use `bf16`, or leave it out.")
         self._refuse_schedule()
         if carbon.NAME in (self.report_to or ()):
             carbon.country()
@@ -214,7 +203,9 @@ class EffptTrainingArguments(TrainingArguments):
             return Clock.parse(self.budget)
         return Clock("steps", self.max_steps) if self.max_steps > 0 else None
 
-    def _refuse_impossible(self) -> None:
+    def check(self) -> None:
+        """Raises `EffptError` for the first value that is impossible, or has no effect."""
+        refuse(self)
         if self.budget is not None and self.max_steps > 0:
             raise EffptError(
                 f"Both `budget` ({self.budget}) and `max_steps` ({self.max_steps}) are given; leave one out."
@@ -252,7 +243,15 @@ class EffptTrainingArguments(TrainingArguments):
                 f"{', '.join(CLOCK_SCHEDULES)}."
             )
         check_effects(self, "training")
+        if self.optim_target_modules is not None and not plain(self.optim).startswith(("galore", "apollo")):
+            raise idle_error("training", "optim_target_modules", self.optim_target_modules, "`optim` GaLore or Apollo")
         self.batch_ramp = batch_sizes(self) or None
+        for needed in ("eval_strategy", "save_strategy"):
+            if self.load_best_model_at_end and plain(getattr(self, needed)) == "no":
+                raise EffptError(
+                    f"`training.load_best_model_at_end` chooses among evaluated checkpoints, and `training.{needed}` "
+                    "is `no`; set both to `steps` or `epoch`, or saving to `best`."
+                )
         if self.average is not None:
             Averaging.of(self.average)
         optimizers = [MUON, *(one.value for one in OptimizerNames)]
@@ -262,17 +261,3 @@ class EffptTrainingArguments(TrainingArguments):
             )
         if self.optim == MUON:
             MuonSettings.parse(self.optim_args)
-        if plain(self.hub_strategy) != "end":
-            raise EffptError(f"`hub_strategy` {self.hub_strategy!r} would publish the training model; use `end`.")
-        for name, reason in UNSUPPORTED.items():
-            if getattr(self, name, None) not in (None, False):
-                raise EffptError(f"`training.{name}` is not supported: {reason}.")
-        if getattr(self, "train_sampling_strategy", "random") != "random":
-            raise EffptError(
-                f"`training.train_sampling_strategy` is {self.train_sampling_strategy!r}, but rows come in a stream "
-                "whose order is that of `seed` or `data_seed`; leave it out."
-            )
-        if not self.ignore_data_skip:
-            raise EffptError(
-                "`ignore_data_skip=False` does not go with a data stream that is entered by position; leave it out."
-            )

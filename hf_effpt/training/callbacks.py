@@ -12,6 +12,7 @@ from transformers.trainer_callback import ExportableState, ProgressCallback
 
 from hf_effpt.core.context import RunContext
 from hf_effpt.core.freezing import freeze
+from hf_effpt.core.ledger import rewarmed
 from hf_effpt.core.row_method import RowMethod
 
 from .optimization import renew
@@ -55,9 +56,10 @@ class ClockCallback(TrainerCallback, ExportableState):
         passes, before = stream.rows_seen // rows, (stream.rows_seen - stream.step_rows_seen) // rows
         if passes > before and not trainer.clock.finished:  # the stock Trainer sees one endless epoch
             control.should_log = control.should_log or args.logging_strategy == "epoch"
-            control.should_evaluate = control.should_evaluate or args.eval_strategy == "epoch"
+            due = args.eval_strategy == "epoch" and args.eval_delay <= state.epoch
+            control.should_evaluate = control.should_evaluate or due
             control.should_save = control.should_save or args.save_strategy == "epoch"
-        if self._is_due(args.eval_strategy, args.eval_steps):
+        if self._is_due(args.eval_strategy, args.eval_steps) and args.eval_delay <= state.global_step:
             control.should_evaluate = True
         if trainer.methods:
             self.advance_methods()
@@ -69,7 +71,8 @@ class ClockCallback(TrainerCallback, ExportableState):
         if trainer.clock.finished:
             trainer.cost.timekeeper.settle()
             control.should_training_stop = True
-            control.should_save = control.should_save or args.save_strategy != "no"
+            # Once an epoch, or a best one, is saved when the epoch has ended and was evaluated.
+            control.should_save = control.should_save or args.save_strategy == "steps"
             control.should_log = True
 
     def advance_methods(self) -> None:
@@ -169,5 +172,5 @@ def live_context(trainer: Any) -> RunContext:
         flops=trainer.clock.flops,
         draw_batches=draw_batches,
         charged=partial(trainer.cost.charged, trainer.model),
-        warming_up=trainer.is_warming_up,
+        warming_up=trainer.trained_share < trainer.warmup or rewarmed(trainer.model.config, trainer.clock.steps) < 1,
     )

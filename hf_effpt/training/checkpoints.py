@@ -18,6 +18,7 @@ from hf_effpt.core.files import (
     write_atomically,
     write_json,
 )
+from hf_effpt.core.freezing import carry_frozen
 from hf_effpt.core.manifest import MANIFEST, manifest_fault, write_manifest
 from hf_effpt.data.packing import PackedRows, facts
 from hf_effpt.hub.card import model_card
@@ -122,6 +123,8 @@ def identity_of(dataset: Any) -> str | None:
 def load_training_model(model: Any, checkpoint: Path) -> Any:
     """Loads a model of the class of `model` with the architecture, ledger and weights of `checkpoint`.
 
+    Parameters that the user has frozen in `model` are frozen in it, too.
+
     Raises `EffptError` if the weights do not fit the checkpoint's configuration, or methods or settings differ.
     """
     loaded, report = type(model).from_pretrained(
@@ -140,6 +143,7 @@ def load_training_model(model: Any, checkpoint: Path) -> Any:
                 f"{checkpoint} was saved by a run with {told[0]}, and this one has {told[1]}; resume with the methods "
                 "it was started with, or load its weights with `from_pretrained` and start a new run."
             )
+    carry_frozen(model, loaded)
     return loaded
 
 
@@ -198,8 +202,11 @@ class Saver:
             if saves and self.args.save_total_limit and not self.trainer.guard.in_a_row:
                 # Damaged checkpoints do not count towards the limit, and the new one is always kept.
                 whole = [folder for folder in checkpoints_in(run) if folder != final and not fault(folder, False)]
-                for old in whole[: max(0, len(whole) + 1 - self.args.save_total_limit)]:
-                    shutil.rmtree(old)
+                old = whole[: max(0, len(whole) + 1 - self.args.save_total_limit)]
+                best = self.trainer.state.best_model_checkpoint
+                for folder in old:
+                    if best is None or folder != Path(best):
+                        shutil.rmtree(folder)
 
     def _complete(self, folder: Path) -> None:
         """Adds to a checkpoint, which all processes have written, what the stock Trainer does not save."""

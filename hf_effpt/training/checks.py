@@ -1,6 +1,8 @@
 """Checks of the parts of a run before training."""
 
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch.utils.data import IterableDataset
@@ -22,6 +24,25 @@ from .arguments import EffptTrainingArguments
 from .muon import MUON, body_matrices
 
 
+def check_arguments(args: Any) -> None:
+    """Raises `EffptError` if `args` are of another class, or their output folder cannot be written to."""
+    if not isinstance(args, EffptTrainingArguments):
+        raise EffptError(
+            f"`args` must be `EffptTrainingArguments`, not `{type(args).__name__}`; it takes the same fields."
+        )
+    check_folder(args.output_dir)
+
+
+def check_folder(out: str | Path) -> None:
+    """Raises `EffptError` if nothing can be written to the folder `out`, which need not be there yet."""
+    there = Path(out).absolute()
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "may not be written to" if there.is_dir() else "is no folder"
+        raise EffptError(f"The run cannot be saved in {out}: {there} {why}; give another `training.output_dir`.")
+
+
 def check_parts(
     model: Any, args: Any, datasets: Sequence[Any], tokenizer: Any, given: Mapping[str, Any], trainer: Any
 ) -> None:
@@ -35,10 +56,7 @@ def check_parts(
             "with `EffptBertForMaskedLM.from_pretrained(…)` or `ElectraForJointPreTraining.from_parts(…)`, or use the "
             "stock `Trainer`."
         )
-    if not isinstance(args, EffptTrainingArguments):
-        raise EffptError(
-            f"`args` must be `EffptTrainingArguments`, not `{type(args).__name__}`; it takes the same fields."
-        )
+    check_adapter(model)
     if given.get("optimizers", (None, None)) != (None, None):
         raise EffptError(
             "A ready-made optimizer cannot follow a model that resumes in another shape; pass its class "
@@ -74,8 +92,23 @@ def check_parts(
                 f"`{type(dataset).__name__}` has no length, so a run on it could not be resumed exactly; pack the "
                 "text first with `pack(…)`, which streams it to disk."
             )
+        first = dataset[0] if len(dataset) and not PackedRows.fits(dataset) else None
+        if isinstance(first, Mapping) and "input_ids" not in first:
+            raise EffptError(
+                f"The rows have {', '.join(first)}, and a run counts and masks tokens: give them `input_ids`. A "
+                "model alone takes `inputs_embeds` too (`model(inputs_embeds=…, labels=…)`)."
+            )
         if PackedRows.fits(dataset):
             check_length(PackedRows(dataset).sequence_length, model.config)
+
+
+def check_adapter(model: Any) -> None:
+    """Raises `EffptError` if the model has an adapter of PEFT."""
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise EffptError(
+            "The model has an adapter (`add_adapter`), which neither checkpoints nor the exported stock model would "
+            "hold; train it with the stock `Trainer`, for example on the exported model."
+        )
 
 
 def check_vocabulary(tokenizer: Any, config: Any) -> None:

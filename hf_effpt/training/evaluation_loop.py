@@ -1,5 +1,6 @@
 """Metrics of a log entry, and the loss on held-out rows with its floor."""
 
+import time
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,10 @@ from hf_effpt.core.metrics import accumulator_of
 from hf_effpt.core.objectives import objective_of
 from hf_effpt.data.packing import PackedRows
 from hf_effpt.evaluation.held_out_loss import held_out_loss, held_out_sums, unigram_floor
+
+from .predictions import metrics_of
+
+CLOCK = ("clock", "tokens", "flops", "seconds", "reference_seconds", "joules")
 
 
 def logged_metrics(model: Any, accelerator: Any) -> dict[str, float]:
@@ -23,6 +28,36 @@ def logged_metrics(model: Any, accelerator: Any) -> dict[str, float]:
     for method in model.methods:
         metrics |= method.metrics(model.backbone, values)
     return metrics
+
+
+def clock_entries(trainer: Any, logs: dict[str, float]) -> dict[str, float]:
+    """Further entries of `logs`: beside a loss the clock, and beside that of training speed and parts of a step."""
+    found: dict[str, float] = {}
+    if "loss" in logs:
+        cost = trainer.cost
+        cost.meter.seconds += cost.timekeeper.settle()
+        with cost.timekeeper.paused():
+            found |= cost.meter.summary(cost.dtype, devices=trainer.args.world_size)
+            found |= logged_metrics(trainer.model, trainer.accelerator)
+            trainer.selection.note_device_time(trainer.row_methods)
+        cost.meter.reset()
+    if any(name.endswith("loss") for name in logs | found if name != "train_loss"):  # it has its own totals
+        totals = trainer.clock.as_dict() | {"clock": trainer.clock.fraction}
+        found |= {name: totals[name] for name in CLOCK if totals[name] is not None}
+    return found
+
+
+def held_out_metrics(trainer: Any, rows: Any, ignore_keys: Any, prefix: str) -> dict[str, float]:
+    """Evaluates packed rows as [`evaluate_rows`] does and returns what `Trainer.evaluate` has to.
+
+    That is the exact loss, the metrics of `compute_metrics` if there is one, and the seconds that it took.
+    """
+    began = time.perf_counter()
+    trainer.evaluation = evaluate_rows(trainer, rows) | {"step": trainer.state.global_step}
+    metrics = {f"{prefix}_loss": trainer.evaluation["held_out_loss"]}
+    if trainer.compute_metrics is not None and not trainer.args.prediction_loss_only:
+        metrics |= metrics_of(trainer, rows, ignore_keys, prefix)
+    return metrics | {f"{prefix}_runtime": time.perf_counter() - began}
 
 
 def evaluate_rows(trainer: Any, rows: Any) -> dict[str, Any]:

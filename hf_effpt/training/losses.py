@@ -9,6 +9,8 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.objectives import objective_of
 from hf_effpt.core.token_losses import observers_of
 
+from .predictions import check_predicts
+
 
 def check_losses(model: Any, args: Any, given: Mapping[str, Any]) -> None:
     """Raises `EffptError` if arguments change the loss of a pre-training model, or read it, in a way that it has not.
@@ -24,10 +26,7 @@ def check_losses(model: Any, args: Any, given: Mapping[str, Any]) -> None:
         _check_function(model, args)
     for name in ("compute_metrics", "preprocess_logits_for_metrics"):
         if given.get(name) is not None:
-            raise EffptError(
-                f"`{name}` reads logits, and in evaluation a `{type(model).__name__}` computes its loss and metrics "
-                "without returning any; leave it out, and measure the exported model (`effpt evaluate`)."
-            )
+            check_predicts(model, f"`{name}`")
     if args.label_names not in (None, ["labels"]):
         raise EffptError(
             f"`training.label_names` is {args.label_names}, but the labels of a `{type(model).__name__}` are called "

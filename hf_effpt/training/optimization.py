@@ -6,10 +6,12 @@ from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
+from transformers import Trainer
 from transformers.optimization import get_scheduler
 
 from .arguments import EffptTrainingArguments
 from .branches import STABLE_DECAY, decay_share
+from .muon import MUON, Muon, give_matrices, muon_arguments
 
 
 class UncorrectedAdamW(torch.optim.AdamW):
@@ -29,6 +31,14 @@ class UncorrectedAdamW(torch.optim.AdamW):
                 state["step"] = torch.tensor(math.inf, dtype=torch.float32, device=device)
                 state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
         return super()._init_group(group, *args, **kwargs)
+
+
+def optimizer_class(args: EffptTrainingArguments, model: Any = None) -> tuple[Any, dict[str, Any]]:
+    """Returns the class and arguments of the stock optimizer, of Muon, or of AdamW without bias correction."""
+    if args.optim == MUON:
+        return Muon, muon_arguments(args)
+    kind, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, model)
+    return (kind if args.bias_correction else UncorrectedAdamW), kwargs
 
 
 def clock_schedule(
@@ -88,11 +98,23 @@ def decaying(model: Any, names: Iterable[str] | None = None) -> list[str]:
     return [name for name in names if model.get_parameter(name) not in spared]
 
 
-def set_paces(optimizer: Any, model: Any) -> None:
-    """Moves the parameters of modules with a `learning_rate`, such as gates, to groups with that rate and no decay.
+def point_at(optimizer: Any, fresh: Any) -> None:
+    """Gives an optimizer the parameters of a `fresh` one with as many groups; those that stay keep their state."""
+    for group, new in zip(optimizer.param_groups, fresh.param_groups, strict=True):
+        group["params"] = new["params"]
+    present = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    for gone in [parameter for parameter in optimizer.state if parameter not in present]:
+        del optimizer.state[gone]
 
-    A module without parameters still gets a group, so that the number of groups stays.
+
+def make_groups(optimizer: Any, model: Any) -> None:
+    """Moves parameters of `model` to groups of their own: matrices of Muon, and modules with a `learning_rate`.
+
+    These, such as gates, have that rate and no decay. One without parameters still gets a group, so that the number
+    of groups stays.
     """
+    if isinstance(optimizer, Muon):
+        give_matrices(optimizer, model)
     for module in model.modules():
         rate = getattr(module, "learning_rate", None)
         if isinstance(rate, (int, float)):

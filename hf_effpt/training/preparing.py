@@ -1,16 +1,57 @@
 """Preparation of methods from the training text before a new run."""
 
 import time
+from collections.abc import Mapping
 from functools import cache, partial
 from typing import Any
 
 import torch
 
+from hf_effpt.core.anatomy import layers_of
 from hf_effpt.core.context import RunContext
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.method import Method
+from hf_effpt.core.objectives import OBJECTIVES, objective_of
+from hf_effpt.core.undriven import release
+from hf_effpt.data.masking import DataCollatorForMaskedLM
 from hf_effpt.data.packing import PackedRows
 from hf_effpt.data.training_text import TrainingText
+
+from . import checks, losses
+
+
+def prepare_model(
+    trainer: Any, model: Any, args: Any, data: tuple[Any, Any, Any], given: Mapping[str, Any]
+) -> dict[str, float]:
+    """Prepares `model` for a run of the class `trainer`; returns what [`prepare_methods`] does.
+
+    `data` are training rows, evaluation rows and tokenizer, and `given` further arguments of the trainer. Raises
+    `EffptError` if they do not fit each other.
+    """
+    rows, held_out, tokenizer = data
+    parts = [rows, *(held_out.values() if isinstance(held_out, dict) else [held_out])]
+    checks.check_parts(model, args, [part for part in parts if part is not None], tokenizer, given, trainer)
+    if trainer.method is not None and trainer.method not in model.config.methods:
+        model.add_method(trainer.method)
+    losses.check_losses(model, args, given)
+    if args.ddp_find_unused_parameters is None:
+        args.ddp_find_unused_parameters = bool(model.methods)  # a layer that does not run has no gradient
+    if args.ddp_broadcast_buffers is None:
+        args.ddp_broadcast_buffers = False  # buffers of methods change equally in all processes
+    checks.exclude_specials(model.config, tokenizer)
+    return prepare_methods(model, rows, tokenizer, args.seed)
+
+
+def collator_for(model: Any, given: Any, tokenizer: Any, seed: int) -> tuple[Any, DataCollatorForMaskedLM | None]:
+    """Returns the collator of a run, by default a masking one for pre-training, and the masking one in it, if any."""
+    if given is None and tokenizer is not None and model.pretrains:
+        given = DataCollatorForMaskedLM(tokenizer, seed=seed)
+    inner = getattr(given, "collator", given)  # a collator may wrap the masking one
+    if not isinstance(inner, DataCollatorForMaskedLM):
+        return given, None
+    if inner.shares is None:
+        inner.shares = OBJECTIVES[objective_of(model.config)].corruption
+    return given, inner
 
 
 def prepare_methods(model: Any, rows: Any, tokenizer: Any, seed: int) -> dict[str, float]:
@@ -18,6 +59,7 @@ def prepare_methods(model: Any, rows: Any, tokenizer: Any, seed: int) -> dict[st
 
     Raises `EffptError` if a method needs text and the rows or tokenizer are missing or do not suit it.
     """
+    release(model)
     seconds = {}
     for method in model.methods:
         if type(method).prepare is Method.prepare or rows is None:
@@ -42,6 +84,12 @@ def _open_text(name: str, model: Any, rows: Any, tokenizer: Any, seed: int) -> T
             "`pack(…)` and `processing_class` the tokenizer that they were packed with."
         )
     return TrainingText(PackedRows(rows), tokenizer, seed)
+
+
+def compile_layers(model: Any) -> None:
+    """Compiles the layers of a model one by one, so that dropped or added ones do not recompile the others."""
+    for layer in layers_of(model.backbone).children():
+        layer.compile()
 
 
 def agreed(seconds: dict[str, float], accelerator: Any) -> dict[str, float]:

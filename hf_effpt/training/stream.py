@@ -215,6 +215,7 @@ class TrainingStream:
             num_workers=workers,
             worker_init_fn=ignore_interrupts if workers else None,
             prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
+            multiprocessing_context=self.args.dataloader_multiprocessing_context if workers else None,
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
             generator=torch.Generator(),  # the loader must not draw from dropout's generator
         )

@@ -1,9 +1,9 @@
 """`EffptTrainer`: the stock Trainer with a budget clock and methods."""
 
 import math
-import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +12,26 @@ import transformers.trainer
 from transformers import Trainer, TrainerState
 from transformers.trainer_utils import TrainOutput
 
-from hf_effpt.core.anatomy import layers_of
 from hf_effpt.core.clock import Clock
 from hf_effpt.core.ledger import archive_events, rewarmed, span_of
 from hf_effpt.core.method import Method
-from hf_effpt.core.objectives import OBJECTIVES, objective_of
+from hf_effpt.core.objectives import OBJECTIVES
 from hf_effpt.core.row_method import RowMethod, row_methods
-from hf_effpt.data.masking import DataCollatorForMaskedLM
 
-from . import carbon, checkpoints, checks, losses
+from . import carbon, checkpoints, checks, losses, predictions, restoring, trials
 from .arguments import EffptTrainingArguments
 from .averaging import WeightAverage
 from .branches import Branches, check_branches
 from .callbacks import ClockCallback, ClockProgress, schedule_methods
 from .cost import CostMeter
-from .evaluation_loop import evaluate_rows, logged_metrics
+from .evaluation_loop import clock_entries, held_out_metrics
 from .guard import FiniteGuard
-from .muon import MUON, Muon, give_matrices, muon_arguments
-from .optimization import UncorrectedAdamW, clock_schedule, decaying, set_paces
+from .optimization import clock_schedule, decaying, make_groups, optimizer_class, point_at
 from .phases import check_rows, identity_of_run, phases_of, position_in, ramped
-from .preparing import prepare_methods
+from .preparing import collator_for, compile_layers, prepare_model
 from .resuming import parts_of, settings_taking_effect
 from .row_selection import RowSelection
+from .stock_arguments import in_one_line
 from .stopping import Stopper
 from .stream import TrainingStream
 
@@ -49,8 +47,8 @@ class EffptTrainer(Trainer):
     `average` ([`WeightAverage`]), `guard` ([`FiniteGuard`]).
 
     Args:
-        model ([`PreTrainedModel`]): training model, such as `EffptBertForMaskedLM`; its configuration holds the
-            methods.
+        model ([`PreTrainedModel`]): training model, such as `EffptBertForMaskedLM`, whose configuration holds the
+            methods; or give a `model_init`, which makes one for each run.
         args ([`EffptTrainingArguments`]): arguments with the budget.
         train_dataset: rows from [`pack`], a list of [`Phase`]s with such rows, or any map-style dataset of examples.
         data_collator (*optional*): defaults to [`DataCollatorForMaskedLM`] for a pre-training model with a tokenizer,
@@ -70,51 +68,54 @@ class EffptTrainer(Trainer):
 
     method: str | None = None  # method that a named subclass adds
     objectives: tuple[str, ...] = tuple(OBJECTIVES)  # supported objectives
-    _warmup = 0.0  # as a fraction of the budget, set with the schedule
+    warmup = 0.0  # as a fraction of the budget, set with the schedule
 
     def __init__(
-        self, model: Any, args: EffptTrainingArguments, data_collator: Any = None, train_dataset: Any = None,
-        eval_dataset: Any = None, processing_class: Any = None, **kwargs: Any,
+        self, model: Any = None, args: Any = None, data_collator: Any = None, train_dataset: Any = None,
+        eval_dataset: Any = None, processing_class: Any = None, model_init: Any = None, **kwargs: Any,
     ) -> None:  # fmt: skip
-        train_dataset = (phases := phases_of(train_dataset))[0].rows
-        given = [dataset for dataset in (train_dataset, eval_dataset) if dataset is not None]
-        checks.check_parts(model, args, given, processing_class, kwargs, type(self))
-        if self.method is not None and self.method not in model.config.methods:
-            model.add_method(self.method)
-        losses.check_losses(model, args, kwargs)
-        checks.exclude_specials(model.config, processing_class)
-        if data_collator is None and processing_class is not None and model.pretrains:
-            data_collator = DataCollatorForMaskedLM(processing_class, seed=args.seed)
-        inner = getattr(data_collator, "collator", data_collator)  # a collator may wrap the masking one
-        self.masking = inner if isinstance(inner, DataCollatorForMaskedLM) else None
-        if self.masking is not None and self.masking.shares is None:
-            self.masking.shares = OBJECTIVES[objective_of(model.config)].corruption
-        prepare_seconds = prepare_methods(model, train_dataset, processing_class, args.seed)
-        if args.ddp_find_unused_parameters is None:
-            args.ddp_find_unused_parameters = bool(model.methods)  # a layer that does not run has no gradient
-        if args.ddp_broadcast_buffers is None:
-            args.ddp_broadcast_buffers = False  # buffers of methods change equally in all processes
-        with carbon.without_stock_tracker(args):
+        self.model_init, self.phases, args = model_init, phases_of(train_dataset), copy(args)
+        train_dataset, self._given = self.phases[0].rows, kwargs
+        checks.check_arguments(args)
+        model = trials.first_model(self, model, args)
+        data = train_dataset, eval_dataset, processing_class
+        prepare_seconds = prepare_model(type(self), model, args, data, kwargs)
+        data_collator, self.masking = collator_for(model, data_collator, processing_class, args.seed)
+        with carbon.without_stock_tracker(args), in_one_line("Transformers cannot train with these settings"):
             super().__init__(model, args, data_collator, train_dataset, eval_dataset, processing_class, **kwargs)
-        losses.smooth_in_model(self)
-        phases = ramped(phases, self.args)
-        check_rows(phases, model, self.args, self.masking is not None)
+        self.model_init = model_init  # which the stock Trainer would call again
+        self.callback_handler.callbacks.insert(0, ClockCallback(self))
+        if self.pop_callback(transformers.trainer.DEFAULT_PROGRESS_CALLBACK) is not None:  # another in a notebook
+            self.add_callback(ClockProgress(self))
+        restoring.check_run(self)
         self.facts: dict[str, Any] = {}  # further entries of `run.json`
+        self._fit_parts(prepare_seconds)
+
+    def take(self, model: Any) -> None:
+        """Has the trainer begin anew with another model, which the same parts must fit."""
+        data = self.train_dataset, self.eval_dataset, self.processing_class
+        prepare_seconds = prepare_model(type(self), model, self.args, data, self._given)
+        self.model = self.model_wrapped = model.to(self.args.device)
+        self.optimizer = self.lr_scheduler = None
+        self._fit_parts(prepare_seconds)
+
+    def _fit_parts(self, prepare_seconds: dict[str, float]) -> None:
+        """Makes the parts of a run of the present model; `prepare_seconds` are those of its methods by name."""
+        losses.smooth_in_model(self)
+        phases = ramped(self.phases, self.args)
+        check_rows(phases, self.model, self.args, self.masking is not None)
         self.evaluation: dict[str, Any] | None = None  # last held-out evaluation
         self.step_loss: Any = 0.0  # of the current step, summed over micro-batches
         self.cost = CostMeter(self.args, self.accelerator.autocast)
-        self.cost.expect(prepare_seconds, model.start_cost, self.accelerator)
+        self.cost.expect(prepare_seconds, self.model.start_cost, self.accelerator)
         self.stream = TrainingStream(self.args, phases, self.data_collator, keyed=self.masking is not None)
-        self.selection = RowSelection(self.stream, self.cost, self.masking, processing_class)
+        self.selection = RowSelection(self.stream, self.cost, self.masking, self.processing_class)
         self.saver, self.stopper, self.guard = checkpoints.Saver(self), Stopper(self), FiniteGuard(self)
         self.branches, self.average = Branches(self), WeightAverage(self)
         self.selection.check(self.model, self.row_methods)
         checks.check_body(self.model, self.args)
         self.begin(None)
         checks.check_steps(self.clock, self.methods)
-        self.callback_handler.callbacks.insert(0, ClockCallback(self))
-        if self.pop_callback(transformers.trainer.DEFAULT_PROGRESS_CALLBACK) is not None:  # another in a notebook
-            self.add_callback(ClockProgress(self))
 
     @property
     def methods(self) -> list[Method]:
@@ -134,19 +135,22 @@ class EffptTrainer(Trainer):
         """Rows of an optimizer step, over all micro-batches and processes."""
         return self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: Any = None
+    ) -> TrainOutput:
         """Trains like the stock Trainer; resuming rebuilds the model from the checkpoint's configuration.
 
         Raises `EffptError` for a checkpoint that is not whole, naming the last whole one; `RunStopped` after a signal.
         """
+        restoring.check_run(self)
+        with trials.own_model(self, trial):
+            return self._train(resume_from_checkpoint, trial=trial, ignore_keys_for_eval=ignore_keys_for_eval)
+
+    def _train(self, resume_from_checkpoint: str | bool | None, **kwargs: Any) -> TrainOutput:
         if resume_from_checkpoint:
             checkpoint = checkpoints.choose(resume_from_checkpoint, Path(self.args.output_dir))
             self.begin(checkpoints.totals(checkpoint, identity_of_run(self), self.args))
-            self.model = checkpoints.load_training_model(self.model, checkpoint).to(self.args.device)
-            self.model_wrapped = self.model
-            self.optimizer = None
-            self.average.begin(checkpoint)
-            losses.smooth_in_model(self)
+            restoring.restore(self, checkpoint)
             if self.clock.finished:
                 self.create_optimizer_and_scheduler(1)  # at the final learning rate
                 self.state = TrainerState.load_from_json(str(checkpoint / checkpoints.STATE))
@@ -162,18 +166,16 @@ class EffptTrainer(Trainer):
                 self.model.snapshot.take(self.model)
         checks.check_processes(self.methods, self.args.world_size)
         self.branches.begin()
-        if self.args.compile_layers:  # layer by layer, so that dropped or added ones do not recompile the others
-            for layer in layers_of(self.model.backbone).children():
-                layer.compile()
+        if self.args.compile_layers:
+            compile_layers(self.model)
         with self.stopper.listening(), carbon.tracking(self.args, self.cost.timekeeper):
             return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
 
     def begin(self, totals: dict[str, Any] | None) -> None:
         """Sets clock and rows to zero, or to the totals of a checkpoint."""
-        clock = self.args.clock
-        if clock is None:
-            rows = 0 if self.train_dataset is None else len(self.train_dataset)
-            clock = Clock("steps", max(1, math.ceil(self.args.num_train_epochs * rows / self.step_rows)))
+        rows = 0 if self.train_dataset is None else len(self.train_dataset)
+        steps = max(1, math.ceil(self.args.num_train_epochs * rows / self.step_rows))
+        clock = self.args.clock or Clock("steps", steps)
         clock.end = self.branches.current or 1.0
         self.stream.begin(**position_in(totals))
         self.cost.begin(clock, totals)
@@ -190,11 +192,6 @@ class EffptTrainer(Trainer):
         since, until = max(since, self.cost.upfront_fraction), min(until, clock.end)
         return min(1.0, (clock.fraction - since) / (until - since)) if since < until else 1.0
 
-    @property
-    def is_warming_up(self) -> bool:
-        """`True` while the learning rate rises, at the start or after an event that asks for it."""
-        return self.trained_share < self._warmup or rewarmed(self.model.config, self.clock.steps) < 1
-
     def set_initial_training_values(self, args: Any, dataloader: Any) -> tuple:
         """Sets one endless epoch; its steps are the budget if that is in steps, else the clock ends the run."""
         steps = int(self.clock.budget) if self.clock.unit == "steps" else ENDLESS
@@ -205,7 +202,7 @@ class EffptTrainer(Trainer):
         """Creates the stock schedule as a function of the fraction of the budget spent."""
         if self.lr_scheduler is None:
             length = int(self.clock.budget) if self.clock.unit == "steps" else 1_000_000
-            self._warmup = self.args.get_warmup_steps(length) / length
+            self.warmup = self.args.get_warmup_steps(length) / length
             self.lr_scheduler = clock_schedule(
                 self.args, optimizer or self.optimizer, lambda: self.trained_share, length,
                 lambda: rewarmed(self.model.config, self.clock.steps),
@@ -216,10 +213,7 @@ class EffptTrainer(Trainer):
     @staticmethod
     def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> tuple[Any, Any]:
         """Returns the stock optimizer, Muon, or AdamW without bias correction."""
-        if args.optim == MUON:
-            return Muon, muon_arguments(args)
-        kind, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, model)
-        return (kind if args.bias_correction else UncorrectedAdamW), kwargs
+        return optimizer_class(args, model)
 
     def get_decay_parameter_names(self, model: Any) -> list[str]:
         """Stock names, or all with `decay_all`; none of modules with a true `no_weight_decay`, such as gates."""
@@ -234,27 +228,24 @@ class EffptTrainer(Trainer):
         optimizer = super().create_optimizer(model)
         if fresh:
             checks.check_optimizer(optimizer, self.methods)
-            if isinstance(optimizer, Muon):
-                give_matrices(optimizer, self.model)
-            set_paces(optimizer, self.model)
+            make_groups(optimizer, self.model)
         return optimizer
 
     def refresh_optimizer(self) -> None:
         """Points the optimizer at the model's current parameters; those that stay keep their state."""
         live, self.optimizer = self.optimizer, None
         fresh, self.optimizer = self.create_optimizer(), live
-        for group, new in zip(live.param_groups, fresh.param_groups, strict=True):
-            group["params"] = new["params"]
+        point_at(live, fresh)
         self.cost.counter.clear()
-        present = {parameter for group in live.param_groups for parameter in group["params"]}
-        for gone in [parameter for parameter in live.state if parameter not in present]:
-            del live.state[gone]
 
     def get_train_dataloader(self) -> Any:
         """Returns an endless loader of micro-batches from the current row."""
-        strip = self.masking is None and hasattr(self.train_dataset, "column_names")
-        rows = self._remove_unused_columns(self.train_dataset) if strip else self.train_dataset
-        self.stream.replace(rows, self.data_collator)  # the user may have replaced both
+        rows, collator = self.train_dataset, self.data_collator  # the user may have replaced both
+        if self.masking is None and hasattr(rows, "column_names"):
+            rows = self._remove_unused_columns(rows)
+        elif self.masking is None:
+            collator = self._get_collator_with_removed_columns(collator)
+        self.stream.replace(rows, collator)
         return self.stream.loader(may_carry=bool(self.row_methods))
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
@@ -262,8 +253,12 @@ class EffptTrainer(Trainer):
         eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if self.masking is None:
             return super().get_eval_dataloader(eval_dataset)
-        shares = OBJECTIVES[objective_of(self.model.config)].corruption
-        return self.stream.held_out(eval_dataset, DataCollatorForMaskedLM(self.masking.tokenizer, shares=shares))
+        return self.stream.held_out(eval_dataset, predictions.held_out_collator(self))
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        """Returns an ordered loader of rows to predict, masked as in [`EffptTrainer.get_eval_dataloader`]."""
+        own = self.masking is not None
+        return predictions.prediction_loader(self, test_dataset) if own else super().get_test_dataloader(test_dataset)
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """Returns the micro-batches of one optimizer step, on the device, and their number of labels.
@@ -327,33 +322,32 @@ class EffptTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the clock to loss entries; to training entries also speed, utilisation and parts of a step."""
-        logs |= self.guard.settle()
-        if "loss" in logs:
-            self.cost.meter.seconds += self.cost.timekeeper.settle()
-            with self.cost.timekeeper.paused():
-                logs |= self.cost.meter.summary(self.cost.dtype, devices=self.args.world_size)
-                logs |= logged_metrics(self.model, self.accelerator)
-                self.selection.note_device_time(self.row_methods)
-            self.cost.meter.reset()
-        if any(name.endswith("loss") for name in logs if name != "train_loss"):  # it has its own totals
-            totals = self.clock.as_dict() | {"clock": self.clock.fraction}
-            names = ("clock", "tokens", "flops", "seconds", "reference_seconds", "joules")
-            logs |= {name: totals[name] for name in names if totals[name] is not None}
-        super().log(logs, start_time)
+        super().log(logs | self.guard.settle() | clock_entries(self, logs), start_time)
+        if self.state.epoch is not None:
+            logs["epoch"] = self.state.epoch  # as the stock method does; an objective must not sum up the clock
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict:
         """Computes exact mean loss and floor on packed held-out rows; other data as in the stock Trainer."""
         eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(eval_dataset, str):
+            eval_dataset = self.eval_dataset[eval_dataset]
         with self.cost.timekeeper.paused():
             if self.masking is None or eval_dataset is None or isinstance(eval_dataset, dict):
                 return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-            began = time.perf_counter()
-            self.evaluation = evaluate_rows(self, eval_dataset) | {"step": self.state.global_step}
-            metrics = {f"{metric_key_prefix}_loss": self.evaluation["held_out_loss"]}
-            metrics[f"{metric_key_prefix}_runtime"] = time.perf_counter() - began
+            metrics = held_out_metrics(self, eval_dataset, ignore_keys, metric_key_prefix)
             self.log(metrics)
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Predicts like the stock Trainer; a pre-training model returns logits and labels where it predicts."""
+        with self.cost.timekeeper.paused(), self.average.applied():
+            return super().predict(*args, **kwargs)
+
+    def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
+        if self.model.pretrains and "labels" in inputs and not prediction_loss_only:
+            return predictions.predict_labels(self, inputs)
+        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.saver.staging or super()._get_output_dir(trial))
@@ -373,8 +367,14 @@ class EffptTrainer(Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         if self.branches.current is not None:  # it is short, and starts again from its checkpoint
             return
-        with self.saver.checkpoint(self.state.global_step):
+        run = Path(self._get_output_dir(trial))
+        with self.saver.checkpoint(self.state.global_step, run):
             super()._save_checkpoint(model, trial)
+            restoring.name_best(self, run)
+
+    def _load_best_model(self) -> None:
+        if self.branches.current is None:
+            restoring.load_best(self)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Exports the stock model, with tokenizer, card and `run.json`; only checkpoints keep the training model."""

@@ -23,10 +23,6 @@ from tests import tiny
         ),
         ({"lr_scheduler_type": "cosine_with_min_lr"}, "does not suit `cosine_with_min_lr`: .*min_lr"),
         ({"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"lr_end": 5}}, "does not suit `polynomial`"),
-        ({"enable_jit_checkpoint": True}, "`training.enable_jit_checkpoint` is not supported: every run saves"),
-        ({"load_best_model_at_end": True}, "whose shape has changed"),
-        ({"hub_strategy": "every_save"}, "would publish the training model"),
-        ({"torch_compile": True}, "use `compile_layers`"),
         ({"learning_rate": float("inf")}, "`training.learning_rate` must be between"),
         ({"weight_decay": float("nan")}, "`training.weight_decay` must be between"),
         ({"max_grad_norm": -1}, "`training.max_grad_norm` must be between"),
@@ -34,11 +30,6 @@ from tests import tiny
         ({"seed": -1}, "`training.seed` must be between"),
         ({"dataloader_num_workers": -1}, "`training.dataloader_num_workers` must be between"),
         ({"save_steps": 0}, "`training.save_steps` must be between"),
-        ({"resume_from_checkpoint": "foo"}, "--resume"),
-        ({"metric_for_best_model": "loss"}, "`training.metric_for_best_model` is not supported"),
-        ({"save_only_model": True}, "`training.save_only_model` is not supported"),
-        ({"restore_callback_states_from_checkpoint": True}, "is not supported"),
-        ({"auto_find_batch_size": True}, "entered by position"),
     ],
 )
 def test_what_cannot_work_is_refused_at_construction(tmp_path, changes, words):

@@ -98,3 +98,18 @@ def test_what_the_state_is_made_for_is_refused(begun, tmp_path, changes, says):
 
 def test_the_same_adamw_by_another_kernel_is_not(begun, tmp_path):
     assert resumed(begun, tmp_path, optim="adamw_torch").state.global_step == 8
+
+
+def test_what_the_user_has_frozen_stays_frozen(tmp_path):
+    def begun(**changes):
+        trainer = tiny.trainer(tmp_path, layers=2, budget="4steps", **changes)
+        trainer.model.bert.embeddings.requires_grad_(False)
+        return trainer
+
+    straight = begun(saved=[2])
+    straight.train()
+    resumed = begun()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    tiny.assert_same_weights(straight.model, resumed.model)
+    assert not any(weight.requires_grad for weight in resumed.model.bert.embeddings.parameters())
+    assert resumed.model.bert.encoder.layer[0].output.dense.weight.requires_grad

@@ -1,4 +1,5 @@
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -120,9 +121,11 @@ def test_what_is_due_once_an_epoch_is_due_after_each_pass(tmp_path):
     trainer = tiny.trainer(
         tmp_path, budget="30steps", eval_strategy="epoch", save_strategy="epoch", save_total_limit=None
     )
+    saved, save = [], trainer.saver.checkpoint
+    trainer.saver.checkpoint = lambda step, *more: saved.append(step) or save(step, *more)
     trainer.train()
     evaluated = [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry]
-    assert evaluated == [12, 24, 30]
+    assert evaluated == saved == [12, 24, 30]
     assert sorted(int(folder.name.split("-")[1]) for folder in tmp_path.glob("checkpoint-*")) == [12, 24, 30]
 
 
@@ -214,7 +217,7 @@ def test_named_trainers_switch_their_method_on(tmp_path):
 def test_stock_collator_and_a_list_of_examples(tmp_path):
     from transformers import DataCollatorForLanguageModeling
 
-    rows = [{"input_ids": row["input_ids"]} for row in tiny.rows(8)]
+    rows = [{"input_ids": row["input_ids"], "text": "no input of the model"} for row in tiny.rows(8)]
     trainer = EffptTrainer(
         tiny.model(),
         tiny.arguments(tmp_path),
@@ -329,6 +332,13 @@ def roberta(positions):
     )
 
 
+def adapted():
+    peft = pytest.importorskip("peft")
+    model = tiny.model()
+    model.add_adapter(peft.LoraConfig(r=2, target_modules=["query"]))
+    return model
+
+
 class Endless(IterableDataset):
     def __iter__(self):
         yield {"input_ids": [2, 5, 3]}
@@ -344,6 +354,9 @@ class Endless(IterableDataset):
         ({"model": lambda: tiny.model(max_position_embeddings=8)}, "do not fit a model of 8 positions"),
         ({"model": lambda: roberta(16)}, "Rows of 16 tokens do not fit a model of 15 positions"),
         ({"train_dataset": Endless}, "pack the text first"),
+        ({"train_dataset": lambda: [{"inputs_embeds": [[0.0]]}] * 8}, "have inputs_embeds, .* give them `input_ids`"),
+        ({"model": adapted}, "has an adapter"),
+        ({"args": lambda: tiny.arguments(Path(__file__, "out"))}, "is no folder; give another `training.output_dir`"),
         ({"train_dataset": lambda: tiny.rows(3)}, "3 rows, too few for one step of 4"),
         ({"optimizers": lambda: (torch.optim.SGD([torch.zeros(1)], 0.1), None)}, "optimizer_cls_and_kwargs"),
     ],

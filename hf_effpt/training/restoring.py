@@ -1,0 +1,69 @@
+"""Models given back from checkpoints: that of a resumed run, and the one with the best metric, where a run ends."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import EarlyStoppingCallback
+
+from hf_effpt.core.errors import EffptError
+from hf_effpt.core.undriven import release
+
+from .checkpoints import STATE, load_training_model
+from .checks import check_adapter
+from .losses import smooth_in_model
+
+
+def restore(trainer: Any, checkpoint: Path) -> None:
+    """Has the trainer hold the model of a checkpoint, in the shape that it had there."""
+    trainer.model = load_training_model(trainer.model, checkpoint).to(trainer.args.device)
+    trainer.model_wrapped, trainer.optimizer = trainer.model, None
+    release(trainer.model)
+    trainer.average.begin(checkpoint)
+    smooth_in_model(trainer)
+
+
+def check_run(trainer: Any) -> None:
+    """Raises `EffptError` if a metric that chooses the best model, or stops early, is never computed.
+
+    Or if the model has got an adapter since the trainer was made.
+    """
+    check_adapter(trainer.model)
+    args, metric = trainer.args, trainer.args.metric_for_best_model
+    if metric is not None and trainer.compute_metrics is None and not metric.endswith("loss"):
+        raise EffptError(
+            f"`training.metric_for_best_model` is `{metric}`, and evaluation computes the loss only; set it to "
+            "`loss`, or give the trainer a `compute_metrics`."
+        )
+    if any(isinstance(callback, EarlyStoppingCallback) for callback in trainer.callback_handler.callbacks):
+        for name, missing in (("metric_for_best_model", None), ("eval_strategy", "no")):
+            if getattr(args, name) == missing:
+                raise EffptError(
+                    f"`EarlyStoppingCallback` stops when a metric no longer improves, and `training.{name}` is "
+                    f"{'left out' if missing is None else missing}; set it, for example to "
+                    f"{'loss' if missing is None else 'steps'}."
+                )
+
+
+def name_best(trainer: Any, run: Path) -> None:
+    """Corrects the folder of the best checkpoint in the state, if it is the one being written under another name."""
+    state, staging = trainer.state, trainer.saver.staging
+    if state.best_model_checkpoint and Path(state.best_model_checkpoint).parent == staging:
+        folder = Path(state.best_model_checkpoint).name
+        state.best_model_checkpoint = str(run / folder)
+        if trainer.args.should_save:
+            state.save_to_json(str(staging / folder / STATE))
+
+
+def load_best(trainer: Any) -> None:
+    """Has the trainer hold the model of the best checkpoint, in the shape that it had there, and evaluates it.
+
+    The clock stays: finding it has cost the whole run.
+    """
+    state, checkpoint = trainer.state, Path(trainer.state.best_model_checkpoint)
+    restore(trainer, checkpoint)
+    trainer.accelerator.prepare_model(trainer.model, evaluation_mode=True)  # for mixed precision
+    trainer.callback_handler.model = trainer.model
+    if trainer.neftune_noise_alpha is not None:  # which the stock Trainer takes away at the end
+        trainer.model.get_input_embeddings().neftune_noise_alpha = trainer.neftune_noise_alpha
+    trainer.facts["best"] = {"step": state.best_global_step, trainer.args.metric_for_best_model: state.best_metric}
+    trainer.evaluate()
