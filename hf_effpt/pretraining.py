@@ -173,6 +173,8 @@ def pretrain(recipe: Recipe, *, resume: bool | str = False) -> RunResult:
     phases = trainer.stream.phases
     report = report_of_corpus(tokenizer, corpus, cache_dir=recipe.data.cache_dir)
     known = {"recipe": recipe.resolved(), "data": facts_of_phases(phases), "tokenizer": asdict(report)}
+    if card := recipe.card_facts():
+        known["card"] = card
     trainer.facts = known
     trainer.add_callback(RecipeSaver(recipe, out))
     logger.info(
@@ -262,6 +264,8 @@ def claim(out: Path, recipe: Recipe, resume: bool) -> None:
         raise EffptError(f"There is no run in {out} to resume (no recipe.yaml); start without `--resume`.")
     before = read_recipe(out / RECIPE)
     for section, kind in SECTIONS.items():
+        if section == "card":
+            continue
         old, new = before.get(section) or {}, recipe.resolved()[section]
         if section == "model" and "from" not in new:  # older runs have the only backbone that there was
             old = {"backbone": "bert", **old}

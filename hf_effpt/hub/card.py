@@ -19,6 +19,7 @@ from hf_effpt.core.row_method import RowMethod
 
 from . import card_parts
 from .card_parts import Rows, cell, part, rows
+from .card_settings import CardSettings
 from .private import scrubbed
 
 logger = logging.getLogger(__name__)
@@ -30,19 +31,20 @@ def model_card(run: Mapping[str, Any], repo_id: str | None = None) -> ModelCard:
     """Writes the model card of a run; the same record gives the same card, and missing parts are left out.
 
     Args:
-        run (`Mapping`): the content of `run.json`. `license`, `language` and `tags`, which a run does not record, go
-            into the metadata if present and are never guessed.
+        run (`Mapping`): the content of `run.json`. Its `card`, or that of its recipe, has what [`CardSettings`] names.
         repo_id (`str`, *optional*): `ORG/NAME` on the Hub, for the title and the code that loads the model.
     """
     run = scrubbed(dict(run))
     recipe, model, evaluation = part(run, "recipe"), part(run, "model"), part(run, "evaluation")
+    given = CardSettings(**{**part(recipe, "card"), **part(run, "card")}).metadata()
+    tags = given.pop("tags", [])
     ledger, data, environment = part(run, "ledger"), part(run, "data"), part(run, "environment")
     stock_class, objective = model.get("stock_class", "BertModel"), objective_in(run)
     predicts = stock_class.endswith("ForMaskedLM")
     fills_masks = predicts and OBJECTIVES[objective].reads_mask
     used = part(ledger, "methods")
     output_dir = part(recipe, "training").get("output_dir")
-    name = (repo_id or Path(output_dir or "").name or stock_class).split("/")[-1]
+    name = (repo_id or Path(output_dir or "").name or run.get("name") or stock_class).split("/")[-1]
     scores = part(run, "scores")
     results = [*card_parts.loss_results(objective, evaluation, data), *card_parts.score_results(scores, fills_masks)]
     address = repo_id or "path/to/this/folder"
@@ -53,12 +55,11 @@ def model_card(run: Mapping[str, Any], repo_id: str | None = None) -> ModelCard:
         library_name="transformers",
         # Without a tag the Hub would assume a head that fills masks.
         pipeline_tag="fill-mask" if fills_masks else "feature-extraction" if predicts else None,
-        tags=list(dict.fromkeys(["hf_effpt", "pretraining", *used, *(run.get("tags") or ())])),
-        license=run.get("license"),
-        language=run.get("language"),
+        tags=list(dict.fromkeys(["hf_effpt", "pretraining", *used, *tags])),
         model_name=name if results else None,  # the Hub lists results under a name
         eval_results=results or None,
         co2_eq_emissions=_emissions(part(run, "energy"), environment),
+        **given,
     )
     return ModelCard.from_template(
         metadata,
@@ -72,6 +73,8 @@ def model_card(run: Mapping[str, Any], repo_id: str | None = None) -> ModelCard:
         heads=card_parts.head_notes(objective, stock_class, address),
         auto_class="AutoModelForMaskedLM" if fills_masks else "AutoModel",
         address=address,
+        random_module=card_parts.random_module(model),
+        limits=card_parts.limits(run),
         verdict=card_parts.loss_verdict(objective, evaluation),
         losses=card_parts.loss_rows(objective, evaluation),
         about_losses=card_parts.loss_note(objective, evaluation),

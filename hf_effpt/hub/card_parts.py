@@ -153,6 +153,38 @@ def head_notes(objective: str, stock_class: str, address: str) -> list[str]:
     return said
 
 
+def random_module(model: Mapping[str, Any]) -> str | None:
+    """Name of the module that a classifier has below its `classifier` and an exported model, by its record, has not.
+
+    PEFT trains the `classifier` whole by itself, and freezes this one as it is.
+    """
+    beginnings = {"Bert": "pooler", "PrunedBert": "pooler", "DistilBert": "pre_classifier"}
+    beginnings |= {"ModernBertModel": "head", "PrunedModernBertModel": "head"}
+    name = "" if model.get("pooler") else model.get("stock_class") or ""
+    return next((module for beginning, module in beginnings.items() if name.startswith(beginning)), None)
+
+
+def limits(record: Mapping[str, Any]) -> list[str]:
+    """Sentences on what the model of a record is not good for."""
+    data, length, untrained = part(record, "data"), longest_rows(record), untrained_positions(record)
+    said, text = [], f"`{cell(data['dataset'])}`" if data.get("dataset") else "its training text"
+    if length is not None:
+        known = part(part(record, "recipe"), "model").get("from")
+        further = f" Its further {untrained:,} positions are untrained." if untrained else ""
+        further = f" For longer ones it is at best what `{known}` was." if known else further
+        said.append(
+            f"Inputs of more than {length:,} tokens, the length that it was trained at: "
+            f"`tokenizer(text, truncation=True, max_length={length})` cuts them.{further}"
+        )
+    return [
+        *said,
+        f"Text unlike {text}, such as that of another language or field.",
+        "Decisions about people: the errors and prejudices of its text are in it, and nobody has looked for them.",
+        "Writing text: it is an encoder, to be fine-tuned for a task.",
+        "Similarity of sentences, before it is fine-tuned for it: its hidden states are no sentence vectors.",
+    ]
+
+
 def score_rows(scores: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
     """Returns the cells of the card's table of scores; the held-out loss has its own table."""
     return [

@@ -1,7 +1,9 @@
 """Publishes a finished run on the Hugging Face Hub."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, get_token
 from huggingface_hub.errors import (
@@ -15,6 +17,7 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import read_json
 
 from .card import card_of, model_card
+from .card_settings import CardSettings
 from .folders import check_whole, files_of
 from .private import scrubbed_file
 
@@ -26,7 +29,7 @@ def push(
     private: bool | None = None,
     revision: str | None = None,
     token: str | None = None,
-    license: str | None = None,
+    card: Mapping[str, Any] | None = None,
     message: str = "Upload model",
 ) -> str:
     """Uploads the exported model at the root of a run folder, with tokenizer, card and run record, in one commit.
@@ -42,17 +45,18 @@ def push(
             the namespace decides.
         revision (`str`, *optional*, defaults to `"main"`): branch to commit to, created if needed.
         token (`str`, *optional*): a token with write access; by default the one of `hf auth login` or `HF_TOKEN`.
-        license (`str`, *optional*): identifier for the card's metadata, such as `"apache-2.0"`.
+        card (`Mapping[str, Any]`, *optional*): metadata of the card, in place of that of the run, by the names of
+            [`CardSettings`]: `{"license": "apache-2.0", "language": ["en"]}`.
         message (`str`, *optional*, defaults to `"Upload model"`): message of the commit.
 
     Returns:
         `str`: the address of the commit.
 
     Raises:
-        EffptError: if the folder holds no exported model, a file of it lies elsewhere, the repository is public and
-            must not be, or the Hub cannot be reached or refuses.
+        EffptError: if the folder holds no exported model, a file of it lies elsewhere, `card` is wrong, the repository
+            is public and must not be, or the Hub cannot be reached or refuses.
     """
-    folder = Path(folder)
+    folder, given = Path(folder), CardSettings(**card or {})
     names = files_to_push(folder)
     token = token or get_token()
     if token is None:
@@ -60,12 +64,14 @@ def push(
     api = HfApi(token=token)
     run = read_json(folder / "run.json")
     # A card that somebody has edited is published as it is.
-    own, given = card_of(folder, run)[0], {} if license is None else {"license": license}
-    card = model_card(run | given, repo_id) if own else ModelCard((folder / "README.md").read_text(encoding="utf-8"))
-    if given and not own:
-        card.data.license = license
+    if card_of(folder, run)[0]:
+        text = str(model_card(run | {"card": {**run.get("card", {}), **given.facts()}}, repo_id))
+    else:
+        edited = ModelCard((folder / "README.md").read_text(encoding="utf-8"))
+        vars(edited.data).update(given.metadata())
+        text = str(edited)
     operations = [CommitOperationAdd(name, scrubbed_file(folder / name) or folder / name) for name in names]
-    operations.append(CommitOperationAdd("README.md", str(card).encode()))
+    operations.append(CommitOperationAdd("README.md", text.encode()))
     try:
         created = api.create_repo(repo_id, private=private, exist_ok=True)
         if private and not api.model_info(created.repo_id).private:

@@ -370,6 +370,9 @@ def pooling_of(model: nn.Module) -> dict[str, bool]:
 def facts_of(exported: PreTrainedModel) -> dict[str, Any]:
     """The entries of `run.json` about the architecture of an exported model."""
     facts = {"stock_class": type(exported).__name__, "parameters": exported.num_parameters()}
+    pooler = getattr(exported.base_model, "pooler", None)
+    if pooler is not None or any("pooler" in name for name in exported.__dict__.get(EXTRA, ())):
+        facts["pooler"] = True
     widths = getattr(exported.config, "layer_widths", None)
     return facts if widths is None else facts | {"layer_widths": widths}
 

@@ -21,6 +21,8 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import write_atomically
 from hf_effpt.core.registry import build_methods, method_class, nearest
 from hf_effpt.core.settings import idle_error, idle_settings
+from hf_effpt.data.mixture import parts_of_mixture
+from hf_effpt.hub.card_settings import CardSettings, is_on_hub
 from hf_effpt.training.arguments import EffptTrainingArguments
 from hf_effpt.training.losses import check_changes
 
@@ -39,7 +41,7 @@ ALWAYS_WRITTEN = frozenset(
 
 @dataclass(kw_only=True)
 class Recipe:
-    """The settings of a run: model, methods, data and training.
+    """The settings of a run: model, methods, data and training, and what its card says besides.
 
     Args:
         data ([`DataSettings`]): the training text, and how it becomes rows.
@@ -47,6 +49,7 @@ class Recipe:
         model ([`ModelSettings`], *optional*): the encoder and its objective; by default a small BERT.
         methods (`dict[str, dict]`, *optional*): the methods' settings by name, `{"layerdrop": {"p": 0.1}}`. Only those
             that differ from a method's defaults are kept.
+        card ([`CardSettings`], *optional*): metadata of the model card.
 
     Raises:
         EffptError: for an unknown method or setting, methods that exclude each other or do not suit the model, or
@@ -57,6 +60,7 @@ class Recipe:
     methods: dict[str, dict[str, Any]] = field(default_factory=dict)
     data: DataSettings
     training: EffptTrainingArguments
+    card: CardSettings = field(default_factory=CardSettings)
 
     def __post_init__(self) -> None:
         _default_arguments()  # made now: it resets the state of Accelerate, which a Trainer needs later
@@ -136,12 +140,22 @@ class Recipe:
 
         Training arguments that have their default are left out, except for `ALWAYS_WRITTEN`, and so are access tokens.
         """
+        card = _set(self.card.facts())
         return {
             "model": _set({key: value for key, value in asdict(self.model).items() if key not in _taken(self.model)}),
             "methods": {method.name: _set(asdict(method)) for method in build_methods(self.methods)},
             "data": _set(asdict(self.data)),
             "training": _changed(self.training),
+            **({"card": card} if card else {}),
         }
+
+    def card_facts(self) -> dict[str, Any]:
+        """Returns the facts for the model card; by default with what of its text and checkpoint is on the Hub."""
+        data, start = self.data.dataset, self.model.from_
+        sources = [data] if isinstance(data, str) else parts_of_mixture(data)[0]
+        found = {"datasets": [name.partition(":")[0] for name in map(str, sources) if is_on_hub(name)]}
+        found |= {"base_model": start} if start is not None and is_on_hub(start) else {}
+        return {key: value for key, value in found.items() if value} | self.card.facts()
 
     def save(self, path: str | Path) -> None:
         """Writes the resolved recipe as YAML."""

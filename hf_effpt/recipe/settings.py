@@ -10,6 +10,7 @@ from hf_effpt.core.settings import In, Like, When, check_effects, idle_error
 from hf_effpt.data.document_cuts import CUTS
 from hf_effpt.data.document_selection import SelectSettings
 from hf_effpt.data.mixture import parts_of_mixture
+from hf_effpt.hub.card_settings import CardSettings
 from hf_effpt.models.build import config_for
 from hf_effpt.models.from_checkpoint import config_from, continue_from
 from hf_effpt.training.arguments import EffptTrainingArguments
@@ -356,4 +357,5 @@ SECTIONS: dict[str, Any] = {
     "methods": None,
     "data": DataSettings,
     "training": EffptTrainingArguments,
+    "card": CardSettings,
 }

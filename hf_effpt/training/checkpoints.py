@@ -3,8 +3,9 @@
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,8 +21,9 @@ from hf_effpt.core.files import (
 )
 from hf_effpt.core.freezing import carry_frozen
 from hf_effpt.core.manifest import MANIFEST, manifest_fault, write_manifest
-from hf_effpt.data.packing import PackedRows, facts
+from hf_effpt.data.packing import PackedRows
 from hf_effpt.hub.card import model_card
+from hf_effpt.hub.card_settings import CardSettings
 from hf_effpt.hub.folders import RECIPE, checkpoints_in, json_fault, weights_fault
 from hf_effpt.hub.push import push
 from hf_effpt.models.base import exports_of
@@ -35,6 +37,8 @@ from .resuming import check_same
 TENSORS = "model.safetensors"
 STATE = "trainer_state.json"
 NEEDED = ("config.json", TENSORS, STATE, "optimizer.pt", "scheduler.pt")
+# Names of the stock Trainer for facts of a card.
+STOCK_NAMES = {"finetuned_from": "base_model", "dataset_tags": "datasets"}
 
 
 def fault(checkpoint: Path, hashes: bool = True) -> str | None:
@@ -110,14 +114,6 @@ def totals(checkpoint: Path, now: str | None, args: EffptTrainingArguments) -> d
         )
     check_same(found, args, checkpoint)
     return found
-
-
-def identity_of(dataset: Any) -> str | None:
-    """Fingerprint of corpus, tokenizer and packing, and the number of rows; `None` if not packed."""
-    try:
-        return f"{facts(dataset)['fingerprint']}, {len(dataset)} rows"
-    except (EffptError, AttributeError):
-        return None
 
 
 def load_training_model(model: Any, checkpoint: Path) -> Any:
@@ -253,23 +249,32 @@ class Saver:
         """
         trainer, args = self.trainer, self.args
         trainer.callback_handler.on_push_begin(args, trainer.state, trainer.control)
+        self.add_to_card(card)
         trainer.save_model(_internal_call=True)
         if not trainer.is_world_process_zero():
             return None
-        card.pop("model_name", None)  # the card has that of the repository
-        if any(value is not None for value in card.values()):
-            trainer.create_model_card(**card)
         return push(
             args.output_dir, args.hub_model_id or Path(args.output_dir).absolute().name,
             private=args.hub_private_repo if private is None else private, revision=revision or args.hub_revision,
             token=token or args.hub_token, message=commit_message or "End of training",
         )  # fmt: skip
 
-    def write_card(self, given: dict[str, Any]) -> None:
-        """Writes the card of the current model, with the facts in `given` that are not `None`."""
-        known = {name: value for name, value in given.items() if value is not None}
-        record = run_record(self.trainer, self.trainer.model.export()) | known
-        write_atomically(Path(self.args.output_dir) / "README.md", model_card(record, self.trainer.hub_model_id).save)
+    def add_to_card(self, given: Mapping[str, Any]) -> None:
+        """Adds facts to all later cards: those of [`CardSettings`], also by the names of the stock Trainer."""
+        known = {STOCK_NAMES.get(name, name): value for name, value in given.items() if value is not None}
+        known = {field.name: known[field.name] for field in fields(CardSettings) if field.name in known}
+        if known:
+            self.trainer.facts["card"] = CardSettings(**self.trainer.facts.get("card", {}) | known).facts()
+
+    def write_card(self, given: Mapping[str, Any]) -> None:
+        """Writes the card of the exported model, or else of the current one, with the facts `given`."""
+        self.add_to_card(given)
+        out, record = Path(self.args.output_dir), {}
+        if (out / "run.json").is_file():
+            record = read_json(out / "run.json") | {"card": self.trainer.facts.get("card", {})}
+            write_json(out / "run.json", record)
+        record = record or run_record(self.trainer, self.trainer.model.export())
+        write_atomically(out / "README.md", model_card(record, self.trainer.hub_model_id).save)
 
 
 @contextmanager

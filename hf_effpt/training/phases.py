@@ -13,7 +13,6 @@ from hf_effpt.core.row_method import row_methods
 from hf_effpt.data.packed_rows import PackedRows, facts
 
 from .batch_ramp import batch_sizes
-from .checkpoints import identity_of
 from .checks import check_length, check_size
 
 
@@ -116,6 +115,14 @@ def identity_of_run(trainer: Any) -> str | None:
     if len(phases) == 1:
         return identity_of(trainer.train_dataset)
     return "; ".join(f"from {one.since:g}: {identity_of(one.rows)}{_own(one)}" for one in phases)
+
+
+def identity_of(dataset: Any) -> str | None:
+    """Fingerprint of corpus, tokenizer and packing, and the number of rows; `None` if not packed."""
+    try:
+        return f"{facts(dataset)['fingerprint']}, {len(dataset)} rows"
+    except (EffptError, AttributeError):
+        return None
 
 
 def _own(phase: Phase) -> str:

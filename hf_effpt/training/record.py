@@ -4,6 +4,7 @@ import platform
 import shlex
 import statistics
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 import transformers
 
+from hf_effpt.core.errors import EffptError
 from hf_effpt.core.ledger import ledger_of
 from hf_effpt.core.objectives import objective_of
 from hf_effpt.data.packed_rows import PackedRows
@@ -21,6 +23,7 @@ from hf_effpt.models.encoder_inputs import way_apart
 
 from .energy import energy_entry
 from .meters import PARTS
+from .phases import facts_of_phases
 from .resuming import changes_in
 
 
@@ -30,6 +33,7 @@ def run_record(trainer: Any, exported: Any) -> dict[str, Any]:
     model, history = trainer.model, trainer.state.log_history
     own = {"objective": objective_of(model.config), "training_class": type(model).__name__}
     record = {
+        "name": Path(trainer.args.output_dir).absolute().name,
         "ledger": ledger_of(model.config),
         "clock": trainer.clock.as_dict(),
         "attention": attention_record(trainer),
@@ -38,6 +42,7 @@ def run_record(trainer: Any, exported: Any) -> dict[str, Any]:
         "costs": trainer.cost.method_seconds,
         "method_flops": trainer.cost.method_flops,
         "accounts": cost_reports(trainer),
+        "data": data_record(trainer),
         "environment": environment(trainer.args.device),
         "history": history,
         "command": shlex.join([*([] if tool == "effpt" else ["python"]), tool, *words_without_secrets(sys.argv[1:])]),
@@ -64,6 +69,16 @@ def run_record(trainer: Any, exported: Any) -> dict[str, Any]:
     if trainer.evaluation is not None:
         record["evaluation"] = trainer.evaluation
     return record | pruning_of(exported) | trainer.facts
+
+
+def data_record(trainer: Any) -> dict[str, Any]:
+    """Facts of the training rows; only their number for rows that were not made by `pack`, or are a part of those."""
+    phases = trainer.stream.phases
+    found = {} if phases[0].rows is None else {"rows": len(phases[0].rows)}
+    with suppress(EffptError, AttributeError):
+        packed = facts_of_phases(phases)
+        found = packed if packed["rows"] == found["rows"] else found
+    return found
 
 
 def attention_record(trainer: Any) -> dict[str, str]:

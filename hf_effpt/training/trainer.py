@@ -394,4 +394,4 @@ class EffptTrainer(Trainer):
     def create_model_card(self, language: Any = None, license: Any = None, tags: Any = None, **kwargs: Any) -> None:
         """Writes the package's own card, from the run's record and these facts."""
         if self.is_world_process_zero():
-            self.saver.write_card({"language": language, "license": license, "tags": tags})
+            self.saver.write_card({"language": language, "license": license, "tags": tags} | kwargs)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -128,7 +129,8 @@ def test_a_stranger_loads_what_was_pushed(hub, trainer, tmp_path):
 
 
 def test_the_trainers_own_push_to_hub(hub, trainer):
-    trainer.push_to_hub()
+    assert (trainer.args.output_dir / Path("README.md")).read_text().count("\n# first\n") == 1
+    trainer.push_to_hub(license="mit", language="en", finetuned_from="org/bert", tasks="fill-mask")
     files = hub.repos["org/first"].branches["main"].files
     assert not [path for path in files if path.startswith("checkpoint-") or "optimizer" in path]
     assert json.loads(files["config.json"])["model_type"] == "bert"
@@ -141,6 +143,9 @@ def test_the_trainers_own_push_to_hub(hub, trainer):
     card = ModelCard.load("org/first")
     assert 'from_pretrained("org/first")' in card.text
     assert "grew from 2 to 4 layers" in card.text
+    assert (card.data.license, card.data.language, card.data.base_model) == ("mit", ["en"], "org/bert")
+    for told in ("| Documents | 36 |", "| Sequence length | 16 |", "Inputs of more than 16 tokens"):
+        assert told in card.text
 
 
 def test_the_last_checkpoint_exports_to_the_same_model(hub, trainer, tmp_path):

@@ -76,13 +76,15 @@ def pushed(calls):
 
 def test_push_leaves_the_visibility_to_the_hub_unless_told(pushed):
     assert main(["push", "out", "org/name", "--yes"]) == 0
-    assert pushed.kwargs == {"private": None, "revision": None, "license": None}
+    assert pushed.kwargs == {"private": None, "revision": None, "card": {}}
 
 
 def test_push(pushed, capsys):
-    assert main(["push", "out", "org/name", "--private", "--revision", "draft", "--license", "mit", "--yes"]) == 0
+    flags = ["--private", "--revision", "draft", "--license", "mit", "--language", "en,de", "--widget", "A, [MASK]."]
+    assert main(["push", "out", "org/name", *flags, "--yes"]) == 0
+    card = {"license": "mit", "language": ["en", "de"], "widget": ["A, [MASK]."]}
     assert pushed.args == (Path("out"), "org/name")
-    assert pushed.kwargs == {"private": True, "revision": "draft", "license": "mit"}
+    assert pushed.kwargs == {"private": True, "revision": "draft", "card": card}
     listed = "To org/name: config.json, run.json, README.md"
     assert capsys.readouterr().out == f"{listed}\nhttps://huggingface.co/org/name\n"
 

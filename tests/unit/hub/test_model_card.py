@@ -1,11 +1,16 @@
 import copy
 
 import pytest
+import torch
+import transformers
 import yaml
 from huggingface_hub import ModelCard
 
+from hf_effpt.core.errors import EffptError
 from hf_effpt.core.registry import METHODS
 from hf_effpt.hub.card import duration, model_card
+from hf_effpt.hub.card_settings import CardSettings
+from hf_effpt.models.base import facts_of
 
 
 def metadata(card: ModelCard) -> dict:
@@ -23,12 +28,63 @@ def test_metadata_is_what_the_hub_reads(record):
     assert result["dataset"] == {"name": "corpus/", "type": "corpus/", "split": "validation"}
 
 
-def test_license_and_language_are_taken_but_never_guessed(record):
-    assert not {"license", "language"} & metadata(model_card(record)).keys()
-    data = metadata(model_card(record | {"license": "apache-2.0", "language": "en", "tags": ["hf_effpt", "mine"]}))
-    assert (data["license"], data["language"]) == ("apache-2.0", "en")
+def test_what_no_run_knows_is_taken_but_never_guessed(record):
+    given = {"license": "apache-2.0", "language": ["en"], "datasets": ["org/text"], "base_model": "org/bert"}
+    assert not {*given, "widget"} & metadata(model_card(record)).keys()
+    more = {"widget": ["A [MASK]."], "tags": ["hf_effpt", "mine"]}
+    data = metadata(model_card(record | {"card": given | more}))
+    assert {key: data[key] for key in given} == given
+    assert data["widget"] == [{"text": "A [MASK]."}]
     assert data["tags"].count("hf_effpt") == 1
     assert "mine" in data["tags"]
+    record["recipe"]["card"] = {"license": "mit"}  # of a run that has not ended
+    assert metadata(model_card(record))["license"] == "mit"
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"license": "Apache License 2.0"}, "`card.license` has 'Apache License 2.0', .* identifier such as apache"),
+        ({"language": ["en", "German"]}, "`card.language` has 'German', .* codes of ISO 639"),
+        ({"datasets": "../corpus"}, "`card.datasets` has '../corpus', .* on the Hub, as ORG/NAME"),
+        ({"base_model": "a/b/c"}, "`card.base_model` has 'a/b/c'"),
+    ],
+)
+def test_metadata_that_the_hub_would_refuse(given, says):
+    with pytest.raises(EffptError, match=says):
+        CardSettings(**given)
+
+
+def test_the_card_says_what_the_model_is_not_good_for(record):
+    def limits(**changes):
+        return model_card(record | changes).text.split("## What it is not good for\n")[1].split("\n## ")[0]
+
+    assert "- Text unlike `corpus/`" in limits()
+    assert "max_length" not in limits()
+    record["data"]["sequence_length"] = 128
+    assert "- Inputs of more than 128 tokens" in limits()
+    assert "positions are untrained" not in limits()
+    record["recipe"]["model"]["max_position_embeddings"] = 512
+    assert "max_length=128)` cuts them. Its further 384 positions are untrained." in limits()
+    record["recipe"]["model"]["from"] = "org/bert"
+    assert "For longer ones it is at best what `org/bert` was." in limits()
+    assert "- Text unlike its training text" in limits(data=None)
+
+
+@pytest.mark.parametrize("kind", ["Bert", "DistilBert", "Electra", "ModernBert", "Roberta"])
+@pytest.mark.parametrize("head", ["Model", "ForMaskedLM"])
+def test_the_card_says_what_adapters_need_beside_them(record, kind, head):
+    """As the stock classifier says what of it is new, but for its `classifier`, which PEFT trains."""
+    config = getattr(transformers, f"{kind}Config")(vocab_size=8, hidden_size=12, num_hidden_layers=1, pad_token_id=0)
+    with torch.device("meta"):
+        exported = getattr(transformers, kind + head)(config)
+        classifier = getattr(transformers, f"{kind}ForSequenceClassification")(config)
+    prefix, known = f"{classifier.base_model_prefix}.", {*exported.state_dict()}
+    new = [name for name in classifier.state_dict() if not {name, name.removeprefix(prefix)} & known]
+    modules = {name.removeprefix(prefix).split(".")[0] for name in new} - {"classifier"}
+    text = model_card(record | {"model": facts_of(exported)}).text
+    assert [f'modules_to_save=["{name}", "classifier"]' in text for name in modules] == [True] * len(modules)
+    assert ("modules_to_save" in text) == bool(modules)
 
 
 def test_the_card_says_how_the_model_was_made(record):

@@ -101,12 +101,13 @@ def test_a_public_repository_is_not_taken_for_a_private_one(hub, finished_run):
 
 
 def test_a_license_is_in_the_card(hub, finished_run):
-    push(finished_run, "org/first", license="apache-2.0")
+    push(finished_run, "org/first", card={"license": "apache-2.0"})
     assert b"license: apache-2.0" in hub.repos["org/first"].branches["main"].files["README.md"]
     (finished_run / "README.md").write_text((finished_run / "README.md").read_text() + "\nHand-written.\n")
-    push(finished_run, "org/second", license="mit")
+    push(finished_run, "org/second", card={"license": "mit", "widget": ["A [MASK]."]})
     card = hub.repos["org/second"].branches["main"].files["README.md"].decode()
     assert "license: mit" in card
+    assert "widget:\n- text: A [MASK].\n" in card
     assert "Hand-written." in card
 
 

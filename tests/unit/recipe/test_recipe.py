@@ -77,6 +77,24 @@ def test_resolved_recipe_is_plain_short_and_says_what_methods_do():
     assert "adam_beta1" not in resolved["training"]  # as the class has it
 
 
+def test_the_card_says_what_of_text_and_checkpoint_is_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("corpus").mkdir()
+    flags = ["--card.license", "mit", "--card.language", "en", "de"]
+    recipe = Recipe.load(sections(), flags)
+    assert recipe.card_facts() == {"license": "mit", "language": ["en", "de"]} == recipe.resolved()["card"]
+    assert Recipe.load(recipe.resolved()) == recipe
+    texts = [{"path": "corpus"}, {"path": "org/text:de"}, {"path": "builtin:pydoc"}]
+    recipe = Recipe.load(sections(data={"dataset": texts}))
+    assert recipe.card_facts() == {"datasets": ["org/text"]}
+    assert "card" not in recipe.resolved()
+    recipe.model.from_ = "org/bert"
+    recipe.card.datasets = ["org/other"]
+    assert recipe.card_facts() == {"datasets": ["org/other"], "base_model": "org/bert"}
+    with pytest.raises(EffptError, match=r"`card\.language` has 'German'"):
+        Recipe.load(sections(), ["--card.language", "German"])
+
+
 def test_script_and_file_make_the_same_recipe(tmp_path):
     recipe = Recipe(
         model=ModelSettings(size="tiny", num_hidden_layers=4, dropout=0.1),
