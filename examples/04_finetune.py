@@ -15,6 +15,7 @@ from transformers import (  # noqa: E402
     AutoTokenizer,
     Trainer,
     TrainingArguments,
+    logging,
     set_seed,
 )
 
@@ -25,6 +26,7 @@ parser.add_argument("--max_steps", type=int, default=60)
 parser.add_argument("--out", default="out_finetuned")
 args = parser.parse_args()
 
+logging.set_verbosity_error()  # in the place of its report on weights, one line below
 set_seed(0)
 tokenizer = AutoTokenizer.from_pretrained(args.model)
 task = datasets.load_dataset("json", data_files=args.task, split="train").class_encode_column("label")
@@ -34,12 +36,16 @@ task = task.map(
     lambda rows: tokenizer(*(rows[name] for name in columns), truncation=True, max_length=128), batched=True
 )
 task = task.train_test_split(0.2, seed=0, stratify_by_column="label")
-model = AutoModelForSequenceClassification.from_pretrained(args.model, num_labels=len(names))
+model, report = AutoModelForSequenceClassification.from_pretrained(
+    args.model, num_labels=len(names), output_loading_info=True
+)
+print("New, for the task to train:", ", ".join(sorted({name.rsplit(".", 1)[0] for name in report["missing_keys"]})))
 trainer = Trainer(
     model=model,
     args=TrainingArguments(
         args.out, max_steps=args.max_steps, per_device_train_batch_size=32, learning_rate=5e-4,
         logging_steps=20, save_strategy="no", report_to="none",
+        dataloader_pin_memory=False,
     ),
     train_dataset=task["train"],
     eval_dataset=task["test"],

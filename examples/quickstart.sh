@@ -27,11 +27,12 @@ echo "== 4/5  Loading it with plain AutoModel, in a process that cannot import t
 "$bin/python" - "$OUT" <<'PYTHON'
 import sys
 sys.modules["hf_effpt"] = None
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, logging
+logging.set_verbosity_error()  # else it reports that AutoModel leaves the head of pre-training out
+logging.disable_progress_bar()
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
 model = AutoModel.from_pretrained(sys.argv[1])
 output = model(**tokenizer("A stock checkpoint, loaded by stock code.", return_tensors="pt"))
-print("(The report above is that of any masked language model: AutoModel leaves its head out.)")
 print(f"{type(model).__name__} of {type(model).__module__}: hidden states {tuple(output.last_hidden_state.shape)}")
 PYTHON
 

@@ -7,6 +7,8 @@ import dataclasses
 import inspect
 from typing import TYPE_CHECKING
 
+from hf_effpt.core.settings import default_of, written
+
 if TYPE_CHECKING:
     from hf_effpt.core.method import Method
 
@@ -29,11 +31,7 @@ def run(args: argparse.Namespace) -> None:
 
 def defaults(method: type[Method]) -> str:
     """Returns the settings with their defaults as a recipe writes them: `p: 0.2, after: null`."""
-    values = {
-        field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        for field in dataclasses.fields(method)
-    }
-    return ", ".join(f"{key}: {'null' if value is None else value}" for key, value in values.items())
+    return ", ".join(f"{field.name}: {written(default_of(field))}" for field in dataclasses.fields(method))
 
 
 def summarize(method: type[Method]) -> str:

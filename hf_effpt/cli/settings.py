@@ -4,6 +4,8 @@ import argparse
 import textwrap
 from typing import TYPE_CHECKING
 
+from hf_effpt.core.settings import written
+
 if TYPE_CHECKING:
     from hf_effpt.recipe.meanings import Meaning
 
@@ -34,14 +36,14 @@ def run(args: argparse.Namespace) -> None:
 
 def _line(one: "Meaning") -> str:
     """Key, default and the beginning of what it means, in one line."""
-    return f"{one.key:32} {_written(one.default):16} {textwrap.shorten(one.text, 90, placeholder=' …')}"
+    return f"{one.key:32} {written(one.default):16} {textwrap.shorten(one.text, 90, placeholder=' …')}"
 
 
 def _whole(name: str, one: "Meaning") -> str:
     section, _, key = name.rpartition(".")
     return "\n".join(
         [
-            f"{name}: {one.kind}, by default {_written(one.default)}",
+            f"{name}: {one.kind}, by default {written(one.default)}",
             "",
             textwrap.fill(one.text, 100, break_on_hyphens=False, break_long_words=False),
             "",
@@ -50,10 +52,3 @@ def _whole(name: str, one: "Meaning") -> str:
             f"On the command line: --{name} VALUE",
         ]
     )
-
-
-def _written(value: object) -> str:
-    """A value as a recipe writes it."""
-    if value is None or isinstance(value, bool):
-        return "null" if value is None else str(value).lower()
-    return str(value)

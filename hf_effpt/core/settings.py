@@ -162,6 +162,18 @@ def plain(value: Any) -> Any:
     return value.value if isinstance(value, Enum) else value
 
 
+def written(value: Any) -> str:
+    """A value as people write it in a recipe; of a number with many digits the first six."""
+    value = plain(value)
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {written(one)}' for key, one in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(written, value))}]"
+    return f"{value:.6g}" if isinstance(value, float) and len(repr(value)) > 10 else str(value)
+
+
 @cache
 def _marks(cls: type, mark: type) -> dict[str, list[Any]]:
     """The conditions of this kind of fields that have some."""

@@ -116,7 +116,8 @@ def load_pairs(data: str | Path | None) -> Dataset:
                 return Dataset(pa.concat_tables([_pairs_in(path) for path in files]))
     raise EffptError(
         f"BLiMP needs data: {'no folder is given' if data is None else f'{data} has no blimp/*.parquet or *.jsonl'}. "
-        f'Give data=FOLDER (github.com/alexwarstadt/blimp, folder `data`), or data="hub" to download {HUB}.'
+        f"Give its folder as `data` (on the command line `--data`; it is `data` in github.com/alexwarstadt/blimp), or "
+        f"`hub` to download {HUB}."
     )
 
 

@@ -25,10 +25,10 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.utils import logging as transformers_logging
 
 from hf_effpt.core.anatomy import dropouts_of
 from hf_effpt.core.errors import EffptError
+from hf_effpt.models.quiet import without_bars
 
 from .glue_metrics import score
 from .lora import add_lora
@@ -217,16 +217,13 @@ def _layerwise(model: torch.nn.Module, settings: Settings) -> torch.optim.Optimi
 def _quiet_loading() -> Iterator[None]:
     """Silences progress bars and the report of new weights; `_load` checks which weights are new."""
     reporting = logging.getLogger("transformers.modeling_utils")
-    bars = transformers_logging.is_progress_bar_enabled()
 
     def expected(record: logging.LogRecord) -> bool:
         return "LOAD REPORT" not in record.getMessage()
 
     reporting.addFilter(expected)
-    transformers_logging.disable_progress_bar()
     try:
-        yield
+        with without_bars():
+            yield
     finally:
         reporting.removeFilter(expected)
-        if bars:
-            transformers_logging.enable_progress_bar()

@@ -106,8 +106,8 @@ def load_task(name: str, data: str | Path | None = None) -> Task:
             return _build(folder.name, *_from_folder(folder, known), known) if known else _from_path(folder)
         if known:
             raise EffptError(
-                f"The task `{name}` needs data: data=FOLDER, which holds {name}/train.* and {name}/validation.*, or "
-                f'data="hub" to download {known.hub}.'
+                f"The task `{name}` needs `data` (on the command line `--data`): a folder with {name}/train.* and "
+                f"{name}/validation.*, or `hub` to download {known.hub}."
             )
         if re.fullmatch(r"[\w.-]*\w/[\w.-]+(:[\w.-]+)?", name) and not name.endswith(tuple(READERS)):
             repository, _, configuration = name.partition(":")
@@ -126,14 +126,14 @@ def base_name(task: str) -> str:
 
 def _folder_of(name: str, data: Path, known: Known | None) -> Path | None:
     if not data.is_dir():
-        raise EffptError(f'The data folder {data.absolute()} does not exist. Correct it, or use data="hub".')
+        raise EffptError(f"The data folder {data.absolute()} does not exist. Correct it, or give `hub` to download.")
     names = (name, f"{name}_subset", f"{name}_resplit") if known else (name,)
     tried = [folder / each for folder in (data / "tasks", data) for each in names]
     found = [folder for folder in tried if folder.is_dir()]
     if known and not found:
         raise EffptError(
             f"The data folder {data.absolute()} has no task `{name}`; looked for {', '.join(map(str, tried))}. Add "
-            f'its files, leave the task out, or use data="hub" to download {known.hub}.'
+            f"its files, leave the task out, or give `hub` in its place to download {known.hub}."
         )
     return found[0] if found else None
 

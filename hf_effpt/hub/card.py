@@ -16,6 +16,7 @@ from hf_effpt.core.files import read_json, write_atomically, write_json
 from hf_effpt.core.objectives import OBJECTIVES, objective_in
 from hf_effpt.core.registry import METHODS, method_class
 from hf_effpt.core.row_method import RowMethod
+from hf_effpt.core.settings import written
 
 from . import card_parts
 from .card_parts import Rows, cell, part, rows
@@ -166,7 +167,7 @@ def _part(part: Mapping[str, Any]) -> str:
 
 def _method(name: str, settings: Mapping[str, Any]) -> dict[str, str]:
     given = {key: value for key, value in settings.items() if value is not None}
-    text = {"name": name, "settings": ", ".join(f"{key}: {value}" for key, value in given.items())}
+    text = {"name": name, "settings": ", ".join(f"{key}: {written(value)}" for key, value in given.items())}
     text |= {"summary": "", "departures": "", "citation": "", "bibtex": ""}
     if name not in METHODS:  # a method of another package, which may not be imported here
         return text

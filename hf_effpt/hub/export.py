@@ -21,6 +21,7 @@ from hf_effpt.models import pruned_bert, pruned_modernbert
 from hf_effpt.models.base import EffptMixin, dense_of, exports_of, facts_of, fill, pooling_of, pruning_of
 from hf_effpt.models.configuration_electra import bert_settings
 from hf_effpt.models.kept_heads import EXTRA, read_tensors, save_stock
+from hf_effpt.models.quiet import without_bars
 
 from .card import model_card
 from .folders import CODE_FILES, RECIPE, TOKENIZER_FILES, check_free, check_whole, files_of, read_recipe, recipe_of
@@ -77,7 +78,7 @@ def export(
     architecture = (read_json(checkpoint / "config.json").get("architectures") or ["unknown"])[0]
     training_class = getattr(hf_effpt.models, architecture, None)
     changes = _Changes(prune, dense, as_bert)
-    with replacing_folder_contents(out) as folder:
+    with without_bars(), replacing_folder_contents(out) as folder:
         if training_class is None:
             _copy_run(checkpoint, architecture, folder, changes)
         else:

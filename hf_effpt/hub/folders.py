@@ -24,6 +24,8 @@ RECIPE = "recipe.yaml"
 RECORD_FILES = ("README.md", RECIPE, "run.json")
 JSON_FILES = ("config.json", "trainer_state.json", "run.json")
 EXTRA_FOLDERS = ("generator",)  # folders of models exported beside the main one
+NEAR = "the last whole checkpoint is {0!r}: `effpt export {0} --out DIR`"
+OTHERWISE = "name a folder such as OUT/checkpoint-900"
 
 
 def files_of(folder: Path) -> list[str]:
@@ -77,16 +79,16 @@ def others_in(folder: Path) -> list[str]:
     return [name for name in names if (folder / name).exists()]
 
 
-def check_whole(folder: Path) -> None:
-    """Raises `EffptError`, with the last whole checkpoint nearby, unless `folder` holds a model and all of it."""
+def check_whole(folder: Path, near: str = NEAR, otherwise: str = OTHERWISE) -> None:
+    """Raises `EffptError` unless `folder` holds a model and all of it.
+
+    The fix that the error names is `near`, with the last whole checkpoint nearby, or `otherwise` if there is none.
+    """
     finish_replacing(folder)
     if fault := _fault(folder):
         beside = [*checkpoints_in(folder.parent), *checkpoints_in(folder)][::-1]
         whole = next((str(path) for path in beside if path != folder and not _fault(path)), None)
-        fix = "name a folder such as OUT/checkpoint-900"
-        if whole:
-            fix = f"the last whole checkpoint is {whole!r}: `effpt export {whole} --out DIR`"
-        raise EffptError(f"{str(folder)!r} {fault}; {fix}.")
+        raise EffptError(f"{str(folder)!r} {fault}; {near.format(whole) if whole else otherwise}.")
 
 
 def _fault(folder: Path) -> str | None:

@@ -111,7 +111,11 @@ def files_to_push(folder: Path) -> list[str]:
 
 
 def _check_exported(folder: Path) -> None:
-    check_whole(folder)
+    check_whole(
+        folder,
+        near="the run has not ended: go on with it (`--resume`), or push what `effpt export {} --out DIR` makes of it",
+        otherwise="pass the folder of a finished run (OUT), or one written by `effpt export`",
+    )
     if "methods" in read_json(folder / "config.json"):  # the ledger, which no stock configuration has
         raise EffptError(
             f"{str(folder)!r} is a training checkpoint, which only hf_effpt can load. Export it first: "

@@ -24,6 +24,7 @@ replaced_mlm              prediction of replaced tokens
 mcbert                    MC-BERT, choice among candidates
   candidates              logits of candidates in bounded memory
 modern_electra            ModernBERT with a generator, for all of these objectives
+quiet                     silence of transformers while models are saved
 build                     classes of each backbone and objective
 auto                      registration with the Auto classes
 pruned_bert, pruned_modernbert  exports with narrower layers, with their code

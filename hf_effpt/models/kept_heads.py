@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
+from .quiet import without_bars
+
 logger = logging.getLogger(__name__)
 
 NAME = "kept_heads"  # submodule of the training model, and key of its configuration: shapes of the tensors by name
@@ -60,7 +62,8 @@ def keep_heads(model: Any, source: str | Path, names: Sequence[str], **hub: Any)
 def save_stock(stock: PreTrainedModel, folder: Path) -> None:
     """Saves an exported model, with the heads that were kept for it."""
     extra = stock.__dict__.get(EXTRA)
-    stock.save_pretrained(folder, **({"state_dict": stock.state_dict() | extra} if extra else {}))
+    with without_bars():
+        stock.save_pretrained(folder, **({"state_dict": stock.state_dict() | extra} if extra else {}))
 
 
 def read_tensors(source: str | Path, names: Sequence[str], **hub: Any) -> dict[str, Tensor]:

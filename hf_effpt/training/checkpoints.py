@@ -28,6 +28,7 @@ from hf_effpt.hub.folders import RECIPE, checkpoints_in, json_fault, weights_fau
 from hf_effpt.hub.push import push
 from hf_effpt.models.base import exports_of
 from hf_effpt.models.kept_heads import save_stock
+from hf_effpt.models.quiet import without_bars
 
 from .arguments import EffptTrainingArguments
 from .averaging import FILE as AVERAGE
@@ -169,7 +170,7 @@ class Saver:
         final, wait = run / f"checkpoint-{step}", self.trainer.accelerator.wait_for_everyone
         timekeeper = self.trainer.cost.timekeeper
         timekeeper.settle()
-        with timekeeper.paused():
+        with timekeeper.paused(), without_bars():
             self.trainer.guard.check_weights()
             if saves:
                 shutil.rmtree(run / STAGING, ignore_errors=True)

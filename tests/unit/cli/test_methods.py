@@ -40,6 +40,8 @@ def test_list_shows_every_method_with_paper_and_defaults(capsys):
     assert "{often: 0.5, where: null}" in shown
     assert "On naps (Jane Doe et al., 2001)" in shown
     assert "https://arxiv.org/abs/1909.11556" in shown
+    assert "{head_keep: 0.666667, " in shown
+    assert "rescale: false, " in shown
 
 
 @pytest.mark.usefixtures("nap")

@@ -189,7 +189,7 @@ def test_data_that_are_not_there(tmp_path):
         load_task("cola", tmp_path)
     with pytest.raises(EffptError, match="did you mean `cola`"):
         load_task("colla", tmp_path)
-    with pytest.raises(EffptError, match='data="hub"'):
+    with pytest.raises(EffptError, match="or `hub` to download"):
         load_task("cola")
     write(tmp_path / "cola" / "validation.csv", COLA)
     with pytest.raises(EffptError, match=r"no training split: it holds validation\.csv"):

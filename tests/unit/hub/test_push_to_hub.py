@@ -98,6 +98,8 @@ def test_an_exported_checkpoint_can_be_pushed(hub, checkpoint, tmp_path):
 def test_a_training_checkpoint_is_refused_with_the_fix(hub, checkpoint):
     with pytest.raises(EffptError, match=r"effpt export .*checkpoint-2 --out DIR"):
         push(checkpoint, "org/first")
+    with pytest.raises(EffptError, match=r"has no config.json.* `effpt export .*checkpoint-2 --out DIR` makes of it"):
+        push(checkpoint.parent, "org/first")
     assert not hub.repos
 
 
