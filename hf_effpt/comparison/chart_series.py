@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,13 @@ import numpy as np
 from hf_effpt.core.clock import JOULES_A_KWH
 from hf_effpt.core.files import finite
 
-from .report_tables import ESTIMATED, UNITS, Arm, Report, baseline_of, in_clock_unit, is_estimated
+from .report_tables import ESTIMATED, FEW_ARMS, UNITS, Arm, Report, baseline_of, in_clock_unit, is_estimated
 from .statistics import interval
 
 BASELINE_COLOUR = "#7f7f7f"
-# Colours of Okabe and Ito, distinct with any colour vision; yellow is last, since it is faint on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
+# Colours of Okabe and Ito, distinct with any colour vision, without the yellow, which is faint on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+DASHES = ("solid", "dash", "dot", "dashdot")  # of the arms that have the same colour
 
 
 @dataclass(frozen=True)
@@ -107,10 +109,13 @@ def why_missing(axis: Axis, arms: Sequence[Arm]) -> str | None:
     }.get(axis.key, "No curve was recorded.")
 
 
-def colours(report: Report) -> dict[str, str]:
-    """Returns the colour of each arm by name: grey for the baseline."""
-    rest = iter(COLOURS * len(report["arms"]))
-    return {arm["name"]: BASELINE_COLOUR if arm["baseline"] else next(rest) for arm in report["arms"]}
+def styles(report: Report) -> dict[str, tuple[str, str]]:
+    """Returns the colour and the dash of each arm by name: solid grey for the baseline, of the others all different.
+
+    They repeat after 24 arms.
+    """
+    rest = cycle((colour, dash) for dash in DASHES for colour in COLOURS)
+    return {arm["name"]: (BASELINE_COLOUR, "solid") if arm["baseline"] else next(rest) for arm in report["arms"]}
 
 
 def full_runs(arm: Arm) -> list[Mapping[str, Any]]:
@@ -212,7 +217,7 @@ def by_budget(arm: Arm, report: Report) -> dict[str, list[Any]]:
 def chart_data(report: Report) -> dict[str, Any]:
     """Returns the data that the charts of the page are drawn from; `page.js` reads these keys."""
     unit, target = report["clock"]["unit"], (baseline_of(report)["summary"]["final_loss"] or {}).get("mean")
-    drawn, colour_of = groups(report), colours(report)
+    drawn, style_of = groups(report), styles(report)
 
     def of_arm(arm: Arm) -> dict[str, Any]:
         reached, crossing = (arm["summary"]["budget_to_baseline_loss"] or {}).get("value"), None
@@ -221,7 +226,8 @@ def chart_data(report: Report) -> dict[str, Any]:
         return {
             "name": arm["name"],
             "baseline": arm["baseline"],
-            "colour": colour_of[arm["name"]],
+            "colour": style_of[arm["name"]][0],
+            "dash": style_of[arm["name"]][1],
             "group": next(number for number, group in enumerate(drawn) if group.loss_of == arm["loss_of"]),
             "curves": [{"seed": run["seed"], "state": run["state"], **lines(run)} for run in full_runs(arm)],
             "mean": mean_line(arm),
@@ -248,6 +254,7 @@ def chart_data(report: Report) -> dict[str, Any]:
             "target": target,
             "budget_title": f"Budget of a run: {UNITS[unit]}{symbol}",
             "budget": report["clock"]["budget"],
+            "few_arms": FEW_ARMS,
             "arms": [of_arm(arm) for arm in report["arms"]],
         }
     )

@@ -15,8 +15,7 @@ import yaml
 from hf_effpt.core.files import finite
 
 from .chart_series import chart_data, curves_note
-from .plots import require_plotting
-from .report_tables import Cell, Report, Table, held_equal, results_table, runs_table
+from .report_tables import FEW_ARMS, Cell, Report, Table, held_equal, results_table, runs_table
 
 _HERE = Path(__file__).parent
 _MARKS = {
@@ -30,19 +29,14 @@ _MARKS = {
 
 
 def write_page(report: Report, path: str | os.PathLike) -> None:
-    """Writes the interactive report, with its data and plotting library inside, as HTML.
-
-    Raises an `EffptError` if plotly is not installed.
-    """
-    require_plotting()
-    from plotly.offline import get_plotlyjs
-
+    """Writes the interactive report, with its data and plotting library inside, as HTML."""
     report = finite(report)
     machine, void = report["environment"].items(), "<strong>This comparison says nothing.</strong>"
     parts = {
         "title": escape(report["title"]),
         "held_equal": escape(held_equal(report)),
         "void": f'<p class="void" role="alert">{void} {escape(report["void"])}</p>' if report["void"] else "",
+        "layout": "rows" if len(report["arms"]) > FEW_ARMS else "cards",
         "verdicts": "".join(_verdict(arm) for arm in report["arms"]),
         "notes": "".join(f"<li>{escape(note)}</li>" for note in report["notes"]),
         "curves_note": escape(curves_note(report)),
@@ -52,8 +46,9 @@ def write_page(report: Report, path: str | os.PathLike) -> None:
         "environment": "".join(f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in machine),
         "recipes": "".join(_recipe(arm) for arm in report["arms"]),
         # HTML does not unescape script elements; JSON and JavaScript do
-        "data": json.dumps(chart_data(report), allow_nan=False).replace("<", "\\u003c"),
-        "plotly": get_plotlyjs().replace("</script", "<\\/script"),
+        "data": json.dumps(_rounded(chart_data(report)), allow_nan=False).replace("<", "\\u003c"),
+        # the basic bundle of plotly.js, under its MIT licence, as npm has it (plotly.js-basic-dist-min)
+        "plotly": (_HERE / "plotly-basic.min.js").read_text(encoding="utf-8"),
         "page": (_HERE / "page.js").read_text(encoding="utf-8"),
     }
     template = (_HERE / "page.html").read_text(encoding="utf-8")
@@ -62,6 +57,15 @@ def write_page(report: Report, path: str | os.PathLike) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(html, encoding="utf-8")
+
+
+def _rounded(value: Any) -> Any:
+    """Returns numbers with seven digits, more than a chart can show."""
+    if isinstance(value, Mapping):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_rounded(inner) for inner in value]
+    return float(f"{value:.7g}") if isinstance(value, float) else value
 
 
 def _verdict(arm: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from hf_effpt.core.errors import EffptError
 
 from . import chart_series
-from .report_tables import Report
+from .report_tables import FEW_ARMS, Report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,11 +18,10 @@ if TYPE_CHECKING:
 
 
 def require_plotting() -> None:
-    """Raises an `EffptError` if plotly or matplotlib is not installed, before anything is trained."""
-    lacking = [name for name in ("plotly", "matplotlib") if importlib.util.find_spec(name) is None]
-    if lacking:
+    """Raises an `EffptError` if matplotlib is not installed, before anything is trained."""
+    if importlib.util.find_spec("matplotlib") is None:
         raise EffptError(
-            f"A comparison's report is drawn with {' and '.join(lacking)}, which is not installed. "
+            "A comparison's report is drawn with matplotlib, which is not installed. "
             "Install it: `pip install 'hf_effpt[plot]'`."
         )
 
@@ -30,7 +29,7 @@ def require_plotting() -> None:
 def write_plots(report: Report, folder: str | os.PathLike) -> list[Path]:
     """Draws the held-out loss against each known axis, and the paired differences, as PNG files in `folder`.
 
-    Raises an `EffptError` if plotly or matplotlib is not installed.
+    Raises an `EffptError` if matplotlib is not installed.
     """
     require_plotting()
     folder = Path(folder)
@@ -60,26 +59,31 @@ def _name(text: str) -> str:
 
 
 def _losses(report: Report, axis: chart_series.Axis, group: chart_series.Group) -> Figure:
-    """Draws a line per seed, a thick mean line with the band of its interval, and a mark at the end of each run."""
-    figure, axes = _figure(4.8)
-    colours = chart_series.colours(report)
+    """Draws a line per seed, a thick mean line with the band of its interval, and a mark at the end of each run.
+
+    Of many arms only the means and the marks.
+    """
+    few = len(group.arms) <= FEW_ARMS
+    figure, axes = _figure(4.8 if few else 4.8 + 0.07 * len(group.arms))
+    styles = chart_series.styles(report)
     for arm in group.arms:
-        colour = colours[arm["name"]]
-        for run in chart_series.full_runs(arm):
+        colour, dash = styles[arm["name"]]
+        dash = {"dash": "dashed", "dot": "dotted"}.get(dash, dash)
+        for run in chart_series.full_runs(arm) if few else ():
             line = chart_series.lines(run)
             if line["x"][axis.key] is not None:
                 axes.plot(line["x"][axis.key], line["loss"], color=colour, linewidth=0.7, alpha=0.5)
         mean = chart_series.mean_line(arm)
         x = mean and mean["x"][axis.key]
         if x is not None:
-            axes.plot(x, mean["loss"], color=colour, linewidth=2.2)
-            if mean["low"] is not None:
+            axes.plot(x, mean["loss"], color=colour, linestyle=dash, linewidth=2.2)
+            if few and mean["low"] is not None:
                 axes.fill_between(x, mean["low"], mean["high"], color=colour, alpha=0.15, linewidth=0)
         for end in chart_series.ends(arm):
             if end["x"][axis.key] is not None:
                 shape = {"marker": "o"} if end["fraction"] == 1.0 else {"marker": "D", "markerfacecolor": "white"}
                 axes.plot(end["x"][axis.key], end["loss"], color=colour, markersize=4, zorder=3, **shape)
-        axes.plot([], [], color=colour, linewidth=2.2, label=_name(arm["name"]))
+        axes.plot([], [], color=colour, linestyle=dash, linewidth=2.2, label=_name(arm["name"]))
     for number, floor in enumerate(group.floors):
         label = None if number else group.floor_name
         axes.axhline(floor, linestyle="--", color="black", linewidth=1, label=label)
@@ -92,11 +96,11 @@ def _losses(report: Report, axis: chart_series.Axis, group: chart_series.Group) 
 
 def _differences(report: Report) -> Figure:
     """Draws a dot for each seed and a bar for the interval of their mean, arm by arm."""
-    colours = chart_series.colours(report)
+    styles = chart_series.styles(report)
     arms = [arm for arm in report["arms"] if not arm["baseline"]]
     figure, axes = _figure(1.6 + 0.6 * len(arms))
     for row, arm in enumerate(arms):
-        colour = colours[arm["name"]]
+        colour, _ = styles[arm["name"]]
         values = [pair["value"] for pair in chart_series.paired_differences(arm, report)]
         axes.plot(values, [row + 0.18] * len(values), "o", color=colour, alpha=0.6, markersize=5)
         difference = arm["difference"]

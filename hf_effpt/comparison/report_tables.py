@@ -30,6 +30,7 @@ UNITS = {
     "reference_seconds": "training time on the reference system",
     "joules": "energy",
 }
+FEW_ARMS = 6  # of more, tables have an arm in each row, and charts no single seeds
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 
 
@@ -244,7 +245,7 @@ def _value(value: float | None, write: Callable[[float], str], why: str | None =
 
 
 def results_table(report: Report) -> Table:
-    """Returns the measures of the comparison, one row each, with an arm in each column."""
+    """Returns the measures of the comparison, one row each, with an arm in each column; of many arms the reverse."""
     arms = report["arms"]
     table: list[list[Cell]] = []
 
@@ -284,7 +285,12 @@ def results_table(report: Report) -> Table:
     ):
         table.append([Cell(label), *(_value(arm["summary"].get(key), write, why) for arm in arms)])
     add("Method overhead a run", _overhead)
-    return Table(["Measure", *(arm["name"] for arm in arms)], table)
+    names = [arm["name"] for arm in arms]
+    if len(arms) <= FEW_ARMS:
+        return Table(["Measure", *names], table)
+    cells = zip(*(row[1:] for row in table), strict=True)
+    rows = [[Cell(name), *row] for name, row in zip(names, cells, strict=True)]
+    return Table(["Arm", *(row[0].text for row in table)], rows)
 
 
 def runs_table(report: Report) -> Table:

@@ -19,6 +19,7 @@ from .arms import SET_BY_GRID, Arm
 from .caveats import loss_notes, no_verdict, notes, share_of, void_reason
 from .controls import Control, control_sentence, difference_sentence, find_control
 from .cost_law import cost_law
+from .report_tables import FEW_ARMS
 from .run_grid import Run
 from .speed import NO_SPEED, speed_up
 from .statistics import Difference, holm, interval, paired, verdict
@@ -196,8 +197,9 @@ def summarized(
             else verdict_on(primary, own, reason, comparable, entries, found[baseline], more),
         }
 
+    listed = ", ".join(others) if len(others) < FEW_ARMS else f"{len(others)} arms"
     return {
-        "title": f"{', '.join(others) or 'no other arm'} against {baseline}, {budget_text(clock)} each",
+        "title": f"{listed or 'no other arm'} against {baseline}, {budget_text(clock)} each",
         "command": command,
         "clock": {"unit": clock.unit, "budget": clock.budget, "text": budget_text(clock)},
         "baseline": baseline,

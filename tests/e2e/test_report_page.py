@@ -6,7 +6,13 @@ from collections.abc import Callable
 import pytest
 
 from hf_effpt.comparison.page import write_page
-from tests.unit.comparison.example_report import example_report, with_divergence, with_objectives, without_energy
+from tests.unit.comparison.example_report import (
+    example_report,
+    with_divergence,
+    with_many_arms,
+    with_objectives,
+    without_energy,
+)
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -43,7 +49,7 @@ def open_page(browser, tmp_path) -> Callable:
         allowed = (path.as_uri(), "data:", "blob:")
         page.on("request", lambda it: None if it.url.startswith(allowed) else wrong.append(f"request: {it.url}"))
         page.goto(path.as_uri())
-        page.wait_for_selector("#by_budget .main-svg")
+        page.wait_for_selector("#losses .main-svg")
         return page
 
     yield open_page
@@ -72,6 +78,29 @@ def test_charts_and_verdicts_are_seen(open_page, tmp_path, width, scheme):
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     page.screenshot(path=tmp_path / "page.png", full_page=True)
     assert (tmp_path / "page.png").stat().st_size > 20_000
+
+
+@pytest.mark.parametrize("width", [1366, 390])
+def test_eleven_arms_are_told_apart(open_page, width):
+    report = with_many_arms(11)
+    page = open_page(report, width)
+    names = [arm["name"] for arm in report["arms"]]
+    numbered = [f"{number} {name}" for number, name in enumerate(names, start=1)]
+    assert page.locator(".legend button").all_text_contents() == numbered
+    told = page.locator("#losses .annotation-text").all_text_contents()[1:]  # after the floor
+    assert sorted(told) == sorted(names if width > 700 else [str(number) for number in range(1, 12)])
+    rows = page.locator("#differences .yaxislayer-above text, #differences .annotation-text").all_text_contents()
+    assert set(names[1:]) <= set(rows)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert page.locator("#budgets_section").is_hidden()  # one budget has no axis
+    assert "thin lines single seeds" not in page.locator("figcaption").first.inner_text()
+    means = page.locator("#losses .scatterlayer .trace").count()
+    for button in page.locator(".legend button").all()[6:]:
+        button.click()
+    assert page.locator("#losses .annotation-text").count() == 1 + 6
+    assert "thin lines single seeds" in page.locator("figcaption").first.inner_text()
+    assert means == 2 * 11  # and their ends
+    assert page.locator("#losses .scatterlayer .trace").count() > 2 * 6
 
 
 def test_one_legend_entry_hides_all_traces_of_its_arm(open_page):

@@ -1,5 +1,6 @@
 """A report as a comparison writes it: three arms, three seeds, three budgets, everything known."""
 
+import copy
 import math
 from typing import Any
 
@@ -136,6 +137,19 @@ def example_report() -> dict[str, Any]:
         "energy": {"source": "estimated from CPU time", "carbon_intensity": 475.0},
         "arms": arms,
     }
+
+
+def with_many_arms(number: int) -> dict[str, Any]:
+    """The example with copies of its arms, `number` of them together, on the whole budget only."""
+    report = example_report()
+    copies = [copy.deepcopy(report["arms"][1 + index % 2]) for index in range(number - 3)]
+    for index, arm in enumerate(copies):
+        arm["name"] += f" with setting {index}"
+    report["arms"] += copies
+    for arm in report["arms"]:
+        arm["runs"] = [run for run in arm["runs"] if run["fraction"] == 1.0]
+    report["fractions"] = [1.0]
+    return report
 
 
 def without_energy() -> dict[str, Any]:

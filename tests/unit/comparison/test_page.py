@@ -9,10 +9,12 @@ import pytest
 
 from hf_effpt.comparison.chart_series import chart_data
 from hf_effpt.comparison.page import write_page
+from hf_effpt.comparison.report_tables import Cell, results_table
 from tests.unit.comparison.example_report import (
     BUDGET,
     example_report,
     with_divergence,
+    with_many_arms,
     with_objectives,
     without_energy,
 )
@@ -67,10 +69,11 @@ def data_of(page: Page) -> dict:
     return json.loads(next(text for text in page.of("script") if text.startswith("{")))
 
 
-def test_the_page_fetches_nothing_and_holds_its_plotting_library(page):
+def test_the_page_fetches_nothing_and_holds_its_plotting_library(page, tmp_path):
     written = page(example_report())
     assert written.fetched == []
     assert any(text.startswith("/**\n* plotly.js") for text in written.of("script"))
+    assert (tmp_path / "new" / "report.html").stat().st_size < 1.5e6
     assert not [text for text in written.of("style") if "@import" in text or "url(" in text]
 
 
@@ -108,6 +111,18 @@ def test_hostile_text_is_shown_as_it_is(page):
     assert written.of("h1") == ["{{data}} " + HOSTILE]
     assert written.of("th").count(HOSTILE) == 1 + len(report["arms"][1]["runs"])
     assert data_of(written)["arms"][1]["name"] == HOSTILE
+
+
+def test_many_arms_are_rows_with_a_style_each(page):
+    report = with_many_arms(25)
+    arms = data_of(written := page(report))["arms"]
+    assert len({(arm["colour"], arm["dash"]) for arm in arms}) == 25
+    assert written.of("th")[:2] == ["Arm", "Objective"]
+    table = results_table(report)
+    assert [row[0].text for row in table.rows] == [arm["name"] for arm in report["arms"]]
+    few = results_table(example_report())
+    assert few.header == ["Measure", "baseline", "stacking", "layerdrop"]
+    assert [row[0] for row in few.rows] == [Cell(name) for name in table.header[1:]]
 
 
 def test_no_nan_reaches_the_page(page):

@@ -67,8 +67,8 @@ def test_differences_are_drawn_seed_by_seed():
 def test_a_missing_library_names_the_extra(monkeypatch):
     require_plotting()
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "plotly" else find(name))
-    with pytest.raises(EffptError, match=r"plotly, which.*pip install 'hf_effpt\[plot\]'"):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name))
+    with pytest.raises(EffptError, match=r"matplotlib, which.*pip install 'hf_effpt\[plot\]'"):
         require_plotting()
 
 
