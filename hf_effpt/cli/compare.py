@@ -26,6 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--fractions", default="0.5,0.7,1", metavar="F,F,...",
         help="shares of the budget with separate runs, for the time to the baseline's loss (default: %(default)s)",
     )  # fmt: skip
+    add(
+        "--sweep", action="append", default=[], metavar="SECTION.KEY=VALUE,...",
+        help="run each recipe with each of these values, such as training.learning_rate=3e-4,1e-3; may be repeated",
+    )  # fmt: skip
     add("--tasks", default="", metavar="TASK,...", help="also measure blimp, sst2, cola ... (see evaluate)")
     add("--data", metavar="DIR", help="folder of BLiMP and the tasks, or hub to download them")
     add("--protocol", default="default", help="how tasks are fine-tuned (default: %(default)s)")
@@ -57,6 +61,7 @@ def run(args: argparse.Namespace) -> None:
         seeds=args.seeds,
         fractions=numbers("--fractions", args.fractions),
         overrides=args.settings,
+        sweep=args.sweep,
         tasks=words(args.tasks),
         data=args.data,
         protocol=args.protocol,

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +63,7 @@ def load_arms(sources: Sequence[str | Path | Mapping[str, Any]], overrides: Sequ
     same name.
     """
     for flag in overrides:
-        name = flag.partition("=")[0].removeprefix("--training.")
-        if flag.startswith("--training.") and name in SET_BY_GRID:
-            raise EffptError(f"`{flag}`: a comparison sets `training.{name}` itself; {SET_BY_GRID[name]}.")
+        _check_own(flag)
     arms = []
     for number, source in enumerate(sources, start=1):
         if isinstance(source, Mapping):
@@ -81,6 +79,40 @@ def load_arms(sources: Sequence[str | Path | Mapping[str, Any]], overrides: Sequ
         if len(alike) > 1:
             raise EffptError(f"Two arms are called {' and '.join(map(repr, alike))}: rename one of the recipe files.")
     return arms
+
+
+def swept(arms: Sequence[Arm], sweep: Sequence[str]) -> list[Arm]:
+    """Returns each arm once for each value of a setting, `training.learning_rate=3e-4,1e-3`; several multiply.
+
+    Raises an `EffptError` for a text that names no setting, fewer than two values, or one value twice.
+    """
+    found = list(arms)
+    for text in sweep:
+        key, _, listed = text.removeprefix("--").partition("=")
+        values = [value.strip() for value in listed.split(",") if value.strip()]
+        if "." not in key or len(values) < 2 or len({*values}) < len(values):
+            raise EffptError(
+                f"`sweep` is {text!r}, but must be a setting and two values or more, each once, such as "
+                "`training.learning_rate=3e-4,1e-3`."
+            )
+        _check_own(f"--{key}")
+        found = [
+            replace(
+                arm,
+                name=f"{arm.name} {key.rpartition('.')[2]}={value}",
+                sections=apply_overrides(arm.sections, [f"--{key}", value]),
+            )
+            for arm in found
+            for value in values
+        ]
+    return found
+
+
+def _check_own(flag: str) -> None:
+    """Raises an `EffptError` for a flag of a setting that a comparison sets in each run."""
+    name = flag.partition("=")[0].removeprefix("--training.")
+    if flag.startswith("--training.") and name in SET_BY_GRID:
+        raise EffptError(f"`{flag}`: a comparison sets `training.{name}` itself; {SET_BY_GRID[name]}.")
 
 
 def file_name(name: str) -> str:

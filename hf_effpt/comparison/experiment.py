@@ -17,7 +17,7 @@ from hf_effpt.recipe.recipe import Recipe
 from hf_effpt.training.checks import check_size
 
 from .arm_losses import LOSS
-from .arms import check_comparable, common_budget, load_arms, with_free_methods
+from .arms import check_comparable, common_budget, load_arms, swept, with_free_methods
 from .markdown import markdown
 from .page import write_page
 from .plots import require_plotting, write_plots
@@ -39,6 +39,7 @@ def compare(
     seeds: int | Sequence[int] = 3,
     fractions: Sequence[float] = (0.5, 0.7, 1.0),
     overrides: Sequence[str] = (),
+    sweep: Sequence[str] = (),
     tasks: Sequence[str] = (),
     data: str | Path | None = None,
     protocol: str = "default",
@@ -63,6 +64,8 @@ def compare(
         fractions (`Sequence[float]`, *optional*, defaults to (0.5, 0.7, 1.0)): shares of the budget, each with its own
             runs.
         overrides (`Sequence[str]`, *optional*): command-line flags that change every recipe.
+        sweep (`Sequence[str]`, *optional*): settings of which each recipe gets every value, one arm for each:
+            `["training.learning_rate=3e-4,1e-3"]`. The first value of the first recipe is the baseline.
         tasks (`Sequence[str]`, *optional*): evaluation tasks for runs on the whole budget, as in [`evaluate`]. The
             fine-tuning seed is that of the run.
         data, protocol, pairs_per_paradigm (*optional*): as in [`evaluate`].
@@ -89,7 +92,7 @@ def compare(
         logger.warning("%d seeds give no verdict: it takes %d pairs", len(numbers), LEAST_SEEDS)
     if wrong := [fraction for fraction in fractions if not 0 < fraction <= 1]:
         raise EffptError(f"A fraction is a share of the budget above 0 and at most 1, not {wrong[0]}.")
-    arms = load_arms(recipes, overrides)
+    arms = swept(load_arms(recipes, overrides), sweep)
     clock = common_budget(arms, budget)
     if free:
         arms = with_free_methods(arms, clock.unit)

@@ -19,6 +19,8 @@ from .optimization import renew
 from .phases import identity_of_run
 from .resuming import identity_of
 
+UNITS = {"tokens", "flops", "seconds", "reference_seconds", "joules"}  # of the clock, in the logs of losses
+
 
 class ClockCallback(TrainerCallback, ExportableState):
     """Charges the clock for each step and lets the methods change the model after it.
@@ -74,6 +76,14 @@ class ClockCallback(TrainerCallback, ExportableState):
             # Once an epoch, or a best one, is saved when the epoch has ended and was evaluated.
             control.should_save = control.should_save or args.save_strategy == "steps"
             control.should_log = True
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
+        """Writes losses to TensorBoard once more by what is spent, since its axis has whole steps only."""
+        for callback in self.trainer.callback_handler.callbacks:
+            if (writer := getattr(callback, "tb_writer", None)) is not None:
+                for unit in UNITS & (logs or {}).keys():
+                    for name in {"loss", "eval_loss"} & logs.keys():
+                        writer.add_scalar(f"by_{unit}/{name}", logs[name], int(logs[unit]))
 
     def advance_methods(self) -> None:
         """Lets methods change the model, then updates snapshot, optimizer and learning rate."""

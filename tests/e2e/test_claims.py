@@ -41,6 +41,18 @@ def test_cards_say_what_the_results_say(check):
     assert check(ROOT / "model_cards" / "cards.py") == ""
 
 
+def test_the_picture_says_what_the_results_say(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["picture.py", "--out", str(tmp_path / "picture.png")])
+    drawn = runpy.run_path(str(ROOT / "model_cards" / "picture.py"), run_name="__main__")
+    report = json.loads((ROOT / "model_cards" / "results" / "fast_against_stock.json").read_text())
+    losses = [f"{arm['summary']['final_loss']['mean']:.2f}" for arm in report["arms"]]
+    (axes,) = drawn["draw"](report).axes
+    said = README.split("![")[1].split("]")[0]
+    assert [text.get_text().split(": ")[1] for text in axes.texts[:3]] == losses
+    assert all(loss in said for loss in losses)
+    assert (tmp_path / "picture.png").stat().st_size < 60_000
+
+
 def test_a_wrong_figure_in_a_card_is_found(tmp_path, check):
     """On a copy: the check of the cards can fail."""
     shutil.copytree(ROOT / "model_cards", tmp_path / "model_cards")

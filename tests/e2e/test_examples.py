@@ -15,6 +15,7 @@ import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib
 import pytest
 
 from hf_effpt import EffptTrainingArguments, Recipe, pretrain
@@ -152,6 +153,28 @@ def test_from_text_to_a_measured_model(corpus, tmp_path, here):
     assert learned.splitlines()[-1].count(", ") == 4
     here("05_plot_loss.py", "run")
     assert (tmp_path / "run" / "loss.png").stat().st_size > 5000
+
+
+@pytest.mark.usefixtures("few_rows")
+def test_notebook(tmp_path, monkeypatch):
+    """Its cells one after another, with other settings than those of the first."""
+    monkeypatch.chdir(tmp_path)
+    for page in (EXAMPLES.parent / "docs").glob("*.md"):  # which has words enough for vectors of them
+        shutil.copy(page, tmp_path / f"{page.stem}.txt")
+    cells = json.loads((EXAMPLES / "quickstart.ipynb").read_text(encoding="utf-8"))["cells"]
+    settings, *steps = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    names = {"__name__": "__main__"}
+    exec(settings, names)
+    names |= {"texts": f"{tmp_path}/*.txt", "out": "run", "budget": "4steps"}
+    matplotlib.use("Agg")
+    with contextlib.redirect_stdout(io.StringIO()) as output, warnings.catch_warnings(action="default"):
+        for step in steps:
+            exec(step, names)
+    pyplot = names["plt"]
+    assert len(pyplot.gca().lines) == 3
+    pyplot.close("all")
+    assert "Trained for 4 steps" in output.getvalue()
+    assert output.getvalue().count("this function returns the") == 5
 
 
 @pytest.mark.usefixtures("few_rows")

@@ -1,7 +1,7 @@
 import pytest
 import yaml
 
-from hf_effpt.comparison.arms import Arm, check_comparable, common_budget, load_arms, with_free_methods
+from hf_effpt.comparison.arms import Arm, check_comparable, common_budget, load_arms, swept, with_free_methods
 from hf_effpt.comparison.run_grid import claim, grid
 from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
@@ -53,6 +53,28 @@ def test_a_name_that_is_no_folder_is_refused(name):
 def test_what_a_comparison_sets_itself_is_refused_as_a_flag(flag):
     with pytest.raises(EffptError, match="a comparison sets"):
         load_arms(["tiny"], [flag, "3"])
+
+
+def test_a_sweep_makes_an_arm_of_each_value():
+    arms = swept(load_arms([{"name": "a", **BASE}]), ["training.learning_rate=3e-4, 1e-3", "model.dropout=0,0.1"])
+    assert [each.name for each in arms][:2] == ["a learning_rate=3e-4 dropout=0", "a learning_rate=3e-4 dropout=0.1"]
+    found = [each.recipe("8steps", 0, "x") for each in arms]
+    made = [(recipe.training.learning_rate, recipe.model.dropout) for recipe in found]
+    assert made == [(3e-4, 0.0), (3e-4, 0.1), (1e-3, 0.0), (1e-3, 0.1)]
+
+
+@pytest.mark.parametrize(
+    ("sweep", "says"),
+    [
+        ("learning_rate=1e-3,1e-4", "must be a setting"),
+        ("training.learning_rate=1e-3", "two values or more"),
+        ("training.learning_rate=1e-3,1e-3", "each once"),
+        ("training.seed=1,2", "by --seeds"),
+    ],
+)
+def test_what_is_no_sweep(sweep, says):
+    with pytest.raises(EffptError, match=says):
+        swept(load_arms([{"name": "a", **BASE}]), [sweep])
 
 
 def test_a_data_seed_would_break_the_pairs():
