@@ -1,10 +1,11 @@
-"""Hooks of the methods around a step; `ClockCallback` advances the clock, `ClockProgress` shows the spent budget."""
+"""Hooks of the methods around a step; callbacks advance the clock, and show and log what is spent."""
 
 from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
+import transformers.trainer
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
@@ -77,14 +78,6 @@ class ClockCallback(TrainerCallback, ExportableState):
             control.should_save = control.should_save or args.save_strategy == "steps"
             control.should_log = True
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
-        """Writes losses to TensorBoard once more by what is spent, since its axis has whole steps only."""
-        for callback in self.trainer.callback_handler.callbacks:
-            if (writer := getattr(callback, "tb_writer", None)) is not None:
-                for unit in UNITS & (logs or {}).keys():
-                    for name in {"loss", "eval_loss"} & logs.keys():
-                        writer.add_scalar(f"by_{unit}/{name}", logs[name], int(logs[unit]))
-
     def advance_methods(self) -> None:
         """Lets methods change the model, then updates snapshot, optimizer and learning rate."""
         trainer, config = self.trainer, self.trainer.model.config
@@ -143,6 +136,29 @@ class ClockProgress(ProgressCallback):
             if "tokens_per_second" in logs:
                 shown["tokens/s"] = f"{logs['tokens_per_second']:,.0f}"
             self.training_bar.set_postfix(shown)
+
+
+class ClockAxes(TrainerCallback):
+    """Writes losses to TensorBoard once more by what is spent, since its axis has whole steps only."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
+        logs = logs or {}
+        for callback in self.trainer.callback_handler.callbacks:
+            if (writer := getattr(callback, "tb_writer", None)) is not None:
+                for unit in UNITS & logs.keys():
+                    for name in {"loss", "eval_loss"} & logs.keys():
+                        writer.add_scalar(f"by_{unit}/{name}", logs[name], int(logs[unit]))
+
+
+def add_callbacks(trainer: Any) -> None:
+    """Adds the callbacks of the clock to an [`EffptTrainer`]; its bar takes the place of the stock one."""
+    trainer.callback_handler.callbacks.insert(0, ClockCallback(trainer))
+    if trainer.pop_callback(transformers.trainer.DEFAULT_PROGRESS_CALLBACK) is not None:  # another in a notebook
+        trainer.add_callback(ClockProgress(trainer))
+    trainer.add_callback(ClockAxes(trainer))  # after that of TensorBoard, which opens its file
 
 
 def schedule_methods(trainer: Any) -> RunContext:

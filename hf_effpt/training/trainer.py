@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers.trainer
 from transformers import Trainer, TrainerState
 from transformers.trainer_utils import TrainOutput
 
@@ -22,7 +21,7 @@ from . import carbon, checkpoints, checks, losses, predictions, restoring, trial
 from .arguments import EffptTrainingArguments
 from .averaging import WeightAverage
 from .branches import Branches, check_branches
-from .callbacks import ClockCallback, ClockProgress, schedule_methods
+from .callbacks import add_callbacks, schedule_methods
 from .cost import CostMeter
 from .evaluation_loop import clock_entries, held_out_metrics
 from .guard import FiniteGuard
@@ -84,9 +83,7 @@ class EffptTrainer(Trainer):
         with carbon.without_stock_tracker(args), in_one_line("Transformers cannot train with these settings"):
             super().__init__(model, args, data_collator, train_dataset, eval_dataset, processing_class, **kwargs)
         self.model_init = model_init  # which the stock Trainer would call again
-        self.callback_handler.callbacks.insert(0, ClockCallback(self))
-        if self.pop_callback(transformers.trainer.DEFAULT_PROGRESS_CALLBACK) is not None:  # another in a notebook
-            self.add_callback(ClockProgress(self))
+        add_callbacks(self)
         restoring.check_run(self)
         self.facts: dict[str, Any] = {}  # further entries of `run.json`
         self._fit_parts(prepare_seconds)
