@@ -141,7 +141,8 @@ def text_told(data: Mapping[str, Any]) -> list[str]:
     if aside:
         of = f"of {aside['of']:,}, {aside['share']:.2%} of the text" if "of" in aside else f"of {aside['dataset']}"
         of += f", cut by `{aside['documents_by']}`" if aside.get("documents_by") else ""
-        lines.append(f"Held out were {aside['documents']:,} documents {of}, {aside['tokens']:,} tokens.")
+        documents = "was 1 document" if aside["documents"] == 1 else f"were {aside['documents']:,} documents"
+        lines.append(f"Held out {documents} {of}, {aside['tokens']:,} tokens.")
     if data.get("doubles"):
         lines.append(f"{data['doubles']:,} training documents equal held-out ones (data.select would leave them out).")
     return lines
