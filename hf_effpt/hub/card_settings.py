@@ -1,7 +1,8 @@
 """The `card` section of a recipe: what a model card says that no run can know."""
 
 import re
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.registry import nearest
 
 
 @dataclass
@@ -47,6 +49,15 @@ class CardSettings:
             for name in names or ():
                 if name is not None and not _is_hub_id(str(name)):
                     raise EffptError(f"`card.{key}` has {name!r}, but must name what is on the Hub, as ORG/NAME.")
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> "CardSettings":
+        """The settings `given` by name; raises `EffptError` for a name that is none."""
+        valid = [field.name for field in fields(cls)]
+        for key in given:
+            if key not in valid:
+                raise EffptError(f"A card has no `{key}`: {nearest(key, valid)}")
+        return cls(**given)
 
     def facts(self) -> dict[str, Any]:
         """The settings that are given."""

@@ -56,7 +56,7 @@ def push(
         EffptError: if the folder holds no exported model, a file of it lies elsewhere, `card` is wrong, the repository
             is public and must not be, or the Hub cannot be reached or refuses.
     """
-    folder, given = Path(folder), CardSettings(**card or {})
+    folder, given = Path(folder), CardSettings.of(card or {})
     names = files_to_push(folder)
     token = token or get_token()
     if token is None:

@@ -47,12 +47,13 @@ def test_what_no_run_knows_is_taken_but_never_guessed(record):
         ({"license": "Apache License 2.0"}, "`card.license` has 'Apache License 2.0', .* identifier such as apache"),
         ({"language": ["en", "German"]}, "`card.language` has 'German', .* codes of ISO 639"),
         ({"datasets": "../corpus"}, "`card.datasets` has '../corpus', .* on the Hub, as ORG/NAME"),
+        ({"licence": "mit"}, "no `licence`: did you mean `license`"),
         ({"base_model": "a/b/c"}, "`card.base_model` has 'a/b/c'"),
     ],
 )
 def test_metadata_that_the_hub_would_refuse(given, says):
     with pytest.raises(EffptError, match=says):
-        CardSettings(**given)
+        CardSettings.of(given)
 
 
 def test_the_card_says_what_the_model_is_not_good_for(record):
