@@ -8,11 +8,12 @@ setup_venv .venv constraints.txt dev,plot
 wanted=$(cat .venv/installed-* tests/constraints-minimum.txt)
 if [[ ! -f .venv-min/installed || $(<.venv-min/installed) != "$wanted" ]]; then
     rm -rf .venv-min
-    python3 -m venv .venv-min
+    python3 -m venv --without-pip .venv-min
+    .venv/bin/python -m pip --python .venv-min/bin/python install -qq --no-compile --no-deps \
+        --requirement tests/constraints-minimum.txt
     below=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
     over=$(.venv-min/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
     echo "import site; site.addsitedir('$below')" > "$over/below.pth"
-    .venv-min/bin/python -m pip install -qq --no-compile --no-deps --requirement tests/constraints-minimum.txt
     echo "$wanted" > .venv-min/installed
 fi
 # What calls transformers or the hub client: classes that are loaded, saved and found by Auto classes, arguments and
