@@ -1,6 +1,7 @@
 """Fixtures and checks of all tests. Slow imports are in functions: the process that hands out tests needs none."""
 
 import gc
+import logging
 import os
 
 import pytest
@@ -16,8 +17,6 @@ def _one_thread_and_no_leftovers(monkeypatch, tmp_path):
     torch.set_num_threads(1)
     torch.manual_seed(0)
     monkeypatch.setenv("HF_EFFPT_CACHE", str(tmp_path / "cache"))
-    # Every run of a Trainer begins with a garbage collection, which frees a device's memory.
-    monkeypatch.setattr("accelerate.utils.memory.clear_device_cache", lambda *args, **kwargs: None)
 
 
 @pytest.fixture
@@ -39,6 +38,22 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """Keeps what imports have made, half a million objects, out of garbage collections."""
+    """Spares every test what would take longer than most of them.
+
+    What imports have made, half a million objects, is kept out of garbage collections, and no run of a Trainer begins
+    with one, which would free a device's memory. Seeds for devices that are not there are not noted with the stack at
+    hand. Records of torch's loggers come to the root's handlers, so that pytest does not add its own to each of fifty
+    loggers.
+    """
+    import torch
+    from accelerate.utils import memory
+
     gc.collect()
     gc.freeze()
+    memory.clear_device_cache = lambda *args, **kwargs: None
+    if not torch.accelerator.is_available():
+        for kind in (torch.cuda, torch.xpu, torch.mtia):
+            kind.manual_seed_all = lambda seed: None
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.startswith("torch."):
+            logger.propagate = True
