@@ -37,10 +37,15 @@ assert not any(name.startswith("hf_effpt") for name in sys.modules)
 
 
 class Runs:
-    """Finished straight runs with checkpoints of the steps `at`; each is trained when a test first asks for it."""
+    """Finished straight runs with checkpoints of the steps `at`; each is trained when a test first asks for it.
 
-    def __init__(self, folder: Path, backbone: str = "bert", at: tuple[int, ...] = RESUMED_AT) -> None:
-        self.folder, self.backbone, self.at = folder, backbone, at
+    Where the class of the tests `accumulates`, a step of a method alone has two micro-batches; elsewhere all its rows
+    are in one.
+    """
+
+    def __init__(self, folder: Path, of: type) -> None:
+        self.folder, self.backbone, self.at = folder, getattr(of, "backbone", "bert"), getattr(of, "at", RESUMED_AT)
+        self.accumulates = getattr(of, "accumulates", False)
         self._done: dict[str, tiny.EffptTrainer] = {}
 
     def __call__(self, objective: str, ledger: dict, dropout: float = 0.1) -> tiny.EffptTrainer:
@@ -52,15 +57,19 @@ class Runs:
             trainer.train()
         return self._done[key]
 
-    def trainer_of(self, folder: Path, objective: str, *args: Any, **changes: Any) -> tiny.EffptTrainer:
-        """A trainer of the backbone; the arguments are those of [`trainer_of`]."""
-        return trainer_of(folder, objective, *args, backbone=self.backbone, **changes)
+    def trainer_of(
+        self, folder: Path, objective: str, ledger: dict, dropout: float = 0.1, **changes: Any
+    ) -> tiny.EffptTrainer:
+        """The trainer of a straight run, or of one that is resumed or compared with it."""
+        cut = self.cut_of(ledger) | changes
+        return tiny.trainer(
+            folder, ledger, objective=objective, dropout=dropout, backbone=self.backbone, save_total_limit=None, **cut
+        )
 
-
-def trainer_of(folder: Path, objective: str, ledger: dict, dropout: float = 0.1, **changes: Any) -> tiny.EffptTrainer:
-    """The trainer of a straight run, or of one that is resumed or compared with it."""
-    changes |= {"gradient_accumulation_steps": 2, "save_total_limit": None}
-    return tiny.trainer(folder, ledger, objective=objective, dropout=dropout, **changes)
+    def cut_of(self, ledger: dict) -> dict[str, int]:
+        """How the eight rows of a step are cut into micro-batches."""
+        number = 2 if self.accumulates and len(ledger) < 2 else 1
+        return {"gradient_accumulation_steps": number, "per_device_train_batch_size": 8 // number}
 
 
 def checkpoint_of(trainer: tiny.EffptTrainer, step: int) -> Path:
