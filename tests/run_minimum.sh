@@ -22,9 +22,9 @@ fi
 # depend on the release, and the full suite tests them with the newest.
 unset PYTHONDONTWRITEBYTECODE
 OMP_NUM_THREADS=1 .venv-min/bin/python -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder -m "not slow" \
-    -k "not of_a_pair and not a_pair_with and not previous_checkpoint_whole and not charged and not compiled and not variant and not no_activations and not -2] and not -7]" \
+    -k "not of_a_pair and not a_pair_with and not previous_checkpoint_whole and not charged and not compiled and not variant and not no_activations" \
     tests/contract/test_runs.py::Test{WithoutDropout,ModernBert,OtherObjectives} \
     tests/unit/models/test_{pruned_bert,classes,electra,electra_tables}.py \
     tests/unit/training/test_{trainer,checkpoints,arguments,stock_arguments,best_and_trials,schedule}.py \
     tests/unit/hub/test_{stock_export,electra_export,push_to_hub}.py \
-    tests/unit/{test_pretraining,evaluation/test_finetune}.py "$@"
+    tests/unit/{test_pretraining,evaluation/test_finetune,evaluation/test_finetune_steps}.py "$@"

@@ -29,9 +29,10 @@ def entries(trainer, key="loss"):
 def test_learns(tmp_path):
     trainer = tiny.trainer(
         tmp_path,
-        budget="300steps",
-        learning_rate=3e-3,
-        per_device_train_batch_size=32,
+        layers=2,
+        budget="150steps",
+        learning_rate=1e-2,
+        per_device_train_batch_size=48,
         max_grad_norm=1.0,
         logging_steps=100,
     )
