@@ -10,8 +10,8 @@ from tests import tiny
 from tests.together import launch
 from tests.unit.methods import notes
 
+# A plain run is the beginning of one that is stacked.
 CASES = {
-    "mlm": ("mlm", {}),
     "layerdrop": ("mlm", {"layerdrop": {"p": 0.5}}),
     "stacking": ("mlm", {"stacking": {"depth": 1, "at": [0.3, 0.7]}}),
     "layerskip, reweighted": ("mlm", {"layerskip": {"target": 0.4, "estimator": "ste_reweighted"}}),
@@ -20,7 +20,6 @@ CASES = {
     "lottery, supermask": ("mlm", {"lottery": {"learn": "supermask", "rescale": True}}),
     "electra with notes": ("electra", {"tnf": {"k": 2, "min_count": 5, "max_count": 7}}),
     "mcbert": ("mcbert", {}),
-    "ModernBERT": ("modernbert", {}),
     "ModernBERT, layerdrop and notes": (
         "modernbert", {"layerdrop": {"p": 0.4}, "tnf": {"k": 2, "min_count": 5, "max_count": 7}}
     ),
