@@ -1,5 +1,6 @@
 """Fixtures and checks of all tests. Slow imports are in functions: the process that hands out tests needs none."""
 
+import functools
 import gc
 import logging
 import os
@@ -43,8 +44,9 @@ def pytest_collection_finish():
     What imports have made, half a million objects, is kept out of garbage collections, and no run of a Trainer begins
     with one, which would free a device's memory. Seeds for devices that are not there are not noted with the stack at
     hand. Records of torch's loggers come to the root's handlers, so that pytest does not add its own to each of fifty
-    loggers.
+    loggers. The template of model cards is compiled once.
     """
+    import jinja2
     import torch
     from accelerate.utils import memory
 
@@ -57,3 +59,4 @@ def pytest_collection_finish():
     for name, logger in logging.root.manager.loggerDict.items():
         if name.startswith("torch."):
             logger.propagate = True
+    jinja2.Environment.compile = functools.lru_cache(jinja2.Environment.compile)
