@@ -12,12 +12,13 @@ from hf_effpt.core.errors import EffptError, RunStopped
 from hf_effpt.core.files import is_disk_full
 from hf_effpt.hub.private import words_without_secrets
 
-from . import compare, evaluate, export, methods, pretrain, push, settings, tokenizer
+from . import compare, doctor, evaluate, export, methods, plot, pretrain, push, settings, tokenizer
 
-# In order of use. A command is a module with HELP, EXAMPLE, add_arguments(parser) and run(args).
-_MODULES = (tokenizer, pretrain, evaluate, compare, export, push, methods, settings)
+# In order of use. A command is a module with HELP, EXAMPLE, add_arguments(parser), and run(args), which
+# may return an exit code.
+_MODULES = (tokenizer, pretrain, doctor, plot, evaluate, compare, export, push, methods, settings)
 COMMANDS = {module.__name__.rpartition(".")[2]: module for module in _MODULES}
-WITH_SETTINGS = ("pretrain", "compare")  # commands that find `--section.key value` flags in `args.settings`
+WITH_SETTINGS = ("pretrain", "doctor", "compare")  # commands that find `--section.key value` flags in `args.settings`
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -48,9 +49,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `effpt` and returns its exit code: 0, 2 for bad input, 1 for a full disk, 130 if interrupted.
+    """Runs `effpt` and returns its exit code: 0, 2 for bad input, 130 if interrupted.
 
-    It is 75 if a run was stopped by a signal and can be resumed.
+    It is 1 for a full disk, or an error that `doctor` has found; 75 if a run was stopped by a signal and can be
+    resumed.
 
     Args:
         argv (`Sequence[str]`, *optional*): the words after `effpt`; by default those of this process.
@@ -73,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.settings and args.command not in WITH_SETTINGS:
             command = f"effpt {args.command}"
             raise EffptError(f"`{command}` does not take `{' '.join(args.settings)}`; see `{command} --help`.")
-        COMMANDS[args.command].run(args)
+        return COMMANDS[args.command].run(args) or 0
     except RunStopped as stop:
         return _fail(stop.exit_code, str(stop))
     except EffptError as error:
@@ -86,7 +88,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(file=sys.stderr)  # ends the line of a progress bar
         return _fail(130, f"Interrupted.{_resume(words)}")
-    return 0
 
 
 def _fail(code: int, message: str) -> int:

@@ -1,0 +1,127 @@
+"""Range test of the learning rate: a short training whose rate grows exponentially (Smith, 2017, arXiv 1506.01186)."""
+
+import math
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from transformers import TrainerCallback
+
+from hf_effpt.preparation import prepare_data
+from hf_effpt.pretraining import build_trainer
+from hf_effpt.recipe.recipe import Recipe
+
+from .finding import Finding
+from .run_facts import main_loss
+
+LOWEST, HIGHEST, STEPS = 1e-5, 1.0, 100
+WINDOW = 9  # steps over which the loss is averaged
+RISE = 0.25  # of what the loss had fallen by: from there on the training diverges
+
+
+@dataclass(frozen=True)
+class RateRange:
+    """Result of a range test.
+
+    Args:
+        name (`str`): name or file of the recipe.
+        rate (`float`): peak learning rate of the recipe.
+        quickest (`float`): rate at which the loss falls quickest.
+        diverges (`float`, *optional*): rate from which on the loss rises; `None` if it does not.
+    """
+
+    name: str
+    rate: float
+    quickest: float
+    diverges: float | None
+
+    def figures(self) -> dict[str, str]:
+        """What was measured."""
+        end = f"rises from {self.diverges:.1g} on" if self.diverges is not None else "does not diverge"
+        return {"range test": f"the loss falls quickest at a rate of {self.quickest:.1g}, and {end}"}
+
+
+def rate_in_range(found: RateRange) -> Finding | None:
+    """A learning rate at which the loss rises, or far below that at which it falls."""
+    high = found.diverges is not None and found.rate >= found.diverges
+    if not high and found.rate >= found.quickest / 30:
+        return None
+    return Finding(
+        "range test",
+        "error" if high else "warning",
+        f"The recipe's rate is {found.rate:g}; the loss "
+        + (f"rises from {found.diverges:.1g} on." if high else f"falls quickest at {found.quickest:.1g}."),
+        "At so high a rate the run diverges." if high else "So low a rate leaves most of the budget unused.",
+        f"effpt pretrain {shlex.quote(found.name)} --training.learning_rate {found.quickest:.1g}",
+    )
+
+
+def measure_range(source: str, overrides: Sequence[str] = ()) -> RateRange:
+    """Trains the model of a recipe, without its methods, for `STEPS` steps; prepares its data first.
+
+    Raises the `EffptError` of a recipe or text that cannot be used.
+    """
+    recipe = Recipe.load(source, overrides)
+    with TemporaryDirectory() as folder:
+        settings: dict[str, Any] = {
+            "budget": f"{STEPS}steps", "output_dir": folder, "logging_steps": 1, "warmup_steps": 0.06,
+            "save_strategy": "no", "eval_strategy": "no", "report_to": "none", "branches": "null", "average": "null",
+        }  # fmt: skip
+        flags = [word for key, value in settings.items() for word in (f"--training.{key}", str(value))]
+        short = Recipe.load(source, [*overrides, "--methods", "{}", *flags])
+        _, tokenizer, rows = prepare_data(short)
+        quickest, diverges = read_range(*train_range(build_trainer(short, tokenizer, rows)))
+    return RateRange(source, recipe.training.learning_rate, quickest, diverges)
+
+
+def train_range(trainer: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Trains for the trainer's budget of steps, each at a higher rate, until the loss is no number.
+
+    Returns:
+        The rates and the losses in nats, both of shape `(steps,)`.
+    """
+    trainer.add_callback(_Growth(int(trainer.args.clock.budget), trainer.args.learning_rate))
+    trainer.train()
+    losses_N = np.array([main_loss(entry) for entry in trainer.state.log_history if "loss" in entry])
+    return _rates(int(trainer.args.clock.budget))[: len(losses_N)], losses_N
+
+
+def read_range(rates_N: np.ndarray, losses_N: np.ndarray) -> tuple[float, float | None]:
+    """The rate at which the loss falls quickest, against the logarithm of the rate, and that at which it rises.
+
+    Args:
+        rates_N (`np.ndarray`): rates in rising order, of shape `(steps,)`.
+        losses_N (`np.ndarray`): loss at each, in nats; from the first one that is no number on they do not count.
+    """
+    finite = np.isfinite(losses_N)
+    end = len(losses_N) if finite.all() else int(np.argmin(finite))
+    half = WINDOW // 2
+    smooth = np.array([losses_N[max(0, place - half) : min(end, place + half + 1)].mean() for place in range(end)])
+    lowest = int(np.argmin(smooth))
+    quickest = int(np.argmin(np.gradient(smooth, np.log(rates_N[:end]))[: lowest + 1]))
+    risen = np.flatnonzero(smooth[lowest:] > smooth[lowest] + RISE * (smooth[0] - smooth[lowest]))
+    if len(risen):
+        return float(rates_N[quickest]), float(rates_N[lowest + risen[0]])
+    return float(rates_N[quickest]), None if end == len(losses_N) else float(rates_N[end])
+
+
+def _rates(steps: int) -> np.ndarray:
+    return np.geomspace(LOWEST, HIGHEST, steps)
+
+
+class _Growth(TrainerCallback):
+    """Sets the rate of each step, in place of the schedule; groups keep their rates relative to that of the run."""
+
+    def __init__(self, steps: int, peak: float) -> None:
+        self.rates, self.peak = _rates(steps), peak
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = float(self.rates[state.global_step]) * group["initial_lr"] / self.peak
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
+        if not math.isfinite((logs or {}).get("loss", 0.0)):
+            control.should_training_stop = True

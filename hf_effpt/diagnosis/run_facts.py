@@ -1,0 +1,182 @@
+"""Facts of a run, from its `run.json`; of one that has not finished, from its last checkpoint."""
+
+import math
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from hf_effpt.core.errors import EffptError
+from hf_effpt.core.files import read_json
+from hf_effpt.core.objectives import Objective, floor_in, measured_as, objective_in
+from hf_effpt.hub.folders import checkpoints_in
+
+# The main part of a composite loss; the sum of the parts is on no meaningful scale.
+MAIN = ("discriminator_loss", "candidate_loss", "prediction_loss")
+
+
+@dataclass(frozen=True, eq=False)
+class RunFacts:
+    """Facts of a run, each `None` or empty where its record has none.
+
+    Args:
+        folder (`str`): the run folder.
+        objective ([`Objective`]): what the held-out loss is of.
+        losses_N (`np.ndarray`): training loss in nats, of shape `(log entries,)`; the main part of a composite one.
+        gradients_N (`np.ndarray`): gradient norm before it is clipped, of the same shape; NaN where unknown.
+        steps_N (`np.ndarray`): optimizer steps at the log entries, of the same shape.
+        fraction (`float`): share of the budget that is spent.
+        held_out, floor (`float`, *optional*): held-out loss and the loss that a model without context has, in nats.
+        chance (`float`, *optional*): loss of guessing among all tokens alike, in nats.
+        passes (`float`): passes over the text.
+        decayed (`float`, *optional*): last learning rate, as a share of its peak.
+        events (`tuple[int, ...]`): steps at which a method has changed the model.
+        selects (`bool`): `True` if a method chose the rows, so that the training loss is not one of the text.
+        speed (`dict[str, float]`): medians of `tokens_per_second`, `mfu` and the share of each part of a step.
+        device (`str`): name of the device.
+        doubles, held_out_documents (`int`, *optional*): training documents that equal held-out ones, and the number
+            of those.
+        recipe (`dict`): the recipe as resolved.
+    """
+
+    folder: str
+    objective: Objective
+    losses_N: np.ndarray
+    gradients_N: np.ndarray
+    steps_N: np.ndarray
+    fraction: float = 1.0
+    held_out: float | None = None
+    floor: float | None = None
+    chance: float | None = None
+    passes: float = 0.0
+    decayed: float | None = None
+    events: tuple[int, ...] = ()
+    selects: bool = False
+    speed: dict[str, float] = field(default_factory=dict)
+    device: str = ""
+    doubles: int | None = None
+    held_out_documents: int | None = None
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def finished(self) -> bool:
+        """`True` if the budget is spent."""
+        return self.fraction >= 1.0
+
+    @property
+    def gain(self) -> float | None:
+        """Distance of the held-out loss below its floor, in nats."""
+        return None if self.held_out is None or self.floor is None else self.floor - self.held_out
+
+    @property
+    def predicts_words(self) -> bool:
+        """`True` if the losses are of words of the vocabulary, and comparable."""
+        return self.objective.floor == "unigram floor" and not self.selects
+
+    @property
+    def rate(self) -> float:
+        """Peak learning rate of the recipe."""
+        return float((self.recipe.get("training") or {}).get("learning_rate") or 1e-3)
+
+    def again(self, *flags: str) -> str:
+        """The command that runs the recipe again with other settings."""
+        folder = shlex.quote(f"{self.folder}-2"), shlex.quote(f"{self.folder}/recipe.yaml")
+        return " ".join(["effpt pretrain", folder[1], *flags, "--training.output_dir", folder[0]])
+
+    def figures(self) -> dict[str, str]:
+        """What was looked at."""
+        found = {}
+        if self.held_out is not None:
+            found["held-out loss"] = f"{self.held_out:.3f} nats a {self.objective.per}"
+            if self.floor is not None:
+                found["held-out loss"] += f"; {self.objective.floor} {self.floor:.3f}"
+            if self.chance is not None:
+                found["held-out loss"] += f", chance {self.chance:.2f}"
+        if len(self.losses_N):
+            last = self.losses_N[-max(1, len(self.losses_N) // 10) :].mean()
+            found["training loss"] = f"{self.losses_N[0]:.3f} at the beginning, {last:.3f} at the end"
+        if np.isfinite(self.gradients_N).any():
+            found["gradient norm"] = (
+                f"{np.nanmedian(self.gradients_N):.2g} in the middle, {np.nanmax(self.gradients_N):.2g} at most"
+            )
+        if self.speed:
+            mfu = (
+                f", {self.speed['mfu']:.0%} of what {self.device or 'the device'} can do"
+                if "mfu" in self.speed
+                else ""
+            )
+            parts = [
+                f"{name} {self.speed[name]:.0%}"
+                for name in ("data", "forward", "backward", "optimizer")
+                if name in self.speed
+            ]
+            found["speed"] = f"{self.speed.get('tokens_per_second', math.nan):,.0f} tokens/s{mfu}; {', '.join(parts)}"
+        spent = f"{self.steps_N[-1]:,} steps, " if len(self.steps_N) else ""
+        found["spent"] = f"{spent}{self.fraction:.0%} of the budget, {self.passes:.2g} passes over the text"
+        return found
+
+
+def is_run(folder: Path) -> bool:
+    """`True` for the folder of a run, finished or with a checkpoint."""
+    return (folder / "run.json").is_file() or bool(checkpoints_in(folder))
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The `run.json` of a run; of one that has not finished, what its last checkpoint tells in the same form.
+
+    Raises an `EffptError` for a folder without either.
+    """
+    if (folder / "run.json").is_file():
+        return read_json(folder / "run.json")
+    states = [path / "trainer_state.json" for path in checkpoints_in(folder)]
+    states = [path for path in states if path.is_file()]
+    if not states:
+        raise EffptError(f"{folder} has neither a run.json nor a checkpoint; give the folder of a run.")
+    recipe = folder / "recipe.yaml"
+    found = yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe.is_file() else {}
+    history = read_json(states[-1])["log_history"]
+    fraction = next((entry["clock"] for entry in reversed(history) if "clock" in entry), 0.0)
+    return {"history": history, "recipe": found, "clock": {"unit": "share", "budget": 1.0, "share": fraction}}
+
+
+def run_facts(record: Mapping[str, Any], folder: str) -> RunFacts:
+    """Facts of a run by its record."""
+    entries = entries_of(record)
+    evaluation, data, ledger = (record.get(name) or {} for name in ("evaluation", "data", "ledger"))
+    rate, clock, vocabulary = record.get("learning_rate"), record.get("clock"), record.get("tokenizer") or {}
+    objective = measured_as(objective_in(record), evaluation)
+    words = objective.floor == "unigram floor"
+    return RunFacts(
+        folder=folder,
+        objective=objective,
+        losses_N=np.array([main_loss(entry) for entry in entries]),
+        gradients_N=np.array([float(entry.get("grad_norm", math.nan)) for entry in entries]),
+        steps_N=np.array([entry["step"] for entry in entries], int),
+        fraction=min(1.0, (clock.get(clock["unit"]) or 0.0) / clock["budget"]) if clock else 1.0,
+        held_out=evaluation.get("held_out_loss"),
+        floor=floor_in(evaluation),
+        chance=math.log(vocabulary["vocab_size"]) if words and vocabulary else None,
+        passes=entries[-1].get("epoch", 0.0) if entries else 0.0,
+        decayed=rate["final"] / rate["peak"] if rate else None,
+        events=tuple(event["step"] for event in ledger.get("events") or ()),
+        selects="selection" in (ledger.get("methods") or {}),
+        speed=dict(record.get("throughput") or {}),
+        device=(record.get("environment") or {}).get("device", ""),
+        doubles=data.get("doubles"),
+        held_out_documents=(data.get("held_out") or {}).get("documents"),
+        recipe=dict(record.get("recipe") or {}),
+    )
+
+
+def entries_of(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Log entries with a training loss."""
+    return [entry for entry in record.get("history") or () if "loss" in entry]
+
+
+def main_loss(entry: Mapping[str, Any]) -> float:
+    """The loss of a log entry, or the main part of a composite one."""
+    return float(next((entry[name] for name in MAIN if name in entry), entry["loss"]))
