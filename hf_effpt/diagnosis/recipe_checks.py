@@ -42,7 +42,7 @@ def rate(recipe: RecipeFacts) -> Finding | None:
 
 def warmup(recipe: RecipeFacts) -> Finding | None:
     """No warm-up, or a very long one."""
-    if 0 < recipe.warmup <= LONG_WARMUP:
+    if 0 < recipe.warmup <= LONG_WARMUP or (recipe.continues and not recipe.warmup):
         return None
     return Finding(
         "warm-up",

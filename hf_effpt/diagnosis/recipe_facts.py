@@ -67,7 +67,7 @@ class RecipeFacts:
             "memory": f"about {self.memory / 1e9:.1f} GB needed, {self.memory_there / 1e9:.1f} GB there",
         }
         if self.text_tokens:
-            passes = "" if self.passes is None else f", {self.passes:.3g} passes over them"
+            passes = "" if self.passes is None else f", {self.passes:,.1f} passes over them"
             figures["text tokens"] = f"about {self.text_tokens / 1e6:,.3g} million{passes}"
         return figures
 

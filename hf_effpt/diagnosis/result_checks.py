@@ -26,7 +26,7 @@ def floor(run: RunFacts) -> Finding | None:
         f"The held-out loss {run.held_out:.3f} is {where}.",
         "A model that knows nothing of the context would do as well." if above
         else "The model knows little more than one without context.",
-        run.again(*_start_of(run), "--training.budget 10min"),
+        run.again(*_start_of(run), run.longer(10)),
     )  # fmt: skip
 
 
@@ -52,7 +52,7 @@ def plateau(run: RunFacts) -> Finding | None:
         "the second half.",
         "Attention has found nothing yet: this is what frequent and neighbouring words give. Once it does, the loss "
         "falls by a nat and more.",
-        run.again(*flags) if flags else run.again("--training.budget TWICE_AS_MUCH"),
+        run.again(*flags) if flags else run.again(run.longer(2)),
     )
 
 

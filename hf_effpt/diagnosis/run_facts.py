@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import read_json
 from hf_effpt.core.objectives import Objective, floor_in, measured_as, objective_in
@@ -82,6 +83,11 @@ class RunFacts:
         """Peak learning rate of the recipe."""
         return float((self.recipe.get("training") or {}).get("learning_rate") or 1e-3)
 
+    def longer(self, times: int) -> str:
+        """The flag of a budget that is so many times that of the run."""
+        budget = (self.recipe.get("training") or {}).get("budget")
+        return f"--training.budget {'10min' if budget is None else Clock.parse(budget).share(times)}"
+
     def again(self, *flags: str) -> str:
         """The command that runs the recipe again with other settings."""
         folder = shlex.quote(f"{self.folder}-2"), shlex.quote(f"{self.folder}/recipe.yaml")
@@ -101,7 +107,7 @@ class RunFacts:
             found["training loss"] = f"{self.losses_N[0]:.3f} at the beginning, {last:.3f} at the end"
         if np.isfinite(self.gradients_N).any():
             found["gradient norm"] = (
-                f"{np.nanmedian(self.gradients_N):.2g} in the middle, {np.nanmax(self.gradients_N):.2g} at most"
+                f"{np.nanmedian(self.gradients_N):.2g} as a rule, {np.nanmax(self.gradients_N):.2g} at most"
             )
         if self.speed:
             mfu = (

@@ -1,0 +1,125 @@
+"""Each planted fault is found by its check and no other; healthy texts, recipes and runs have no finding."""
+
+import shlex
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from hf_effpt.data.corpus import corpus_of
+from hf_effpt.data.tokenizer_report import TokenizerReport, tokenizer_report
+from hf_effpt.diagnosis.doctor import findings_in
+from hf_effpt.diagnosis.range_test import RateRange
+from hf_effpt.diagnosis.recipe_facts import recipe_facts
+from hf_effpt.diagnosis.run_facts import run_facts
+from hf_effpt.diagnosis.text_facts import text_facts
+from hf_effpt.recipe.recipe import Recipe
+from tests import tiny
+
+from .planted import FLAT, LEARNED, QUICK, RISING, SHORT, curve, record, with_jump
+
+TEXT = [
+    f"The {number} sentences of this document tell of {number + 1} things and of no others." for number in range(60)
+]
+REPORT = TokenizerReport(**record()["tokenizer"])
+
+
+def of_text(texts, validation=None):
+    return text_facts(corpus_of(texts), None if validation is None else corpus_of(validation))
+
+
+def of_recipe(*flags, text_tokens=8e6):
+    return recipe_facts(Recipe.load("tiny", flags), "tiny", text_tokens)
+
+
+def of_run(*args, **changes):
+    return run_facts(record(*args, **changes), "out")
+
+
+def of_steps(steps, budget):
+    return {"unit": "steps", "budget": budget, "steps": steps}
+
+
+NO_NUMBERS = np.where(np.arange(64) < 40, curve(LEARNED), np.nan)
+GROWING = np.where(np.arange(64) < 40, 1.5, 30.0)
+CPU = record()["throughput"]
+PLANTED = {
+    # texts
+    "doubles": ("doubles", lambda: of_text([*TEXT, *TEXT[:20]])),
+    "leakage": ("leakage", lambda: of_text(TEXT, [TEXT[3].upper(), "Another text, which is new."])),
+    "garbled": ("garbled", lambda: of_text([text.replace("of", "o\ufffd") for text in TEXT])),
+    "mojibake": ("garbled", lambda: of_text([text + "cafÃ©" for text in TEXT])),
+    "lines": ("lengths", lambda: of_text([f"Only {number} words." for number in range(60)])),
+    "one document": ("lengths", lambda: of_text([*TEXT[:2], " ".join(TEXT)])),
+    "scripts": ("scripts", lambda: of_text([text + " Это слово здесь чужое" for text in TEXT])),
+    # tokenizers
+    "unknown": ("unknown", lambda: tokenizer_report(tiny.tokenizer(), ["w1 w2 w3 w4 w1 w2 w3 w4 strange"])),
+    "fragments": ("fragments", lambda: replace(REPORT, bytes_per_token=1.4, fertility=4.2)),
+    # recipes
+    "rate too high": ("learning rate", lambda: of_recipe("--training.learning_rate", "0.1")),
+    "rate too low": ("learning rate", lambda: of_recipe("--training.learning_rate", "1e-6")),
+    "no warm-up": ("warm-up", lambda: of_recipe("--training.warmup_steps", "0")),
+    "constant rate": ("schedule", lambda: of_recipe("--training.lr_scheduler_type", "constant_with_warmup")),
+    "few steps": ("batch", lambda: of_recipe("--training.budget", "100steps")),
+    "large batch": ("batch", lambda: of_recipe("--training.gradient_accumulation_steps", "500")),
+    "many passes": ("passes", lambda: of_recipe("--training.budget", "1e9tokens")),
+    "memory": ("memory", lambda: of_recipe("--training.per_device_train_batch_size", "1000000", text_tokens=None)),
+    "range test": ("range test", lambda: RateRange("tiny", rate=0.1, quickest=4e-3, diverges=0.06)),
+    # runs
+    "no numbers": ("divergence", lambda: of_run(NO_NUMBERS, held_out=float("nan"))),
+    "rises": ("divergence", lambda: of_run(RISING, held_out=7.1)),
+    "spikes": ("spikes", lambda: of_run(with_jump(1.5))),
+    "gradients grow": ("gradient norm", lambda: of_run(norms=GROWING)),
+    "gradients vanish": ("gradient norm", lambda: of_run(norms=np.full(64, 1e-6))),
+    "above the floor": ("floor", lambda: of_run(held_out=7.2)),
+    "plateau": ("plateau", lambda: of_run(FLAT)),
+    "by heart": ("overfit", lambda: of_run(QUICK, held_out=5.2, passes=30.0)),
+    "trained on held-out": ("leakage", lambda: of_run(data={"doubles": 9, "held_out": {"documents": 80}})),
+    "unfinished": ("unfinished", lambda: of_run(clock=of_steps(3200, 5000))),
+    "not decayed": ("schedule", lambda: of_run(learning_rate={"peak": 3e-3, "final": 3e-3})),
+    "waits for data": ("data-bound", lambda: of_run(throughput=CPU | {"data": 0.4, "mfu": 0.05})),
+    "idle device": ("launch-bound", lambda: of_run(throughput=CPU | {"mfu": 0.02})),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("check", "facts"), PLANTED.values(), ids=PLANTED)
+def test_planted_fault_is_found_by_its_check_alone_and_the_fix_is_a_command(check, facts):
+    facts = facts()
+    (found,) = findings_in([facts])
+    assert found.check == check
+    words = shlex.split(found.fix)
+    if words[:2] == ["effpt", "pretrain"] and "--resume" not in words:
+        Recipe.load(getattr(facts, "recipe", None) or "tiny", words[3:])  # refuses what it does not know
+
+
+HEALTHY = {
+    "learned late": lambda: of_run(LEARNED),
+    "learned at once": lambda: of_run(QUICK),
+    "a short run, still falling": lambda: of_run(SHORT),
+    "many passes, nothing by heart": lambda: of_run(QUICK, held_out=4.75, passes=30.0),
+    "grown by a method": lambda: of_run(
+        with_jump(1.5), ledger={"methods": {"stacking": {}}, "events": [{"step": 2030, "what": "2 layers"}]}
+    ),
+    "few log entries": lambda: of_run(curve(LEARNED)[::16]),
+    "a text": lambda: of_text(TEXT, ["A text that is new."]),
+    "a tokenizer": lambda: REPORT,
+    "a recipe": of_recipe,
+    "a range": lambda: RateRange("tiny", rate=3e-3, quickest=4e-3, diverges=0.06),
+}
+
+
+@pytest.mark.parametrize("facts", HEALTHY.values(), ids=HEALTHY)
+def test_healthy_ones_have_no_finding(facts):
+    assert findings_in([facts()]) == []
+
+
+def test_floor_names_chance_too():
+    (found,) = findings_in([of_run(held_out=9.2)])
+    assert found.severity == "error"
+    assert "2.230 above the unigram floor, and above chance, 9.01" in found.seen
+
+
+def test_advice_on_a_plateau_leaves_out_what_the_run_had():
+    recipe = Recipe.load("fast_tiny").resolved()
+    (found,) = findings_in([of_run(FLAT, recipe=recipe)])
+    assert found.fix == "effpt pretrain out/recipe.yaml --training.budget 240.0seconds --training.output_dir out-2"
