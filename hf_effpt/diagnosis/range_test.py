@@ -1,6 +1,5 @@
 """Range test of the learning rate: a short training whose rate grows exponentially (Smith, 2017, arXiv 1506.01186)."""
 
-import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,15 +9,18 @@ from typing import Any
 import numpy as np
 from transformers import TrainerCallback
 
+from hf_effpt.evaluation.masked_logits import evaluation_mode
 from hf_effpt.preparation import prepare_data
 from hf_effpt.pretraining import build_trainer
 from hf_effpt.recipe.recipe import Recipe
 
 from .finding import Finding
-from .run_facts import main_loss
 
 LOWEST, HIGHEST, STEPS = 1e-5, 1.0, 100
-WINDOW = 9  # steps over which the loss is averaged
+ROWS = 32  # on which the loss is measured after each step
+WINDOW = 5  # steps over which it is averaged
+ENOUGH = 1.5  # times the first loss: the training has diverged, and ends
+SAFE = 2  # times the rate from which on the loss rises: a run reaches its peak more slowly, and leaves it again
 RISE = 0.25  # of what the loss had fallen by: from there on the training diverges
 
 
@@ -46,7 +48,7 @@ class RateRange:
 
 def rate_in_range(found: RateRange) -> Finding | None:
     """A learning rate at which the loss rises, or far below that at which it falls."""
-    high = found.diverges is not None and found.rate >= found.diverges
+    high = found.diverges is not None and found.rate >= SAFE * found.diverges
     if not high and found.rate >= found.quickest / 30:
         return None
     return Finding(
@@ -67,7 +69,7 @@ def measure_range(source: str, overrides: Sequence[str] = ()) -> RateRange:
     recipe = Recipe.load(source, overrides)
     with TemporaryDirectory() as folder:
         settings: dict[str, Any] = {
-            "budget": f"{STEPS}steps", "output_dir": folder, "logging_steps": 1, "warmup_steps": 0.06,
+            "budget": f"{STEPS}steps", "output_dir": folder, "warmup_steps": 0.06,
             "save_strategy": "no", "eval_strategy": "no", "report_to": "none", "branches": "null", "average": "null",
         }  # fmt: skip
         flags = [word for key, value in settings.items() for word in (f"--training.{key}", str(value))]
@@ -78,15 +80,18 @@ def measure_range(source: str, overrides: Sequence[str] = ()) -> RateRange:
 
 
 def train_range(trainer: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Trains for the trainer's budget of steps, each at a higher rate, until the loss is no number.
+    """Trains for the trainer's budget of steps, each at a higher rate, until the loss is far above that at the start.
+
+    The loss is that of the same masked rows after every step: from batch to batch it differs by more than a step
+    changes it.
 
     Returns:
         The rates and the losses in nats, both of shape `(steps,)`.
     """
-    trainer.add_callback(_Growth(int(trainer.args.clock.budget), trainer.args.learning_rate))
+    growth = _Growth(trainer)
+    trainer.add_callback(growth)
     trainer.train()
-    losses_N = np.array([main_loss(entry) for entry in trainer.state.log_history if "loss" in entry])
-    return _rates(int(trainer.args.clock.budget))[: len(losses_N)], losses_N
+    return growth.rates_N[: len(growth.losses)], np.array(growth.losses)
 
 
 def read_range(rates_N: np.ndarray, losses_N: np.ndarray) -> tuple[float, float | None]:
@@ -108,20 +113,25 @@ def read_range(rates_N: np.ndarray, losses_N: np.ndarray) -> tuple[float, float 
     return float(rates_N[quickest]), None if end == len(losses_N) else float(rates_N[end])
 
 
-def _rates(steps: int) -> np.ndarray:
-    return np.geomspace(LOWEST, HIGHEST, steps)
-
-
 class _Growth(TrainerCallback):
-    """Sets the rate of each step, in place of the schedule; groups keep their rates relative to that of the run."""
+    """Sets the rate of each step in place of the schedule, and measures the loss after it.
 
-    def __init__(self, steps: int, peak: float) -> None:
-        self.rates, self.peak = _rates(steps), peak
+    Groups of parameters keep their rates relative to that of the run.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        rows = trainer.train_dataset if trainer.eval_dataset is None else trainer.eval_dataset
+        self.batch = next(iter(trainer.get_eval_dataloader(rows.select(range(min(ROWS, len(rows)))))))
+        self.trainer, self.losses = trainer, []
+        self.rates_N = np.geomspace(LOWEST, HIGHEST, int(trainer.args.clock.budget))
 
     def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
         for group in optimizer.param_groups:
-            group["lr"] = float(self.rates[state.global_step]) * group["initial_lr"] / self.peak
+            group["lr"] = self.rates_N[state.global_step] * group["initial_lr"] / args.learning_rate
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
-        if not math.isfinite((logs or {}).get("loss", 0.0)):
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        model = self.trainer.model
+        with evaluation_mode(model), self.trainer.cost.autocast():
+            self.losses.append(float(model(**self.trainer._prepare_inputs(self.batch)).loss))
+        if not self.losses[-1] < ENOUGH * self.losses[0]:  # or no number
             control.should_training_stop = True

@@ -64,7 +64,7 @@ PLANTED = {
     "large batch": ("batch", lambda: of_recipe("--training.gradient_accumulation_steps", "500")),
     "many passes": ("passes", lambda: of_recipe("--training.budget", "1e9tokens")),
     "memory": ("memory", lambda: of_recipe("--training.per_device_train_batch_size", "1000000", text_tokens=None)),
-    "range test": ("range test", lambda: RateRange("tiny", rate=0.1, quickest=4e-3, diverges=0.06)),
+    "range test": ("range test", lambda: RateRange("tiny", rate=0.1, quickest=4e-3, diverges=0.02)),
     # runs
     "no numbers": ("divergence", lambda: of_run(NO_NUMBERS, held_out=float("nan"))),
     "rises": ("divergence", lambda: of_run(RISING, held_out=7.1)),
@@ -104,7 +104,7 @@ HEALTHY = {
     "a text": lambda: of_text(TEXT, ["A text that is new."]),
     "a tokenizer": lambda: REPORT,
     "a recipe": of_recipe,
-    "a range": lambda: RateRange("tiny", rate=3e-3, quickest=4e-3, diverges=0.06),
+    "a range": lambda: RateRange("tiny", rate=3e-3, quickest=3e-3, diverges=5e-3),
 }
 
 

@@ -93,12 +93,11 @@ def test_several_runs_are_plotted_together_unless_their_losses_differ(tmp_path, 
     assert "The losses of these runs, of mlm and electra, have scales of their own" in capsys.readouterr().err
 
 
-def test_range_test_trains_at_growing_rates(tmp_path):
-    rates, losses = train_range(tiny.trainer(tmp_path, budget="12steps"))
+def test_range_test_trains_at_growing_rates_until_the_loss_is_high(tmp_path):
+    rates, losses = train_range(tiny.trainer(tmp_path, budget="24steps"))
     assert rates[0] == pytest.approx(1e-5)
-    assert rates[-1] == pytest.approx(1.0)
-    assert len(losses) == 12
-    assert losses[-1] > losses[:4].min() + 1  # a rate of 1 is too high for any model
+    assert 2 < len(rates) == len(losses) <= 24
+    assert losses.max() > losses[0] + 1  # a rate of 1 is too high for any model
 
 
 @pytest.mark.parametrize("ends", ["rises", "no number"])
