@@ -3,7 +3,7 @@
 A check is a short pure function from facts to a [`Finding`], or `None`. Facts are small dataclasses, measured apart.
 
 - `finding`: a finding, a diagnosis and their text.
-- `text_facts`, `recipe_facts`, `run_facts`: what is measured or read.
+- `text_facts`, `recipe_facts`, `run_facts`: what is measured or read; `run_record`: the record of a run.
 - `text_checks`, `recipe_checks`, `course_checks`, `result_checks`, `speed_checks`: the checks.
 - `doctor`: tells run, recipe and dataset apart, and runs the checks for whatever facts there are.
 - `range_test`: the learning rate at which the loss falls quickest, and where it diverges.

@@ -18,7 +18,8 @@ from . import course_checks, recipe_checks, result_checks, speed_checks, text_ch
 from .finding import Diagnosis, Finding
 from .range_test import RateRange, measure_range, rate_in_range
 from .recipe_facts import BYTES_A_TOKEN, RecipeFacts, recipe_facts
-from .run_facts import RunFacts, is_run, read_record, run_facts
+from .run_facts import RunFacts, run_facts
+from .run_record import is_run, read_record
 from .text_facts import TextFacts, first_documents, text_facts
 
 # Checks by the facts that they need.

@@ -9,7 +9,7 @@ from typing import Any
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.objectives import floor_in, measured_as, objective_in
 
-from .run_facts import entries_of, main_loss, read_record
+from .run_record import entries_of, main_loss, read_record
 
 AXES = {"tokens": "tokens", "seconds": "seconds of training", "flops": "FLOPs"}
 

@@ -15,15 +15,16 @@ FEW_STEPS, MANY_ROWS = 2000, 8  # with fewer steps of more rows, smaller steps p
 
 def floor(run: RunFacts) -> Finding | None:
     """A held-out loss above the floor, or hardly below it."""
-    if run.gain is None or not run.gain < run.objective.least_gain or diverged(run):
+    loss, gain = run.held_out, run.gain
+    if loss is None or gain is None or not gain < run.objective.least_gain or diverged(run):
         return None
-    above, name = run.gain <= 0, run.objective.floor
-    chance = "" if run.chance is None or run.held_out < run.chance else f", and above chance, {run.chance:.2f}"
-    where = f"{abs(run.gain):.3f} {'above' if above else 'below'} the {name}{chance}"
+    above = gain <= 0
+    chance = "" if run.chance is None or loss < run.chance else f", and above chance, {run.chance:.2f}"
+    where = f"{abs(gain):.3f} {'above' if above else 'below'} the {run.objective.floor}{chance}"
     return Finding(
         "floor",
         "error" if above else "warning",
-        f"The held-out loss {run.held_out:.3f} is {where}.",
+        f"The held-out loss {loss:.3f} is {where}.",
         "A model that knows nothing of the context would do as well." if above
         else "The model knows little more than one without context.",
         run.again(*_start_of(run), run.longer(10)),

@@ -5,6 +5,7 @@ import shlex
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -108,11 +109,8 @@ def first_documents(corpus: Corpus) -> tuple[list[str], bool]:
     sources, whole = [corpus], True
     if 1 < len(corpus.files) and not corpus.members:
         files = corpus.files[:: -(-len(corpus.files) // MAX_FILES)]
-        sources = [
-            open_corpus(path, text_column=corpus.text_column, documents=corpus.documents)
-            for path in files
-            if path.stat().st_size
-        ]
+        settings: dict[str, Any] = {"text_column": corpus.text_column, "documents": corpus.documents}
+        sources = [open_corpus(path, **settings) for path in files if path.stat().st_size] or sources
         whole = len(files) == len(corpus.files)
     texts: list[str] = []
     for source in sources:
