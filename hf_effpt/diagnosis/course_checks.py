@@ -12,20 +12,24 @@ GRADIENT_GROWTH, GRADIENT_ZERO = 8.0, 1e-4
 
 def diverged(run: RunFacts) -> Finding | None:
     """A loss that is no number, or has risen and stayed there."""
-    losses = run.losses_N
-    fix = run.again(f"--training.learning_rate {run.rate / 3:.2g}", "--training.warmup_steps 0.1")
-    why = "The model has lost what it had learned; nothing made from this run is of use."
+    losses, steps = run.losses_N, run.steps_N
+    flags = [f"--training.learning_rate {run.rate / 3:.2g}", "--training.warmup_steps 0.1"]
+    if (run.recipe.get("training") or {}).get("fp16"):
+        flags.append("--training.fp16 false --training.bf16 true")
+    why, fix = "The model has lost what it had learned; nothing made from this run is of use.", run.again(*flags)
     if bad := int((~np.isfinite(losses)).sum()):
-        first = int(run.steps_N[np.argmin(np.isfinite(losses))])
+        first = int(steps[np.argmin(np.isfinite(losses))])
         seen = f"{bad:,} of {len(losses):,} logged losses are no number, the first at step {first:,}."
-        return Finding("divergence", "error", seen, why, f"{fix} (and bf16 rather than fp16)")
+        return Finding("divergence", "error", seen, why, fix)
+    after = steps > max(run.events, default=0)  # a model that was cut may not reach its earlier loss again
+    losses, steps = losses[after], steps[after]
     if len(losses) < ENTRIES or run.selects:
         return None
     smooth = _smoothed(losses)
     lowest, last = int(np.argmin(smooth)), smooth[-1]
     if last - smooth[lowest] < max(LEAST_SPIKE * smooth[lowest], NOISES * _noise(losses)):
         return None
-    seen = f"The training loss was {smooth[lowest]:.2f} at step {run.steps_N[lowest]:,} and is {last:.2f} at the end."
+    seen = f"The training loss was {smooth[lowest]:.2f} at step {steps[lowest]:,} and is {last:.2f} at the end."
     return Finding("divergence", "error", seen, why, fix)
 
 
@@ -36,8 +40,9 @@ def spikes(run: RunFacts) -> Finding | None:
         return None
     before = np.array([np.median(losses[max(0, place - 5) : place]) for place in range(1, len(losses))])
     high = losses[1:] - before > np.maximum(NOISES * _noise(losses), LEAST_SPIKE * before)
-    changed = np.array([any(start < event <= end for event in run.events)
-                        for start, end in zip(run.steps_N[:-1], run.steps_N[1:], strict=True)])  # fmt: skip
+    # An event after a step shows in the next entry.
+    bounds = zip(run.steps_N[:-1], run.steps_N[1:], strict=True)
+    changed = np.array([any(start <= event < end for event in run.events) for start, end in bounds])
     places = np.flatnonzero(high & ~changed) + 1
     if not len(places):
         return None

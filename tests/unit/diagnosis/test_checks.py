@@ -100,6 +100,10 @@ HEALTHY = {
     "grown by a method": lambda: of_run(
         with_jump(1.5), ledger={"methods": {"stacking": {}}, "events": [{"step": 2030, "what": "2 layers"}]}
     ),
+    "cut by a method": lambda: of_run(
+        np.where(np.arange(64) < 50, curve(QUICK), curve(QUICK) + 0.9),
+        ledger={"methods": {"compress": {}}, "events": [{"step": 2500, "what": "2 layers"}]},
+    ),
     "few log entries": lambda: of_run(curve(LEARNED)[::16]),
     "a text": lambda: of_text(TEXT, ["A text that is new."]),
     "a tokenizer": lambda: REPORT,
