@@ -6,6 +6,7 @@ from .finding import Finding
 from .run_facts import RunFacts
 
 NOISES, LEAST_SPIKE = 8.0, 0.05  # height of a spike: in typical changes between entries, and as a share of the loss
+BEFORE = 5  # entries that an entry is compared with
 ENTRIES = 12  # fewer log entries say little of a course
 GRADIENT_GROWTH, GRADIENT_ZERO = 8.0, 1e-4
 
@@ -38,10 +39,11 @@ def spikes(run: RunFacts) -> Finding | None:
     losses = run.losses_N
     if len(losses) < ENTRIES or not np.isfinite(losses).all() or diverged(run):
         return None
-    before = np.array([np.median(losses[max(0, place - 5) : place]) for place in range(1, len(losses))])
+    before = np.array([np.median(losses[max(0, place - BEFORE) : place]) for place in range(1, len(losses))])
     high = losses[1:] - before > np.maximum(NOISES * _noise(losses), LEAST_SPIKE * before)
-    # An event after a step shows in the next entry.
-    bounds = zip(run.steps_N[:-1], run.steps_N[1:], strict=True)
+    # An event makes entries high until the median of those before knows the new level.
+    begins = run.steps_N[np.maximum(0, np.arange(1, len(losses)) - BEFORE)]
+    bounds = zip(begins, run.steps_N[1:], strict=True)
     changed = np.array([any(start <= event < end for event in run.events) for start, end in bounds])
     places = np.flatnonzero(high & ~changed) + 1
     if not len(places):

@@ -1,5 +1,7 @@
 """Checks of a recipe before it is run, by its [`RecipeFacts`]."""
 
+from math import ceil
+
 from hf_effpt.training.arguments import NEVER_DECAYING
 
 from .finding import Finding
@@ -103,10 +105,14 @@ def memory(recipe: RecipeFacts) -> Finding | None:
     """More memory needed than there is."""
     if recipe.memory <= recipe.memory_there:
         return None
+    rows = max(1, recipe.rows // (2 * ceil(recipe.memory / recipe.memory_there)))
+    accumulated = recipe.accumulated * ceil(recipe.rows / rows)
     return Finding(
         "memory",
         "error",
         f"A step needs about {recipe.memory / 1e9:,.0f} GB, and there are {recipe.memory_there / 1e9:,.0f} GB.",
         "The run ends at its first step.",
-        recipe.again("--training.gradient_checkpointing true", "--training.per_device_train_batch_size 1"),
+        recipe.again(
+            f"--training.per_device_train_batch_size {rows}", f"--training.gradient_accumulation_steps {accumulated}"
+        ),
     )

@@ -28,6 +28,7 @@ class RecipeFacts:
         warmup (`float`): share of the budget in which the rate rises.
         width (`int`): hidden size of the model.
         continues (`bool`): `True` if it goes on from a checkpoint.
+        rows, accumulated (`int`): rows of a micro-batch, and micro-batches of an optimizer step.
         step_tokens (`int`): tokens of an optimizer step, on one device.
         memory (`float`): estimated bytes of a step: parameters, optimizer, activations and logits.
         memory_there (`float`): bytes of memory of the device.
@@ -42,6 +43,8 @@ class RecipeFacts:
     warmup: float
     width: int
     continues: bool
+    rows: int
+    accumulated: int
     step_tokens: int
     memory: float
     memory_there: float
@@ -110,6 +113,8 @@ def recipe_facts(recipe: Recipe, name: str, text_tokens: float | None = None) ->
         warmup=warmup,
         width=width,
         continues=recipe.model.from_ is not None,
+        rows=args.per_device_train_batch_size,
+        accumulated=args.gradient_accumulation_steps,
         step_tokens=step_tokens,
         memory=memory,
         memory_there=memory_of(args.device),
