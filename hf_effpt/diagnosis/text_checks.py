@@ -1,5 +1,7 @@
 """Checks of a text, by its [`TextFacts`], and of a tokenizer on it, by its [`TokenizerReport`]."""
 
+import shlex
+
 from hf_effpt.data.tokenizer_report import TokenizerReport
 
 from .finding import Finding
@@ -32,13 +34,15 @@ def leakage(text: TextFacts) -> Finding | None:
     share = text.leaked / max(1, text.held_out)
     if share < LEAKED[0]:
         return None
-    least = "" if text.whole else "at least "
+    least = "" if text.whole else "At least "
     return Finding(
         "leakage",
         "error" if share >= LEAKED[1] else "warning",
         f"{least}{text.leaked:,} of {text.held_out:,} validation documents ({share:.1%}) are in the training text.",
         "The held-out loss is then lower than on new text, so that it favours models that learn by heart.",
-        text.training_with("--data.select '{deduplicate: exact}'"),
+        text.training_with(
+            f"--data.validation {shlex.quote(text.validation)}", "--data.select '{deduplicate: exact}'"
+        ),
     )
 
 

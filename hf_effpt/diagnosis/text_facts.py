@@ -32,7 +32,8 @@ class TextFacts:
         garbled (`float`): share of the characters that tell of text decoded wrongly.
         scripts (`dict[str, float]`): share of the letters by script, the largest first.
         cut (`str`, *optional*): how documents were cut from `.txt` files.
-        held_out (`int`): documents of the validation text that were looked at.
+        validation (`str`): the dataset of the validation text, if there is one.
+        held_out (`int`): documents of it that were looked at.
         leaked (`int`): how many of them equal a training document that was looked at.
         whole (`bool`): `True` if these are all training documents.
     """
@@ -45,6 +46,7 @@ class TextFacts:
     garbled: float
     scripts: dict[str, float]
     cut: str | None = None
+    validation: str = ""
     held_out: int = 0
     leaked: int = 0
     whole: bool = True
@@ -98,6 +100,7 @@ def text_facts(corpus: Corpus, validation: Corpus | None = None) -> TextFacts:
         garbled=sum(len(GARBLED.findall(text)) for text in texts) / max(1, characters.total()),
         scripts=scripts_of(characters),
         cut=corpus.documents,
+        validation="" if validation is None else validation.name,
         held_out=len(apart),
         leaked=int(np.isin(apart, keys).sum()),
         whole=whole,
