@@ -12,11 +12,11 @@ from hf_effpt.core.errors import EffptError, RunStopped
 from hf_effpt.core.files import is_disk_full
 from hf_effpt.hub.private import words_without_secrets
 
-from . import compare, doctor, evaluate, export, methods, plot, pretrain, push, settings, tokenizer
+from . import compare, doctor, evaluate, export, methods, plan, plot, pretrain, push, settings, tokenizer
 
 # In order of use. A command is a module with HELP, EXAMPLE, add_arguments(parser), and run(args), which
 # may return an exit code.
-_MODULES = (tokenizer, pretrain, doctor, plot, evaluate, compare, export, push, methods, settings)
+_MODULES = (tokenizer, plan, pretrain, doctor, plot, evaluate, compare, export, push, methods, settings)
 COMMANDS = {module.__name__.rpartition(".")[2]: module for module in _MODULES}
 WITH_SETTINGS = ("pretrain", "doctor", "compare")  # commands that find `--section.key value` flags in `args.settings`
 

@@ -2,6 +2,8 @@
 
 import argparse
 
+from hf_effpt.core.errors import EffptError
+
 from .shared import show_messages
 
 HELP = "Pre-train a model from a recipe; the output folder holds a stock Transformers checkpoint."
@@ -9,11 +11,15 @@ EXAMPLE = "effpt pretrain tiny --training.budget 10min --training.output_dir out
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.usage = "effpt pretrain RECIPE [--section.key VALUE ...] [--resume [CHECKPOINT]]"
+    parser.usage = "effpt pretrain RECIPE [--section.key VALUE ...] [--resume [CHECKPOINT] | --dry_run]"
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a built-in recipe such as tiny")
     parser.add_argument(
         "--resume", nargs="?", const=True, default=False, metavar="CHECKPOINT",
         help="continue from the last checkpoint of the run, or from CHECKPOINT",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dry_run", action="store_true",
+        help="train nothing: check recipe and text, and say what to expect, after half a minute of measuring",
     )  # fmt: skip
     parser.add_argument_group(
         "settings",
@@ -28,4 +34,12 @@ def run(args: argparse.Namespace) -> None:
     from hf_effpt.recipe.recipe import Recipe
 
     show_messages()
-    print(pretrain(Recipe.load(args.recipe, args.settings), resume=args.resume).summary())
+    recipe = Recipe.load(args.recipe, args.settings)
+    if args.dry_run:
+        from hf_effpt.planning.plan import dry_run
+
+        if args.resume:
+            raise EffptError("`--dry_run` forecasts a new run; leave `--resume` out.")
+        print(dry_run(recipe))
+        return
+    print(pretrain(recipe, resume=args.resume).summary())
