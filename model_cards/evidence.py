@@ -11,7 +11,7 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 TARGET = Path(__file__).parents[1] / "hf_effpt" / "planning" / "evidence.json"
 FILES = "backbones depth fast_against_stock fast_ingredients notes objectives selection width".split()
-# Share of the floor that a neighbour saves ([`TextMeasures`]) in the text of these runs, by the size of its vocabulary.
+# Share of the floor that a neighbour saves ([`TextMeasures`]) in the text of these runs, by size of the vocabulary.
 PREDICTABILITY = {2048: 0.2264, 8192: 0.1437}
 METHODS = {"stacking", "layerdrop", "layerskip", "earlybert"}  # whose effect is that a step costs less
 

@@ -6,6 +6,7 @@ arms           arms: recipes that differ only in what is compared
 run_grid       the runs, their order, folders and plan
 run_launcher   execution of the runs, one process each
 run_worker     the process of one run
+progress       how long the runs take, and how far they are
 arm_losses     kinds and floors of losses, and which of them can be compared
 statistics     intervals, paired tests, Holm's correction, verdicts
 speed          speed-up to the baseline's loss

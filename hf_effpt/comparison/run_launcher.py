@@ -17,10 +17,12 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import write_json
 from hf_effpt.hub.card import duration
 
+from .progress import Progress
 from .run_grid import Run
 from .run_worker import BUSY
 
 logger = logging.getLogger(__name__)
+SECONDS_SHOWN = 2.0  # between two looks at how far a run is
 
 
 class Runner:
@@ -46,8 +48,9 @@ class Runner:
         """
         failed: dict[Run, str] = {}
         waiting = [(number, run) for number, run in enumerate(runs, start=1) if not self.is_done(run)]
-        if len(waiting) < len(runs):
-            logger.info("%d of %d runs are finished already", len(runs) - len(waiting), len(runs))
+        left = {run for _, run in waiting}
+        progress = Progress(runs, [run for run in runs if run not in left], max(1, len(self.gpus)))
+        logger.info("%s", progress.announcement())
         free: queue.Queue[str | None] = queue.Queue()
         for gpu in self.gpus or [None]:
             free.put(gpu)
@@ -56,13 +59,16 @@ class Runner:
             gpu = free.get()
             try:
                 if self.is_done(run):  # by another process at work on the same comparison
+                    progress.ended(run)
                     return
-                if not self._stopping and (fault := self._run(run, gpu)):
+                if not self._stopping and (fault := self._run(run, gpu, progress)):
                     failed[run] = fault
+                progress.ended(run)
                 if not self._stopping:
                     share = "" if run.fraction == 1.0 else f", {run.fraction:.0%} of the budget"
                     name, said = f"{run.arm}, seed {run.seed}{share}", failed.get(run) or _outcome(run)
-                    logger.info("[%d/%d] %s: %s", number, len(runs), name, said)
+                    left = progress.left() if progress.waiting else None
+                    logger.info("[%d/%d] %s: %s%s", number, len(runs), name, said, f"; {left} left" if left else "")
             finally:
                 free.put(gpu)
 
@@ -74,6 +80,8 @@ class Runner:
             except BaseException:
                 self._stop()
                 raise
+            finally:
+                progress.close()
         return failed
 
     def command(self, run: Run, request: Path) -> list[str]:
@@ -93,7 +101,7 @@ class Runner:
             return {}
         return self.evaluation | {"seeds": [run.seed]}
 
-    def _run(self, run: Run, gpu: str | None) -> str | None:
+    def _run(self, run: Run, gpu: str | None, progress: Progress) -> str | None:
         """Runs the worker process and returns the reason if it failed, with its last line of output."""
         request = {"recipe": run.recipe.resolved(), "evaluation": self.evaluation_of(run), "parent": os.getpid()}
         run.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -107,7 +115,9 @@ class Runner:
                 command = self.command(run, asked)
                 process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
                 self._processes.add(process)
-            code = process.wait()
+            progress.began(run)
+            while (code := _wait(process, SECONDS_SHOWN if progress.is_shown else None)) is None:
+                progress.show()
             self._processes.discard(process)
         asked.unlink(missing_ok=True)
         if code == 0 or self._stopping:
@@ -124,6 +134,14 @@ class Runner:
             self._stopping = True
             for process in list(self._processes):
                 process.terminate()
+
+
+def _wait(process: subprocess.Popen, seconds: float | None) -> int | None:
+    """Exit code of a process; `None` if it has not ended after so many seconds."""
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return None
 
 
 def _outcome(run: Run) -> str:

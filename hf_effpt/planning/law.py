@@ -78,18 +78,26 @@ class LossLaw:
             if not least <= getattr(traits, key) <= most
         ]
         least, most = self.tokens[traits.backbone]
-        line = features(traits, tokens, self.ranges)
-        middle = height(line, self.coefficients)
+        middle, plateau = self._reached(traits, tokens)
         half = math.hypot(self.spread[traits.kind], TEXT_SPREAD * middle) * (2 if left or also else 1)
         if not least <= tokens <= most:
-            nearest = features(traits, min(max(tokens, least), most), self.ranges)
-            half += BEYOND * abs(middle - height(nearest, self.coefficients))
+            half += BEYOND * abs(middle - self._reached(traits, min(max(tokens, least), most))[0])
             left.insert(0, f"{least / 1e6:.2g} to {most / 1e6:.2g} million tokens")
         worst = middle - half
         if traits.backbone != "bert":  # which leaves BERT's plateau late, but does not fall behind it
-            worst = max(worst, min(middle, plateau_of(line, self.coefficients)) - 2 * self.spread["bert", False])
+            worst = max(worst, plateau - 2 * self.spread["bert", False])
         value, low, high = (floor * math.exp(-predictability * reached) for reached in (middle, middle + half, worst))
         return LossForecast(value, low, high, (*left, *also))
+
+    def _reached(self, traits: Traits, tokens: float) -> tuple[float, float]:
+        """log(F / L) / q after so many tokens, and on BERT's plateau.
+
+        The way to the plateau, shorter than any run measured, is taken to be straight.
+        """
+        first = self.tokens["bert"][0]
+        line, on = (features(traits, at, self.ranges) for at in (tokens, max(tokens, first)))
+        plateau = plateau_of(on, self.coefficients) * min(1.0, tokens / first)
+        return max(plateau, float(line @ self.coefficients) if traits.backbone != "bert" else plateau), plateau
 
 
 def features(traits: Traits, tokens: float, ranges: dict[str, tuple[float, float]] | None = None) -> np.ndarray:

@@ -73,6 +73,8 @@ def measure(sections: Mapping[str, Any], seconds: float) -> Measurement:
         trainer.train()
         before = watch.spent if trainer.clock.steps > WARM else (charged, 0, 0.0, 0.0)
         took, tokens, flops, joules = (now - then for now, then in zip(_spent(trainer.clock), before, strict=True))
+        # First steps take longer, once.
+        started = max(charged, before[0] - before[1] * took / tokens)
         held_out = rows.get("validation")
         if held_out is not None:
             trainer.evaluate(held_out.select(range(min(TRIED_ROWS, len(held_out)))))
@@ -85,7 +87,7 @@ def measure(sections: Mapping[str, Any], seconds: float) -> Measurement:
             device=environment(trainer.args.device)["device"],
             tokens_per_second=tokens / took,
             flops_per_token=flops / tokens,
-            start_seconds=charged,
+            start_seconds=started,
             start_flops=sum(trainer.cost.prepare_flops.values()) if charged else 0.0,
             step_tokens=trainer.step_rows * length,
             parameters=trainer.model.num_parameters(),

@@ -87,7 +87,7 @@ def _memory(measured: Measurement) -> str:
 def _notes(measured: Measurement, clock: Clock, this: Forecast, traits: Traits | str) -> list[str]:
     notes = []
     if measured.start_seconds >= 1:
-        notes.append(f"Of the time {measured.start_seconds:.0f} s go into the start, before the first step.")
+        notes.append(f"Of the time {measured.start_seconds:.0f} s go into the start.")
     if isinstance(traits, str):
         notes.append(f"{traits[0].upper()}{traits[1:]}.")
     elif this.loss is not None:
