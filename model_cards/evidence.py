@@ -1,10 +1,9 @@
-"""Writes the evidence that `effpt plan` forecasts losses by from the results files; `--check` only checks it.
+"""Writes the evidence that `effpt plan` forecasts losses by from the results files.
 
 python model_cards/evidence.py
 """
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +56,5 @@ def _entries(file: str, arm: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def main() -> int:
-    text = json.dumps(evidence(), indent=1) + "\n"
-    if "--check" in sys.argv:
-        return int(TARGET.read_text() != text)
-    TARGET.write_text(text)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    TARGET.write_text(json.dumps(evidence(), indent=1) + "\n")

@@ -12,7 +12,7 @@ class Measurement:
         tokens_per_second (`float`): tokens that the clock counts, in a second of it.
         flops_per_token (`float`): FLOPs of a token, methods included.
         start_seconds, start_flops (`float`): charged once, for the model's start and for slower first steps.
-        step_tokens (`int`): tokens of an optimizer step.
+        step_tokens (`int`): tokens of an optimizer step, on average.
         parameters, layers, width, vocabulary (`int`): the model's numbers of parameters and layers, its hidden size,
             and the tokens that it knows.
         text_tokens (`float`, *optional*): tokens of the training text; `None` if its size is unknown.

@@ -71,7 +71,9 @@ def measure(sections: Mapping[str, Any], seconds: float) -> Measurement:
         watch = Stopwatch(trainer)
         trainer.add_callback(watch)
         trainer.train()
-        before = watch.spent if trainer.clock.steps > WARM else (charged, 0, 0.0, 0.0)
+        steps, before = trainer.clock.steps, (charged, 0, 0.0, 0.0)
+        if steps > WARM:
+            steps, before = steps - WARM, watch.spent
         took, tokens, flops, joules = (now - then for now, then in zip(_spent(trainer.clock), before, strict=True))
         # First steps take longer, once.
         started = max(charged, before[0] - before[1] * took / tokens)
@@ -89,7 +91,7 @@ def measure(sections: Mapping[str, Any], seconds: float) -> Measurement:
             flops_per_token=flops / tokens,
             start_seconds=started,
             start_flops=sum(trainer.cost.prepare_flops.values()) if charged else 0.0,
-            step_tokens=trainer.step_rows * length,
+            step_tokens=round(tokens / steps),
             parameters=trainer.model.num_parameters(),
             layers=config.num_hidden_layers,
             width=config.hidden_size,
