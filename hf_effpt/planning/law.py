@@ -17,7 +17,7 @@ import numpy as np
 EVIDENCE = Path(__file__).with_name("evidence.json")
 COVERAGE = 0.9  # of the interval
 # Share of log(F / L) by which two texts of equal q may differ. A guess: nearly all runs measured had one text.
-TEXT_SPREAD = 0.15
+TEXT_SPREAD = 0.2
 BEYOND = 0.5  # share of what the law adds outside the measured tokens, by which it may be wrong there: a guess, too
 NAMES = {"step_tokens": "tokens a step", "vocabulary": "tokens of vocabulary", "layers": "layers", "width": "width"}
 

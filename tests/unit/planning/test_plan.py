@@ -72,7 +72,7 @@ def test_a_plan_is_a_recipe_with_reasons_and_its_forecast(corpus, tmp_path):
     recipe, text = Recipe.load(out), out.read_text()
     assert (recipe.training.budget, recipe.training.output_dir) == ("10h", "mine")
     assert recipe.data.dataset == str(corpus)
-    assert recipe.model.size == measure.asked[-1][0]["model"]["size"] == "mini"
+    assert recipe.model.size == measure.asked[-1][0]["model"]["size"] == "small"
     assert len(measure.asked) <= 3
     assert text.startswith("# Made by `effpt plan x`.\n# No methods")
     assert all(f"# {line}".rstrip() in text for line in told.splitlines())
