@@ -21,7 +21,7 @@ from hf_effpt.training.checks import check_size
 from .forecasting import forecast, watts_of
 from .measurement import Measurement
 from .measuring import TooLarge, measure
-from .proposing import METHODS, REASONS, ROWS, Candidate, candidate_for, proposed
+from .proposing import LEAST_ROWS, METHODS, REASONS, Candidate, candidate_for, proposed
 from .report import report, with_text
 from .text_of_pilot import text_of_pilot
 from .writing import recipe_text, write_recipe
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 PILOTS, PILOT_SECONDS, DRY_RUN_SECONDS = 3, 10.0, 20.0
 MICRO_ROWS = {"cpu": 32, "cuda": 128}  # at most, that are computed at once
-LEAST_ROWS = 4
+LEAST_AT_ONCE = 4
 Measure = Callable[[Mapping[str, Any], float, str | None], Measurement]
 
 
@@ -138,7 +138,7 @@ def _settle(
     text: Mapping[str, Any], hours: float | None, kwh: float | None, kind: str, device: str | None, measure: Measure
 ) -> tuple[Candidate, int, Measurement]:
     """Measures the smallest size, then the one that the budget allows by that, until they agree."""
-    candidate, micro_rows = Candidate("tiny", ROWS), MICRO_ROWS[kind]
+    candidate, micro_rows = Candidate("tiny", LEAST_ROWS[kind]), MICRO_ROWS[kind]
     settled: tuple[Candidate, int, Measurement] | None = None
     for _ in range(PILOTS):
         logger.info("measuring: size %s, %d rows a step", candidate.size, candidate.rows)
@@ -146,12 +146,12 @@ def _settle(
             measured = measure(_sections(candidate, text, kind, micro_rows, {}), PILOT_SECONDS, device)
         except TooLarge:
             micro_rows = min(micro_rows, candidate.rows) // 2
-            if micro_rows < LEAST_ROWS:
+            if micro_rows < LEAST_AT_ONCE:
                 raise
             continue
         settled = candidate, micro_rows, measured
         run = forecast(measured, Clock("seconds", _seconds(measured, hours, kwh)), None)
-        wanted = candidate_for(run.flops, measured.flops_per_token, candidate.size)
+        wanted = candidate_for(run.flops, measured.flops_per_token, candidate.size, LEAST_ROWS[kind])
         if wanted == candidate:
             break
         candidate = wanted
