@@ -9,6 +9,7 @@ class Measurement:
 
     Args:
         device (`str`): name of the device.
+        steps (`int`): optimizer steps that were measured.
         tokens_per_second (`float`): tokens that the clock counts, in a second of it.
         flops_per_token (`float`): FLOPs of a token, methods included.
         start_seconds, start_flops (`float`): charged once, for the model's start and for slower first steps.
@@ -25,6 +26,7 @@ class Measurement:
     """
 
     device: str
+    steps: int
     tokens_per_second: float
     flops_per_token: float
     start_seconds: float

@@ -87,6 +87,7 @@ def measure(sections: Mapping[str, Any], seconds: float) -> Measurement:
         energy, length = trainer.cost.timekeeper.energy, next(iter(recipe.data.lengths.values()))
         return Measurement(
             device=environment(trainer.args.device)["device"],
+            steps=steps,
             tokens_per_second=tokens / took,
             flops_per_token=flops / tokens,
             start_seconds=started,

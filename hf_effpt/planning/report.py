@@ -13,6 +13,7 @@ from .measurement import Measurement
 
 SHARES = {"half the budget": 0.5, "this budget": 1.0, "twice the budget": 2.0}
 WIDTH = 18
+FEW_STEPS = 20
 
 
 def report(recipe: Recipe, measured: Measurement, clock: Clock) -> str:
@@ -103,7 +104,8 @@ def _notes(measured: Measurement, clock: Clock, this: Forecast, traits: Traits |
         notes.append("Reference time is taken for time on this machine when it has nothing else to do.")
     if "cpu" not in measured.device:
         notes.append("No run of this package has been measured on a GPU: rate and memory are, learning is not.")
-    notes.append("The rate is that of these seconds: other work on the machine changes it.")
+    few = f" Only {measured.steps} steps were measured, so that it is rough." if measured.steps < FEW_STEPS else ""
+    notes.append(f"The rate is that of these seconds: other work on the machine changes it.{few}")
     return notes
 
 

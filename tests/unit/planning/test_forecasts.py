@@ -20,7 +20,7 @@ from hf_effpt.recipe.recipe import Recipe
 from tests import tiny
 
 MEASURED = Measurement(
-    device="cpu (x86_64)", tokens_per_second=1000.0, flops_per_token=1e6, start_seconds=5.0, start_flops=2e6,
+    device="cpu (x86_64)", steps=19, tokens_per_second=1000.0, flops_per_token=1e6, start_seconds=5.0, start_flops=2e6,
     step_tokens=1024, parameters=1_450_752, layers=2, width=128, vocabulary=8192, text_tokens=1e6, watts=4.0,
     energy="estimated from CPU time", peak_bytes=800_000_000, floor=7.0, predictability=0.14,
 )  # fmt: skip
@@ -131,6 +131,7 @@ def test_a_report_has_half_and_twice_the_budget():
     assert rows["passes over text"] == ["-", "0.00", "0.01"]
     assert "Memory at its peak: 800 MB of the process" in said
     assert "Of the time 5 s go into the start" in said
+    assert "Only 19 steps were measured" in said
     assert "not measured" in said
     gpu = replace(with_text(MEASURED, 0.5), device="NVIDIA H100", energy_is_measured=True)
     said = report(Recipe.load("fast_tiny"), gpu, Clock.parse("2005s"))
