@@ -28,10 +28,10 @@ from .predictability import measure_text
 NO_MEMORY = 5  # exit code if the device has too little memory
 WARM = 3  # first steps, which allocate memory and count FLOPs, and are not measured
 TRIED_ROWS = 128  # of the held-out text: enough to show the memory that evaluation needs
-# Settings that depend on the unit of the budget, or write and publish.
+# Settings that depend on the unit of the budget and change neither rate nor memory, or that publish.
 LEFT_OUT = frozenset(
-    "max_steps num_train_epochs reference_times warmup_steps logging_steps save_steps eval_steps branches average "
-    "push_to_hub".split()
+    "max_steps num_train_epochs reference_times warmup_steps logging_steps save_steps eval_steps branches "
+    "lr_scheduler_type lr_scheduler_kwargs multiply_warmup push_to_hub".split()
 )
 SHORT = {"save_strategy": "no", "eval_strategy": "no", "disable_tqdm": True, "report_to": "none", "budget": "1h"}
 

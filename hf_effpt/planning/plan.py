@@ -63,6 +63,8 @@ def plan(
     """
     out, kind, data = Path(out), _kind(device), _data_of(source)
     _check(out, hours, kwh)
+    least = Candidate("tiny", LEAST_ROWS[kind])
+    Recipe.load(_sections(least, data, kind, MICRO_ROWS[kind], {}))  # refuses settings of the user's that are wrong
     with tempfile.TemporaryDirectory() as folder:
         text, share = text_of_pilot(data, Path(folder))
         candidate, micro_rows, measured = _settle(text, hours, kwh, kind, device, measure)
@@ -73,7 +75,8 @@ def plan(
     recipe = Recipe.load(sections)
     told = report(recipe, measured, Clock.parse(budget))
     head = [f"Made by `{command}`.", METHODS, "What it is expected to do:", *told.splitlines()]
-    write_recipe(out, recipe_text(sections, REASONS, head))
+    own = {name: reason for name, reason in REASONS.items() if name.removeprefix("data.") not in data}
+    write_recipe(out, recipe_text(sections, own, head))
     return told
 
 
@@ -147,7 +150,7 @@ def _settle(
         except TooLarge:
             micro_rows = min(micro_rows, candidate.rows) // 2
             if micro_rows < LEAST_AT_ONCE:
-                raise
+                break
             continue
         settled = candidate, micro_rows, measured
         run = forecast(measured, Clock("seconds", _seconds(measured, hours, kwh)), None)
@@ -156,7 +159,9 @@ def _settle(
             break
         candidate = wanted
     if settled is None:
-        raise TooLarge(f"Even {micro_rows} rows of the smallest model are too many for the memory of this device.")
+        raise TooLarge(
+            f"This device has too little memory for {2 * micro_rows} rows of a model of size {candidate.size}."
+        )
     return settled
 
 

@@ -87,6 +87,7 @@ def test_energy_limits_time_and_the_text_of_a_recipe_is_kept(corpus, tmp_path):
     written = yaml.safe_load((tmp_path / "a.yaml").read_text())
     assert written["training"]["budget"] == "3600s"  # 4 W for an hour
     assert written["data"]["sequence_length"] == 64
+    assert "as in the runs measured" not in (tmp_path / "a.yaml").read_text()  # the user's own has no reason of ours
     assert written["training"]["learning_rate"] == 0.003
 
 
@@ -94,7 +95,7 @@ def test_fewer_rows_at_once_where_memory_is_too_little(corpus, tmp_path):
     plan(str(corpus), tmp_path / "a.yaml", hours=0.1, measure=Measuring(rows=4))
     written = yaml.safe_load((tmp_path / "a.yaml").read_text())["training"]
     assert (written["per_device_train_batch_size"], written["gradient_accumulation_steps"]) == (4, 2)
-    with pytest.raises(TooLarge):
+    with pytest.raises(TooLarge, match="too little memory for 4 rows of a model of size tiny"):
         plan(str(corpus), tmp_path / "b.yaml", hours=0.1, measure=Measuring(rows=1))
 
 
