@@ -28,14 +28,9 @@ def entries(trainer, key="loss"):
 @pytest.mark.slow
 def test_learns(tmp_path):
     trainer = tiny.trainer(
-        tmp_path,
-        layers=2,
-        budget="150steps",
-        learning_rate=1e-2,
-        per_device_train_batch_size=48,
-        max_grad_norm=1.0,
+        tmp_path, layers=2, budget="150steps", learning_rate=1e-2, per_device_train_batch_size=48, max_grad_norm=1.0,
         logging_steps=100,
-    )
+    )  # fmt: skip
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
     after = trainer.evaluate()["eval_loss"]
