@@ -12,7 +12,7 @@ from pathlib import Path
 from hf_effpt.comparison.statistics import interval, paired
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "model_cards/README.md", "model_cards/speed.md")
+PAGES = ("README.md", "model_cards/README.md", "model_cards/speed.md", "docs/planning.md")
 
 
 def benchmark_cpu(results: dict) -> list[str]:
@@ -95,6 +95,23 @@ def adapted(results: dict) -> list[str]:
             cells += [_mean(found["value"]), _mean(found["difference"], "+.3f")]
         rows.append(f"| {' | '.join(cells)} |")
     return rows
+
+
+def forecasts(rows: list[dict]) -> list[str]:
+    """Returns one row per run: what was forecast of its time, memory and loss, and what came."""
+    lines = []
+    for row in rows:
+        tokens, seconds, power = row["tokens"], row["seconds"], row["tokens_per_joule"]
+        by_time = tokens["forecast"] / tokens["actual"]
+        if seconds["forecast"]:  # a budget in tokens
+            by_time = seconds["actual"] / seconds["forecast"]
+        memory, loss = row["memory_mb"], row["held_out_loss"]
+        lines.append(
+            f"| `{row['recipe']}`, {row['text']}, {row['budget']} | {tokens['actual'] / 1e3:.0f} k | {by_time:.2f} | "
+            f"{power['forecast'] / power['actual']:.2f} | {memory['forecast']}, {memory['actual']} | "
+            f"{loss['forecast']:.2f}, {loss['low']:.2f} to {loss['high']:.2f}, **{loss['actual']:.2f}** |"
+        )
+    return lines
 
 
 def frontier(models: dict) -> list[str]:
@@ -225,6 +242,7 @@ TABLES = {
     "benchmark_width": lambda found: benchmark_layers(found["results"], 3),
     "frontier": lambda found: frontier(found["models"]),
     "pruned": lambda found: pruned(found["results"]),
+    "forecasts": lambda found: forecasts(found["results"]),
     "against_stock": comparison,
     "fast_against_stock": comparison,
     "fast_ingredients": comparison,
