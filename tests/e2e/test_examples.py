@@ -10,6 +10,7 @@ import random
 import runpy
 import shutil
 import signal
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -40,11 +41,14 @@ class Forked:
         places = [str(EXAMPLES), str(EXAMPLES.parent)]
         self._started = Started(code, *arguments, folder=Path.cwd(), name=stdout.name, environment=env, path=places)
 
-    def wait(self):
+    def wait(self, timeout=None):
         return self._started.wait()
 
     def terminate(self):
         os.kill(self._started.pid, signal.SIGTERM)
+
+
+FORKING = SimpleNamespace(Popen=Forked, STDOUT=None, TimeoutExpired=subprocess.TimeoutExpired)
 
 
 @pytest.fixture
@@ -248,7 +252,7 @@ def test_selection_benchmark(tmp_path, here):
 @pytest.mark.slow
 def test_comparison_example(corpus, tmp_path, here, monkeypatch):
     """Three arms, one seed: runs in processes of their own, and the report of what there is."""
-    monkeypatch.setattr(run_launcher, "subprocess", SimpleNamespace(Popen=Forked, STDOUT=None))
+    monkeypatch.setattr(run_launcher, "subprocess", FORKING)
     words = [corpus, "--budget", "6steps", "--seeds", "1", "--fractions", "1", "--vocab_size", "256", "--out", "r"]
     assert "No verdict" in here("07_compare.py", *words)  # one seed gives none
     report = json.loads((tmp_path / "r" / "report.json").read_text())
@@ -282,7 +286,7 @@ def test_compressed_comparison(corpus, tmp_path, here):
 
 @pytest.mark.slow
 def test_against_stock(corpus, tmp_path, here, monkeypatch):
-    monkeypatch.setattr(run_launcher, "subprocess", SimpleNamespace(Popen=Forked, STDOUT=None))
+    monkeypatch.setattr(run_launcher, "subprocess", FORKING)
     recipe = {
         "model": {"size": "tiny"},
         "data": {"dataset": str(corpus), "sequence_length": 64, "vocab_size": 256, "validation": 0.05},
@@ -310,7 +314,7 @@ def test_against_stock(corpus, tmp_path, here, monkeypatch):
 @pytest.mark.slow
 def test_speedrun(tmp_path, here, monkeypatch):
     """A record of one seed and a second, by rules of its own text; and what the rules refuse."""
-    monkeypatch.setattr(run_launcher, "subprocess", SimpleNamespace(Popen=Forked, STDOUT=None))
+    monkeypatch.setattr(run_launcher, "subprocess", FORKING)
     monkeypatch.setattr(os, "sched_setaffinity", lambda *_: None, raising=False)
     for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.setenv(name, "")

@@ -10,9 +10,8 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, ModernBertForMaske
 
 from hf_effpt import METHODS, EffptError, Recipe, evaluate, pretrain, train_tokenizer
 from hf_effpt.cli.main import main
-from hf_effpt.core.clock import Clock
 from hf_effpt.data.corpus import corpus_of
-from hf_effpt.pretraining import RunResult, prepare_data
+from hf_effpt.pretraining import prepare_data
 from hf_effpt.training.checkpoints import checkpoints_in
 from tests import tiny
 
@@ -286,12 +285,6 @@ def test_a_text_that_has_changed_is_not_resumed_on(corpus, tmp_path, capsys):
     (copied / "more.txt").write_text("more " * 400)
     assert main(command(copied, out, "--resume", str(out / "checkpoint-3"))) == 2
     assert "The text or the tokenizer has changed since" in capsys.readouterr().err
-
-
-def test_a_run_that_has_diverged_says_so(tmp_path):
-    result = RunResult(tmp_path, Clock("steps", 1), {"held_out_loss": float("nan"), "unigram_floor": 5.0})
-    assert "diverged" in result.summary()
-    assert "longer budget" not in result.summary()
 
 
 def test_held_out_text_of_its_own_is_the_validation_split(tmp_path):

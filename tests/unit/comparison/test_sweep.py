@@ -35,7 +35,7 @@ def recipe(tmp_path, monkeypatch, undrawn):
     monkeypatch.setattr(Timekeeper, "step", step)
     monkeypatch.setattr(Timekeeper, "settle", lambda self: 0.0)
     monkeypatch.setattr(
-        Runner, "_run", lambda self, run, gpu: work({"recipe": run.recipe.resolved(), "evaluation": {}})
+        Runner, "_run", lambda self, run, gpu, progress: work({"recipe": run.recipe.resolved(), "evaluation": {}})
     )
     return {
         "model": {"size": "tiny", "num_attention_heads": 1},

@@ -112,7 +112,7 @@ def test_ejecting_takes_masks_and_hooks_out_of_the_model_itself():
     (method,) = model.methods
     method.schedule(model.bert, RunContext(0, 0.0, seed=7))
     method.eject(model.bert)
-    assert not any(module._forward_pre_hooks for module in model.modules())
+    assert not any(module._forward_pre_hooks for module in model.bert.modules())
     ids = torch.arange(5, 21).view(2, 8)
     assert torch.equal(model(ids).logits, without_dropout({}).train()(ids).logits)
 

@@ -55,9 +55,11 @@ def test_a_run_that_has_just_spent_its_budget_is_finished(tmp_path):
 
 
 def test_a_second_signal_ends_at_once(tmp_path):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell may have had this process ignore
     impatient = trainer(tmp_path, Signalled(signal.SIGINT, 2), Signalled(signal.SIGINT, 2))
     with pytest.raises(KeyboardInterrupt):
         impatient.train()
+    signal.signal(signal.SIGINT, before)
 
 
 def test_another_thread_leaves_signals_alone(tmp_path):
