@@ -49,6 +49,10 @@ def facts(run: Run) -> dict:
 def best_stock(recipe: Arm, rates: list[float], seeds: list[int], tokens: float, out: Path) -> tuple[Arm, list[dict]]:
     """Trains the stock side at each rate on a third of the tokens, and at the best on all; returns arm and runs."""
     arms = {rate: stock_arm(recipe, rate) for rate in rates}
+    if len(rates) == 1:  # chosen before
+        return arms[rates[0]], [
+            facts(run) for run in made([*arms.values()], f"{tokens:g}tokens", seeds, out / "whole")
+        ]
     third = f"{tokens / 3:g}tokens"
     tried = {rate: facts(*made([arm], third, seeds[:1], out / f"third-{rate:g}")) for rate, arm in arms.items()}
     best = min(rates, key=lambda rate: tried[rate]["held_out_loss"])

@@ -5,6 +5,7 @@ python model_cards/tables.py
 
 import json
 import re
+import statistics
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -94,6 +95,20 @@ def adapted(results: dict) -> list[str]:
         for found in scores.values():
             cells += [_mean(found["value"]), _mean(found["difference"], "+.3f")]
         rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
+def time_to_stock(found: dict) -> list[str]:
+    """Returns one row per budget of the recipe: its loss, stock's after half an hour, and the share of its time."""
+    whole = [run for run in found["stock"] if run["clock"]["budget"] == found["tokens"]]
+    stock = interval([run["held_out_loss"] for run in whole])
+    rows = [f"| stock | {found['stock_seconds']:,.0f} s | {found['tokens'] / 1e6:.2f} M | {_mean(asdict(stock))} | |"]
+    for one in found["timed"]:
+        ((name, runs),) = [(name, runs) for name, runs in one.items() if name not in ("seconds", "stock")]
+        tokens = statistics.mean(run["clock"]["tokens"] for run in runs)
+        loss = _mean(asdict(interval([run["held_out_loss"] for run in runs])))
+        share = f"1/{found['stock_seconds'] / one['seconds']:.0f}"
+        rows.append(f"| {name} | {one['seconds']:.0f} s | {tokens / 1e6:.2f} M | {loss} | {share} |")
     return rows
 
 
@@ -246,6 +261,7 @@ TABLES = {
     "against_stock": comparison,
     "fast_against_stock": comparison,
     "fast_ingredients": comparison,
+    "time_to_stock": time_to_stock,
     "backbones": by_budget,
     "adapted": lambda found: adapted(found["results"]),
     "depth": comparison,

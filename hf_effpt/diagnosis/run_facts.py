@@ -131,7 +131,7 @@ def run_facts(record: Mapping[str, Any], folder: str) -> RunFacts:
         folder=folder,
         objective=objective,
         losses_N=np.array([main_loss(entry) for entry in entries]),
-        gradients_N=np.array([float(entry.get("grad_norm", math.nan)) for entry in entries]),
+        gradients_N=np.array([entry.get("grad_norm", math.nan) for entry in entries], dtype=float),
         steps_N=np.array([entry["step"] for entry in entries], int),
         fraction=min(1.0, (clock.get(clock["unit"]) or 0.0) / clock["budget"]) if clock else 1.0,
         held_out=evaluation.get("held_out_loss"),

@@ -1,5 +1,6 @@
 """Record of a run: its `run.json`, or what the last checkpoint tells of one that has not finished."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,5 +44,6 @@ def entries_of(record: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def main_loss(entry: Mapping[str, Any]) -> float:
-    """The loss of a log entry, or the main part of a composite one."""
-    return float(next((entry[name] for name in MAIN if name in entry), entry["loss"]))
+    """The loss of a log entry, or the main part of a composite one; NaN if it was not finite, which JSON has not."""
+    value = next((entry[name] for name in MAIN if name in entry), entry["loss"])
+    return math.nan if value is None else float(value)

@@ -202,7 +202,7 @@ class Saver:
                 old = whole[: max(0, len(whole) + 1 - self.args.save_total_limit)]
                 best = self.trainer.state.best_model_checkpoint
                 for folder in old:
-                    if best is None or folder != Path(best):
+                    if best is None or folder.name != Path(best).name:
                         shutil.rmtree(folder)
 
     def _complete(self, folder: Path) -> None:

@@ -93,7 +93,7 @@ def check_parts(
                 "text first with `pack(…)`, which streams it to disk."
             )
         first = dataset[0] if len(dataset) and not PackedRows.fits(dataset) else None
-        if isinstance(first, Mapping) and "input_ids" not in first:
+        if isinstance(first, Mapping) and "inputs_embeds" in first and "input_ids" not in first:
             raise EffptError(
                 f"The rows have {', '.join(first)}, and a run counts and masks tokens: give them `input_ids`. A "
                 "model alone takes `inputs_embeds` too (`model(inputs_embeds=…, labels=…)`)."

@@ -78,7 +78,7 @@ class FiniteGuard:
             if len(self.batches) < NOTED:
                 rows = self.trainer.stream.rows_at(phase, first, number * self.trainer.args.world_size)
                 self.batches.append({"step": step, "phase": phase, "rows": rows})
-            if self.in_a_row == self.trainer.args.max_skipped_steps:
+            if self.in_a_row >= self.trainer.args.max_skipped_steps:
                 self._stop(step)
         if self.steps > before:
             logger.warning("skipped steps so far, whose gradients were not finite: %d", self.steps)

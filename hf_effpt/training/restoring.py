@@ -1,5 +1,7 @@
 """Models given back from checkpoints: that of a resumed run, and the one with the best metric, where a run ends."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,7 @@ from transformers import EarlyStoppingCallback
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.undriven import release
+from hf_effpt.hub.folders import step_of
 
 from .checkpoints import STATE, load_training_model
 from .checks import check_adapter
@@ -59,11 +62,28 @@ def load_best(trainer: Any) -> None:
 
     The clock stays: finding it has cost the whole run.
     """
-    state, checkpoint = trainer.state, Path(trainer.state.best_model_checkpoint)
+    checkpoint = Path(trainer.state.best_model_checkpoint)
+    if not checkpoint.is_dir():  # the run folder has moved since
+        checkpoint = Path(trainer.args.output_dir, checkpoint.name)
+    trainer.accelerator.wait_for_everyone()  # the main process may have to finish it
     restore(trainer, checkpoint)
     trainer.accelerator.prepare_model(trainer.model, evaluation_mode=True)  # for mixed precision
     trainer.callback_handler.model = trainer.model
     if trainer.neftune_noise_alpha is not None:  # which the stock Trainer takes away at the end
         trainer.model.get_input_embeddings().neftune_noise_alpha = trainer.neftune_noise_alpha
-    trainer.facts["best"] = {"step": state.best_global_step, trainer.args.metric_for_best_model: state.best_metric}
+    step, metric = step_of(checkpoint), trainer.args.metric_for_best_model
+    evaluated = metric if metric.startswith("eval_") else f"eval_{metric}"
+    values = [one[evaluated] for one in trainer.state.log_history if one["step"] == step and evaluated in one]
+    trainer.facts["best"] = {"step": step, metric: values[0] if values else None}
     trainer.evaluate()
+
+
+@contextmanager
+def best_for_later(trainer: Any) -> Iterator[None]:
+    """Hides the best checkpoint from the end of a run that a signal has stopped: it goes on, from its last one."""
+    best, stopped = trainer.state.best_model_checkpoint, trainer.stopper.asked and not trainer.clock.finished
+    trainer.state.best_model_checkpoint = None if stopped else best
+    try:
+        yield
+    finally:
+        trainer.state.best_model_checkpoint = best

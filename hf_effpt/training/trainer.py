@@ -151,6 +151,8 @@ class EffptTrainer(Trainer):
             if self.clock.finished:
                 self.create_optimizer_and_scheduler(1)  # at the final learning rate
                 self.state = TrainerState.load_from_json(str(checkpoint / checkpoints.STATE))
+                if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
+                    self._load_best_model()
                 return TrainOutput(self.state.global_step, 0.0, {})
             resume_from_checkpoint = str(checkpoint)
         else:
@@ -368,6 +370,10 @@ class EffptTrainer(Trainer):
         with self.saver.checkpoint(self.state.global_step, run):
             super()._save_checkpoint(model, trial)
             restoring.name_best(self, run)
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        with restoring.best_for_later(self):
+            return super()._finalize_training(*args, **kwargs)
 
     def _load_best_model(self) -> None:
         if self.branches.current is None:

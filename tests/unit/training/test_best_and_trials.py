@@ -1,13 +1,15 @@
 """The best checkpoint is given back, training stops early, and `model_init` makes a model for each run."""
 
 import json
+import os
+import signal
 
 import pytest
 from safetensors.torch import load_file
-from transformers import EarlyStoppingCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_utils import BestRun, HPSearchBackend
 
-from hf_effpt.core.errors import EffptError
+from hf_effpt.core.errors import EffptError, RunStopped
 from tests import tiny
 
 
@@ -47,6 +49,41 @@ def test_stopped_early_the_best_model_is_exported_in_its_shape(tmp_path, monkeyp
     record = json.loads((tmp_path / "run.json").read_text())
     assert record["best"] == {"step": 4, "loss": 4.0}
     assert record["evaluation"]["held_out_loss"] == 4.0
+
+
+class Told(TrainerCallback):
+    """Ends the process by a signal, as a scheduler does, before a step."""
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_run_that_was_told_to_end_keeps_its_last_checkpoint_beside_the_best(tmp_path, monkeypatch):
+    """It goes on from there; once finished, another resumption gives the best model back again."""
+    losses = {2: 5.0, 4: 4.0, 6: 6.0, 8: 7.0}
+
+    def told(trainer, rows, ignore_keys, prefix):
+        trainer.evaluation = {"held_out_loss": losses[trainer.state.global_step]}
+        return {f"{prefix}_loss": trainer.evaluation["held_out_loss"]}
+
+    monkeypatch.setattr("hf_effpt.training.trainer.held_out_metrics", told)
+    every = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
+
+    def run(limit, **changes):
+        best = {"load_best_model_at_end": True, "save_total_limit": limit}
+        return trainer_of(tmp_path, tiny.model(num_hidden_layers=2), **every, **best, **changes)
+
+    with pytest.raises(RunStopped, match="checkpoint-6"):
+        run(1, callbacks=[Told()]).train()
+    assert {folder.name for folder in tmp_path.glob("checkpoint-*")} == {"checkpoint-4", "checkpoint-6"}
+    resumed = run(2)
+    resumed.train(resume_from_checkpoint=True)
+    finished = run(2)
+    finished.train(resume_from_checkpoint=True)
+    for trainer in (resumed, finished):
+        assert trainer.facts["best"] == {"step": 4, "loss": 4.0}
+    tiny.assert_same_weights(resumed.model, finished.model)
 
 
 def test_stopping_early_without_a_metric_is_refused(tmp_path):
