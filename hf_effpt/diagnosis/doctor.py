@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from hf_effpt.core.errors import EffptError
+from hf_effpt.core.errors import EffptError, first_line
 from hf_effpt.data.corpus import Corpus, open_corpus
 from hf_effpt.data.tokenizer_report import TokenizerReport, tokenizer_report
 from hf_effpt.recipe.file import BUILT_IN
@@ -100,13 +100,21 @@ def _facts_of_recipe(source: str, overrides: Sequence[str], range_test: bool) ->
     held_out = recipe.data.held_out
     validation = _open(recipe, held_out, "validation") if isinstance(held_out, str | list) else None
     facts.append(text_facts(corpus, validation))
-    bytes_a_token, given = BYTES_A_TOKEN, recipe.data.tokenizer or recipe.model.from_
+    vocabulary, bytes_a_token, given = (
+        recipe.data.vocab_size,
+        BYTES_A_TOKEN,
+        recipe.data.tokenizer or recipe.model.from_,
+    )
     if given is not None:  # one that is trained would take a pass over the text
-        report = tokenizer_report(AutoTokenizer.from_pretrained(given), first_documents(corpus)[0])
-        bytes_a_token = report.bytes_per_token
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(given)
+        except (OSError, ValueError) as error:
+            raise EffptError(f"The tokenizer {given!r} cannot be loaded: {first_line(error)}") from error
+        report = tokenizer_report(tokenizer, first_documents(corpus)[0])
+        bytes_a_token, vocabulary = report.bytes_per_token, report.vocab_size
         facts.append(report)
     text_tokens = None if corpus.num_bytes is None else corpus.num_bytes / bytes_a_token
-    facts.append(recipe_facts(recipe, source, text_tokens))
+    facts.append(recipe_facts(recipe, source, vocabulary, text_tokens))
     if range_test:
         facts.append(measure_range(source, overrides))
     return facts

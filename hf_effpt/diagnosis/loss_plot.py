@@ -62,7 +62,7 @@ def _draw(axes: Any, record: dict[str, Any], key: str, name: str, colour: str, e
     axes.plot(
         [one[key] for one in entries], [main_loss(one) for one in entries], color=colour, linewidth=1, label=label
     )
-    measured = [entry for entry in record["history"] if entry.get("eval_loss") is not None and key in entry]
+    measured = [entry for entry in record.get("history") or () if entry.get("eval_loss") is not None and key in entry]
     axes.plot([one[key] for one in measured], [one["eval_loss"] for one in measured], "o", color=colour, markersize=3)
     for event in (record.get("ledger") or {}).get("events") or () if events else ():
         at = next((entry[key] for entry in entries if entry["step"] >= event["step"]), None)

@@ -10,6 +10,7 @@ import numpy as np
 from transformers import TrainerCallback
 
 from hf_effpt.evaluation.masked_logits import evaluation_mode
+from hf_effpt.planning.pilot import shortened
 from hf_effpt.preparation import prepare_data
 from hf_effpt.pretraining import build_trainer
 from hf_effpt.recipe.recipe import Recipe
@@ -68,12 +69,9 @@ def measure_range(source: str, overrides: Sequence[str] = ()) -> RateRange:
     """
     recipe = Recipe.load(source, overrides)
     with TemporaryDirectory() as folder:
-        settings: dict[str, Any] = {
-            "budget": f"{STEPS}steps", "output_dir": folder, "warmup_steps": 0.06,
-            "save_strategy": "no", "eval_strategy": "no", "report_to": "none", "branches": "null", "average": "null",
-        }  # fmt: skip
-        flags = [word for key, value in settings.items() for word in (f"--training.{key}", str(value))]
-        short = Recipe.load(source, [*overrides, "--methods", "{}", *flags])
+        sections = shortened(recipe.resolved(), folder)
+        own = {"budget": f"{STEPS}steps", "warmup_steps": 0.06, "average": None}
+        short = Recipe.load({**sections, "methods": {}, "training": {**sections["training"], **own}})
         _, tokenizer, rows = prepare_data(short)
         quickest, diverges = read_range(*train_range(build_trainer(short, tokenizer, rows)))
     return RateRange(source, recipe.training.learning_rate, quickest, diverges)

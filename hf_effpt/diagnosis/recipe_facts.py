@@ -75,14 +75,14 @@ class RecipeFacts:
         return figures
 
 
-def recipe_facts(recipe: Recipe, name: str, text_tokens: float | None = None) -> RecipeFacts:
-    """Facts of a recipe on this machine, whose text has about so many tokens."""
+def recipe_facts(recipe: Recipe, name: str, vocabulary: int, text_tokens: float | None = None) -> RecipeFacts:
+    """Facts of a recipe on this machine, whose tokenizer and text have about so many tokens."""
     args, config, length = (
         recipe.training,
         recipe.model.config(methods=recipe.methods),
         min(recipe.data.lengths.values()),
     )
-    width, layers, vocabulary = config.hidden_size, config.num_hidden_layers, recipe.data.vocab_size
+    width, layers = config.hidden_size, config.num_hidden_layers
     if recipe.model.from_ is not None:
         vocabulary = config.vocab_size
     matrices = 3 if hasattr(config, "local_attention") else 2  # a ModernBERT's neurons have gates

@@ -31,7 +31,8 @@ TRIED_ROWS = 128  # of the held-out text: enough to show the memory that evaluat
 # Settings that depend on the unit of the budget and change neither rate nor memory, or that publish.
 LEFT_OUT = frozenset(
     "max_steps num_train_epochs reference_times warmup_steps logging_steps save_steps eval_steps branches "
-    "lr_scheduler_type lr_scheduler_kwargs multiply_warmup push_to_hub".split()
+    "lr_scheduler_type lr_scheduler_kwargs multiply_warmup push_to_hub "
+    "load_best_model_at_end metric_for_best_model greater_is_better".split()
 )
 SHORT = {"save_strategy": "no", "eval_strategy": "no", "disable_tqdm": True, "report_to": "none", "budget": "1h"}
 

@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hf_effpt.core.clock import scheduled
 from hf_effpt.recipe.settings import SIZES
 
+POSITIONS = 512  # of a model by default
 TOKENS_A_PARAMETER = 20  # of the layers (Hoffmann et al., 2022, for decoders)
 ROWS, TOKENS, MOST_ROWS = 8, 5e6, 1024  # a step, at so many tokens of a run
 LEAST_ROWS = {"cpu": ROWS, "cuda": 64}  # a step; fewer leave a GPU idle
@@ -73,6 +75,9 @@ def proposed(candidate: Candidate, data: Mapping[str, Any], gpu: bool, micro_row
     layers, width, _ = SIZES[candidate.size]
     narrow = max(layers // 3, min(2, layers // 2))  # as in fast_tiny, fast_small and fast_base
     micro = min(candidate.rows, micro_rows)
+    longest = max(
+        int(length) for length in scheduled(data.get("sequence_length", 128), "data.sequence_length").values()
+    )
     given = {"vocab_size": vocabulary_for(candidate.size)} if data.get("tokenizer") is None else {}
     training = {
         "learning_rate": rate_for(width),
@@ -90,6 +95,7 @@ def proposed(candidate: Candidate, data: Mapping[str, Any], gpu: bool, micro_row
             "local_attention": 8,
             "rotary_base": 10000,
             "start": {"bias": "unigram", "embeddings": "cooccurrence"},
+            **({"max_position_embeddings": longest} if longest > POSITIONS else {}),
         },
         "data": {"sequence_length": 128, **given, **data},
         "training": training,
@@ -104,6 +110,7 @@ REASONS = {
     "model.layer_types": "a narrow window below was 0.37 nats lower, though three seeds show no difference",
     "model.local_attention": "four tokens on either side",
     "model.rotary_base": "for short rows, as published for ModernBERT",
+    "model.max_position_embeddings": "the longest rows",
     "model.start": "token frequencies gained 0.44 nats, word vectors 0.92",
     "data.sequence_length": "as in the runs measured",
     "data.vocab_size": "8,192 as measured; from small on 32,768, as published for base",

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from hf_effpt.core.clock import Clock
+from hf_effpt.core.errors import EffptError
 from hf_effpt.hub.card import duration
 from hf_effpt.recipe.recipe import Recipe
 
@@ -43,8 +44,10 @@ def _scaled(clock: Clock, share: float) -> Clock:
 
 def _or_none(measured: Measurement, clock: Clock, traits: Traits | None) -> Forecast | None:
     """A forecast, or `None` if the budget is too short for the start."""
-    too_short = clock.unit in ("seconds", "reference_seconds") and clock.budget <= measured.start_seconds
-    return None if too_short else forecast(measured, clock, traits)
+    try:
+        return forecast(measured, clock, traits)
+    except EffptError:
+        return None
 
 
 def _line(name: str, cells: Sequence[str]) -> str:

@@ -29,7 +29,7 @@ def of_text(texts, validation=None):
 
 
 def of_recipe(*flags, text_tokens=8e6):
-    return recipe_facts(Recipe.load("tiny", flags), "tiny", text_tokens)
+    return recipe_facts(Recipe.load("tiny", flags), "tiny", 8192, text_tokens)
 
 
 def of_run(*args, **changes):
