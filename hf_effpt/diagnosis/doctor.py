@@ -1,5 +1,6 @@
 """`diagnose`: tells a run, a recipe and a dataset apart, gathers facts of it, and runs the checks for them."""
 
+import shlex
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import fields
@@ -114,7 +115,7 @@ def _facts_of_recipe(source: str, overrides: Sequence[str], range_test: bool) ->
         bytes_a_token, vocabulary = report.bytes_per_token, report.vocab_size
         facts.append(report)
     text_tokens = None if corpus.num_bytes is None else corpus.num_bytes / bytes_a_token
-    facts.append(recipe_facts(recipe, source, vocabulary, text_tokens))
+    facts.append(recipe_facts(recipe, shlex.join([source, *overrides]), vocabulary, text_tokens))
     if range_test:
         facts.append(measure_range(source, overrides))
     return facts

@@ -30,7 +30,7 @@ class RateRange:
     """Result of a range test.
 
     Args:
-        name (`str`): name or file of the recipe.
+        name (`str`): name or file of the recipe, with the flags that change it, as a shell takes them.
         rate (`float`): peak learning rate of the recipe.
         quickest (`float`): rate at which the loss falls quickest.
         diverges (`float`, *optional*): rate from which on the loss rises; `None` if it does not.
@@ -58,7 +58,7 @@ def rate_in_range(found: RateRange) -> Finding | None:
         f"The recipe's rate is {found.rate:g}; the loss "
         + (f"rises from {found.diverges:.1g} on." if high else f"falls quickest at {found.quickest:.1g}."),
         "At so high a rate the run diverges." if high else "So low a rate leaves most of the budget unused.",
-        f"effpt pretrain {shlex.quote(found.name)} --training.learning_rate {found.quickest:.1g}",
+        f"effpt pretrain {found.name} --training.learning_rate {found.quickest:.1g}",
     )
 
 
@@ -74,7 +74,7 @@ def measure_range(source: str, overrides: Sequence[str] = ()) -> RateRange:
         short = Recipe.load({**sections, "methods": {}, "training": {**sections["training"], **own}})
         _, tokenizer, rows = prepare_data(short)
         quickest, diverges = read_range(*train_range(build_trainer(short, tokenizer, rows)))
-    return RateRange(source, recipe.training.learning_rate, quickest, diverges)
+    return RateRange(shlex.join([source, *overrides]), recipe.training.learning_rate, quickest, diverges)
 
 
 def train_range(trainer: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,6 @@
 """Facts of a recipe that tell, before it is run, how it will go."""
 
 import os
-import shlex
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +20,7 @@ class RecipeFacts:
     """Facts of a recipe.
 
     Args:
-        name (`str`): name or file of the recipe.
+        name (`str`): name or file of the recipe, with the flags that change it, as a shell takes them.
         optimizer (`str`): its name, as `adamw_torch_fused` or `muon`.
         rate (`float`): the peak learning rate.
         schedule (`str`): that of the learning rate.
@@ -58,7 +57,7 @@ class RecipeFacts:
 
     def again(self, *flags: str) -> str:
         """The command that runs the recipe with other settings."""
-        return " ".join(["effpt pretrain", shlex.quote(self.name), *flags])
+        return " ".join(["effpt pretrain", self.name, *flags])
 
     def figures(self) -> dict[str, str]:
         """What was looked at."""

@@ -57,6 +57,7 @@ def test_recipe_is_checked_with_its_dataset_and_flags(tmp_path):
     found = diagnose("tiny", flags)
     assert found.kind == "recipe"
     assert [one.check for one in found.findings] == ["doubles", "learning rate", "batch"]
+    assert "--data.dataset" in found.findings[1].fix  # of the text that it was given
     with pytest.raises(EffptError, match="goes with a recipe"):
         diagnose(str(tmp_path / "text.jsonl"), flags)
 
