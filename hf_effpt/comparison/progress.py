@@ -1,4 +1,4 @@
-"""How far a comparison is: the time that its runs take, and a line on a terminal while they go on."""
+"""Progress of a comparison: the time that its runs take, and a line on a terminal while they go on."""
 
 import os
 import re

@@ -69,7 +69,7 @@ def diagnose(target: str, overrides: Sequence[str] = (), range_test: bool = Fals
 
 
 def findings_in(facts: Sequence[Any]) -> list[Finding]:
-    """What the checks find in these facts, errors first."""
+    """Findings of the checks in these facts, errors first."""
     found = [finding for one in facts for check in CHECKS[type(one)] if (finding := check(one)) is not None]
     return sorted(found, key=lambda one: one.severity != "error")
 

@@ -42,7 +42,7 @@ class RateRange:
     diverges: float | None
 
     def figures(self) -> dict[str, str]:
-        """What was measured."""
+        """Measured rates, as text by name."""
         end = f"rises from {self.diverges:.1g} on" if self.diverges is not None else "does not diverge"
         return {"range test": f"the loss falls quickest at a rate of {self.quickest:.1g}, and {end}"}
 

@@ -60,7 +60,7 @@ class RecipeFacts:
         return " ".join(["effpt pretrain", self.name, *flags])
 
     def figures(self) -> dict[str, str]:
-        """What was looked at."""
+        """Figures that the checks look at, as text by name."""
         budget = "" if self.steps is None else f", about {self.steps:,.0f} of them"
         rate = f"{self.rate:g} at the peak, {self.optimizer}, {self.schedule}, warm-up {self.warmup:.0%}"
         figures = {

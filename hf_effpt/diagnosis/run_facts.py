@@ -88,7 +88,7 @@ class RunFacts:
         return " ".join(["effpt pretrain", folder[1], *flags, "--training.output_dir", folder[0]])
 
     def figures(self) -> dict[str, str]:
-        """What was looked at."""
+        """Figures that the checks look at, as text by name."""
         found = {}
         if self.held_out is not None:
             found["held-out loss"] = f"{self.held_out:.3f} nats a {self.objective.per}"

@@ -61,7 +61,7 @@ class TextFacts:
         return " ".join(["effpt pretrain RECIPE --data.dataset", shlex.quote(self.name), *flags])
 
     def figures(self) -> dict[str, str]:
-        """What was looked at, and what it is like."""
+        """Figures of the text that was read, as text by name."""
         looked = f"{self.documents:,} documents, {self.bytes_N.sum() / 1e6:.1f} MB looked at"
         size = "" if self.num_bytes is None or self.whole else f" of about {self.num_bytes / 1e6:,.0f} MB"
         low, middle, high = np.quantile(self.words_N, [0.1, 0.5, 0.9])

@@ -17,7 +17,7 @@ MANY_PASSES = 4  # up to which repeated text teaches about as much as new (Muenn
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a run is expected to take and to give; `None` for what is not known."""
+    """Expected cost and result of a run; `None` for what is not known."""
 
     seconds: float
     steps: int
@@ -78,7 +78,7 @@ def watts_of(measured: Measurement) -> float:
 
 
 def traits_of(recipe: Recipe, measured: Measurement) -> Traits | str:
-    """What the law knows of a recipe, or the reason why it says nothing about its loss."""
+    """Traits of a recipe that the law of the loss reads, or the reason why it says nothing about its loss."""
     model, start = recipe.model, recipe.model.start or {}
     if model.objective != "mlm":
         return f"losses of `{model.objective}` are not forecast: all runs measured for it had `mlm`"

@@ -101,7 +101,7 @@ class LossLaw:
 
 
 def features(traits: Traits, tokens: float, ranges: dict[str, tuple[float, float]] | None = None) -> np.ndarray:
-    """What log(F / L) / q is linear in. Outside `ranges` batch and vocabulary count as at the nearest end."""
+    """Numbers that log(F / L) / q is linear in. Outside `ranges` batch and vocabulary count as at the nearest end."""
     batch, vocabulary = (
         float(np.clip(getattr(traits, key), *(ranges or {}).get(key, (0, math.inf))))
         for key in ("step_tokens", "vocabulary")

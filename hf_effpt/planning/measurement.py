@@ -1,4 +1,4 @@
-"""What some seconds of training have shown of a recipe on a device."""
+"""Measurement of a recipe on a device: the result of some seconds of training."""
 
 from dataclasses import dataclass
 

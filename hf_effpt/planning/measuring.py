@@ -1,6 +1,5 @@
 """Measures a recipe in a process of its own."""
 
-import json
 import os
 import signal
 import subprocess
@@ -39,7 +38,7 @@ def measure(sections: Mapping[str, Any], seconds: float, device: str | None = No
         environment["CUDA_VISIBLE_DEVICES"] = device.removeprefix("cuda:")
     with tempfile.TemporaryDirectory() as folder:
         request, answer = Path(folder) / "request.json", Path(folder) / "answer.json"
-        write_json(request, json.loads(json.dumps({"recipe": sections, "seconds": seconds, "answer": str(answer)})))
+        write_json(request, {"recipe": sections, "seconds": seconds, "answer": str(answer)})
         done = subprocess.run(
             [sys.executable, "-m", "hf_effpt.planning.pilot", str(request)],
             env=environment, capture_output=True, text=True, check=False,

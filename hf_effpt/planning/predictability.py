@@ -21,7 +21,7 @@ class TextMeasures:
 
     @property
     def predictability(self) -> float:
-        """What a neighbour saves, as a share of the floor."""
+        """Share of the floor that a neighbour saves."""
         return self.saved / self.floor
 
 

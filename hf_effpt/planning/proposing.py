@@ -75,10 +75,9 @@ def proposed(candidate: Candidate, data: Mapping[str, Any], gpu: bool, micro_row
     layers, width, _ = SIZES[candidate.size]
     narrow = max(layers // 3, min(2, layers // 2))  # as in fast_tiny, fast_small and fast_base
     micro = min(candidate.rows, micro_rows)
-    longest = max(
-        int(length) for length in scheduled(data.get("sequence_length", 128), "data.sequence_length").values()
-    )
     given = {"vocab_size": vocabulary_for(candidate.size)} if data.get("tokenizer") is None else {}
+    data = {"sequence_length": 128, **given, **data}
+    longest = max(map(int, scheduled(data["sequence_length"], "data.sequence_length").values()))
     training = {
         "learning_rate": rate_for(width),
         "per_device_train_batch_size": micro,
@@ -97,7 +96,7 @@ def proposed(candidate: Candidate, data: Mapping[str, Any], gpu: bool, micro_row
             "start": {"bias": "unigram", "embeddings": "cooccurrence"},
             **({"max_position_embeddings": longest} if longest > POSITIONS else {}),
         },
-        "data": {"sequence_length": 128, **given, **data},
+        "data": data,
         "training": training,
     }
 

@@ -1,4 +1,4 @@
-"""What a plan says: a table of half, all and twice the budget, and what is to be known about it."""
+"""Text of a plan: a table of half, all and twice the budget, and notes on its figures."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace

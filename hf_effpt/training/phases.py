@@ -82,7 +82,7 @@ def facts_of_phases(phases: Sequence[Phase]) -> dict[str, Any]:
     later = [
         {"since": one.since} | {name: facts(one.rows)[name] for name in told} | _changed(one) for one in phases[1:]
     ]
-    first = {name: value for name, value in _changed(phases[0]).items() if name == "batch_size"}
+    first = {} if phases[0].batch_size is None else {"batch_size": phases[0].batch_size}
     return facts(phases[0].rows) | first | ({"phases": later} if later else {})
 
 
