@@ -250,6 +250,7 @@ def _speed(summary: dict) -> str:
 
 TABLES = {
     "benchmark_cpu": lambda found: benchmark_cpu(found["results"]),
+    "benchmark_modernbert": lambda found: benchmark_cpu(found["results"]),
     "benchmark_data": lambda found: benchmark_data(found["results"]),
     "benchmark_steps": lambda found: benchmark_steps(found["results"]),
     "benchmark_notes": lambda found: benchmark_notes(found["results"]),
