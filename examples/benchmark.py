@@ -3,6 +3,7 @@
     python examples/benchmark.py --suite cpu --out model_cards/results/benchmark_cpu.json
     python examples/benchmark.py --suite modernbert --out model_cards/results/benchmark_modernbert.json
     python examples/benchmark.py --suite data --out model_cards/results/benchmark_data.json
+    python examples/benchmark.py --suite gpu --out model_cards/results/benchmark_gpu.json    # see benchmark_gpu.py
 
 Both sides get the same weights, rows, batch and precision. Every measurement is a process of its own, and the sides
 take turns (A B A B), so that neither a busy machine nor the allocator's history favours one. Each model is measured
@@ -26,10 +27,6 @@ SUITES = {
     "cpu": {
         "2x128, vocabulary 8,192": (2, 128, 2, 8192, 32, 24, "fp32"),
         "4x256, vocabulary 30,522": (4, 256, 4, 30522, 32, 10, "fp32"),
-    },
-    "gpu": {
-        "4x512 (small), vocabulary 30,522": (4, 512, 8, 30522, 512, 60, "bf16"),
-        "12x768 (base), vocabulary 30,522": (12, 768, 12, 30522, 128, 40, "bf16"),
     },
 }
 SUITES["modernbert"] = SUITES["cpu"]
@@ -196,7 +193,7 @@ def measure_data(dataset: str) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--suite", choices=[*SUITES, "data"], default="cpu")
+    parser.add_argument("--suite", choices=[*SUITES, "data", "gpu"], default="cpu")
     parser.add_argument("--dataset", default="builtin:pydoc", help="what `data.dataset` takes (default builtin:pydoc)")
     parser.add_argument("--rounds", type=int, default=3, help="how often the sides take turns (default 3)")
     parser.add_argument("--out", type=Path, help="a JSON file for the results")
@@ -206,6 +203,12 @@ def main() -> None:
         side, shape, *rest = json.loads(args.measure)
         print(json.dumps(measure(side, tuple(shape), *rest)))
         return
+    if args.suite == "gpu":
+        from benchmark_gpu import suite
+
+        for results in suite(args.dataset):  # what there is so far, should there be too little time for all
+            save(args, results)
+        return
     if args.suite == "data":
         results = measure_data(args.dataset)
         for name, row in results.items():
@@ -213,6 +216,11 @@ def main() -> None:
                   f"{row['seconds']:.1f} s), again from the cache {row['second_call_seconds']:.2f} s")  # fmt: skip
     else:
         results = compare_all(args.suite, args.dataset, args.rounds)
+    save(args, results)
+
+
+def save(args: argparse.Namespace, results: dict) -> None:
+    """Writes the results of a suite into the file asked for, if there is one."""
     if args.out:
         command = f"python examples/benchmark.py --suite {args.suite} --dataset {args.dataset} --rounds {args.rounds}"
         args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import importlib
 import io
 import json
 import logging
@@ -233,6 +234,28 @@ def test_step_benchmark(corpus, tmp_path, here):
     assert flops["mlm"] < flops["mlm, last layer everywhere"] == flops["tnf"] < flops["electra"] < flops["mcbert"]
     assert flops["electra"] < 1.35 * flops["mlm"]
     assert flops["mcbert"] < 1.6 * flops["electra"]
+
+
+@pytest.mark.slow
+def test_gpu_benchmark(corpus, tmp_path, here, monkeypatch):
+    """The suite for a GPU measures all ways on any device; here with a model that takes little time."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    suite = importlib.import_module("benchmark_gpu")
+    shape = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2}
+    for name, value in {"SIZES": {"4x512 (small)": (shape, 2)}, "MOST": 1, "WARM": 1, "VOCABULARY": 256}.items():
+        monkeypatch.setattr(suite, name, value)
+    monkeypatch.setattr(suite, "PROFILED", ("4x512 (small)", "mlm", "ours"))
+    curve = {"held_out_loss": 5.0, "clock": {"tokens": 1e6}}
+    monkeypatch.setattr(suite, "run_equal_time", lambda *_: {"stock": curve})
+    here("benchmark.py", "--suite", "gpu", "--dataset", corpus, "--out", "r.json")
+    found = json.loads((tmp_path / "r.json").read_text())["results"]
+    assert found["equal_time"] == {"stock": curve}
+    for objective, ways in found["speed"]["4x512 (small)"].items():
+        assert list(ways) == ["stock", "ours", "fast"]
+        assert all(one["tokens_per_second"] > 0 and one["steps"] == 1 for one in ways.values())
+        # what does not depend on the machine: logits of some tokens against those of all
+        assert ways["ours"]["flops_per_token"] < 0.8 * ways["stock"]["flops_per_token"], objective
+    assert found["speed"]["4x512 (small)"]["mlm"]["ours"]["profile"]["largest"][0]["seconds"] > 0
 
 
 @pytest.mark.slow
