@@ -1,4 +1,4 @@
-"""Every objective and method on a CUDA device, in bfloat16: it learns, resumes, exports, and no step waits for the device."""
+"""Every objective and method on a CUDA device, in bfloat16: learns, resumes, exports, and never waits for it."""
 
 import math
 from pathlib import Path
@@ -23,7 +23,7 @@ def losses_of(trainer):
 
 
 def check_run(tmp_path: Path, **settings):
-    """A run of eight steps with a checkpoint of half of them: finite, resumed to the same losses, exported as stock."""
+    """A run of eight steps, resumed from the fourth: finite, with the same losses, exported as stock."""
     straight = tiny.trainer(tmp_path / "run", **ON_GPU, **settings, saved=(4,))
     assert straight.args.device.type == "cuda" or straight.args.use_cpu
     straight.train()
