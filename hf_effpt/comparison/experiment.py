@@ -89,7 +89,7 @@ def compare(
     require_plotting()
     out, numbers = Path(out), listed_seeds(seeds)
     if len(numbers) < LEAST_SEEDS:
-        logger.warning("%d seeds give no verdict: it takes %d pairs", len(numbers), LEAST_SEEDS)
+        logger.warning("a verdict takes %d pairs of seeds, and here are %d", LEAST_SEEDS, len(numbers))
     if wrong := [fraction for fraction in fractions if not 0 < fraction <= 1]:
         raise EffptError(f"A fraction is a share of the budget above 0 and at most 1, not {wrong[0]}.")
     arms = swept(load_arms(recipes, overrides), sweep)
