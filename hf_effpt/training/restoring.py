@@ -5,7 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers import EarlyStoppingCallback
+from transformers import EarlyStoppingCallback, TrainerState
+from transformers.trainer_utils import TrainOutput
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.undriven import release
@@ -23,6 +24,15 @@ def restore(trainer: Any, checkpoint: Path) -> None:
     release(trainer.model)
     trainer.average.begin(checkpoint)
     smooth_in_model(trainer)
+
+
+def finished(trainer: Any, checkpoint: Path) -> TrainOutput:
+    """Has the trainer stand at the end of its run, which the checkpoint holds; returns what `train` returns."""
+    trainer.create_optimizer_and_scheduler(1)  # at the final learning rate
+    trainer.state = TrainerState.load_from_json(str(checkpoint / STATE))
+    if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint is not None:
+        load_best(trainer)
+    return TrainOutput(trainer.state.global_step, 0.0, {})
 
 
 def check_run(trainer: Any) -> None:
@@ -60,8 +70,10 @@ def name_best(trainer: Any, run: Path) -> None:
 def load_best(trainer: Any) -> None:
     """Has the trainer hold the model of the best checkpoint, in the shape that it had there, and evaluates it.
 
-    The clock stays: finding it has cost the whole run.
+    The clock stays: finding it has cost the whole run. A branch has no best checkpoint.
     """
+    if trainer.branches.current is not None:
+        return
     checkpoint = Path(trainer.state.best_model_checkpoint)
     if not checkpoint.is_dir():  # the run folder has moved since
         checkpoint = Path(trainer.args.output_dir, checkpoint.name)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerState
+from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 
 from hf_effpt.core.clock import Clock
@@ -140,7 +140,7 @@ class EffptTrainer(Trainer):
         Raises `EffptError` for a checkpoint that is not whole, naming the last whole one; `RunStopped` after a signal.
         """
         restoring.check_run(self)
-        with trials.own_model(self, trial):
+        with trials.failing_alone(self, trial), trials.own_model(self, trial):
             return self._train(resume_from_checkpoint, trial=trial, ignore_keys_for_eval=ignore_keys_for_eval)
 
     def _train(self, resume_from_checkpoint: str | bool | None, **kwargs: Any) -> TrainOutput:
@@ -149,11 +149,7 @@ class EffptTrainer(Trainer):
             self.begin(checkpoints.totals(checkpoint, identity_of_run(self), self.args))
             restoring.restore(self, checkpoint)
             if self.clock.finished:
-                self.create_optimizer_and_scheduler(1)  # at the final learning rate
-                self.state = TrainerState.load_from_json(str(checkpoint / checkpoints.STATE))
-                if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
-                    self._load_best_model()
-                return TrainOutput(self.state.global_step, 0.0, {})
+                return restoring.finished(self, checkpoint)
             resume_from_checkpoint = str(checkpoint)
         else:
             self.begin(None)
@@ -169,6 +165,11 @@ class EffptTrainer(Trainer):
             compile_layers(self.model)
         with self.stopper.listening(), carbon.tracking(self.args, self.cost.timekeeper):
             return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+
+    def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
+        """Searches like the stock Trainer. A trial that diverges, or is refused, is pruned, and the search goes on."""
+        with trials.some_trial():
+            return super().hyperparameter_search(*args, **kwargs)
 
     def begin(self, totals: dict[str, Any] | None) -> None:
         """Sets clock and rows to zero, or to the totals of a checkpoint."""
@@ -360,8 +361,7 @@ class EffptTrainer(Trainer):
         super()._maybe_log_save_evaluate(tr_loss, *args, **kwargs)
         if logs:
             tr_loss.nan_to_num_(0.0)  # the stock Trainer begins anew by NaN - NaN
-        if self.args.branches:
-            self.branches.save_due()
+        self.branches.save_due()
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         if self.branches.current is not None:  # it is short, and starts again from its checkpoint
@@ -376,8 +376,7 @@ class EffptTrainer(Trainer):
             return super()._finalize_training(*args, **kwargs)
 
     def _load_best_model(self) -> None:
-        if self.branches.current is None:
-            restoring.load_best(self)
+        restoring.load_best(self)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Exports the stock model, with tokenizer, card and `run.json`; only checkpoints keep the training model."""

@@ -1,10 +1,14 @@
 """The best checkpoint is given back, training stops early, and `model_init` makes a model for each run."""
 
 import json
+import math
 import os
 import signal
+import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_utils import BestRun, HPSearchBackend
@@ -95,29 +99,51 @@ def test_stopping_early_without_a_metric_is_refused(tmp_path):
         trainer_of(tmp_path, tiny.model(), metric_for_best_model="accuracy")
 
 
+class TrialPruned(Exception):
+    """In the place of Optuna's."""
+
+
+class Trial:
+    def __init__(self, number):
+        self.number, self.params, self.attributes = number, {}, {}
+
+    def set_user_attr(self, name, value):
+        self.attributes[name] = value
+
+
 class Search:
-    """A backend of searches in the place of an installed one: it tries learning rates in turn."""
+    """A backend of searches in the place of Optuna, which may not be installed: it tries learning rates in turn."""
 
     @staticmethod
     def ensure_available():
         pass
 
     def run(self, trainer, n_trials, direction):
-        self.found = []
-        for number in range(n_trials):
-            trial = type("Trial", (), {"number": number, "params": {}})()
-            trainer.train(trial=trial)
+        Search.last, Search.pruned = [], []
+        for trial in map(Trial, range(n_trials)):
+            try:
+                trainer.train(trial=trial)
+            except TrialPruned as pruned:
+                Search.pruned.append((trial.number, str(pruned), trial.attributes))
+                continue
             objective = trainer.compute_objective(trainer.evaluate())
-            self.found.append((trainer.args.learning_rate, trainer.state.global_step, objective))
+            self.last.append((trainer.args.learning_rate, trainer.state.global_step, objective))
             trainer.model = trainer.model_wrapped = None  # as the stock backends do
-        Search.last = self.found
-        return BestRun("0", self.found[0][2], {})
+        if not self.last:
+            raise ValueError("No trials are completed yet.")
+        return BestRun("0", self.last[0][2], {})
 
 
-def test_each_trial_of_a_search_has_a_fresh_model_and_its_own_arguments(tmp_path, monkeypatch):
+@pytest.fixture
+def optuna(monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", SimpleNamespace(TrialPruned=TrialPruned))
     backends = {HPSearchBackend.OPTUNA: Search}
     monkeypatch.setattr("transformers.trainer.ALL_HYPERPARAMETER_SEARCH_BACKENDS", backends)
     monkeypatch.setattr("transformers.integrations.hp_params", lambda trial: trial.params)
+    monkeypatch.setattr("hf_effpt.training.cost.FlopCounter", tiny.default_counter)
+
+
+def test_each_trial_of_a_search_has_a_fresh_model_and_its_own_arguments(tmp_path, optuna):
     made = []
 
     def make():
@@ -125,7 +151,6 @@ def test_each_trial_of_a_search_has_a_fresh_model_and_its_own_arguments(tmp_path
         return made[-1]
 
     trainer = trainer_of(tmp_path, init=make, budget="2steps", save_strategy="steps", save_steps=2)
-    monkeypatch.setattr("hf_effpt.training.cost.FlopCounter", tiny.default_counter)
     space = [{"learning_rate": rate, "budget": f"{steps}steps"} for rate, steps in ((1e-3, 2), (1e-2, 3), (1e-3, 2))]
     best = trainer.hyperparameter_search(lambda trial: space[trial.number], n_trials=3, backend="optuna")
     assert [(rate, steps) for rate, steps, _ in Search.last] == [(1e-3, 2), (1e-2, 3), (1e-3, 2)]
@@ -133,8 +158,35 @@ def test_each_trial_of_a_search_has_a_fresh_model_and_its_own_arguments(tmp_path
     assert best.objective == pytest.approx(4.85, abs=0.1)  # the held-out loss
     assert len({id(model) for model in made}) == len(made) == 4  # one more for the checks of the trainer
     assert (tmp_path / "run-1" / "checkpoint-3").is_dir()
-    with pytest.raises(EffptError, match=r"`training\.learning_rate` must be above 0"):
+
+
+def test_a_trial_that_fails_ends_alone(tmp_path, optuna):
+    """The weights of one are planted to be no numbers, another is refused, and the third ends like one of its own."""
+    rates = [1e-3, 0.0, 1e-3]
+
+    class Break(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            if trainer._trial.number == 0:
+                torch.nn.init.constant_(next(model.parameters())[0], math.nan)
+
+    saving = {"budget": "2steps", "save_strategy": "steps", "save_steps": 1}
+    trainer = trainer_of(tmp_path, init=lambda: tiny.model(), callbacks=[Break()], **saving)
+    trainer.hyperparameter_search(lambda trial: {"learning_rate": rates[trial.number]}, n_trials=3, backend="optuna")
+    assert [number for number, _, _ in Search.pruned] == [0, 1]
+    diverged, refused = (attributes["error"] for _, _, attributes in Search.pruned)
+    assert diverged.startswith("The run has diverged")
+    assert refused.startswith("`training.learning_rate` must be above 0")
+    alone = trainer_of(tmp_path / "alone", init=lambda: tiny.model(), **saving)
+    alone.train()
+    assert Search.last == [(1e-3, 2, alone.evaluate()["eval_loss"])]
+    with pytest.raises(EffptError, match=r"Each trial of the search has failed"):
         trainer.hyperparameter_search(lambda trial: {"learning_rate": 0.0}, n_trials=1, backend="optuna")
+
+
+def test_a_signal_ends_the_whole_search(tmp_path, optuna):
+    trainer = trainer_of(tmp_path, init=lambda: tiny.model(num_hidden_layers=1), callbacks=[Told()])
+    with pytest.raises(RunStopped):
+        trainer.hyperparameter_search(lambda trial: {"learning_rate": 1e-3}, n_trials=2, backend="optuna")
 
 
 @pytest.mark.parametrize("given", [{}, {"model": "a model", "init": tiny.model}])
