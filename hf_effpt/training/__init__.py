@@ -27,5 +27,6 @@ evaluation_loop         logged metrics and held-out loss
 checkpoints             checking, loading and saving of checkpoints; saving of the exported model
   stopping              a checkpoint at SIGTERM and SIGINT
   resuming              settings that change when a run is resumed
+  rewinding             what a run saved after the checkpoint that it goes on from
   record                content of `run.json`
 """

@@ -17,7 +17,7 @@ from hf_effpt.core.method import Method
 from hf_effpt.core.objectives import OBJECTIVES
 from hf_effpt.core.row_method import RowMethod, row_methods
 
-from . import carbon, checkpoints, checks, losses, predictions, restoring, trials
+from . import carbon, checkpoints, checks, losses, predictions, restoring, rewinding, trials
 from .arguments import EffptTrainingArguments
 from .averaging import WeightAverage
 from .branches import Branches, check_branches
@@ -160,6 +160,7 @@ class EffptTrainer(Trainer):
             if self.model.snapshot is not None:
                 self.model.snapshot.take(self.model)
         checks.check_processes(self.methods, self.args.world_size)
+        rewinding.set_later_aside(self, resume_from_checkpoint)
         self.branches.begin()
         if self.args.compile_layers:
             compile_layers(self.model)
