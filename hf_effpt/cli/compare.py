@@ -3,6 +3,7 @@
 import argparse
 import shlex
 import sys
+from collections import Counter
 
 from hf_effpt.hub.private import words_without_secrets
 
@@ -77,7 +78,9 @@ def run(args: argparse.Namespace) -> None:
         print(f"VOID: {report['void']}")
     for arm in report["arms"]:
         loss = arm["summary"]["final_loss"]
-        shown = "no finished run" if loss is None else f"{loss['mean']:.4f}"
+        states = Counter(run["state"] for run in arm["runs"] if run["fraction"] == 1.0)
+        unfinished = ", ".join(f"{number} {state}" for state, number in states.items())
+        shown = f"no finished run ({unfinished})" if loss is None else f"{loss['mean']:.4f}"
         print(f"  {arm['name']}: {shown}. {arm['verdict']['text']}")
     for note in report["notes"]:
         print(f"  note: {note}")

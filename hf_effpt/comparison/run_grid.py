@@ -1,7 +1,7 @@
 """Grid of a comparison: its runs, their order and their folders, and the plan of the comparison."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from hf_effpt.training.checkpoints import checkpoints_in
 
 from .arms import SET_BY_GRID, Arm, file_name
 
-RECORD, SCORES, LOG = "run.json", "evaluation.json", "log.txt"
+RECORD, SCORES, DIVERGED = "run.json", "evaluation.json", "diverged.json"
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,13 @@ class Run:
         """Returns the content of `evaluation.json`; `None` while there is none."""
         return _json(self.folder / SCORES)
 
+    def divergence(self) -> dict[str, Any] | None:
+        """Returns the record of [`RunDiverged`], with its `message`; `None` if the run has not diverged."""
+        return _json(self.folder / DIVERGED)
+
     def has_diverged(self) -> bool:
+        if self.divergence() is not None:
+            return True
         loss = ((self.record() or {}).get("evaluation") or {}).get("held_out_loss")
         return loss is not None and not math.isfinite(loss)
 
@@ -116,12 +122,24 @@ def claim(out: Path, runs: Sequence[Run], clock: Clock, primary: str = "held_out
 
 
 def _has_begun(out: Path, arm: str) -> bool:
-    """Returns `True` if an arm has finished runs or checkpoints."""
+    """Returns `True` if an arm has runs that are finished or have diverged, or checkpoints."""
     folders = (out / "runs" / file_name(arm)).glob("seed-*/budget-*")
-    return any((folder / RECORD).is_file() or checkpoints_in(folder) for folder in folders if folder.is_dir())
+    ends = (RECORD, DIVERGED)
+    return any(
+        any((folder / name).is_file() for name in ends) or checkpoints_in(folder)
+        for folder in folders
+        if folder.is_dir()
+    )
 
 
 def identity(recipe: Recipe) -> dict[str, Any]:
     """Returns the settings that all runs of an arm share: those of its recipe but budget, seed and folder."""
     free = FREE | set(SET_BY_GRID)
     return {name: {k: v for k, v in values.items() if k not in free} for name, values in recipe.resolved().items()}
+
+
+def divergence_text(record: Mapping[str, Any]) -> str:
+    """Says where a run has diverged, by its record: the step, what was not finite, and the last finite loss."""
+    loss, at = record.get("last_loss"), record.get("last_loss_step")
+    last = "no finite loss was logged" if loss is None else f"the last finite training loss is {loss:.4f} at step {at}"
+    return f"not finite from step {record['step']} on ({record['what']}); {last}"

@@ -18,7 +18,7 @@ from hf_effpt.core.files import write_json
 from hf_effpt.hub.card import duration
 
 from .progress import Progress
-from .run_grid import Run
+from .run_grid import Run, divergence_text
 from .run_worker import BUSY
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,12 @@ class Runner:
         return [sys.executable, "-m", "hf_effpt.comparison.run_worker", str(request)]
 
     def is_done(self, run: Run) -> bool:
-        """Returns `True` if a run is trained and, if requested, evaluated with the arguments of this comparison."""
+        """Returns `True` if a run is trained and, if requested, evaluated with the arguments of this comparison.
+
+        Or if it has diverged, which another attempt would do again.
+        """
+        if run.divergence() is not None:
+            return True
         if run.record() is None:
             return False
         wanted = json.loads(json.dumps(self.evaluation_of(run)))  # as it was written: tuples are lists
@@ -145,6 +150,8 @@ def _wait(process: subprocess.Popen, seconds: float | None) -> int | None:
 
 
 def _outcome(run: Run) -> str:
+    if diverged := run.divergence():
+        return f"diverged, {divergence_text(diverged)}"
     record = run.record()
     if record is None:
         return "not finished"

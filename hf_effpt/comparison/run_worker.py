@@ -13,14 +13,14 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from hf_effpt.core.errors import EffptError, RunStopped
+from hf_effpt.core.errors import EffptError, RunDiverged, RunStopped
 from hf_effpt.core.files import read_json, write_json
 from hf_effpt.evaluation.suite import evaluate
 from hf_effpt.pretraining import pretrain
 from hf_effpt.recipe.recipe import Recipe
 from hf_effpt.training.checkpoints import checkpoints_in, fault
 
-from .run_grid import RECORD, SCORES
+from .run_grid import DIVERGED, RECORD, SCORES
 
 BUSY = 4  # exit code if another process is at work on the run
 
@@ -37,17 +37,19 @@ def end_with(parent: int, seconds: float = 1.0) -> None:
 
 
 def last_whole_checkpoint(folder: Path) -> str | None:
-    """Returns the newest intact checkpoint of a killed run; if it has none, removes its folder."""
-    whole = (checkpoint for checkpoint in reversed(checkpoints_in(folder)) if fault(checkpoint) is None)
-    if (folder / "recipe.yaml").is_file() and (last := next(whole, None)):
-        return str(last)
+    """Returns the newest intact checkpoint of a killed run; removes others after it, or the folder if it has none."""
+    for checkpoint in reversed(checkpoints_in(folder)) if (folder / "recipe.yaml").is_file() else ():
+        if fault(checkpoint) is None:
+            return str(checkpoint)
+        shutil.rmtree(checkpoint)
     shutil.rmtree(folder, ignore_errors=True)
     return None
 
 
 def run(request: Mapping[str, Any]) -> None:
-    """Trains a run unless it is trained, removes its checkpoints, and evaluates it.
+    """Trains a run unless it is trained, removes its checkpoints, and evaluates it unless it diverged.
 
+    A run that diverges has an outcome, too: it leaves a record of that, and is not tried again.
     `request` has the sections of its `recipe`, and as `evaluation` the arguments of [`evaluate`] or an empty mapping.
     Raises a `Timeout` if another process is at work on the same run.
     """
@@ -56,10 +58,14 @@ def run(request: Mapping[str, Any]) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0):
         if not (folder / RECORD).is_file():
-            pretrain(recipe, resume=last_whole_checkpoint(folder) or False)
+            try:
+                pretrain(recipe, resume=last_whole_checkpoint(folder) or False)
+            except RunDiverged as diverged:
+                logging.getLogger("hf_effpt").warning("%s", diverged)
+                write_json(folder / DIVERGED, {"message": str(diverged), **diverged.record})
         for checkpoint in checkpoints_in(folder):  # a finished run needs only its exported model and its record
             shutil.rmtree(checkpoint)
-        if request["evaluation"]:
+        if request["evaluation"] and not (folder / DIVERGED).is_file():
             found = evaluate(folder, **request["evaluation"])
             write_json(folder / SCORES, {"asked": request["evaluation"], **found})
 

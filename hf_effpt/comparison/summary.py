@@ -20,7 +20,7 @@ from .caveats import loss_notes, no_verdict, notes, share_of, void_reason
 from .controls import Control, control_sentence, difference_sentence, find_control
 from .cost_law import cost_law
 from .report_tables import FEW_ARMS
-from .run_grid import Run
+from .run_grid import Run, divergence_text
 from .speed import NO_SPEED, speed_up
 from .statistics import Difference, holm, interval, paired, verdict
 
@@ -61,9 +61,20 @@ def run_entry(run: Run, fault: str | None, asked: Mapping[str, Any] | None = Non
     entry |= {"objective": run.recipe.model.objective, "evaluation": {}}
     record = run.record()
     if record is None:
-        state = "missing" if fault is None else "failed"
-        return entry | {"state": state, "held_out_loss": None, "clock": {}, "co2e": None, "final_learning_rate": None,
-                        "costs": {}, "accounts": {}, "curve": [], "scores": {}, "score_notes": {}}  # fmt: skip
+        none: dict[str, Any] = {"held_out_loss": None, "clock": {}, "co2e": None, "final_learning_rate": None,
+                                "costs": {}, "accounts": {}, "curve": [], "scores": {}, "score_notes": {}}  # fmt: skip
+        if (diverged := run.divergence()) is None:
+            return entry | none | {"state": "missing" if fault is None else "failed"}
+        return (
+            entry
+            | none
+            | {
+                "state": "diverged",
+                "note": divergence_text(diverged),
+                "clock": {name: diverged["clock"].get(name) for name in CLOCK},
+                "curve": curve(diverged["history"]),
+            }
+        )
     parts = ("evaluation", "energy", "learning_rate", "data")
     evaluation, energy, rates, rows = (record.get(part) or {} for part in parts)
     loss = evaluation.get("held_out_loss")
@@ -144,9 +155,12 @@ def summarized(
     baseline, *others = found
     if not final_losses(found[baseline]):
         faults = [entry["note"] or entry["state"] for entry in found[baseline]]
+        fix = "Fix that and start it again; finished runs are kept."
+        if any(entry["state"] == "diverged" for entry in found[baseline]):
+            fix = "Lower its `training.learning_rate`, and name another `--out`."
         raise EffptError(
             f"No run of the baseline `{baseline}` has finished on the whole budget, so there is nothing to compare "
-            f"with ({'; '.join(dict.fromkeys(faults))}). Fix that and start it again; finished runs are kept."
+            f"with ({'; '.join(dict.fromkeys(faults))}). {fix}"
         )
     every = [entry for entries in found.values() for entry in entries]
     void = void_reason(found[baseline])

@@ -1,8 +1,24 @@
 """The one error users meet when what they passed cannot work."""
 
+from typing import Any
+
 
 class EffptError(ValueError):
     """Bad input: the message names what was passed, what is needed and the fix."""
+
+
+class RunDiverged(EffptError):
+    """A run has diverged: its gradients, its weights or its held-out loss are not finite.
+
+    Args:
+        message (`str`): what has happened, and the way out.
+        record (`dict`): JSON of what is known: `step`, the first that is not finite; `what` is not; `last_loss` and
+            `last_loss_step`, the last finite training loss logged, if any; `clock`, and `history`, the log entries.
+    """
+
+    def __init__(self, message: str, record: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.record = dict(record or {})
 
 
 class RunStopped(EffptError):

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_effpt.core.errors import EffptError
+from hf_effpt.core.errors import RunDiverged
+from hf_effpt.core.files import finite
 from hf_effpt.hub.folders import checkpoints_in, step_of
 
 from .checkpoints import fault
@@ -66,7 +67,7 @@ class FiniteGuard:
     def settle(self) -> dict[str, int]:
         """Counts the skipped steps up to now, for which it waits for the device; returns what a log entry says.
 
-        Raises `EffptError` after `args.max_skipped_steps` of them in a row.
+        Raises `RunDiverged` after `args.max_skipped_steps` of them in a row.
         """
         unread, self._unread, before = self._unread, [], self.steps
         found = torch.stack([one[-1] for one in unread]).tolist() if unread else []
@@ -85,32 +86,45 @@ class FiniteGuard:
         return {"skipped_steps": self.steps} if self.steps else {}
 
     def check_weights(self) -> None:
-        """Raises `EffptError` if there are weights that are not finite, or [`settle`] does; in all processes alike."""
+        """Raises `RunDiverged` if some weights are not finite, or as [`settle`] does; in all processes alike."""
         self.settle()
         for name, weight in self.trainer.model.named_parameters():
             if not weight.isfinite().all():
                 step = self.trainer.state.global_step
-                raise EffptError(
-                    f"The run has diverged: `{name}` is not finite after step {step}, so it is not saved. "
-                    f"{self._way_out(step - 1)}"
+                raise self._diverged(
+                    f"`{name}` is not finite after step {step}, so it is not saved.", step - 1, "weights"
                 )
 
     def check_exportable(self) -> None:
-        """Raises `EffptError` if the run has diverged, so that it leaves no model that looks like a good one."""
+        """Raises `RunDiverged` if the run has diverged, so that it leaves no model that looks like a good one."""
         self.check_weights()
         loss = (self.trainer.evaluation or {}).get("held_out_loss")
         if loss is not None and not math.isfinite(loss):
-            raise EffptError(
-                f"The run has diverged: its held-out loss is {loss}, so no model is exported. "
-                f"{self._way_out(self.trainer.state.global_step - 1)}"
-            )
+            raise self._diverged(
+                f"its held-out loss is {loss}, so no model is exported.",
+                self.trainer.state.global_step - 1, "held-out loss",
+            )  # fmt: skip
 
     def _stop(self, step: int) -> None:
         last = step - self.in_a_row
-        raise EffptError(
-            f"The run has diverged: the gradients of {self.in_a_row} steps in a row, up to step {step}, were not "
-            f"finite (`training.max_skipped_steps`). The weights are those of step {last}. {self._way_out(last)}"
-        )
+        raise self._diverged(
+            f"the gradients of {self.in_a_row} steps in a row, up to step {step}, were not finite "
+            f"(`training.max_skipped_steps`). The weights are those of step {last}.", last, "gradients",
+        )  # fmt: skip
+
+    def _diverged(self, seen: str, last: int, what: str) -> RunDiverged:
+        """The error of a run whose last sound step was `last`, with its record; `what` is not finite."""
+        history = self.trainer.state.log_history
+        losses = [one for one in history if "loss" in one and one["step"] <= last and math.isfinite(one["loss"])]
+        record = {
+            "step": last + 1,
+            "what": what,
+            "last_loss": losses[-1]["loss"] if losses else None,
+            "last_loss_step": losses[-1]["step"] if losses else None,
+            "clock": self.trainer.clock.as_dict(),
+            "history": history,
+        }
+        return RunDiverged(f"The run has diverged: {seen} {self._way_out(last)}", finite(record))
 
     def _way_out(self, last: int) -> str:
         """Says how to go on from the last checkpoint up to a step."""

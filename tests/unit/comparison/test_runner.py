@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from hf_effpt.comparison.arms import Arm
+from hf_effpt.comparison.markdown import markdown
 from hf_effpt.comparison.run_grid import grid
 from hf_effpt.comparison.run_launcher import Runner, gpus_of
 from hf_effpt.comparison.run_worker import BUSY
+from hf_effpt.comparison.summary import report
 from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
 from tests.processes import Started
@@ -73,6 +75,22 @@ def test_a_failed_run_is_named_and_tried_again(tmp_path):
     (tmp_path / "fail-b").unlink()
     assert Pretending({}).make(runs) == {}
     assert order(tmp_path)[4:] == [["b", "seed-0"], ["b", "seed-1"]]
+
+
+def test_a_diverged_run_is_an_outcome_and_not_tried_again(tmp_path):
+    runs = runs_in(tmp_path, seeds=(0,))
+    diverged = {"step": 7, "what": "weights", "last_loss": None, "clock": {"steps": 6}, "history": []}
+    runs[1].folder.mkdir(parents=True)
+    (runs[1].folder / "diverged.json").write_text(json.dumps(diverged))
+    assert Pretending({"tasks": ["blimp"]}).make(runs) == {}
+    assert order(tmp_path) == [["a", "seed-0"]]
+    found = report([Arm("a", SECTIONS), Arm("b", SECTIONS)], runs, Clock.parse("8steps"))
+    (note,) = (note for note in found["notes"] if note.startswith("b, "))
+    assert note.endswith("diverged (not finite from step 7 on (weights); no finite loss was logged)")
+    assert found["arms"][1]["verdict"]["text"] == "No verdict: seed 0 has diverged."
+    assert "| b | 0 | 1 | diverged" in markdown(found)
+    with pytest.raises(EffptError, match=r"Lower its `training.learning_rate`, and name another `--out`"):
+        report([Arm("b", SECTIONS), Arm("a", SECTIONS)], runs, Clock.parse("8steps"))
 
 
 def test_a_run_is_done_when_it_is_evaluated_as_asked(tmp_path):

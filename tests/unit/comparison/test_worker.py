@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import signal
 
@@ -8,8 +9,10 @@ from filelock import FileLock
 from hf_effpt.comparison import run_worker
 from hf_effpt.comparison.arms import Arm
 from hf_effpt.comparison.run_grid import Run
+from hf_effpt.comparison.run_launcher import Runner
 from hf_effpt.comparison.summary import curve, run_entry
 from hf_effpt.core.errors import EffptError
+from hf_effpt.training.trainer import EffptTrainer
 from tests.processes import Started
 
 WORDS = (
@@ -60,6 +63,32 @@ def test_a_run_is_trained_evaluated_and_cleared_once(run, monkeypatch):
     assert run.scores()["asked"]["tasks"] == ["cola"]
 
 
+@pytest.mark.slow
+def test_a_run_that_diverges_is_called_so_and_not_tried_again(run, monkeypatch):
+    """The gradients are planted to be no numbers from the fourth step on."""
+    compute = EffptTrainer.compute_loss
+
+    def poisoned(self, *args, **kwargs):
+        return compute(self, *args, **kwargs) * (math.nan if self.state.global_step > 2 else 1.0)
+
+    monkeypatch.setattr(EffptTrainer, "compute_loss", poisoned)
+    sections = run.recipe.resolved()
+    sections["training"] |= {"max_skipped_steps": 2, "logging_steps": 1}
+    run_worker.run({"recipe": sections, "evaluation": {"tasks": ["blimp"]}})
+    record = run.divergence()
+    assert (record["step"], record["what"], record["last_loss_step"]) == (4, "gradients", 3)
+    assert record["message"].startswith("The run has diverged: the gradients of 2 steps in a row, up to step 5")
+    entry = run_entry(run, None)
+    loss = next(one["loss"] for one in record["history"] if one["step"] == 3 and "loss" in one)
+    assert entry["state"] == "diverged"
+    said = f"not finite from step 4 on (gradients); the last finite training loss is {loss:.4f} at step 3"
+    assert entry["note"] == said
+    assert entry["clock"]["steps"] == 5
+    assert entry["curve"]  # up to there
+    assert not list(run.folder.glob("checkpoint-*"))
+    assert Runner({"tasks": ["blimp"]}).is_done(run)
+
+
 def test_a_run_that_another_process_is_at_is_left_alone(run, tmp_path, monkeypatch):
     run.folder.mkdir(parents=True)
     (run.folder / "config.json").touch()  # half a run, which is the other's
@@ -79,6 +108,7 @@ def test_a_killed_run_goes_on_from_its_last_whole_checkpoint(tmp_path, monkeypat
         (tmp_path / "run" / name).mkdir(parents=True)
     (tmp_path / "run" / "recipe.yaml").touch()
     assert run_worker.last_whole_checkpoint(tmp_path / "run") == str(tmp_path / "run" / "checkpoint-6")
+    assert not (tmp_path / "run" / "checkpoint-9").exists()
     (tmp_path / "run" / "recipe.yaml").unlink()  # with which it could not be resumed
     assert run_worker.last_whole_checkpoint(tmp_path / "run") is None
     assert not (tmp_path / "run").exists()
