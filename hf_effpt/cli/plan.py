@@ -20,11 +20,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from hf_effpt.core.gpus import names_of_gpus
     from hf_effpt.planning.plan import plan
 
     show_messages()
     command = shlex.join(["effpt", *sys.argv[1:]])
     told = plan(args.source, args.out, hours=args.hours, kwh=args.kwh, device=args.device, command=command)
-    print(
-        f"\n{told}\n\nThe recipe is in {args.out}, with a reason for each setting. Next:\n  effpt pretrain {args.out}"
-    )
+    number = (args.device or "").partition(":")[2]
+    gpu = f"CUDA_VISIBLE_DEVICES={names_of_gpus([number])[0]} " if number else ""
+    print(f"\n{told}\n\nThe recipe is in {args.out}, with a reason for each setting. Next:")
+    print(f"  {gpu}effpt pretrain {shlex.quote(args.out)}")

@@ -13,8 +13,8 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import write_json
+from hf_effpt.core.gpus import names_of_gpus
 from hf_effpt.hub.card import duration
 
 from .progress import Progress
@@ -161,13 +161,4 @@ def _outcome(run: Run) -> str:
 
 def gpus_of(text: str | None) -> list[str]:
     """Parses a list such as `0,1,3`, which counts the visible GPUs; raises an `EffptError` if there is no such GPU."""
-    if not text:
-        return []
-    import torch
-
-    gpus = [word.strip() for word in text.split(",")]
-    there = torch.cuda.device_count()
-    if wrong := [gpu for gpu in gpus if not gpu.isdigit() or int(gpu) >= there]:
-        raise EffptError(f"There is no GPU {', '.join(wrong)}: {there} can be seen here, numbered from 0.")
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return [visible.split(",")[int(gpu)].strip() for gpu in gpus] if visible else gpus
+    return names_of_gpus([word.strip() for word in text.split(",")]) if text else []

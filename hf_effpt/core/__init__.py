@@ -22,5 +22,6 @@ objectives        the pre-training objectives
 metrics           sums for the log
 modes, precision  evaluation and passes beside a run; modules that stay in fp32
 random, processes stateless random numbers; sums over processes
+gpus              names of the GPUs that this process sees
 files, errors     atomic writes; `EffptError`
 """

@@ -11,6 +11,7 @@ from typing import Any
 
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import read_json, write_json
+from hf_effpt.core.gpus import names_of_gpus
 from hf_effpt.core.registry import environment_of
 
 from .measurement import Measurement
@@ -27,7 +28,8 @@ def measure(sections: Mapping[str, Any], seconds: float, device: str | None = No
     Args:
         sections (`Mapping[str, Any]`): sections of the recipe, as [`Recipe.resolved`] returns them.
         seconds (`float`): seconds of training; starting the process and the model come on top.
-        device (`str`, *optional*): `cuda:1` for the second GPU; by default the one that the Trainer chooses.
+        device (`str`, *optional*): `cuda:1` for the second GPU that this process sees; by default the one that the
+            Trainer chooses.
 
     Raises:
         TooLarge: if memory runs out.
@@ -35,7 +37,7 @@ def measure(sections: Mapping[str, Any], seconds: float, device: str | None = No
     """
     environment = os.environ | environment_of(sections.get("methods") or {})
     if device is not None and device.startswith("cuda:"):
-        environment["CUDA_VISIBLE_DEVICES"] = device.removeprefix("cuda:")
+        (environment["CUDA_VISIBLE_DEVICES"],) = names_of_gpus([device.removeprefix("cuda:")])
     with tempfile.TemporaryDirectory() as folder:
         request, answer = Path(folder) / "request.json", Path(folder) / "answer.json"
         write_json(request, {"recipe": sections, "seconds": seconds, "answer": str(answer)})

@@ -11,6 +11,7 @@ import torch
 
 from hf_effpt.core.clock import JOULES_A_KWH, Clock
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.gpus import names_of_gpus
 from hf_effpt.core.registry import build_methods
 from hf_effpt.preparation import prepare_data
 from hf_effpt.pretraining import claim
@@ -67,15 +68,16 @@ def plan(
     Recipe.load(_sections(least, data, kind, MICRO_ROWS[kind], {}))  # refuses settings of the user's that are wrong
     with tempfile.TemporaryDirectory() as folder:
         text, share = text_of_pilot(data, Path(folder))
-        candidate, micro_rows, measured = _settle(text, hours, kwh, kind, device, measure)
+        candidate, micro_rows, measured, limits = _settle(text, hours, kwh, kind, device, measure)
     measured = with_text(measured, share)
     seconds = _seconds(measured, hours, kwh)
     budget = f"{hours:g}h" if hours is not None and seconds == hours * 3600 else f"{seconds:.0f}s"
     sections = _sections(candidate, data, kind, micro_rows, {"output_dir": out.stem, "budget": budget})
     recipe = Recipe.load(sections)
-    told = report(recipe, measured, Clock.parse(budget))
+    told = "\n".join([report(recipe, measured, Clock.parse(budget)), *(f"- {limit}" for limit in limits.values())])
     head = [f"Made by `{command}`.", METHODS, "What it is expected to do:", *told.splitlines()]
-    own = {name: reason for name, reason in REASONS.items() if name.removeprefix("data.") not in data}
+    reasons = REASONS | limits
+    own = {name: reason for name, reason in reasons.items() if name.removeprefix("data.") not in data}
     write_recipe(out, recipe_text(sections, own, head))
     return told
 
@@ -108,11 +110,13 @@ def _check(out: Path, hours: float | None, kwh: float | None) -> None:
 
 
 def _kind(device: str | None) -> str:
-    kind = (device or ("cuda" if torch.cuda.is_available() else "cpu")).partition(":")[0]
-    if kind not in MICRO_ROWS:
+    kind, colon, number = (device or ("cuda" if torch.cuda.is_available() else "cpu")).partition(":")
+    if kind not in MICRO_ROWS or (colon and kind != "cuda"):
         raise EffptError(f"`--device` is {device!r}, but must be cpu, cuda, or one GPU such as cuda:1.")
     if kind == "cuda" and not torch.cuda.is_available():
         raise EffptError(f"`--device` is {device!r}, but no GPU can be seen here; leave it out to plan for the CPU.")
+    if colon:
+        names_of_gpus([number])
     return kind
 
 
@@ -139,30 +143,44 @@ def _sections(
 
 def _settle(
     text: Mapping[str, Any], hours: float | None, kwh: float | None, kind: str, device: str | None, measure: Measure
-) -> tuple[Candidate, int, Measurement]:
-    """Measures the smallest size, then the one that the budget allows by that, until they agree."""
+) -> tuple[Candidate, int, Measurement, dict[str, str]]:
+    """Measures the smallest size, then the one that the budget allows by that, until they agree.
+
+    Attempts that do not fit into memory do not count. Returns also what memory has limited, by setting of the recipe.
+    """
     candidate, micro_rows = Candidate("tiny", LEAST_ROWS[kind]), MICRO_ROWS[kind]
     settled: tuple[Candidate, int, Measurement] | None = None
-    for _ in range(PILOTS):
-        logger.info("measuring: size %s, %d rows a step", candidate.size, candidate.rows)
+    pilots, flops, below = 0, 0.0, None  # FLOPs of the budget; the smallest size known to be too large
+    while pilots < PILOTS:
+        rows = min(micro_rows, candidate.rows)
+        logger.info("measuring: size %s, %d rows a step, %d at once", candidate.size, candidate.rows, rows)
         try:
             measured = measure(_sections(candidate, text, kind, micro_rows, {}), PILOT_SECONDS, device)
-        except TooLarge:
-            micro_rows = min(micro_rows, candidate.rows) // 2
-            if micro_rows < LEAST_AT_ONCE:
-                break
-            continue
-        settled = candidate, micro_rows, measured
-        run = forecast(measured, Clock("seconds", _seconds(measured, hours, kwh)), None)
-        wanted = candidate_for(run.flops, measured.flops_per_token, candidate.size, LEAST_ROWS[kind])
-        if wanted == candidate:
+        except TooLarge as error:
+            logger.info("that is too much for the memory of this device")
+            if (micro_rows := rows // 2) >= LEAST_AT_ONCE:
+                continue
+            if settled is None:
+                raise TooLarge(
+                    f"This device has too little memory for {rows} rows of a model of size {candidate.size}."
+                ) from error
+            below, micro_rows = candidate.size, MICRO_ROWS[kind]
+            of, _, measured = settled
+        else:
+            pilots, of = pilots + 1, candidate
+            settled = candidate, micro_rows, measured
+            flops = forecast(measured, Clock("seconds", _seconds(measured, hours, kwh)), None).flops
+        wanted = candidate_for(flops, measured.flops_per_token, of.size, LEAST_ROWS[kind], below)
+        if wanted == of:
             break
         candidate = wanted
-    if settled is None:
-        raise TooLarge(
-            f"This device has too little memory for {2 * micro_rows} rows of a model of size {candidate.size}."
-        )
-    return settled
+    assert settled is not None  # the first attempts have ended in a measurement, or in the error above
+    limits = {}
+    if below is not None:
+        limits["model.size"] = f"{below} and larger sizes do not fit into the memory of this device"
+    if settled[1] < min(MICRO_ROWS[kind], settled[0].rows):
+        limits["training.per_device_train_batch_size"] = "more rows at once do not fit into the memory of this device"
+    return *settled, limits
 
 
 def _seconds(measured: Measurement, hours: float | None, kwh: float | None) -> float:

@@ -28,13 +28,17 @@ class Candidate:
     rows: int
 
 
-def candidate_for(flops: float, flops_per_token: float, of: str, least_rows: int = ROWS) -> Candidate:
+def candidate_for(
+    flops: float, flops_per_token: float, of: str, least_rows: int = ROWS, below: str | None = None
+) -> Candidate:
     """The largest size that sees enough tokens for so many FLOPs, and the rows of its steps, not below the least.
 
-    `flops_per_token` are those measured of the size `of`; those of other sizes follow from their shapes.
+    `flops_per_token` are those measured of the size `of`; those of other sizes follow from their shapes. With `below`,
+    which does not fit into memory, only smaller sizes are looked at.
     """
-    tokens = {size: flops / (flops_per_token * _products(size) / _products(of)) for size in SIZES}
-    enough = [size for size in SIZES if tokens[size] >= TOKENS_A_PARAMETER * layer_parameters(size)]
+    sizes = list(SIZES) if below is None else list(SIZES)[: list(SIZES).index(below)]
+    tokens = {size: flops / (flops_per_token * _products(size) / _products(of)) for size in sizes}
+    enough = [size for size in sizes if tokens[size] >= TOKENS_A_PARAMETER * layer_parameters(size)]
     size = (enough or ["tiny"])[-1]
     return Candidate(size, max(least_rows, rows_for(tokens[size])))
 

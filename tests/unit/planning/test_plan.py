@@ -3,8 +3,10 @@
 import json
 import random
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 
 from hf_effpt.cli.main import main
@@ -29,15 +31,19 @@ def corpus(tmp_path):
 
 
 class Measuring:
-    """Stand-in of `measure`: a machine of so many FLOPs a second, with memory for so many rows at once."""
+    """Stand-in of `measure`: a machine of so many FLOPs a second, with memory for so many rows at once.
+
+    `rows` are those of any size, or by size.
+    """
 
     def __init__(self, flops_per_second=1e10, rows=10**6):
-        self.flops_per_second, self.rows, self.asked = flops_per_second, rows, []
+        self.flops_per_second, self.asked = flops_per_second, []
+        self.rows = rows if isinstance(rows, dict) else dict.fromkeys(SIZES, rows)
 
     def __call__(self, sections, seconds, device):
         self.asked.append((sections, device))
         rows = sections["training"]["per_device_train_batch_size"]
-        if rows > self.rows:
+        if rows > self.rows.get(sections["model"]["size"], 0):
             raise TooLarge("too large")
         layers, width, _ = SIZES[sections["model"]["size"]]
         flops = 6.0 * 12 * layers * width**2 + 1e6
@@ -99,6 +105,23 @@ def test_fewer_rows_at_once_where_memory_is_too_little(corpus, tmp_path):
         plan(str(corpus), tmp_path / "b.yaml", hours=0.1, measure=Measuring(rows=1))
 
 
+def test_a_size_that_does_not_fit_is_told_and_the_next_smaller_one_is_planned(corpus, tmp_path):
+    """Attempts without memory do not count: a machine for `base` that can hold no more than 16 rows of `mini`."""
+    measure = Measuring(1e14, rows={"tiny": 10**6, "mini": 16})
+    told = plan(str(corpus), tmp_path / "a.yaml", hours=10, measure=measure)
+    tried = [sections["model"]["size"] for sections, _ in measure.asked]
+    assert tried[0] == "tiny"
+    assert list(dict.fromkeys(tried[1:])) == ["base", "medium", "small", "mini"]
+    assert "- small and larger sizes do not fit into the memory of this device" in told
+    assert "- more rows at once do not fit into the memory of this device" in told
+    text = (tmp_path / "a.yaml").read_text()
+    assert "  # small and larger sizes do not fit into the memory of this device\n  size: mini\n" in text
+    assert yaml.safe_load(text)["training"]["per_device_train_batch_size"] == 16
+    alone = Measuring(1e14, rows={"tiny": 10**6})
+    assert "mini and larger sizes do not fit" in plan(str(corpus), tmp_path / "b.yaml", hours=10, measure=alone)
+    assert yaml.safe_load((tmp_path / "b.yaml").read_text())["model"]["size"] == "tiny"
+
+
 def test_a_large_text_is_measured_by_a_sample(corpus, tmp_path, monkeypatch):
     size = sum(len(json.loads(line)["text"]) for line in corpus.read_text().splitlines())
     monkeypatch.setattr("hf_effpt.planning.text_of_pilot.SAMPLE_BYTES", size // 4)
@@ -154,6 +177,39 @@ def test_a_real_measurement_in_this_process(corpus, tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
     with pytest.raises(EffptError, match="too few for one step"):
         dry_run(Recipe.load(sections, ["--training.per_device_train_batch_size", "100000"]), measure=measure)
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Three GPUs in the place of those that this machine may have."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+@pytest.mark.parametrize(("visible", "name"), [(None, "1"), ("4, 7,9", "7"), ("GPU-a,GPU-b,GPU-c", "GPU-b")])
+def test_a_gpu_is_one_of_those_that_are_visible(gpus, monkeypatch, visible, name):
+    seen = []
+
+    def run(command, env, **kwargs):
+        seen.append(env.get("CUDA_VISIBLE_DEVICES"))
+        return SimpleNamespace(returncode=pilot.NO_MEMORY, stderr="")
+
+    monkeypatch.setattr(measuring.subprocess, "run", run)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    for device in ("cuda:1", "cuda"):
+        with pytest.raises(TooLarge):
+            measuring.measure({"training": {}}, 1.0, device)
+    assert seen == [name, visible]
+
+
+@pytest.mark.parametrize("device", ["cuda:3", "cuda:-1", "cuda:x", "cuda:", "cpu:0", "gpu:0"])
+def test_a_gpu_that_is_not_there_is_refused_before_any_measurement(gpus, tmp_path, device):
+    measure = Measuring()
+    with pytest.raises(EffptError, match=r"There is no GPU|must be cpu, cuda, or one GPU"):
+        plan("tiny", tmp_path / "a.yaml", hours=1, device=device, measure=measure)
+    assert not measure.asked
 
 
 def test_a_pilot_that_fails_says_why(monkeypatch):
