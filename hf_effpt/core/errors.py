@@ -7,6 +7,10 @@ class EffptError(ValueError):
     """Bad input: the message names what was passed, what is needed and the fix."""
 
 
+class NoText(EffptError):
+    """A source of text holds none."""
+
+
 class RunDiverged(EffptError):
     """A run has diverged: its gradients, its weights or its held-out loss are not finite.
 

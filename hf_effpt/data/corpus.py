@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hf_effpt.core.errors import EffptError
+from hf_effpt.core.errors import EffptError, NoText
 from hf_effpt.data.cache import check_unchanged, stamp
 from hf_effpt.data.datasets_sources import Loaded, open_hub, open_loaded, open_saved
 from hf_effpt.data.document_cuts import CUTS, DocumentCut
@@ -88,7 +88,7 @@ class Corpus:
                 yield text
             blank = blank or not isinstance(text, Part)
         if empty:
-            raise EffptError(
+            raise NoText(
                 f"The dataset {self.name!r} is empty: it holds no document with text in it. Point data.dataset at "
                 "files with text, or use builtin:pydoc to try things out."
             )

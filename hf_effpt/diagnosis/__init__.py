@@ -5,6 +5,7 @@ A check is a short pure function from facts to a [`Finding`], or `None`. Facts a
 - `finding`: a finding, a diagnosis and their text.
 - `text_facts`, `recipe_facts`, `run_facts`: what is measured or read; `run_record`: the record of a run.
 - `text_checks`, `recipe_checks`, `course_checks`, `result_checks`, `speed_checks`: the checks.
+- `advice`: which recommended flags a recipe takes.
 - `doctor`: tells run, recipe and dataset apart, and runs the checks for whatever facts there are.
 - `range_test`: the learning rate at which the loss falls quickest, and where it diverges.
 - `loss_plot`: loss curves of runs.

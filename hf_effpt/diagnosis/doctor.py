@@ -26,7 +26,8 @@ from .text_facts import TextFacts, first_documents, text_facts
 # Checks by the facts that they need.
 CHECKS: dict[type, tuple[Callable[[Any], Finding | None], ...]] = {
     TextFacts: (
-        text_checks.doubles, text_checks.leakage, text_checks.garbled, text_checks.lengths, text_checks.scripts,
+        text_checks.blank, text_checks.doubles, text_checks.leakage, text_checks.garbled, text_checks.lengths,
+        text_checks.scripts,
     ),
     TokenizerReport: (text_checks.unknown, text_checks.fragments),
     RecipeFacts: (

@@ -1,12 +1,17 @@
 """Facts of a recipe that tell, before it is run, how it will go."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from hf_effpt.core.settings import plain
 from hf_effpt.recipe.recipe import Recipe
+from hf_effpt.training.arguments import EffptTrainingArguments
+from hf_effpt.training.batch_ramp import batch_sizes
+
+from .advice import accepted
 
 # Bytes of memory: of a parameter, its gradient and two averages in 32 bits; of a number of a layer's activations,
 # which has 34 bytes for each in 16 bits (Korthikanti et al., 2022, arXiv 2205.05198, without the attention matrix).
@@ -28,11 +33,12 @@ class RecipeFacts:
         width (`int`): hidden size of the model.
         continues (`bool`): `True` if it goes on from a checkpoint.
         rows, accumulated (`int`): rows of a micro-batch, and micro-batches of an optimizer step.
-        step_tokens (`int`): tokens of an optimizer step, on one device.
+        step_tokens (`int`): tokens of an optimizer step, on one device; the mean if batches grow.
         memory (`float`): estimated bytes of a step: parameters, optimizer, activations and logits.
         memory_there (`float`): bytes of memory of the device.
         steps (`float`, *optional*): optimizer steps of the budget; `None` for one in seconds or joules.
         text_tokens (`float`, *optional*): estimated tokens of the text; `None` if unknown.
+        recipe (`dict`): the recipe as resolved.
     """
 
     name: str
@@ -49,6 +55,7 @@ class RecipeFacts:
     memory_there: float
     steps: float | None = None
     text_tokens: float | None = None
+    recipe: dict[str, Any] = field(default_factory=dict)
 
     @property
     def passes(self) -> float | None:
@@ -56,8 +63,8 @@ class RecipeFacts:
         return None if not self.steps or not self.text_tokens else self.steps * self.step_tokens / self.text_tokens
 
     def again(self, *flags: str) -> str:
-        """The command that runs the recipe with other settings."""
-        return " ".join(["effpt pretrain", self.name, *flags])
+        """The command that runs the recipe with other settings; those that it does not take are left out."""
+        return " ".join(["effpt pretrain", self.name, *(accepted(self.recipe, flags) or flags)])
 
     def figures(self) -> dict[str, str]:
         """Figures that the checks look at, as text by name."""
@@ -94,7 +101,7 @@ def recipe_facts(recipe: Recipe, name: str, vocabulary: int, text_tokens: float 
         + micro_tokens * layers * width * number_bytes
         + micro_tokens * masked * vocabulary * LOGIT_BYTES
     )
-    step_tokens = micro_tokens * args.gradient_accumulation_steps
+    step_tokens = round(mean_rows(args) * length * args.gradient_accumulation_steps)
     # Forward and backward take six FLOPs a token and parameter; the head is computed at masked positions.
     step_flops = 6 * step_tokens * (inside + masked * vocabulary * width)
     clock = args.clock
@@ -119,7 +126,20 @@ def recipe_facts(recipe: Recipe, name: str, vocabulary: int, text_tokens: float 
         memory_there=memory_of(args.device),
         steps=steps,
         text_tokens=text_tokens,
+        recipe=recipe.resolved(),
     )
+
+
+def mean_rows(args: EffptTrainingArguments) -> float:
+    """Mean rows of a micro-batch over the steps of a run, whose batches may grow with the clock."""
+    sizes, clock = batch_sizes(args), args.clock
+    if not sizes:
+        return args.per_device_train_batch_size
+    shares = {size: until - since for (since, size), until in zip(sizes.items(), [*list(sizes)[1:], 1.0], strict=True)}
+    if clock is not None and clock.unit == "steps":
+        return sum(share * size for size, share in shares.items())
+    # On other clocks a phase has as many rows as its share, so that small batches make more steps.
+    return 1 / sum(share / size for size, share in shares.items())
 
 
 def memory_of(device: torch.device) -> float:

@@ -1,7 +1,5 @@
 """Checks of the end of a run: what it has reached, and whether that counts, by [`RunFacts`]."""
 
-import shlex
-
 from .course_checks import diverged
 from .finding import Finding
 from .run_facts import RunFacts
@@ -98,7 +96,7 @@ def unfinished(run: RunFacts) -> Finding | None:
         "warning",
         f"{run.fraction:.0%} of the budget is spent.",
         "The learning rate has not decayed yet, and a large part of the loss falls while it does.",
-        f"effpt pretrain {shlex.quote(run.folder + '/recipe.yaml')} --resume",
+        run.go_on(),
     )
 
 

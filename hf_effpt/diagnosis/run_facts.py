@@ -4,6 +4,7 @@ import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,10 @@ import numpy as np
 from hf_effpt.core.clock import Clock
 from hf_effpt.core.objectives import Objective, floor_in, measured_as, objective_in
 
+from .advice import accepted
 from .run_record import entries_of, main_loss
+
+PASSES = 3.0  # over the text, of a run without a budget
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,14 +82,34 @@ class RunFacts:
         return float((self.recipe.get("training") or {}).get("learning_rate") or 1e-3)
 
     def longer(self, times: int) -> str:
-        """The flag of a budget that is so many times that of the run."""
-        budget = (self.recipe.get("training") or {}).get("budget")
-        return f"--training.budget {'10min' if budget is None else Clock.parse(budget).share(times)}"
+        """The flag of a budget, steps or passes over the text, that is so many times that of the run."""
+        training = self.recipe.get("training") or {}
+        if training.get("budget") is not None:
+            return f"--training.budget {Clock.parse(training['budget']).share(times)}"
+        if (steps := int(training.get("max_steps") or 0)) > 0:
+            return f"--training.max_steps {steps * times}"
+        return f"--training.num_train_epochs {float(training.get('num_train_epochs') or PASSES) * times:g}"
 
     def again(self, *flags: str) -> str:
-        """The command that runs the recipe again with other settings."""
+        """The command that runs the recipe again with other settings, or the settings if the run had no recipe.
+
+        Settings that the recipe does not take are left out; if it takes none, all are named.
+        """
+        kept = accepted(self.recipe, flags) if self.recipe else []
+        if not kept:
+            return f"train again with {', '.join(flag.removeprefix('--') for flag in flags)}"
         folder = shlex.quote(f"{self.folder}-2"), shlex.quote(f"{self.folder}/recipe.yaml")
-        return " ".join(["effpt pretrain", folder[1], *flags, "--training.output_dir", folder[0]])
+        return " ".join(["effpt pretrain", folder[1], *kept, "--training.output_dir", folder[0]])
+
+    def go_on(self) -> str:
+        """The command that goes on with the run, or the call if the run had no recipe."""
+        if not self.recipe:
+            return "train(resume_from_checkpoint=True) in the script that began it"
+        there = (
+            Path(str((self.recipe.get("training") or {}).get("output_dir"))).absolute() == Path(self.folder).absolute()
+        )
+        flags = [] if there else [f"--training.output_dir {shlex.quote(self.folder)}"]  # it has moved
+        return " ".join(["effpt pretrain", shlex.quote(f"{self.folder}/recipe.yaml"), *flags, "--resume"])
 
     def figures(self) -> dict[str, str]:
         """Figures that the checks look at, as text by name."""

@@ -12,6 +12,7 @@ DOUBLES, GARBLED, UNKNOWN, LEAKED = (0.01, 0.2), (0.0005, 0.01), (0.005, 0.05), 
 SHORT_WORDS = 8  # in the middle document
 LONGEST = 0.5  # share of the text in one document
 SECOND_SCRIPT = 0.05
+LISTED = 5  # blank files that are named
 BYTES_A_TOKEN = 2.2  # a wordpiece of an own vocabulary of 8,192 has 3.9 in English
 
 
@@ -57,6 +58,20 @@ def garbled(text: TextFacts) -> Finding | None:
         "The model and its vocabulary learn the damage along with the text.",
         "decode the source again with its own encoding; for UTF-8 read as Latin-1: "
         "text.encode('cp1252').decode('utf-8')",
+    )
+
+
+def blank(text: TextFacts) -> Finding | None:
+    """Files without text beside others that have some."""
+    if not text.blank:
+        return None
+    more = f" and {len(text.blank) - LISTED:,} more" if len(text.blank) > LISTED else ""
+    return Finding(
+        "blank files",
+        "warning",
+        f"There is no text in {', '.join(text.blank[:LISTED])}{more}.",
+        "A run reads over them; text that should be there may have been lost where they were written.",
+        "write them again, or remove them",
     )
 
 

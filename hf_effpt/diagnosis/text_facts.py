@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_effpt.core.errors import NoText
 from hf_effpt.data.corpus import Corpus, open_corpus
 from hf_effpt.data.document_meter import content_keys, document_sizes
 
@@ -36,6 +37,7 @@ class TextFacts:
         held_out (`int`): documents of it that were looked at.
         leaked (`int`): how many of them equal a training document that was looked at.
         whole (`bool`): `True` if these are all training documents.
+        blank (`tuple[str, ...]`): files without text, of those that were looked at.
     """
 
     name: str
@@ -50,6 +52,7 @@ class TextFacts:
     held_out: int = 0
     leaked: int = 0
     whole: bool = True
+    blank: tuple[str, ...] = ()
 
     @property
     def documents(self) -> int:
@@ -85,7 +88,7 @@ def text_facts(corpus: Corpus, validation: Corpus | None = None) -> TextFacts:
 
     Raises the `EffptError` of text that cannot be read, or is empty.
     """
-    texts, whole = first_documents(corpus)
+    texts, whole, blank = first_documents(corpus)
     keys = content_keys(texts)
     apart = content_keys(first_documents(validation)[0]) if validation is not None else np.zeros(0, np.uint64)
     characters: Counter[str] = Counter()
@@ -104,27 +107,40 @@ def text_facts(corpus: Corpus, validation: Corpus | None = None) -> TextFacts:
         held_out=len(apart),
         leaked=int(np.isin(apart, keys).sum()),
         whole=whole,
+        blank=tuple(blank),
     )
 
 
-def first_documents(corpus: Corpus) -> tuple[list[str], bool]:
-    """The first documents of each file, as many as the bounds allow; and `True` if these are all of the corpus."""
+def first_documents(corpus: Corpus) -> tuple[list[str], bool, list[str]]:
+    """The first documents of each file, as many as the bounds allow; `True` if these are all; names of blank files.
+
+    Raises an `EffptError` if no file has text in it.
+    """
     sources, whole = [corpus], True
+    blank: list[str] = []
     if 1 < len(corpus.files) and not corpus.members:
         files = corpus.files[:: -(-len(corpus.files) // MAX_FILES)]
         settings: dict[str, Any] = {"text_column": corpus.text_column, "documents": corpus.documents}
         sources = [open_corpus(path, **settings) for path in files if path.stat().st_size] or sources
+        blank += [str(path) for path in files if not path.stat().st_size]
         whole = len(files) == len(corpus.files)
     texts: list[str] = []
     for source in sources:
         number, left = MAX_DOCUMENTS // len(sources), MAX_BYTES // len(sources)
-        for text in source.texts():
-            if number == 0 or left <= 0:
-                whole = False
-                break
-            texts.append(text)
-            number, left = number - 1, left - len(text.encode())
-    return texts, whole
+        try:
+            for text in source.texts():
+                if number == 0 or left <= 0:
+                    whole = False
+                    break
+                texts.append(text)
+                number, left = number - 1, left - len(text.encode())
+        except NoText:
+            if source is corpus:
+                raise
+            blank.append(source.name)
+    if not texts:
+        raise NoText(f"The dataset {corpus.name!r} has no text in it: all files looked at are blank.")
+    return texts, whole, sorted(blank)
 
 
 def scripts_of(characters: Counter[str]) -> dict[str, float]:

@@ -8,10 +8,11 @@ import pytest
 
 from hf_effpt.data.corpus import corpus_of
 from hf_effpt.data.tokenizer_report import TokenizerReport, tokenizer_report
+from hf_effpt.diagnosis.advice import accepted
 from hf_effpt.diagnosis.doctor import findings_in
 from hf_effpt.diagnosis.range_test import RateRange
-from hf_effpt.diagnosis.recipe_facts import recipe_facts
-from hf_effpt.diagnosis.run_facts import run_facts
+from hf_effpt.diagnosis.recipe_facts import RecipeFacts, recipe_facts
+from hf_effpt.diagnosis.run_facts import RunFacts, run_facts
 from hf_effpt.diagnosis.text_facts import text_facts
 from hf_effpt.recipe.recipe import Recipe
 from tests import tiny
@@ -90,6 +91,77 @@ def test_planted_fault_is_found_by_its_check_alone_and_the_fix_is_a_command(chec
     words = shlex.split(found.fix)
     if words[:2] == ["effpt", "pretrain"] and "--resume" not in words:
         Recipe.load(getattr(facts, "recipe", None) or "tiny", words[3:])  # refuses what it does not know
+
+
+STABLE = ("lr_scheduler_type", "warmup_stable_decay", "lr_scheduler_kwargs", "{num_decay_steps: 0.2}")
+VARIANTS = {
+    "steps": ("max_steps", "3000", "budget", "null"),
+    "passes": ("num_train_epochs", "5", "budget", "null"),
+    "growing batches": ("batch_ramp", "{0: 4, 0.5: 16, 0.8: 32}", "per_device_train_batch_size", "32"),
+    "branches": (*STABLE, "branches", "[0.5, 0.75]"),
+    "a schedule with settings": (
+        "lr_scheduler_type",
+        "cosine_with_min_lr",
+        "lr_scheduler_kwargs",
+        "{min_lr_rate: 0.3}",
+    ),
+    "a constant rate": ("lr_scheduler_type", "constant_with_warmup"),
+    "a multiplied warm-up": ("multiply_warmup", "true"),
+}
+OF_TRAINING = {name: list(flags) for name, flags in VARIANTS.items()}
+OTHERS = {
+    "growing rows": ["--data.sequence_length", "{0: 32, 0.5: 128}"],
+    "electra": ["--model.objective", "electra"],
+    "rows that are selected": ["--data.select", "{deduplicate: near}", "--methods.selection.strategy", "random"],
+}
+
+
+@pytest.mark.parametrize("variant", [*VARIANTS, *OTHERS])
+def test_every_command_is_taken_beside_the_settings_of_its_recipe(tmp_path, variant):
+    flags = OTHERS.get(variant) or [
+        f"--training.{word}" if place % 2 == 0 else word for place, word in enumerate(OF_TRAINING[variant])
+    ]
+    recipe = Recipe.load("tiny", flags)
+    (tmp_path / "run").mkdir()
+    recipe.save(tmp_path / "run" / "recipe.yaml")
+    source, resolved = shlex.join(["tiny", *flags]), recipe.resolved()
+    planted = [make() for _, make in PLANTED.values()]
+    facts = [
+        replace(one, recipe=resolved, folder=str(tmp_path / "run")) for one in planted if isinstance(one, RunFacts)
+    ]
+    facts += [replace(one, recipe=resolved, name=source) for one in planted if isinstance(one, RecipeFacts)]
+    told = [finding.fix for one in facts for finding in findings_in([one])]
+    commands = [fix[fix.index("effpt pretrain") :] for fix in told if "effpt pretrain" in fix]
+    assert len(commands) == len(told) >= 20
+    for command in commands:
+        words = [word for word in shlex.split(command)[2:] if word != "--resume"]
+        Recipe.load(words[0], words[1:])
+
+
+def test_a_setting_that_no_recipe_takes_is_left_out_and_what_stands_in_the_way_is_reset():
+    recipe = Recipe.load("tiny", ["--training.max_steps", "100", "--training.budget", "null"]).resolved()
+    asked = ["--training.learning_rate 1e-3", "--training.warmup_steps 500", "--training.budget 10min"]
+    assert accepted(recipe, asked) == [asked[0], asked[2], "--training.max_steps -1"]
+    assert accepted({"methods": {"of another package": {}}}, asked) == asked
+
+
+def test_a_run_of_a_script_has_no_recipe_to_run_again():
+    fixes = {
+        found.check: found.fix for found in findings_in([of_run(RISING, 7.1, recipe={}, clock=of_steps(3200, 5000))])
+    }
+    assert fixes["divergence"] == "train again with training.learning_rate 0.00033, training.warmup_steps 0.1"
+    assert fixes["unfinished"].startswith("train(resume_from_checkpoint=True)")
+
+
+@pytest.mark.parametrize(("budget", "rows"), [("1000steps", 0.5 * 4 + 0.3 * 16 + 0.2 * 32), ("5e5tokens", None)])
+def test_the_mean_of_growing_batches_counts(budget, rows):
+    flags = ["--training.batch_ramp", "{0: 4, 0.5: 16, 0.8: 32}", "--training.per_device_train_batch_size", "32"]
+    facts = of_recipe(*flags, "--training.budget", budget)
+    if rows is None:
+        assert facts.steps == pytest.approx(5e5 / 128 * (0.5 / 4 + 0.3 / 16 + 0.2 / 32), rel=0.01)
+    else:
+        assert facts.step_tokens == round(rows * 128)
+        assert facts.passes == pytest.approx(1000 * rows * 128 / 8e6, rel=0.01)
 
 
 HEALTHY = {

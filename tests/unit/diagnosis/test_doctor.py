@@ -51,6 +51,20 @@ def test_dataset_with_splits_is_checked_against_its_validation(tmp_path):
     assert found.figures["validation"] == "4 documents looked at, 3 of them in the training text"
 
 
+def test_blank_files_are_a_finding_and_not_the_end(tmp_path):
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in WORDS))
+    (tmp_path / "b.txt").write_text("\n  \n")
+    (tmp_path / "c.txt").touch()
+    (tmp_path / "d.jsonl").write_text('{"text": " "}\n')
+    found = diagnose(str(tmp_path))
+    assert [one.check for one in found.findings] == ["blank files"]
+    assert all(name in found.findings[0].seen for name in ("b.txt", "c.txt", "d.jsonl"))
+    assert "a.jsonl" not in found.findings[0].seen
+    (tmp_path / "a.jsonl").unlink()
+    with pytest.raises(EffptError, match="no text in it"):
+        diagnose(str(tmp_path))
+
+
 def test_recipe_is_checked_with_its_dataset_and_flags(tmp_path):
     (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in [*WORDS, *WORDS]))
     flags = ["--data.dataset", str(tmp_path / "text.jsonl"), "--training.learning_rate", "0.5"]
