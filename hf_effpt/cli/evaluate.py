@@ -1,10 +1,9 @@
 """`effpt evaluate`: measures a model."""
 
 import argparse
-import os
 from pathlib import Path
 
-from hf_effpt.core.errors import EffptError
+from hf_effpt.core.targets import check_file
 
 from .shared import show_messages, words
 
@@ -39,8 +38,7 @@ def run(args: argparse.Namespace) -> None:
     from hf_effpt.hub.card import add_scores
 
     show_messages()
-    out = Path(args.out) if args.out else Path(args.model) / "evaluation.json"
-    _check_target(out)
+    out = check_file(args.out or Path(args.model) / "evaluation.json")
     record = Record(out, Path(args.model))
     result = evaluate(
         args.model,
@@ -57,12 +55,3 @@ def run(args: argparse.Namespace) -> None:
     record.save(result)
     added = add_scores(args.model, result["scores"])
     print(f"Written to {out}{' and into the model card' if added else ''}.")
-
-
-def _check_target(out: Path) -> None:
-    """Raises an `EffptError` unless the file can be written, after its folder is created if needed."""
-    above = next(folder for folder in out.absolute().parents if folder.exists())
-    if out.is_dir():
-        raise EffptError(f"`--out` is {str(out)!r}, which is a folder; name a file in it.")
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise EffptError(f"{str(out)!r} cannot be written, since {above} is not a writable folder; name another file.")

@@ -10,7 +10,9 @@ EXAMPLE = "effpt plot out/ other/ --out losses.png"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="the folder of a run, finished or with a checkpoint")
     parser.add_argument(
-        "--out", metavar="FILE", help="the picture to write (default: loss.png, of one run in its folder)"
+        "--out",
+        metavar="FILE",
+        help="the picture to write: png, svg, pdf, jpg or webp (default: loss.png, of one run in its folder)",
     )
 
 

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.targets import check_folder
 
 HELP = "Train a tokenizer on a corpus and save it as a stock fast tokenizer."
 EXAMPLE = "effpt tokenizer corpus/ --vocab_size 30528 --out tok/"
@@ -30,6 +31,7 @@ def run(args: argparse.Namespace) -> None:
     from hf_effpt.data.tokenizer_training import train_tokenizer
     from hf_effpt.hub.folders import TOKENIZER_FILES, others_in
 
+    check_folder(args.out)
     if held := [name for name in others_in(Path(args.out)) if name not in TOKENIZER_FILES]:
         raise EffptError(
             f"{args.out} holds {', '.join(held)}, whose tokenizer this would replace; name another --out."

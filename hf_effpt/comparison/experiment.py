@@ -9,6 +9,7 @@ from typing import Any
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import write_json
 from hf_effpt.core.registry import build_methods, environment_of
+from hf_effpt.core.targets import check_folder
 from hf_effpt.evaluation.protocols import find_protocol, listed_seeds
 from hf_effpt.evaluation.suite import BLIMP, check_tasks
 from hf_effpt.evaluation.suite import LOSS as LOSS_TASK
@@ -87,7 +88,7 @@ def compare(
         EffptError: for arms that cannot be compared, before anything is trained, or if the baseline never finished.
     """
     require_plotting()
-    out, numbers = Path(out), listed_seeds(seeds)
+    out, numbers = check_folder(out), listed_seeds(seeds)
     if len(numbers) < LEAST_SEEDS:
         logger.warning("a verdict takes %d pairs of seeds, and here are %d", LEAST_SEEDS, len(numbers))
     if wrong := [fraction for fraction in fractions if not 0 < fraction <= 1]:

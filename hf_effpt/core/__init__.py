@@ -23,5 +23,6 @@ metrics           sums for the log
 modes, precision  evaluation and passes beside a run; modules that stay in fp32
 random, processes stateless random numbers; sums over processes
 gpus              names of the GPUs that this process sees
-files, errors     atomic writes; `EffptError`
+files, targets    atomic writes; checks that there can be one
+errors            `EffptError`
 """

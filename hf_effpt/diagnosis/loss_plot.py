@@ -3,14 +3,18 @@
 import importlib.util
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.files import write_atomically
 from hf_effpt.core.objectives import floor_in, measured_as, objective_in
+from hf_effpt.core.targets import check_file
 
 from .run_record import entries_of, main_loss, read_record
 
+ENDINGS = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp")
 AXES = {"tokens": "tokens", "seconds": "seconds of training", "flops": "FLOPs"}
 
 
@@ -24,7 +28,8 @@ def draw_losses(runs: Sequence[str | os.PathLike], out: str | os.PathLike) -> Pa
         out (`str` or `os.PathLike`): the picture to write, of the kind that its ending names.
 
     Raises:
-        EffptError: matplotlib is not installed, a folder holds no run, or losses are of several kinds.
+        EffptError: matplotlib is not installed, `out` cannot be written, a folder holds no run, or losses are of
+            several kinds.
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise EffptError(
@@ -32,6 +37,7 @@ def draw_losses(runs: Sequence[str | os.PathLike], out: str | os.PathLike) -> Pa
         )
     from matplotlib.figure import Figure  # without pyplot, which would choose a window system
 
+    out = check_file(out, ENDINGS)
     records = {name: read_record(Path(run)) for name, run in zip(_names(runs), runs, strict=True)}
     kinds = {(kind.per, kind.floor): objective_in(one) for one in records.values() if (kind := _kind(one))}
     if len(kinds) > 1:
@@ -51,8 +57,9 @@ def draw_losses(runs: Sequence[str | os.PathLike], out: str | os.PathLike) -> Pa
     figure.axes[-1].plot([], [], "--", color="grey", label=floor_name)
     figure.axes[-1].plot([], [], "o", color="black", markersize=3, label="held-out loss")
     figure.axes[-1].legend(fontsize=8)
-    figure.savefig(out, dpi=120)
-    return Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, partial(figure.savefig, dpi=120))
+    return out
 
 
 def _draw(axes: Any, record: dict[str, Any], key: str, name: str, colour: str, events: bool) -> None:

@@ -17,6 +17,7 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import read_json, replacing_folder_contents, write_json
 from hf_effpt.core.ledger import ledger_of
 from hf_effpt.core.objectives import objective_of
+from hf_effpt.core.targets import check_folder
 from hf_effpt.models import pruned_bert, pruned_modernbert
 from hf_effpt.models.base import EffptMixin, dense_of, exports_of, facts_of, fill, pooling_of, pruning_of
 from hf_effpt.models.configuration_electra import bert_settings
@@ -71,7 +72,7 @@ def export(
         EffptError: if `checkpoint` holds no complete checkpoint, if `out` holds other files, if the tokenizer does
             not fit the model, if the model cannot be a BERT, or if the disk is full.
     """
-    checkpoint, out = Path(checkpoint), Path(out)
+    checkpoint, out = Path(checkpoint), check_folder(out)
     check_whole(checkpoint)
     check_free(checkpoint, out)
     prune = None if pruner_of is None else pruner_of(checkpoint)

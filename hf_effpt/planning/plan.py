@@ -13,6 +13,7 @@ from hf_effpt.core.clock import JOULES_A_KWH, Clock
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.gpus import names_of_gpus
 from hf_effpt.core.registry import build_methods
+from hf_effpt.core.targets import check_file
 from hf_effpt.preparation import prepare_data
 from hf_effpt.pretraining import claim
 from hf_effpt.recipe.file import BUILT_IN, read_recipe_file
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 PILOTS, PILOT_SECONDS, DRY_RUN_SECONDS = 3, 10.0, 20.0
 MICRO_ROWS = {"cpu": 32, "cuda": 128}  # at most, that are computed at once
 LEAST_AT_ONCE = 4
+RECIPE_ENDINGS = (".yaml", ".yml")
 Measure = Callable[[Mapping[str, Any], float, str | None], Measurement]
 
 
@@ -62,7 +64,7 @@ def plan(
     Raises:
         EffptError: for a budget, text, device or file that cannot be used, before anything is measured.
     """
-    out, kind, data = Path(out), _kind(device), _data_of(source)
+    out, kind, data = check_file(out, RECIPE_ENDINGS), _kind(device), _data_of(source)
     _check(out, hours, kwh)
     least = Candidate("tiny", LEAST_ROWS[kind])
     Recipe.load(_sections(least, data, kind, MICRO_ROWS[kind], {}))  # refuses settings of the user's that are wrong
