@@ -29,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add(
         "--sweep", action="append", default=[], metavar="SECTION.KEY=VALUE,...",
-        help="run each recipe with each of these values, such as training.learning_rate=3e-4,1e-3; may be repeated",
+        help="run each recipe with each of these values, such as training.learning_rate=3e-4,1e-3, of which some may "
+        "be lists or mappings in brackets; may be repeated",
     )  # fmt: skip
     add("--tasks", default="", metavar="TASK,...", help="also measure blimp, sst2, cola ... (see evaluate)")
     add("--data", metavar="DIR", help="folder of BLiMP and the tasks, or hub to download them")

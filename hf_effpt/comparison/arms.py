@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from hf_effpt.training.arguments import NEVER_DECAYING
 # Data settings in which arms may differ: masking in training, and how rows are computed and cached.
 FREE_DATA = {"mlm_probability", "whole_word", "num_proc", "cache_dir", "select"}
 POINTS = 10  # evaluations per run
+LONGEST_NAME = 120  # bytes of an arm's folder; file systems take 255
 # Training settings that a comparison sets in each run, and where the user gives them instead.
 SET_BY_GRID = {
     "budget": "give it by --budget",
@@ -74,43 +76,78 @@ def load_arms(sources: Sequence[str | Path | Mapping[str, Any]], overrides: Sequ
         if not isinstance(content, Mapping):
             raise EffptError(f"Recipe {source} holds {content!r}, but needs sections such as `data` and `training`.")
         arms.append(Arm(name, apply_overrides(content, overrides)))
+    return with_own_folders(arms, "rename one of the recipe files")
+
+
+def with_own_folders(arms: list[Arm], fix: str) -> list[Arm]:
+    """Returns the arms; raises an `EffptError`, which ends with `fix`, if two would share a folder."""
+    names: dict[str, str] = {}
     for arm in arms:
-        alike = [other.name for other in arms if file_name(other.name) == file_name(arm.name)]
-        if len(alike) > 1:
-            raise EffptError(f"Two arms are called {' and '.join(map(repr, alike))}: rename one of the recipe files.")
+        folder = file_name(arm.name)
+        if folder in names:
+            raise EffptError(
+                f"Two arms are called {names[folder]!r} and {arm.name!r}, whose runs would share a folder: {fix}."
+            )
+        names[folder] = arm.name
     return arms
 
 
 def swept(arms: Sequence[Arm], sweep: Sequence[str]) -> list[Arm]:
     """Returns each arm once for each value of a setting, `training.learning_rate=3e-4,1e-3`; several multiply.
 
-    Raises an `EffptError` for a text that names no setting, fewer than two values, or one value twice.
+    A value may be a list or a mapping: `training.average=null,{kind: lawa, k: 5}`. Raises an `EffptError` for a text
+    that names no setting, fewer than two values, one value or one setting twice, or names that share a folder.
     """
-    found = list(arms)
-    for text in sweep:
-        key, _, listed = text.removeprefix("--").partition("=")
-        values = [value.strip() for value in listed.split(",") if value.strip()]
-        if "." not in key or len(values) < 2 or len({*values}) < len(values):
+    found, keys = list(arms), [text.removeprefix("--").partition("=")[0] for text in sweep]
+    keys = [key.strip().replace("-", "_") for key in keys]
+    for key, text in zip(keys, sweep, strict=True):
+        values = _values_in(text.partition("=")[2])
+        if "." not in key or len(values) < 2 or len({*map(_plain, values)}) < len(values):
             raise EffptError(
                 f"`sweep` is {text!r}, but must be a setting and two values or more, each once, such as "
-                "`training.learning_rate=3e-4,1e-3`."
+                "`training.learning_rate=3e-4,1e-3` or `training.average=null,{kind: lawa, k: 5}`."
             )
+        if keys.count(key) > 1:
+            raise EffptError(f"`sweep` names `{key}` twice; give all its values at once.")
         _check_own(f"--{key}")
+        short = key.rpartition(".")[2]
+        if sum(other.rpartition(".")[2] == short for other in keys) > 1:
+            short = key
         found = [
             replace(
                 arm,
-                name=f"{arm.name} {key.rpartition('.')[2]}={value}",
+                name=f"{arm.name} {short}={value}",
                 sections=apply_overrides(arm.sections, [f"--{key}", value]),
             )
             for arm in found
             for value in values
         ]
-    return found
+    return with_own_folders(found, "compare one of the two values alone")
+
+
+def _values_in(listed: str) -> list[str]:
+    """Values of a list, at commas that are in no brackets: `1,[2, 3],{a: 4}` has three."""
+    values, depth = [""], 0
+    for letter in listed:
+        depth += (letter in "[{") - (letter in "]}")
+        if letter == "," and depth == 0:
+            values.append("")
+        else:
+            values[-1] += letter
+    return [value.strip() for value in values if value.strip()]
+
+
+def _plain(value: str) -> str:
+    """A value as it compares with others: `1e-3` is `0.001`, and white space in brackets does not count."""
+    try:
+        return str(float(value))
+    except ValueError:
+        return "".join(value.split()) if value[0] in "[{" else value
 
 
 def _check_own(flag: str) -> None:
     """Raises an `EffptError` for a flag of a setting that a comparison sets in each run."""
-    name = flag.partition("=")[0].removeprefix("--training.")
+    name = flag.partition("=")[0].removeprefix("--training.").replace("-", "_")
     if flag.startswith("--training.") and name in SET_BY_GRID:
         raise EffptError(f"`{flag}`: a comparison sets `training.{name}` itself; {SET_BY_GRID[name]}.")
 
@@ -120,7 +157,9 @@ def file_name(name: str) -> str:
     folder = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name).lower()
     if not folder.strip(".-"):
         raise EffptError(f"An arm cannot be called {name!r}: its name needs a letter or a digit.")
-    return folder
+    if len(folder.encode()) <= LONGEST_NAME:
+        return folder
+    return f"{folder[: LONGEST_NAME // 4]}-{sha256(name.encode()).hexdigest()[:16]}"
 
 
 def common_budget(arms: Sequence[Arm], budget: str | None) -> Clock:
@@ -152,7 +191,7 @@ def with_free_methods(arms: Sequence[Arm], unit: str) -> list[Arm]:
         fault = "pays only for methods that pick rows, and no arm has one; give one in seconds or reference time"
     if fault:
         raise EffptError(f"`--free` shows arms as if methods cost nothing, but the budget is {unit}, which {fault}.")
-    return found
+    return with_own_folders(found, "rename one of the recipe files")
 
 
 def check_comparable(arms: Sequence[Arm], recipes: Mapping[str, Recipe], different_data: bool) -> None:

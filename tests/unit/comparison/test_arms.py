@@ -1,7 +1,15 @@
 import pytest
 import yaml
 
-from hf_effpt.comparison.arms import Arm, check_comparable, common_budget, load_arms, swept, with_free_methods
+from hf_effpt.comparison.arms import (
+    Arm,
+    check_comparable,
+    common_budget,
+    file_name,
+    load_arms,
+    swept,
+    with_free_methods,
+)
 from hf_effpt.comparison.run_grid import claim, grid
 from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
@@ -69,12 +77,39 @@ def test_a_sweep_makes_an_arm_of_each_value():
         ("learning_rate=1e-3,1e-4", "must be a setting"),
         ("training.learning_rate=1e-3", "two values or more"),
         ("training.learning_rate=1e-3,1e-3", "each once"),
+        ("training.learning_rate=1e-3,0.001", "each once"),
+        ("training.average={kind: lawa, k: 5}", "two values or more"),
+        ("training.average=[a, b],[a,b]", "each once"),
         ("training.seed=1,2", "by --seeds"),
+        ("training.eval-steps=1,2", "a comparison sets"),
+        ("data.dataset=a/b,a-b", "'a dataset=a/b' and 'a dataset=a-b', whose runs would share a folder"),
     ],
 )
 def test_what_is_no_sweep(sweep, says):
     with pytest.raises(EffptError, match=says):
         swept(load_arms([{"name": "a", **BASE}]), [sweep])
+
+
+def test_values_of_a_sweep_may_be_lists_and_mappings():
+    averages = ["null", "{kind: lawa, k: 5, every: 0.02}", "{kind: ema, span: 0.1}"]
+    sweeps = [f"training.average={', '.join(averages)}", "model.layer_types=[full_attention, sliding_attention],null"]
+    arms = swept(load_arms([{"name": "a", **BASE}]), sweeps)
+    assert len(arms) == 6
+    assert arms[2].name == "a average={kind: lawa, k: 5, every: 0.02} layer_types=[full_attention, sliding_attention]"
+    assert arms[2].sections["training"]["average"] == {"kind": "lawa", "k": 5, "every": 0.02}
+    assert arms[2].sections["model"]["layer_types"] == ["full_attention", "sliding_attention"]
+    assert arms[1].sections["training"]["average"] is None
+
+
+def test_names_of_a_sweep_tell_settings_apart_and_are_folders():
+    base = load_arms([{"name": "a", **BASE}])
+    arms = swept(base, ["methods.layerdrop.after=0.1,0.2", "methods.selection.after=0.1,0.2"])
+    assert arms[1].name == "a methods.layerdrop.after=0.1 methods.selection.after=0.2"
+    with pytest.raises(EffptError, match=r"names `training.weight_decay` twice"):
+        swept(base, ["training.weight_decay=0,1", "--training.weight-decay=2,3"])
+    one, other = (file_name(each.name) for each in swept(base, [f"model.x=[{'1, ' * 90}1],[{'1, ' * 90}2]"]))
+    assert one != other
+    assert max(len(one), len(other)) < 100
 
 
 def test_a_data_seed_would_break_the_pairs():
