@@ -237,6 +237,17 @@ def assert_same_weights(model: Any, other: Any) -> None:
         assert torch.equal(ours, theirs[name]), name
 
 
+def plant_losses(monkeypatch: Any, losses: Iterable[float]) -> None:
+    """Has evaluations find these losses, one after another."""
+    given = iter(losses)
+
+    def told(trainer: Any, rows: Any, ignore_keys: Any, prefix: str) -> dict[str, float]:
+        trainer.evaluation = {"held_out_loss": next(given)}
+        return {f"{prefix}_loss": trainer.evaluation["held_out_loss"]}
+
+    monkeypatch.setattr("hf_effpt.training.trainer.held_out_metrics", told)
+
+
 class StopAfter(TrainerCallback):
     """Stops a run after so many steps, as a user would, with the schedules of the whole budget."""
 

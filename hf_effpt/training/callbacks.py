@@ -19,6 +19,7 @@ from hf_effpt.core.row_method import RowMethod
 from .optimization import renew
 from .phases import identity_of_run
 from .resuming import identity_of
+from .stopping import NoEnd
 
 UNITS = {"tokens", "flops", "seconds", "reference_seconds", "joules"}  # of the clock, in the logs of losses
 
@@ -70,7 +71,7 @@ class ClockCallback(TrainerCallback, ExportableState):
             trainer.average.update()
         stopper = trainer.stopper
         if (stopper.asked or stopper.group) and stopper.agreed() and not trainer.clock.finished:
-            control.should_save = control.should_training_stop = True
+            stopper.pause(control)
         if trainer.clock.finished:
             trainer.cost.timekeeper.settle()
             control.should_training_stop = True
@@ -158,6 +159,7 @@ def add_callbacks(trainer: Any) -> None:
     trainer.callback_handler.callbacks.insert(0, ClockCallback(trainer))
     if trainer.pop_callback(transformers.trainer.DEFAULT_PROGRESS_CALLBACK) is not None:  # another in a notebook
         trainer.add_callback(ClockProgress(trainer))
+    trainer.add_callback(NoEnd(trainer))  # after that of the stock Trainer
     trainer.add_callback(ClockAxes(trainer))  # after that of TensorBoard, which opens its file
 
 

@@ -150,7 +150,16 @@ class Saver:
     def __init__(self, trainer: Any) -> None:
         self.trainer, self.args = trainer, trainer.args
         self.staging: Path | None = None  # folder of the checkpoint being written
-        self.parts: list[dict[str, Any]] = []  # of the run, by the settings that resuming has changed
+        self.begin([])
+
+    def begin(self, parts: list[dict[str, Any]]) -> None:
+        """Begins a run of these `parts`, by the settings that resuming has changed; nothing of it is saved yet."""
+        self.parts = parts
+        self._saved: set[Path] = set()
+
+    def has_saved(self, checkpoint: Path) -> bool:
+        """Returns `True` if the run has saved this checkpoint since it began, or was resumed."""
+        return checkpoint in self._saved
 
     @property
     def changed(self) -> bool:
@@ -191,6 +200,8 @@ class Saver:
                         f"{kept[-1] if kept else 'the beginning'}, which is whole."
                     ) from error
                 raise
+            else:
+                self._saved.add(final)
             finally:
                 self.staging = None
                 if saves:

@@ -91,10 +91,17 @@ def load_best(trainer: Any) -> None:
 
 
 @contextmanager
-def best_for_later(trainer: Any) -> Iterator[None]:
-    """Hides the best checkpoint from the end of a run that a signal has stopped: it goes on, from its last one."""
-    best, stopped = trainer.state.best_model_checkpoint, trainer.stopper.asked and not trainer.clock.finished
-    trainer.state.best_model_checkpoint = None if stopped else best
+def for_later(trainer: Any, trial: Any) -> Iterator[None]:
+    """Context of the end of a run: one that is paused saves a checkpoint, unless it just has, and keeps its model.
+
+    It goes on from there, so that the best checkpoint is not given back yet.
+    """
+    paused = trainer.stopper.paused
+    if paused:
+        trainer._save_checkpoint(trainer.model, trial)
+        trainer.control = trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
+    best = trainer.state.best_model_checkpoint
+    trainer.state.best_model_checkpoint = None if paused else best
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Stops a run at SIGTERM or SIGINT: after the step at hand a checkpoint is saved, and the run can be resumed."""
+"""Stops a run that will go on: at SIGTERM or SIGINT, after the step at hand, with a checkpoint to resume from."""
 
 import signal
 import threading
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import distributed
+from transformers import TrainerCallback
 
 from hf_effpt.core.errors import RunStopped
 
@@ -24,12 +25,13 @@ class Stopper:
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
         self.asked: int | None = None  # the signal
+        self._pausing = False
         self.group: Any = None  # of processes, by which they agree without waiting for a device
 
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Context of the training; raises [`RunStopped`] at its end if it was stopped before its budget was spent."""
-        self.asked, before = None, {}
+        self.asked, self._pausing, before = None, False, {}
         if self.trainer.args.world_size > 1 and self.group is None:
             self.group = distributed.new_group(backend="gloo")
         if threading.current_thread() is threading.main_thread():
@@ -56,6 +58,15 @@ class Stopper:
                 "`--resume`, or `train(resume_from_checkpoint=True)`."
             )
 
+    @property
+    def paused(self) -> bool:
+        """`True` if the run stops, or has stopped, before its budget is spent, and is to go on from there."""
+        return (self.asked is not None or self._pausing) and not self.trainer.clock.finished
+
+    def pause(self, control: Any) -> None:
+        """Has the run stop after this step; it saves a checkpoint, whatever its strategy of saving."""
+        self._pausing = control.should_training_stop = True
+
     def agreed(self) -> bool:
         """Returns `True` in all processes once one was asked to stop; called by all after each step."""
         if self.group is not None:
@@ -63,6 +74,17 @@ class Stopper:
             distributed.all_reduce(asked, distributed.ReduceOp.MAX, self.group)
             self.asked = int(asked) or None
         return self.asked is not None
+
+
+class NoEnd(TrainerCallback):
+    """Has a run that is paused do nothing of what is due at the end of an epoch, which has not ended."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.trainer.stopper.paused:
+            control.should_log = control.should_evaluate = control.should_save = False
 
 
 def ignore_interrupts(worker: int) -> None:

@@ -56,11 +56,11 @@ class EarlyBertTrainer(EffptTrainer):
 
 
 class _StopAtTicket(TrainerCallback):
-    """Saves and ends a run when its ticket is drawn."""
+    """Pauses a run when its ticket is drawn."""
 
     def __init__(self, trainer: EarlyBertTrainer) -> None:
         self.trainer = trainer
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.trainer.ticket is not None:
-            control.should_save = control.should_training_stop = True
+            self.trainer.stopper.pause(control)

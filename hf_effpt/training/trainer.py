@@ -181,7 +181,7 @@ class EffptTrainer(Trainer):
         self.stream.begin(**position_in(totals))
         self.cost.begin(clock, totals)
         self.guard.begin(totals)
-        self.saver.parts = parts_of(self.args, totals)
+        self.saver.begin(parts_of(self.args, totals))
 
     @property
     def trained_share(self) -> float:
@@ -365,16 +365,16 @@ class EffptTrainer(Trainer):
         self.branches.save_due()
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        if self.branches.current is not None:  # it is short, and starts again from its checkpoint
-            return
         run = Path(self._get_output_dir(trial))
+        if self.branches.current is not None or self.saver.has_saved(run / f"checkpoint-{self.state.global_step}"):
+            return  # a branch is short, and starts again from its checkpoint
         with self.saver.checkpoint(self.state.global_step, run):
             super()._save_checkpoint(model, trial)
             restoring.name_best(self, run)
 
-    def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        with restoring.best_for_later(self):
-            return super()._finalize_training(*args, **kwargs)
+    def _finalize_training(self, trial: Any, *args: Any, **kwargs: Any) -> TrainOutput:
+        with restoring.for_later(self, trial):
+            return super()._finalize_training(trial, *args, **kwargs)
 
     def _load_best_model(self) -> None:
         restoring.load_best(self)

@@ -202,6 +202,19 @@ def test_search_and_train_are_train(tmp_path, weights):
     assert saved.drawn_by["step"] == 4
 
 
+def test_a_search_keeps_its_ticket_where_an_earlier_checkpoint_is_better(tmp_path, monkeypatch):
+    tiny.plant_losses(monkeypatch, [5.0, 6.0, 4.0, 3.0, 3.0])
+    best = {"save_strategy": "best", "eval_strategy": "steps", "eval_steps": 2, "metric_for_best_model": "loss"}
+    trainer = made(tmp_path, LONG, load_best_model_at_end=True, **best)
+    ticket = trainer.search()
+    assert isinstance(ticket, Ticket)
+    assert {folder.name for folder in tmp_path.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
+    trainer.train()
+    assert trainer.state.global_step == 8
+    assert trainer.facts["best"] == {"step": 8, "loss": 3.0}
+    assert trainer.ticket == ticket
+
+
 def test_a_search_that_found_nothing_says_so(tmp_path):
     trainer = made(tmp_path, {"max_search_steps": 0.9}, budget="1s")
     trainer.add_callback(tiny.StopAfter(1))

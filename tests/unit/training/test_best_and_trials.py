@@ -28,13 +28,7 @@ def trainer_of(folder, model=None, init=None, callbacks=None, **changes):
 
 def test_stopped_early_the_best_model_is_exported_in_its_shape(tmp_path, monkeypatch):
     """It is that of before a growth, which here seems to do harm; and of checkpoints only one may be kept."""
-    losses = iter([5.0, 4.0, 6.0, 7.0, 4.0])
-
-    def told(trainer, rows, ignore_keys, prefix):
-        trainer.evaluation = {"held_out_loss": next(losses)}
-        return {f"{prefix}_loss": trainer.evaluation["held_out_loss"]}
-
-    monkeypatch.setattr("hf_effpt.training.trainer.held_out_metrics", told)
+    tiny.plant_losses(monkeypatch, [5.0, 4.0, 6.0, 7.0, 4.0])
     every = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
     trainer = trainer_of(
         tmp_path, tiny.model({"stacking": {"depth": 2, "at": [0.25]}}), callbacks=[EarlyStoppingCallback(2)],

@@ -9,6 +9,8 @@ import pytest
 
 from hf_effpt.cli import main as cli
 from hf_effpt.core.errors import RunStopped
+from hf_effpt.core.manifest import write_manifest
+from hf_effpt.training import checkpoints
 from hf_effpt.training.checkpoints import fault
 from hf_effpt.training.stream import BatchStream
 from tests import tiny
@@ -46,6 +48,41 @@ def test_it_is_saved_and_goes_on_like_an_undisturbed_run(tmp_path, number):
     straight.train()
     tiny.assert_same_weights(straight.model, resumed.model)
     assert not (tmp_path / "stopped" / "model.safetensors").exists()
+
+
+def test_with_any_strategy_one_checkpoint_is_saved_at_the_end(tmp_path, monkeypatch):
+    """At the end of the first epoch, within it, and where an evaluation has found that an earlier one is better."""
+    written = []
+
+    def manifest(folder):
+        written.append(folder.name)
+        write_manifest(folder)
+
+    monkeypatch.setattr(checkpoints, "write_manifest", manifest)
+    tiny.plant_losses(monkeypatch, [4.0])
+    epochs = {"save_strategy": "epoch", "eval_strategy": "epoch", "budget": "13steps"}
+    for step in (6, 2):
+        with pytest.raises(RunStopped, match=f"checkpoint-{step}"):
+            trainer(tmp_path / str(step), Signalled(signal.SIGTERM, step - 1), **epochs).train()
+    assert written == ["checkpoint-6", "checkpoint-2"]
+    best = {"save_strategy": "best", "eval_strategy": "steps", "eval_steps": 2, "metric_for_best_model": "loss",
+            "load_best_model_at_end": True}  # fmt: skip
+    tiny.plant_losses(monkeypatch, [5.0, 6.0, 7.0, 4.0, 4.0])
+    with pytest.raises(RunStopped, match="checkpoint-4"):
+        trainer(tmp_path / "best", Signalled(signal.SIGTERM, 3), **best).train()
+    assert written[2:] == ["checkpoint-2", "checkpoint-4"]
+    resumed = trainer(tmp_path / "best", **best)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.facts["best"] == {"step": 8, "loss": 4.0}
+
+
+def test_a_run_that_stops_for_good_saves_a_step_once(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(checkpoints, "write_manifest", lambda folder: written.append(folder.name))
+    stopping = trainer(tmp_path, tiny.StopAfter(6), save_strategy="epoch", budget="13steps")
+    for _ in range(2):  # another run of the same trainer saves anew
+        stopping.train()
+    assert written == ["checkpoint-6", "checkpoint-6"]
 
 
 def test_a_run_that_has_just_spent_its_budget_is_finished(tmp_path):
