@@ -17,6 +17,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from kept_runs import is_kept
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from hf_effpt import Recipe, evaluate, pack, pretrain
@@ -33,11 +34,7 @@ def train(base: Path, out: Path, args: argparse.Namespace, *flags: str) -> Path:
     fixed = ["--training.output_dir", str(out), "--training.save_strategy", "no", "--training.report_to", "none"]
     words = ["--data.dataset", args.domain, "--data.validation", args.domain, "--training.budget", args.budget]
     recipe = Recipe.load({}, [*words, *flags, *args.flags, *fixed])
-    asked = out.with_name(f"{out.name}-recipe.json")
-    if asked.is_file() and json.loads(asked.read_text()) != recipe.resolved():
-        raise SystemExit(f"{out} holds a run of other settings, which must not pass for this one; name another --out")
-    asked.write_text(json.dumps(recipe.resolved()))
-    if not (out / "run.json").is_file():
+    if not is_kept(out, recipe):
         pretrain(recipe)
     return out
 

@@ -16,6 +16,7 @@ import shlex
 from pathlib import Path
 
 from frontier import COMPRESSED, LARGE, RANDOM, SMALL, frontier, plot, table
+from kept_runs import is_kept
 from latency import latency
 from memory_baselines import in_int8, sparse_bytes, stored_bytes, with_zeros
 from transformers import AutoModelForMaskedLM, AutoTokenizer
@@ -34,18 +35,14 @@ def train(args: argparse.Namespace, folder: Path, flags: list[str], widths: list
     """Trains one model; if `widths` is given, its layers have these numbers of heads and neurons from the start."""
     fixed = ["--training.output_dir", str(folder), "--training.save_strategy", "no", "--training.report_to", "none"]
     recipe = Recipe.load(args.recipe, [*flags, *fixed])
-    asked = folder.with_suffix(".json")  # a run of other settings must not pass for this one
-    if asked.is_file() and json.loads(asked.read_text()) != recipe.resolved():
-        raise SystemExit(f"{folder} holds a run of other settings; name another --out")
-    if (folder / "run.json").is_file():
+    if is_kept(folder, recipe):
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    asked.write_text(json.dumps(recipe.resolved()))
     if widths is None:
         pretrain(recipe)
         return
     _, tokenizer, rows = prepare_data(recipe)
     trainer = build_trainer(recipe, tokenizer, rows)
+    trainer.facts = {"recipe": recipe.resolved()}
     resize(trainer.model.backbone, widths)  # there is no optimizer yet
     trainer.train()
     trainer.evaluate()

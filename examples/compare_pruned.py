@@ -14,6 +14,7 @@ import shlex
 from dataclasses import asdict
 from pathlib import Path
 
+from kept_runs import is_kept
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from hf_effpt import Recipe, pretrain
@@ -25,12 +26,8 @@ from hf_effpt.preparation import prepare_data
 
 def train(recipe: str, out: Path, overrides: list[str]) -> None:
     fixed = ["--training.output_dir", str(out), "--training.save_strategy", "no", "--training.report_to", "none"]
-    asked, wanted = out.with_suffix(".json"), Recipe.load(recipe, [*overrides, *fixed])
-    if asked.is_file() and json.loads(asked.read_text()) != wanted.resolved():
-        raise SystemExit(f"{out} holds a run of other settings, which must not pass for this one; name another --out")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    asked.write_text(json.dumps(wanted.resolved()))
-    if not (out / "run.json").is_file():
+    wanted = Recipe.load(recipe, [*overrides, *fixed])
+    if not is_kept(out, wanted):
         pretrain(wanted)
 
 
