@@ -20,6 +20,7 @@ from hf_effpt.core.objectives import objective_of
 from hf_effpt.core.targets import check_folder
 from hf_effpt.models import pruned_bert, pruned_modernbert
 from hf_effpt.models.base import EffptMixin, dense_of, exports_of, facts_of, fill, pooling_of, pruning_of
+from hf_effpt.models.checkpoint_weights import take_average
 from hf_effpt.models.configuration_electra import bert_settings
 from hf_effpt.models.kept_heads import EXTRA, read_tensors, save_stock
 from hf_effpt.models.quiet import without_bars
@@ -49,7 +50,8 @@ def export(
     """Writes the stock model of a training checkpoint, with tokenizer, card and run record, into the folder `out`.
 
     A BERT with narrower layers has no stock class, so it is written with the code that loads it, unless `dense`. The
-    result is read back with the exported class and compared before anything in `out` changes.
+    result is read back with the exported class and compared before anything in `out` changes. Of a run with
+    `training.average` it is the average that the checkpoint holds, as at the end of the run.
 
     Args:
         checkpoint (`str` or `os.PathLike`): a training checkpoint (`OUT/checkpoint-900`), or the folder of a finished
@@ -145,6 +147,7 @@ def _export_checkpoint(checkpoint: Path, training_class: type[EffptMixin], folde
             f"The weights in {str(checkpoint)!r} do not belong to its config.json; these do not fit: "
             f"{', '.join(misfits)}. Export a checkpoint whose files were saved together."
         )
+    average = take_average(trained, checkpoint)
     ledger = ledger_of(trained.config)
     exports = exports_of(trained)
     stock, run = changes.apply(exports[""], _run_so_far(checkpoint) | pruning_of(exports[""]))
@@ -162,6 +165,7 @@ def _export_checkpoint(checkpoint: Path, training_class: type[EffptMixin], folde
         shutil.copyfile(recipe, folder / RECIPE)
     verify(folder, stock)
     model = {"objective": objective_of(trained.config), "training_class": training_class.__name__}
+    run |= {"average": average} if average else {}
     run |= {"ledger": ledger, "model": model | facts_of(stock)}
     write_json(folder / "run.json", run)
     model_card(run).save(folder / "README.md")

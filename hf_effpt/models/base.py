@@ -183,7 +183,8 @@ class EffptMixin:
 
         It is a stock model. Only a model with narrower layers becomes one of [`PrunedBertConfig`] or
         [`PrunedModernBertConfig`], with code of its own. If `dense`, or if there is no such class, it is a stock model
-        of the full width with zeros in the place of removed weights.
+        of the full width with zeros in the place of removed weights. Weights are the present ones, after a run
+        with `training.average` the last; the average is exported in `with trainer.average.applied()`.
         """
         plain = copy.deepcopy(self)
         plain.snapshot = None

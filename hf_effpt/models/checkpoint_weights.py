@@ -1,4 +1,4 @@
-"""Weights in the folder of a stock checkpoint, before and while they are loaded."""
+"""Weights in the folder of a checkpoint, before and while they are loaded."""
 
 import json
 import pickle
@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from hf_effpt.core.errors import EffptError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+AVERAGE = "average.safetensors"  # of a training checkpoint
 DAMAGED = (SafetensorError, OSError, EOFError, pickle.UnpicklingError, RuntimeError)
 
 
@@ -58,3 +59,23 @@ def check_complete(source: str, missing: Iterable[str]) -> None:
             f"`model.from` {source!r} lacks {len(missing)} weights ({', '.join(missing[:3])}), which would be random; "
             "take a checkpoint that was saved with its pre-training head."
         )
+
+
+@torch.no_grad()
+def take_average(model: Any, checkpoint: Path) -> dict[str, Any] | None:
+    """Gives a training model the average of weights in its checkpoint, which its run would export, for the last ones.
+
+    Returns the settings of the average and the number of its `weights`; `None` if the checkpoint has none.
+    """
+    if not (checkpoint / AVERAGE).is_file():
+        return None
+    with safe_open(checkpoint / AVERAGE, framework="pt") as saved:
+        facts = json.loads(saved.metadata()["facts"])
+        if not (number := facts["number"]):
+            return None
+        for name, parameter in model.named_parameters():
+            mean = saved.get_tensor(f"0/{name}")
+            for index in range(1, number):
+                mean += saved.get_tensor(f"{index}/{name}")
+            parameter.copy_(mean.div_(number))
+    return {**facts["settings"], "weights": number}

@@ -18,10 +18,9 @@ from torch import Tensor
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.registry import nearest
 from hf_effpt.core.settings import In, When, check_settings
+from hf_effpt.models.checkpoint_weights import AVERAGE as FILE
 
 from .muon import FOREACH
-
-FILE = "average.safetensors"
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,10 @@ class WeightAverage:
 
     @contextmanager
     def applied(self) -> Iterator[bool]:
-        """Context in which the model has the average as its weights; yields `False` if there is none."""
+        """Context in which the model has the average as its weights; yields `False` if there is none.
+
+        Outside of it the model has its last weights: `with trainer.average.applied(): trainer.model.export()`.
+        """
         if not self.held:
             yield False
             return

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForMaskedLM
 
 from hf_effpt.core.errors import EffptError
+from hf_effpt.hub.export import export
 from hf_effpt.training.averaging import Averaging
 from tests import tiny
 
@@ -83,6 +84,17 @@ def test_the_average_is_evaluated_and_exported(tmp_path):
     trainer.average.restart()
     trainer.evaluate()
     assert trainer.evaluation["held_out_loss"] == found["held_out_loss_last_weights"]
+
+
+@pytest.mark.parametrize("average", [LAWA, EMA], ids=["lawa", "ema"])
+def test_an_exported_checkpoint_has_the_average_as_the_run_would(tmp_path, average):
+    trainer, _ = run(tmp_path / "run", average, save_strategy="steps", save_steps=8)
+    trainer.save_model()
+    export(tmp_path / "run" / "checkpoint-8", tmp_path / "exported")
+    ours, theirs = (AutoModelForMaskedLM.from_pretrained(tmp_path / name) for name in ("run", "exported"))
+    tiny.assert_same_weights(ours, theirs)
+    records = [json.loads((tmp_path / name / "run.json").read_text())["average"] for name in ("run", "exported")]
+    assert records[0] == records[1]
 
 
 def test_it_starts_anew_where_the_model_grows(tmp_path):
