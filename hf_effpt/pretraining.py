@@ -17,6 +17,7 @@ from hf_effpt.core.objectives import floor_in, measured_as
 from hf_effpt.core.registry import build_methods, without_idle
 from hf_effpt.data.added_tokens import pieces_of_added
 from hf_effpt.data.masking import DataCollatorForMaskedLM
+from hf_effpt.data.mixture import parts_of_mixture
 from hf_effpt.data.packing import facts
 from hf_effpt.data.tokenizer_report import report_of_corpus
 from hf_effpt.hub.card_parts import accents_in, longest_rows, untrained_positions
@@ -260,6 +261,7 @@ def claim(out: Path, recipe: Recipe, resume: bool) -> None:
                 "give another `training.output_dir`."
             )
         _check_unused(out)
+        _check_apart(out, recipe)
         return
     if not (out / RECIPE).is_file() and not checkpoints_in(out):
         raise EffptError(f"There is no run in {out} to resume (no recipe.yaml); start without `--resume`.")
@@ -282,6 +284,21 @@ def claim(out: Path, recipe: Recipe, resume: bool) -> None:
                 raise EffptError(
                     f"The run in {out} has `{section}.{key}: {old.get(key)}`, but the recipe now says {new.get(key)}; "
                     "resume with the recipe it was started with, or give another `training.output_dir`."
+                )
+
+
+def _check_apart(out: Path, recipe: Recipe) -> None:
+    """Raises `EffptError` if the output folder is one that text is read from, or below it.
+
+    What the run writes would be read as text when it is resumed, and by the next run.
+    """
+    for texts in (recipe.data.dataset, recipe.data.held_out):
+        sources = [texts] if isinstance(texts, str) else parts_of_mixture(texts)[0] if isinstance(texts, list) else []
+        for folder in (Path(str(source)).expanduser() for source in sources):
+            if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
+                raise EffptError(
+                    f"The output folder {out} is in {folder}, whose files are read as text; give a "
+                    "`training.output_dir` outside of it."
                 )
 
 

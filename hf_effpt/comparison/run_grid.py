@@ -9,13 +9,14 @@ from typing import Any
 from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import read_json, write_json
+from hf_effpt.hub.folders import DIVERGED
 from hf_effpt.pretraining import FREE
 from hf_effpt.recipe.recipe import Recipe
 from hf_effpt.training.checkpoints import checkpoints_in
 
 from .arms import SET_BY_GRID, Arm, file_name
 
-RECORD, SCORES, DIVERGED = "run.json", "evaluation.json", "diverged.json"
+RECORD, SCORES = "run.json", "evaluation.json"
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,8 @@ def identity(recipe: Recipe) -> dict[str, Any]:
 
 def divergence_text(record: Mapping[str, Any]) -> str:
     """Says where a run has diverged, by its record: the step, what was not finite, and the last finite loss."""
-    loss, at = record.get("last_loss"), record.get("last_loss_step")
-    last = "no finite loss was logged" if loss is None else f"the last finite training loss is {loss:.4f} at step {at}"
-    return f"not finite from step {record['step']} on ({record['what']}); {last}"
+    loss, last = record.get("last_loss"), "no finite loss was logged"
+    if loss is not None:
+        shown = f"{loss:.4f}" if abs(loss) < 1000 else f"{loss:.3g}"
+        last = f"the last finite training loss is {shown} at step {record['last_loss_step']}"
+    return f"{record['what']} not finite from step {record['step']} on; {last}"

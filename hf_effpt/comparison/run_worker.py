@@ -16,11 +16,12 @@ from filelock import FileLock, Timeout
 from hf_effpt.core.errors import EffptError, RunDiverged, RunStopped
 from hf_effpt.core.files import read_json, write_json
 from hf_effpt.evaluation.suite import evaluate
+from hf_effpt.hub.folders import DIVERGED
 from hf_effpt.pretraining import pretrain
 from hf_effpt.recipe.recipe import Recipe
 from hf_effpt.training.checkpoints import checkpoints_in, fault
 
-from .run_grid import DIVERGED, RECORD, SCORES
+from .run_grid import RECORD, SCORES
 
 BUSY = 4  # exit code if another process is at work on the run
 

@@ -21,6 +21,7 @@ TOKENIZER_FILES = (
     "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.txt vocab.json merges.txt"
 ).split()
 RECIPE = "recipe.yaml"
+DIVERGED = "diverged.json"  # of a run that a comparison has made, in the place of `run.json`
 RECORD_FILES = ("README.md", RECIPE, "run.json")
 JSON_FILES = ("config.json", "trainer_state.json", "run.json")
 EXTRA_FOLDERS = ("generator",)  # folders of models exported beside the main one

@@ -126,7 +126,11 @@ def _data_of(source: str) -> dict[str, Any]:
     """Section `data` of a recipe file or built-in recipe, or of a text."""
     if not source.endswith((".yaml", ".yml")) and not (BUILT_IN / f"{source}.yaml").is_file():
         return {"dataset": source}
-    sections = read_recipe_file(source)
+    sections = read_recipe_file(source) or {}
+    for name, values in (("", sections), *(sections.items() if isinstance(sections, Mapping) else ())):
+        if not isinstance(values or {}, Mapping):
+            what = f"in its section `{name}`" if name else "in the place of its sections"
+            raise EffptError(f"The recipe {source} has {values!r} {what}; write a mapping there.")
     if (sections.get("model") or {}).get("from") is not None:
         raise EffptError(
             f"{source} goes on from a checkpoint, and plans are for new models; `effpt pretrain {source} --dry_run` "

@@ -1,5 +1,6 @@
 """Models given back from checkpoints: that of a resumed run, and the one with the best metric, where a run ends."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,8 @@ from .checkpoints import STATE, load_training_model
 from .checks import check_adapter
 from .losses import smooth_in_model
 
+logger = logging.getLogger(__name__)
+
 
 def restore(trainer: Any, checkpoint: Path) -> None:
     """Has the trainer hold the model of a checkpoint, in the shape that it had there."""
@@ -28,6 +31,11 @@ def restore(trainer: Any, checkpoint: Path) -> None:
 
 def finished(trainer: Any, checkpoint: Path) -> TrainOutput:
     """Has the trainer stand at the end of its run, which the checkpoint holds; returns what `train` returns."""
+    clock = trainer.clock
+    logger.warning(
+        "%s has spent the whole budget of %g %s, so nothing is trained; a larger `training.budget` goes on.",
+        checkpoint, clock.budget, clock.unit,
+    )  # fmt: skip
     trainer.create_optimizer_and_scheduler(1)  # at the final learning rate
     trainer.state = TrainerState.load_from_json(str(checkpoint / STATE))
     if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint is not None:

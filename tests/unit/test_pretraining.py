@@ -314,3 +314,17 @@ def test_the_command_line_adds_to_the_selection_of_a_recipe(corpus, tmp_path):
     changed = Recipe.load(near.resolved(), ["--data.select.similarity", "0.9"])
     assert changed.data.selection.similarity == 0.9
     assert Recipe.load(near.resolved(), ["--data.select", "null"]).data.selection is None
+
+
+@pytest.mark.parametrize("place", ["", "out", "deep/out"])
+def test_a_run_never_writes_into_its_text(corpus, tmp_path, place):
+    """It would be read as text when the run is resumed."""
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    corpus.rename(texts / "corpus.jsonl")
+    for sources in (str(texts), [str(texts), "builtin:pydoc"]):
+        own = Recipe.load(recipe(texts, texts / place).resolved() | {"data": {"dataset": sources}})
+        with pytest.raises(EffptError, match="whose files are read as text"):
+            claim(texts / place, own, False)
+    claim(tmp_path / "out", recipe(texts, tmp_path / "out"), False)
+    claim(texts / "out", recipe(texts / "corpus.jsonl", texts / "out"), False)

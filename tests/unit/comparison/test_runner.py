@@ -86,7 +86,7 @@ def test_a_diverged_run_is_an_outcome_and_not_tried_again(tmp_path):
     assert order(tmp_path) == [["a", "seed-0"]]
     found = report([Arm("a", SECTIONS), Arm("b", SECTIONS)], runs, Clock.parse("8steps"))
     (note,) = (note for note in found["notes"] if note.startswith("b, "))
-    assert note.endswith("diverged (not finite from step 7 on (weights); no finite loss was logged)")
+    assert note.endswith("diverged (weights not finite from step 7 on; no finite loss was logged)")
     assert found["arms"][1]["verdict"]["text"] == "No verdict: seed 0 has diverged."
     assert "| b | 0 | 1 | diverged" in markdown(found)
     with pytest.raises(EffptError, match=r"Lower its `training.learning_rate`, and name another `--out`"):

@@ -81,7 +81,7 @@ def test_a_run_that_diverges_is_called_so_and_not_tried_again(run, monkeypatch):
     entry = run_entry(run, None)
     loss = next(one["loss"] for one in record["history"] if one["step"] == 3 and "loss" in one)
     assert entry["state"] == "diverged"
-    said = f"not finite from step 4 on (gradients); the last finite training loss is {loss:.4f} at step 3"
+    said = f"gradients not finite from step 4 on; the last finite training loss is {loss:.4f} at step 3"
     assert entry["note"] == said
     assert entry["clock"]["steps"] == 5
     assert entry["curve"]  # up to there

@@ -11,6 +11,7 @@ from hf_effpt.diagnosis import text_facts
 from hf_effpt.diagnosis.doctor import diagnose
 from hf_effpt.diagnosis.loss_plot import draw_losses
 from hf_effpt.diagnosis.range_test import read_range, train_range
+from hf_effpt.recipe.recipe import Recipe
 from tests import tiny
 
 from .planted import FLAT, record
@@ -95,6 +96,32 @@ def test_real_run_before_and_after_it_has_finished(tmp_path):
     assert "50% of the budget" in found.figures["spent"]
     assert "unigram floor" in found.figures["held-out loss"]
     assert draw_losses([tmp_path / "run"], tmp_path / "loss.png").stat().st_size > 5000
+
+
+def test_a_checkpoint_and_a_comparison_are_no_texts(tmp_path, capsys):
+    trainer = tiny.trainer(tmp_path / "run", saved=[1], layers=1, budget="2steps")
+    trainer.train()
+    assert main(["doctor", str(tmp_path / "run" / "checkpoint-1")]) == 2
+    assert f"is a checkpoint; give the folder of its run, {tmp_path / 'run'}" in capsys.readouterr().err
+    arm = tmp_path / "report" / "runs" / "a" / "seed-0" / "budget-1"
+    arm.mkdir(parents=True)
+    (tmp_path / "report" / "plan.json").write_text("{}")
+    for command in ("doctor", "plot"):
+        assert main([command, str(tmp_path / "report")]) == 2
+        said = capsys.readouterr().err
+        assert "is a comparison" in said
+        assert str(arm) in said
+
+
+def test_a_run_that_diverged_in_a_comparison_is_read(tmp_path):
+    history = [{"loss": loss, "step": step} for step, loss in enumerate([5.0, 4.0, None, None], start=1)]
+    clock = {"unit": "steps", "budget": 10, "steps": 4}
+    (tmp_path / "diverged.json").write_text(json.dumps({"history": history, "clock": clock}))
+    Recipe.load("tiny").save(tmp_path / "recipe.yaml")
+    (found, _) = diagnose(str(tmp_path)).findings
+    assert (found.check, found.severity) == ("divergence", "error")
+    assert found.seen == "2 of 4 logged losses are no number, the first at step 3."
+    assert found.fix.startswith(f"effpt pretrain {tmp_path}/recipe.yaml --training.learning_rate")
 
 
 def test_several_runs_are_plotted_together_unless_their_losses_differ(tmp_path, capsys):

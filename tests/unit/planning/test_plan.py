@@ -142,10 +142,14 @@ def test_a_large_text_is_measured_by_a_sample(corpus, tmp_path, monkeypatch):
         (["tiny"], "A plan needs a budget"),
         (["tiny", "--hours", "-1"], "`--hours` is -1.0, but must be above 0"),
         (["tiny", "--hours", "1", "--device", "tpu"], "`--device` is 'tpu'"),
+        (["list.yaml", "--hours", "1"], "has ['a'] in the place of its sections"),
+        (["value.yaml", "--hours", "1"], "has 'x' in its section `data`"),
     ],
 )
 def test_bad_input_is_one_clear_line_before_any_measurement(words, told, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "list.yaml").write_text("[a]")
+    (tmp_path / "value.yaml").write_text("data: x")
     assert main(["plan", *words, "--out", "a.yaml"]) == 2
     assert told in capsys.readouterr().err
     assert not (tmp_path / "a.yaml").exists()

@@ -40,11 +40,13 @@ def test_another_resumption_goes_on_in_the_same_history(tmp_path, caplog):
     assert names(tmp_path) == ["checkpoint-2", "checkpoint-3"]
 
 
-def test_nothing_moves_where_nothing_is_later(tmp_path):
+def test_nothing_moves_where_nothing_is_later(tmp_path, caplog):
     tiny.trainer(tmp_path, saved=[2, 4], **SMALL).train()
     tiny.trainer(tmp_path, **SMALL).train(resume_from_checkpoint=True)
     finished = tiny.trainer(tmp_path, layers=1, budget="2steps")  # nothing of it is trained anew
-    finished.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    with caplog.at_level(logging.WARNING):
+        finished.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert "checkpoint-2 has spent the whole budget of 2 steps, so nothing is trained" in caplog.text
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-4"]
 
 
