@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 ASIDE = "abandoned-after-{0}"  # folder in that of the run
 
 
-def set_later_aside(trainer: Any, checkpoint: str | None) -> None:
+def set_later_aside(trainer: Any, checkpoint: str | bool | None) -> None:
     """Moves what the run of `trainer` saved after the step of `checkpoint` into a folder of its own, and says so.
 
     Else another resumption would take the last checkpoint of before, which knows nothing of the steps trained since.

@@ -1,5 +1,6 @@
 """Models made by a `model_init`, one for each run, and the trials of `hyperparameter_search`, of which some fail."""
 
+import importlib
 import logging
 import math
 from collections.abc import Iterator
@@ -69,9 +70,8 @@ def failing_alone(trainer: Any, trial: Any) -> Iterator[None]:
         trainer.objective = math.nan  # of processes that only follow the search; they have no study to tell
         if trainer.args.process_index:
             return
-        from optuna import TrialPruned  # there is a trial, so there is optuna
-
-        raise TrialPruned(str(error)) from error
+        optuna = importlib.import_module("optuna")  # there is a trial of it, so it is installed
+        raise optuna.TrialPruned(str(error)) from error
 
 
 @contextmanager
