@@ -261,7 +261,7 @@ def claim(out: Path, recipe: Recipe, resume: bool) -> None:
                 "give another `training.output_dir`."
             )
         _check_unused(out)
-        _check_apart(out, recipe)
+        check_apart(out, recipe)
         return
     if not (out / RECIPE).is_file() and not checkpoints_in(out):
         raise EffptError(f"There is no run in {out} to resume (no recipe.yaml); start without `--resume`.")
@@ -287,7 +287,7 @@ def claim(out: Path, recipe: Recipe, resume: bool) -> None:
                 )
 
 
-def _check_apart(out: Path, recipe: Recipe) -> None:
+def check_apart(out: Path, recipe: Recipe) -> None:
     """Raises `EffptError` if the output folder is one that text is read from, or below it.
 
     What the run writes would be read as text when it is resumed, and by the next run.

@@ -14,6 +14,7 @@ from hf_effpt.evaluation.protocols import find_protocol, listed_seeds
 from hf_effpt.evaluation.suite import BLIMP, check_tasks
 from hf_effpt.evaluation.suite import LOSS as LOSS_TASK
 from hf_effpt.preparation import prepare_data
+from hf_effpt.pretraining import check_apart
 from hf_effpt.recipe.recipe import Recipe
 from hf_effpt.training.checks import check_size
 
@@ -100,6 +101,8 @@ def compare(
     runs = grid(arms, clock, numbers, sorted({*fractions, 1.0}), out)
     firsts = {arm.name: next(run.recipe for run in runs if run.arm == arm.name) for arm in arms}
     check_comparable(arms, firsts, different_data)
+    for recipe in firsts.values():
+        check_apart(out, recipe)
     objectives = {name: recipe.model.objective for name, recipe in firsts.items()}
     check_heads(firsts, tasks)
     protocol = _common_protocol(protocol, firsts)

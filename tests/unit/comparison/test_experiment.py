@@ -47,3 +47,9 @@ def test_arms_of_sizes_with_different_protocols_are_refused(tmp_path):
     assert experiment._common_protocol("glue8_electra_base", {"a": small, "b": large}) == "glue8_electra_base"
     with pytest.raises(EffptError, match="`glue8_electra_small` for arm `a`, `glue8_electra_large` for arm `b`"):
         experiment._common_protocol("glue8_electra", {"a": small, "b": large})
+
+
+def test_a_comparison_never_writes_into_its_text(tmp_path):
+    sections = recipe(tmp_path, 8).resolved()
+    with pytest.raises(EffptError, match="whose files are read as text"):
+        experiment.compare([{"name": "a", **sections}], tmp_path / "report", budget="4steps", seeds=1)
