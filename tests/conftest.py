@@ -8,6 +8,11 @@ import os
 import pytest
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+CASES = 200  # random cases of tests/fuzz in an ordinary run; `--fuzz 10000` before a release
+
+
+def pytest_addoption(parser):
+    parser.addoption("--fuzz", type=int, default=CASES, help="random cases that the tests of tests/fuzz try, in all")
 
 
 @pytest.fixture(autouse=True)

@@ -25,10 +25,11 @@ def parts_of_mixture(dataset: Sequence[Any]) -> tuple[list[Any], list[float] | N
     for number, one in enumerate(listed, start=1):
         weight = one.get("weight", 1.0)
         fits = isinstance(weight, int | float) and not isinstance(weight, bool) and 0 < weight < float("inf")
-        if set(one) - {"path", "weight"} or one.get("path") in (None, "") or not fits:
+        is_source = one.get("path") not in (None, "") and not isinstance(one["path"], int | float)
+        if set(one) - {"path", "weight"} or not is_source or not fits:
             raise EffptError(
                 f"Source {number} of the dataset is {dict(one)!r}, but must be a source, or a mapping of its `path` "
-                "and its `weight`, a number above 0."
+                "and its `weight`, a number above 0; put a name that is a number in quotes."
             )
     if not listed or (None in weights and set(weights) != {None}):
         raise EffptError(

@@ -20,7 +20,7 @@ from .scaling import Scales
 from .schedules import DEPARTURES, SCHEDULES
 
 Rate = Literal["constant", "pld", "progressive"]
-Scaling = Literal["none", "training", "evaluation"]
+Scaling = Literal["none", "training"]
 # With neither layers nor heads dropped the method is switched off, and its settings are kept for when it is on.
 OF_LAYERS = (When(p=(None, In("(0, 1)"))), When(heads=0.0))
 
@@ -45,8 +45,7 @@ class LayerDrop(Method):
         heads (`float`, *optional*, defaults to 0.0): probability, in [0, 1), of dropping an attention head in an
             optimizer step; a regulariser that saves no time.
         scaling (`str`, *optional*, defaults to `"none"`): compensation for skipped layers, in pre-norm models only:
-            the change that a layer makes is multiplied by 1 / (1 - rate) in `"training"`, or by 1 - rate in
-            `"evaluation"`.
+            `"training"` multiplies the change that a layer makes by 1 / (1 - rate) in training.
 
     Raises:
         EffptError: if a value is outside its range, does not suit the depth or the architecture, or `after` lies
@@ -125,7 +124,7 @@ class LayerDrop(Method):
         stack.dropped = frozenset(stack.order[position] for position in skipped)
         if self.scaling != "none":
             rates = self.rates(len(stack.order), progress) if started else np.zeros(len(stack.order))
-            stack.scales = Scales(stack, rates, training=self.scaling == "training")
+            stack.scales = Scales(stack, rates)
         if self.heads:
             set_heads(stack, self.heads if started else 0.0, context.step, context.seed)
 
@@ -147,11 +146,6 @@ class LayerDrop(Method):
         return "masked heads" if self.heads else ""
 
     def eject(self, backbone: nn.Module) -> None:
-        if self.scaling == "evaluation" and self.p:
-            raise EffptError(
-                "With `layerdrop.scaling` `evaluation` the model scales its layers in evaluation, which no stock "
-                "model does; train with `scaling` `training`, or leave it out."
-            )
         if self.heads:
             remove_heads(stack_of(backbone))
         super().eject(backbone)

@@ -8,23 +8,22 @@ from hf_effpt.core.depth import LayerStack
 
 
 class Scales(Mapping[int, float]):
-    """Scale by layer index; empty in the other mode of training and evaluation.
+    """Scale of 1 / (1 - rate) by layer index; empty in evaluation.
 
     Args:
         stack ([`LayerStack`]): layers, whose mode is read at every look-up.
         rates (`np.ndarray` of shape `(depth,)`): probability that the layer at each position is skipped.
-        training (`bool`): if `True`, scales of 1 / (1 - rate) in training; else of 1 - rate in evaluation.
     """
 
-    def __init__(self, stack: LayerStack, rates: np.ndarray, training: bool) -> None:
-        self._stack, self._training = stack, training
+    def __init__(self, stack: LayerStack, rates: np.ndarray) -> None:
+        self._stack = stack
         kept = zip(stack.order, (1.0 - rates).tolist(), strict=True)
         # A layer that is always skipped has no scale to be trained with.
-        self._values = {index: 1.0 / share if training else share for index, share in kept if share or not training}
+        self._values = {index: 1.0 / share for index, share in kept if share}
 
     @property
     def _present(self) -> dict[int, float]:
-        return self._values if self._stack.training == self._training else {}
+        return self._values if self._stack.training else {}
 
     def __getitem__(self, index: int) -> float:
         return self._present[index]

@@ -6,7 +6,6 @@ from transformers import RobertaPreLayerNormConfig, RobertaPreLayerNormModel
 
 from hf_effpt.core.context import RunContext
 from hf_effpt.core.depth import stack_of
-from hf_effpt.core.errors import EffptError
 from hf_effpt.methods import LayerDrop
 from tests import tiny
 
@@ -36,7 +35,7 @@ def changes(model):
     return seen
 
 
-@pytest.mark.parametrize("scaling", ["none", "training", "evaluation"])
+@pytest.mark.parametrize("scaling", ["none", "training"])
 def test_without_dropping_it_is_the_identity(scaling):
     """Up to the rounding of adding a difference back."""
     expected, model = pre_norm()(IDS).last_hidden_state, pre_norm()
@@ -62,18 +61,6 @@ def test_in_training_only_what_runs_is_scaled_up():
     assert torch.equal(model.eval()(IDS).last_hidden_state, plain(IDS).last_hidden_state)
 
 
-def test_in_evaluation_every_layer_counts_as_often_as_it_ran():
-    model = pre_norm(4)
-    method = bound(model, p=0.5, rate="pld", scaling="evaluation")
-    method.schedule(model, RunContext(0, 1.0, seed=1))
-    found = changes(model.eval())
-    assert len(found) == 4
-    for index, change, passed in found:
-        torch.testing.assert_close(passed, change * (1 - 0.5 * (index + 1) / 4), rtol=1e-4, atol=1e-6)
-    for _, change, passed in changes(model.train()):
-        assert torch.equal(passed, change)
-
-
 def test_the_expected_change_of_a_layer_is_its_change():
     """Over draws, one layer skipped with p and scaled by 1 / (1 - p) adds on average what it adds without."""
     model = pre_norm(1).train()
@@ -87,10 +74,8 @@ def test_the_expected_change_of_a_layer_is_its_change():
     torch.testing.assert_close(total / 2000, layer(hidden, None) - hidden, rtol=0.06, atol=1e-3)
 
 
-def test_what_is_scaled_in_evaluation_has_no_stock_export():
+def test_the_export_is_not_scaled():
     model = pre_norm()
-    with pytest.raises(EffptError, match=r"no stock model does; train with `scaling` `training`"):
-        bound(model, p=0.2, scaling="evaluation").eject(model)
     method = bound(model, p=0.2, scaling="training")
     method.schedule(model, RunContext(0, 0.0, seed=1))
     method.eject(model)
