@@ -220,6 +220,9 @@ class EffptTrainingArguments(TrainingArguments):
             value = getattr(self, name)
             if value is not None and not low <= float(value) <= high:  # also refuses NaN
                 raise EffptError(f"`training.{name}` must be between {low:g} and {high:g}, not {value}.")
+        for name, value in vars(self).items():
+            if value != value:
+                raise EffptError(f"`training.{name}` is not a number (NaN); give one.")
         if self.warmup_steps >= 1 and not in_steps:
             raise EffptError(
                 f"`training.warmup_steps` is {self.warmup_steps}; with the budget {self.budget} it must be a share of "
