@@ -185,6 +185,7 @@ def pretrain(recipe: Recipe, *, resume: bool | str = False) -> RunResult:
     )  # fmt: skip
     for one in phases:
         own = "" if one.mlm_probability is None else f", {one.mlm_probability:.0%} of them masked"
+        own = ", whose next ones are predicted" if one.is_causal else own
         own += "" if one.batch_size is None else f", in batches of {one.batch_size}"
         logger.info(
             "data: %s rows of %d tokens%s, from %g of the clock", f"{len(one.rows):,}", one.length, own, one.since
@@ -333,7 +334,7 @@ class RecipeSaver(TrainerCallback):
 
 def phases_of_recipe(recipe: Recipe, rows: DatasetDict) -> list[Phase]:
     """Phases of the run of a recipe on its `rows`."""
-    return phases_in(rows, recipe.data.lengths, recipe.model.rotary_bases, recipe.data.rates)
+    return phases_in(rows, recipe.data.lengths, recipe.model.rotary_bases, recipe.data.rates, recipe.model.objectives)
 
 
 def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Any:
@@ -349,7 +350,7 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Any:
             size = max(model.config.vocab_size, -(-tokens // 64) * 64)
             add_rows(model, pieces_of_added(before, tokenizer), size)
         return model
-    if recipe.model.objective == "mcbert":
+    if recipe.model.exported == "mcbert":
         unused = [token_id for token, token_id in tokenizer.get_vocab().items() if is_unused(token)]
         own["nota_token_id"] = min(unused, default=tokens)
         tokens = max(tokens, own["nota_token_id"] + 1)

@@ -159,9 +159,10 @@ def trainer(
     backbone: str = "bert",
     counter: FlopCounter | None = None,
     saved: Iterable[int] = (),
+    train_dataset: Any = None,
     **changes: Any,
 ) -> EffptTrainer:
-    """A trainer of a freshly initialised model; equal arguments give equal weights.
+    """A trainer of a freshly initialised model; equal arguments give equal weights. Its rows are those of `rows`.
 
     Its FLOPs are those of a [`RoughCounter`] unless it is given a counter. Checkpoints are saved after the steps
     `saved`, and left there.
@@ -175,7 +176,7 @@ def trainer(
     made = cls(
         model=built,
         args=args,
-        train_dataset=rows(),
+        train_dataset=rows() if train_dataset is None else train_dataset,
         eval_dataset=rows(12, seed=1),
         processing_class=tokenizer(),
     )

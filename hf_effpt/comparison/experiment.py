@@ -103,7 +103,7 @@ def compare(
     check_comparable(arms, firsts, different_data)
     for recipe in firsts.values():
         check_apart(out, recipe)
-    objectives = {name: recipe.model.objective for name, recipe in firsts.items()}
+    objectives = {name: recipe.model.exported for name, recipe in firsts.items()}
     check_heads(firsts, tasks)
     protocol = _common_protocol(protocol, firsts)
     measure = find_primary(primary, objectives, tasks, data, protocol, pairs_per_paradigm)
@@ -127,7 +127,7 @@ def compare(
 def check_heads(recipes: Mapping[str, Recipe], tasks: Sequence[str]) -> None:
     """Raises an `EffptError` if an arm exports no head that a task needs; `recipes` are by arm name."""
     for name, recipe in recipes.items():
-        if BLIMP in tasks and recipe.model.backbone == "modernbert" and recipe.model.objective in DISCRIMINATORS:
+        if BLIMP in tasks and recipe.model.backbone == "modernbert" and recipe.model.exported in DISCRIMINATORS:
             raise EffptError(
                 f"Arm `{name}` trains a discriminator of ModernBERT's shape, whose head has no stock class, so BLiMP "
                 "cannot score it; leave `blimp` out of the tasks, and compare by fine-tuning."

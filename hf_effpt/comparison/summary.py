@@ -58,7 +58,7 @@ def run_entry(run: Run, fault: str | None, asked: Mapping[str, Any] | None = Non
     scores of any other evaluation are left out.
     """
     entry: dict[str, Any] = {"seed": run.seed, "fraction": run.fraction, "folder": str(run.folder), "note": fault}
-    entry |= {"objective": run.recipe.model.objective, "evaluation": {}}
+    entry |= {"objective": run.recipe.model.exported, "evaluation": {}}
     record = run.record()
     if record is None:
         none: dict[str, Any] = {"held_out_loss": None, "clock": {}, "co2e": None, "final_learning_rate": None,

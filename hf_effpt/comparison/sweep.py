@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from hf_effpt.core.clock import Clock
+from hf_effpt.core.clock import Clock, scheduled
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import read_json, write_json
 from hf_effpt.recipe.file import read_recipe_file
@@ -70,7 +70,8 @@ def budget_sweep(
     arms = [_arm(sections, size) for size in sizes]
     if len(arms) < 2:
         raise EffptError(f"`sizes` is {list(sizes)!r}, but a sweep takes at least two, such as ['2x128', '6x128'].")
-    objective = (sections.get("model") or {}).get("objective", "mlm")
+    asked = (sections.get("model") or {}).get("objective", "mlm")
+    objective = [*scheduled(asked, "model.objective").values()][-1]
     if objective != "mlm":
         raise EffptError(
             f"The objective is `{objective}`, whose loss depends on a generator that has a size of its own; sweep "

@@ -99,6 +99,13 @@ class Method:
         """Last step, out of `budget`, at which the method may still change the model; 0 if none."""
         return 0
 
+    def against_next_tokens(self, until: float) -> str:
+        """Reason why it is unsound, as set, in a run that learns next tokens up to the fraction `until` of the clock.
+
+        It goes on from the method's name: "reads whole rows"; empty if nothing speaks against it.
+        """
+        return ""
+
     def bind(self, config: Any, others: Mapping[str, Method]) -> None:
         """Checks the settings against the model's `config` (or `None`) and the other methods of the run, by name.
 

@@ -98,6 +98,14 @@ class RowMethod(Method):
         return ()
 
     @property
+    def remembers(self) -> bool:
+        """`True` if it carries over from step to step what depends on the rows or the masks of a step."""
+        return True
+
+    def against_next_tokens(self, until: float) -> str:
+        return "judges rows by their masks, and where next tokens are learned they have none"
+
+    @property
     def remasks(self) -> bool:
         """`True` if it draws masks anew, which needs the masking collator."""
         return False

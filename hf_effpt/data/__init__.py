@@ -30,6 +30,7 @@ packing               `pack`: a corpus as fixed-length rows on disk
   row_writer          rows to an Arrow file
 packed_rows           batched reading of those rows
 masking               `DataCollatorForMaskedLM`
+next_tokens           batches for causal language modelling
 training_text         training rows as methods see them
 """
 

@@ -71,6 +71,11 @@ class DataCollatorForMaskedLM:
         self._padding = -1 if self._ids.pad in (self._ids.cls, self._ids.sep) else self._ids.pad
         self._words = word_edges(tokenizer) if whole_word else None
 
+    @property
+    def separator(self) -> int:
+        """Id of the token between documents."""
+        return self._ids.sep
+
     def masked_count(self, sequence_length: int) -> int:
         """Number of `masked_positions` in each row of this length, padding included."""
         return max(1, round(self.mlm_probability * sequence_length))
@@ -104,10 +109,29 @@ class DataCollatorForMaskedLM:
                 examples, or not of one number per token; a rate is missing or not above 0.
         """
         rates = self._checked(token_rates)
-        batch = _arrays(examples) if isinstance(examples, Mapping) else self._padded(examples)
+        batch = self.read(examples)
         extra = {name: batch[name].astype(np.int64) for name in PER_TOKEN if name in batch}
         masked = self._mask(batch, rates) | extra
         return {name: torch.from_numpy(values) for name, values in masked.items()}
+
+    def read(self, examples: Mapping[str, np.ndarray] | Sequence[Mapping]) -> dict[str, np.ndarray]:
+        """Columns of a batch before it is masked, as arrays; `examples` and errors are those of a call.
+
+        `input_ids` are int64; `attention_mask` is there if padding is that no other column tells. Further columns are
+        `real`, `True` where there is no padding, and `maskable`, `True` at those of them that are not special.
+        """
+        batch = _arrays(examples) if isinstance(examples, Mapping) else self._padded(examples)
+        original = batch["input_ids"] = batch["input_ids"].astype(np.int64)
+        if original.min() < 0 or original.max() >= len(self._special):
+            raise EffptError(
+                f"The batch holds token ids {original.min()}..{original.max()}, but the tokenizer's vocabulary has "
+                f"{len(self._special)} tokens. Pack the text with the tokenizer that masks it."
+            )
+        given = [batch[name] != 0 for name in ("attention_mask", "document_ids") if name in batch]
+        real = np.logical_and.reduce(given) if given else original != self._padding
+        if not given and not real.all():  # the model does not know padding by its token
+            batch["attention_mask"] = real
+        return {**batch, "real": real, "maskable": real & ~self._special[original]}
 
     @staticmethod
     def original(batch: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
@@ -125,20 +149,12 @@ class DataCollatorForMaskedLM:
         return arrays | {"input_ids": np.where(labels != -100, labels, batch["input_ids"].cpu().numpy())}
 
     def _mask(self, batch: dict[str, np.ndarray], rates: np.ndarray | None) -> dict[str, np.ndarray]:
-        original = batch["input_ids"].astype(np.int64)
+        original, real, maskable = batch["input_ids"], batch["real"], batch["maskable"]
         size, length = original.shape
-        if original.min() < 0 or original.max() >= len(self._special):
-            raise EffptError(
-                f"The batch holds token ids {original.min()}..{original.max()}, but the tokenizer's vocabulary has "
-                f"{len(self._special)} tokens. Pack the text with the tokenizer that masks it."
-            )
-        given = [batch[name] != 0 for name in ("attention_mask", "document_ids") if name in batch]
-        real = np.logical_and.reduce(given) if given else original != self._padding
         place = real.cumsum(axis=1) - 1  # among the tokens of the example; on padding it has no meaning
         example = batch["example_id"] if "example_id" in batch else _hashes(original, real, place)
         epoch = np.broadcast_to(batch.get("epoch", 0), size)
         noise = fold(fold(self.seed, epoch, example)[:, None], place)
-        maskable = real & ~self._special[original]
         if not maskable.any() and "example_id" not in batch:  # one of many batches of a run may be without text
             raise EffptError(
                 f"None of the {real.sum()} tokens of the batch can be masked, since all are special, so that there is "
@@ -166,8 +182,6 @@ class DataCollatorForMaskedLM:
         corrupted = original.copy()
         np.put_along_axis(corrupted, chosen, np.where(labelled, replaced, tokens), axis=1)
         masked = {"input_ids": corrupted, "labels": labels, "masked_positions": chosen}
-        if not given and not real.all():  # the model does not know padding by its token
-            masked["attention_mask"] = real.astype(np.int64)
         keys = {"example_id": example.astype(np.int64), "epoch": epoch.astype(np.int64)}
         return masked | keys if self.keyed else masked
 

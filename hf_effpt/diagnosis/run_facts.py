@@ -2,8 +2,9 @@
 
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ class RunFacts:
         chance (`float`, *optional*): loss of guessing among all tokens alike, in nats.
         passes (`float`): passes over the text.
         decayed (`float`, *optional*): last learning rate, as a share of its peak.
-        events (`tuple[int, ...]`): steps at which a method has changed the model.
+        events (`tuple[int, ...]`): steps after which a method has changed the model, or another objective began.
         selects (`bool`): `True` if a method chose the rows, so that the training loss is not one of the text.
         speed (`dict[str, float]`): medians of `tokens_per_second`, `mfu` and the share of each part of a step.
         device (`str`): name of the device.
@@ -163,7 +164,7 @@ def run_facts(record: Mapping[str, Any], folder: str) -> RunFacts:
         chance=math.log(vocabulary["vocab_size"]) if words and vocabulary else None,
         passes=entries[-1].get("epoch", 0.0) if entries else 0.0,
         decayed=rate["final"] / rate["peak"] if rate else None,
-        events=tuple(event["step"] for event in ledger.get("events") or ()),
+        events=(*(event["step"] for event in ledger.get("events") or ()), *_turns(data, entries)),
         selects="selection" in (ledger.get("methods") or {}),
         speed=dict(record.get("throughput") or {}),
         device=(record.get("environment") or {}).get("device", ""),
@@ -171,3 +172,11 @@ def run_facts(record: Mapping[str, Any], folder: str) -> RunFacts:
         held_out_documents=(data.get("held_out") or {}).get("documents"),
         recipe=dict(record.get("recipe") or {}),
     )
+
+
+def _turns(data: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Last logged steps before phases with another objective than the one before."""
+    phases = [{**data, "since": 0.0}, *data.get("phases", ())]
+    since = [after["since"] for before, after in pairwise(phases) if before.get("objective") != after.get("objective")]
+    steps = [[entry["step"] for entry in entries if entry.get("clock", 1.0) < one] for one in since]
+    return [before[-1] for before in steps if before]

@@ -70,7 +70,7 @@ def model_card(run: Mapping[str, Any], repo_id: str | None = None) -> ModelCard:
         widths=widths,
         code="modeling_pruned_modernbert.py" if "ModernBert" in str(stock_class) else "modeling_pruned_bert.py",
         trust=", trust_remote_code=True" if widths else "",
-        objective=f"Objective: `{objective}`. {OBJECTIVES[objective].summary}",
+        objective=f"Objective: `{objective}`. {OBJECTIVES[objective].summary}{_next_tokens(data)}",
         heads=card_parts.head_notes(objective, stock_class, address),
         auto_class="AutoModelForMaskedLM" if fills_masks else "AutoModel",
         address=address,
@@ -294,6 +294,18 @@ def _data(data: Mapping[str, Any], tokenizer: Mapping[str, Any], untrained: int)
             ("Tokens per word", tokenizer.get("fertility"), "{:.2f}"),
         ]
     )
+
+
+def _next_tokens(data: Mapping[str, Any]) -> str:
+    """Sentence on the phases of a run that learned next tokens; empty without any."""
+    phases = [{**data, "since": 0.0}, *data.get("phases", ())]
+    ends = [*(phase["since"] for phase in phases[1:]), 1.0]
+    spans = [
+        f"{phase['since']:g} to {end:g}"
+        for phase, end in zip(phases, ends, strict=True)
+        if phase.get("objective") == "clm"
+    ]
+    return f" From {', '.join(spans)} of the clock it learned next tokens (`clm`) instead." if spans else ""
 
 
 def _lengths(data: Mapping[str, Any]) -> str | None:

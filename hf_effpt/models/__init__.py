@@ -5,7 +5,8 @@ base                      mixins of training models: methods, export, the forwar
 configuration_effpt       configurations of BERT and ModernBERT with the ledger of methods
 encoder_inputs            inputs of the encoder, which keep the documents of a row apart
   document_blocks         attention within documents, block by block
-masked_lm                 masked language modelling, with a head that runs at masked positions only
+masked_lm                 masked language modelling, with a head that runs at masked positions only; next tokens
+next_token_loss           the loss at every token, without the logits of all at once
   sparse_layer            layer with outputs at some positions only
 bert                      BERT
 modernbert                ModernBERT

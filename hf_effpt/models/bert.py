@@ -1,6 +1,8 @@
 """BERT for efficient pre-training: the stock modules, and a head that runs at masked positions only."""
 
-from torch import Tensor
+from collections.abc import Callable
+
+from torch import Tensor, nn
 from transformers import (
     BertForMaskedLM,
     BertForQuestionAnswering,
@@ -36,9 +38,8 @@ class EffptBertForMaskedLM(MaskedLMMixin, BertForMaskedLM):
     stock_class = BertForMaskedLM
     narrow_class = PrunedBertForMaskedLM
 
-    def _answer(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.cls.predictions.transform(hidden)
-        return features, self.cls.predictions.decoder(features)
+    def _head(self) -> tuple[Callable[[Tensor], Tensor], nn.Linear]:
+        return self.cls.predictions.transform, self.cls.predictions.decoder
 
 
 class EffptBertForSequenceClassification(EffptMixin, BertForSequenceClassification):

@@ -74,6 +74,7 @@ class DocumentMask(Tensor):
     documents: DocumentLayout
     window: int | None
     has_kernel: bool
+    causal: bool
     positions_BM: Tensor | None
     _plan: Plan | None
 
@@ -84,19 +85,21 @@ class DocumentMask(Tensor):
         documents: DocumentLayout,
         window: int | None = None,
         has_kernel: bool = False,
+        causal: bool = False,
     ) -> "DocumentMask":
         """A mask of documents, within which tokens attend to those at most `window` apart, or to all.
 
-        If `has_kernel`, torch's kernel for documents of varying length computes it, and no plan.
+        If `has_kernel`, torch's kernel for documents of varying length computes it, and no plan. If `causal`, tokens
+        attend to no later one.
         """
         mask = document_ids_BL[:, None, None].as_subclass(cls)
-        mask.documents, mask.window, mask.has_kernel = documents, window, has_kernel
+        mask.documents, mask.window, mask.has_kernel, mask.causal = documents, window, has_kernel, causal
         mask.positions_BM = mask._plan = None
         return mask
 
     def at(self, positions_BM: Tensor) -> "DocumentMask":
         """The mask for queries at some positions of each row."""
-        made = type(self).make(self.numbers_BL, self.documents, self.window, self.has_kernel)
+        made = type(self).make(self.numbers_BL, self.documents, self.window, self.has_kernel, self.causal)
         made.positions_BM, made._plan = positions_BM, self._plan
         return made
 
@@ -156,6 +159,8 @@ def _by_blocks(tokens_THK: list[Tensor], mask: DocumentMask, dropout: float, sca
         sees_NQR = numbers_T[queries_NQ][:, :, None] == numbers_T[keys_NR][:, None]
         if mask.window is not None:
             sees_NQR &= (queries_NQ[:, :, None] - keys_NR[:, None]).abs() <= mask.window
+        if mask.causal:
+            sees_NQR &= queries_NQ[:, :, None] >= keys_NR[:, None]
         places = (queries_NQ, keys_NR, keys_NR)
         query, key, value = [states[at].transpose(1, 2) for states, at in zip(tokens_THK, places, strict=True)]
         mixed = scaled_dot_product_attention(
@@ -168,7 +173,8 @@ def _by_blocks(tokens_THK: list[Tensor], mask: DocumentMask, dropout: float, sca
 def _by_kernel(tokens_THK: list[Tensor], mask: DocumentMask, dropout: float, scale: float | None) -> Tensor:
     """Attention of queries, keys and values by torch's kernel, which has no dropout."""
     bounds, longest = bounds_on(mask.documents, mask.device), mask.documents.longest
-    window = (-1, -1) if mask.window is None else (mask.window, mask.window)
+    before = -1 if mask.window is None else mask.window
+    window = (before, 0 if mask.causal else before)
     query, key, value = tokens_THK
     mixed: Any = varlen_attn(query, key, value, bounds, bounds, longest, longest, scale=scale, window_size=window)
     return mixed

@@ -1,11 +1,11 @@
-"""Inputs of the encoder from those of a model that learns from masked text, and how it keeps documents apart.
+"""Inputs of the encoder from those of a model that pre-trains, and how it keeps documents, and later tokens, apart.
 
 B batch, L row length.
 """
 
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.nn.attention.varlen import varlen_attn
 from hf_effpt.core.anatomy import attention_of, dropouts_of, first_position, layer_types_of, layers_of
 from hf_effpt.core.depth import router_of
 from hf_effpt.core.document_layout import DocumentLayout
+from hf_effpt.core.errors import EffptError
 
 from .document_blocks import LEAST, DocumentMask, bounds_on
 
@@ -33,20 +34,34 @@ FLEX = "a block mask of flex attention"
 
 
 def encoder_inputs(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Encoder inputs of a masked batch; what keeps documents apart, and positions, replace `document_ids`.
+    """Encoder inputs of a batch; what keeps documents apart, and positions, replace `document_ids`.
 
-    An encoder with several kinds of layers gets a mask for each kind. One without token types gets none.
+    An encoder with several kinds of layers gets a mask for each kind. One without token types gets none. If the batch
+    is `causal`, no token attends to a later one.
     """
     inputs = {name: value for name, value in batch.items() if name not in NOT_ENCODED}
     config = model.config
     if inputs.get("token_type_ids") is None or not hasattr(config, "type_vocab_size"):
         inputs.pop("token_type_ids", None)
     document_ids, documents = inputs.pop("document_ids", None), inputs.pop("documents", None)
+    if causal := inputs.pop("causal", None) is not None:
+        check_causal(config)
     if document_ids is not None:
         positions_BL = positions_within(document_ids)
         inputs["position_ids"] = positions_BL + first if (first := first_position(config)) else positions_BL
-        inputs |= _apart(model, document_ids, documents)
+        inputs |= _apart(model, document_ids, documents, causal)
+    elif causal:
+        inputs |= _causal(model, inputs)
     return inputs
+
+
+def check_causal(config: Any) -> None:
+    """Raises `EffptError` if the attention of a model of this configuration cannot be causal."""
+    if "flash" in (kind := config._attn_implementation):
+        raise EffptError(
+            f"Next tokens (`clm`) need causal attention, which `attn_implementation: {kind}` has not here; use "
+            "`sdpa`, which runs a flash kernel where it can."
+        )
 
 
 def way_apart(model: Any, length: int) -> str:
@@ -84,7 +99,7 @@ def _say(way: str) -> None:
     logger.info("documents of a row are kept apart by %s", way)
 
 
-def _apart(model: Any, document_ids_BL: Tensor, documents: DocumentLayout | None) -> dict[str, Any]:
+def _apart(model: Any, document_ids_BL: Tensor, documents: DocumentLayout | None, causal: bool) -> dict[str, Any]:
     """Encoder inputs that keep documents apart; `documents` is their layout, if it is known already."""
     config, way = model.config, way_apart(model, document_ids_BL.shape[1])
     _say(way)
@@ -99,17 +114,41 @@ def _apart(model: Any, document_ids_BL: Tensor, documents: DocumentLayout | None
     def mask(window: int | None) -> Any:
         if way in (BLOCKS, KERNEL):
             assert documents is not None
-            return DocumentMask.make(document_ids_BL, documents, window, has_kernel=way == KERNEL)
-        if way == FLEX:
-            return flex_mask(document_ids_BL, window)
-        mask_B1LL = isolate_documents(document_ids_BL)
-        return mask_for(
-            mask_B1LL if window is None else mask_B1LL & within(window, document_ids_BL), config, model.dtype
-        )
+            return DocumentMask.make(document_ids_BL, documents, window, way == KERNEL, causal)
+        return written_out(model, document_ids_BL, window, causal)
 
+    return _by_kind(config, mask)
+
+
+def _causal(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Encoder inputs with which tokens attend to no later one, nor to padding; rows are not divided."""
+    real_BL, config = inputs.get("attention_mask"), model.config
+    by_kernel = real_BL is None and config._attn_implementation == "sdpa"  # for which `is_causal` stands for the mask
+    if real_BL is None:
+        real_BL = torch.ones_like(inputs["input_ids"][:1])
+
+    def mask(window: int | None) -> Any:
+        return None if by_kernel and window is None else written_out(model, real_BL, window, causal=True)
+
+    return _by_kind(config, mask) | ({"is_causal": True} if by_kernel else {})
+
+
+def _by_kind(config: Any, mask: Callable[[int | None], Any]) -> dict[str, Any]:
+    """The attention mask, or one for each kind of layers; `mask` makes it for a window."""
     if layer_types_of(config) is None:
         return {"attention_mask": mask(None)}
     return {"attention_mask": {"full_attention": mask(None), "sliding_attention": mask(config.sliding_window)}}
+
+
+def written_out(model: Any, document_ids_BL: Tensor, window: int | None, causal: bool = False) -> Any:
+    """Mask of documents for the attention of `model`, within which tokens attend to those at most `window` apart."""
+    config = model.config
+    if "flex" in config._attn_implementation:
+        return flex_mask(document_ids_BL, window, causal)
+    mask_B1LL = isolate_documents(document_ids_BL)
+    if window is not None:
+        mask_B1LL = mask_B1LL & within(window, document_ids_BL)
+    return mask_for(mask_B1LL.tril() if causal else mask_B1LL, config, model.dtype)
 
 
 def isolate_documents(document_ids_BL: Tensor) -> Tensor:
@@ -130,12 +169,16 @@ def positions_within(document_ids_BL: Tensor) -> Tensor:
     return index_L - torch.where(starts_BL, index_L, 0).cummax(dim=1).values
 
 
-def flex_mask(document_ids_BL: Tensor, window: int | None) -> Any:
-    """Block mask of flex attention for documents, within which tokens attend to those at most `window` apart."""
+def flex_mask(document_ids_BL: Tensor, window: int | None, causal: bool = False) -> Any:
+    """Block mask of flex attention for documents, within which tokens attend to those at most `window` apart.
+
+    If `causal`, they attend to no later one.
+    """
 
     def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         same = document_ids_BL[row, query] == document_ids_BL[row, key]
-        return same if window is None else same & ((query - key).abs() <= window)
+        same = same if window is None else same & ((query - key).abs() <= window)
+        return same & (query >= key) if causal else same
 
     rows, length = document_ids_BL.shape
     on_gpu = document_ids_BL.device.type == "cuda"  # elsewhere compiling takes longer than it saves

@@ -4,6 +4,7 @@ Each has the classes `Effpt…Config`, `Effpt…Model`, `Effpt…ForMaskedLM` an
 `kin.pyi` has their types.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import transformers
@@ -18,15 +19,13 @@ NAMES = ("Roberta", "XLMRoberta", "Camembert", "DistilBert")
 LEDGER = {"methods": dict, "layer_order": list, "events": list, "layer_widths": list, "kept_heads": dict}
 
 
-def _roberta_answer(self: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
+def _roberta_head(self: Any) -> tuple[Callable[[Tensor], Tensor], nn.Linear]:
     head = self.lm_head
-    features = head.layer_norm(nn.functional.gelu(head.dense(hidden)))
-    return features, head.decoder(features)
+    return lambda hidden: head.layer_norm(nn.functional.gelu(head.dense(hidden))), head.decoder
 
 
-def _distilbert_answer(self: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    features = self.vocab_layer_norm(self.activation(self.vocab_transform(hidden)))
-    return features, self.vocab_projector(features)
+def _distilbert_head(self: Any) -> tuple[Callable[[Tensor], Tensor], nn.Linear]:
+    return lambda hidden: self.vocab_layer_norm(self.activation(self.vocab_transform(hidden))), self.vocab_projector
 
 
 def _stock(self: Any) -> Any:
@@ -62,9 +61,9 @@ def _add_family(name: str) -> None:
             **own,
         )
     )
-    answer = _distilbert_answer if name == "DistilBert" else _roberta_answer
+    head = _distilbert_head if name == "DistilBert" else _roberta_head
     for part, (mixin, what) in PARTS.items():
-        masked = {"_answer": answer} if part == "ForMaskedLM" else {}
+        masked = {"_head": head} if part == "ForMaskedLM" else {}
         doc = f"{name} {what}, which trains with methods."
         _add(f"Effpt{name}{part}", (mixin, stock[part]), doc, config_class=config, stock_class=stock[part], **masked)
 

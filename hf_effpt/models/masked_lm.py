@@ -1,9 +1,9 @@
-"""Masked language modelling with a head that runs at masked positions only.
+"""Masked language modelling with a head that runs at masked positions only; or next tokens, at all of them.
 
 B batch, L row length, D hidden size, M masked positions per row, N masked positions in all, V vocabulary.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -17,11 +17,16 @@ from hf_effpt.core.token_losses import Reduction, observed_loss
 
 from .base import PretrainingMixin
 from .encoder_inputs import encoder_inputs
+from .next_token_loss import next_token_loss
 from .sparse_layer import encode_at, labels_at, positions_of
 
 
 class MaskedLMMixin(PretrainingMixin):
-    """A [`PretrainingMixin`] for stock masked language models; each says in `_answer` what its head is."""
+    """A [`PretrainingMixin`] for stock masked language models; each says in `_head` what its head is.
+
+    With `causal=` a tensor of shape `(batch_size,)`, whatever its values, tokens attend to no later one, and the
+    labels, at any position, are next tokens.
+    """
 
     label_smoothing = 0.0  # of the loss in training: the weight of the mean over all tokens, as in the stock Trainer
 
@@ -30,16 +35,30 @@ class MaskedLMMixin(PretrainingMixin):
         stack_of(self.backbone)
 
     def _learn(self, batch: Mapping[str, Any]) -> MaskedLMOutput:
+        if batch.get("causal") is not None:
+            return self._learn_next(batch)
         labels_BL, positions_BM, items = batch["labels"], batch["masked_positions"], batch["num_items_in_batch"]
         if positions_BM is None:
             positions_BM = positions_of(labels_BL)
-        encoder = self.backbone
+        encoder, (transform, decoder) = self.backbone, self._head()
         outputs, hidden_BMD = encode_at(encoder, positions_BM, **encoder_inputs(self, batch))
         labels_BM = labels_at(labels_BL, positions_BM)
         hidden_ND, labels_N = hidden_BMD.flatten(0, 1), labels_BM.flatten()
         smoothing = self.label_smoothing if self.training else 0.0
-        loss_of = partial(token_loss, self._answer(hidden_ND)[1], labels_N, label_smoothing=smoothing)
+        loss_of = partial(token_loss, decoder(transform(hidden_ND)), labels_N, label_smoothing=smoothing)
         total = observed_loss(encoder, loss_of, labels_BM != -100, batch["loss_weight_inputs"])
+        loss = total / (label_count(labels_N) if items is None else items)
+        return MaskedLMOutput(loss=loss, hidden_states=outputs.hidden_states, attentions=outputs.attentions)
+
+    def _learn_next(self, batch: Mapping[str, Any]) -> MaskedLMOutput:
+        labels_BL, items, (transform, decoder) = batch["labels"], batch["num_items_in_batch"], self._head()
+        outputs = self.backbone(return_dict=True, **encoder_inputs(self, batch))
+        features_ND, labels_N = transform(outputs.last_hidden_state).flatten(0, 1), labels_BL.flatten()
+        smoothing = self.label_smoothing if self.training else 0.0
+        loss_of = partial(
+            next_token_loss, features_ND, decoder.weight, decoder.bias, labels_N, label_smoothing=smoothing
+        )
+        total = observed_loss(self.backbone, loss_of, labels_BL != -100, batch["loss_weight_inputs"])
         loss = total / (label_count(labels_N) if items is None else items)
         return MaskedLMOutput(loss=loss, hidden_states=outputs.hidden_states, attentions=outputs.attentions)
 
@@ -63,6 +82,12 @@ class MaskedLMMixin(PretrainingMixin):
 
     def _answer(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """The input of the decoder, and its logits."""
+        transform, decoder = self._head()
+        features = transform(hidden)
+        return features, decoder(features)
+
+    def _head(self) -> tuple[Callable[[Tensor], Tensor], nn.Linear]:
+        """The map from hidden states to the input of the decoder, and the decoder."""
         raise NotImplementedError
 
 

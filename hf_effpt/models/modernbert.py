@@ -1,6 +1,8 @@
 """ModernBERT for efficient pre-training: the stock modules, and a head that runs at masked positions only."""
 
-from torch import Tensor
+from collections.abc import Callable
+
+from torch import Tensor, nn
 from transformers import (
     ModernBertForMaskedLM,
     ModernBertForQuestionAnswering,
@@ -36,9 +38,8 @@ class EffptModernBertForMaskedLM(MaskedLMMixin, ModernBertForMaskedLM):
     stock_class = ModernBertForMaskedLM
     narrow_class = PrunedModernBertForMaskedLM
 
-    def _answer(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.head(hidden)
-        return features, self.decoder(features)
+    def _head(self) -> tuple[Callable[[Tensor], Tensor], nn.Linear]:
+        return self.head, self.decoder
 
 
 class EffptModernBertForSequenceClassification(EffptMixin, ModernBertForSequenceClassification):

@@ -63,7 +63,7 @@ def encode_at(encoder: Any, positions_BM: Tensor, *args: Any, **inputs: Any) -> 
     read = inputs.get("output_hidden_states", config.output_hidden_states)
     read = read or inputs.get("output_attentions", config.output_attentions)
     read = read or (encoder.training and (stack.read_whole or drops(config)))
-    able = config._attn_implementation in SPARSE and not stack.computes_whole
+    able = config._attn_implementation in SPARSE and not stack.computes_whole and not inputs.get("is_causal")
     sparse = able and not read and bool(stack.active)
     stack.last = partial(layer_at, positions_BM=positions_BM) if sparse else None
     try:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from hf_effpt.core.clock import JOULES_A_KWH, Clock
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.settings import written
 from hf_effpt.recipe.recipe import Recipe
 
 from .law import LossForecast, Traits, loss_law
@@ -81,7 +82,7 @@ def traits_of(recipe: Recipe, measured: Measurement) -> Traits | str:
     """Traits of a recipe that the law of the loss reads, or the reason why it says nothing about its loss."""
     model, start = recipe.model, recipe.model.start or {}
     if model.objective != "mlm":
-        return f"losses of `{model.objective}` are not forecast: all runs measured for it had `mlm`"
+        return f"losses of `{written(model.objective)}` are not forecast: all runs measured for it had `mlm`"
     if model.from_ is not None:
         return "the loss of a model that goes on from a checkpoint is not forecast: no such run was measured for it"
     if unknown := sorted({*recipe.methods} - KNOWN_METHODS):

@@ -83,7 +83,7 @@ def measure(sections: Mapping[str, Any], seconds: float) -> Measurement:
             trainer.evaluate(held_out.select(range(min(TRIED_ROWS, len(held_out)))))
         peak, config = peak_memory(trainer.args.device), trainer.model.config
         text = None
-        if held_out is not None and recipe.model.objective == "mlm":
+        if held_out is not None and recipe.model.exported == "mlm":
             text = measure_text(rows["train"], held_out, config.vocab_size, tokenizer.all_special_ids)
         energy, length = trainer.cost.timekeeper.energy, next(iter(recipe.data.lengths.values()))
         return Measurement(

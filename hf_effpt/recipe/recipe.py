@@ -71,7 +71,7 @@ class Recipe:
         config = self.model.config(methods=self.methods)
         build_methods(self.methods, config)
         smoothing = {"training.label_smoothing_factor": self.training.label_smoothing_factor}
-        check_changes(self.model.objective, smoothing)
+        check_changes(self.model.exported, smoothing)
         self.longest_row = longest_row_of(config)
         self._check_lengths()
         if "embeddings" in (self.model.start or {}) and self.data.tokenizer is None:

@@ -14,6 +14,7 @@ from hf_effpt.core.registry import nearest
 
 Section = TypeVar("Section")
 Number = TypeVar("Number", int, float)
+STAIRS = 10  # steps of a schedule that is given by its ends
 
 
 def require(condition: bool, key: str, value: Any, needed: str) -> None:
@@ -22,8 +23,13 @@ def require(condition: bool, key: str, value: Any, needed: str) -> None:
         raise EffptError(f"`{key}` is {value!r}, but must be {needed}.")
 
 
-def scheduled_numbers(value: Any, key: str, kind: type[Number]) -> dict[float, Number]:
-    """Numbers of the setting `key` by the fraction of the clock from which each holds, as [`scheduled`] reads them."""
+def scheduled_numbers(value: Any, key: str, kind: type[Number], listed: bool = False) -> dict[float, Number]:
+    """Numbers of the setting `key` by the fraction of the clock from which each holds, as [`scheduled`] reads them.
+
+    If `listed`, it may be a list of the first number and the last, between which it changes in `STAIRS` equal steps.
+    """
+    if listed and isinstance(value, list):
+        value = _stairs(value, key)
     found = scheduled(value, key)
     try:
         numbers = {fraction: kind(number) for fraction, number in found.items()}
@@ -32,6 +38,17 @@ def scheduled_numbers(value: Any, key: str, kind: type[Number]) -> dict[float, N
     whole = all(not isinstance(found[one], bool) and float(found[one]) == number for one, number in numbers.items())
     require(bool(numbers) and whole, key, value, f"{'whole ' if kind is int else ''}numbers")
     return numbers
+
+
+def _stairs(ends: list[Any], key: str) -> dict[float, float]:
+    """The schedule of ten equal steps from the first of two numbers to the last."""
+    try:
+        first, last = map(float, ends)
+    except (TypeError, ValueError):
+        raise EffptError(
+            f"`{key}` is {ends!r}, but a list has two numbers, the first and the last: [0.4, 0.15]."
+        ) from None
+    return {step / STAIRS: round(first + (last - first) * step / (STAIRS - 1), 6) for step in range(STAIRS)}
 
 
 def key_of(field_name: str) -> str:

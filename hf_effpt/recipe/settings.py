@@ -5,6 +5,7 @@ from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from hf_effpt.core.anatomy import layer_types_of
+from hf_effpt.core.clock import scheduled
 from hf_effpt.core.objectives import OBJECTIVES
 from hf_effpt.core.settings import In, Like, When, check_effects, idle_error
 from hf_effpt.data.document_cuts import CUTS
@@ -14,6 +15,7 @@ from hf_effpt.hub.card_settings import CardSettings
 from hf_effpt.models.build import config_for
 from hf_effpt.models.from_checkpoint import config_from, continue_from
 from hf_effpt.training.arguments import EffptTrainingArguments
+from hf_effpt.training.phases import CLM, MLM
 
 from .sections import parse_section, require, scheduled_numbers
 
@@ -66,8 +68,9 @@ class ModelSettings:
             `small` (4 of 512), `medium` (8 of 512), `base` (12 of 768) or `large` (24 of 1024).
         backbone (`str`, *optional*, defaults to `"bert"`): architecture: `bert`, or `modernbert` (Warner et al.,
             2024), with rotary positions, norms before its layers, gated neurons and no biases.
-        objective (`str`, *optional*, defaults to `"mlm"`): pre-training objective: `mlm`, `electra`, `electra_15`,
-            `replace_mlm`, `all_tokens_mlm` or `mcbert`.
+        objective (`str` or `dict`, *optional*, defaults to `"mlm"`): pre-training objective: `mlm`, `electra`,
+            `electra_15`, `replace_mlm`, `all_tokens_mlm` or `mcbert`. Or a schedule by fractions of the clock that
+            learns next tokens first and ends with `mlm`, `{0: clm, 0.5: mlm}` (Gisserot-Boukhlef et al., 2025).
         num_hidden_layers, hidden_size, num_attention_heads (`int`, *optional*): each overrides that of `size`. With
             `from`, the number of layers that `stacking` grows a shallower checkpoint to.
         intermediate_size (`int`, *optional*): width of the feed-forward layers; by default 4 times the hidden size,
@@ -108,7 +111,9 @@ class ModelSettings:
 
     backbone: Annotated[Literal["bert", "modernbert"], NEW] = "bert"
     size: Annotated[Literal["tiny", "mini", "small", "medium", "base", "large"], NEW] = "small"
-    objective: Literal["mlm", "electra", "electra_15", "replace_mlm", "all_tokens_mlm", "mcbert"] = "mlm"
+    objective: (
+        Literal["mlm", "electra", "electra_15", "replace_mlm", "all_tokens_mlm", "mcbert", "clm"] | dict[Any, Any]
+    ) = "mlm"
     num_hidden_layers: int | None = None
     hidden_size: Annotated[int | None, NEW] = None
     num_attention_heads: Annotated[int | None, NEW] = None
@@ -136,11 +141,19 @@ class ModelSettings:
 
     def __post_init__(self) -> None:
         require(self.size in SIZES, "model.size", self.size, f"one of {', '.join(SIZES)}")
-        require(self.objective in OBJECTIVES, "model.objective", self.objective, f"one of {', '.join(OBJECTIVES)}")
+        objectives = list(self.objectives.values())
+        self.objective = self.objectives if len(objectives) > 1 else objectives[0]
+        needed = f"one of {', '.join(OBJECTIVES)}, or a schedule that ends with `mlm`, such as {{0: clm, 0.5: mlm}}"
+        known = (
+            {*objectives} == {CLM, MLM} and objectives[-1] == MLM if objectives[1:] else self.objective in OBJECTIVES
+        )
+        require(known, "model.objective", self.objective, needed)
+        changing = all(a != b for a, b in pairwise(objectives))
+        require(changing, "model.objective", self.objective, "another in each phase than before")
         check_effects(self, "model")
         if self.from_ is not None:
             require(0.0 <= self.dropout < 1.0, "model.dropout", self.dropout, "at least 0 and below 1")
-            config_from(self.from_, self.objective, **self._wanted())  # that of more layers depends on the methods
+            config_from(self.from_, self.exported, **self._wanted())  # that of more layers depends on the methods
             return
         if self.max_position_embeddings is None:
             self.max_position_embeddings = 512
@@ -168,11 +181,23 @@ class ModelSettings:
         `more` are settings from the tokenizer and the methods, such as `vocab_size`.
         """
         if self.from_ is not None:
-            return config_from(self.from_, self.objective, layers=self.num_hidden_layers, **self._wanted(), **more)
+            return config_from(self.from_, self.exported, layers=self.num_hidden_layers, **self._wanted(), **more)
         own = {key: getattr(self, key) for key in (*OF_GENERATORS, *OF_MCBERT) if getattr(self, key) is not None}
-        config = config_for(self.objective, self.backbone, **{**self.config_kwargs(), **own, **more})
+        config = config_for(self.exported, self.backbone, **{**self.config_kwargs(), **own, **more})
         config._attn_implementation = self.attn_implementation
         return config
+
+    @property
+    def objectives(self) -> dict[float, str]:
+        """Objectives by the fraction of the clock from which each holds, from 0 on."""
+        found = scheduled(self.objective, "model.objective")
+        require(all(isinstance(one, str) for one in found.values()), "model.objective", self.objective, "of names")
+        return found
+
+    @property
+    def exported(self) -> str:
+        """The last objective, for which the model is made, and by which it is evaluated and exported."""
+        return [*self.objectives.values()][-1]
 
     @property
     def rotary_bases(self) -> dict[float, float]:
@@ -185,7 +210,7 @@ class ModelSettings:
         """The training model with the weights of the checkpoint `from`."""
         assert self.from_ is not None
         return continue_from(
-            self.from_, self.objective, methods=methods, layers=self.num_hidden_layers,
+            self.from_, self.exported, methods=methods, layers=self.num_hidden_layers,
             attn_implementation=self.attn_implementation, **self._wanted(),
         )  # fmt: skip
 
@@ -239,8 +264,9 @@ class DataSettings:
             throughout, so fewer rows.
         isolate_documents (`bool`, *optional*, defaults to `False`): if `True`, documents packed in one row do not
             attend to each other.
-        mlm_probability (`float` or `dict`, *optional*, defaults to 0.15): share of a row's tokens to predict; or a
-            schedule by fractions of the clock, `{0: 0.3, 0.5: 0.15}`. Held-out text always has 0.15.
+        mlm_probability (`float`, `dict` or `list`, *optional*, defaults to 0.15): share of a row's tokens to predict;
+            or a schedule by fractions of the clock, `{0: 0.3, 0.5: 0.15}`, or its first and last value, `[0.4, 0.15]`,
+            between which it changes in ten equal steps. Held-out text always has 0.15.
         whole_word (`bool`, *optional*, defaults to `False`): if `True`, mask whole words rather than single tokens.
         tokenizer (`str`, *optional*): a folder or Hub id; by default that of `model.from`, or else one is trained on
             the dataset.
@@ -270,7 +296,7 @@ class DataSettings:
     validation: str | list[Any] = "0.01"
     sequence_length: int | dict[Any, Any] = 128
     isolate_documents: bool = False
-    mlm_probability: float | dict[Any, Any] = 0.15
+    mlm_probability: float | dict[Any, Any] | list[Any] = 0.15
     whole_word: bool = False
     tokenizer: str | None = None
     add_tokens: str | None = None
@@ -328,7 +354,7 @@ class DataSettings:
     @property
     def rates(self) -> dict[float, float]:
         """Share of tokens to predict by the fraction of the clock from which it holds, from 0 on."""
-        return scheduled_numbers(self.mlm_probability, "data.mlm_probability", float)
+        return scheduled_numbers(self.mlm_probability, "data.mlm_probability", float, listed=True)
 
     @property
     def selection(self) -> SelectSettings | None:

@@ -201,9 +201,9 @@ def _on_meta(batch: Mapping[str, Any], documents: DocumentLayout | None) -> dict
 
 
 def positioned(model: Any, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Adds `masked_positions`, without values, to a batch for pre-training that has only labels."""
+    """Adds `masked_positions`, without values, to a batch for pre-training that has only labels, not at all tokens."""
     labels = batch.get("labels")
-    if "masked_positions" in batch or labels is None or not model.pretrains:
+    if "masked_positions" in batch or "causal" in batch or labels is None or not model.pretrains:
         return batch
     places = torch.empty(len(labels), most_labels(labels), dtype=torch.long, device="meta")
     return {**batch, "masked_positions": places}

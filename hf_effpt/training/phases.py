@@ -1,4 +1,4 @@
-"""Phases of a run: longer rows, larger batches or other shares of masked tokens, from fractions of the clock on."""
+"""Phases of a run: longer rows, larger batches, other shares of masked tokens or next tokens, by the clock."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,16 +9,20 @@ from typing import Any
 from hf_effpt.core.anatomy import encoders_of, rotary_base_of, set_rotary_base
 from hf_effpt.core.clock import value_at
 from hf_effpt.core.errors import EffptError
+from hf_effpt.core.objectives import objective_of
 from hf_effpt.core.row_method import row_methods
 from hf_effpt.data.packed_rows import PackedRows, facts
+from hf_effpt.models.encoder_inputs import check_causal
 
 from .batch_ramp import batch_sizes
 from .checks import check_length, check_size
 
+CLM, MLM = "clm", "mlm"  # objectives that a phase may have
+
 
 @dataclass(frozen=True, eq=False)
 class Phase:
-    """Part of a run that trains on rows of one length, in batches of one size, with one share of masked tokens.
+    """Part of a run that trains on rows of one length, in batches of one size, by one share of masked tokens or none.
 
     Micro-batches of longer rows have fewer rows, so that they have as many tokens. A phase on the rows of the one
     before goes on where that has ended.
@@ -32,6 +36,9 @@ class Phase:
         mlm_probability (`float`, *optional*): share of the tokens to predict; by default the collator's.
         batch_size (`int`, *optional*): rows of a micro-batch of one process, were they as long as those of the first
             phase; by default `per_device_train_batch_size`.
+        objective (`str`, *optional*): `clm`, with which each token predicts the next one and sees no later ones
+            (Gisserot-Boukhlef et al., 2025), or `mlm`, masked tokens; by default what the model is made for. The last
+            phase of a run has masked tokens, as the exported model.
     """
 
     since: float
@@ -39,6 +46,12 @@ class Phase:
     rotary_base: float | None = None
     mlm_probability: float | None = None
     batch_size: int | None = None
+    objective: str | None = None
+
+    @property
+    def is_causal(self) -> bool:
+        """`True` if next tokens are learned."""
+        return self.objective == CLM
 
     @property
     def length(self) -> int:
@@ -54,17 +67,24 @@ def phases_of(train_dataset: Any) -> list[Phase]:
 
 
 def phases_in(
-    splits: Any, lengths: Mapping[float, int], bases: Mapping[float, float], rates: Mapping[float, float]
+    splits: Any,
+    lengths: Mapping[float, int],
+    bases: Mapping[float, float],
+    rates: Mapping[float, float],
+    objectives: Mapping[float, str],
 ) -> list[Phase]:
     """Phases of the `splits` of [`pack_lengths`], by the fractions of the clock from which they have these lengths.
 
-    `bases` are rotary bases by some of these fractions, `rates` shares of masked tokens by fractions of their own.
+    `bases` are rotary bases by some of these fractions; `rates`, shares of masked tokens, and `objectives` go by
+    fractions of their own.
     """
     names = dict(zip(lengths, ["train", *(f"train_{length}" for length in list(lengths.values())[1:])], strict=True))
     phases = []
-    for since in sorted({*lengths, *rates}):
+    for since in sorted({*lengths, *rates, *objectives}):
         rate = value_at(rates, since) if len(rates) > 1 else None
-        phases.append(Phase(since, splits[value_at(names, since)], bases.get(since), rate))
+        objective = value_at(objectives, since) if len(objectives) > 1 else None
+        rows = splits[value_at(names, since)]
+        phases.append(Phase(since, rows, bases.get(since), rate, objective=objective))
     return phases
 
 
@@ -82,13 +102,15 @@ def facts_of_phases(phases: Sequence[Phase]) -> dict[str, Any]:
     later = [
         {"since": one.since} | {name: facts(one.rows)[name] for name in told} | _changed(one) for one in phases[1:]
     ]
-    first = {} if phases[0].batch_size is None else {"batch_size": phases[0].batch_size}
+    own = _changed(phases[0])
+    first = {name: own[name] for name in ("batch_size", "objective") if name in own}
     return facts(phases[0].rows) | first | ({"phases": later} if later else {})
 
 
-def _changed(phase: Phase) -> dict[str, float]:
+def _changed(phase: Phase) -> dict[str, Any]:
     """What a phase has of its own, apart from its rows and what it changes in the model."""
-    own = {"mlm_probability": phase.mlm_probability, "batch_size": phase.batch_size}
+    rate = None if phase.is_causal else phase.mlm_probability
+    own = {"mlm_probability": rate, "batch_size": phase.batch_size, "objective": phase.objective}
     return {name: value for name, value in own.items() if value is not None}
 
 
@@ -127,6 +149,7 @@ def identity_of(dataset: Any) -> str | None:
 
 def _own(phase: Phase) -> str:
     masked = "" if phase.mlm_probability is None else f", masked {phase.mlm_probability:g}"
+    masked = ", next tokens" if phase.is_causal else masked
     return masked + ("" if phase.batch_size is None else f", batches of {phase.batch_size}")
 
 
@@ -143,6 +166,7 @@ def check_rows(phases: Sequence[Phase], model: Any, args: Any, masks: bool) -> N
             _check_base(phase.rotary_base, model)
         if phase.mlm_probability is not None:
             _check_rate(phase.mlm_probability, masks)
+    _check_objectives(phases, model, args, masks)
     if len(phases) > 1:
         _check_order(phases, masks)
         _check_lengths(phases, model, args.train_batch_size)
@@ -170,11 +194,17 @@ def _check_lengths(phases: Sequence[Phase], model: Any, size: int) -> None:
     """Raises `EffptError` unless the model reads the longest rows and `size` first ones are whole others."""
     lengths = [phase.length for phase in phases]
     check_length(lengths[-1], model.config)
-    if methods := row_methods(model.methods):
-        raise EffptError(
-            f"`{methods[0].name}` remembers rows by their number and masks, which differ from phase to phase; leave "
-            "it out, or train on rows of one length, with one share of masked tokens and no `batch_ramp`."
-        )
+    for method in row_methods(model.methods):
+        if method.remembers:
+            raise EffptError(
+                f"`{method.name}` remembers rows by their number and masks, which differ from phase to phase; leave "
+                "it out, or train on rows of one length, with one share of masked tokens and no `batch_ramp`."
+            )
+        if lengths[-1] > lengths[0]:
+            raise EffptError(
+                f"`{method.name}` selects among rows of one length, and the phases have {lengths} tokens; leave it "
+                "out, or train on rows of one length."
+            )
     for phase in phases[1:]:
         rows, length = phase.batch_size or size, phase.length
         if rows * lengths[0] % length:
@@ -183,6 +213,41 @@ def _check_lengths(phases: Sequence[Phase], model: Any, size: int) -> None:
                 f"make `{'batch_ramp' if phase.batch_size else 'per_device_train_batch_size'}` a multiple of "
                 f"{length // gcd(length, lengths[0])} there."
             )
+
+
+def _check_objectives(phases: Sequence[Phase], model: Any, args: Any, masks: bool) -> None:
+    """Raises `EffptError` if a phase has an objective that there is not, or something does not go with next tokens."""
+    own = objective_of(model.config)
+    for phase in phases:
+        if phase.objective not in (None, CLM, MLM):
+            raise EffptError(f"The `objective` {phase.objective!r} of a phase must be `{CLM}` or `{MLM}`.")
+        if phase.objective is not None and own != MLM:
+            raise EffptError(
+                f"A phase has the objective `{phase.objective}`, but a `{type(model).__name__}` learns `{own}`; leave "
+                "it out, or train a masked language model."
+            )
+        if phase.objective is not None and not masks:
+            raise EffptError("A phase has an `objective`, but no collator of this package makes its batches.")
+    if not any(phase.is_causal for phase in phases):
+        return
+    if phases[-1].is_causal:
+        raise EffptError(
+            f"The last phase has the objective `{CLM}`, but what is exported is a masked language model; end with "
+            f"`{MLM}`, as in {{0: {CLM}, 0.5: {MLM}}}."
+        )
+    until = next(after.since for phase, after in reversed([*pairwise(phases)]) if phase.is_causal)
+    check_causal(model.config)
+    for method in model.methods:
+        if reason := method.against_next_tokens(until):
+            raise EffptError(
+                f"`{method.name}` {reason}; leave it out, or the objective `{CLM}`, which the run has up to {until:g} "
+                "of the clock."
+            )
+    if early := [share for share in args.branches or () if share <= until]:
+        raise EffptError(
+            f"The branch at {early[0]:g} of the budget would end as a model of next tokens, which are learned up to "
+            f"{until:g}, and is exported as one of masked tokens; let it end later."
+        )
 
 
 def _check_rate(rate: float, masks: bool) -> None:

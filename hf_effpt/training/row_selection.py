@@ -91,7 +91,7 @@ class RowSelection:
 
         `run` is the context of the coming step; `batches` are the loader's micro-batches.
         """
-        size = self.args.train_batch_size
+        size = self.stream.batch_rows
         left = size * number
         host = rows = self.stream.pull(batches, candidates(methods, left, run.step, run.fraction))
         for place, method in enumerate(methods):
@@ -121,7 +121,7 @@ class RowSelection:
         model: Any = None, known: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """Applies `function` to rows in micro-batches, charged as work of `method`."""
-        judge, size = model or own, self.args.train_batch_size
+        judge, size = model or own, self.stream.batch_rows
         inputs, found = on_device(dict(rows), rows["input_ids"].device), []
         with self.cost.in_table(), evaluating(judge), self.cost.autocast():
             for at in range(0, len(rows["input_ids"]), size):
@@ -136,8 +136,8 @@ class RowSelection:
         return self.cost.count_own_flops(method, self.stream.step_rows, *key)
 
     def mask_anew(self, rows: Mapping[str, Tensor], rates: Any) -> dict[str, Tensor]:
-        """Masks the rows again, with a masking rate by token id."""
-        return self.masking(self.masking.original(rows), token_rates=rates)
+        """Masks the rows again, with a masking rate by token id and the phase's share of masked tokens."""
+        return self.stream.collator_now(self.masking.original(rows), token_rates=rates)
 
     @cached_property
     def dataset_id(self) -> str:
@@ -147,7 +147,8 @@ class RowSelection:
     @property
     def masking_id(self) -> str:
         """Text of all settings that decide the masks of an example in an epoch."""
-        of = self.masking
+        now = self.stream.collator_now
+        of = getattr(now, "collator", now)
         masking = f"{of.seed}, {of.mlm_probability}, whole words {of.whole_word}, {of.shares}"
         # Tables made before words ended at punctuation, and rates left out padding, hold the losses of other masks.
         others = of.whole_word or "document_ids" in self.stream.dataset.column_names

@@ -1,9 +1,9 @@
 """Order of the data: an endless stream, computed from (seed, position), so that it resumes anywhere."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import KW_ONLY, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import count, islice
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hf_effpt.core.document_layout import DocumentLayout
+from hf_effpt.data.next_tokens import DataCollatorForNextTokens
 from hf_effpt.data.packing import PackedRows
 
 from .phases import Phase, apply_phase, phase_at
@@ -145,21 +146,25 @@ class TrainingStream:
 
         `may_carry` is `True` if steps may end within a micro-batch, as with row selection.
         """
-        return self.loader_of_phase(may_carry) if len(self.phases) == 1 else PhasedLoader(self)
+        return self.loader_of_phase(may_carry) if len(self.phases) == 1 else PhasedLoader(self, may_carry)
 
     def loader_of_phase(self, may_carry: bool = False) -> DataLoader:
         """Returns an endless loader of micro-batches of this phase from the current row."""
         self._carried = None
         # Each process may then be within a micro-batch.
         apart = may_carry and self.args.world_size > 1
-        skip = self.rows_seen // self.args.world_size % self.args.train_batch_size if apart else 0
+        skip = self.rows_seen // self.args.world_size % self.batch_rows if apart else 0
         batches = self._batches(self.seed, self.rows_seen - skip * self.args.world_size, skip)
-        return self.loader_of(self.dataset, self._collator(), batches)
+        return self.loader_of(self.dataset, self.collator_now, batches)
 
-    def _collator(self) -> Any:
-        """The collator with the share of masked tokens of this phase."""
-        rate = self.phases[self.phase].mlm_probability
-        return self.collator if rate is None else masking_at(self.collator, rate)
+    @property
+    def collator_now(self) -> Any:
+        """The collator with what this phase has of its own: a share of masked tokens, or next tokens."""
+        phase = self.phases[self.phase]
+        if phase.is_causal:
+            return changed(self.collator, DataCollatorForNextTokens)
+        rate = phase.mlm_probability
+        return self.collator if rate is None else changed(self.collator, partial(masking_at, rate=rate))
 
     def _batches(self, seed: int, start: int, skip: int = 0) -> BatchStream:
         return BatchStream(
@@ -176,7 +181,7 @@ class TrainingStream:
     def draw(self, number: int, step: int) -> Iterator[dict[str, Tensor]]:
         """Yields micro-batches on the device in another order than the run's, by seed and step."""
         batches = islice(self._batches(hash((self.seed, step)), 0), number)
-        for batch in self.loader_of(self.dataset, self._collator(), batches, workers=0):
+        for batch in self.loader_of(self.dataset, self.collator_now, batches, workers=0):
             yield on_device(batch, self.args.device)
 
     def take(self, batches: Iterator[dict[str, Tensor]], number: int, device: torch.device) -> list[dict[str, Any]]:
@@ -224,23 +229,29 @@ class TrainingStream:
 class PhasedLoader:
     """Endless loader of the micro-batches of a [`TrainingStream`], of whichever phase it is in."""
 
-    def __init__(self, stream: TrainingStream) -> None:
-        self.stream = stream
+    def __init__(self, stream: TrainingStream, may_carry: bool) -> None:
+        self.stream, self.may_carry = stream, may_carry
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         while True:
-            phase, batches = self.stream.phase, iter(self.stream.loader_of_phase())
+            phase, batches = self.stream.phase, iter(self.stream.loader_of_phase(self.may_carry))
             while self.stream.phase == phase:
                 yield next(batches)
 
 
-def masking_at(collator: Any, rate: float) -> Any:
-    """Copy of a collator that masks this share of the tokens, as may the one that it wraps."""
+def changed(collator: Any, change: Callable[[Any], Any]) -> Any:
+    """A collator with `change` in place of the one that masks, which it may wrap."""
+    if "collator" not in vars(collator):
+        return change(collator)
     own = copy(collator)
-    if "collator" in vars(own):
-        own.collator = masking_at(own.collator, rate)
-    else:
-        own.mlm_probability = rate
+    own.collator = changed(own.collator, change)
+    return own
+
+
+def masking_at(collator: Any, rate: float) -> Any:
+    """Copy of a masking collator that masks this share of the tokens."""
+    own = copy(collator)
+    own.mlm_probability = rate
     return own
 
 

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_effpt.core.objectives import OBJECTIVES
 from hf_effpt.core.registry import METHODS
+from hf_effpt.training.phases import Phase
 from tests import tiny
 
 from .settings import SETTINGS
@@ -39,14 +40,14 @@ def _is_mask(index):
     return index is not None and index.dtype in (torch.bool, torch.uint8)
 
 
-def reads_of(tmp_path, ledger=None, objective="mlm", backbone="bert"):
+def reads_of(tmp_path, ledger=None, objective="mlm", backbone="bert", phases=None):
     """Reads of the steps after the first ones, from the first forward to the methods' `advance`.
 
     Rows are selected before, by scores that the host needs.
     """
     trainer = tiny.trainer(
         tmp_path, ledger, objective=objective, backbone=backbone, gradient_accumulation_steps=2, logging_steps=100,
-        dropout=0.1, budget=f"{STEPS}steps",
+        dropout=0.1, budget=f"{STEPS}steps", train_dataset=phases,
     )  # fmt: skip
     reads, steps = Reads(), ExitStack()
 
@@ -68,6 +69,13 @@ def reads_of(tmp_path, ledger=None, objective="mlm", backbone="bert"):
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_objectives(tmp_path, objective, backbone):
     assert not reads_of(tmp_path, objective=objective, backbone=backbone)
+
+
+@pytest.mark.parametrize("backbone", tiny.BACKBONES)
+def test_next_tokens(tmp_path, backbone):
+    rows = tiny.rows()
+    phases = [Phase(0.0, rows, objective="clm"), Phase((STEPS - 1) / STEPS, rows, objective="mlm")]
+    assert not reads_of(tmp_path, backbone=backbone, phases=phases)
 
 
 @pytest.mark.parametrize("name", METHODS)

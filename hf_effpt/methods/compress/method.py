@@ -153,6 +153,11 @@ class Compress(Method):
         depth = whole.depth if self.depth is None else self.depth
         return whole, Size(depth, part_of(heads, whole.heads), part_of(neurons, whole.neurons))
 
+    def against_next_tokens(self, until: float) -> str:
+        if not self.distill or self.at > until:
+            return ""
+        return f"has the model of `at` {self.at} of the clock as its teacher, which has learned next tokens only"
+
     def bind(self, config: Any, others: Mapping[str, Method]) -> None:
         self._config = config
         settled = start_after(self, None, others)

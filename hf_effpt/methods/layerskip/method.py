@@ -107,6 +107,9 @@ class LayerSkip(Method):
         """Estimator of the gradient; its default depends on `routing`."""
         return self.estimator or ("ste_executed" if self.routing == "topk" else "ste_reweighted")
 
+    def against_next_tokens(self, until: float) -> str:
+        return "decides by the mean of a row which layers it runs, and so by the tokens that are to be predicted"
+
     def bind(self, config: Any, others: Mapping[str, Method]) -> None:
         start = start_after(self, self.after, others)
         self._start = max(FIRST, start) if self.after is None else start

@@ -122,6 +122,11 @@ class Lottery(Method):
         """Least budget, in steps, with which the first phase reaches the step that is rewound to."""
         return first_step(self._start, budget) + self.rewind_to * (self._left + 1) if self.needs_snapshot else 0
 
+    def against_next_tokens(self, until: float) -> str:
+        return (
+            "rewinds the weights to those of its first steps, and with them what next tokens have taught" * self.prunes
+        )
+
     def bind(self, config: Any, others: Mapping[str, Method]) -> None:
         self._start, self._config = start_after(self, None, others), config
         for other in ("layerdrop", "layerskip"):

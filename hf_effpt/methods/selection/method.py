@@ -128,12 +128,20 @@ class Selection(RowMethod):
         return self.kind.input_kind == "losses"
 
     @property
+    def departures(self) -> str:
+        return self.kind.departures
+
+    @property
     def references(self) -> tuple[str, ...]:
         return () if self.holdout is None or self.resolved.keep == 1.0 else (self.holdout,)
 
     @property
     def remasks(self) -> bool:
         return self.strategy == "adaptive_masking"
+
+    @property
+    def remembers(self) -> bool:
+        return self.kind.remembers or self.resolved.scorer == "stale" or self.table is not None
 
     @property
     def describe(self) -> str:

@@ -65,6 +65,8 @@ class Strategy(KeepsPrecision):
     picks_rows: ClassVar[bool] = True  # `False` if it learns from all rows, but not equally
     compares: ClassVar[Literal["rows", "tokens"] | None] = None  # losses of a reference model that it needs
     mlm_only: ClassVar[bool] = False  # `True` if it needs the losses of masked tokens
+    departures: ClassVar[str] = ""  # differences from its publication, where a model card tells them
+    remembers: ClassVar[bool] = False  # `True` if it compares a step with rows or losses of steps before
     on = False  # `True` in an optimizer step in which it acts
     salts: tuple[int, ...] = (0,)  # salts of random numbers in `rate`; set before a pool is rated
 

@@ -31,6 +31,7 @@ class QueueStrategy(Strategy):
     """Strategy by row vectors, with a queue of those that were trained on recently; each takes `width` numbers."""
 
     input_kind = "vectors"
+    remembers = True
     scorers = ("embedding", "first_layer", "full")
     modes = ("topk",)
     settings = (*BY_SCORE, "queue")

@@ -96,6 +96,11 @@ class TNF(Method):
             "the paper's code is not public and its text was read in write-ups."
         )
 
+    def against_next_tokens(self, until: float) -> str:
+        return (
+            "gives each token of a word the note of the whole word, and so tells the tokens that are to be predicted"
+        )
+
     def bind(self, config: Any, others: Mapping[str, Method]) -> None:
         dropped = getattr(others.get("layerdrop"), "p", 0.0)
         if dropped >= 0.5:

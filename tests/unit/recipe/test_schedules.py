@@ -124,6 +124,9 @@ def test_the_share_of_masked_tokens_follows_the_clock():
         ({0: 0.3, 0.5: 0.3}, "must be another in each phase than before"),
         ({0.5: 0.3}, "has values by rising fractions"),
         ({0: "many"}, "must be numbers"),
+        ([0.3], "a list has two numbers, the first and the last"),
+        (["many", 0.15], "a list has two numbers, the first and the last"),
+        ([0.4, 1.5], "must be between 0 and 1"),
     ],
 )
 def test_impossible_shares_are_refused(rates, message):
@@ -133,7 +136,68 @@ def test_impossible_shares_are_refused(rates, message):
 
 def test_phases_are_where_the_length_or_the_share_changes():
     splits = {"train": "short", "train_256": "long"}
-    found = phases_in(splits, {0.0: 128, 0.75: 256}, {0.75: 2e4}, {0.0: 0.3, 0.5: 0.15})
+    found = phases_in(splits, {0.0: 128, 0.75: 256}, {0.75: 2e4}, {0.0: 0.3, 0.5: 0.15}, {0.0: "mlm"})
     told = [(one.since, one.rows, one.rotary_base, one.mlm_probability) for one in found]
     assert told == [(0.0, "short", None, 0.3), (0.5, "short", None, 0.15), (0.75, "long", 2e4, 0.15)]
-    assert phases_in(splits, {0.0: 128}, {}, {0.0: 0.3})[0].mlm_probability is None  # the collator has it
+    plain = phases_in(splits, {0.0: 128}, {}, {0.0: 0.3}, {0.0: "mlm"})[0]
+    assert (plain.mlm_probability, plain.objective) == (None, None)  # the collator and the model have them
+    found = phases_in(splits, {0.0: 128}, {}, {0.0: 0.3, 0.5: 0.15}, {0.0: "clm", 0.25: "mlm"})
+    told = [(one.since, one.mlm_probability, one.objective) for one in found]
+    assert told == [(0.0, 0.3, "clm"), (0.25, 0.3, "mlm"), (0.5, 0.15, "mlm")]
+
+
+def test_the_share_of_masked_tokens_may_be_given_by_its_ends():
+    rates = with_rates([0.4, 0.15]).data.rates
+    assert list(rates) == [step / 10 for step in range(10)]
+    assert list(rates.values())[:2] == [0.4, 0.372222]
+    assert rates[0.9] == 0.15
+    flags = ["--data.mlm_probability", "[0.4, 0.15]"]
+    assert (
+        recipe(128, overrides=flags).data.rates == rates == with_rates(with_rates([0.4, 0.15]).data.rates).data.rates
+    )
+
+
+def with_objective(objective, **model):
+    data = {"dataset": "corpus/"}
+    sections = {"model": {"objective": objective, **model}, "data": data, "training": {"output_dir": "out"}}
+    return Recipe.load(sections)
+
+
+def test_next_tokens_may_come_before_masked_ones(tmp_path):
+    found = with_objective({0: "clm", "0.5": "mlm"})
+    assert found.model.objectives == {0.0: "clm", 0.5: "mlm"}
+    assert found.model.exported == "mlm"
+    found.save(tmp_path / "recipe.yaml")
+    assert Recipe.load(tmp_path / "recipe.yaml") == found
+    assert with_objective({0: "mlm"}).resolved()["model"]["objective"] == "mlm"
+    flags = ["--model.objective", "{0: clm, 0.25: mlm}"]
+    assert recipe(128, overrides=flags).model.objectives == {0.0: "clm", 0.25: "mlm"}
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        (
+            "clm",
+            "`model.objective` is 'clm', but must be one of .* or a schedule that ends with `mlm`, such as {0: clm",
+        ),
+        ({0: "clm"}, "or a schedule that ends with `mlm`"),
+        ({0: "mlm", 0.5: "clm"}, "or a schedule that ends with `mlm`"),
+        ({0: "clm", 0.5: "electra"}, "or a schedule that ends with `mlm`"),
+        ({0: "electra", 0.5: "mlm"}, "or a schedule that ends with `mlm`"),
+        ({0: "next", 0.5: "mlm"}, "or a schedule that ends with `mlm`"),
+        ({0: "clm", 0.2: "mlm", 0.5: "mlm"}, "must be another in each phase than before"),
+        ({0.5: "mlm"}, "has values by rising fractions"),
+        ({0: 1, 0.5: "mlm"}, "must be of names"),
+    ],
+)
+def test_impossible_objectives_are_refused(objective, message):
+    with pytest.raises(EffptError, match=message):
+        with_objective(objective)
+
+
+def test_a_schedule_of_objectives_has_no_generator():
+    with pytest.raises(
+        EffptError, match=r"`model\.generator_size` is 0\.5, which has an effect only with `objective`"
+    ):
+        with_objective({0: "clm", 0.5: "mlm"}, generator_size=0.5)

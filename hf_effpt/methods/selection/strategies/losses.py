@@ -48,6 +48,7 @@ class SelectiveBackprop(Strategy):
     modes = ("rank_sample",)
     settings = ("queue",)
     defaults: ClassVar[Mapping[str, Any]] = {"explore": 0.0, "queue": 5000}
+    remembers = True
     history: Tensor
     size: Tensor
     place: Tensor

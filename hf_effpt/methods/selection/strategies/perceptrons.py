@@ -46,6 +46,7 @@ class PerceptronEnsemble(Strategy):
     """
 
     input_kind = "vectors"
+    remembers = True
     scorers = ("embedding", "first_layer")
     rules = ("mean", "ucb", "vote", "agreement")
     settings = (*BY_SCORE, "members")
