@@ -10,7 +10,7 @@ from hf_effpt.core.anatomy import encoders_of, rotary_base_of, set_rotary_base
 from hf_effpt.core.clock import value_at
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.objectives import objective_of
-from hf_effpt.core.row_method import row_methods
+from hf_effpt.core.row_method import candidates, row_methods
 from hf_effpt.data.packed_rows import PackedRows, facts
 from hf_effpt.models.encoder_inputs import check_causal
 
@@ -170,6 +170,7 @@ def check_rows(phases: Sequence[Phase], model: Any, args: Any, masks: bool) -> N
     if len(phases) > 1:
         _check_order(phases, masks)
         _check_lengths(phases, model, args.train_batch_size)
+        _check_selection(phases, model, args)
     since, clock = phases[-1].since, args.clock
     if clock is not None and clock.unit == "steps" and since * clock.budget > clock.budget - 1:
         raise EffptError(f"Of {clock.budget:g} steps none begins at {since:g} of the clock or later; give more.")
@@ -194,6 +195,19 @@ def _check_lengths(phases: Sequence[Phase], model: Any, size: int) -> None:
     """Raises `EffptError` unless the model reads the longest rows and `size` first ones are whole others."""
     lengths = [phase.length for phase in phases]
     check_length(lengths[-1], model.config)
+    for phase in phases[1:]:
+        rows, length = phase.batch_size or size, phase.length
+        if rows * lengths[0] % length:
+            raise EffptError(
+                f"A micro-batch has {rows} rows of {lengths[0]} tokens, as many as no number of rows of {length}; "
+                f"make `{'batch_ramp' if phase.batch_size else 'per_device_train_batch_size'}` a multiple of "
+                f"{length // gcd(length, lengths[0])} there."
+            )
+
+
+def _check_selection(phases: Sequence[Phase], model: Any, args: Any) -> None:
+    """Raises `EffptError` if a method that selects rows cannot do so in every phase."""
+    lengths = [phase.length for phase in phases]
     for method in row_methods(model.methods):
         if method.remembers:
             raise EffptError(
@@ -205,14 +219,10 @@ def _check_lengths(phases: Sequence[Phase], model: Any, size: int) -> None:
                 f"`{method.name}` selects among rows of one length, and the phases have {lengths} tokens; leave it "
                 "out, or train on rows of one length."
             )
-    for phase in phases[1:]:
-        rows, length = phase.batch_size or size, phase.length
-        if rows * lengths[0] % length:
-            raise EffptError(
-                f"A micro-batch has {rows} rows of {lengths[0]} tokens, as many as no number of rows of {length}; "
-                f"make `{'batch_ramp' if phase.batch_size else 'per_device_train_batch_size'}` a multiple of "
-                f"{length // gcd(length, lengths[0])} there."
-            )
+    for phase in phases:
+        candidates(
+            model.methods, (phase.batch_size or args.train_batch_size) * args.gradient_accumulation_steps, None, 0.0
+        )
 
 
 def _check_objectives(phases: Sequence[Phase], model: Any, args: Any, masks: bool) -> None:
