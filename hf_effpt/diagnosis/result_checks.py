@@ -33,7 +33,7 @@ def floor(run: RunFacts) -> Finding | None:
 
 def plateau(run: RunFacts) -> Finding | None:
     """A loss that rests where frequent words are known, and the context is not."""
-    least, losses = run.objective.least_gain, run.losses_N
+    least, losses = run.objective.least_gain, run.last_losses_N
     if not run.predicts_words or run.gain is None or len(losses) < ENTRIES or not run.finished:
         return None
     eighth = len(losses) / 8
@@ -59,9 +59,9 @@ def plateau(run: RunFacts) -> Finding | None:
 
 def overfit(run: RunFacts) -> Finding | None:
     """A training loss far below the held-out one."""
-    if not run.predicts_words or run.held_out is None or run.passes < 2 or len(run.losses_N) < ENTRIES:
+    if not run.predicts_words or run.held_out is None or run.passes < 2 or len(run.last_losses_N) < ENTRIES:
         return None
-    trained = run.losses_N[-len(run.losses_N) // 8 :].mean()
+    trained = run.last_losses_N[-len(run.last_losses_N) // 8 :].mean()
     if not run.held_out - trained > run.objective.least_gain:
         return None
     return Finding(

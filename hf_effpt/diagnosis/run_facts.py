@@ -35,6 +35,7 @@ class RunFacts:
         passes (`float`): passes over the text.
         decayed (`float`, *optional*): last learning rate, as a share of its peak.
         events (`tuple[int, ...]`): steps after which a method has changed the model, or another objective began.
+        turned (`int`): the last of those after which another objective began, or 0.
         selects (`bool`): `True` if a method chose the rows, so that the training loss is not one of the text.
         speed (`dict[str, float]`): medians of `tokens_per_second`, `mfu` and the share of each part of a step.
         device (`str`): name of the device.
@@ -55,6 +56,7 @@ class RunFacts:
     passes: float = 0.0
     decayed: float | None = None
     events: tuple[int, ...] = ()
+    turned: int = 0
     selects: bool = False
     speed: dict[str, float] = field(default_factory=dict)
     device: str = ""
@@ -66,6 +68,11 @@ class RunFacts:
     def finished(self) -> bool:
         """`True` if the budget is spent."""
         return self.fraction >= 1.0
+
+    @property
+    def last_losses_N(self) -> np.ndarray:
+        """The training losses of the last objective, that of the held-out loss."""
+        return self.losses_N[self.steps_N > self.turned]
 
     @property
     def gain(self) -> float | None:
@@ -151,7 +158,7 @@ def run_facts(record: Mapping[str, Any], folder: str) -> RunFacts:
     evaluation, data, ledger = (record.get(name) or {} for name in ("evaluation", "data", "ledger"))
     rate, clock, vocabulary = record.get("learning_rate"), record.get("clock"), record.get("tokenizer") or {}
     objective = measured_as(objective_in(record), evaluation)
-    words = objective.floor == "unigram floor"
+    words, turns = objective.floor == "unigram floor", _turns(data, entries)
     return RunFacts(
         folder=folder,
         objective=objective,
@@ -164,7 +171,8 @@ def run_facts(record: Mapping[str, Any], folder: str) -> RunFacts:
         chance=math.log(vocabulary["vocab_size"]) if words and vocabulary else None,
         passes=entries[-1].get("epoch", 0.0) if entries else 0.0,
         decayed=rate["final"] / rate["peak"] if rate else None,
-        events=(*(event["step"] for event in ledger.get("events") or ()), *_turns(data, entries)),
+        events=(*(event["step"] for event in ledger.get("events") or ()), *turns),
+        turned=max(turns, default=0),
         selects="selection" in (ledger.get("methods") or {}),
         speed=dict(record.get("throughput") or {}),
         device=(record.get("environment") or {}).get("device", ""),

@@ -25,6 +25,7 @@ from hf_effpt.data.mixture import parts_of_mixture
 from hf_effpt.hub.card_settings import CardSettings, is_on_hub
 from hf_effpt.training.arguments import EffptTrainingArguments
 from hf_effpt.training.losses import check_changes
+from hf_effpt.training.next_tokens import check_next_tokens, learned_until
 
 from .file import read_recipe_file
 from .overrides import apply_overrides
@@ -69,7 +70,9 @@ class Recipe:
             for name, values in self.methods.items()
         }
         config = self.model.config(methods=self.methods)
-        build_methods(self.methods, config)
+        methods = build_methods(self.methods, config)
+        if until := learned_until(self.model.objectives):
+            check_next_tokens(until, config, methods, self.training.branches)
         smoothing = {"training.label_smoothing_factor": self.training.label_smoothing_factor}
         check_changes(self.model.exported, smoothing)
         self.longest_row = longest_row_of(config)

@@ -15,7 +15,7 @@ from hf_effpt.hub.card_settings import CardSettings
 from hf_effpt.models.build import config_for
 from hf_effpt.models.from_checkpoint import config_from, continue_from
 from hf_effpt.training.arguments import EffptTrainingArguments
-from hf_effpt.training.phases import CLM, MLM
+from hf_effpt.training.next_tokens import CLM, MLM
 
 from .sections import parse_section, require, scheduled_numbers
 

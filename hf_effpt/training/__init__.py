@@ -9,7 +9,8 @@ trainer                 `EffptTrainer`: the stock Trainer with a clock and metho
 preparing             what methods compute from the text before the first step
   callbacks             methods, clock and progress bar at each step
 stream                  order of the rows, resumed by position
-  phases                parts of a run with rows of rising lengths
+  phases                parts of a run with rows of rising lengths, and other settings that follow the clock
+  next_tokens           what goes with a part of a run that learns next tokens
 row_selection           rows chosen by methods for each step
   reference_models      frozen models that such methods compare with
 optimization            AdamW without bias correction; learning rate by budget

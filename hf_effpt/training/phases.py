@@ -12,12 +12,10 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.objectives import objective_of
 from hf_effpt.core.row_method import candidates, row_methods
 from hf_effpt.data.packed_rows import PackedRows, facts
-from hf_effpt.models.encoder_inputs import check_causal
 
 from .batch_ramp import batch_sizes
 from .checks import check_length, check_size
-
-CLM, MLM = "clm", "mlm"  # objectives that a phase may have
+from .next_tokens import CLM, MLM, check_next_tokens, learned_until
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,26 +236,8 @@ def _check_objectives(phases: Sequence[Phase], model: Any, args: Any, masks: boo
             )
         if phase.objective is not None and not masks:
             raise EffptError("A phase has an `objective`, but no collator of this package makes its batches.")
-    if not any(phase.is_causal for phase in phases):
-        return
-    if phases[-1].is_causal:
-        raise EffptError(
-            f"The last phase has the objective `{CLM}`, but what is exported is a masked language model; end with "
-            f"`{MLM}`, as in {{0: {CLM}, 0.5: {MLM}}}."
-        )
-    until = next(after.since for phase, after in reversed([*pairwise(phases)]) if phase.is_causal)
-    check_causal(model.config)
-    for method in model.methods:
-        if reason := method.against_next_tokens(until):
-            raise EffptError(
-                f"`{method.name}` {reason}; leave it out, or the objective `{CLM}`, which the run has up to {until:g} "
-                "of the clock."
-            )
-    if early := [share for share in args.branches or () if share <= until]:
-        raise EffptError(
-            f"The branch at {early[0]:g} of the budget would end as a model of next tokens, which are learned up to "
-            f"{until:g}, and is exported as one of masked tokens; let it end later."
-        )
+    if until := learned_until({phase.since: phase.objective for phase in phases}):
+        check_next_tokens(until, model.config, model.methods, args.branches)
 
 
 def _check_rate(rate: float, masks: bool) -> None:

@@ -196,6 +196,16 @@ def test_impossible_objectives_are_refused(objective, message):
         with_objective(objective)
 
 
+def test_what_does_not_go_with_next_tokens_is_refused_before_any_work():
+    sections = {"model": {"objective": {0: "clm", 0.5: "mlm"}}, "data": {"dataset": "corpus/"}, "training": {}}
+    for more, message in (
+        ({"methods": {"tnf": {}}}, "`tnf` gives each token of a word the note of the whole word"),
+        ({"training": {"branches": [0.5], "lr_scheduler_type": "warmup_stable_decay"}}, "The branch at 0.5"),
+    ):
+        with pytest.raises(EffptError, match=message):
+            Recipe.load({**sections, **more})
+
+
 def test_a_schedule_of_objectives_has_no_generator():
     with pytest.raises(
         EffptError, match=r"`model\.generator_size` is 0\.5, which has an effect only with `objective`"

@@ -144,7 +144,7 @@ def test_methods_go_on_through_the_change(tmp_path, name):
 
 
 REFUSED = [
-    (lambda: two()[:1], {}, "The last phase has the objective `clm`, but what is exported is a masked language model"),
+    (lambda: two()[:1], {}, "The objective is `clm` to the end, but what is exported is a masked language model"),
     (lambda: [Phase(0.0, rows_of(SHORT), objective="next")], {}, "The `objective` 'next' of a phase must be `clm` or"),
     (two, {"backbone": "electra"}, "but a `ElectraForJointPreTraining` learns `electra`; leave it out"),
     (two, {"masks": False}, "A phase has an `objective`, but no collator of this package makes its batches"),
@@ -198,5 +198,6 @@ def test_records_tell_of_it(tmp_path):
     said = str(model_card({"data": data, "model": {"objective": "mlm", "stock_class": "BertForMaskedLM"}}))
     assert "From 0 to 0.5 of the clock it learned next tokens (`clm`) instead." in said
     history = [{"step": step, "loss": 1.0, "clock": step / 8} for step in range(1, 9)]
-    assert run_facts({"data": data, "history": history}, "run").events == (3,)
+    found = run_facts({"data": data, "history": history}, "run")
+    assert (found.events, found.turned, len(found.last_losses_N)) == ((3,), 3, 5)
     assert run_facts({"history": history}, "run").events == ()
