@@ -3,6 +3,7 @@
 A run calls the hooks of its methods in this order; `context` is the [`RunContext`]:
 
     method.bind(config, others)                      # checked before anything is built, and again for the model
+    method.against_next_tokens(until)                # checked in a run that learns next tokens first
     method.inject(backbone)                          # adds parameters, buffers and wrappers
     method.adopt(backbone)                           # only for trained weights from a run without the method
     method.prepare(backbone, context)                # only when a new run begins, before the optimizer is made

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hf_effpt import set_cooccurrence_embeddings
+from hf_effpt.training.phases import Phase
 from tests import tiny
 from tests.together import launch
 from tests.unit.methods import notes
@@ -26,6 +27,7 @@ CASES = {
     "ModernBERT, stacking": ("modernbert", {"stacking": {"depth": 1, "at": [0.3, 0.7]}}),
     "ModernBERT, layerskip": ("modernbert", {"layerskip": {"target": 0.4, "estimator": "ste_reweighted"}}),
     "ModernBERT by Muon": ("muon", {"layerdrop": {"p": 0.4}}),
+    "next tokens first": ("clm", {"layerdrop": {"p": 0.4}}),
     "ModernBERT, supermask": ("modernbert", {"lottery": {"learn": "supermask", "rescale": True}}),
 }  # fmt: skip
 
@@ -50,10 +52,14 @@ def trained(out, objective, methods, rows):
     optimizer = (
         {"optim": "muon", "learning_rate": 2e-3} if objective == "muon" else {"optim": "sgd", "learning_rate": 0.3}
     )
+    data = tiny.rows()
+    if objective == "clm":
+        data, objective = [Phase(0.0, data, objective="clm"), Phase(0.5, data)], "mlm"
     backbone, objective = ("modernbert", "mlm") if objective in ("modernbert", "muon") else ("bert", objective)
     trainer = tiny.trainer(
         out, methods, objective=objective, backbone=backbone, per_device_train_batch_size=rows,
-        gradient_accumulation_steps=2, save_strategy="steps", save_steps=3, budget="6steps", **optimizer,
+        gradient_accumulation_steps=2, save_strategy="steps", save_steps=3, budget="6steps", train_dataset=data,
+        **optimizer,
     )  # fmt: skip
     trainer.train()
     metrics = trainer.evaluate()

@@ -124,15 +124,19 @@ def kernel(query, key, value, bounds, bounds_of_keys, longest, longest_key, *, s
     outputs = []
     for first, end in pairwise(bounds.tolist()):
         parts = [states[first:end].transpose(0, 1) for states in (query, key, value)]
-        near = within(window_size[0], parts[0][:, :, 0]) if window_size != (-1, -1) else None
+        before, after = (end - first if size == -1 else size for size in window_size)
+        index = torch.arange(end - first)
+        near = (index[:, None] - index <= before) & (index - index[:, None] <= after)
         outputs.append(scaled_dot_product_attention(*parts, attn_mask=near, scale=scale).transpose(0, 1))
     return torch.cat(outputs)
 
 
+@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("window", [None, 4])
-def test_the_kernel_of_torch_is_told_the_documents(monkeypatch, window):
+def test_the_kernel_of_torch_is_told_the_documents(monkeypatch, window, causal):
     monkeypatch.setattr(document_blocks, "varlen_attn", kernel)
     ids, inputs = numbered(2, 100, 20, padding=7), states(2, 100)
-    mask = DocumentMask.make(ids, DocumentLayout.of(ids), window, has_kernel=True)
-    for ours, expected in zip(with_gradients(inputs, mask), with_gradients(inputs, in_full(ids, window)), strict=True):
+    mask = DocumentMask.make(ids, DocumentLayout.of(ids), window, has_kernel=True, causal=causal)
+    full = in_full(ids, window).tril() if causal else in_full(ids, window)
+    for ours, expected in zip(with_gradients(inputs, mask), with_gradients(inputs, full), strict=True):
         assert torch.allclose(ours, expected, atol=1e-10)
