@@ -60,7 +60,7 @@ class _Summed(torch.autograd.Function):
         learning, of = ctx.needs_input_grad[:3], (features_ND, table_VD, bias_V)
         exact = (features_ND.dtype, torch.float32, torch.float32)  # sums over all tokens
         of_features, of_table, of_bias = (
-            torch.zeros_like(tensor, dtype=dtype) if learns else None
+            torch.zeros_like(tensor, dtype=dtype) if learns and tensor is not None else None
             for tensor, dtype, learns in zip(of, exact, learning, strict=True)
         )
         for part in chunks(len(features_ND), len(table_VD)):

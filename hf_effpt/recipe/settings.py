@@ -141,7 +141,7 @@ class ModelSettings:
 
     def __post_init__(self) -> None:
         require(self.size in SIZES, "model.size", self.size, f"one of {', '.join(SIZES)}")
-        objectives = list(self.objectives.values())
+        objectives: list[Any] = list(self.objectives.values())
         self.objective = self.objectives if len(objectives) > 1 else objectives[0]
         needed = f"one of {', '.join(OBJECTIVES)}, or a schedule that ends with `mlm`, such as {{0: clm, 0.5: mlm}}"
         known = (
