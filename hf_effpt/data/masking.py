@@ -108,7 +108,7 @@ class DataCollatorForMaskedLM:
                 one may be without; a token id is not in the tokenizer's vocabulary; a column is missing in some
                 examples, or not of one number per token; a rate is missing or not above 0.
         """
-        rates = self._checked(token_rates)
+        rates = None if token_rates is None else self._checked(token_rates)
         batch = self.read(examples)
         extra = {name: batch[name].astype(np.int64) for name in PER_TOKEN if name in batch}
         masked = self._mask(batch, rates) | extra
@@ -185,10 +185,8 @@ class DataCollatorForMaskedLM:
         keys = {"example_id": example.astype(np.int64), "epoch": epoch.astype(np.int64)}
         return masked | keys if self.keyed else masked
 
-    def _checked(self, rates: np.ndarray | None) -> np.ndarray | None:
+    def _checked(self, rates: np.ndarray) -> np.ndarray | None:
         """Validated rates, one for each token of the tokenizer; `None` if all are equal."""
-        if rates is None:
-            return None
         rates = np.asarray(rates, np.float64)
         wrong = rates.ndim != 1 or len(rates) < len(self._special)
         if wrong or not (np.isfinite(rates) & (rates > 0)).all():
