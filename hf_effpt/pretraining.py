@@ -14,6 +14,7 @@ from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import finish_replacing
 from hf_effpt.core.objectives import floor_in, measured_as
+from hf_effpt.core.processes import failing_together
 from hf_effpt.core.registry import build_methods, without_idle
 from hf_effpt.data.added_tokens import pieces_of_added
 from hf_effpt.data.masking import DataCollatorForMaskedLM
@@ -168,6 +169,11 @@ def pretrain(recipe: Recipe, *, resume: bool | str = False) -> RunResult:
         EffptError: for data, settings or an output folder that cannot be used, before any training; later if the run
             diverges, which then leaves its checkpoints and exports nothing.
     """
+    with failing_together():
+        return _pretrain(recipe, resume)
+
+
+def _pretrain(recipe: Recipe, resume: bool | str) -> RunResult:
     out = Path(recipe.training.output_dir)
     claim(out, recipe, bool(resume))
     corpus, tokenizer, rows = prepare_data(recipe, strict=not resume)

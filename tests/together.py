@@ -32,7 +32,7 @@ def together(folder: Path, script: str, *arguments: str, processes: int = 2) -> 
         processes (`int`): how many.
     """
     folder.mkdir(exist_ok=True)
-    here = _environment() | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_port()), "WORLD_SIZE": str(processes)}
+    here = environment_of(processes, free_port())
     code = BEGIN + script + END
     running = [
         Started(
@@ -53,7 +53,7 @@ def launch(folder: Path, script: str, *arguments: str, processes: int = 2) -> No
     # `--multi_gpu` is how it starts several processes; that there is no GPU the environment says
     options = [
         "--multi_gpu", "--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no",
-        "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1", "--main_process_port", str(_port()),
+        "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1", "--main_process_port", str(free_port()),
     ]  # fmt: skip
     command = [sys.executable, "-m", "accelerate.commands.launch", *options, str(file), str(folder), *arguments]
     done = subprocess.run(
@@ -62,11 +62,17 @@ def launch(folder: Path, script: str, *arguments: str, processes: int = 2) -> No
     assert done.returncode == 0, (done.stdout + done.stderr)[-10_000:]
 
 
+def environment_of(processes: int, port: int) -> dict[str, str]:
+    """Variables of all of so many processes, but their ranks."""
+    return _environment() | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
+
+
 def _environment() -> dict[str, str]:
     return os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
 
 
-def _port() -> int:
+def free_port() -> int:
+    """A port of this machine that nothing listens at."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -18,6 +18,7 @@ from .context import RunContext
 from .depth import order_of, running
 from .modes import aside, evaluating, uncompiled
 from .precision import KeepsPrecision
+from .processes import add_up
 from .token_losses import TokenLosses, observing_losses
 from .width import widths_of
 
@@ -154,7 +155,7 @@ def importance(
 
     Scores of heads are divided by their L2 norm in each layer. One backward pass gives the gradients of all rows of a
     batch, and of nothing else. `loss_of` computes the mean loss of a batch, in the context that `learning` returns for
-    it and the gates; each row of it counts alike.
+    it and the gates; each row of it counts alike, and those of all processes together.
     """
     sums, number = [], 0
     for batch in batches:
@@ -166,7 +167,8 @@ def importance(
                 found = torch.autograd.grad(loss_of(batch), [*heads, *neurons], materialize_grads=True)
         ours = [rows * gradient.abs().sum(dim=0) for gradient in found]  # the loss is the mean over rows
         sums = [total + own for total, own in zip(sums, ours, strict=True)] if sums else ours
-    means, layers = [total / number for total in sums], len(order_of(backbone))
+    rows_of_all = add_up(torch.tensor(float(number), device=sums[0].device))
+    means, layers = [add_up(total) / rows_of_all for total in sums], len(order_of(backbone))
     return [mean / mean.norm().clamp(min=1e-12) for mean in means[:layers]], means[layers:]
 
 

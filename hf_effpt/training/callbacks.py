@@ -187,7 +187,7 @@ def live_context(trainer: Any) -> RunContext:
     def draw_batches(number: int) -> Iterator[dict[str, Tensor]]:
         for batch in trainer.stream.draw(number, trainer.state.global_step):
             if trainer.args.charge_methods:
-                trainer.cost.step_tokens += batch["input_ids"].numel() * trainer.args.world_size
+                trainer.cost.step_tokens += batch["input_ids"].numel()
             yield batch
 
     return RunContext(

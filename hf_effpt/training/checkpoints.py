@@ -166,6 +166,11 @@ class Saver:
         """`True` if the run has just been resumed with other settings."""
         return len(self.parts) > 1 and self.parts[-1]["step"] == self.trainer.clock.steps
 
+    def way_out(self) -> str:
+        """Says from which checkpoint a run goes on that has broken off."""
+        whole = [folder for folder in checkpoints_in(Path(self.args.output_dir)) if not fault(folder, hashes=False)]
+        return f"Go on with `--resume {whole[-1]}`, which is whole." if whole else "No checkpoint was saved before."
+
     @contextmanager
     def checkpoint(self, step: int, run: Path | None = None) -> Iterator[None]:
         """Stages the checkpoint written in the block under a temporary name, then renames it.

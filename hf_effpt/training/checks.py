@@ -25,10 +25,17 @@ from .muon import MUON, body_matrices
 
 
 def check_arguments(args: Any) -> None:
-    """Raises `EffptError` if `args` are of another class, or their output folder cannot be written to."""
+    """Raises `EffptError` if `args` are of another class, do not know the other processes, or cannot be saved to."""
     if not isinstance(args, EffptTrainingArguments):
         raise EffptError(
             f"`args` must be `EffptTrainingArguments`, not `{type(args).__name__}`; it takes the same fields."
+        )
+    if args.world_size == 1 < int(os.environ.get("WORLD_SIZE", 1)) and "LOCAL_RANK" in os.environ:
+        number = os.environ["WORLD_SIZE"]
+        raise EffptError(
+            f"This is one of {number} processes, and each would train a run of its own in {args.output_dir}: without "
+            "a GPU they find each other with `training.use_cpu: true` only. If it is set, arguments that were made "
+            "later do not have it."
         )
     check_folder(args.output_dir)
 
@@ -173,16 +180,6 @@ def check_size(dataset: Any, args: Any, methods: Sequence[Method]) -> None:
         f"The training data are {len(dataset)} rows, too few for one step of {number * args.world_size}; use more "
         "text, shorter rows, or a smaller `per_device_train_batch_size` or `gradient_accumulation_steps`."
     )
-
-
-def check_processes(methods: list[Method], processes: int) -> None:
-    """Raises `EffptError` if a method changes the set of parameters and several processes train."""
-    for method in methods:
-        if method.changes_parameters and processes > 1:
-            raise EffptError(
-                f"`{method.name}` cuts the model in mid-run, which {processes} processes cannot follow together; "
-                "train in one process until that is done, and resume from a checkpoint of after it in several."
-            )
 
 
 def check_steps(clock: Clock, methods: list[Method]) -> None:

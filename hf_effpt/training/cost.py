@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hf_effpt.core.clock import Clock
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.method import Method
+from hf_effpt.core.processes import sum_on_host
 from hf_effpt.core.row_method import CostReport, ScoreFunction
 
 from .flops import FlopCounter
@@ -31,6 +32,7 @@ class CostMeter:
     """Charges the clock of a run for the tokens, FLOPs, time and energy of steps and methods.
 
     `args` are the [`EffptTrainingArguments`]; `autocast()` makes the context in which the run computes its loss.
+    Tokens and FLOPs are counted in each process, whose rows may be of other lengths, and summed when they are charged.
     """
 
     def __init__(self, args: Any, autocast: Callable[[], AbstractContextManager]) -> None:
@@ -64,7 +66,8 @@ class CostMeter:
         self.reference_time = self._reference_meter() if clock.unit == "reference_seconds" else None
         self.step_tokens, self.step_flops, self.micro_flops, self.learned_tokens = 0, 0.0, 0.0, 0
         self.method_seconds: dict[str, float] = {}
-        self.method_flops: dict[str, float] = {}
+        self.method_flops: dict[str, float] = {}  # of all processes
+        self._flops_here: dict[str, float] = {}  # of methods in this process, not yet summed
         self.upfront_fraction = 0.0  # fraction of the budget spent before the first step
         self._unpaid = 0.0  # seconds of a method's block that only measure its cost
         self._in_table = 0.0  # seconds of a method's block that the reference table charges
@@ -103,7 +106,7 @@ class CostMeter:
     def charge_micro_batch(self, model: Any, batch: Mapping[str, Tensor]) -> None:
         """Adds the forward and backward pass of a micro-batch."""
         self.micro_flops = self.counter.count(model, batch)
-        self.step_flops += self.micro_flops * self.args.world_size
+        self.step_flops += self.micro_flops
         if self.reference_time is not None:
             self.reference_time.add_training(model, batch)
 
@@ -111,21 +114,33 @@ class CostMeter:
         """Charges the clock for the optimizer step just done."""
         optimizer = getattr(optimizer, "optimizer", optimizer)  # Accelerate wraps it
         if isinstance(optimizer, Muon):
-            self.step_flops += optimizer.take_flops() * self.args.world_size
+            self.step_flops += optimizer.take_flops()
         if self.reference_time is not None:
             self.reference_time.add_optimizer(model, optimizer, self.args.max_grad_norm)
         reference = self.reference_time.take() if self.reference_time else None
-        seconds = self.timekeeper.step(tokens=self.step_tokens, flops=self.step_flops, reference_seconds=reference)
-        self.meter.add(tokens=self.learned_tokens, flops=self.step_flops, seconds=seconds)
-        self.step_tokens, self.step_flops = 0, 0.0
+        tokens, flops, learned = self._take()
+        seconds = self.timekeeper.step(tokens=tokens, flops=flops, reference_seconds=reference)
+        self.meter.add(tokens=learned, flops=flops, seconds=seconds)
+
+    def _take(self) -> tuple[int, float, int]:
+        """Tokens, FLOPs and tokens learned from of all processes since the last call; also charges methods."""
+        here = [self.step_tokens, self.step_flops, self.learned_tokens, *self._flops_here.values()]
+        tokens, flops, learned, *own = sum_on_host(here)
+        for name, spent in zip(self._flops_here, own, strict=True):
+            self.method_flops[name] = self.method_flops.get(name, 0.0) + spent
+            self._flops_here[name] = 0.0
+        self.step_tokens, self.step_flops, self.learned_tokens = 0, 0.0, 0
+        return int(tokens), flops, int(learned)
 
     def charge_between_steps(self) -> None:
         """Charges the clock for the work of methods since the step, so that a checkpoint made now includes it."""
         if self.step_tokens:
             self.timekeeper.settle()
         reference = self.reference_time.take() if self.reference_time else None
-        self.clock.tick(steps=0, tokens=self.step_tokens, flops=self.step_flops, reference_seconds=reference)
-        self.step_tokens, self.step_flops = 0, 0.0
+        tokens, flops = 0, 0.0
+        if self.step_tokens or self.step_flops or any(self._flops_here.values()):  # in all processes or in none
+            tokens, flops, _ = self._take()
+        self.clock.tick(steps=0, tokens=tokens, flops=flops, reference_seconds=reference)
 
     # Methods.
 
@@ -175,8 +190,8 @@ class CostMeter:
             self.reference_time.add_seconds(seconds - self._in_table)
 
     def charge_flops(self, method: Method, flops: float) -> None:
-        """Charges a method for FLOPs in the current step, over all processes."""
-        self.method_flops[method.name] = self.method_flops.get(method.name, 0.0) + flops
+        """Charges a method for FLOPs of this process in the current step."""
+        self._flops_here[method.name] = self._flops_here.get(method.name, 0.0) + flops
         if self.args.charge_methods:
             self.step_flops += flops
 
@@ -197,7 +212,7 @@ class CostMeter:
         with self.autocast():
             yield
         if self.args.charge_methods:
-            self.step_flops += self._counted[shapes] * self.args.world_size
+            self.step_flops += self._counted[shapes]
 
     @contextmanager
     def count_own_flops(self, method: Method, *key: Any) -> Iterator[None]:
@@ -212,7 +227,7 @@ class CostMeter:
             self._own_flops[known] = counter.get_total_flops()
         else:
             yield
-        self.charge_flops(method, self._own_flops[known] * self.args.world_size)
+        self.charge_flops(method, self._own_flops[known])
 
     def charge_scoring(
         self, method: Method, key: str, model: Any, batch: Mapping[str, Tensor], function: ScoreFunction, own: bool
@@ -224,7 +239,7 @@ class CostMeter:
         if self.reference_time is not None and self.args.charge_methods:
             self.reference_time.add_work(key, model, batch, function)
         self._unpaid += time.perf_counter() - began
-        self.charge_flops(method, flops * self.args.world_size)
+        self.charge_flops(method, flops)
 
     @contextmanager
     def in_table(self) -> Iterator[None]:

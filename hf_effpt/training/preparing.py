@@ -6,6 +6,7 @@ from functools import cache, partial
 from typing import Any
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from hf_effpt.core.anatomy import layers_of
 from hf_effpt.core.context import RunContext
@@ -90,6 +91,20 @@ def compile_layers(model: Any) -> None:
     """Compiles the layers of a model one by one, so that dropped or added ones do not recompile the others."""
     for layer in layers_of(model.backbone).children():
         layer.compile()
+
+
+def share_anew(wrapped: Any, accelerator: Any) -> None:
+    """Has several processes average the gradients of the present parameters of a model that was cut or has grown.
+
+    `wrapped` stays the same object, which the stock loop holds. The first process' weights are sent to the others.
+    """
+    if not isinstance(wrapped, DistributedDataParallel):
+        return
+    handler, devices = accelerator.ddp_handler, (wrapped.device_ids, wrapped.output_device)
+    settings = handler.to_kwargs() if handler is not None else {}
+    DistributedDataParallel.__init__(wrapped, wrapped.module, *devices, **settings)
+    if handler is not None:
+        handler.register_comm_hook(wrapped)
 
 
 def agreed(seconds: dict[str, float], accelerator: Any) -> dict[str, float]:

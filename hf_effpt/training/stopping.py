@@ -1,7 +1,9 @@
 """Stops a run that will go on: at SIGTERM or SIGINT, after the step at hand, with a checkpoint to resume from."""
 
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,8 +13,10 @@ from torch import distributed
 from transformers import TrainerCallback
 
 from hf_effpt.core.errors import RunStopped
+from hf_effpt.core.processes import failing_together, join
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+AT_ONCE = 1.0  # seconds in which signals are one: `torchrun` sends them to a process and then to its group
 
 
 class Stopper:
@@ -25,27 +29,35 @@ class Stopper:
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
         self.asked: int | None = None  # the signal
+        self._since: float | None = None  # time of the first signal
         self._pausing = False
         self.group: Any = None  # of processes, by which they agree without waiting for a device
 
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Context of the training; raises [`RunStopped`] at its end if it was stopped before its budget was spent."""
-        self.asked, self._pausing, before = None, False, {}
-        if self.trainer.args.world_size > 1 and self.group is None:
-            self.group = distributed.new_group(backend="gloo")
+        self.asked, self._since, self._pausing, before = None, None, False, {}
+        self.group = join(self.trainer.args.ddp_timeout)
         if threading.current_thread() is threading.main_thread():
             before = {number: signal.getsignal(number) for number in SIGNALS}
 
             def ask(number: int, frame: Any) -> None:
-                for each, handler in before.items():
-                    signal.signal(each, handler)
+                now = time.monotonic()
+                again, self._since = self._since is not None, self._since or now
+                doubled = number == signal.SIGTERM or self.group is not None
+                if again and doubled and now - self._since < AT_ONCE:
+                    return
                 self.asked = number
+                if again:
+                    for each, handler in before.items():
+                        signal.signal(each, handler)
+                    os.kill(os.getpid(), number)
 
             for number in SIGNALS:
                 signal.signal(number, ask)
         try:
-            yield
+            with failing_together(self.trainer.saver.way_out):
+                yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)

@@ -27,7 +27,7 @@ from .evaluation_loop import clock_entries, held_out_metrics
 from .guard import FiniteGuard
 from .optimization import clock_schedule, decaying, make_groups, optimizer_class, point_at
 from .phases import check_rows, identity_of_run, phases_of, position_in, ramped
-from .preparing import collator_for, compile_layers, prepare_model
+from .preparing import collator_for, compile_layers, prepare_model, share_anew
 from .resuming import parts_of, settings_taking_effect
 from .row_selection import RowSelection
 from .stock_arguments import in_one_line
@@ -159,7 +159,6 @@ class EffptTrainer(Trainer):
             archive_events(self.model.config)
             if self.model.snapshot is not None:
                 self.model.snapshot.take(self.model)
-        checks.check_processes(self.methods, self.args.world_size)
         rewinding.set_later_aside(self, resume_from_checkpoint)
         self.branches.begin()
         if self.args.compile_layers:
@@ -237,6 +236,7 @@ class EffptTrainer(Trainer):
         live, self.optimizer = self.optimizer, None
         fresh, self.optimizer = self.create_optimizer(), live
         point_at(live, fresh)
+        share_anew(self.model_wrapped, self.accelerator)
         self.cost.counter.clear()
 
     def get_train_dataloader(self) -> Any:
@@ -276,8 +276,8 @@ class EffptTrainer(Trainer):
                 batches = self.stream.take(epoch_iterator, num_batches, device)
             tokens = sum(batch["input_ids"].numel() for batch in batches)
             seen = self.stream.step_rows / (num_batches * self.stream.batch_rows)
-            self.cost.step_tokens += round(tokens * seen) * self.args.world_size
-            self.cost.learned_tokens = tokens * self.args.world_size
+            self.cost.step_tokens += round(tokens * seen)
+            self.cost.learned_tokens = tokens
             return batches, self._get_num_items_in_batch(batches, device)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:

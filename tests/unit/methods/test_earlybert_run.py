@@ -11,7 +11,6 @@ from hf_effpt.core.ticket import Ticket
 from hf_effpt.core.width import head_columns, widths_of
 from hf_effpt.methods.earlybert import method as earlybert_module
 from hf_effpt.methods.earlybert.search import Search
-from hf_effpt.training import checks
 from hf_effpt.training.optimization import UncorrectedAdamW
 from hf_effpt.training.ticket_search import EarlyBertTrainer
 from tests import tiny
@@ -342,24 +341,6 @@ def test_only_the_main_model_is_cut(tmp_path, objective):
 
 
 # What cannot follow.
-
-
-def test_several_processes_are_refused_until_the_ticket_is_drawn(tmp_path):
-    """Before a run begins, and after a checkpoint is loaded, which may be of after the draw."""
-    trainer = made(tmp_path, saved=[5])
-    with pytest.raises(EffptError, match=r"2 processes cannot follow .* resume from a checkpoint"):
-        checks.check_processes(trainer.methods, 2)
-    trainer.train()
-    checks.check_processes(trainer.methods, 2)
-    found = []
-    resumed = made(tmp_path)
-    check = checks.check_processes
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checks, "check_processes", lambda methods, _: found.append(check(methods, 2)))
-        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
-        with pytest.raises(EffptError, match="cannot follow together"):
-            made(tmp_path / "new").train()
-    assert found == [None]
 
 
 def test_a_new_run_does_not_go_on_with_an_old_search(tmp_path):

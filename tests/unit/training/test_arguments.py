@@ -1,6 +1,8 @@
 import pytest
 
 from hf_effpt.core.errors import EffptError
+from hf_effpt.training.arguments import EffptTrainingArguments
+from hf_effpt.training.checks import check_arguments
 from tests import tiny
 
 
@@ -52,3 +54,19 @@ def test_an_optimizer_whose_package_is_missing_is_one_line_before_training(tmp_p
         EffptError, match=r"`adamw_torch` cannot be made: You need to install `apollo_torch`\. Install"
     ):
         tiny.trainer(tmp_path, optim="adamw_torch")
+
+
+def test_processes_that_do_not_know_each_other_are_refused(tmp_path, monkeypatch):
+    args = tiny.arguments(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    check_arguments(args)  # as a scheduler may set it for one process
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(EffptError, match=r"one of 2 processes, .* with `training.use_cpu: true` only") as found:
+        check_arguments(args)
+    assert "\n" not in str(found.value)
+
+
+def test_reference_time_of_several_processes_is_refused_at_construction(tmp_path, monkeypatch):
+    monkeypatch.setattr(EffptTrainingArguments, "world_size", property(lambda args: 2))
+    with pytest.raises(EffptError, match="counts the operations of one process, not of 2; start one, or give tokens"):
+        tiny.trainer(tmp_path, budget="10min_rst")

@@ -91,6 +91,12 @@ def test_a_run_that_has_just_spent_its_budget_is_finished(tmp_path):
     assert done.clock.finished
 
 
+def test_a_signal_of_torchrun_comes_twice_and_is_one(tmp_path):
+    stopped = trainer(tmp_path, Signalled(signal.SIGTERM, 3), Signalled(signal.SIGTERM, 3))
+    with pytest.raises(RunStopped, match=r"SIGTERM: .* after step 4"):
+        stopped.train()
+
+
 def test_a_second_signal_ends_at_once(tmp_path):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell may have had this process ignore
     impatient = trainer(tmp_path, Signalled(signal.SIGINT, 2), Signalled(signal.SIGINT, 2))
