@@ -30,10 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from hf_effpt.core.processes import is_first
     from hf_effpt.pretraining import pretrain
     from hf_effpt.recipe.recipe import Recipe
 
-    show_messages()
+    if is_first():
+        show_messages()
     recipe = Recipe.load(args.recipe, args.settings)
     if args.dry_run:
         from hf_effpt.planning.plan import dry_run
@@ -42,4 +44,6 @@ def run(args: argparse.Namespace) -> None:
             raise EffptError("`--dry_run` forecasts a new run; leave `--resume` out.")
         print(dry_run(recipe))
         return
-    print(pretrain(recipe, resume=args.resume).summary())
+    result = pretrain(recipe, resume=args.resume)
+    if is_first():
+        print(result.summary())

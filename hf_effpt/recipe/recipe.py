@@ -9,11 +9,12 @@ import logging
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from enum import Enum
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import gcd
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from hf_effpt.core.anatomy import longest_row_of
@@ -214,10 +215,18 @@ def _is_resolved(content: Mapping[str, Any]) -> bool:
     return isinstance(training, Mapping) and training.keys() >= ALWAYS_WRITTEN - {"budget"}
 
 
+class _Defaults(EffptTrainingArguments):
+    """Arguments that look for no device: that would reset the state of Accelerate, and take a run its processes."""
+
+    @cached_property
+    def _setup_devices(self) -> torch.device:
+        return torch.device("cpu")
+
+
 @lru_cache
 def _default_arguments() -> EffptTrainingArguments:
-    """Returns the completed default arguments, built once, since building them resets the state of Accelerate."""
-    return EffptTrainingArguments()
+    """Returns the completed default arguments."""
+    return _Defaults()
 
 
 def _changed(arguments: EffptTrainingArguments) -> dict[str, Any]:

@@ -5,6 +5,7 @@ A test walks over all fields of the class, and fails for one that is neither in 
 
 import dataclasses
 import multiprocessing
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,7 +18,10 @@ from hf_effpt.core.settings import default_of, plain
 _IN_FULL = "it casts the weights for good, which would then be trained and exported in half precision; leave it out"
 _WHOLE_MODEL = "it compiles the whole model, once for every set of layers that runs; use `compile_layers` instead"
 _LIGER = "its kernels are for decoders, and would not reach this package's encoders; leave it out"
-_SHARDED = "methods change whole layers of a model, which a sharded one has not; use `accelerate launch`"
+_SHARDED = (
+    "methods change whole layers of a model, which a sharded one has not, and on a CPU Accelerate would shard "
+    "nothing; leave it out, and start several processes by `torchrun`, each with the whole model"
+)
 
 # Arguments that may have their default value only, each with what follows "is not supported: ".
 REFUSED = {
@@ -48,6 +52,12 @@ REFUSED = {
     "use_cache": "encoders have no cache of keys and values; leave it out",
     "use_liger_kernel": _LIGER,
 }
+# What `accelerate launch` sets where its own configuration asks for the same, by the argument.
+LAUNCHED = {
+    "deepspeed": "ACCELERATE_USE_DEEPSPEED",
+    "fsdp": "ACCELERATE_USE_FSDP",
+    "parallelism_config": "ACCELERATE_USE_PARALLELISM_CONFIG",
+}
 # Parts of `accelerator_config` that the loaders of a stream do not follow, with the values that change nothing.
 LOADING = {"split_batches": False, "dispatch_batches": None, "even_batches": True, "use_seedable_sampler": True}
 
@@ -60,7 +70,7 @@ CHOICES = {
 
 
 def refuse(args: Any) -> None:
-    """Raises `EffptError` for the first of the arguments `args` that has a value which does not work here."""
+    """Raises `EffptError` for the first of the arguments `args`, or of the launcher's, that does not work here."""
     for name, choices in CHOICES.items():
         if (value := getattr(args, name)) is not None and value not in choices:
             raise EffptError(f"`training.{name}` {value!r} is none of {', '.join(choices)}; give one of them.")
@@ -68,6 +78,9 @@ def refuse(args: Any) -> None:
         value, default = plain(getattr(args, field.name)), default_of(field)
         if field.name in REFUSED and field.name != "accelerator_config" and value != default and (value or default):
             raise _refusal(field.name, field.name)
+    for name, variable in LAUNCHED.items():
+        if os.environ.get(variable, "false").lower() in ("true", "1"):
+            raise EffptError(f"`{name}` of `accelerate launch` ({variable}) is not supported: {REFUSED[name]}.")
 
 
 def refuse_loading(args: Any) -> None:

@@ -12,7 +12,7 @@ import hf_effpt
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.method import Method, Paper
 from hf_effpt.core.registry import METHODS
-from hf_effpt.recipe.recipe import Recipe
+from hf_effpt.recipe.recipe import Recipe, _default_arguments
 from hf_effpt.recipe.settings import DataSettings, ModelSettings
 from hf_effpt.training.arguments import EffptTrainingArguments
 
@@ -209,3 +209,12 @@ def test_a_smoothed_loss_beside_a_generator_is_refused_before_the_text_is_read(o
     with pytest.raises(EffptError, match=f"`training.label_smoothing_factor` changes .* objective `{objective}`"):
         Recipe.load({**sections, "model": {"objective": objective}})
     assert Recipe.load(sections).training.label_smoothing_factor == 0.1
+
+
+def test_what_a_recipe_has_changed_is_found_without_a_second_look_for_processes(tmp_path, monkeypatch):
+    """Arguments that find a device reset the state of Accelerate, in which a run's processes are."""
+    recipe = Recipe.load(recipe_file(tmp_path))
+    _default_arguments.cache_clear()
+    monkeypatch.setitem(recipe.training.distributed_state._shared_state, "num_processes", 2)
+    assert "budget" in recipe.resolved()["training"]
+    assert recipe.training.world_size == 2

@@ -7,7 +7,7 @@ import pytest
 from hf_effpt.core.errors import EffptError
 from hf_effpt.core.settings import plain
 from hf_effpt.training.arguments import EffptTrainingArguments
-from hf_effpt.training.stock_arguments import REFUSED
+from hf_effpt.training.stock_arguments import LAUNCHED, REFUSED
 from tests import tiny
 
 # Every field that works, with a value to try and the settings that it needs.
@@ -174,6 +174,13 @@ def test_values_that_the_stock_class_or_the_machine_refuses_are_one_line(tmp_pat
     with pytest.raises(EffptError, match=words) as found:
         tiny.arguments(tmp_path, **changes)
     assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("name", LAUNCHED)
+def test_what_the_launcher_asks_for_is_refused_likewise(tmp_path, monkeypatch, name):
+    monkeypatch.setenv(LAUNCHED[name], "true")
+    with pytest.raises(EffptError, match=rf"^`{name}` of `accelerate launch` .* is not supported: .* by `torchrun`"):
+        tiny.arguments(tmp_path)
 
 
 def test_many_that_work_do_so_in_one_run(tmp_path):
