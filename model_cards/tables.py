@@ -13,7 +13,7 @@ from pathlib import Path
 from hf_effpt.comparison.statistics import interval, paired
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "model_cards/README.md", "model_cards/speed.md", "docs/planning.md")
+PAGES = ("README.md", "model_cards/README.md", "model_cards/speed.md", "docs/planning.md", "docs/training.md")
 
 
 def benchmark_cpu(results: dict) -> list[str]:
@@ -94,6 +94,18 @@ def adapted(results: dict) -> list[str]:
         cells = [name]
         for found in scores.values():
             cells += [_mean(found["value"]), _mean(found["difference"], "+.3f")]
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
+def processes(results: dict) -> list[str]:
+    """Returns one row per method: what of a run in two and four processes is that of one."""
+    rows = []
+    for name, by_number in results.items():
+        equal = all(found["processes_equal"] and found["counts_equal"] for found in by_number.values())
+        as_one = all(found["counts_of_one"] and found["events_of_one"] for found in by_number.values())
+        cells = [name, *("yes" if holds else "no" for holds in (equal, as_one))]
+        cells += [f"{found['largest_difference']:.0e}" for found in by_number.values()]
         rows.append(f"| {' | '.join(cells)} |")
     return rows
 
@@ -263,6 +275,7 @@ TABLES = {
     "fast_against_stock": comparison,
     "fast_ingredients": comparison,
     "time_to_stock": time_to_stock,
+    "processes": lambda found: processes(found["results"]),
     "backbones": by_budget,
     "adapted": lambda found: adapted(found["results"]),
     "depth": comparison,

@@ -11,13 +11,10 @@ from tests import tiny
 from tests.together import launch
 from tests.unit.methods import notes
 
-# A plain run is the beginning of one that is stacked.
+# What the settings of `test_four_processes.py` are not; a plain run is the beginning of one that is stacked.
 CASES = {
-    "layerdrop": ("mlm", {"layerdrop": {"p": 0.5}}),
-    "stacking": ("mlm", {"stacking": {"depth": 1, "at": [0.3, 0.7]}}),
     "layerskip, reweighted": ("mlm", {"layerskip": {"target": 0.4, "estimator": "ste_reweighted"}}),
     "layerskip, reinforce": ("mlm", {"layerskip": {"target": 0.4, "estimator": "reinforce"}}),
-    "lottery, magnitude": ("mlm", {"lottery": {"rounds": 2}}),
     "lottery, supermask": ("mlm", {"lottery": {"learn": "supermask", "rescale": True}}),
     "electra with notes": ("electra", {"tnf": {"k": 2, "min_count": 5, "max_count": 7}}),
     "mcbert": ("mcbert", {}),
