@@ -278,6 +278,7 @@ TABLES = {
     "processes": lambda found: processes(found["results"]),
     "backbones": by_budget,
     "adapted": lambda found: adapted(found["results"]),
+    "modern": comparison,
     "depth": comparison,
     "width": comparison,
     "methods": comparison,
@@ -293,10 +294,10 @@ TABLES = {
 # What each method is for, the results that show what it gave, and when not to use it.
 OVERVIEW = {
     "stacking": (
-        "start shallow and grow: the first steps are cheap", ("depth", "stack"), "the gain shrinks as budgets grow"
+        "start shallow and grow: the first steps are cheap", ("modern", "stack"), "the gain shrinks as budgets grow"
     ),
     "layerdrop": (
-        "skip layers at random: cheaper steps, and a depth that can be chosen afterwards", ("depth", "layerdrop"),
+        "skip layers at random: cheaper steps, and a depth that can be chosen afterwards", ("modern", "layerdrop"),
         "a model of few layers",
     ),
     "layerskip": (
@@ -312,10 +313,10 @@ OVERVIEW = {
     ),
     "lottery": ("research on sparse subnetworks", None, "you want to save time: scattered zeros save none"),
     "selection": (
-        "learn from the rows that teach most", ("selection", "core_set"), "scoring that costs a forward pass was worse"
+        "learn from the rows that teach most", ("modern", "selective_backprop"), "scoring costs a forward pass"
     ),
     "tnf": (
-        "give rare words a note of the contexts they were seen in", ("notes", "tnf_mlm"),
+        "give rare words a note of the contexts they were seen in", ("modern", "notes"),
         "equal time: its steps cost more",
     ),
 }  # fmt: skip
@@ -335,9 +336,10 @@ def _given(source: tuple[str, str] | None) -> str:
         return "not measured against the clock"
     found = _results(source[0])
     if source[0] == "frontier":  # the difference of the compressed model to the named one
-        return f"{_mean(found['differences'][source[1]], '+.3f')} to the small model from scratch"
+        return f"{_mean(found['differences'][source[1]], '+.3f')} to the small model from scratch, on BERT"
     (arm,) = (arm for arm in found["arms"] if arm["name"] == source[1])
-    return f"{_mean(arm['difference'], '+.3f')}: {arm['verdict']['label']}"
+    where = "" if source[0] == "modern" else ", on BERT"
+    return f"{_mean(arm['difference'], '+.3f')}: {arm['verdict']['label']}{where}"
 
 
 def _results(name: str) -> dict:
