@@ -16,24 +16,30 @@ from hf_effpt.data.corpus import Corpus, open_corpus
 from hf_effpt.data.document_selection import Kept
 from hf_effpt.data.holding_out import open_validation
 from hf_effpt.data.packing import pack_lengths, share_held_out
+from hf_effpt.data.shards.opening import is_rows, open_rows
 from hf_effpt.data.tokenizer_training import FORMAT as TOKENIZERS
 from hf_effpt.data.tokenizer_training import train_tokenizer
 from hf_effpt.evaluation.document_scores import check_model, select_documents
 from hf_effpt.models.from_checkpoint import check_fits, published_config
+from hf_effpt.recipe.packed_data import check_packed
 from hf_effpt.recipe.recipe import Recipe, check_heeded
 from hf_effpt.recipe.sections import require
 
 logger = logging.getLogger(__name__)
 
 
-def prepare_data(recipe: Recipe, *, strict: bool = True) -> tuple[Corpus, PreTrainedTokenizerBase, DatasetDict]:
+def prepare_data(recipe: Recipe, *, strict: bool = True) -> tuple[Corpus | None, PreTrainedTokenizerBase, DatasetDict]:
     """Returns the recipe's text, tokenizer and packed rows, from the cache if they were made before.
 
+    If `data.dataset` is a folder of packed rows, those are opened as they are, and there is no text.
     `data.select` only affects the training rows: text, tokenizer and held-out rows stay those of a run without it, so
     that the two runs can be compared. A setting that the source of the text does not heed is refused, or with
     `strict=False`, for a run of an older version, warned of.
     """
     data, kept = recipe.data, None
+    if is_rows(data.dataset):
+        check_packed(data)
+        return None, prepare_tokenizer(recipe, None), open_rows(str(data.dataset))
     corpus = open_corpus(
         data.dataset,
         text_column=data.text_column,
@@ -68,8 +74,10 @@ def prepare_data(recipe: Recipe, *, strict: bool = True) -> tuple[Corpus, PreTra
     return corpus, tokenizer, prepare_rows(recipe, corpus, tokenizer, validation, kept)
 
 
-def prepare_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase:
+def prepare_tokenizer(recipe: Recipe, corpus: Corpus | None) -> PreTrainedTokenizerBase:
     """Loads the recipe's tokenizer, or trains one on the corpus, once for equal text and settings.
+
+    Without a corpus the recipe must name a tokenizer.
 
     The length that it announces is that of the longest training rows, since the model's further positions stay
     untrained; but a checkpoint has been trained on the length that its tokenizer announces.
@@ -81,7 +89,7 @@ def prepare_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase
     return tokenizer
 
 
-def _load_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase:
+def _load_tokenizer(recipe: Recipe, corpus: Corpus | None) -> PreTrainedTokenizerBase:
     data, source = recipe.data, recipe.model.from_
     if (given := data.tokenizer or source) is not None:
         key = "data.tokenizer" if data.tokenizer else "model.from"
@@ -94,11 +102,13 @@ def _load_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase:
             ) from error
         if source is not None:
             check_fits(loaded, given, published_config(source), source)
-        if data.words_to_add is None:
+        if data.words_to_add is None or corpus is None:
             return loaded
         words = words_to_add(loaded, data.words_to_add, corpus.in_parts().texts())
         logger.info("data.add_tokens: %s words, such as %s", f"{len(words):,}", ", ".join(words[:5]))
         return with_words(loaded, words)
+    if corpus is None:
+        raise EffptError("Without text no tokenizer can be trained: name one in `data.tokenizer`.")
     settings: dict[str, Any] = {
         "vocab_size": data.vocab_size,
         "kind": data.tokenizer_kind,

@@ -20,7 +20,8 @@ from hf_effpt.data.added_tokens import pieces_of_added
 from hf_effpt.data.masking import DataCollatorForMaskedLM
 from hf_effpt.data.mixture import parts_of_mixture
 from hf_effpt.data.packing import facts
-from hf_effpt.data.tokenizer_report import report_of_corpus
+from hf_effpt.data.shards.opening import read_manifest
+from hf_effpt.data.tokenizer_report import TokenizerReport, report_of_corpus
 from hf_effpt.hub.card_parts import accents_in, longest_rows, untrained_positions
 from hf_effpt.hub.folders import CODE_FILES, RECIPE, checkpoints_in, others_in, read_recipe
 from hf_effpt.models.build import model_for
@@ -179,7 +180,10 @@ def _pretrain(recipe: Recipe, resume: bool | str) -> RunResult:
     corpus, tokenizer, rows = prepare_data(recipe, strict=not resume)
     trainer = build_trainer(recipe, tokenizer, rows, bool(resume))
     phases = trainer.stream.phases
-    report = report_of_corpus(tokenizer, corpus, cache_dir=recipe.data.cache_dir)
+    if corpus is None:
+        report = TokenizerReport(**read_manifest(str(recipe.data.dataset))["tokenizer"])
+    else:
+        report = report_of_corpus(tokenizer, corpus, cache_dir=recipe.data.cache_dir)
     known = {"recipe": recipe.resolved(), "data": facts_of_phases(phases), "tokenizer": asdict(report)}
     if card := recipe.card_facts():
         known["card"] = card

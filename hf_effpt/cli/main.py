@@ -12,13 +12,15 @@ from hf_effpt.core.errors import EffptError, RunStopped
 from hf_effpt.core.files import is_disk_full
 from hf_effpt.hub.private import words_without_secrets
 
-from . import compare, doctor, evaluate, export, methods, plan, plot, pretrain, push, settings, tokenizer
+from . import compare, doctor, evaluate, export, methods, pack, plan, plot, pretrain, push, settings, tokenizer
 
 # In order of use. A command is a module with HELP, EXAMPLE, add_arguments(parser), and run(args), which
 # may return an exit code.
-_MODULES = (tokenizer, plan, pretrain, doctor, plot, evaluate, compare, export, push, methods, settings)
+_MODULES = (tokenizer, pack, plan, pretrain, doctor, plot, evaluate, compare, export, push, methods, settings)
 COMMANDS = {module.__name__.rpartition(".")[2]: module for module in _MODULES}
 WITH_SETTINGS = ("pretrain", "doctor", "compare")  # commands that find `--section.key value` flags in `args.settings`
+
+KEPT = {"compare": "runs", "pack": "shards"}  # what a command that is run again does not make again
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -97,8 +99,8 @@ def _fail(code: int, message: str) -> int:
 
 def _resume(words: list[str]) -> str:
     words = words_without_secrets(words)
-    if words[0] == "compare":
-        return f" Finished runs are kept; continue with: {shlex.join(['effpt', *words])}"
+    if words[0] in KEPT:
+        return f" Finished {KEPT[words[0]]} are kept; continue with: {shlex.join(['effpt', *words])}"
     if words[0] != "pretrain":
         return ""
     again = words if "--resume" in words else [*words, "--resume"]

@@ -28,6 +28,7 @@ packing               `pack`: a corpus as fixed-length rows on disk
   token_file          tokens of a corpus on disk, from one pass over its text
   row_builders        rows from documents
   row_writer          rows to an Arrow file
+shards                rows in shards, made by many processes or machines
 packed_rows           batched reading of those rows
 masking               `DataCollatorForMaskedLM`
 next_tokens           batches for causal language modelling
@@ -42,6 +43,8 @@ from .packing import PackedRows as PackedRows
 from .packing import facts as facts
 from .packing import pack as pack
 from .pydoc import labelled_docstrings as labelled_docstrings
+from .shards.opening import open_rows as open_rows
+from .shards.packing import pack_shards as pack_shards
 from .tokenizer_report import TokenizerReport as TokenizerReport
 from .tokenizer_report import tokenizer_report as tokenizer_report
 from .tokenizer_training import train_tokenizer as train_tokenizer

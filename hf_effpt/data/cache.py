@@ -41,7 +41,12 @@ def cache_folder(cache_dir: str | os.PathLike | None = None) -> Path:
         ) from error
 
 
-def build_once(target: Path, build: Callable[[Path], None], check: Callable[[Path], Any]) -> Path:
+def build_once(
+    target: Path,
+    build: Callable[[Path], None],
+    check: Callable[[Path], Any],
+    elsewhere: str = "put the cache elsewhere with cache_dir or $HF_EFFPT_CACHE",
+) -> Path:
     """Returns the folder `target`; if it is not there yet, `build` fills it, given an empty folder.
 
     A folder that was emptied, lacks a file, has one of another size or content, or for which `check`, which loads what
@@ -49,14 +54,15 @@ def build_once(target: Path, build: Callable[[Path], None], check: Callable[[Pat
     and the others wait. Contents are compared, by their hashes, only if the stamps of a file are not those that it had
     when they were compared last, so that large caches are not read at each start.
 
-    Raises an `EffptError` if the cache folder cannot be written to, or the disk is full.
+    Raises an `EffptError` if the cache folder cannot be written to, or the disk is full: `elsewhere` says what to do
+    if no space can be freed.
     """
     try:
-        if _is_whole(target, check):
+        if is_whole(target, check):
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
         with WeakFileLock(f"{target}.lock"):
-            if not _is_whole(target, check):
+            if not is_whole(target, check):
                 for leftover in target.parent.glob(f".{target.name}-*"):  # of killed builds, since the lock is ours
                     shutil.rmtree(leftover)
                 if target.exists():
@@ -67,19 +73,19 @@ def build_once(target: Path, build: Callable[[Path], None], check: Callable[[Pat
         if is_disk_full(error):
             raise EffptError(
                 f"The disk is full: {target.parent} has no room for the prepared data (nothing half-written was "
-                "kept). Free some space or put the cache elsewhere with cache_dir or $HF_EFFPT_CACHE."
+                f"kept). Free some space, or {elsewhere}."
             ) from error
         if isinstance(error, OSError) and _is_about(target.parent, error):
             raise EffptError(
-                f"The cache folder {target.parent} cannot be written to ({error.strerror or error}). "
-                "Choose another one with cache_dir or $HF_EFFPT_CACHE."
+                f"The folder {target.parent} cannot be written to ({error.strerror or error}). Choose another one: "
+                f"{elsewhere}."
             ) from error
         raise
     return target
 
 
 def _build_listed(folder: Path, build: Callable[[Path], None]) -> None:
-    """Builds, and lists the files for `_is_whole`; they are on the disk at the end, and not only in its queue."""
+    """Builds, and lists the files for `is_whole`; they are on the disk at the end, and not only in its queue."""
     build(folder)
     files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
     listed = {name: {"bytes": path.stat().st_size, "sha256": _digest(path)} for name, path in files.items()}
@@ -93,7 +99,7 @@ def _build_listed(folder: Path, build: Callable[[Path], None]) -> None:
             os.close(descriptor)
 
 
-def _is_whole(folder: Path, check: Callable[[Path], Any]) -> bool:
+def is_whole(folder: Path, check: Callable[[Path], Any] = str) -> bool:
     """`True` if a folder holds what was built."""
     try:
         listed = json.loads((folder / CONTENTS).read_text())

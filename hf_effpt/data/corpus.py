@@ -19,6 +19,7 @@ from hf_effpt.data.file_readers import SUPPORTED, cut_of, kind_of, open_files
 from hf_effpt.data.long_documents import Part, in_parts, joined
 from hf_effpt.data.mixture import mixed, parts_of_mixture
 from hf_effpt.data.pydoc import open_pydoc
+from hf_effpt.data.shards.opening import refuse_rows
 from hf_effpt.data.text_files import files_of_folder, files_of_pattern
 
 SHOWN = 60  # characters of a source that an error shows
@@ -61,7 +62,7 @@ class Corpus:
         self.documents, self.guessed, self.sources = documents, guessed, sources
         self.heeds, self.members, self.streaming = frozenset(heeds), tuple(members), streaming
         self._stamps: list[tuple[int, ...]] = []
-        self._read, self._fingerprint = read, fingerprint
+        self.read, self._fingerprint = read, fingerprint
 
     @cached_property
     def fingerprint(self) -> str:
@@ -78,8 +79,11 @@ class Corpus:
         """Yields every document that is not blank; raises an `EffptError` at the end of the pass if there was none."""
         return joined(self.parts())
 
-    def parts(self) -> Iterator[str]:
-        """Yields the documents of `texts`, long ones in [`Part`]s, so that memory does not grow with their length."""
+    def parts(self, empty_ok: bool = False) -> Iterator[str]:
+        """Yields the documents of `texts`, long ones in [`Part`]s, so that memory does not grow with their length.
+
+        With `empty_ok` there may be none.
+        """
         empty = blank = True
         for text in in_parts(self._checked()):
             blank = blank and (not text or text.isspace())
@@ -87,7 +91,7 @@ class Corpus:
                 empty = False
                 yield text
             blank = blank or not isinstance(text, Part)
-        if empty:
+        if empty and not empty_ok:
             raise NoText(
                 f"The dataset {self.name!r} is empty: it holds no document with text in it. Point data.dataset at "
                 "files with text, or use builtin:pydoc to try things out."
@@ -95,7 +99,7 @@ class Corpus:
 
     def _checked(self) -> Iterator[str]:
         """The pass as it is read; raises an `EffptError` for what is no text, or cannot be encoded."""
-        for number, text in enumerate(self._read(), start=1):
+        for number, text in enumerate(self.read(), start=1):
             if text is not None:
                 check_text(text, f"{self.name}, document {number:,}")
                 yield text
@@ -103,7 +107,7 @@ class Corpus:
     def in_parts(self) -> "Corpus":
         """The same text, of which each part of a long document counts as a document."""
         parts = copy(self)
-        parts._read = lambda: map(str, self.parts())
+        parts.read = lambda: map(str, self.parts())
         return parts
 
     def __repr__(self) -> str:
@@ -185,6 +189,7 @@ def open_corpus(
         return Corpus(dataset, *open_pydoc(cache_dir))
     if dataset.startswith("builtin:"):
         raise EffptError(f"There is no dataset {dataset!r}; the only one built in is builtin:pydoc.")
+    refuse_rows(dataset)
     path, files, has_splits = Path(dataset).expanduser(), [], False
     try:
         path.stat()

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
@@ -78,6 +79,37 @@ def open_hub(dataset: str, text_column: str, split: str, streaming: bool) -> Sou
     return _source(loaded, dataset, text_column, version=f"{dataset}-{split}-{builder.hash}")
 
 
+@dataclass(frozen=True)
+class DatasetReader:
+    """Starts passes over the text of a dataset, which is read `at_once` rows at a time; `name` is for errors."""
+
+    dataset: Dataset | IterableDataset
+    name: str
+    text_column: str
+    at_once: int
+
+    def __call__(self) -> Iterator[str]:
+        row = 0
+        batches = self.dataset.with_format(None).select_columns([self.text_column]).iter(self.at_once)
+        while True:
+            try:
+                batch = next(batches, None)
+                texts = () if batch is None else batch[self.text_column]
+            except FAULTS as error:
+                raise _unreadable(self.name, row, error) from error
+            for text in texts:
+                row += 1
+                if not isinstance(text, str | None):
+                    raise not_text(f"{self.name}, row {row:,}", self.text_column, type(text).__name__)
+                yield text or ""
+            if batch is None:
+                return
+
+    def part(self, number: int, of: int) -> "DatasetReader":
+        """Reader of one of `of` parts in a row; at most as many as a streamed dataset has files."""
+        return replace(self, dataset=self.dataset.shard(of, number, contiguous=True))
+
+
 def _source(dataset: Dataset | IterableDataset, name: str, text_column: str, version: str = "") -> Source:
     """Reader, fingerprint and size; `version` identifies a streamed dataset, one on disk has its own fingerprint."""
     num_bytes, at_once = None, 1000
@@ -94,24 +126,7 @@ def _source(dataset: Dataset | IterableDataset, name: str, text_column: str, ver
             raise _unreadable(name, 0, error) from error
         if text_column not in columns:
             raise missing_column(f"The dataset {name!r}", text_column, columns)
-
-    def read() -> Iterator[str]:
-        row = 0
-        batches = dataset.with_format(None).select_columns([text_column]).iter(at_once)
-        while True:
-            try:
-                batch = next(batches, None)
-                texts = () if batch is None else batch[text_column]
-            except FAULTS as error:
-                raise _unreadable(name, row, error) from error
-            for text in texts:
-                row += 1
-                if not isinstance(text, str | None):
-                    raise not_text(f"{name}, row {row:,}", text_column, type(text).__name__)
-                yield text or ""
-            if batch is None:
-                return
-
+    read = DatasetReader(dataset, name, text_column, at_once)
     return read, lambda: hashlib.sha256(f"{version}-{text_column}".encode()).hexdigest()[:32], num_bytes
 
 

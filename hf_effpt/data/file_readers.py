@@ -71,7 +71,7 @@ def open_files(
         if kind_of(path) is None:
             kind = path.suffix or "file without an ending"
             raise EffptError(f"{path} is a {kind}; the text must be in {SUPPORTED} files.")
-    readers = [partial(_read, path, text_column, cut) for path in files]
+    readers = [partial(read_file, path, text_column, cut) for path in files]
     first = {kind_of(path): reader for path, reader in reversed([*zip(files, readers, strict=True)])}
     for kind in COLUMN_READERS:
         if kind in first:
@@ -91,7 +91,7 @@ def open_files(
     return read, fingerprint, None if any(path.suffix.lower() in PACKED for path in files) else sum(sizes)
 
 
-def _read(path: Path, text_column: str, cut: DocumentCut | None) -> Iterator[str]:
+def read_file(path: Path, text_column: str, cut: DocumentCut | None) -> Iterator[str]:
     """Documents of a file, long ones of text files in parts."""
     kind = kind_of(path)
     return cut_documents(strings_of(path), cut) if kind == ".txt" else COLUMN_READERS[kind](path, text_column)

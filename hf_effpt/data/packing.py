@@ -83,11 +83,11 @@ def pack(
     corpus = open_corpus(corpus, cache_dir=cache_dir)
     validation = open_validation(validation, corpus, cache_dir)
     share = None if isinstance(validation, Corpus) else validation
-    settings = _Settings(tokenizer, sequence_length, isolate_documents, cache_folder(cache_dir), num_proc)
-    training = _Packing(corpus, settings, share, seed, kept)
+    settings = RowSettings(tokenizer, sequence_length, isolate_documents, cache_folder(cache_dir), num_proc)
+    training = Packing(corpus, settings, share, seed, kept)
     packed, held_out_keys = training.load(), training.keys("validation")
     if isinstance(validation, Corpus):
-        aside = _Packing(validation, settings)
+        aside = Packing(validation, settings)
         packed["validation"], held_out_keys = aside.load()["train"], aside.keys("train")
         told, keys = facts(packed["validation"]), ("dataset", "documents", "bytes", "tokens", "documents_by")
         add_facts(packed["train"], held_out={key: told[key] for key in keys if key in told})
@@ -138,7 +138,7 @@ def share_held_out(
     Documents are selected beside those held out, so this is to be known before. It reads sizes, and tokenises as many
     of the documents as a row needs; the arguments are those of [`pack`].
     """
-    settings = _Settings(tokenizer, sequence_length, isolate_documents, cache_folder(cache_dir), num_proc=1)
+    settings = RowSettings(tokenizer, sequence_length, isolate_documents, cache_folder(cache_dir), num_proc=1)
 
     def decide(target: Path) -> None:
         sizes_N, found = document_sizes(corpus.parts()), share
@@ -156,7 +156,7 @@ def share_held_out(
     return load(build_once(settings.cache / "held_out" / key, decide, load))
 
 
-def _fills_row(settings: "_Settings", corpus: Corpus, chosen_N: np.ndarray) -> bool:
+def _fills_row(settings: "RowSettings", corpus: Corpus, chosen_N: np.ndarray) -> bool:
     """`True` if the chosen documents make a row; they are tokenised until they do."""
     number = tokens = documents = of_this = 0
     goes_on = False
@@ -172,7 +172,7 @@ def _fills_row(settings: "_Settings", corpus: Corpus, chosen_N: np.ndarray) -> b
     return settings.makes_row(tokens, documents)
 
 
-class _Settings:
+class RowSettings:
     """Everything that determines rows, except the text and its held-out and selected documents."""
 
     def __init__(self, tokenizer, sequence_length: int, isolated: bool, cache: Path, num_proc: int | None):
@@ -191,11 +191,11 @@ class _Settings:
 
 
 @dataclass
-class _Packing:
+class Packing:
     """A corpus to pack: `share` of its documents is held out by `seed`, and of the others `kept` are trained on."""
 
     corpus: Corpus
-    settings: _Settings
+    settings: RowSettings
     share: float | None = None
     seed: int = 0
     kept: Kept | None = None
@@ -231,7 +231,7 @@ class _Packing:
                 f"The dataset {self.corpus.name!r} has {text.documents:,} documents, but `kept` says of "
                 f"{len(self.kept.chosen_N):,} which are to be trained on; select among those of this dataset."
             )
-        chosen, counted = self._choose(text)
+        chosen, counted = self.choose(text)
         for split, documents in chosen.items():
             text.write_keys(target / f"{split}-keys.bin", documents)
         writers, of = self._write(text, target, chosen), text.count()
@@ -260,7 +260,7 @@ class _Packing:
             (target / f"{split}.json").write_text(json.dumps({"hf_effpt": known}))
         self.corpus.check_unchanged()
 
-    def _choose(self, text: TokenFile) -> tuple[dict[str, np.ndarray], dict[str, Count]]:
+    def choose(self, text: TokenFile) -> tuple[dict[str, np.ndarray], dict[str, Count]]:
         """Documents of each split, and their numbers; holds out a larger share if what is asked for makes no row."""
         for share in (None,) if self.share is None else raised_shares(self.share):
             aside = held_out(text.sizes, share, self.seed)
@@ -296,9 +296,7 @@ class _Packing:
         with writers["train"], writers["validation"]:
             for run in text.runs():
                 for split, documents in chosen.items():
-                    here = documents[run.numbers]
-                    ends = np.cumsum(run.lengths[here])[run.ends[here]]
-                    writers[split].add(run.tokens[np.repeat(here, run.lengths)], ends)
+                    writers[split].add(*run.of(documents))
         return writers
 
     def _refuse(self, text_bytes: int) -> None:

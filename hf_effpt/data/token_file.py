@@ -1,6 +1,6 @@
 """Tokens of the documents of a corpus on disk: the text is read once, and memory does not grow with it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +31,11 @@ class Run(NamedTuple):
     lengths: np.ndarray
     ends: np.ndarray
 
+    def of(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens of the documents for which `chosen`, of shape `(documents,)`, is `True`, and where these end."""
+        here = chosen[self.numbers]
+        return self.tokens[np.repeat(here, self.lengths)], np.cumsum(self.lengths[here])[self.ends[here]]
+
 
 class Count(NamedTuple):
     """Number, UTF-8 bytes and tokens of documents that have tokens; text of control characters alone has none."""
@@ -51,14 +56,18 @@ class TokenFile:
     def __init__(self, folder: Path, encoder: TextEncoder):
         self._encoder = encoder
         self._tokens, self._table = folder / "tokens.bin", folder / "documents.bin"
-        self.documents = 0
 
-    def fill(self, corpus: Corpus) -> None:
-        """Tokenises the corpus; raises the `EffptError` of text that cannot be read."""
+    @property
+    def documents(self) -> int:
+        """Number of documents, once it is filled."""
+        return self._table.stat().st_size // DOCUMENT.itemsize
+
+    def fill(self, corpus: Corpus, empty_ok: bool = False) -> None:
+        """Tokenises the corpus; raises the `EffptError` of text that cannot be read, or is empty unless `empty_ok`."""
         bar = tqdm(total=corpus.num_bytes, desc=f"Packing {corpus.name}", unit="B", unit_scale=True, disable=None)
         meter, count, goes_on = DocumentMeter(), 0, False
         with bar, self._tokens.open("wb") as tokens, self._table.open("wb") as table:
-            for parts, size in _batches(corpus):
+            for parts, size in _batches(corpus.parts(empty_ok)):
                 encoded = self._encoder.encode_parts(parts, goes_on)
                 np.concatenate(encoded).tofile(tokens)
                 rows = []
@@ -69,8 +78,19 @@ class TokenFile:
                         count = 0
                 goes_on = isinstance(parts[-1], Part)
                 np.array(rows, DOCUMENT).tofile(table)
-                self.documents += len(rows)
                 bar.update(size)
+
+    def write_chosen(self, folder: Path, chosen: np.ndarray) -> None:
+        """Writes the chosen documents, as for `count`, to a token file of their own in a new folder."""
+        folder.mkdir()
+        copy = TokenFile(folder, self._encoder)
+        with copy._tokens.open("wb") as tokens, copy._table.open("wb") as table:
+            for run in self.runs():
+                run.of(chosen)[0].tofile(tokens)
+            first = 0
+            for rows in self.table():
+                rows[chosen[first : first + len(rows)]].tofile(table)
+                first += len(rows)
 
     def remove(self) -> None:
         """Deletes the files."""
@@ -97,8 +117,12 @@ class TokenFile:
     def write_keys(self, path: Path, chosen: np.ndarray) -> None:
         """Writes the content keys of the chosen documents, as for `count`, to a file of uint64."""
         with path.open("wb") as file:
-            for rows in self._with_tokens(chosen):
-                rows["key"].tofile(file)
+            for keys in self.keys(chosen):
+                keys.tofile(file)
+
+    def keys(self, chosen: np.ndarray) -> Iterator[np.ndarray]:
+        """Yields the content keys of the chosen documents, as for `count`."""
+        return (rows["key"] for rows in self._with_tokens(chosen))
 
     def _with_tokens(self, chosen: np.ndarray | None) -> Iterator[np.ndarray]:
         first = 0
@@ -125,11 +149,34 @@ class TokenFile:
                 first += len(table)
 
 
-def _batches(corpus: Corpus) -> Iterator[tuple[list[str], int]]:
+class TokenFiles(TokenFile):
+    """Several token files, read as one: the documents of each follow those of the one before."""
+
+    def __init__(self, files: Sequence[TokenFile]):
+        self.files = tuple(files)
+
+    @property
+    def documents(self) -> int:
+        """Number of documents of all files."""
+        return sum(file.documents for file in self.files)
+
+    def table(self) -> Iterator[np.ndarray]:
+        for file in self.files:
+            yield from file.table()
+
+    def runs(self) -> Iterator[Run]:
+        first = 0
+        for file in self.files:
+            for run in file.runs():
+                yield run._replace(numbers=first + run.numbers)
+            first += file.documents
+
+
+def _batches(strings: Iterable[str]) -> Iterator[tuple[list[str], int]]:
     """Groups of parts of documents, each with its size in bytes."""
     parts: list[str] = []
     size = 0
-    for part in corpus.parts():
+    for part in strings:
         parts.append(part)
         size += len(part.encode())
         if size >= BATCH_BYTES or len(parts) >= BATCH_TEXTS:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from hf_effpt.core.clock import scheduled
@@ -19,6 +19,7 @@ from hf_effpt.data.corpus import open_corpus
 from hf_effpt.data.file_readers import kind_of
 from hf_effpt.data.mixture import parts_of_mixture
 from hf_effpt.data.packing import PackedRows, facts, pack
+from hf_effpt.data.shards.opening import is_rows, open_rows
 
 from .held_out_loss import fixed_mask_batches, held_out_loss, unigram_floor
 
@@ -81,6 +82,30 @@ def held_out_text(folder: Path, tokenizer: PreTrainedTokenizerFast, text: str | 
         raise EffptError(
             f"{folder} does not say what text its run held out (no recipe in run.json); name some by `--text`."
         )
+    if is_rows(settings["dataset"]):
+        rows, name = open_rows(settings["dataset"]), settings["dataset"]
+    else:
+        rows, name = _packed_as_then(folder, tokenizer, run, packing | {"sequence_length": length})
+    if "validation" not in rows:
+        raise EffptError(f"The run of {folder} held out no text; name some by `--text`.")
+    notes = []
+    before, now = fingerprint_in(run), facts(rows["train"])["fingerprint"]
+    if before is None:
+        notes.append("the run did not record which text it was trained on, so that none of this is in it is unchecked")
+    elif before != now:
+        raise EffptError(
+            f"{name!r} or the tokenizer in {folder} has changed since the run (fingerprint {before}, "
+            f"now {now}), or another version of hf_effpt packed them: the model may have seen what is now held out. "
+            "Restore it, or name text that it has not seen by `--text`."
+        )
+    return HeldOutText(name, rows["validation"], rows["train"], tuple(notes))
+
+
+def _packed_as_then(
+    folder: Path, tokenizer: PreTrainedTokenizerFast, run: dict[str, Any], packing: dict[str, Any]
+) -> tuple[DatasetDict, str]:
+    """Rows of the text of a run, packed as the run did, and its name; `folder` is for errors."""
+    settings = run["recipe"]["data"]
     dataset, validation = settings["dataset"], _validation_in(settings)
     for sources in (dataset, validation):
         for source in parts_of_mixture(sources)[0] if isinstance(sources, list) else [sources]:
@@ -95,20 +120,7 @@ def held_out_text(folder: Path, tokenizer: PreTrainedTokenizerFast, text: str | 
     if isinstance(validation, str | list):
         cut = asked or (told.get("held_out") or {}).get("documents_by")
         validation = open_corpus(validation, split="validation", documents=cut, **reading)
-    rows = pack(corpus, tokenizer, validation=validation, sequence_length=length, **packing)
-    if "validation" not in rows:
-        raise EffptError(f"The run of {folder} held out no text; name some by `--text`.")
-    notes = []
-    before, now = fingerprint_in(run), facts(rows["train"])["fingerprint"]
-    if before is None:
-        notes.append("the run did not record which text it was trained on, so that none of this is in it is unchecked")
-    elif before != now:
-        raise EffptError(
-            f"{corpus.name!r} or the tokenizer in {folder} has changed since the run (fingerprint {before}, "
-            f"now {now}), or another version of hf_effpt packed them: the model may have seen what is now held out. "
-            "Restore it, or name text that it has not seen by `--text`."
-        )
-    return HeldOutText(corpus.name, rows["validation"], rows["train"], tuple(notes))
+    return pack(corpus, tokenizer, validation=validation, **packing), corpus.name
 
 
 def evaluate_loss(text: HeldOutText, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_effpt.data.corpus import Corpus, open_corpus
+from hf_effpt.data.shards.opening import is_rows
 from hf_effpt.data.text_sample import sample_of
 
 SAMPLE_BYTES = 4 * 2**20
@@ -20,6 +21,8 @@ def text_of_pilot(data: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any]
     A sample is written to `folder`, with its cache. The share is `None` if the size of the text is unknown. Raises the
     `EffptError` of text that cannot be read.
     """
+    if is_rows(data["dataset"]):  # packed already
+        return dict(data), 1.0
     keys = ("text_column", "split", "streaming", "documents", "cache_dir")
     corpus = open_corpus(data["dataset"], **{key: data[key] for key in keys if data.get(key) is not None})
     if corpus.num_bytes is not None and corpus.num_bytes <= SAMPLE_BYTES:

@@ -30,6 +30,7 @@ from hf_effpt.training.next_tokens import check_next_tokens, learned_until
 
 from .file import read_recipe_file
 from .overrides import apply_overrides
+from .packed_data import check_packed, with_packed
 from .sections import key_of, parse_section, require
 from .settings import SECTIONS, DataSettings, ModelSettings
 
@@ -123,6 +124,8 @@ class Recipe:
         if not isinstance(content, Mapping):
             raise EffptError(f"Recipe {source} holds {content!r}, but must have the sections {', '.join(SECTIONS)}.")
         sections = apply_overrides(content, overrides)
+        if "data" in sections:
+            sections["data"] = with_packed(sections["data"])
         # What flags have made idle goes, and so does what older versions took and wrote into the recipe of a run.
         before = {} if _is_resolved(content) else idle_in(content).get("data", {})
         given = idle_in(apply_overrides({}, overrides), beside=sections).get("data", {})
@@ -137,6 +140,7 @@ class Recipe:
         methods = sections.get("methods") or {}
         require(isinstance(methods, Mapping), "methods", methods, "a mapping, such as `methods: {layerdrop: {}}`")
         parsed = {name: parse_section(name, kind, sections.get(name)) for name, kind in SECTIONS.items() if kind}
+        check_packed(parsed["data"])
         return cls(methods=dict(methods), **parsed)
 
     def resolved(self) -> dict[str, Any]:

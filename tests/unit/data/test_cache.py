@@ -74,7 +74,7 @@ def test_full_disk_is_named(tmp_path):
 def test_unusable_cache_folder_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / ("long" * 100), Path("/proc/none")):
-        with pytest.raises(EffptError, match=r"The cache folder .* cannot be written to \(.+\).*HF_EFFPT_CACHE"):
+        with pytest.raises(EffptError, match=r"The folder .* cannot be written to \(.+\).*HF_EFFPT_CACHE"):
             build_once(folder / "key", fill, bool)
     with pytest.raises(EffptError, match=r"cache folder '~no-such-user/x' cannot be found .*HF_EFFPT_CACHE"):
         cache_folder("~no-such-user/x")
