@@ -1,22 +1,30 @@
 import json
+import multiprocessing
+import os
 import shutil
+import signal
 import sys
+import time
 
 import numpy as np
 import pytest
 
 pytest.importorskip("datatrove")
 
+from datasets import Dataset, Features, IterableDataset, Value
+from datatrove.pipeline.base import PipelineStep
+
 from hf_effpt.cli.main import main
 from hf_effpt.core.errors import EffptError
 from hf_effpt.data import PackedRows, facts, open_corpus, open_rows, pack, pack_shards
+from hf_effpt.data.shards import executors, pieces, steps
 from hf_effpt.data.shards import packing as shard_packing
-from hf_effpt.data.shards import steps
 from hf_effpt.data.shards.executors import Stage, options_of, run_stages
 from hf_effpt.data.shards.opening import MANIFEST, is_rows
 from hf_effpt.data.shards.pieces import pieces_of, tasks_of
 
 LENGTH = 32
+FEATURES = Features({"text": Value("string")})
 
 
 @pytest.fixture(scope="module")
@@ -141,25 +149,31 @@ def test_what_was_stopped_goes_on_and_loses_nothing(corpus, given, made, tmp_pat
     assert facts(found["train"])["fingerprint"] == facts(open_rows(made)["train"])["fingerprint"]
 
 
-@pytest.mark.slow
-def test_a_killed_worker_is_an_error_and_the_rest_is_kept(corpus, given, made, tmp_path, monkeypatch):
-    out = tmp_path / "rows"
-    killing = tmp_path / "killing.py"
-    killing.write_text(
-        "import os, signal\nfrom hf_effpt.data.shards import steps\n"
-        "class Killed(steps.WriteTokens):\n    def run(self, data=None, rank=0, world_size=1):\n"
-        "        if rank == 3:\n            os.kill(os.getpid(), signal.SIGKILL)\n"
-        "        return super().run(data, rank, world_size)\n"
-    )
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{':'.join(sys.path)}")
-    monkeypatch.syspath_prepend(tmp_path)
-    from killing import Killed
+class Killed(PipelineStep):
+    """Kills its process in the second task, once the first is done."""
 
-    with monkeypatch.context() as patched:
-        patched.setattr(steps, "WriteTokens", Killed)
-        with pytest.raises(EffptError, match=r"A worker of the stage `1_tokens` was killed"):
-            again(corpus, given, out, workers=2)
-    assert ids(again(corpus, given, out)["train"]) == ids(open_rows(made)["train"])
+    type, name = "TEST", "killed"
+
+    def __init__(self, done):
+        super().__init__()
+        self.done = done
+
+    def run(self, data=None, rank=0, world_size=1):
+        while rank == 1:
+            if self.done.exists():
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(0.01)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_killed_worker_is_an_error_and_what_is_done_is_kept(tmp_path, monkeypatch):
+    # Processes that import nothing, since they are copies of this one.
+    monkeypatch.setattr(executors, "get_context", lambda _: multiprocessing.get_context("fork"))
+    done = tmp_path / "1_tokens" / "completions"
+    stages = [Stage("1_tokens", [Killed(done / "00000")], 2), Stage("2_rows", [steps.HoldOut(tmp_path)], 1)]
+    with pytest.raises(EffptError, match=r"A worker of the stage `1_tokens` was killed, perhaps for want of memory"):
+        run_stages(stages, tmp_path, "local", {}, 2, "effpt pack")
+    assert [path.name for path in done.iterdir()] == ["00000"]
 
 
 def test_other_settings_other_text_and_other_folders_are_refused(corpus, given, rows, tmp_path, monkeypatch):
@@ -230,16 +244,49 @@ def test_a_cluster_gets_its_settings_and_stages_follow_one_another(tmp_path, mon
 
 
 def test_tasks_take_pieces_in_a_row(corpus, tmp_path):
-    pieces = pieces_of(open_corpus(str(corpus)))
-    assert [text for piece in pieces for text in piece.texts()] == list(open_corpus(str(corpus)).texts())
-    assert tasks_of(pieces, 4) == [(0, 1), (1, 2), (2, 3), (3, 4)]
-    assert tasks_of(pieces, 9) == tasks_of(pieces, 4)
-    assert tasks_of(pieces, 2) == [(0, 2), (2, 4)]
-    assert tasks_of(pieces, None) == [(0, 4)]
+    found = pieces_of(open_corpus(str(corpus)))
+    assert [text for piece in found for text in piece.texts()] == list(open_corpus(str(corpus)).texts())
+    assert tasks_of(found, 4) == [(0, 1), (1, 2), (2, 3), (3, 4)]
+    assert tasks_of(found, 9) == tasks_of(found, 4)
+    assert tasks_of(found, 2) == [(0, 2), (2, 4)]
+    assert tasks_of(found, None) == [(0, 4)]
     both = open_corpus([str(corpus / "0.jsonl"), str(corpus / "1.jsonl")])
     assert len(pieces_of(both)) == 2
     weighted = open_corpus([{"path": str(corpus / f"{number}.jsonl"), "weight": 1} for number in range(2)])
     assert pieces_of(weighted) == [weighted]
+
+
+def test_tasks_read_their_own_files_of_a_streamed_dataset(documents, given, tokenizer, tmp_path, monkeypatch):
+    read = []
+
+    def rows_of(files):
+        for first in files:
+            read.append(first)
+            yield from ({"text": text} for text in documents[first : first + 20])
+
+    streamed = IterableDataset.from_generator(rows_of, gen_kwargs={"files": [0, 20, 40]}, features=FEATURES)
+    monkeypatch.setattr("datasets.load_dataset_builder", lambda *_: type("Builder", (), {"hash": "abc"}))
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **how: streamed)
+    packed = again("org/name", given, tmp_path / "rows", streaming=True, tasks=None)
+    assert len(list((tmp_path / "rows" / "shards").glob("*.lock"))) == 3
+    assert read[:3] == [0, 20, 40]  # for tokens; each is read once, but for a look at the beginnings
+    one = pack(str_corpus(documents, tmp_path), tokenizer, sequence_length=LENGTH, validation=0.2)
+    assert ids(packed["validation"]) == ids(one["validation"])
+
+
+def str_corpus(documents, folder):
+    """A file of the documents."""
+    path = folder / "all.jsonl"
+    path.write_text("\n".join(json.dumps({"text": text}) for text in documents))
+    return str(path)
+
+
+def test_rows_of_a_dataset_are_cut_into_parts(documents, tmp_path, monkeypatch):
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 20_000)
+    Dataset.from_dict({"text": documents}).save_to_disk(tmp_path / "saved")
+    saved = open_corpus(str(tmp_path / "saved"))
+    assert len(parts := pieces_of(saved)) > 2
+    assert [text for part in parts for text in part.texts()] == documents
 
 
 def test_files_without_text_are_empty_shards_and_no_text_is_an_error(corpus, given, tmp_path):
