@@ -13,7 +13,14 @@ from pathlib import Path
 from hf_effpt.comparison.statistics import interval, paired
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "model_cards/README.md", "model_cards/speed.md", "docs/planning.md", "docs/training.md")
+PAGES = (
+    "README.md",
+    "model_cards/README.md",
+    "model_cards/speed.md",
+    "docs/data.md",
+    "docs/planning.md",
+    "docs/training.md",
+)
 
 
 def benchmark_cpu(results: dict) -> list[str]:
@@ -35,6 +42,22 @@ def benchmark_data(results: dict) -> list[str]:
         f"{row['second_call_seconds']:.2f} s |"
         for name, row in results.items()
     ]
+
+
+def benchmark_pack(found: dict) -> list[str]:
+    """Returns one row per size of text and number of workers: peak memory, CPU time, and what came out."""
+    rows = []
+    for size, result in found["results"].items():
+        for workers in ("1 workers", "2 workers"):
+            one = result[workers]
+            peak, done = one["peak_mb"], one["killed_after_tasks"]
+            memory = f"{peak['main']:,.0f}" + ("" if peak["worker"] is None else f", {peak['worker']:,.0f}")
+            killed = f"after {done} of 16 tasks" if done else "no"
+            rows.append(
+                f"| {size} | {workers[0]} | {killed} | {memory} | {one['cpu_seconds']:,.0f} | {one['documents']:,} | "
+                f"{one['rows']:,} | {one['tokens']:,} | `{one['fingerprint'][:8]}` |"
+            )
+    return rows
 
 
 def benchmark_steps(results: dict) -> list[str]:
@@ -263,6 +286,7 @@ def _speed(summary: dict) -> str:
 TABLES = {
     "benchmark_cpu": lambda found: benchmark_cpu(found["results"]),
     "benchmark_modernbert": lambda found: benchmark_cpu(found["results"]),
+    "benchmark_pack": benchmark_pack,
     "benchmark_data": lambda found: benchmark_data(found["results"]),
     "benchmark_steps": lambda found: benchmark_steps(found["results"]),
     "benchmark_notes": lambda found: benchmark_notes(found["results"]),

@@ -251,7 +251,8 @@ class DataSettings:
             too) or `.parquet`, a dataset on the Hub, a folder of `Dataset.save_to_disk`, or `builtin:pydoc`, the
             documentation strings of the installed Python packages. Or a list of them; or a mixture,
             `[{path: a/, weight: 3}, {path: b/, weight: 1}]`, whose documents are drawn in proportion to the weights
-            until one source has no more.
+            until one source has no more. Or a folder made by `effpt pack`, whose rows have their own length,
+            tokenizer, isolation and held-out text.
         text_column (`str`, *optional*, defaults to `"text"`): column that holds the text.
         split (`str`, *optional*, defaults to `"train"`): split to train on, of a source that has splits.
         streaming (`bool`, *optional*, defaults to `False`): if `True`, read the dataset once without storing its text.
