@@ -15,7 +15,7 @@ import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 import yaml
@@ -242,6 +242,16 @@ class Handler(BaseHTTPRequestHandler):
         entries = [{"type": "file", "path": p, "size": len(d), "oid": blob_id(d)} for p, d in inside.items()]
         return 200, entries, {"X-Repo-Commit": commit.oid}
 
+    def paths_info(self, repo_id: str, revision: str, body: bytes) -> tuple:
+        files, asked = self.repo(repo_id).at(revision).files, parse_qs(body.decode()).get("paths", [])
+        with suppress(ValueError):
+            asked = json.loads(body)["paths"]
+        found = [
+            {"type": "file", "path": p, "size": len(files[p]), "oid": blob_id(files[p])} for p in asked if p in files
+        ]
+        inside = [p for p in asked if any(file.startswith(f"{p}/") for file in files)]
+        return 200, [*found, *({"type": "directory", "path": p, "oid": "0" * 40} for p in inside)], {}
+
     def refs(self, repo_id: str) -> tuple:
         branches = [
             {"name": name, "ref": f"refs/heads/{name}", "targetCommit": commit.oid}
@@ -261,18 +271,19 @@ class Handler(BaseHTTPRequestHandler):
         return 200, data, headers
 
 
-REPO = r"/api/models/(?P<repo_id>[^/]+/[^/]+)"
+REPO = r"/api/(?:models|datasets)/(?P<repo_id>[^/]+/[^/]+)"
 GET_ROUTES = {
     r"/api/whoami-v2": "whoami",
     REPO: "model_info",
     REPO + r"/revision/(?P<revision>[^/]+)": "model_info",
     REPO + r"/refs": "refs",
     REPO + r"/tree/(?P<revision>[^/]+)(/(?P<folder>.+))?": "tree",
-    r"/(?P<repo_id>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)": "resolve",
+    r"/(?:datasets/)?(?P<repo_id>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)": "resolve",
 }
 POST_ROUTES = {
     r"/api/repos/create": "create_repo",
     r"/api/validate-yaml": "validate_yaml",
+    REPO + r"/paths-info/(?P<revision>[^/]+)": "paths_info",
     REPO + r"/preupload/(?P<revision>[^/]+)": "preupload",
     REPO + r"/commit/(?P<revision>[^/]+)": "commit",
     REPO + r"/branch/(?P<branch>[^/]+)": "create_branch",

@@ -51,7 +51,7 @@ def test_unknown_command_names_the_nearest(capsys):
 
 def test_unknown_command_without_a_near_one_lists_all(capsys):
     assert cli.main(["xyzzy"]) == 2
-    shown = "tokenizer, plan, pretrain, doctor, plot, evaluate, compare, export, push, methods"
+    shown = "tokenizer, pack, plan, pretrain, doctor, plot, evaluate, compare, export, push, methods"
     assert shown in capsys.readouterr().err
 
 

@@ -6,12 +6,13 @@ import signal
 import sys
 import time
 
+import datasets
 import numpy as np
 import pytest
 
 pytest.importorskip("datatrove")
 
-from datasets import Dataset, Features, IterableDataset, Value
+from datasets import Dataset
 from datatrove.pipeline.base import PipelineStep
 
 from hf_effpt.cli.main import main
@@ -22,9 +23,10 @@ from hf_effpt.data.shards import packing as shard_packing
 from hf_effpt.data.shards.executors import Stage, options_of, run_stages
 from hf_effpt.data.shards.opening import MANIFEST, is_rows
 from hf_effpt.data.shards.pieces import pieces_of, tasks_of
+from tests import local_hub as server
 
+local_hub = server.local_hub
 LENGTH = 32
-FEATURES = Features({"text": Value("string")})
 
 
 @pytest.fixture(scope="module")
@@ -256,22 +258,23 @@ def test_tasks_take_pieces_in_a_row(corpus, tmp_path):
     assert pieces_of(weighted) == [weighted]
 
 
-def test_tasks_read_their_own_files_of_a_streamed_dataset(documents, given, tokenizer, tmp_path, monkeypatch):
-    read = []
-
-    def rows_of(files):
-        for first in files:
-            read.append(first)
-            yield from ({"text": text} for text in documents[first : first + 20])
-
-    streamed = IterableDataset.from_generator(rows_of, gen_kwargs={"files": [0, 20, 40]}, features=FEATURES)
-    monkeypatch.setattr("datasets.load_dataset_builder", lambda *_: type("Builder", (), {"hash": "abc"}))
-    monkeypatch.setattr("datasets.load_dataset", lambda *_, **how: streamed)
-    packed = again("org/name", given, tmp_path / "rows", streaming=True, tasks=None)
+def test_tasks_read_their_own_files_of_a_streamed_dataset(
+    documents, given, tokenizer, tmp_path, monkeypatch, local_hub
+):
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", local_hub.endpoint)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    lines = [json.dumps({"text": text}) + "\n" for text in documents]
+    files = {f"train-{n:05d}-of-00003.jsonl": "".join(lines[20 * n : 20 * n + 20]).encode() for n in range(3)}
+    repo = local_hub.repos["org/texts"] = server.Repo(private=False)
+    repo.branches["main"] = server.Commit("text", files)
+    repo.commits.append(repo.branches["main"])
+    found = pieces_of(open_corpus("org/texts", streaming=True))
+    assert [list(piece.texts()) for piece in found] == [documents[n : n + 20] for n in (0, 20, 40)]
+    packed = again("org/texts", given, tmp_path / "rows", streaming=True, tasks=None)
     assert len(list((tmp_path / "rows" / "shards").glob("*.lock"))) == 3
-    assert read[:3] == [0, 20, 40]  # for tokens; each is read once, but for a look at the beginnings
     one = pack(str_corpus(documents, tmp_path), tokenizer, sequence_length=LENGTH, validation=0.2)
     assert ids(packed["validation"]) == ids(one["validation"])
+    assert facts(packed["train"])["documents"] == facts(one["train"])["documents"]
 
 
 def str_corpus(documents, folder):
