@@ -104,7 +104,8 @@ def _pack(plan: Plan, workers: int, executor: str, options: dict[str, Any]) -> D
     _forget_damaged(plan)
     if (plan.folder / MANIFEST).exists():
         return open_rows(plan.folder)
-    folder, tasks = plan.folder, len(plan.tasks)
+    # Tasks on other machines may begin in another folder.
+    folder, tasks = plan.folder.absolute(), len(plan.tasks)
     if plan.settings.tasks is not None and tasks < plan.settings.tasks:
         logger.info("%s can be cut into %d parts at most: there are %d tasks", plan.name, tasks, tasks)
     _make_tokenizer(plan)
