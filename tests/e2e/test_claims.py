@@ -63,7 +63,8 @@ def test_a_wrong_figure_in_a_card_is_found(tmp_path, check):
 
 def test_every_results_file_names_its_command():
     for path in (ROOT / "model_cards" / "results").glob("*.json"):
-        assert json.loads(path.read_text())["command"].startswith(("python examples/", "python -m tests.", "effpt ")), path.name
+        command = json.loads(path.read_text())["command"]
+        assert command.startswith(("python examples/", "python -m tests.", "effpt ")), path.name
 
 
 def test_every_method_has_its_row():
