@@ -92,7 +92,9 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     record["runs"] = [
         {key: one[key] for key in ("seed", "held_out_loss", "clock", "costs", "curve")} for one in arm["runs"]
     ]
-    write_json(HOME / args.track / f"{args.name}.json", record)
+    file = HOME / args.track / f"{args.name}.json"
+    file.parent.mkdir(exist_ok=True)
+    write_json(file, record)
 
 
 def table(track: str) -> list[str]:

@@ -342,7 +342,7 @@ def test_speedrun(tmp_path, here, monkeypatch):
     for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.setenv(name, "")
     home, files = tmp_path / "model_cards" / "speedrun", {}
-    (home / "cpu").mkdir(parents=True)
+    home.mkdir(parents=True)
     for split, seed in (("train", 1), ("validation", 2)):
         words = random.Random(seed).choices(WORDS, k=6000)
         (tmp_path / f"{split}-a.txt").write_text(" ".join(words))
