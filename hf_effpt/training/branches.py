@@ -123,7 +123,7 @@ class Branches:
 
     def save_due(self) -> None:
         """Saves, after an optimizer step, the starting points of the branches that leave the run here."""
-        if self.current is not None:
+        if self.current is not None or not self.trainer.args.branches:
             return
         trainer = self.trainer
         for share in self.shares:

@@ -125,7 +125,7 @@ class CostMeter:
     def _take(self) -> tuple[int, float, int]:
         """Tokens, FLOPs and tokens learned from of all processes since the last call; also charges methods."""
         here = [self.step_tokens, self.step_flops, self.learned_tokens, *self._flops_here.values()]
-        tokens, flops, learned, *own = sum_on_host(here)
+        tokens, flops, learned, *own = here if self.args.world_size == 1 else sum_on_host(here)
         for name, spent in zip(self._flops_here, own, strict=True):
             self.method_flops[name] = self.method_flops.get(name, 0.0) + spent
             self._flops_here[name] = 0.0
