@@ -303,6 +303,7 @@ TABLES = {
     "backbones": by_budget,
     "adapted": lambda found: adapted(found["results"]),
     "modern": comparison,
+    "masks": comparison,
     "depth": comparison,
     "width": comparison,
     "methods": comparison,
