@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 # layers, hidden size, heads, vocabulary, rows a batch, optimizer steps a measurement, precision
 SUITES = {
@@ -34,6 +35,21 @@ LENGTH, WARM_UP = 128, 4
 DROPOUT = {"equal dropout (0.1)": (0.1, 0.1), "own defaults (0.1 against 0)": (0.1, 0.0)}
 # Neither side of ModernBERT has dropout; only ours keeps the documents of a row apart.
 KINDS = {"documents of a row attend to each other": "modernbert", "ours keeps them apart": "modernbert apart"}
+
+
+def stock_rows(rows: Any, tokenizer: Any) -> Any:
+    """Rows as `run_mlm.py` prepares them: lists with all the columns that the tokenizer returns."""
+    return type(rows).from_list(
+        [
+            {
+                "input_ids": ids,
+                "token_type_ids": [0] * len(ids),
+                "attention_mask": [1] * len(ids),
+                "special_tokens_mask": tokenizer.get_special_tokens_mask(ids, already_has_special_tokens=True),
+            }
+            for ids in rows["input_ids"]
+        ]
+    )
 
 
 def measure(side: str, shape: tuple, dropout: float, dataset: str, kind: str = "bert") -> dict:
@@ -106,20 +122,10 @@ def measure(side: str, shape: tuple, dropout: float, dataset: str, kind: str = "
     set_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         if side == "stock":
-            # As run_mlm.py prepares its data: lists with all the columns that the tokenizer returns.
-            columns = [
-                {
-                    "input_ids": ids,
-                    "token_type_ids": [0] * LENGTH,
-                    "attention_mask": [1] * LENGTH,
-                    "special_tokens_mask": tokenizer.get_special_tokens_mask(ids, already_has_special_tokens=True),
-                }
-                for ids in rows["input_ids"]
-            ]
             trainer = Trainer(
                 stock[0](stock[1](**sizes)),
                 TrainingArguments(folder, **common),
-                train_dataset=type(rows).from_list(columns),
+                train_dataset=stock_rows(rows, tokenizer),
                 data_collator=DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15),
             )
         else:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmark import stock_rows
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -145,24 +146,19 @@ def stock_model(objective: str, shape: Mapping[str, Any], vocabulary: int) -> nn
 
 
 def stock_trainer(recipe: Recipe, tokenizer: Any, rows: Any) -> Trainer:
-    """The stock Trainer on the rows of a recipe, as lists with the columns that `run_mlm.py` stores."""
+    """The stock Trainer on the rows of a recipe."""
     args, batch = recipe.training, recipe.training.per_device_train_batch_size
     own = recipe.model.config_kwargs()
     shape = {key: own[key] for key in ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")}
     set_seed(0)
     model = stock_model(recipe.model.objective, shape, -(-len(tokenizer) // 64) * 64)
-    columns = [
-        {"input_ids": ids, "token_type_ids": [0] * LENGTH, "attention_mask": [1] * LENGTH,
-         "special_tokens_mask": tokenizer.get_special_tokens_mask(ids, already_has_special_tokens=True)}
-        for ids in rows["input_ids"]
-    ]  # fmt: skip
     arguments = TrainingArguments(
         args.output_dir, max_steps=WARM + MOST + 2, per_device_train_batch_size=batch, learning_rate=1e-4,
         bf16=args.bf16, use_cpu=args.use_cpu, report_to="none", disable_tqdm=True, save_strategy="no",
         logging_steps=1000, seed=0, dataloader_num_workers=0, dataloader_pin_memory=torch.cuda.is_available(),
     )  # fmt: skip
     collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15)
-    return Trainer(model, arguments, train_dataset=type(rows).from_list(columns), data_collator=collator)
+    return Trainer(model, arguments, train_dataset=stock_rows(rows, tokenizer), data_collator=collator)
 
 
 def flops_of(model: Any, rows: int) -> int:

@@ -27,7 +27,7 @@ FLAGS = {
 
 @dataclass(frozen=True)
 class PackSettings:
-    """What is packed, and how; the arguments are explained at [`pack_shards`]."""
+    """Text and settings of a packing, by the arguments of [`pack_shards`], which explains them."""
 
     dataset: Any
     sequence_length: int = 128

@@ -19,7 +19,7 @@ from hf_effpt.core.errors import EffptError
 from hf_effpt.core.files import read_json, write_json
 from hf_effpt.data.cache import build_once, is_whole
 from hf_effpt.data.corpus import Corpus
-from hf_effpt.data.packing import Packing
+from hf_effpt.data.packing import Packing, RowSettings
 from hf_effpt.data.row_writer import RowWriter
 from hf_effpt.data.token_file import Count, TokenFile, TokenFiles
 from hf_effpt.data.tokenizer_report import tokenizer_report
@@ -34,14 +34,18 @@ LOOKED, FROM = 2**20, 16
 ELSEWHERE = "name another folder with --out"
 
 
-class ReadDocuments(PipelineStep):
-    """Yields the documents of a task, long ones in several `Document`s, as plain text of the corpus's files."""
-
-    type, name = "READER", "corpus"
+class FolderStep(PipelineStep):
+    """Step of the packing into a `folder`, whose plan says what is to be done."""
 
     def __init__(self, folder: Path):
         super().__init__()
         self.folder = folder
+
+
+class ReadDocuments(FolderStep):
+    """Yields the documents of a task, long ones in several `Document`s, as plain text of the corpus's files."""
+
+    type, name = "READER", "corpus"
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         corpus = Plan.read(self.folder).text_of(rank)
@@ -50,14 +54,14 @@ class ReadDocuments(PipelineStep):
             yield Document(text=text, id=f"{rank}/{number}")
 
 
-class WriteTokens(PipelineStep):
+class WriteTokens(FolderStep):
     """Tokenises the documents of a task, on so many `threads`, and writes their tokens, sizes and content keys."""
 
     type, name = "TOKENIZER", "token file"
 
     def __init__(self, folder: Path, threads: int | None):
-        super().__init__()
-        self.folder, self.threads = folder, threads
+        super().__init__(folder)
+        self.threads = threads
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> None:
         plan = Plan.read(self.folder)
@@ -71,14 +75,10 @@ class WriteTokens(PipelineStep):
         build_once(plan.tokens(rank), fill, str, ELSEWHERE)
 
 
-class HoldOut(PipelineStep):
+class HoldOut(FolderStep):
     """Chooses the documents that are held out, the same as a run that packs the text itself, in one task."""
 
     type, name = "FILTER", "held-out documents"
-
-    def __init__(self, folder: Path):
-        super().__init__()
-        self.folder = folder
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> None:
         plan = Plan.read(self.folder)
@@ -98,14 +98,10 @@ class HoldOut(PipelineStep):
         build_once(plan.folder / HELD_OUT, choose, str, ELSEWHERE)
 
 
-class WriteRows(PipelineStep):
+class WriteRows(FolderStep):
     """Packs the training documents of a task into one shard of rows, and puts its held-out ones beside them."""
 
     type, name = "WRITER", "packed rows"
-
-    def __init__(self, folder: Path):
-        super().__init__()
-        self.folder = folder
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> None:
         plan = Plan.read(self.folder)
@@ -116,9 +112,7 @@ class WriteRows(PipelineStep):
             aside = _held_out_of(plan, rank)
             if text.documents != len(aside):
                 raise EffptError(f"{plan.folder} has tokens of other text; pack it anew: {plan.command} --out ANOTHER")
-            with RowWriter(target / "train.arrow", settings.builder()) as writer:
-                for run in text.runs():
-                    writer.add(*run.of(~aside))
+            writer = _write_rows(target / "train.arrow", settings, text, ~aside)
             text.write_chosen(target / "aside", aside)
             counted = text.count(~aside)._asdict()
             counted |= {"rows": writer.rows, "row_tokens": writer.tokens, "doubles": _doubles(plan, text, ~aside)}
@@ -129,14 +123,10 @@ class WriteRows(PipelineStep):
         shutil.rmtree(plan.tokens(rank), ignore_errors=True)
 
 
-class Finish(PipelineStep):
+class Finish(FolderStep):
     """Packs the held-out documents of all tasks, and writes the manifest, which says that all is there."""
 
     type, name = "WRITER", "manifest"
-
-    def __init__(self, folder: Path):
-        super().__init__()
-        self.folder = folder
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> None:
         plan = Plan.read(self.folder)
@@ -147,10 +137,7 @@ class Finish(PipelineStep):
 
         def write(target: Path) -> None:
             aside = TokenFiles([TokenFile(plan.shard(task) / "aside", settings.encoder) for task in tasks])
-            everything = np.ones(aside.documents, bool)
-            with RowWriter(target / "validation.arrow", settings.builder()) as writer:
-                for run in aside.runs():
-                    writer.add(*run.of(everything))
+            writer = _write_rows(target / "validation.arrow", settings, aside, np.ones(aside.documents, bool))
             write_json(target / COUNTS, {"rows": writer.rows, "row_tokens": writer.tokens})
 
         held_out = read_json(plan.folder / HELD_OUT / COUNTS)
@@ -198,6 +185,14 @@ class Finish(PipelineStep):
             for folder, number, digest in zip(folders, rows, hashes, strict=True)
         ]
         return {"facts": known, "shards": shards}
+
+
+def _write_rows(file: Path, settings: RowSettings, text: TokenFile | TokenFiles, chosen: np.ndarray) -> RowWriter:
+    """Packs the chosen documents into rows; returns the writer, which has counted them."""
+    with RowWriter(file, settings.builder()) as writer:
+        for run in text.runs():
+            writer.add(*run.of(chosen))
+    return writer
 
 
 def _held_out_of(plan: Plan, task: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Where a command writes is checked before it works: one line for a folder, a file or an ending that cannot be."""
+"""Targets of commands are checked before any work: one line for a folder, a file or an ending that cannot be."""
 
 import json
 import os

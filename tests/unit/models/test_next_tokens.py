@@ -79,7 +79,7 @@ def test_documents_stay_apart(backbone, attention):
 
 
 def test_a_window_reaches_backwards_only():
-    """In a layer that sees two tokens on either side without it."""
+    """A causal window: of the two tokens on either side, a layer sees those before."""
     model = tiny.masked_lm("modernbert", layer_types=["sliding_attention"], num_hidden_layers=1, local_attention=4)
     assert changed_logits(model.eval(), causal=torch.ones(1)) == [7, 8, 9]
     assert changed_logits(model) == [5, 6, 7, 8, 9]

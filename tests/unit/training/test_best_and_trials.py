@@ -94,7 +94,7 @@ def test_stopping_early_without_a_metric_is_refused(tmp_path):
 
 
 class TrialPruned(Exception):
-    """In the place of Optuna's."""
+    """Stand-in for the exception of Optuna of this name."""
 
 
 class Trial:
