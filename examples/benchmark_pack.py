@@ -2,13 +2,15 @@
 
 python examples/benchmark_pack.py --gigabytes 0.5 --out model_cards/results/benchmark_pack.json
 
-Peak memory is the largest resident set of each process that the system tells of, read five times a second. Throughput
-is of CPU seconds, which do not depend on what else the machine does.
+Peak memory is the largest resident set of each process that the system tells of, read five times a second. Seconds of
+the clock are those of an idle machine only. With `--only_killed` there is one packing, with 2 workers, killed when a
+few of its tasks were done and continued.
 """
 
 import argparse
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -75,34 +77,36 @@ def watched(command: list[str], kill_after: int | None = None, rows: Path = Path
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gigabytes", type=float, nargs="+", default=[0.5], help="sizes of the text, in 10^9 bytes")
+    parser.add_argument("--only_killed", action="store_true", help="leave out the packings that are not killed")
     parser.add_argument("--folder", default=None, help="folder for text and rows (default: a temporary one)")
     parser.add_argument("--out", required=True, help="file for the results")
     args = parser.parse_args()
     results = {}
     with TemporaryDirectory(dir=args.folder) as beside:
         for gigabytes in args.gigabytes:
-            results[f"{gigabytes:g} GB"] = measure(Path(beside), gigabytes)
-            sizes = " ".join(f"{one:g}" for one in args.gigabytes)
-            told = {"command": f"python examples/benchmark_pack.py --gigabytes {sizes}", "results": results}
+            results[f"{gigabytes:g} GB"] = measure(Path(beside), gigabytes, args.only_killed)
+            told = {"command": shlex.join(["python", "examples/benchmark_pack.py", *sys.argv[1:]]), "results": results}
             Path(args.out).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
 
 
-def measure(beside: Path, gigabytes: float) -> dict:
-    """Packs so much text with 1 and with 2 workers, the latter killed once and continued."""
+def measure(beside: Path, gigabytes: float, only_killed: bool = False) -> dict:
+    """Packs so much text with 1 and 2 workers, and with 2 again that are killed once and continued."""
     text, tokenizer = beside / "text", beside / "tokenizer"
     text.mkdir()
     num_bytes = write_text(text, int(gigabytes * 1e9))
     train_tokenizer(str(text / "00.jsonl"), vocab_size=8192, out=tokenizer, max_bytes=8 * 2**20)
     found: dict = {"bytes": num_bytes, "load_at_start": os.getloadavg()[0], "cores": os.cpu_count()}
-    for workers in (1, 2):
-        rows = beside / f"rows_{workers}"
+    for name, workers in (("1 worker", 1), ("2 workers", 2), ("2 workers, killed", 2)):
+        if only_killed and "killed" not in name:
+            continue
+        rows = beside / "rows"
         command = [sys.executable, "-m", "hf_effpt.cli.main", "pack", str(text), "--out", str(rows)]
         command += ["--tokenizer", str(tokenizer), "--tasks", str(FILES), "--workers", str(workers)]
-        parts = [watched(command, kill_after=3, rows=rows)] if workers == 2 else []
+        parts = [watched(command, kill_after=3, rows=rows)] if "killed" in name else []
         done = len(list(rows.glob("logs/1_tokens/completions/*")))
         parts.append(watched(command))
         told = facts(open_rows(rows)["train"])
-        found[f"{workers} workers"] = {
+        found[name] = {
             "killed_after_tasks": done,
             "peak_mb": {
                 "main": max(part["peak_mb"]["main"] for part in parts),

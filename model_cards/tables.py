@@ -5,10 +5,25 @@ python model_cards/tables.py
 
 import json
 import re
-import statistics
 import sys
 from dataclasses import asdict
 from pathlib import Path
+
+from measured import (
+    adapted,
+    benchmark_cpu,
+    benchmark_data,
+    benchmark_layers,
+    benchmark_notes,
+    benchmark_pack,
+    benchmark_steps,
+    forecasts,
+    frontier,
+    mean,
+    processes,
+    pruned,
+    time_to_stock,
+)
 
 from hf_effpt.comparison.statistics import interval, paired
 
@@ -23,160 +38,6 @@ PAGES = (
 )
 
 
-def benchmark_cpu(results: dict) -> list[str]:
-    rows = []
-    for model, comparisons in results.items():
-        for dropout, found in comparisons.items():
-            speed, ratio, memory = found["tokens_per_second"], found["ratio"], found["peak_memory_mb"]
-            rows.append(
-                f"| {model} | {dropout} | {speed['stock']:,.0f} | {speed['hf_effpt']:,.0f} | "
-                f"{ratio['median']:.2f}x ({ratio['lowest']:.2f} to {ratio['highest']:.2f}) | "
-                f"{memory['stock']:,.0f} against {memory['hf_effpt']:,.0f} |"
-            )
-    return rows
-
-
-def benchmark_data(results: dict) -> list[str]:
-    return [
-        f"| {name} | {row['megabytes']:.1f} MB | {row['megabytes_per_core_second']:.2f} | "
-        f"{row['second_call_seconds']:.2f} s |"
-        for name, row in results.items()
-    ]
-
-
-def benchmark_pack(found: dict) -> list[str]:
-    """Returns one row per size of text and number of workers: peak memory, CPU time, and what came out."""
-    rows = []
-    for size, result in found["results"].items():
-        for workers in ("1 workers", "2 workers"):
-            one = result[workers]
-            peak, done = one["peak_mb"], one["killed_after_tasks"]
-            memory = f"{peak['main']:,.0f}" + ("" if peak["worker"] is None else f", {peak['worker']:,.0f}")
-            killed = f"after {done} of 16 tasks" if done else "no"
-            rows.append(
-                f"| {size} | {workers[0]} | {killed} | {memory} | {one['cpu_seconds']:,.0f} | {one['documents']:,} | "
-                f"{one['rows']:,} | {one['tokens']:,} | `{one['fingerprint'][:8]}` |"
-            )
-    return rows
-
-
-def benchmark_steps(results: dict) -> list[str]:
-    rows = []
-    for model, dropouts in results.items():
-        for dropout, arms in dropouts.items():
-            for name, found in arms.items():
-                ratios = [
-                    f"{ratio['median']:.2f}x ({ratio['low']:.2f} to {ratio['high']:.2f})"
-                    for ratio in (found["ratio_to"][base] for base in ("mlm", "mlm, last layer everywhere", "electra"))
-                ]
-                cells = [model, dropout.removeprefix("dropout "), name, f"{found['gflops']:.1f}", *ratios]
-                rows.append(f"| {' | '.join(cells)} |")
-    return rows
-
-
-def benchmark_notes(results: dict) -> list[str]:
-    return [
-        f"| {width} | {found['dictionary_mb']:.0f} MB | "
-        + " | ".join(
-            f"{found[part]['seconds'] * 1e3:,.0f} ms, {found[part]['extra_mb']:,.0f} MB"
-            for part in ("look-up", "update", "whole")
-        )
-        + " |"
-        for width, found in results.items()
-    ]
-
-
-def benchmark_layers(results: dict, digits: int) -> list[str]:
-    """Returns one row per model and arm: time, FLOPs (ratio with `digits` decimals) and bytes saved."""
-    rows = []
-    for model, arms in results.items():
-        base = next(iter(arms.values()))
-        for name, found in arms.items():
-            ratio = found["ratio"]
-            middle = f"{ratio['mean']:.2f}x on average" if found.get("drawn") else f"{ratio['median']:.2f}x"
-            rows.append(
-                f"| {model} | {name} | {middle} ({ratio['low']:.2f} to {ratio['high']:.2f}) | "
-                f"{found['gflops']:.1f} ({found['gflops'] / base['gflops']:.{digits}f}x) | "
-                f"{found['saved_mb']:.0f} MB ({found['saved_mb'] / base['saved_mb']:.2f}x) |"
-            )
-    return rows
-
-
-def pruned(results: dict) -> list[str]:
-    """Returns one row per model: its loss and its difference to the small model from scratch."""
-    return [
-        f"| {name} | {_mean(found['held_out_loss'])} | {_mean(found['difference_to_small'], '+.3f')} |"
-        for name, found in results.items()
-    ]
-
-
-def adapted(results: dict) -> list[str]:
-    """Returns one row per model: each of its scores, and their differences to the model as it was."""
-    rows = []
-    for name, scores in results.items():
-        cells = [name]
-        for found in scores.values():
-            cells += [_mean(found["value"]), _mean(found["difference"], "+.3f")]
-        rows.append(f"| {' | '.join(cells)} |")
-    return rows
-
-
-def processes(results: dict) -> list[str]:
-    """Returns one row per method: what of a run in two and four processes is that of one."""
-    rows = []
-    for name, by_number in results.items():
-        equal = all(found["processes_equal"] and found["counts_equal"] for found in by_number.values())
-        as_one = all(found["counts_of_one"] and found["events_of_one"] for found in by_number.values())
-        cells = [name, *("yes" if holds else "no" for holds in (equal, as_one))]
-        cells += [f"{found['largest_difference']:.0e}" for found in by_number.values()]
-        rows.append(f"| {' | '.join(cells)} |")
-    return rows
-
-
-def time_to_stock(found: dict) -> list[str]:
-    """Returns one row per budget of the recipe: its loss, stock's after half an hour, and the share of its time."""
-    whole = [run for run in found["stock"] if run["clock"]["budget"] == found["tokens"]]
-    stock = interval([run["held_out_loss"] for run in whole])
-    rows = [f"| stock | {found['stock_seconds']:,.0f} s | {found['tokens'] / 1e6:.2f} M | {_mean(asdict(stock))} | |"]
-    for one in found["timed"]:
-        ((name, runs),) = [(name, runs) for name, runs in one.items() if name not in ("seconds", "stock")]
-        tokens = statistics.mean(run["clock"]["tokens"] for run in runs)
-        loss = _mean(asdict(interval([run["held_out_loss"] for run in runs])))
-        share = f"1/{found['stock_seconds'] / one['seconds']:.0f}"
-        rows.append(f"| {name} | {one['seconds']:.0f} s | {tokens / 1e6:.2f} M | {loss} | {share} |")
-    return rows
-
-
-def forecasts(rows: list[dict]) -> list[str]:
-    """Returns one row per run: what was forecast of its time, memory and loss, and what came."""
-    lines = []
-    for row in rows:
-        tokens, seconds, power = row["tokens"], row["seconds"], row["tokens_per_joule"]
-        by_time = tokens["forecast"] / tokens["actual"]
-        if seconds["forecast"]:  # a budget in tokens
-            by_time = seconds["actual"] / seconds["forecast"]
-        memory, loss = row["memory_mb"], row["held_out_loss"]
-        lines.append(
-            f"| `{row['recipe']}`, {row['text']}, {row['budget']} | {tokens['actual'] / 1e3:.0f} k | {by_time:.2f} | "
-            f"{power['forecast'] / power['actual']:.2f} | {memory['forecast']}, {memory['actual']} | "
-            f"{loss['forecast']:.2f}, {loss['low']:.2f} to {loss['high']:.2f}, **{loss['actual']:.2f}** |"
-        )
-    return lines
-
-
-def frontier(models: dict) -> list[str]:
-    """Returns one row per model: loss, size, memory and latency."""
-    return [
-        f"| {name} | {_mean(found['held_out_loss'])} | {found['parameters']['mean']:,.0f} | "
-        f"{found['bytes']['mean'] / 1e6:.2f} MB | "
-        + " | ".join(
-            f"{found[latency]['mean']:.2f} ms" if latency in found else "" for latency in ("latency_1", "latency_32")
-        )
-        + " |"
-        for name, found in models.items()
-    ]
-
-
 def comparison(report: dict) -> list[str]:
     """Returns one row per arm: loss, difference and speed-up, scores, Wh per run, verdict."""
     if len({arm.get("loss_of") for arm in report["arms"]}) > 1:
@@ -184,8 +45,8 @@ def comparison(report: dict) -> list[str]:
     rows = []
     for arm in report["arms"]:
         found = arm["summary"]
-        cells = [arm["name"], _mean(found["final_loss"]), _mean(arm["difference"], "+.3f"), _speed(found)]
-        cells += [_mean(found["scores"][name]) for name in _scores(report)]
+        cells = [arm["name"], mean(found["final_loss"]), mean(arm["difference"], "+.3f"), _speed(found)]
+        cells += [mean(found["scores"][name]) for name in _scores(report)]
         cells += [f"{found['kwh'] * 1e3:.3f}", arm["verdict"]["label"]]
         rows.append(f"| {' | '.join(cells)} |")
     return rows
@@ -203,7 +64,7 @@ def by_budget(report: dict) -> list[str]:
         for fraction in sorted(report["fractions"]):
             found = losses(arm, fraction)
             gap = None if arm is base else paired(found, losses(base, fraction))
-            cells += [_mean(asdict(interval(list(found.values())))), _mean(gap and asdict(gap), "+.3f")]
+            cells += [mean(asdict(interval(list(found.values())))), mean(gap and asdict(gap), "+.3f")]
         rows.append(f"| {' | '.join([*cells, arm['verdict']['label']])} |")
     return rows
 
@@ -218,10 +79,10 @@ def selection(report: dict) -> list[str]:
         law, free = arm["summary"].get("cost_law") or {}, arms.get(f"{name} (methods free)", {})
         cells = [name, "" if law.get("s") is None else f"{law['s']:.3f}"]
         cells += ["" if law.get("needed") is None else f"{law['needed']:.2f}x", _gain(law.get("gain"))]
-        cells += [_mean(arm["summary"]["final_loss"]), _mean(arm["difference"], "+.3f")]
-        cells += [_mean(arm["control_difference"], "+.3f"), arm["verdict"]["label"]]
+        cells += [mean(arm["summary"]["final_loss"]), mean(arm["difference"], "+.3f")]
+        cells += [mean(arm["control_difference"], "+.3f"), arm["verdict"]["label"]]
         if any(each["free"] for each in report["arms"]):
-            cells += [_mean(free.get(key), "+.3f") for key in ("difference", "control_difference")]
+            cells += [mean(free.get(key), "+.3f") for key in ("difference", "control_difference")]
         rows.append(f"| {' | '.join(cells)} |")
     return rows
 
@@ -254,10 +115,10 @@ def of_objectives(report: dict) -> list[str]:
     rows = []
     for arm in report["arms"]:
         found, gaps = arm["summary"], arm["score_differences"]
-        cells = [arm["name"], arm["loss_of"], _mean(found["final_loss"], ".4f")]
-        cells += ["" if found["floor"] is None else f"{found['floor']['mean']:.4f}", _mean(found["margin"], ".4f")]
+        cells = [arm["name"], arm["loss_of"], mean(found["final_loss"], ".4f")]
+        cells += ["" if found["floor"] is None else f"{found['floor']['mean']:.4f}", mean(found["margin"], ".4f")]
         for name in _scores(report):
-            cells += [_mean(found["scores"].get(name)), _mean(gaps.get(name), "+.3f")]
+            cells += [mean(found["scores"].get(name)), mean(gaps.get(name), "+.3f")]
         cells += [f"{found['kwh'] * 1e3:.3f}", arm["verdict"]["label"]]
         rows.append(f"| {' | '.join(cells)} |")
     return rows
@@ -266,12 +127,6 @@ def of_objectives(report: dict) -> list[str]:
 def _scores(report: dict) -> list[str]:
     names = {name for arm in report["arms"] for name in arm["summary"]["scores"]}
     return sorted(names, key=lambda name: (not name.startswith("blimp"), not name.startswith("sst2"), name))
-
-
-def _mean(found: dict | None, form: str = ".3f") -> str:
-    if found is None or found["mean"] is None:
-        return "" if found is None else f"undefined ({found['note']})"
-    return f"{found['mean']:{form}} ({found['low']:{form}} to {found['high']:{form}})"
 
 
 def _speed(summary: dict) -> str:
@@ -361,10 +216,10 @@ def _given(source: tuple[str, str] | None) -> str:
         return "not measured against the clock"
     found = _results(source[0])
     if source[0] == "frontier":  # the difference of the compressed model to the named one
-        return f"{_mean(found['differences'][source[1]], '+.3f')} to the small model from scratch, on BERT"
+        return f"{mean(found['differences'][source[1]], '+.3f')} to the small model from scratch, on BERT"
     (arm,) = (arm for arm in found["arms"] if arm["name"] == source[1])
     where = "" if source[0] == "modern" else ", on BERT"
-    return f"{_mean(arm['difference'], '+.3f')}: {arm['verdict']['label']}{where}"
+    return f"{mean(arm['difference'], '+.3f')}: {arm['verdict']['label']}{where}"
 
 
 def _results(name: str) -> dict:

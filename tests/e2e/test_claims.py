@@ -137,7 +137,8 @@ def test_the_python_example_runs(tmp_path, monkeypatch):
     assert (tmp_path / "out" / "generator" / "model.safetensors").is_file()
 
 
-def test_a_comparison_of_objectives_shows_each_loss_beside_its_floor():
+def test_a_comparison_of_objectives_shows_each_loss_beside_its_floor(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "model_cards")
     tables, cards = (runpy.run_path(str(ROOT / "model_cards" / f"{name}.py")) for name in ("tables", "cards"))
     report = with_objectives()
     report["energy"]["carbon_source"] = "world average"
