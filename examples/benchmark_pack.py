@@ -4,7 +4,7 @@ python examples/benchmark_pack.py --gigabytes 0.5 --out model_cards/results/benc
 
 Peak memory is the largest resident set of each process that the system tells of, read five times a second. Seconds of
 the clock are those of an idle machine only. With `--only_killed` there is one packing, with 2 workers, killed when a
-few of its tasks were done and continued.
+few of its tasks were done and continued. Each worker has one core.
 """
 
 import argparse
@@ -44,9 +44,13 @@ def write_text(folder: Path, num_bytes: int, seed: int = 0) -> int:
     return written
 
 
-def watched(command: list[str], kill_after: int | None = None, rows: Path = Path()) -> dict:
-    """Runs a command and reads the peak memory and CPU seconds of its processes; kills it after so many shards."""
+def watched(command: list[str], cores: int, kill_after: int | None = None, rows: Path = Path()) -> dict:
+    """Runs a command on so many cores and reads the peak memory and CPU seconds of its processes.
+
+    Kills it after so many shards.
+    """
     started, process = time.monotonic(), psutil.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    process.cpu_affinity(process.cpu_affinity()[:cores])  # one worker would tokenize with a thread for each core
     peaks: dict[int, float] = {}
     seconds: dict[int, float] = {}
     killed = False
@@ -102,9 +106,9 @@ def measure(beside: Path, gigabytes: float, only_killed: bool = False) -> dict:
         rows = beside / "rows"
         command = [sys.executable, "-m", "hf_effpt.cli.main", "pack", str(text), "--out", str(rows)]
         command += ["--tokenizer", str(tokenizer), "--tasks", str(FILES), "--workers", str(workers)]
-        parts = [watched(command, kill_after=3, rows=rows)] if "killed" in name else []
+        parts = [watched(command, workers, kill_after=3, rows=rows)] if "killed" in name else []
         done = len(list(rows.glob("logs/1_tokens/completions/*")))
-        parts.append(watched(command))
+        parts.append(watched(command, workers))
         told = facts(open_rows(rows)["train"])
         found[name] = {
             "killed_after_tasks": done,
