@@ -131,6 +131,24 @@ def time_to_stock(found: dict) -> list[str]:
     return rows
 
 
+def equal_time(found: dict) -> list[str]:
+    """Returns one row per time and side: tokens, loss and scores, and their differences to stock's."""
+    rows = []
+    names = list(
+        dict.fromkeys(name for sides in found["minutes"].values() for one in sides.values() for name in one["means"])
+    )
+    for minutes, sides in found["minutes"].items():
+        for name, one in sides.items():
+            tokens = statistics.mean(run["clock"]["tokens"] for run in one["runs"])
+            cells = [f"{minutes} min", name, f"{tokens / 1e6:.2f} M"]
+            for measure in names:
+                gap = one["differences"].get(measure)
+                level = f"{one['means'][measure]['mean']:.3f}" if measure in one["means"] else ""
+                cells.append(f"{level}, {mean(gap, '+.3f')}" if gap else level)
+            rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
 def forecasts(rows: list[dict]) -> list[str]:
     """Returns one row per run: what was forecast of its time, memory and loss, and what came."""
     lines = []
