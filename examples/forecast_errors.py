@@ -31,7 +31,10 @@ def one(recipe: str, text: str, budget: str, name: str, folder: Path, overrides:
     wanted = Recipe.load(recipe, settings)
     measured = measure(wanted.resolved(), DRY_RUN_SECONDS)
     traits = traits_of(wanted, measured)
-    expected = forecast(measured, wanted.training.clock, traits if isinstance(traits, Traits) else None)
+    planned = wanted.training.clock
+    if planned is None:
+        sys.exit(f"{recipe} on {text}: there is no budget to forecast")
+    expected = forecast(measured, planned, traits if isinstance(traits, Traits) else None)
     command = [sys.executable, "-m", "hf_effpt.cli.main", "pretrain", recipe, *settings]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
@@ -39,7 +42,9 @@ def one(recipe: str, text: str, budget: str, name: str, folder: Path, overrides:
         sys.exit(f"{shlex.join(command)} ended with {os.waitstatus_to_exitcode(status)}")
     run = read_json(folder / "run.json")
     clock, loss = run["clock"], run["evaluation"]["held_out_loss"]
-    in_time = wanted.training.clock.unit == "seconds"
+    if expected.loss is None or measured.watts is None or measured.peak_bytes is None:
+        sys.exit(f"{recipe} on {text}: this machine or recipe tells no loss, power or memory")
+    in_time = planned.unit == "seconds"
     return {
         "recipe": recipe,
         "text": name,
@@ -62,6 +67,7 @@ def one(recipe: str, text: str, budget: str, name: str, folder: Path, overrides:
             "forecast": round(expected.loss.value, 3),
             "low": round(expected.loss.low, 3),
             "high": round(expected.loss.high, 3),
+            "measured_seconds": round(measured.loss or 0.0, 3),
             "actual": round(loss, 3),
         },
     }

@@ -1,60 +1,89 @@
 """Writes the evidence that `effpt plan` forecasts losses by from the results files.
 
-python model_cards/evidence.py
+    python model_cards/evidence.py
+    python model_cards/evidence.py --pilots text/
+
+The second line makes short runs of the recipes of those results anew, on the text that they had, each for as long as
+`--dry_run` measures, into results/pilots.json.
 """
 
+import argparse
 import json
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from hf_effpt import Recipe
+from hf_effpt.core.files import read_json, write_json
+from hf_effpt.planning.forecasting import KNOWN_METHODS, traits_of
+from hf_effpt.planning.law import Traits
+from hf_effpt.planning.measuring import measure
+from hf_effpt.planning.plan import DRY_RUN_SECONDS
+
 RESULTS = Path(__file__).parent / "results"
+PILOTS = RESULTS / "pilots.json"
 TARGET = Path(__file__).parents[1] / "hf_effpt" / "planning" / "evidence.json"
-FILES = "backbones depth fast_against_stock fast_ingredients notes objectives selection width".split()
-# Share of the floor that a neighbour saves ([`TextMeasures`]) in the text of these runs, by size of the vocabulary.
-PREDICTABILITY = {2048: 0.2264, 8192: 0.1437}
-METHODS = {"stacking", "layerdrop", "layerskip", "earlybert"}  # whose effect is that a step costs less
+LEAST_WAY = 2  # times the tokens of the short run: nearer by, the scatter of losses is larger than what they fall
+FILES = "backbones fast_against_stock fast_ingredients modern".split()  # which had one text
 
 
 def evidence() -> dict[str, Any]:
-    """Losses of masked language modelling by recipe and tokens, of all arms that have a floor."""
-    runs = [
-        entry
-        for file in FILES
-        for arm in json.loads((RESULTS / f"{file}.json").read_text())["arms"]
-        for entry in _entries(file, arm)
-    ]
+    """Losses of masked language modelling by recipe and tokens, of all arms with a short run."""
+    pilots = read_json(PILOTS)["results"]
+    runs = [entry for source, arm in arms() for entry in _entries(source, arm, pilots[source])]
     return {"command": "python model_cards/evidence.py", "runs": runs}
 
 
-def _entries(file: str, arm: dict[str, Any]) -> list[dict[str, Any]]:
-    recipe, found = arm["recipe"], {}
-    model, data, training = (recipe[name] for name in ("model", "data", "training"))
-    plain = not arm["free"] and {*recipe["methods"]} <= METHODS and training["optim"] != "muon"
-    if not plain or model["objective"] != "mlm" or isinstance(data["mlm_probability"], dict):
-        return []
+def arms() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Arms of the results whose losses are forecast, with names of their own."""
+    for file in FILES:
+        for arm in read_json(RESULTS / f"{file}.json")["arms"]:
+            recipe = arm["recipe"]
+            plain = not arm["free"] and {*recipe["methods"]} <= KNOWN_METHODS
+            if plain and recipe["training"]["optim"] != "muon" and recipe["data"]["mlm_probability"] == 0.15:
+                yield f"{file}/{arm['name']}", arm
+
+
+def _entries(source: str, arm: Mapping[str, Any], pilot: Mapping[str, Any]) -> list[dict[str, Any]]:
+    found: dict[float, list[Mapping[str, Any]]] = {}
     for run in arm["runs"]:
-        if run["state"] == "finished" and (run.get("evaluation") or {}).get("unigram_floor"):
+        if run["state"] == "finished":
             found.setdefault(run["fraction"], []).append(run)
-    start = model.get("start") or {}
-    return [
+    entries = [
         {
-            "source": f"{file}/{arm['name']}",
+            "source": source,
+            **{key: pilot[key] for key in ("backbone", "vectors", "layers", "width")},
+            "pilot": {"tokens": pilot["tokens"], "loss": pilot["loss"]},
             "tokens": round(sum(run["clock"]["tokens"] for run in runs) / len(runs)),
-            "backbone": model.get("backbone", "bert"),
-            "window": model.get("local_attention") is not None,
-            "vectors": "embeddings" in start,
-            "frequencies": "bias" in start,
-            "vocabulary": data["vocab_size"],
-            "step_tokens": training["per_device_train_batch_size"] * data["sequence_length"],
-            "layers": model.get("num_hidden_layers") or 2,
-            "width": model.get("hidden_size") or 128,
-            "predictability": PREDICTABILITY[data["vocab_size"]],
-            "floor": round(runs[0]["evaluation"]["unigram_floor"], 4),
             "losses": [round(run["held_out_loss"], 4) for run in runs],
         }
         for runs in found.values()
     ]
+    return [entry for entry in entries if entry["tokens"] >= LEAST_WAY * pilot["tokens"]]
+
+
+def pilots(text: str) -> dict[str, Any]:
+    """Makes the short run of each arm; returns its tokens and loss beside the traits of its recipe."""
+    found = {}
+    for source, arm in arms():
+        sections = arm["recipe"]
+        recipe = Recipe.load({**sections, "data": {**sections["data"], "dataset": text}})
+        measured = measure(recipe.resolved(), DRY_RUN_SECONDS)
+        traits = traits_of(recipe, measured)
+        if not isinstance(traits, Traits) or measured.loss is None:
+            sys.exit(f"{source}: {traits}")
+        found[source] = vars(traits) | {"tokens": round(measured.tokens), "loss": round(measured.loss, 4)}
+        print(source, found[source], flush=True)
+    command = shlex.join(["python", "model_cards/evidence.py", *sys.argv[1:]])
+    return {"command": command, "results": found}
 
 
 if __name__ == "__main__":
-    TARGET.write_text(json.dumps(evidence(), indent=1) + "\n")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pilots", metavar="TEXT", help="make the short runs first, on this text")
+    args = parser.parse_args()
+    if args.pilots:
+        write_json(PILOTS, pilots(args.pilots))
+    TARGET.write_text(json.dumps(evidence(), indent=1) + "\n", encoding="utf-8")

@@ -109,6 +109,7 @@ def check_settings(settings: Any) -> None:
         if not any(_fits(value, *kind) for kind in kinds):
             needed = " or ".join(_words(*kind) for kind in kinds if kind[0] is not NoneType)
             why = "".join(f": {interval.why}" for _, interval in kinds if interval.why)
+            why += ", which has more than 64 bits" if _long(value) else ""
             raise EffptError(f"`{settings.name}.{field.name}` must be {needed}, not {value!r}{why}.")
     check_effects(settings, settings.name)
 
@@ -217,11 +218,16 @@ def _needed(needed: Any) -> str:
     return "left out" if needed is None else f"`{needed}`" if isinstance(needed, str) else str(needed).lower()
 
 
+def _long(value: Any) -> bool:
+    return isinstance(value, int) and abs(value) >= 2**63
+
+
 def _fits(value: Any, kind: Any, interval: In) -> bool:
     if get_origin(kind) is Literal:
         return value in get_args(kind)
     if kind in (int, float):
-        return isinstance(value, int | kind) and not isinstance(value, bool) and value in interval
+        # PyTorch takes no whole number of more than 64 bits, not even where it means a float.
+        return isinstance(value, int | kind) and not isinstance(value, bool) and not _long(value) and value in interval
     return isinstance(value, str | os.PathLike if kind is str else get_origin(kind) or kind)
 
 

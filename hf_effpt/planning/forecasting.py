@@ -44,9 +44,9 @@ def forecast(measured: Measurement, clock: Clock, traits: Traits | None) -> Fore
     seconds = tokens / measured.tokens_per_second + measured.start_seconds
     passes = None if measured.text_tokens is None else tokens / measured.text_tokens
     loss = None
-    if traits is not None and measured.floor is not None and measured.predictability is not None:
+    if traits is not None and measured.loss is not None:
         also = (f"at most {MANY_PASSES} passes",) if passes is not None and passes > MANY_PASSES else ()
-        loss = loss_law().forecast(traits, tokens, measured.floor, measured.predictability, also)
+        loss = loss_law().forecast(traits, tokens, measured.tokens, measured.loss, also)
     return Forecast(
         seconds,
         max(1, round(tokens / measured.step_tokens)),
@@ -89,15 +89,6 @@ def traits_of(recipe: Recipe, measured: Measurement) -> Traits | str:
         return f"the loss with `{unknown[0]}` is not forecast: it changes more than the cost of a step"
     if recipe.training.optim == "muon" or {*recipe.data.rates.values()} != {MASK_RATE}:
         return f"losses are forecast with AdamW and {MASK_RATE:.0%} of tokens masked only, as in all runs measured"
-    if measured.floor is None:
-        return "the loss is not forecast: the recipe holds out no text to measure it by"
-    return Traits(
-        backbone=model.backbone,
-        window=model.backbone == "modernbert" and model.local_attention is not None,
-        vectors="embeddings" in start,
-        frequencies="bias" in start,
-        vocabulary=measured.vocabulary,
-        step_tokens=measured.step_tokens,
-        layers=measured.layers,
-        width=measured.width,
-    )
+    if measured.loss is None:
+        return "the loss is not forecast: no held-out text to measure it by, or a short run that diverged"
+    return Traits(model.backbone, "embeddings" in start, measured.layers, measured.width)

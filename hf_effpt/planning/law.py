@@ -1,47 +1,43 @@
-"""Law of the held-out loss: a power of the tokens learned from, fitted to the package's own measured runs.
+"""Law of the held-out loss, which falls from that of a short run by a share for each tenfold of tokens.
 
-With L the loss, F that of token frequencies alone, and q the share of F that a token's neighbour saves in this text,
-log(F / L) / q is linear in the logarithm of the tokens and in what the recipe has. BERT's line is a plateau, which a
-rotary encoder leaves. That an easier text gains in proportion to q is derived here.
+With P the loss of a short run after p tokens and L that of a longer one after t, both decayed, on one text:
+log(P / L) = gain * log10(t / p). The gain is the mean of measured runs of the same kind of recipe.
 """
 
 import json
 import math
-from dataclasses import dataclass, fields
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 EVIDENCE = Path(__file__).with_name("evidence.json")
 COVERAGE = 0.9  # of the interval
-# Share of log(F / L) by which two texts of equal q may differ. A guess: nearly all runs measured had one text.
-TEXT_SPREAD = 0.2
-BEYOND = 0.5  # share of what the law adds outside the measured tokens, by which it may be wrong there: a guess, too
-NAMES = {"step_tokens": "tokens a step", "vocabulary": "tokens of vocabulary", "layers": "layers", "width": "width"}
+# Tenfolds of tokens that an interval is at least for: short steps ahead have the scatter of both losses, too.
+LEAST_DECADES = 0.5
+# Share of its gain by which the gain on another text may differ. A guess: all runs of the evidence had one text, and
+# where a neighbour tells most of a token it saves half as much again as there.
+TEXT_SPREAD = 0.5
+NAMES = {"layers": "layers", "width": "width"}
 
 
 @dataclass(frozen=True)
 class Traits:
-    """All of a recipe that the law knows of.
-
-    `window` is `True` with a narrow window in lower layers, `vectors` with word vectors and `frequencies` with token
-    frequencies at the start.
-    """
+    """All of a recipe that the law knows of; `vectors` is `True` with word vectors at the start."""
 
     backbone: str
-    window: bool
     vectors: bool
-    frequencies: bool
-    vocabulary: int
-    step_tokens: int
     layers: int
     width: int
 
     @property
     def kind(self) -> tuple[str, bool]:
-        """Recipes whose losses scatter alike."""
+        """Recipes whose losses fall alike; vectors do nothing for BERT, which keeps to its plateau."""
         return self.backbone, self.vectors and self.backbone != "bert"
 
 
@@ -56,69 +52,45 @@ class LossForecast:
 
 
 @dataclass(frozen=True)
-class LossLaw:
-    """The fitted law: coefficients, and the measured ranges and residuals that its intervals come from."""
+class Growth:
+    """Gain of a kind of recipe for a tenfold of tokens, with half the width of its interval for a new recipe.
 
-    coefficients: np.ndarray
-    tokens: dict[str, tuple[float, float]]  # least and most, by backbone
-    ranges: dict[str, tuple[float, float]]  # of the other numbers
-    spread: dict[tuple[str, bool], float]  # of log(F / L) / q, by kind of recipe
+    `decades` is the longest way measured, in tenfolds.
+    """
+
+    gain: float
+    half: float
+    decades: float
+
+
+@dataclass(frozen=True)
+class LossLaw:
+    """The fitted law: growth by kind of recipe, and the measured ranges of layers and width."""
+
+    growths: dict[tuple[str, bool], Growth]
+    ranges: dict[str, tuple[float, float]]
 
     def forecast(
-        self, traits: Traits, tokens: float, floor: float, predictability: float, also: tuple[str, ...] = ()
+        self, traits: Traits, tokens: float, pilot_tokens: float, pilot_loss: float, also: tuple[str, ...] = ()
     ) -> LossForecast:
-        """Forecasts the loss after so many tokens of a text with this floor and predictability.
+        """Forecasts the loss after so many tokens, from that of a short run of the same recipe and text.
 
-        Outside the measured tokens the interval widens with the distance; with another number outside its range, or
-        for one of the reasons in `also`, it is twice as wide.
+        Outside a measured range, or for one of the reasons in `also`, the interval is twice as wide.
         """
-        left = [
+        growth = self.growths[traits.kind]
+        decades = math.log10(tokens / pilot_tokens)
+        outside = [
             f"{least:,.0f} to {most:,.0f} {NAMES[key]}"
             for key, (least, most) in self.ranges.items()
             if not least <= getattr(traits, key) <= most
         ]
-        least, most = self.tokens[traits.backbone]
-        middle, plateau = self._reached(traits, tokens)
-        half = math.hypot(self.spread[traits.kind], TEXT_SPREAD * middle) * (2 if left or also else 1)
-        if not least <= tokens <= most:
-            half += BEYOND * abs(middle - self._reached(traits, min(max(tokens, least), most))[0])
-            left.insert(0, f"{least / 1e6:.2g} to {most / 1e6:.2g} million tokens")
-        worst = middle - half
-        if traits.backbone != "bert":  # which leaves BERT's plateau late, but does not fall behind it
-            worst = max(worst, plateau - 2 * self.spread["bert", False])
-        value, low, high = (floor * math.exp(-predictability * reached) for reached in (middle, middle + half, worst))
-        return LossForecast(value, low, high, (*left, *also))
-
-    def _reached(self, traits: Traits, tokens: float) -> tuple[float, float]:
-        """log(F / L) / q after so many tokens, and on BERT's plateau.
-
-        The way to the plateau, shorter than any run measured, is taken to be straight.
-        """
-        first = self.tokens["bert"][0]
-        line, on = (features(traits, at, self.ranges) for at in (tokens, max(tokens, first)))
-        plateau = plateau_of(on, self.coefficients) * min(1.0, tokens / first)
-        return max(plateau, float(line @ self.coefficients) if traits.backbone != "bert" else plateau), plateau
-
-
-def features(traits: Traits, tokens: float, ranges: dict[str, tuple[float, float]] | None = None) -> np.ndarray:
-    """Numbers that log(F / L) / q is linear in. Outside `ranges` batch and vocabulary count as at the nearest end."""
-    batch, vocabulary = (
-        float(np.clip(getattr(traits, key), *(ranges or {}).get(key, (0, math.inf))))
-        for key in ("step_tokens", "vocabulary")
-    )
-    decades, rotary = math.log10(tokens / 1e6), traits.backbone != "bert"
-    both = [1, decades, traits.frequencies, math.log2(vocabulary / 8192)]
-    own = [1, decades, traits.window, traits.vectors, math.log2(batch / 1024)]
-    return np.array([*both, *(own if rotary else [0] * len(own))], float)
-
-
-def plateau_of(line: np.ndarray, coefficients: np.ndarray) -> float:
-    """The part of the line that BERT has, too."""
-    return float(line[:4] @ coefficients[:4])
-
-
-def height(line: np.ndarray, coefficients: np.ndarray) -> float:
-    return max(float(line @ coefficients), plateau_of(line, coefficients))
+        if decades > growth.decades:
+            outside.insert(0, f"at most {10**growth.decades:.0f} times the tokens of their short runs")
+        outside += also
+        half = math.hypot(growth.half, TEXT_SPREAD * growth.gain)
+        half *= max(abs(decades), LEAST_DECADES) * (2 if outside else 1)
+        value, low, high = (pilot_loss * math.exp(shift - growth.gain * decades) for shift in (0.0, -half, half))
+        return LossForecast(value, low, high, tuple(outside))
 
 
 @lru_cache
@@ -127,26 +99,29 @@ def loss_law() -> LossLaw:
     return fit(json.loads(EVIDENCE.read_text(encoding="utf-8"))["runs"])
 
 
-def fit(runs: list[dict[str, Any]]) -> LossLaw:
-    """Fits the law by least squares; the spread is that of runs of arms which a fit had not seen."""
-    traits = [Traits(**{one.name: run[one.name] for one in fields(Traits)}) for run in runs]
-    x = np.stack([features(one, run["tokens"]) for one, run in zip(traits, runs, strict=True)])
-    reached = [[math.log(run["floor"] / loss) / run["predictability"] for loss in run["losses"]] for run in runs]
-    y = np.array([np.mean(arm) for arm in reached])
-    residuals: dict[tuple[str, bool], list[float]] = {}
-    for number, (one, arm) in enumerate(zip(traits, reached, strict=True)):
-        others = np.arange(len(y)) != number
-        expected = height(x[number], _solve(x[others], y[others]))
-        residuals.setdefault(one.kind, []).extend(abs(value - expected) for value in arm)
-    seen = {name: [run["tokens"] for run in runs if run["backbone"] == name] for name, _ in residuals}
-    numbers = {key: [getattr(one, key) for one in traits] for key in NAMES}
-    return LossLaw(
-        _solve(x, y),
-        {name: (min(found), max(found)) for name, found in seen.items()},
-        {key: (min(found), max(found)) for key, found in numbers.items()},
-        {kind: float(np.quantile(found, COVERAGE)) for kind, found in residuals.items()},
-    )
+def traits_in(run: Mapping[str, Any]) -> Traits:
+    return Traits(run["backbone"], run["vectors"], run["layers"], run["width"])
 
 
-def _solve(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.linalg.lstsq(x, y, rcond=None)[0]
+def fit(runs: Iterable[Mapping[str, Any]]) -> LossLaw:
+    """Fits the law: a kind's gain is the mean of its arms, its interval that of Student's t for one arm more.
+
+    An arm at several budgets is one source, for its runs share recipe and short run.
+    """
+    gains: dict[tuple[str, bool], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    decades: dict[tuple[str, bool], float] = defaultdict(float)
+    numbers: dict[str, list[int]] = {key: [] for key in NAMES}
+    for run in runs:
+        traits, way = traits_in(run), math.log10(run["tokens"] / run["pilot"]["tokens"])
+        fallen = [math.log(run["pilot"]["loss"] / loss) / way for loss in run["losses"]]
+        gains[traits.kind][run["source"]].append(float(np.mean(fallen)))
+        decades[traits.kind] = max(decades[traits.kind], way)
+        for key, seen in numbers.items():
+            seen.append(getattr(traits, key))
+    growths = {}
+    for kind, sources in gains.items():
+        found = np.array([np.mean(arm) for arm in sources.values()])
+        spread = float(found.std(ddof=1)) * math.sqrt(1 + 1 / len(found))
+        student = float(stats.t.ppf((1 + COVERAGE) / 2, len(found) - 1))
+        growths[kind] = Growth(float(found.mean()), student * spread, decades[kind])
+    return LossLaw(growths, {key: (min(seen), max(seen)) for key, seen in numbers.items()})

@@ -22,7 +22,7 @@ class Measurement:
         energy_is_measured (`bool`, *optional*): `True` if hardware counts it.
         peak_bytes (`int`, *optional*): most memory that was in use: of the GPU, or else of the process.
         floor (`float`, *optional*): loss of token frequencies alone, in nats a token; `None` without held-out text.
-        predictability (`float`, *optional*): share of the floor that a neighbour saves ([`TextMeasures`]).
+        tokens, loss (`float`, *optional*): tokens of this short run, and its held-out loss in nats a masked token.
     """
 
     device: str
@@ -42,4 +42,5 @@ class Measurement:
     energy_is_measured: bool = False
     peak_bytes: int | None = None
     floor: float | None = None
-    predictability: float | None = None
+    tokens: float = 0.0
+    loss: float | None = None

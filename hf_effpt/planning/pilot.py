@@ -23,11 +23,10 @@ from hf_effpt.recipe.recipe import Recipe
 from hf_effpt.training.record import environment
 
 from .measurement import Measurement
-from .predictability import measure_text
 
 NO_MEMORY = 5  # exit code if the device has too little memory
 WARM = 3  # first steps, which allocate memory and count FLOPs, and are not measured
-TRIED_ROWS = 128  # of the held-out text: enough to show the memory that evaluation needs
+TRIED_ROWS = 512  # of the held-out text: about 10,000 masked tokens
 # Settings that depend on the unit of the budget and change neither rate nor memory, or that publish.
 LEFT_OUT = frozenset(
     "max_steps num_train_epochs reference_times warmup_steps logging_steps save_steps eval_steps branches "
@@ -79,12 +78,10 @@ def measure(sections: Mapping[str, Any], seconds: float) -> Measurement:
         # First steps take longer, once.
         started = max(charged, before[0] - before[1] * took / tokens)
         held_out = rows.get("validation")
-        if held_out is not None:
+        if held_out is not None:  # which also shows the memory that evaluation needs
             trainer.evaluate(held_out.select(range(min(TRIED_ROWS, len(held_out)))))
         peak, config = peak_memory(trainer.args.device), trainer.model.config
-        text = None
-        if held_out is not None and recipe.model.exported == "mlm":
-            text = measure_text(rows["train"], held_out, config.vocab_size, tokenizer.all_special_ids)
+        found = trainer.evaluation or {}
         energy, length = trainer.cost.timekeeper.energy, next(iter(recipe.data.lengths.values()))
         return Measurement(
             device=environment(trainer.args.device)["device"],
@@ -103,8 +100,9 @@ def measure(sections: Mapping[str, Any], seconds: float) -> Measurement:
             energy=None if energy is None else energy.name,
             energy_is_measured=energy is not None and energy.measured,
             peak_bytes=peak,
-            floor=None if text is None else text.floor,
-            predictability=None if text is None else text.predictability,
+            floor=found.get("unigram_floor"),
+            tokens=trainer.clock.tokens,
+            loss=found.get("held_out_loss"),
         )
 
 

@@ -97,7 +97,7 @@ def _notes(measured: Measurement, clock: Clock, this: Forecast, traits: Traits |
     elif this.loss is not None:
         notes.append(
             f"The loss is in nats a masked token; token frequencies alone give {measured.floor:.2f}. It is that of "
-            "runs of minutes on a CPU, fitted to their tokens."
+            f"the measured seconds, {measured.loss:.2f}, and falls from there as in runs of minutes on a CPU."
         )
         if this.loss.outside:
             notes.append(f"Those runs had {'; '.join(this.loss.outside)}. Beyond that the interval is a wide guess.")

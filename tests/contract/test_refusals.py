@@ -102,6 +102,7 @@ ALONE = {
         ({"interrupt": -2}, "`selection.interrupt` must be a whole number of at least 0, not -2"),
         ({"strategy": "deep_bayesian", "passes": 1}, "`selection.passes` must be a whole number of at least 2"),
         ({"strategy": "core_set", "queue": 2.5}, "must be a whole number of at least 1, not 2.5"),
+        ({"warmup": 10**30}, "must be a whole number of at least 0, not 10{30}, which has more than 64 bits"),
         ({"warmup": True}, "must be a whole number of at least 0, not True"),
         ({"members": 1}, "`selection.members` must be a whole number of at least 2"),
         ({"warmup": -1}, "`selection.warmup` must be a whole number of at least 0"),

@@ -1,8 +1,13 @@
-"""The share of the cases of `--fuzz N` that a test tries."""
+"""The share of the cases of `--fuzz N` that a test tries, and counts of what came of them."""
+
+from collections import Counter
+from functools import partial
 
 import pytest
 
 from tests.conftest import CASES
+
+TALLY = pytest.StashKey[Counter]()
 
 
 @pytest.fixture
@@ -21,3 +26,14 @@ def cases(request):
         )
 
     return of_share
+
+
+@pytest.fixture
+def tally(request):
+    """Returns a function that counts one case of this test as `accepted` or `refused`."""
+    found = request.config.stash.setdefault(TALLY, Counter())
+
+    def count(name, outcome):
+        found[name, outcome] += 1
+
+    return partial(count, request.node.name.partition("[")[0])

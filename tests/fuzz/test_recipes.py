@@ -65,7 +65,7 @@ def check_said(error: EffptError, case: object = None) -> None:
     assert not any(one in said for one in ("Traceback", " object at 0x", "<class")), (case, said)
 
 
-def test_sections(cases, tmp_path, monkeypatch):
+def test_sections(cases, tally, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     @cases(0.5)
@@ -78,15 +78,17 @@ def test_sections(cases, tmp_path, monkeypatch):
             loaded.model.config(methods={}, vocab_size=256)
         except EffptError as error:
             check_said(error, recipe)
+            tally("refused")
             return
         again = yaml.safe_load(yaml.safe_dump(loaded.resolved()))
         with suppress(EffptError):  # of settings that need a folder which is not there
             assert Recipe.load(again).resolved() == loaded.resolved(), recipe
+        tally("accepted")
 
     check()
 
 
-def test_methods_together(cases):
+def test_methods_together(cases, tally):
     @cases(0.2)
     @given(RECIPES)
     def check(recipe):
@@ -94,6 +96,9 @@ def test_methods_together(cases):
             build_methods(recipe["methods"])
         except EffptError as error:
             check_said(error, recipe)
+            tally("refused")
+            return
+        tally("accepted")
 
     check()
 

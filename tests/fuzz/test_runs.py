@@ -24,7 +24,7 @@ LEDGERS = st.sampled_from(sorted(METHODS)).flatmap(
 )
 
 
-def test_any_method_trains_or_is_refused(cases, tmp_path):
+def test_any_method_trains_or_is_refused(cases, tally, tmp_path):
     trained = []
 
     @cases(0.2)
@@ -36,6 +36,7 @@ def test_any_method_trains_or_is_refused(cases, tmp_path):
             )
         except EffptError as error:
             check_said(error, ledger)
+            tally("refused")
             return
         trainer.train()
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -46,12 +47,13 @@ def test_any_method_trains_or_is_refused(cases, tmp_path):
         ids = torch.tensor(tiny.rows(2)["input_ids"])
         assert exported(ids).logits.shape == (2, tiny.LENGTH, tiny.VOCAB), ledger
         trained.append(next(iter(ledger)))
+        tally("accepted")
 
     check()
     assert len(set(trained)) > 3  # not all are refused
 
 
-def test_rows_and_masks(cases):
+def test_rows_and_masks(cases, tally):
     """Any rows of tokens: as many masks as asked for, none on special tokens, and the original can be had again."""
 
     @cases(0.1)
@@ -74,11 +76,12 @@ def test_rows_and_masks(cases):
         assert ((labels != -100).sum(axis=1) == wanted).all()
         if keyed:
             assert (collator.original(masked)["input_ids"] == ids).all()
+        tally("accepted")
 
     check()
 
 
-def test_datasets_of_any_shape(cases, tmp_path):
+def test_datasets_of_any_shape(cases, tally, tmp_path):
     """A dataset that is too small, or whose rows have another length than the model reads, is refused."""
 
     @cases(0.02)
@@ -97,8 +100,10 @@ def test_datasets_of_any_shape(cases, tmp_path):
             )
         except EffptError as error:
             check_said(error, (number, length))
+            tally("refused")
             return
         trainer.train()
         assert trainer.state.global_step == 2
+        tally("accepted")
 
     check()
