@@ -64,7 +64,7 @@ def test_a_wrong_figure_in_a_card_is_found(tmp_path, check):
 def test_every_results_file_names_its_command():
     for path in (ROOT / "model_cards" / "results").glob("*.json"):
         command = json.loads(path.read_text())["command"]
-        assert command.startswith(("python examples/", "python -m tests.", "effpt ")), path.name
+        assert command.startswith(("python examples/", "python -m tests.", "python model_cards/", "effpt ")), path.name
 
 
 def test_every_method_has_its_row():
