@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from hf_effpt.core.errors import EffptError
 from hf_effpt.core.targets import check_file
 
 from .shared import show_messages, words
@@ -32,11 +33,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", metavar="FILE", help="file of the results (default: evaluation.json in the folder)")
 
 
+def _check_flags(args: argparse.Namespace) -> None:
+    """Raises an `EffptError` for a flag that none of the tasks reads."""
+    if args.tasks is None and args.protocol != "default":
+        return  # the tasks of a protocol
+    names = {*words(args.tasks or "loss")}
+    finetuned = bool(names - {"loss", "blimp"})
+    for flag, read, by in (
+        ("seeds", finetuned, "a task to fine-tune on"),
+        ("lora", finetuned, "a task to fine-tune on"),
+        ("data", finetuned or "blimp" in names, "BLiMP or a task"),
+        ("pairs_per_paradigm", "blimp" in names, "blimp"),
+        ("text", "loss" in names, "loss"),
+    ):
+        if getattr(args, flag) is not None and not read:
+            raise EffptError(f"`--{flag}` does nothing here; name {by} in `--tasks`, or leave the flag out.")
+
+
 def run(args: argparse.Namespace) -> None:
     from hf_effpt.evaluation.results_file import Record
     from hf_effpt.evaluation.suite import evaluate, table
     from hf_effpt.hub.card import add_scores
 
+    _check_flags(args)
     show_messages()
     out = check_file(args.out or Path(args.model) / "evaluation.json")
     record = Record(out, Path(args.model))

@@ -61,6 +61,16 @@ def test_evaluate_checks_where_the_results_go_and_shows_them_if_they_cannot_be_w
     assert "| blimp/pll_word_l2r | 0.5000" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "flags",
+    ["--seeds 0", "--lora 4 --tasks blimp", "--pairs_per_paradigm 3 --tasks cola", "--text a.txt --tasks cola",
+     "--data d --tasks loss"],
+)  # fmt: skip
+def test_evaluate_refuses_flags_that_no_task_reads(tmp_path, capsys, flags):
+    assert main(["evaluate", str(tmp_path), *flags.split()]) == 2
+    assert f"`{flags.split()[0]}` does nothing here" in capsys.readouterr().err
+
+
 def test_evaluate_refuses_what_it_does_not_know(tmp_path, capsys):
     assert main(["evaluate", str(tmp_path), "--budget", "1min"]) == 2
     assert "does not take `--budget 1min`" in capsys.readouterr().err
