@@ -21,6 +21,7 @@ from hf_effpt.planning.forecasting import forecast, traits_of
 from hf_effpt.planning.law import Traits
 from hf_effpt.planning.measuring import measure
 from hf_effpt.planning.plan import DRY_RUN_SECONDS
+from hf_effpt.preparation import prepare_data
 
 MEGABYTE = 2**20
 
@@ -29,6 +30,7 @@ def one(recipe: str, text: str, budget: str, name: str, folder: Path, overrides:
     """Forecasts and makes one run; returns both figures of its time, power, memory and loss."""
     settings = ["--data.dataset", text, "--training.budget", budget, "--training.output_dir", str(folder), *overrides]
     wanted = Recipe.load(recipe, settings)
+    prepare_data(wanted)
     measured = measure(wanted.resolved(), DRY_RUN_SECONDS)
     traits = traits_of(wanted, measured)
     planned = wanted.training.clock
@@ -50,6 +52,8 @@ def one(recipe: str, text: str, budget: str, name: str, folder: Path, overrides:
         "text": name,
         "budget": budget,
         "load": os.getloadavg()[0],
+        "traits": vars(traits),
+        "measured": {"tokens": round(measured.tokens), "loss": measured.loss},
         "tokens": {"forecast": round(expected.tokens), "actual": clock["tokens"]},
         "seconds": {
             "forecast": None if in_time else round(expected.seconds, 1),
@@ -67,7 +71,6 @@ def one(recipe: str, text: str, budget: str, name: str, folder: Path, overrides:
             "forecast": round(expected.loss.value, 3),
             "low": round(expected.loss.low, 3),
             "high": round(expected.loss.high, 3),
-            "measured_seconds": round(measured.loss or 0.0, 3),
             "actual": round(loss, 3),
         },
     }

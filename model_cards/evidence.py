@@ -33,6 +33,8 @@ def evidence() -> dict[str, Any]:
     """Losses of masked language modelling by recipe and tokens, of all arms with a short run."""
     pilots = read_json(PILOTS)["results"]
     runs = [entry for source, arm in arms() for entry in _entries(source, arm, pilots[source])]
+    runs += [_of_forecast(row) for row in read_json(RESULTS / "forecasts_before.json")["results"]]
+    runs = [run for run in runs if run["tokens"] >= LEAST_WAY * run["pilot"]["tokens"]]
     return {"command": "python model_cards/evidence.py", "runs": runs}
 
 
@@ -51,9 +53,10 @@ def _entries(source: str, arm: Mapping[str, Any], pilot: Mapping[str, Any]) -> l
     for run in arm["runs"]:
         if run["state"] == "finished":
             found.setdefault(run["fraction"], []).append(run)
-    entries = [
+    return [
         {
             "source": source,
+            "text": "encyclopedia and novels",
             **{key: pilot[key] for key in ("backbone", "vectors", "layers", "width")},
             "pilot": {"tokens": pilot["tokens"], "loss": pilot["loss"]},
             "tokens": round(sum(run["clock"]["tokens"] for run in runs) / len(runs)),
@@ -61,7 +64,18 @@ def _entries(source: str, arm: Mapping[str, Any], pilot: Mapping[str, Any]) -> l
         }
         for runs in found.values()
     ]
-    return [entry for entry in entries if entry["tokens"] >= LEAST_WAY * pilot["tokens"]]
+
+
+def _of_forecast(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A run that was forecast on another text, from the short run of its forecast."""
+    return {
+        "source": f"{row['recipe']}, {row['text']}, {row['budget']}",
+        "text": row["text"],
+        **row["traits"],
+        "pilot": {"tokens": row["measured"]["tokens"], "loss": row["measured"]["loss"]},
+        "tokens": row["tokens"]["actual"],
+        "losses": [row["held_out_loss"]["actual"]],
+    }
 
 
 def pilots(text: str) -> dict[str, Any]:

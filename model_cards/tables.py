@@ -150,6 +150,7 @@ TABLES = {
     "frontier": lambda found: frontier(found["models"]),
     "pruned": lambda found: pruned(found["results"]),
     "forecasts": lambda found: forecasts(found["results"]),
+    "forecasts_before": lambda found: forecasts(found["results"]),
     "against_stock": comparison,
     "fast_against_stock": comparison,
     "fast_ingredients": comparison,

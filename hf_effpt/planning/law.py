@@ -1,7 +1,7 @@
 """Law of the held-out loss, which falls from that of a short run by a share for each tenfold of tokens.
 
 With P the loss of a short run after p tokens and L that of a longer one after t, both decayed, on one text:
-log(P / L) = gain * log10(t / p). The gain is the mean of measured runs of the same kind of recipe.
+log(P / L) = gain * log10(t / p). The gain is the mean of measured runs of the same kind of recipe, over texts.
 """
 
 import json
@@ -20,9 +20,7 @@ EVIDENCE = Path(__file__).with_name("evidence.json")
 COVERAGE = 0.9  # of the interval
 # Tenfolds of tokens that an interval is at least for: short steps ahead have the scatter of both losses, too.
 LEAST_DECADES = 0.5
-# Share of its gain by which the gain on another text may differ. A guess: all runs of the evidence had one text, and
-# where a neighbour tells most of a token it saves half as much again as there.
-TEXT_SPREAD = 0.5
+LEAST_TEXTS = 3  # from which texts, and no longer recipes, are what a kind's gain is the mean over
 NAMES = {"layers": "layers", "width": "width"}
 
 
@@ -53,7 +51,7 @@ class LossForecast:
 
 @dataclass(frozen=True)
 class Growth:
-    """Gain of a kind of recipe for a tenfold of tokens, with half the width of its interval for a new recipe.
+    """Gain of a kind of recipe for a tenfold of tokens, with half the width of its interval for a new text or recipe.
 
     `decades` is the longest way measured, in tenfolds.
     """
@@ -87,8 +85,7 @@ class LossLaw:
         if decades > growth.decades:
             outside.insert(0, f"at most {10**growth.decades:.0f} times the tokens of their short runs")
         outside += also
-        half = math.hypot(growth.half, TEXT_SPREAD * growth.gain)
-        half *= max(abs(decades), LEAST_DECADES) * (2 if outside else 1)
+        half = growth.half * max(abs(decades), LEAST_DECADES) * (2 if outside else 1)
         value, low, high = (pilot_loss * math.exp(shift - growth.gain * decades) for shift in (0.0, -half, half))
         return LossForecast(value, low, high, tuple(outside))
 
@@ -104,24 +101,30 @@ def traits_in(run: Mapping[str, Any]) -> Traits:
 
 
 def fit(runs: Iterable[Mapping[str, Any]]) -> LossLaw:
-    """Fits the law: a kind's gain is the mean of its arms, its interval that of Student's t for one arm more.
+    """Fits the law: a kind's gain is the mean of its texts, its interval that of Student's t for one text more.
 
-    An arm at several budgets is one source, for its runs share recipe and short run.
+    With few texts, recipes are in their place. A recipe at several budgets is one, for its runs share a short run.
     """
-    gains: dict[tuple[str, bool], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    gains: dict[tuple[str, bool], dict[tuple[str, str], list[float]]] = defaultdict(lambda: defaultdict(list))
     decades: dict[tuple[str, bool], float] = defaultdict(float)
     numbers: dict[str, list[int]] = {key: [] for key in NAMES}
     for run in runs:
         traits, way = traits_in(run), math.log10(run["tokens"] / run["pilot"]["tokens"])
         fallen = [math.log(run["pilot"]["loss"] / loss) / way for loss in run["losses"]]
-        gains[traits.kind][run["source"]].append(float(np.mean(fallen)))
+        gains[traits.kind][run["text"], run["source"]].append(float(np.mean(fallen)))
         decades[traits.kind] = max(decades[traits.kind], way)
         for key, seen in numbers.items():
             seen.append(getattr(traits, key))
-    growths = {}
-    for kind, sources in gains.items():
-        found = np.array([np.mean(arm) for arm in sources.values()])
-        spread = float(found.std(ddof=1)) * math.sqrt(1 + 1 / len(found))
-        student = float(stats.t.ppf((1 + COVERAGE) / 2, len(found) - 1))
-        growths[kind] = Growth(float(found.mean()), student * spread, decades[kind])
+    growths = {kind: _growth(found, decades[kind]) for kind, found in gains.items()}
     return LossLaw(growths, {key: (min(seen), max(seen)) for key, seen in numbers.items()})
+
+
+def _growth(gains: Mapping[tuple[str, str], list[float]], decades: float) -> Growth:
+    """Growth of one kind from gains by text and recipe."""
+    by_text: dict[str, list[float]] = defaultdict(list)
+    for (text, _), found in gains.items():
+        by_text[text].append(float(np.mean(found)))
+    groups = list(by_text.values()) if len(by_text) >= LEAST_TEXTS else list(gains.values())
+    means = np.array([np.mean(group) for group in groups])
+    student = float(stats.t.ppf((1 + COVERAGE) / 2, len(means) - 1))
+    return Growth(float(means.mean()), student * float(means.std(ddof=1)) * math.sqrt(1 + 1 / len(means)), decades)
