@@ -149,6 +149,42 @@ def equal_time(found: dict) -> list[str]:
     return rows
 
 
+def left_out(rows: list[dict]) -> list[str]:
+    """Returns one row per kind of recipe: texts, recipes, and runs in the interval of a law that had not seen them."""
+    kinds = {
+        ("bert", False): "BERT",
+        ("modernbert", False): "rotary",
+        ("modernbert", True): "rotary, from word vectors",
+    }
+    lines = []
+    for kind, name in kinds.items():
+        mine = [row for row in rows if (row["backbone"], row["vectors"] and row["backbone"] != "bert") == kind]
+        inside, runs = (sum(row[key] for row in mine) for key in ("inside", "runs"))
+        texts, sources = ({row[key] for row in mine} for key in ("text", "source"))
+        lines.append(f"| {name} | {len(texts)} | {len(sources)} | {inside} of {runs} |")
+    return lines
+
+
+def diagnosis(rows: list[dict]) -> list[str]:
+    """Returns one row per planted fault and healthy run: what was expected of `doctor`, and all that it found."""
+    return [
+        f"| {row['case']} | {named([row['expected']] if row['expected'] else [])} | {named(row['found'])} |"
+        for row in rows
+    ]
+
+
+def named(checks: list[str]) -> str:
+    return ", ".join(f"`{one}`" for one in checks) or "nothing"
+
+
+def fuzz(results: dict) -> list[str]:
+    """Returns one row per kind of random case: how many were accepted and refused, and whether any failed."""
+    return [
+        f"| {kind} | {found['accepted']:,} | {found['refused']:,} | {found['failure'] or 'none'} |"
+        for kind, found in results.items()
+    ]
+
+
 def forecasts(rows: list[dict]) -> list[str]:
     """Returns one row per run: what was forecast of its time, memory and loss, and what came."""
     lines = []
