@@ -200,9 +200,9 @@ class Saver:
             except Exception as error:
                 if is_disk_full(error):
                     kept = [str(folder) for folder in checkpoints_in(run)]
+                    way_out = f"resume from {kept[-1]}, which is whole" if kept else "start anew, without `resume`"
                     raise EffptError(
-                        f"The disk is full and {final} could not be saved; free some space and resume from "
-                        f"{kept[-1] if kept else 'the beginning'}, which is whole."
+                        f"The disk is full and {final} could not be saved; free some space and {way_out}."
                     ) from error
                 raise
             else:
