@@ -18,7 +18,7 @@ def until(reached: Callable[[], bool]) -> None:
     """Waits until something is so, without much to do."""
     end = time.monotonic() + MOST
     while not reached() and time.monotonic() < end:
-        time.sleep(0.001)
+        time.sleep(0.005)
 
 
 def at_random_times(world: World, draw: random.Random, number: int) -> list[Outcome]:
