@@ -70,8 +70,8 @@ def without_manifest(harm: Harm) -> Harm:
 
 def add_file(folder: Path, draw: random.Random) -> None:
     (folder / "notes.txt").write_text("mine")
-    (folder / ".hidden").mkdir()
-    (folder / ".hidden" / "weights.bin").write_bytes(draw.randbytes(1000))
+    (folder / "more").mkdir()
+    (folder / "more" / "weights.bin").write_bytes(draw.randbytes(1000))
 
 
 def add_checkpoints(out: Path, draw: random.Random) -> None:
