@@ -235,7 +235,6 @@ def test_a_checkpoint_under_the_name_of_another_step_is_refused_where_it_is(tmp_
     (tmp_path / "checkpoint-8").rename(tmp_path / "checkpoint-9")
     with pytest.raises(EffptError, match=r"checkpoint-9 cannot be used: it is of step 8 .* one: .*checkpoint-6 "):
         tiny.trainer(tmp_path, budget="10steps").train(resume_from_checkpoint=True)
-    assert checkpoints_in(tmp_path)[-1].name == "checkpoint-9"
     named = (tmp_path / "checkpoint-9").rename(tmp_path / "best")
     assert choose(named, tmp_path) == named
 
