@@ -1,6 +1,7 @@
 """`pretrain`: trains a recipe's model and leaves a stock checkpoint."""
 
 import logging
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from hf_effpt.models.from_checkpoint import add_rows
 from hf_effpt.preparation import prepare_data
 from hf_effpt.recipe.recipe import Recipe, idle_in
 from hf_effpt.recipe.settings import SECTIONS
+from hf_effpt.training.checkpoints import fault
 from hf_effpt.training.checks import check_folder, exclude_specials, is_unused
 from hf_effpt.training.evaluation_loop import evaluate_rows
 from hf_effpt.training.phases import Phase, facts_of_phases, phases_in
@@ -295,7 +297,16 @@ def claim(out: Path, recipe: Recipe, resume: bool) -> None:
                 raise EffptError(
                     f"The run in {out} has `{section}.{key}: {old.get(key)}`, but the recipe now says {new.get(key)}; "
                     "resume with the recipe it was started with, or give another `training.output_dir`."
+                    f"{_copy_of_recipe(out, before)}"
                 )
+
+
+def _copy_of_recipe(out: Path, found: dict[str, Any]) -> str:
+    """Names the copy of a run's recipe in its last whole checkpoint, if `found` in the run folder is another one."""
+    whole = next((one for one in reversed(checkpoints_in(out)) if fault(one) is None), None)
+    if whole is None or not (whole / RECIPE).is_file() or read_recipe(whole / RECIPE) == found:
+        return ""
+    return f" If {out / RECIPE} was damaged, put back its copy: `cp {whole / RECIPE} {out / RECIPE}`."
 
 
 def check_apart(out: Path, recipe: Recipe) -> None:
@@ -339,6 +350,8 @@ class RecipeSaver(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             self.out.mkdir(parents=True, exist_ok=True)
+            for left in self.out.glob(f".{RECIPE}-*"):  # by a process that was killed here
+                shutil.rmtree(left)
             self.recipe.save(self.out / "recipe.yaml")
 
 

@@ -1,4 +1,4 @@
-"""Rows of the tables of measurements: speed, memory, processes, forecasts."""
+"""Rows of the tables of measurements: speed, memory, processes, faults, forecasts."""
 
 import statistics
 from dataclasses import asdict
@@ -115,6 +115,15 @@ def processes(results: dict) -> list[str]:
         cells += [f"{found['largest_difference']:.0e}" for found in by_number.values()]
         rows.append(f"| {' | '.join(cells)} |")
     return rows
+
+
+def faults(results: dict) -> list[str]:
+    """Returns one row per kind of fault: how many were injected and survived, and the steps trained again."""
+    return [
+        f"| {kind} | {found['injected']} | {found['survived']} | {len(found['failures'])} | "
+        f"{found['steps_lost']['mean']:.1f} ({found['steps_lost']['max']}) |"
+        for kind, found in results.items()
+    ]
 
 
 def time_to_stock(found: dict) -> list[str]:

@@ -22,7 +22,10 @@ COMPLETE = ".complete"  # its name once all files are in it: from then on they r
 # A run that has its record is done, so the record is the last file to arrive.
 LAST = "run.json"
 # Words of libraries that lose the error number: safetensors and tokenizers (Rust), torch's archives, NumPy's `tofile`.
-FULL = rf"\(os error ({errno.ENOSPC}|{errno.EDQUOT})\)|unexpected pos \d+ vs \d+|\d+ requested and \d+ written"
+FULL = (
+    rf"\(os error ({errno.ENOSPC}|{errno.EDQUOT})\)|unexpected pos \d+ vs \d+|basic_ios::clear: iostream error|"
+    r"\d+ requested and \d+ written"
+)
 
 
 def is_disk_full(error: BaseException | None) -> bool:

@@ -1,6 +1,7 @@
 """Checking, loading and atomic saving of checkpoints, and saving of the exported model in the run folder's root."""
 
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -24,7 +25,7 @@ from hf_effpt.core.manifest import MANIFEST, manifest_fault, write_manifest
 from hf_effpt.data.packing import PackedRows
 from hf_effpt.hub.card import model_card
 from hf_effpt.hub.card_settings import CardSettings
-from hf_effpt.hub.folders import RECIPE, checkpoints_in, json_fault, weights_fault
+from hf_effpt.hub.folders import RECIPE, checkpoints_in, json_fault, step_of, weights_fault
 from hf_effpt.hub.push import push
 from hf_effpt.models.base import exports_of
 from hf_effpt.models.kept_heads import save_stock
@@ -79,19 +80,30 @@ def choose(wanted: str | Path | Literal[True], run: Path) -> Path:
 
     Raises `EffptError` if there is none, or it is not whole; the message names the last whole one.
     """
-    there = checkpoints_in(run)[::-1]
     if wanted is True:
-        if not there:
+        if not (there := checkpoints_in(run)):
             raise EffptError(f"There is no checkpoint in {run} to resume from; start the run without `resume`.")
-        wanted = there[0]
+        wanted = there[-1]
     checkpoint = Path(wanted)
-    if wrong := fault(checkpoint):
-        whole = next((other for other in there if other != checkpoint and fault(other) is None), None)
-        way_out = "there is no whole one; start anew"
-        if whole:
-            way_out = f"resume from the last whole one: {whole} (`--resume {whole}`)"
-        raise EffptError(f"The checkpoint {checkpoint} cannot be used: {wrong}; {way_out}.")
+    if wrong := fault(checkpoint) or _misnamed(checkpoint):
+        raise EffptError(f"The checkpoint {checkpoint} cannot be used: {wrong}; {_another(checkpoint, run)}.")
     return checkpoint
+
+
+def _misnamed(checkpoint: Path) -> str | None:
+    """Says that a checkpoint of a run is of another step than its name; resuming from it would set it aside."""
+    step = read_json(checkpoint / STATE).get("global_step")
+    if re.fullmatch(r"checkpoint-\d+", checkpoint.name) and step != step_of(checkpoint):
+        return f"it is of step {step} and has been renamed"
+    return None
+
+
+def _another(checkpoint: Path, run: Path) -> str:
+    """Says from which other checkpoint of a run to go on instead of one that cannot be used."""
+    for other in checkpoints_in(run)[::-1]:
+        if other != checkpoint and fault(other) is None and _misnamed(other) is None:
+            return f"resume from the last whole one: {other} (`--resume {other}`)"
+    return "there is no whole one; start anew"
 
 
 def totals(checkpoint: Path, now: str | None, args: EffptTrainingArguments) -> dict[str, Any]:
@@ -125,12 +137,15 @@ def load_training_model(model: Any, checkpoint: Path) -> Any:
     Raises `EffptError` if the weights do not fit the checkpoint's configuration, or methods or settings differ.
     """
     loaded, report = type(model).from_pretrained(
-        checkpoint, attn_implementation=model.config._attn_implementation, output_loading_info=True
-    )
-    if report["missing_keys"] or report["unexpected_keys"]:
+        checkpoint, attn_implementation=model.config._attn_implementation, output_loading_info=True,
+        ignore_mismatched_sizes=True,
+    )  # fmt: skip
+    missing, unexpected = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
+    resized = sorted(name for name, *_ in report["mismatched_keys"])
+    if missing or unexpected or resized:
         raise EffptError(
-            f"The weights in {checkpoint} do not fit its configuration: missing {sorted(report['missing_keys'])}, "
-            f"unexpected {sorted(report['unexpected_keys'])}; take another checkpoint."
+            f"The weights in {checkpoint} do not fit its configuration, `config.json`: missing {missing[:8]}, "
+            f"unexpected {unexpected[:8]}, of another shape {resized[:8]}; {_another(checkpoint, checkpoint.parent)}."
         )
     now, before = ({method.name: method.settings() for method in one.methods} for one in (model, loaded))
     for name in sorted({*now, *before}):
@@ -200,9 +215,9 @@ class Saver:
             except Exception as error:
                 if is_disk_full(error):
                     kept = [str(folder) for folder in checkpoints_in(run)]
+                    way_out = f"resume from {kept[-1]}, which is whole" if kept else "start anew, without `resume`"
                     raise EffptError(
-                        f"The disk is full and {final} could not be saved; free some space and resume from "
-                        f"{kept[-1] if kept else 'the beginning'}, which is whole."
+                        f"The disk is full and {final} could not be saved; free some space and {way_out}."
                     ) from error
                 raise
             else:

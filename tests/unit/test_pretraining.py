@@ -270,6 +270,22 @@ def test_a_tokenizer_keeps_accents_if_the_recipe_says_so(corpus, tmp_path):
     assert Recipe.load(chosen.resolved()) == chosen
 
 
+def test_a_recipe_of_a_run_that_was_cut_short_is_offered_back(corpus, tmp_path):
+    """Nothing is offered where the copy says the same; what a killed process left beside it is removed."""
+    out, settings = tmp_path / "out", ("--training.save_steps", "1", "--training.budget", "2steps")
+    (out / ".recipe.yaml-killed").mkdir(parents=True)
+    pretrain(recipe(corpus, out, *settings))
+    assert not list(out.glob(".*"))
+    other = recipe(corpus, out, *settings, "--training.seed", "7")
+    with pytest.raises(EffptError, match=r"`training\.seed: 42`") as refusal:
+        claim(out, other, resume=True)
+    assert "cp " not in str(refusal.value)
+    text = (out / "recipe.yaml").read_text()
+    (out / "recipe.yaml").write_text(text[: text.index("training:")])
+    with pytest.raises(EffptError, match=r"`training.seed: None`.* `cp .*checkpoint-2/recipe.yaml .*out/recipe.yaml`"):
+        claim(out, recipe(corpus, out, *settings), resume=True)
+
+
 def test_a_run_is_not_resumed_with_another_selection(corpus, tmp_path):
     recipe(corpus, tmp_path, *EXACT).save(tmp_path / "recipe.yaml")
     claim(tmp_path, recipe(corpus, tmp_path, *EXACT), resume=True)

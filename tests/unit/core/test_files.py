@@ -133,11 +133,13 @@ def test_a_full_disk_is_recognised_by_number_also_behind_other_errors(number):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
-def test_a_full_disk_is_recognised_from_torch_which_loses_the_number():
-    error = raised(torch.save, torch.zeros(100_000), "/dev/full")
+@pytest.mark.parametrize("size", [1, 100_000])  # which is found when the archive is closed, or before
+def test_a_full_disk_is_recognised_from_torch_which_loses_the_number(size, tmp_path):
+    error = raised(torch.save, torch.zeros(size), "/dev/full")
     assert getattr(error, "errno", None) is None
     assert is_disk_full(error)
-    assert not is_disk_full(raised(torch.save, torch.zeros(1), "/nowhere/weights.pt"))
+    for place in ("/nowhere/weights.pt", tmp_path):
+        assert not is_disk_full(raised(torch.save, torch.zeros(1), place))
 
 
 def test_a_full_disk_is_recognised_from_an_array_that_is_cut_short(tmp_path):

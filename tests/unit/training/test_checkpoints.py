@@ -223,9 +223,20 @@ def test_without_any_checkpoint_there_is_a_way_out(tmp_path):
 def test_weights_that_do_not_fit_their_configuration_are_refused(tmp_path):
     config = tmp_path / "checkpoint-8" / "config.json"
     (config.parent / MANIFEST).unlink()
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"num_hidden_layers": 5}))
-    with pytest.raises(EffptError, match="do not fit its configuration: missing"):
-        tiny.trainer(tmp_path).train(resume_from_checkpoint=True)
+    right = json.loads(config.read_text())
+    for wrong, told in (({"num_hidden_layers": 5}, "missing"), ({"intermediate_size": 72}, r"shape \['bert")):
+        config.write_text(json.dumps(right | wrong))
+        with pytest.raises(EffptError, match=rf"fit its configuration, `config.json`: .*{told}.*--resume .*-6`"):
+            tiny.trainer(tmp_path).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.usefixtures("ran")
+def test_a_checkpoint_under_the_name_of_another_step_is_refused_where_it_is(tmp_path):
+    (tmp_path / "checkpoint-8").rename(tmp_path / "checkpoint-9")
+    with pytest.raises(EffptError, match=r"checkpoint-9 cannot be used: it is of step 8 .* one: .*checkpoint-6 "):
+        tiny.trainer(tmp_path, budget="10steps").train(resume_from_checkpoint=True)
+    named = (tmp_path / "checkpoint-9").rename(tmp_path / "best")
+    assert choose(named, tmp_path) == named
 
 
 @pytest.mark.usefixtures("ran")

@@ -1,0 +1,1 @@
+"""Faults injected into runs of `effpt pretrain`, and what came of each."""
