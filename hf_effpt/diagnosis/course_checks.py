@@ -6,6 +6,7 @@ from .finding import Finding
 from .run_facts import RunFacts
 
 NOISES, LEAST_SPIKE = 8.0, 0.05  # height of a spike: in typical changes between entries, and as a share of the loss
+SMOOTHED = 5  # entries of a mean
 BEFORE = 5  # entries that an entry is compared with
 ENTRIES = 12  # fewer log entries say little of a course
 GRADIENT_GROWTH, GRADIENT_ZERO = 8.0, 1e-4
@@ -28,7 +29,8 @@ def diverged(run: RunFacts) -> Finding | None:
         return None
     smooth = _smoothed(losses)
     lowest, last = int(np.argmin(smooth)), smooth[-1]
-    if last - smooth[lowest] < max(LEAST_SPIKE * smooth[lowest], NOISES * _noise(losses)):
+    # A mean over entries changes by less than one of them.
+    if last - smooth[lowest] < max(LEAST_SPIKE * smooth[lowest], NOISES * _noise(losses) / SMOOTHED**0.5):
         return None
     seen = f"The training loss was {smooth[lowest]:.2f} at step {steps[lowest]:,} and is {last:.2f} at the end."
     return Finding("divergence", "error", seen, why, fix)
@@ -79,8 +81,9 @@ def gradients(run: RunFacts) -> Finding | None:
 
 
 def _smoothed(losses: np.ndarray) -> np.ndarray:
-    """Mean of each loss and the two on either side of it, fewer at the ends."""
-    return np.array([losses[max(0, place - 2) : place + 3].mean() for place in range(len(losses))])
+    """Mean of each loss and those beside it, fewer at the ends."""
+    beside = SMOOTHED // 2
+    return np.array([losses[max(0, place - beside) : place + beside + 1].mean() for place in range(len(losses))])
 
 
 def _noise(losses: np.ndarray) -> float:

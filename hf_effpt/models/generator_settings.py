@@ -1,5 +1,6 @@
 """Settings of a generator, for the configurations of the models that learn from tokens that it replaces."""
 
+import math
 from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
@@ -69,7 +70,7 @@ class WithGeneratorSettings:
             )
         if self.loss_weight is not None and not 0 <= self.loss_weight < float("inf"):
             raise EffptError(f"`loss_weight` must be a number of at least 0, not {self.loss_weight}.")
-        if not 0 < self.generator_size:
+        if not 0 < self.generator_size < math.inf:
             raise EffptError(f"`generator_size` must be in (0, 1], a share of the model, not {self.generator_size}.")
         if not self.tie_word_embeddings:  # pyright: ignore[reportAttributeAccessIssue]
             raise EffptError("The generator's tables are the discriminator's: `tie_word_embeddings` cannot be False.")

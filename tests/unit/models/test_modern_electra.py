@@ -188,6 +188,7 @@ def test_a_generator_is_a_third_as_deep_and_as_wide():
     [
         ({"generator_size": 1.5}, "The generator has 6 layers, more than the 4"),
         ({"generator_size": 0}, "`generator_size` must be in"),
+        ({"generator_size": float("inf")}, "`generator_size` must be in"),
         ({"generator": {"hidden_size": 16}}, "The generator's `hidden_size` is 16, but the main model's is 32"),
         ({"generator": {"num_hidden_layers": 5}}, "The generator has 5 layers, more than the 4"),
         ({"generator": {"layer_types": ["full_attention"]}, "generator_size": 0.5}, "one kind for each of 2"),
