@@ -31,22 +31,27 @@ FILES = "backbones fast_against_stock fast_ingredients modern".split()  # which 
 
 
 def evidence() -> dict[str, Any]:
-    """Losses of masked language modelling by recipe and tokens, of all arms with a short run."""
+    """Losses of masked language modelling by recipe and tokens, far enough from those of their short runs."""
+    runs = [run for run in measured_runs() if run["tokens"] >= LEAST_WAY * run["pilot"]["tokens"]]
+    return {"command": "python model_cards/evidence.py", "runs": runs}
+
+
+def measured_runs() -> list[dict[str, Any]]:
+    """All runs with a short run."""
     pilots = read_json(PILOTS)["results"]
     runs = [entry for source, arm in arms() for entry in _entries(source, arm, pilots[source])]
     for file in ("forecasts_before", "forecasts"):
         runs += [_of_forecast(row) for row in read_json(RESULTS / f"{file}.json")["results"]]
-    runs = [run for run in runs if run["tokens"] >= LEAST_WAY * run["pilot"]["tokens"]]
-    return {"command": "python model_cards/evidence.py", "runs": runs}
+    return runs
 
 
 def left_out(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Forecasts each run by a law that had not seen its text, or of the text of most runs its recipe.
+    """Forecasts all runs by laws that had not seen their text, or of the text of most runs their recipe.
 
-    Some kinds of recipe were measured on that text only.
+    `runs` are the evidence. Some kinds of recipe were measured on that text only.
     """
     found = []
-    for run in runs:
+    for run in measured_runs():
         key = "source" if run["text"] == MOST else "text"
         law = fit(other for other in runs if other[key] != run[key])
         pilot = run["pilot"]

@@ -162,8 +162,8 @@ PLANTED: dict[str, tuple[str, Case]] = {
     "a rate at which the run diverges": (
         "divergence", run(plant=lambda trainer: trainer.add_callback(Jump(30, range(200, 400))))
     ),
-    "a rate 100 times as high for three steps": (
-        "spikes", run(plant=lambda trainer: trainer.add_callback(Jump(100, range(240, 243))))
+    "a rate 60 times as high for two steps": (
+        "spikes", run(plant=lambda trainer: trainer.add_callback(Jump(60, range(150, 152))))
     ),
     "30 steps without a start": ("floor", run("--model.start", "null", budget="30steps")),
     "a BERT of two layers": ("plateau", run("--training.per_device_train_batch_size", "8", base="tiny")),
