@@ -21,6 +21,7 @@ from measured import (
     faults,
     forecasts,
     frontier,
+    fuzz,
     left_out,
     mean,
     processes,
@@ -38,6 +39,7 @@ PAGES = (
     "docs/data.md",
     "docs/diagnosis.md",
     "docs/planning.md",
+    "docs/recipes.md",
     "docs/training.md",
 )
 
@@ -153,6 +155,7 @@ TABLES = {
     "benchmark_width": lambda found: benchmark_layers(found["results"], 3),
     "frontier": lambda found: frontier(found["models"]),
     "pruned": lambda found: pruned(found["results"]),
+    "fuzz": lambda found: fuzz(found["results"]),
     "left_out": lambda found: left_out(found["results"]),
     "diagnosis": lambda found: diagnosis(found["results"]),
     "forecasts": lambda found: forecasts(found["results"]),

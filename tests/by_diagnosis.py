@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 from transformers import TrainerCallback
 
 from hf_effpt import Recipe, pretraining
@@ -29,7 +30,7 @@ from hf_effpt.diagnosis.doctor import diagnose
 from tests.tiny import StopAfter
 
 GREEK = "αυτή η γλώσσα έχει δικά της γράμματα, και κανένα από αυτά δεν υπάρχει στα υπόλοιπα κείμενα."
-FOUR = ("--model.num_hidden_layers", "4", "--model.layer_types", "null")
+FOUR = ("--model.num_hidden_layers", "4", "--model.layer_types", str(["sliding_attention", "full_attention"] * 2))
 DOCUMENTS = 4000
 STEPS = "400steps"
 Case = Callable[[Path], list[str]]
@@ -134,6 +135,19 @@ def slow_data(folder: Path) -> list[str]:
         return run(budget="60steps")(folder)
 
 
+def random_batches(folder: Path) -> list[str]:
+    mask, calls = DataCollatorForMaskedLM.__call__, iter(range(10**9))
+
+    def spoiled(self: Any, rows: Any, *args: Any) -> Any:
+        if next(calls) in range(200, 210):
+            draw = np.random.default_rng(0)
+            rows = {**rows, "input_ids": draw.integers(1000, 8000, np.shape(rows["input_ids"]))}
+        return mask(self, rows, *args)
+
+    with patch.object(DataCollatorForMaskedLM, "__call__", spoiled):
+        return run()(folder)
+
+
 def small_text(folder: Path) -> list[str]:
     target = written(folder / "text.jsonl", documents()[:60])
     return run("--data.dataset", str(target), "--data.validation", "0.2", budget="900steps")(folder)
@@ -162,9 +176,7 @@ PLANTED: dict[str, tuple[str, Case]] = {
     "a rate at which the run diverges": (
         "divergence", run(plant=lambda trainer: trainer.add_callback(Jump(30, range(200, 400))))
     ),
-    "a rate 60 times as high for two steps": (
-        "spikes", run(plant=lambda trainer: trainer.add_callback(Jump(60, range(150, 152))))
-    ),
+    "ten batches of random tokens": ("spikes", random_batches),
     "30 steps without a start": ("floor", run("--model.start", "null", budget="30steps")),
     "a BERT of two layers": ("plateau", run("--training.per_device_train_batch_size", "8", base="tiny")),
     "25 kB of text, many times": ("overfit", small_text),
@@ -178,7 +190,7 @@ HEALTHY: dict[str, Case] = {
     "fast_tiny": run(),
     "fast_tiny, four layers": run(*FOUR),
     "LayerDrop": run(*FOUR, "--methods.layerdrop.p", "0.2"),
-    "stacking": run(*FOUR, "--methods.stacking", "{}"),
+    "stacking": run(*FOUR[:3], str(["full_attention"] * 4), "--methods.stacking", "{}"),
     "Muon": run("--training.optim", "muon"),
     "rows of 256 tokens": run("--data.sequence_length", "256"),
 }
