@@ -190,7 +190,7 @@ HEALTHY: dict[str, Case] = {
     "fast_tiny": run(),
     "fast_tiny, four layers": run(*FOUR),
     "LayerDrop": run(*FOUR, "--methods.layerdrop.p", "0.2"),
-    "stacking": run(*FOUR[:3], str(["full_attention"] * 4), "--methods.stacking", "{}"),
+    "adaptive masking": run("--methods.selection.strategy", "adaptive_masking"),
     "Muon": run("--training.optim", "muon"),
     "rows of 256 tokens": run("--data.sequence_length", "256"),
 }
