@@ -217,7 +217,7 @@ def test_the_root_of_a_run_has_it(tmp_path):
     assert AutoTokenizer.from_pretrained(tmp_path / "run")("w1")["input_ids"] == [2, 6, 3]
 
 
-def test_mismatched_sizes_are_ignored_in_no_place_but_the_one_that_names_them():
+def test_mismatched_sizes_are_ignored_only_where_they_are_named_and_refused():
     """Transformers would give parameters of the wrong shape new random values."""
     package = Path(hf_effpt.__file__).parent
     found = [
@@ -225,4 +225,4 @@ def test_mismatched_sizes_are_ignored_in_no_place_but_the_one_that_names_them():
         for path in package.rglob("*.py")
         for _ in re.findall(r"ignore_mismatched_sizes\W{1,3}True", path.read_text(encoding="utf-8"))
     ]
-    assert found == ["hub/export.py"]
+    assert sorted(found) == ["hub/export.py", "training/checkpoints.py"]
