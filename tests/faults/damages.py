@@ -117,7 +117,7 @@ def harm_all(out: Path, draw: random.Random) -> None:
 
 
 def rename_last(out: Path, draw: random.Random) -> None:
-    """As if it were of a later step."""
+    """Names a checkpoint as if it were of a later step."""
     checkpoints_in(out)[-1].rename(out / f"checkpoint-{STEPS - 1}")
 
 

@@ -50,7 +50,7 @@ def full(world: World, draw: random.Random, number: int) -> list[Outcome]:
 
 
 def on_disk(world: World, out: Path, size: int, most: int) -> Outcome | None:
-    """What comes of a run on a disk of `size` bytes; `None` if it fits."""
+    """Outcome of a run on a disk of `size` bytes; `None` if it fits."""
     process = world.launch(out)
     code, what = process.wait(), f"a disk of {size:,} bytes"
     if code == 0:

@@ -53,7 +53,7 @@ def while_writing(world: World, draw: random.Random, number: int) -> list[Outcom
 
 
 def killed(world: World, out: Path, what: str) -> Outcome:
-    """What comes of a run that was killed: its checkpoints are whole, and it goes on from the last of them."""
+    """Outcome of a run that was killed: its checkpoints are whole, and it goes on from the last of them."""
     done, wrong = world.progress(out).steps, broken(out)
     outcome = world.go_on(out, what, done)
     outcome.failure = outcome.failure or wrong

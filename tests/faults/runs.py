@@ -118,7 +118,7 @@ class World:
         )  # fmt: skip
 
     def progress(self, out: Path) -> Progress:
-        """How far the last process in the run folder `out` has come."""
+        """Progress of the last process in the run folder `out`."""
         return Progress.read(out.parents[1] / "progress")
 
     def go_on(self, out: Path, what: str, done: int, resume: bool = True) -> Outcome:
