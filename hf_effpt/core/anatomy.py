@@ -80,9 +80,11 @@ def rotary_base_of(config: Any) -> float | None:
 
 
 def set_rotary_base(backbone: Any, base: float) -> None:
-    """Sets the base of the rotary positions of full attention, also in the configuration."""
+    """Sets the base of the rotary positions of full attention in the configuration, and in layers that have it."""
     config, rotary, kind = backbone.config, backbone.rotary_emb, "full_attention"
     config.rope_parameters = {**config.rope_parameters, kind: {**config.rope_parameters[kind], "rope_theta": base}}
+    if kind not in (layer_types_of(config) or ()):  # as in a generator of one layer, whose window is narrow
+        return
     frequencies, _ = rotary.compute_default_rope_parameters(config, layer_type=kind)
     for name in ("inv_freq", "original_inv_freq"):
         getattr(rotary, f"{kind}_{name}").copy_(frequencies)

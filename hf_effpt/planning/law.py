@@ -84,6 +84,8 @@ class LossLaw:
         ]
         if decades > growth.decades:
             outside.insert(0, f"at most {10**growth.decades:.0f} times the tokens of their short runs")
+        if decades < 0:
+            outside.insert(0, "at least the tokens of their short runs")
         outside += also
         half = growth.half * max(abs(decades), LEAST_DECADES) * (2 if outside else 1)
         value, low, high = (pilot_loss * math.exp(shift - growth.gain * decades) for shift in (0.0, -half, half))

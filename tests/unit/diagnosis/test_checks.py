@@ -8,6 +8,7 @@ import pytest
 
 from hf_effpt.data.corpus import corpus_of
 from hf_effpt.data.tokenizer_report import TokenizerReport, tokenizer_report
+from hf_effpt.diagnosis import course_checks
 from hf_effpt.diagnosis.advice import accepted
 from hf_effpt.diagnosis.doctor import findings_in
 from hf_effpt.diagnosis.range_test import RateRange
@@ -17,7 +18,7 @@ from hf_effpt.diagnosis.text_facts import text_facts
 from hf_effpt.recipe.recipe import Recipe
 from tests import tiny
 
-from .planted import FLAT, LEARNED, QUICK, RISING, SHORT, curve, record, with_jump
+from .planted import FLAT, LEARNED, NOISY_RISE, QUICK, RISING, SHORT, curve, record, with_jump
 
 TEXT = [
     f"The {number} sentences of this document tell of {number + 1} things and of no others." for number in range(60)
@@ -69,6 +70,7 @@ PLANTED = {
     # runs
     "no numbers": ("divergence", lambda: of_run(NO_NUMBERS, held_out=float("nan"))),
     "rises": ("divergence", lambda: of_run(RISING, held_out=7.1)),
+    "rises among noise": ("divergence", lambda: of_run(curve(NOISY_RISE, noise=0.12), held_out=6.2)),
     "spikes": ("spikes", lambda: of_run(with_jump(1.5))),
     "gradients grow": ("gradient norm", lambda: of_run(norms=GROWING)),
     "gradients vanish": ("gradient norm", lambda: of_run(norms=np.full(64, 1e-6))),
@@ -151,6 +153,13 @@ def test_a_run_of_a_script_has_no_recipe_to_run_again():
     }
     assert fixes["divergence"] == "train again with training.learning_rate 0.00033, training.warmup_steps 0.1"
     assert fixes["unfinished"].startswith("train(resume_from_checkpoint=True)")
+
+
+@pytest.mark.parametrize("losses", [LEARNED, FLAT])
+def test_noise_of_log_entries_is_no_divergence(losses):
+    for seed in range(20):
+        noise = np.random.default_rng(seed).normal(0, 0.15, 64)
+        assert course_checks.diverged(of_run(curve(losses, noise=0) + noise)) is None
 
 
 @pytest.mark.parametrize(("budget", "rows"), [("1000steps", 0.5 * 4 + 0.3 * 16 + 0.2 * 32), ("5e5tokens", None)])

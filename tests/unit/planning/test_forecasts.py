@@ -109,6 +109,7 @@ def test_a_forecast_widens_with_the_way_and_outside_its_evidence_and_says_so(tra
     assert math.log(large.high / large.low) == pytest.approx(2 * math.log(inside.high / inside.low))
     assert large.outside == ("2 to 4 layers", "128 to 128 width")
     assert 0 < law.forecast(traits, 1e13, start, 6.5).value < 6.5
+    assert law.forecast(traits, start / 10, start, 6.5).outside == ("at least the tokens of their short runs",)
 
 
 def test_the_interval_holds_nine_of_ten_runs_of_arms_that_the_fit_had_not_seen():
