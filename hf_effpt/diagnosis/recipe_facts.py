@@ -10,6 +10,7 @@ from hf_effpt.core.settings import plain
 from hf_effpt.recipe.recipe import Recipe
 from hf_effpt.training.arguments import EffptTrainingArguments
 from hf_effpt.training.batch_ramp import batch_sizes
+from hf_effpt.training.next_tokens import learned_until
 
 from .advice import accepted
 
@@ -102,8 +103,10 @@ def recipe_facts(recipe: Recipe, name: str, vocabulary: int, text_tokens: float 
         + micro_tokens * masked * vocabulary * LOGIT_BYTES
     )
     step_tokens = round(mean_rows(args) * length * args.gradient_accumulation_steps)
-    # Forward and backward take six FLOPs a token and parameter; the head is computed at masked positions.
-    step_flops = 6 * step_tokens * (inside + masked * vocabulary * width)
+    # Forward and backward take six FLOPs a token and parameter; the head is computed where tokens are predicted.
+    of_next, of_masked = (6 * step_tokens * (inside + share * vocabulary * width) for share in (1.0, masked))
+    until = learned_until(recipe.model.objectives)
+    step_flops = 1 / (until / of_next + (1 - until) / of_masked)  # the mean over a clock of FLOPs
     clock = args.clock
     if clock is None:
         steps = None if text_tokens is None else args.num_train_epochs * text_tokens / step_tokens

@@ -155,6 +155,17 @@ def test_a_run_of_a_script_has_no_recipe_to_run_again():
     assert fixes["unfinished"].startswith("train(resume_from_checkpoint=True)")
 
 
+def test_next_tokens_are_predicted_everywhere_and_cost_more():
+    """So that a budget of FLOPs has fewer steps, by the share of the clock that learns them."""
+    plain, first = (
+        of_recipe("--training.budget", "1e13flops", "--model.objective", objective)
+        for objective in ("mlm", "{0: clm, 0.5: mlm}")
+    )
+    everywhere = of_recipe("--training.budget", "1e13flops", "--data.mlm_probability", "0.999")
+    assert first.steps == pytest.approx((plain.steps + everywhere.steps) / 2, rel=0.01)
+    assert everywhere.steps < 0.6 * plain.steps
+
+
 @pytest.mark.parametrize("losses", [LEARNED, FLAT])
 def test_noise_of_log_entries_is_no_divergence(losses):
     for seed in range(20):

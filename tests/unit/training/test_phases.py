@@ -10,7 +10,7 @@ from hf_effpt.core.anatomy import rotary_base_of
 from hf_effpt.core.errors import EffptError
 from hf_effpt.methods.compress.distill import teacher_of
 from hf_effpt.training.flops import FlopCounter
-from hf_effpt.training.phases import Phase
+from hf_effpt.training.phases import Phase, apply_phase
 from hf_effpt.training.trainer import EffptTrainer
 from tests import tiny
 from tests.contract.settings import VARIANTS
@@ -62,6 +62,17 @@ def trainer_on(
     made.cost.counter = counter or tiny.RoughCounter()
     made.add_callback(tiny.SaveAt(saved))
     return made
+
+
+def test_a_generator_without_full_attention_keeps_the_base_in_its_configuration():
+    """As in `fast_tiny`, whose lower half has narrow windows, and whose generator has that half only."""
+    model = tiny.joint(
+        "electra", backbone="modernbert", num_hidden_layers=2, layer_types=["sliding_attention", "full_attention"],
+        generator={"num_hidden_layers": 1, "layer_types": ["sliding_attention"]},
+    )  # fmt: skip
+    apply_phase(Phase(0.0, rows_of(SHORT), rotary_base=20_000.0), model.backbone)
+    assert rotary_base_of(model.config) == 20_000.0
+    assert model.generator.config.rope_parameters["full_attention"]["rope_theta"] == 20_000.0
 
 
 def test_the_base_of_a_generator_rises_too(tmp_path):
@@ -165,7 +176,7 @@ def test_the_rotary_base_becomes_that_of_the_phase(tmp_path):
     trainer.save_model()
     stock = ModernBertForMaskedLM.from_pretrained(tmp_path)
     assert stock.config.rope_parameters["full_attention"]["rope_theta"] == 160_000.0
-    assert stock.config.rope_parameters["sliding_attention"]["rope_theta"] == 10_000.0
+    assert stock.config.rope_parameters["sliding_attention"]["rope_theta"] == 20_000.0
     ids = torch.randint(5, tiny.VOCAB, (2, LONG))
     assert torch.allclose(stock.eval()(ids).logits, trainer.model.eval()(ids).logits, atol=1e-5)
     rebuilt = type(trainer.model)(trainer.model.config).eval()
