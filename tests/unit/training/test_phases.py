@@ -176,7 +176,7 @@ def test_the_rotary_base_becomes_that_of_the_phase(tmp_path):
     trainer.save_model()
     stock = ModernBertForMaskedLM.from_pretrained(tmp_path)
     assert stock.config.rope_parameters["full_attention"]["rope_theta"] == 160_000.0
-    assert stock.config.rope_parameters["sliding_attention"]["rope_theta"] == 20_000.0
+    assert stock.config.rope_parameters["sliding_attention"]["rope_theta"] == 10_000.0
     ids = torch.randint(5, tiny.VOCAB, (2, LONG))
     assert torch.allclose(stock.eval()(ids).logits, trainer.model.eval()(ids).logits, atol=1e-5)
     rebuilt = type(trainer.model)(trainer.model.config).eval()
